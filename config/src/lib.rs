@@ -1,0 +1,49 @@
+//! The resources: what they are, how they are read and checked, and what is built from a set of them.
+//!
+//! Both planes call this crate, so that what the control plane accepts a proxy can run. It does no I/O and reads
+//! no clock.
+//!
+//! - a **specification** ([`RouteSpec`] …) is what people write: loose, with serde and a JSON schema;
+//! - a **resource** ([`Resource`]) is a specification that was parsed: its domain type ([`Route`] …) cannot be wrong;
+//! - a [`Snapshot`] is all resources at one revision, with a [`Digest`] that is kept in O(change);
+//! - [`Relations`] are the references between them, checked in O(change);
+//! - a [`RouteIndex`] finds the route of a request, and can say why.
+
+#![warn(missing_docs)]
+
+mod consumer;
+mod digest;
+pub mod document;
+mod error;
+mod key;
+mod listener;
+mod plugin;
+mod relations;
+mod resource;
+mod route;
+pub mod router;
+mod secret;
+mod snapshot;
+mod structure;
+mod upstream;
+mod values;
+pub mod wire;
+
+pub use consumer::{Consumer, ConsumerSpec, CredentialSpec, KeyAuthSpec, KeyCredential};
+pub use digest::{Digest, Fingerprint};
+pub use error::{Errors, FieldError};
+pub use key::{Kind, Name, ResourceKey};
+pub use listener::{Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec};
+pub use plugin::{Plugin, PluginCatalog, PluginSpec};
+pub use relations::{Problem, Relations};
+pub use resource::{Body, Resource};
+pub use route::{
+    Action, Forward, HeaderMatch, HostMatch, PathMatch, PathRewrite, QueryMatch, Redirect, Respond, Rewrite,
+    Route, RouteMatch, RouteSpec, ValueMatch, WeightedUpstream,
+};
+pub use router::RouteIndex;
+pub use secret::{REDACTED, Secret, SecretSpec, sha256};
+pub use snapshot::{Change, RevisionId, Snapshot};
+pub use structure::check_structure;
+pub use upstream::{LoadBalancing, Target, Upstream, UpstreamSpec};
+pub use values::{ByteSize, HumanDuration};

@@ -1,0 +1,839 @@
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use regex::Regex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Errors, FieldError};
+use crate::key::Name;
+use crate::plugin::enabled;
+use crate::router::template::Template;
+use crate::values::HumanDuration;
+
+/// A route as people write it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouteSpec {
+    /// Unique among routes.
+    pub name: String,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// For people and selectors.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Which fleets get it; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleets: Option<Vec<String>>,
+    /// A route that is not enabled matches nothing.
+    #[serde(default = "enabled", skip_serializing_if = "Clone::clone")]
+    pub enabled: bool,
+    /// On which listeners; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listeners: Option<Vec<String>>,
+    /// Which requests.
+    #[serde(default, rename = "match", skip_serializing_if = "MatchSpec::is_empty")]
+    pub matches: MatchSpec,
+    /// The highest wins, before all else.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// Redirect `/x/` and `/x` to the form the route has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub strict_slash: bool,
+    /// The plugins it runs, by name; their order is theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<String>,
+    /// Send the request to an upstream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward: Option<ForwardSpec>,
+    /// Answer with a redirect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<RedirectSpec>,
+    /// Answer as written here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub respond: Option<RespondSpec>,
+}
+
+/// Which requests a route takes: one of each list that is there.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MatchSpec {
+    /// `admin.example.com`, or `*.example.org` for any number of labels in the star's place; absent: any host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Absent: any path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<PathSpec>,
+    /// Absent: any method.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// All of them must match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<ValueMatchSpec>,
+    /// All of them must match. Names and values are percent-decoded; of several with one name the first counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub query: Vec<ValueMatchSpec>,
+}
+
+impl MatchSpec {
+    fn is_empty(&self) -> bool {
+        self.hosts.is_empty()
+            && self.paths.is_empty()
+            && self.methods.is_empty()
+            && self.headers.is_empty()
+            && self.query.is_empty()
+    }
+}
+
+/// Which paths: an object with one field.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum PathSpec {
+    /// This path.
+    Exact(String),
+    /// This path and all below it, by whole segments: `/a` takes `/a`, `/a/` and `/a/b`, not `/ab`.
+    Prefix(String),
+    /// `{name}` stands for one segment, `{*name}` at the end for all that is left (at least one segment).
+    Template(String),
+    /// A regular expression that must match the whole path.
+    Regex(String),
+}
+
+/// What a header or a query parameter must be.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ValueMatchSpec {
+    /// Its name; a header's in any case.
+    pub name: String,
+    /// This value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<String>,
+    /// A value that starts so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// A regular expression that must match the whole value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+    /// Whether it is there at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+    /// Take the requests that do not match.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub invert: bool,
+}
+
+/// Sends the request to an upstream.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardSpec {
+    /// One of these, drawn by weight for each request.
+    pub upstreams: Vec<WeightedSpec>,
+    /// What is changed on the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewrite: Option<RewriteSpec>,
+    /// For the whole request, from its head to the last byte of the answer; default 30s; `0s`: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<HumanDuration>,
+}
+
+/// An upstream and its share.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WeightedSpec {
+    /// The upstream.
+    pub name: String,
+    /// Its share beside the others'; default 1; 0 takes it out; at most 1000000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+}
+
+/// What of a request is changed before it is sent on.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RewriteSpec {
+    /// Replaces the part of the path that a `prefix` of the route matched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_prefix: Option<String>,
+    /// Replaces the path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Replaces in the path what a regular expression matches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_regex: Option<PathRegexSpec>,
+    /// Replaces the host; absent: the client's is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+}
+
+/// A replacement by regular expression.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PathRegexSpec {
+    /// What is replaced, wherever it occurs in the path.
+    pub pattern: String,
+    /// By what; `$1` or `${name}` is a group of the pattern.
+    pub substitution: String,
+}
+
+/// Answers with a redirect. What is not given is the request's own; its query is kept.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RedirectSpec {
+    /// `http` or `https`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
+    /// The host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Replaces the part of the path that a `prefix` of the route matched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_prefix: Option<String>,
+    /// 301, 302, 303, 307 or 308; default 302.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+}
+
+/// Answers as written here.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RespondSpec {
+    /// 200 to 599; default 200.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// At most 64 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Response headers; without a `content-type` it is `text/plain; charset=utf-8`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+}
+
+/// A route.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Its name.
+    pub name: Name,
+    /// Matches nothing when not.
+    pub enabled: bool,
+    /// On which listeners; `None`: all.
+    pub listeners: Option<Box<[Name]>>,
+    /// Which requests.
+    pub matches: RouteMatch,
+    /// The highest wins.
+    pub priority: i32,
+    /// Redirect to the form the route has.
+    pub strict_slash: bool,
+    /// The plugins attached to it, as written.
+    pub plugins: Box<[Name]>,
+    /// What is done.
+    pub action: Action,
+}
+
+/// Which requests a route takes.
+#[derive(Debug, Clone)]
+pub struct RouteMatch {
+    /// Never empty: any host is [`HostMatch::Any`].
+    pub hosts: Box<[HostMatch]>,
+    /// Never empty: any path is the prefix `/`.
+    pub paths: Box<[PathMatch]>,
+    /// Empty: any.
+    pub methods: Box<[Method]>,
+    /// All must match.
+    pub headers: Box<[HeaderMatch]>,
+    /// All must match.
+    pub query: Box<[QueryMatch]>,
+}
+
+/// Which hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HostMatch {
+    /// This host, lower-case, without a port.
+    Exact(Box<str>),
+    /// `*.example.org` is `example.org`: any host with one or more labels before it.
+    Suffix(Box<str>),
+    /// Any host.
+    Any,
+}
+
+/// Which paths.
+#[derive(Debug, Clone)]
+pub enum PathMatch {
+    /// This path.
+    Exact(Box<str>),
+    /// This path and those below it; without a slash at the end, so `/` is empty.
+    Prefix(PrefixPath),
+    /// A template.
+    Template(Template),
+    /// An anchored regular expression, and its source as people wrote it.
+    Regex(Arc<Regex>, Box<str>),
+}
+
+/// A prefix of whole segments.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PrefixPath {
+    /// Without a slash at the end: `/a/b`; the prefix `/` is the empty text.
+    pub path: Box<str>,
+    /// Whether it was written with a slash at the end, which only `strict_slash` asks.
+    pub trailing_slash: bool,
+}
+
+/// What a header must be.
+#[derive(Debug, Clone)]
+pub struct HeaderMatch {
+    /// The header.
+    pub name: HeaderName,
+    /// Its value.
+    pub value: ValueMatch,
+    /// Take what does not match.
+    pub invert: bool,
+}
+
+/// What a query parameter must be.
+#[derive(Debug, Clone)]
+pub struct QueryMatch {
+    /// The parameter, decoded.
+    pub name: Box<str>,
+    /// Its value, decoded.
+    pub value: ValueMatch,
+    /// Take what does not match.
+    pub invert: bool,
+}
+
+/// What a value must be.
+#[derive(Debug, Clone)]
+pub enum ValueMatch {
+    /// This.
+    Exact(Box<str>),
+    /// Starting so.
+    Prefix(Box<str>),
+    /// Matched as a whole.
+    Regex(Arc<Regex>),
+    /// There, or not.
+    Present(bool),
+}
+
+/// What a route does.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Sends the request to an upstream.
+    Forward(Forward),
+    /// Answers with a redirect.
+    Redirect(Redirect),
+    /// Answers itself.
+    Respond(Respond),
+}
+
+/// Sends the request to an upstream.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// Never empty.
+    pub upstreams: Box<[WeightedUpstream]>,
+    /// What is changed on the way.
+    pub rewrite: Rewrite,
+    /// For the whole request; `None`: none.
+    pub timeout: Option<Duration>,
+}
+
+/// An upstream and its share.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WeightedUpstream {
+    /// The upstream.
+    pub name: Name,
+    /// Its share.
+    pub weight: NonZeroU32,
+}
+
+/// What is changed on the way.
+#[derive(Debug, Clone, Default)]
+pub struct Rewrite {
+    /// The path.
+    pub path: Option<PathRewrite>,
+    /// The host.
+    pub host: Option<HeaderValue>,
+}
+
+/// How the path is changed.
+#[derive(Debug, Clone)]
+pub enum PathRewrite {
+    /// Replaces what a prefix matched.
+    Prefix(Box<str>),
+    /// Replaces all.
+    Full(Box<str>),
+    /// Replaces what matches.
+    Regex {
+        /// What is replaced.
+        pattern: Arc<Regex>,
+        /// By what.
+        substitution: Box<str>,
+    },
+}
+
+/// Answers with a redirect.
+#[derive(Debug, Clone)]
+pub struct Redirect {
+    /// `http` or `https`.
+    pub scheme: Option<Box<str>>,
+    /// The host.
+    pub host: Option<Box<str>>,
+    /// The port.
+    pub port: Option<u16>,
+    /// The path; never [`PathRewrite::Regex`].
+    pub path: Option<PathRewrite>,
+    /// The status.
+    pub status: StatusCode,
+}
+
+/// Answers itself.
+#[derive(Debug, Clone)]
+pub struct Respond {
+    /// The status.
+    pub status: StatusCode,
+    /// The body.
+    pub body: Bytes,
+    /// The headers, `content-type` among them when there is a body.
+    pub headers: Box<[(HeaderName, HeaderValue)]>,
+}
+
+const MAX_MATCHES: usize = 100;
+const MAX_TEXT: usize = 4096;
+const MAX_BODY: usize = 64 << 10;
+/// Compiled size of one regular expression; the crate's default is 10 MiB.
+const MAX_REGEX: usize = 1 << 20;
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl RouteSpec {
+    pub(crate) fn parse(&self, name: &Name) -> Result<Route, Vec<FieldError>> {
+        let mut errors = Errors::default();
+        let listeners = self.listeners.as_ref().map(|names| {
+            if names.is_empty() {
+                errors.push("listeners", "must not be empty; leave it out for all listeners");
+            }
+            parse_names(names, "listeners", &mut errors)
+        });
+        let matches = self.matches.parse(&mut errors);
+        let plugins = parse_names(&self.plugins, "plugins", &mut errors);
+        let has_prefix = matches.paths.iter().all(|path| matches!(path, PathMatch::Prefix(_)));
+        let action = match (&self.forward, &self.redirect, &self.respond) {
+            (Some(forward), None, None) => Some(Action::Forward(forward.parse(has_prefix, &mut errors))),
+            (None, Some(redirect), None) => Some(Action::Redirect(redirect.parse(has_prefix, &mut errors))),
+            (None, None, Some(respond)) => Some(Action::Respond(respond.parse(&mut errors))),
+            _ => {
+                errors.push("", "needs exactly one of forward, redirect and respond");
+                None
+            }
+        };
+        errors.finish(action.map(|action| Route {
+            name: name.clone(),
+            enabled: self.enabled,
+            listeners,
+            matches,
+            priority: self.priority,
+            strict_slash: self.strict_slash,
+            plugins,
+            action,
+        }))
+    }
+}
+
+impl MatchSpec {
+    fn parse(&self, errors: &mut Errors) -> RouteMatch {
+        for (field, len) in [
+            ("hosts", self.hosts.len()),
+            ("paths", self.paths.len()),
+            ("methods", self.methods.len()),
+            ("headers", self.headers.len()),
+            ("query", self.query.len()),
+        ] {
+            if len > MAX_MATCHES {
+                errors.push(format_args!("match.{field}"), format_args!("at most {MAX_MATCHES}"));
+            }
+        }
+        let mut hosts: Vec<HostMatch> = collect(&self.hosts, "match.hosts", errors, |host| parse_host(host));
+        let mut paths: Vec<PathMatch> = Vec::with_capacity(self.paths.len());
+        for (index, spec) in self.paths.iter().enumerate() {
+            match spec.parse() {
+                Ok(path) => paths.push(path),
+                Err((field, message)) => errors.push(format_args!("match.paths[{index}].{field}"), message),
+            }
+        }
+        if self.hosts.is_empty() {
+            hosts.push(HostMatch::Any);
+        }
+        if self.paths.is_empty() {
+            paths.push(PathMatch::Prefix(PrefixPath { path: "".into(), trailing_slash: true }));
+        }
+        let methods = collect(&self.methods, "match.methods", errors, |method| {
+            if method.bytes().any(|b| b.is_ascii_lowercase()) {
+                return Err(format!("{method:?} must be in upper case"));
+            }
+            Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is not an HTTP method"))
+        });
+        let mut headers = Vec::with_capacity(self.headers.len());
+        for (index, spec) in self.headers.iter().enumerate() {
+            let field = format!("match.headers[{index}]");
+            let name = HeaderName::from_bytes(spec.name.as_bytes());
+            if name.is_err() {
+                errors
+                    .push(format_args!("{field}.name"), format_args!("{:?} is not a header name", spec.name));
+            }
+            if let (Some(value), Ok(name)) = (spec.parse(&field, errors), name) {
+                headers.push(HeaderMatch { name, value, invert: spec.invert });
+            }
+        }
+        let mut query = Vec::with_capacity(self.query.len());
+        for (index, spec) in self.query.iter().enumerate() {
+            let field = format!("match.query[{index}]");
+            if spec.name.is_empty() || spec.name.len() > MAX_TEXT {
+                errors.push(format_args!("{field}.name"), format_args!("must have 1 to {MAX_TEXT} bytes"));
+            }
+            if let Some(value) = spec.parse(&field, errors) {
+                query.push(QueryMatch { name: spec.name.as_str().into(), value, invert: spec.invert });
+            }
+        }
+        RouteMatch {
+            hosts: hosts.into(),
+            paths: paths.into(),
+            methods: methods.into(),
+            headers: headers.into(),
+            query: query.into(),
+        }
+    }
+}
+
+impl PathSpec {
+    fn parse(&self) -> Result<PathMatch, (&'static str, String)> {
+        match self {
+            Self::Exact(path) => {
+                check_path(path).map(|()| PathMatch::Exact(path.as_str().into())).map_err(|e| ("exact", e))
+            }
+            Self::Prefix(path) => check_path(path).map_err(|e| ("prefix", e)).map(|()| {
+                let trimmed = path.strip_suffix('/').unwrap_or(path);
+                PathMatch::Prefix(PrefixPath {
+                    path: trimmed.into(),
+                    trailing_slash: path.len() != trimmed.len(),
+                })
+            }),
+            Self::Template(text) => check_path(text)
+                .and_then(|()| text.parse())
+                .map(PathMatch::Template)
+                .map_err(|e| ("template", e)),
+            Self::Regex(text) => anchored(text)
+                .map(|regex| PathMatch::Regex(regex, text.as_str().into()))
+                .map_err(|e| ("regex", e)),
+        }
+    }
+}
+
+impl ValueMatchSpec {
+    fn parse(&self, field: &str, errors: &mut Errors) -> Option<ValueMatch> {
+        let given =
+            [self.exact.is_some(), self.prefix.is_some(), self.regex.is_some(), self.present.is_some()];
+        if given.iter().filter(|given| **given).count() != 1 {
+            errors.push(field, "needs exactly one of exact, prefix, regex and present");
+            return None;
+        }
+        match (&self.exact, &self.prefix, &self.regex, self.present) {
+            (Some(text), ..) => Some(ValueMatch::Exact(text.as_str().into())),
+            (_, Some(text), ..) => Some(ValueMatch::Prefix(text.as_str().into())),
+            (_, _, Some(text), _) => match anchored(text) {
+                Ok(regex) => Some(ValueMatch::Regex(regex)),
+                Err(message) => {
+                    errors.push(format_args!("{field}.regex"), message);
+                    None
+                }
+            },
+            (.., present) => present.map(ValueMatch::Present),
+        }
+    }
+}
+
+impl ForwardSpec {
+    fn parse(&self, has_prefix: bool, errors: &mut Errors) -> Forward {
+        let mut upstreams: Vec<WeightedUpstream> = Vec::with_capacity(self.upstreams.len());
+        let mut names: Vec<&str> = Vec::new();
+        for (index, spec) in self.upstreams.iter().enumerate() {
+            let field = format!("forward.upstreams[{index}]");
+            let weight = spec.weight.unwrap_or(1);
+            if weight > 1_000_000 {
+                errors.push(format_args!("{field}.weight"), "at most 1000000");
+            }
+            if names.contains(&spec.name.as_str()) {
+                errors.push(format_args!("{field}.name"), format_args!("{:?} is listed twice", spec.name));
+            }
+            names.push(&spec.name);
+            match spec.name.parse() {
+                Ok(name) => {
+                    upstreams.extend(NonZeroU32::new(weight).map(|weight| WeightedUpstream { name, weight }))
+                }
+                Err(message) => errors.push(format_args!("{field}.name"), message),
+            }
+        }
+        if self.upstreams.is_empty() {
+            errors.push("forward.upstreams", "needs at least one");
+        } else if self.upstreams.iter().all(|spec| spec.weight == Some(0)) {
+            errors.push("forward.upstreams", "needs at least one with a weight above 0");
+        } else if self.upstreams.len() > MAX_MATCHES {
+            errors.push("forward.upstreams", format_args!("at most {MAX_MATCHES}"));
+        }
+        let timeout = self.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.0);
+        Forward {
+            upstreams: upstreams.into(),
+            rewrite: self
+                .rewrite
+                .as_ref()
+                .map(|rewrite| rewrite.parse(has_prefix, errors))
+                .unwrap_or_default(),
+            timeout: (!timeout.is_zero()).then_some(timeout),
+        }
+    }
+}
+
+impl RewriteSpec {
+    fn parse(&self, has_prefix: bool, errors: &mut Errors) -> Rewrite {
+        let field = "forward.rewrite";
+        let given = [self.path_prefix.is_some(), self.path.is_some(), self.path_regex.is_some()];
+        if given.iter().filter(|given| **given).count() > 1 {
+            errors.push(field, "takes one of path_prefix, path and path_regex");
+        }
+        let mut path =
+            parse_path_rewrite(self.path_prefix.as_deref(), self.path.as_deref(), has_prefix, field, errors);
+        if let Some(spec) = &self.path_regex {
+            match regex(&spec.pattern) {
+                Ok(pattern) => {
+                    path = Some(PathRewrite::Regex {
+                        pattern: Arc::new(pattern),
+                        substitution: spec.substitution.as_str().into(),
+                    });
+                }
+                Err(message) => errors.push(format_args!("{field}.path_regex.pattern"), message),
+            }
+        }
+        let host = self.host.as_deref().and_then(|host| match check_authority(host) {
+            Ok(()) => HeaderValue::from_str(host).ok(),
+            Err(message) => {
+                errors.push(format_args!("{field}.host"), message);
+                None
+            }
+        });
+        Rewrite { path, host }
+    }
+}
+
+impl RedirectSpec {
+    fn parse(&self, has_prefix: bool, errors: &mut Errors) -> Redirect {
+        let status = self.status.unwrap_or(302);
+        if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+            errors.push("redirect.status", "must be 301, 302, 303, 307 or 308");
+        }
+        if let Some(scheme) = self.scheme.as_deref().filter(|scheme| !matches!(*scheme, "http" | "https")) {
+            errors.push("redirect.scheme", format_args!("{scheme:?} is neither http nor https"));
+        }
+        if let Some(Err(message)) = self.host.as_deref().map(|host| parse_host(host).map(|_| ())) {
+            errors.push("redirect.host", message);
+        }
+        if self.port == Some(0) {
+            errors.push("redirect.port", "must be from 1 to 65535");
+        }
+        if self.path.is_some() && self.path_prefix.is_some() {
+            errors.push("redirect", "takes one of path and path_prefix");
+        }
+        if self.scheme.is_none()
+            && self.host.is_none()
+            && self.port.is_none()
+            && self.path.is_none()
+            && self.path_prefix.is_none()
+        {
+            errors.push("redirect", "changes nothing: needs one of scheme, host, port, path and path_prefix");
+        }
+        Redirect {
+            scheme: self.scheme.as_deref().map(Into::into),
+            host: self.host.as_deref().map(Into::into),
+            port: self.port,
+            path: parse_path_rewrite(
+                self.path_prefix.as_deref(),
+                self.path.as_deref(),
+                has_prefix,
+                "redirect",
+                errors,
+            ),
+            status: StatusCode::from_u16(status).unwrap_or(StatusCode::FOUND),
+        }
+    }
+}
+
+impl RespondSpec {
+    fn parse(&self, errors: &mut Errors) -> Respond {
+        let status = self.status.unwrap_or(200);
+        if !(200..600).contains(&status) {
+            errors.push("respond.status", "must be from 200 to 599");
+        }
+        let body = self.body.clone().unwrap_or_default();
+        if body.len() > MAX_BODY {
+            errors.push("respond.body", format_args!("at most {MAX_BODY} bytes"));
+        }
+        let mut headers = Vec::with_capacity(self.headers.len() + 1);
+        for (name, value) in &self.headers {
+            let field = format!("respond.headers.{name}");
+            match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+                (Ok(name), _) if is_framing(&name) => errors.push(field, "is set by the proxy"),
+                (Ok(name), Ok(value)) => headers.push((name, value)),
+                (Err(_), _) => errors.push(field, "is not a header name"),
+                (_, Err(_)) => errors.push(field, "has a character that a header value cannot have"),
+            }
+        }
+        if !body.is_empty() && !headers.iter().any(|(name, _)| name == http::header::CONTENT_TYPE) {
+            headers.push((http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")));
+        }
+        Respond {
+            status: StatusCode::from_u16(status).unwrap_or_default(),
+            body: body.into(),
+            headers: headers.into(),
+        }
+    }
+}
+
+/// Headers that frame a message or belong to one connection, which no configuration may set.
+fn is_framing(name: &HeaderName) -> bool {
+    use http::header;
+    [
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::CONNECTION,
+        header::UPGRADE,
+        header::TE,
+        header::TRAILER,
+    ]
+    .contains(name)
+}
+
+fn parse_path_rewrite(
+    path_prefix: Option<&str>,
+    path: Option<&str>,
+    has_prefix: bool,
+    field: &str,
+    errors: &mut Errors,
+) -> Option<PathRewrite> {
+    if let Some(prefix) = path_prefix {
+        if let Err(message) = check_path(prefix) {
+            errors.push(format_args!("{field}.path_prefix"), message);
+        }
+        if !has_prefix {
+            errors.push(format_args!("{field}.path_prefix"), "needs every one of match.paths to be a prefix");
+        }
+        return Some(PathRewrite::Prefix(prefix.into()));
+    }
+    let path = path?;
+    if let Err(message) = check_path(path) {
+        errors.push(format_args!("{field}.path"), message);
+    }
+    Some(PathRewrite::Full(path.into()))
+}
+
+fn parse_host(host: &str) -> Result<HostMatch, String> {
+    let wrong =
+        || format!("{host:?} is not a host name; write admin.example.com or *.example.org, without a port");
+    let lower = host.to_ascii_lowercase();
+    let (wildcard, name) = match lower.strip_prefix("*.") {
+        Some(rest) => (true, rest),
+        None => (false, lower.as_str()),
+    };
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    let v6 = !wildcard && name.starts_with('[') && name.ends_with(']');
+    if v6 {
+        name[1..name.len() - 1].parse::<std::net::Ipv6Addr>().map_err(|_| wrong())?;
+    } else if name.len() > 253 || !name.split('.').all(label) {
+        return Err(wrong());
+    }
+    Ok(if wildcard { HostMatch::Suffix(name.into()) } else { HostMatch::Exact(name.into()) })
+}
+
+/// A host with an optional port, for the `Host` header.
+fn check_authority(host: &str) -> Result<(), String> {
+    let ok = host.len() <= 260
+        && host
+            .parse::<http::uri::Authority>()
+            .is_ok_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
+    if ok { Ok(()) } else { Err(format!("{host:?} is not a host name with an optional port")) }
+}
+
+/// A path that can stand in a request line.
+fn check_path(path: &str) -> Result<(), String> {
+    if !path.starts_with('/') {
+        return Err(format!("{path:?} must start with '/'"));
+    }
+    if path.len() > MAX_TEXT {
+        return Err(format!("has {} bytes; at most {MAX_TEXT}", path.len()));
+    }
+    if let Some(bad) = path.chars().find(|c| !c.is_ascii_graphic() || matches!(c, '?' | '#')) {
+        return Err(format!(
+            "{path:?} has the character {bad:?}; a path has printable ASCII only (others percent-encoded), without '?' and '#'"
+        ));
+    }
+    Ok(())
+}
+
+/// A regular expression that must match the whole.
+fn anchored(text: &str) -> Result<Arc<Regex>, String> {
+    regex(text)?;
+    regex(&format!("^(?:{text})$")).map(Arc::new)
+}
+
+fn regex(text: &str) -> Result<Regex, String> {
+    if text.len() > MAX_TEXT {
+        return Err(format!("has {} bytes; at most {MAX_TEXT}", text.len()));
+    }
+    regex::RegexBuilder::new(text).size_limit(MAX_REGEX).build().map_err(|error| match error {
+        regex::Error::CompiledTooBig(limit) => format!("compiles to more than {limit} bytes"),
+        // The library draws the place over several lines; its last line is the reason.
+        error => {
+            let text = error.to_string();
+            let reason = text.lines().last().unwrap_or_default().trim();
+            format!("is not a regular expression: {}", reason.strip_prefix("error: ").unwrap_or(reason))
+        }
+    })
+}
+
+pub(crate) fn parse_names(names: &[String], field: &str, errors: &mut Errors) -> Box<[Name]> {
+    let parsed = collect(names, field, errors, |name| name.parse::<Name>());
+    for (index, name) in names.iter().enumerate() {
+        if names[..index].contains(name) {
+            errors.push(format_args!("{field}[{index}]"), format_args!("{name:?} is listed twice"));
+        }
+    }
+    parsed.into()
+}
+
+fn collect<T>(
+    texts: &[String],
+    field: &str,
+    errors: &mut Errors,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Vec<T> {
+    let mut parsed = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        match parse(text) {
+            Ok(value) => parsed.push(value),
+            Err(message) => errors.push(format_args!("{field}[{index}]"), message),
+        }
+    }
+    parsed
+}
+
+fn is_zero(value: &i32) -> bool {
+    *value == 0
+}

@@ -1,0 +1,196 @@
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Errors, FieldError};
+use crate::values::HumanDuration;
+
+/// An upstream as people write it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamSpec {
+    /// Unique among upstreams.
+    pub name: String,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// For people and selectors.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Which fleets get it; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleets: Option<Vec<String>>,
+    /// What the targets speak.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub protocol: UpstreamProtocol,
+    /// Where requests go; an upstream without targets answers 503.
+    pub targets: Vec<TargetSpec>,
+    /// How a target is picked.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub load_balancing: LoadBalancingSpec,
+    /// For a connection to be made; default 1s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_timeout: Option<HumanDuration>,
+    /// How long an idle connection is kept for reuse; default 60s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<HumanDuration>,
+}
+
+/// What an upstream's targets speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1
+    #[default]
+    Http1,
+}
+
+/// One target as people write it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TargetSpec {
+    /// `10.0.0.1:8080`, `[::1]:8080` or `users.internal:8080`; a name is resolved again and again.
+    pub address: String,
+    /// Its share of the requests beside the others'; 0 takes it out; default 100, at most 65535.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+}
+
+/// How a target is picked, as people write it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoadBalancingSpec {
+    /// The policy.
+    #[serde(default)]
+    pub policy: LoadBalancing,
+}
+
+/// How a target is picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadBalancing {
+    /// In turn, smoothly weighted.
+    #[default]
+    RoundRobin,
+    /// The less busy of two that are drawn by weight.
+    LeastRequest,
+    /// Drawn by weight.
+    Random,
+}
+
+/// An upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Upstream {
+    /// Where requests go; those of weight 0 are left out.
+    pub targets: Box<[Target]>,
+    /// How a target is picked.
+    pub load_balancing: LoadBalancing,
+    /// For a connection to be made.
+    pub connect_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub idle_timeout: Duration,
+}
+
+/// One target.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// An IP address, or a name for DNS; without brackets.
+    pub host: Box<str>,
+    /// The port.
+    pub port: u16,
+    /// Its share.
+    pub weight: NonZeroU32,
+}
+
+const DEFAULT_WEIGHT: u32 = 100;
+const MAX_WEIGHT: u32 = 65_535;
+const MAX_TARGETS: usize = 10_000;
+
+impl UpstreamSpec {
+    pub(crate) fn parse(&self) -> Result<Upstream, Vec<FieldError>> {
+        let mut errors = Errors::default();
+        if self.targets.len() > MAX_TARGETS {
+            errors.push("targets", format_args!("at most {MAX_TARGETS}"));
+        }
+        let mut targets: Vec<Target> = Vec::with_capacity(self.targets.len());
+        for (index, spec) in self.targets.iter().enumerate() {
+            let weight = spec.weight.unwrap_or(DEFAULT_WEIGHT);
+            if weight > MAX_WEIGHT {
+                errors.push(format_args!("targets[{index}].weight"), format_args!("at most {MAX_WEIGHT}"));
+            }
+            let Some((host, port)) = parse_address(&spec.address) else {
+                errors.push(
+                    format_args!("targets[{index}].address"),
+                    format_args!(
+                        "{:?} is not HOST:PORT, like 10.0.0.1:8080, [::1]:8080 or users.internal:8080",
+                        spec.address
+                    ),
+                );
+                continue;
+            };
+            if self.targets[..index].iter().any(|other| other.address == spec.address) {
+                errors.push(
+                    format_args!("targets[{index}].address"),
+                    format_args!("{:?} is listed twice", spec.address),
+                );
+            }
+            if let Some(weight) = NonZeroU32::new(weight) {
+                targets.push(Target { host: host.into(), port, weight });
+            }
+        }
+        let mut timeout = |field: &str, value: Option<HumanDuration>, default: Duration| {
+            let value = value.map_or(default, |value| value.0);
+            if value < Duration::from_millis(1) || value > Duration::from_secs(3600) {
+                errors.push(field, "must be from 1ms to 1h");
+            }
+            value
+        };
+        let upstream = Upstream {
+            targets: targets.into(),
+            load_balancing: self.load_balancing.policy,
+            connect_timeout: timeout("connect_timeout", self.connect_timeout, Duration::from_secs(1)),
+            idle_timeout: timeout("idle_timeout", self.idle_timeout, Duration::from_secs(60)),
+        };
+        errors.finish(Some(upstream))
+    }
+}
+
+/// Host without brackets, and port.
+fn parse_address(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    if let Some(v6) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        v6.parse::<std::net::Ipv6Addr>().ok()?;
+        return Some((v6, port));
+    }
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    (host.len() <= 253 && host.strip_suffix('.').unwrap_or(host).split('.').all(label))
+        .then_some((host, port))
+}
+
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!(parse_address("10.0.0.1:80"), Some(("10.0.0.1", 80)));
+        assert_eq!(parse_address("[::1]:80"), Some(("::1", 80)));
+        assert_eq!(parse_address("users.internal:8080"), Some(("users.internal", 8080)));
+        for bad in ["", "a", "a:0", "a:99999", ":80", "::1:80", "[x]:80", "a b:80", "http://a:80", "a..b:80"]
+        {
+            assert_eq!(parse_address(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The store: the head, the append-only log of revisions, the current set, and what is known of proxies, rollouts
+//! and tokens. One trait, two implementations, one contract suite (`contract.rs`) that runs against both.
+
+mod contract;
+mod postgres;
+mod sqlite;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use signalbox_config::{RevisionId, ResourceKey};
+use tokio::sync::Notify;
+
+/// Opens the store of a URL: `sqlite://PATH` or `postgres://…`. Applies the migrations.
+pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    if url.starts_with("sqlite:") {
+        Ok(Arc::new(sqlite::Sqlite::open(url).await?))
+    } else {
+        Ok(Arc::new(postgres::Postgres::open(url).await?))
+    }
+}
+
+/// Where everything is kept.
+///
+/// Every call has a deadline of its own (5 s; a load 60 s), after which it is [`StoreError::Unavailable`].
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Epoch and number of the last revision.
+    async fn head(&self) -> Result<RevisionId, StoreError>;
+
+    /// The current set, and the revision it is of: one consistent read.
+    async fn load(&self) -> Result<Loaded, StoreError>;
+
+    /// The revisions after `number`, oldest first, at most `limit`, each with its changes.
+    async fn revisions_after(&self, number: u64, limit: u32) -> Result<Vec<Revision>, StoreError>;
+
+    /// Makes the revision after `base`, in one transaction: takes its number by updating the head where it is `base`,
+    /// writes the resource versions, the current set, the revision and the audit entry, notifies, commits.
+    ///
+    /// [`StoreError::Stale`] when the head is not `base`: nothing was written; catch up and try again.
+    async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError>;
+
+    /// Revisions without their changes, newest first, those before `before`.
+    async fn revisions(&self, before: Option<u64>, limit: u32) -> Result<Vec<RevisionSummary>, StoreError>;
+
+    /// One revision with its changes.
+    async fn revision(&self, number: u64) -> Result<Option<Revision>, StoreError>;
+
+    /// The whole set as it was at a revision, by kind and name; `None` when there is no such revision.
+    async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError>;
+
+    /// Wakes whoever waits when another process may have committed (NOTIFY): only a hint, for there may be none.
+    fn hint(&self) -> Arc<Notify>;
+
+    /// Starts a new epoch: for a database that was restored by hand.
+    async fn new_epoch(&self) -> Result<RevisionId, StoreError>;
+
+    /// Writes the last known states of proxies, replacing those of the same id.
+    async fn save_proxies(&self, proxies: &[ProxyRow]) -> Result<(), StoreError>;
+
+    /// All last known states, by id.
+    async fn proxies(&self) -> Result<Vec<ProxyRow>, StoreError>;
+
+    /// Forgets a proxy; whether there was one.
+    async fn delete_proxy(&self, id: &str) -> Result<bool, StoreError>;
+
+    /// Writes rollouts, replacing those of the same id.
+    async fn save_rollouts(&self, rollouts: &[RolloutRow]) -> Result<(), StoreError>;
+
+    /// The last rollouts, newest revision first.
+    async fn rollouts(&self, limit: u32) -> Result<Vec<RolloutRow>, StoreError>;
+
+    /// Stores a token; `false` when its name is in use.
+    async fn create_token(&self, token: &TokenRow) -> Result<bool, StoreError>;
+
+    /// All tokens, by name.
+    async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError>;
+
+    /// Revokes a token; whether there was one of that name.
+    async fn delete_token(&self, name: &str) -> Result<bool, StoreError>;
+
+    /// The audit trail, newest first, entries before `before`.
+    async fn audit(&self, before: Option<i64>, limit: u32) -> Result<Vec<AuditRow>, StoreError>;
+
+    /// Notes an action that makes no revision (a token created or revoked).
+    async fn note(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError>;
+}
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The head moved meanwhile: nothing was written.
+    #[error("another write came first")]
+    Stale,
+    /// The database is away, or too slow. A commit may or may not have happened: read the head to know.
+    #[error("the database is not available")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database answers, but not with what it should have.
+    #[error("the database is not as it should be: {0}")]
+    Broken(String),
+}
+
+/// The current set.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The revision it is of.
+    pub head: RevisionId,
+    /// When that was committed, microseconds since 1970; 0 for revision 0.
+    pub committed_at_us: i64,
+    /// By kind and name.
+    pub resources: Vec<StoredResource>,
+}
+
+/// A resource as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredResource {
+    /// Kind and name.
+    pub key: ResourceKey,
+    /// Canonical JSON; to be kept byte for byte.
+    pub spec: Bytes,
+    /// Who made it, and when.
+    pub meta: Meta,
+}
+
+/// Who made a resource, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// The revision that wrote it last.
+    pub revision: u64,
+    /// Microseconds since 1970; kept over updates, not over a deletion.
+    pub created_at_us: i64,
+    /// Microseconds since 1970.
+    pub updated_at_us: i64,
+    /// The author of that revision.
+    pub updated_by: Arc<str>,
+}
+
+/// A revision to be made.
+#[derive(Debug, Clone)]
+pub struct NewRevision {
+    /// The name of the token, or of who else did it.
+    pub author: Arc<str>,
+    /// For people; may be empty.
+    pub message: String,
+    /// What was called, for the audit trail: `PUT /api/v1/routes/users`.
+    pub action: String,
+    /// Never empty; one for each key.
+    pub changes: Vec<NewChange>,
+}
+
+/// One change of a revision to be made.
+#[derive(Debug, Clone)]
+pub struct NewChange {
+    /// What it concerns.
+    pub key: ResourceKey,
+    /// Canonical JSON; `None`: deleted.
+    pub spec: Option<Bytes>,
+}
+
+/// A revision that was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// Its number.
+    pub number: u64,
+    /// When, by the control plane's clock, microseconds since 1970.
+    pub committed_at_us: i64,
+}
+
+/// A revision without its changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevisionSummary {
+    /// Its number.
+    pub number: u64,
+    /// Who made it.
+    pub author: Arc<str>,
+    /// For people.
+    pub message: String,
+    /// Microseconds since 1970.
+    pub committed_at_us: i64,
+    /// How many resources it changed.
+    pub change_count: u32,
+}
+
+/// A revision with its changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revision {
+    /// All but the changes.
+    pub summary: RevisionSummary,
+    /// By kind and name.
+    pub changes: Vec<StoredChange>,
+}
+
+/// One change: the full before and after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredChange {
+    /// What it concerns.
+    pub key: ResourceKey,
+    /// `None`: it was not there.
+    pub before: Option<Bytes>,
+    /// `None`: it was deleted.
+    pub after: Option<Bytes>,
+}
+
+/// The last known state of a proxy: its identity, and the rest as JSON that the board reads and writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyRow {
+    /// The node id.
+    pub id: String,
+    /// Its fleet.
+    pub fleet: String,
+    /// Which control plane wrote this; of several it is connected to the last.
+    pub replica: String,
+    /// Microseconds since 1970.
+    pub updated_at_us: i64,
+    /// JSON.
+    pub state: String,
+}
+
+/// The way of one revision through a fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RolloutRow {
+    /// `REVISION-FLEET`.
+    pub id: String,
+    /// The revision.
+    pub revision: u64,
+    /// The fleet.
+    pub fleet: String,
+    /// JSON.
+    pub state: String,
+}
+
+/// Who may do what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Reads.
+    Viewer,
+    /// Reads, and writes resources.
+    Editor,
+    /// All.
+    Admin,
+    /// xDS only.
+    Proxy,
+}
+
+/// A token; its text is not stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Unique; the author of what is done with it.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// SHA-256 of its text. Tokens are 256 random bits, so a fast hash is enough.
+    pub hash: [u8; 32],
+    /// Microseconds since 1970.
+    pub created_at_us: i64,
+}
+
+/// One entry of the audit trail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditRow {
+    /// Counts up.
+    pub id: i64,
+    /// Microseconds since 1970.
+    pub at_us: i64,
+    /// Who.
+    pub actor: String,
+    /// What.
+    pub action: String,
+    /// More of it.
+    pub detail: String,
+    /// The revision it made, if it made one.
+    pub revision: Option<u64>,
+}

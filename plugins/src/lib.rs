@@ -1,0 +1,23 @@
+//! Plugins: what one is ([`Plugin`]), which there are ([`TYPES`]), and what one may use ([`Context`]).
+//!
+//! To add a plugin, write one file (see `cors.rs` for a short one) and name it in the list below. Its
+//! configuration type gives the schema from which the admin API checks and the admin UI draws its form.
+
+#![warn(missing_docs)]
+
+mod consumers;
+mod context;
+mod plugin;
+mod registry;
+
+pub use consumers::{Consumers, Identity, KnownConsumer};
+pub use context::{Context, States};
+pub use plugin::{Exchange, Flow, Phase, Plugin, PluginRequest, PluginResponse, Reply};
+pub use registry::{Catalog, Definition, PluginType};
+
+registry::plugins! {
+    cors::Cors,
+    key_auth::KeyAuth,
+    rate_limit::RateLimit,
+    request_transform::RequestTransform,
+}

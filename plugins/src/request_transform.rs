@@ -1,0 +1,31 @@
+use schemars::JsonSchema;
+use serde::Deserialize;
+use signalbox_config::{Errors, FieldError};
+
+use crate::context::Context;
+use crate::plugin::{Phase, Plugin};
+use crate::registry::Definition;
+
+/// Configuration.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {}
+
+/// Plugin.
+pub struct RequestTransform;
+
+impl Plugin for RequestTransform {}
+
+impl Definition for RequestTransform {
+    const NAME: &'static str = "request-transform";
+    const DESCRIPTION: &'static str = "";
+    const ORDER: i32 = 801;
+    const PHASES: &'static [Phase] = &[Phase::RequestHeaders];
+    type Config = Config;
+
+    fn check(_: &Config, _: &mut Errors) {}
+
+    fn build(_: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
+        Ok(Self)
+    }
+}
