@@ -1,0 +1,33 @@
+# Signalbox. `make run` and `make test` do all the set-up on a fresh machine.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: run test lint bench ui clean
+
+# Builds and starts it all: a control plane on SQLite, three proxies, two backends, a trickle of traffic.
+run: ui
+	cargo build --bins
+	exec target/debug/signalbox-demo
+
+# Unit, contract, system and browser tests; all of them real.
+test: setup-test ui
+	cargo build --bins
+	cargo test --workspace --exclude signalbox-bench --no-fail-fast
+
+lint: setup-test ui
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cd admin-ui && npm run lint
+	if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; else echo "cargo-deny is not installed: skipping licences and bans (cargo install cargo-deny)"; fi
+
+# Side by side with other proxies; see bench/README.md.
+bench: setup-test ui
+	bench/run
+
+ui: setup-run
+	scripts/ui.sh
+
+setup-%:
+	scripts/setup.sh $*
+
+clean:
+	rm -rf target admin-ui/dist admin-ui/node_modules

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Brings what the build (and with "test" also the tests) needs. Installs it on Debian and Ubuntu and says so;
+# elsewhere, or without the right to, it says exactly what to install. Does nothing when all is there.
+set -euo pipefail
+
+purpose=${1:-run}
+packages=()
+
+have() { command -v "$1" >/dev/null 2>&1; }
+need() { # COMMAND PACKAGE...
+    local command=$1
+    shift
+    have "$command" || packages+=("$@")
+}
+postgres_binaries() { have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
+node_is_new() { have node && [ "$(node -p 'const [a, b] = process.versions.node.split(".").map(Number); a > 20 || (a === 20 && b >= 19)')" = true ]; }
+
+need cc build-essential
+need curl curl ca-certificates
+have node || packages+=(nodejs)
+need npm npm
+if [ "$purpose" = test ]; then
+    postgres_binaries || packages+=(postgresql)
+    need chromium chromium
+fi
+
+if [ ${#packages[@]} -gt 0 ]; then
+    as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    if ! have apt-get || { [ "$(id -u)" != 0 ] && ! have sudo; }; then
+        echo "Please install: ${packages[*]} (names of Debian packages), then try again." >&2
+        exit 1
+    fi
+    echo "Installing with apt-get: ${packages[*]}"
+    "${as_root[@]}" apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+if ! node_is_new; then
+    echo "Node.js 20.19 or newer builds the admin UI; found $(node --version 2>/dev/null || echo none)." >&2
+    echo "Please install it from https://nodejs.org (or your distribution's backports), then try again." >&2
+    exit 1
+fi
+if ! have cargo; then
+    echo "Rust is missing. Please install it: https://rustup.rs; rust-toolchain.toml names the version." >&2
+    exit 1
+fi
