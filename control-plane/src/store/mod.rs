@@ -1,10 +1,6 @@
 //! The store: the head, the append-only log of revisions, the current set, and what is known of proxies, rollouts
 //! and tokens. One trait, two implementations, one contract suite (`contract.rs`) that runs against both.
 
-mod contract;
-mod postgres;
-mod sqlite;
-
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,15 +8,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{RevisionId, ResourceKey};
 use tokio::sync::Notify;
-
-/// Opens the store of a URL: `sqlite://PATH` or `postgres://…`. Applies the migrations.
-pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
-    if url.starts_with("sqlite:") {
-        Ok(Arc::new(sqlite::Sqlite::open(url).await?))
-    } else {
-        Ok(Arc::new(postgres::Postgres::open(url).await?))
-    }
-}
 
 /// Where everything is kept.
 ///
