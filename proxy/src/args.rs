@@ -1,0 +1,204 @@
+//! What the command line and the environment say.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Parser;
+use signalbox_config::{HumanDuration, Name};
+
+/// An API gateway's proxy: serves the revisions of a control plane, or a file.
+///
+/// Every flag has an environment variable; flags win.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "signalbox-proxy", version)]
+pub struct Args {
+    /// Where the control plane listens for proxies; repeatable.
+    #[arg(
+        long,
+        env = "SIGNALBOX_CONTROL_PLANE",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:9081"
+    )]
+    pub control_plane: Vec<String>,
+
+    /// What the proxy presents to the control plane.
+    #[arg(long, env = "SIGNALBOX_PROXY_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+
+    /// PEM file with the certificate authority of the control plane.
+    #[arg(long, env = "SIGNALBOX_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// PEM file with the proxy's own certificate chain.
+    #[arg(long, env = "SIGNALBOX_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// PEM file with the key of `--tls-cert`.
+    #[arg(long, env = "SIGNALBOX_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Unique per proxy [default: made once, kept in the data directory].
+    #[arg(long, env = "SIGNALBOX_NODE_ID", value_name = "ID")]
+    pub node_id: Option<String>,
+
+    /// The fleet it belongs to.
+    #[arg(long, env = "SIGNALBOX_FLEET", value_name = "NAME", default_value = "default")]
+    pub fleet: Name,
+
+    /// What selectors see of it; repeatable.
+    #[arg(long = "label", env = "SIGNALBOX_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub labels: Vec<Label>,
+
+    /// Overrides a listener's address on this host; repeatable. Port 0 takes any free port.
+    #[arg(long = "listener", env = "SIGNALBOX_LISTENER", value_name = "NAME=ADDRESS", value_delimiter = ',')]
+    pub listeners: Vec<ListenerOverride>,
+
+    /// Where the proxy tells of itself: /healthz, /readyz, /metrics, /config, /revision, /drain.
+    #[arg(long, env = "SIGNALBOX_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:9082")]
+    pub admin_address: SocketAddr,
+
+    /// Holds the last good snapshot.
+    #[arg(long, env = "SIGNALBOX_DATA_DIR", value_name = "DIR", default_value = "signalbox-proxy-data")]
+    pub data_dir: PathBuf,
+
+    /// No control plane: run this declarative file, and apply it again when it changes.
+    #[arg(long, env = "SIGNALBOX_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Threads that serve requests [default: number of cores].
+    #[arg(long, env = "SIGNALBOX_WORKERS", value_name = "COUNT")]
+    pub workers: Option<NonZeroUsize>,
+
+    /// At SIGTERM, how long running requests may take.
+    #[arg(long, env = "SIGNALBOX_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub drain_timeout: Duration,
+
+    /// Where the access log goes: `stdout`, `off` or a file's path.
+    #[arg(long, env = "SIGNALBOX_ACCESS_LOG", value_name = "WHERE", default_value = "stdout")]
+    pub access_log: AccessLog,
+
+    /// How the proxy's own log is written.
+    #[arg(long, env = "SIGNALBOX_LOG_FORMAT", value_name = "FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
+}
+
+impl Args {
+    /// Listener name to the address that overrides the configured one.
+    pub fn listener_overrides(&self) -> BTreeMap<String, SocketAddr> {
+        self.listeners.iter().map(|item| (item.name.as_str().to_owned(), item.address)).collect()
+    }
+}
+
+/// `KEY=VALUE`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    pub key: String,
+    pub value: String,
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.split_once('=') {
+            Some((key, value)) if !key.is_empty() => {
+                Ok(Self { key: key.to_owned(), value: value.to_owned() })
+            }
+            _ => Err(format!("{s:?} is not KEY=VALUE")),
+        }
+    }
+}
+
+/// `NAME=ADDRESS`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerOverride {
+    pub name: Name,
+    pub address: SocketAddr,
+}
+
+impl FromStr for ListenerOverride {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (name, address) = s.split_once('=').ok_or_else(|| format!("{s:?} is not NAME=ADDRESS"))?;
+        let address = address
+            .parse()
+            .map_err(|_| format!("{address:?} is not an IP address and a port, like 0.0.0.0:8080"))?;
+        Ok(Self { name: name.parse()?, address })
+    }
+}
+
+/// Where the access log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    Off,
+    Stdout,
+    File(PathBuf),
+}
+
+impl FromStr for AccessLog {
+    type Err = std::convert::Infallible;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Ok(match s {
+            "off" => Self::Off,
+            "stdout" => Self::Stdout,
+            path => Self::File(path.into()),
+        })
+    }
+}
+
+/// How the proxy's own log is written; `text` on a terminal, else `json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    text.parse::<HumanDuration>().map(|duration| duration.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_of_the_documentation_are_read() {
+        let args = Args::try_parse_from([
+            "signalbox-proxy",
+            "--control-plane=http://a:1",
+            "--control-plane=http://b:2",
+            "--label=zone=a",
+            "--listener=http=127.0.0.1:0",
+            "--workers=2",
+            "--drain-timeout=800ms",
+            "--access-log=off",
+        ])
+        .unwrap();
+        assert_eq!(args.control_plane, ["http://a:1", "http://b:2"]);
+        assert_eq!(args.labels, [Label { key: "zone".into(), value: "a".into() }]);
+        assert_eq!(args.listener_overrides()["http"], "127.0.0.1:0".parse().unwrap());
+        assert_eq!(args.drain_timeout, Duration::from_millis(800));
+        assert_eq!(args.access_log, AccessLog::Off);
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for bad in [
+            "--listener=http",
+            "--listener=http=localhost:80",
+            "--label=zone",
+            "--workers=0",
+            "--drain-timeout=5",
+            "--tls-cert=a.pem",
+        ] {
+            assert!(Args::try_parse_from(["signalbox-proxy", bad]).is_err(), "{bad}");
+        }
+    }
+}
