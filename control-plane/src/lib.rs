@@ -1,6 +1,8 @@
 //! The control plane: keeps the configuration in a database, serves the admin API and the UI, and streams every
 //! revision to the proxies.
 
+pub mod auth;
 pub mod board;
+pub mod metrics;
 pub mod publish;
 pub mod store;
