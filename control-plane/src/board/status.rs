@@ -1,5 +1,4 @@
-//! The board: what is known of every proxy and of every revision's way through its fleet, folded from what the
-//! streams see (sent, ACK, NACK, gone) and what the proxies report.
+//! What the board shows, as the admin API serves it.
 
 use std::collections::BTreeMap;
 
@@ -172,4 +171,19 @@ pub struct Propagation {
     pub p99: f64,
     /// The last.
     pub max: f64,
+}
+
+/// A named set of proxies, as `GET /api/v1/fleets` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FleetStatus {
+    /// Its name.
+    pub name: String,
+    /// How many proxies are known.
+    pub proxies: u32,
+    /// How many of them have a stream.
+    pub connected: u32,
+    /// The revision its proxies are to serve.
+    pub assigned: u64,
+    /// The revision that every connected one serves, or a later one; absent without a connected one.
+    pub served: Option<u64>,
 }
