@@ -4,6 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use imbl::GenericHashMap;
 use imbl::shared_ptr::DefaultSharedPtr;
 use signalbox_config::{Consumer, Name};
+use smallvec::SmallVec;
 
 type Map<K, V> = GenericHashMap<K, V, foldhash::fast::RandomState, DefaultSharedPtr>;
 
@@ -11,7 +12,8 @@ type Map<K, V> = GenericHashMap<K, V, foldhash::fast::RandomState, DefaultShared
 #[derive(Debug, Clone, Default)]
 pub struct Consumers {
     by_name: Map<Name, Arc<KnownConsumer>>,
-    by_key: Map<[u8; 32], Identity>,
+    /// Sorted by the consumer's name, never empty: what was added first must not decide whose a key is.
+    by_key: Map<[u8; 32], SmallVec<[Identity; 1]>>,
 }
 
 /// A consumer, ready for requests.
@@ -77,7 +79,10 @@ impl Consumers {
                 consumer: Arc::clone(&known),
                 credential: HeaderValue::from_str(&credential.id).ok(),
             };
-            self.by_key.insert(*hash, identity);
+            let mut owners = self.by_key.get(hash).cloned().unwrap_or_default();
+            let place = owners.partition_point(|owner| owner.consumer.name <= known.name);
+            owners.insert(place, identity);
+            self.by_key.insert(*hash, owners);
         }
         self.by_name.insert(known.name.clone(), known);
     }
@@ -86,15 +91,18 @@ impl Consumers {
     pub fn remove(&mut self, name: &Name) {
         let Some(known) = self.by_name.remove(name) else { return };
         for key in &known.keys {
-            if self.by_key.get(key).is_some_and(|identity| identity.consumer.name == known.name) {
-                self.by_key.remove(key);
+            let Some(mut owners) = self.by_key.remove(key) else { continue };
+            owners.retain(|owner| owner.consumer.name != known.name);
+            if !owners.is_empty() {
+                self.by_key.insert(*key, owners);
             }
         }
     }
 
-    /// Whose API key has this SHA-256. Hashing first makes the look-up's time say nothing of a key's text.
+    /// Whose API key has this SHA-256; of several, the consumer whose name sorts first. Hashing first makes the
+    /// look-up's time say nothing of a key's text.
     pub fn by_key(&self, sha256: &[u8; 32]) -> Option<&Identity> {
-        self.by_key.get(sha256)
+        self.by_key.get(sha256)?.first()
     }
 
     /// The consumer of this name, as who comes without a credential.
@@ -113,5 +121,48 @@ impl Identity {
             Some(credential) => headers.insert(X_CREDENTIAL_IDENTIFIER, credential.clone()),
             None => headers.insert(X_ANONYMOUS_CONSUMER, HeaderValue::from_static("true")),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{consumer, consumers, name};
+
+    fn owner(consumers: &Consumers, key: &str) -> Option<String> {
+        let identity = consumers.by_key(&signalbox_config::sha256(key.as_bytes()))?;
+        Some(identity.consumer.name.as_str().to_owned())
+    }
+
+    #[test]
+    fn whose_a_shared_key_is_does_not_depend_on_the_order_of_changes() {
+        let mut one =
+            consumers(&[("bob", &["shared", "bobs"]), ("alice", &["shared"]), ("carol", &["shared"])]);
+        let mut other =
+            consumers(&[("carol", &["shared"]), ("alice", &["shared"]), ("bob", &["shared", "bobs"])]);
+        for consumers in [&mut one, &mut other] {
+            assert_eq!(owner(consumers, "shared").as_deref(), Some("alice"));
+            consumers.remove(&name("alice"));
+            assert_eq!(owner(consumers, "shared").as_deref(), Some("bob"));
+            consumers.remove(&name("carol"));
+            assert_eq!(owner(consumers, "shared").as_deref(), Some("bob"));
+            consumers.remove(&name("bob"));
+            assert_eq!(owner(consumers, "shared"), None);
+            assert_eq!(owner(consumers, "bobs"), None);
+            assert!(consumers.anonymous("bob").is_none());
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_is_changed_leaves_no_old_key() {
+        let mut consumers = consumers(&[("alice", &["old", "kept"])]);
+        let before = consumers.clone();
+        consumers.remove(&name("alice"));
+        let (alice, keys) = consumer("alice", &["kept", "new"]);
+        consumers.insert(&alice, &keys);
+        assert_eq!(owner(&consumers, "old"), None);
+        assert_eq!(owner(&consumers, "kept").as_deref(), Some("alice"));
+        assert_eq!(owner(&consumers, "new").as_deref(), Some("alice"));
+        assert_eq!(owner(&before, "old").as_deref(), Some("alice"));
     }
 }

@@ -1,6 +1,6 @@
 //! Plugins: what one is ([`Plugin`]), which there are ([`TYPES`]), and what one may use ([`Context`]).
 //!
-//! To add a plugin, write one file (see `cors.rs` for a short one) and name it in the list below. Its
+//! To add a plugin, write one file (see `key_auth.rs` for a short one) and name it in the list below. Its
 //! configuration type gives the schema from which the admin API checks and the admin UI draws its form.
 
 #![warn(missing_docs)]
@@ -8,7 +8,10 @@
 mod consumers;
 mod context;
 mod plugin;
+mod query;
 mod registry;
+#[cfg(test)]
+mod testing;
 
 pub use consumers::{Consumers, Identity, KnownConsumer};
 pub use context::{Context, States};

@@ -14,19 +14,38 @@ use crate::consumers::{Consumers, Identity};
 /// A named, configured step in the request's way. One instance serves all workers at once.
 ///
 /// The hooks are called on the data path: they must not block, and the routine request should cost no allocation.
+///
+/// The proxy calls them in this order: `on_request` of every plugin in the chain, the highest order first; then, when
+/// at least one wants the body, the body is read whole, and `on_request_body` of those plugins is called in the same
+/// order; then, once there is an answer, `on_response` in reverse. The first plugin that answers ends the request's
+/// way: plugins behind it see neither the request nor its body.
 pub trait Plugin: Send + Sync + 'static {
     /// Sees the head of a request before it is sent on.
+    ///
+    /// What it changes in `head` goes to the plugins behind it and to the upstream. The route was chosen before, and
+    /// stays: a changed path or host routes nothing anew.
     fn on_request<'a>(&'a self, _request: &'a mut PluginRequest<'_>) -> Flow<'a> {
         Flow::Continue
     }
 
     /// The most of a request's body this plugin wants to have in memory, bytes; `None`: it does not want the body,
-    /// which is then streamed. A larger body is answered 413.
+    /// which is then streamed. A larger body is answered 413. Where several plugins of a chain have a cap, the smallest
+    /// counts. It is asked once, when a chain is built.
     fn request_body_cap(&self) -> Option<usize> {
         None
     }
 
-    /// Sees the whole body of a request, when [`Plugin::request_body_cap`] asks for it, after `on_request`.
+    /// Whether this plugin, which has a [`Plugin::request_body_cap`], wants the body of this very request: else it is
+    /// neither held in memory for it nor measured by its cap. Asked once for each request, after the `on_request` hooks.
+    fn wants_request_body(&self, _request: &PluginRequest<'_>) -> bool {
+        true
+    }
+
+    /// Sees the whole body of a request, when [`Plugin::request_body_cap`] and [`Plugin::wants_request_body`] ask for
+    /// it, after `on_request`.
+    ///
+    /// It may put another in its place. The proxy sends what it finds in `body` afterwards, and sets `Content-Length`
+    /// from it; trailers of the request are dropped. A plugin leaves `Content-Length` and `Transfer-Encoding` alone.
     fn on_request_body<'a>(&'a self, _request: &'a mut PluginRequest<'_>, _body: &'a mut Bytes) -> Flow<'a> {
         Flow::Continue
     }
@@ -36,7 +55,10 @@ pub trait Plugin: Send + Sync + 'static {
         false
     }
 
-    /// Sees the head of a response before it goes to the client; in the reverse order of the chain.
+    /// Sees the head of a response of the upstream before it goes to the client; in the reverse order of the chain.
+    ///
+    /// It is not called for answers that the proxy or a plugin made. What belongs on those too is left in
+    /// [`PluginRequest::exchange`] by `on_request`, and is written after this hook, so that it wins.
     fn on_response(&self, _response: &mut PluginResponse<'_>) {}
 }
 
@@ -62,7 +84,10 @@ pub enum Flow<'a> {
     Continue,
     /// It is answered here.
     Respond(Box<Reply>),
-    /// It is not known yet. Must not resolve to `Wait` again.
+    /// It is not known yet. Must not resolve to `Wait` again: the proxy takes that for an error of its own (500).
+    ///
+    /// The future may borrow the plugin and the request. It runs on the worker's own thread, so it need not be `Send`;
+    /// it bounds its own waiting. When the client goes away it is dropped at its next await.
     Wait(LocalBoxFuture<'a, Flow<'static>>),
 }
 
@@ -112,8 +137,13 @@ pub struct PluginRequest<'r> {
 }
 
 impl PluginRequest<'_> {
-    /// Notes who the client is, and tells the upstream by headers.
+    /// Notes who the client is, and tells the upstream by headers. It takes the place of who it was taken for before.
     pub fn authenticate(&mut self, identity: Identity) {
+        if self.exchange.identity.is_some() {
+            for name in &Consumers::HEADERS {
+                self.head.headers.remove(name);
+            }
+        }
         identity.write_headers(&mut self.head.headers);
         self.exchange.identity = Some(identity);
     }
@@ -124,7 +154,8 @@ impl PluginRequest<'_> {
 pub struct Exchange {
     /// Who the client is, once a plugin has found out.
     pub identity: Option<Identity>,
-    response_headers: SmallVec<[(HeaderName, HeaderValue, Placement); 6]>,
+    /// Inline for the six of `rate-limit` and two more.
+    response_headers: SmallVec<[(HeaderName, HeaderValue, Placement); 8]>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -163,4 +194,107 @@ pub struct PluginResponse<'r> {
     pub route: &'r Name,
     /// What the request phase left.
     pub exchange: &'r mut Exchange,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::testing::Client;
+
+    /// Asks an oracle that answers at the second poll, and notes its answer in the request.
+    struct Asks {
+        oracle: &'static str,
+    }
+
+    impl Plugin for Asks {
+        fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
+            if request.head.uri.path() == "/known" {
+                return Flow::Continue;
+            }
+            Flow::Wait(Box::pin(async move {
+                let mut asked = false;
+                std::future::poll_fn(|_| match std::mem::replace(&mut asked, true) {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                })
+                .await;
+                request.head.headers.insert("x-oracle", HeaderValue::from_static(self.oracle));
+                if request.head.uri.path() == "/denied" {
+                    return Reply::problem(StatusCode::FORBIDDEN, "the oracle says no").into();
+                }
+                Flow::Continue
+            }))
+        }
+    }
+
+    /// How a proxy drives a chain.
+    async fn drive(chain: &[Box<dyn Plugin>], request: &mut PluginRequest<'_>) -> Option<Box<Reply>> {
+        for plugin in chain {
+            let flow = match plugin.on_request(request) {
+                Flow::Wait(future) => future.await,
+                Flow::Continue => Flow::Continue,
+                Flow::Respond(reply) => Flow::Respond(reply),
+            };
+            match flow {
+                Flow::Continue => {}
+                Flow::Respond(reply) => return Some(reply),
+                Flow::Wait(_) => panic!("waits twice"),
+            }
+        }
+        None
+    }
+
+    fn run(path: &str) -> (Client, Option<Box<Reply>>) {
+        let chain: [Box<dyn Plugin>; 2] =
+            [Box::new(Asks { oracle: "first" }), Box::new(Asks { oracle: "second" })];
+        let mut client = Client::new("GET", path);
+        let reply = {
+            let mut request = client.request();
+            let mut future = pin!(drive(&chain, &mut request));
+            let mut context = Context::from_waker(Waker::noop());
+            loop {
+                if let Poll::Ready(reply) = future.as_mut().poll(&mut context) {
+                    break reply;
+                }
+            }
+        };
+        (client, reply)
+    }
+
+    #[test]
+    fn a_plugin_that_waits_borrows_the_request_and_the_chain_goes_on() {
+        let (client, reply) = run("/");
+        assert!(reply.is_none());
+        assert_eq!(client.head.headers["x-oracle"], "second");
+        let (client, reply) = run("/known");
+        assert!(reply.is_none() && client.head.headers.is_empty());
+    }
+
+    #[test]
+    fn a_plugin_that_waited_can_answer_and_ends_the_chain() {
+        let (client, reply) = run("/denied");
+        assert_eq!(client.head.headers["x-oracle"], "first");
+        match *reply.unwrap() {
+            Reply::Problem { status, .. } => assert_eq!(status, StatusCode::FORBIDDEN),
+            Reply::Response(_) => panic!("not a problem"),
+        }
+    }
+
+    #[test]
+    fn response_headers_are_set_or_appended_in_order() {
+        let mut exchange = Exchange::default();
+        exchange.set_response_header(http::header::SERVER, HeaderValue::from_static("a"));
+        exchange.append_response_header(http::header::VARY, HeaderValue::from_static("origin"));
+        exchange.set_response_header(http::header::SERVER, HeaderValue::from_static("b"));
+        let mut headers = HeaderMap::new();
+        headers.insert(http::header::SERVER, HeaderValue::from_static("upstream"));
+        headers.insert(http::header::VARY, HeaderValue::from_static("accept"));
+        exchange.write_response_headers(&mut headers);
+        assert_eq!(headers.get_all(http::header::SERVER).iter().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(headers.get_all(http::header::VARY).iter().collect::<Vec<_>>(), ["accept", "origin"]);
+    }
 }
