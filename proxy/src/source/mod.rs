@@ -1,9 +1,126 @@
 //! Where the configuration comes from: a control plane, a file, or the last good snapshot on disk.
+//!
+//! - [`xds`] moves messages between a control plane and [`staging`], which decides what they amount to;
+//! - [`last_good`] keeps on disk what was applied last;
+//! - [`file`] reads a declarative file instead.
+
+mod file;
+mod last_good;
+mod staging;
+mod xds;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use signalbox_config::{Change, ResourceKey, Snapshot};
+use signalbox_config::{Change, Digest, ResourceKey, RevisionId, Snapshot};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Where to get the configuration from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// From control planes; until one answers, and when none does, from the data directory.
+    ControlPlanes(ControlPlanes),
+    /// From a declarative file, and again whenever it changes.
+    File(PathBuf),
+}
+
+/// How to reach the control planes, and who the proxy is to them.
+#[derive(Debug, Clone)]
+pub struct ControlPlanes {
+    /// `http://HOST:PORT` or `https://…`, at least one. Any will do.
+    pub addresses: Vec<String>,
+    /// What the proxy presents.
+    pub token: Option<String>,
+    /// For `https://`.
+    pub tls: Tls,
+    /// Unique per proxy; `None`: made once, and kept in the data directory.
+    pub node_id: Option<String>,
+    /// The fleet it belongs to.
+    pub fleet: String,
+    /// What selectors see of it.
+    pub labels: BTreeMap<String, String>,
+    /// Holds the last good snapshot. No two proxies share one.
+    pub data_dir: PathBuf,
+}
+
+/// TLS to the control planes: PEM files.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// Who may have signed a control plane's certificate. Needed for `https://`: no other root is trusted.
+    pub ca: Option<PathBuf>,
+    /// The proxy's own certificate chain and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// How the source stands.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// What is served; `None` before the first.
+    pub serving: Option<Serving>,
+    /// Where it comes from now: the control plane's address, the file, or the data directory.
+    pub origin: Option<String>,
+    /// Whether a control plane's stream is open, or the file could be read.
+    pub connected: bool,
+    /// How many candidates were rejected since the start.
+    pub rejected_total: u64,
+    /// Why the last candidate was rejected; empty once a later one is served.
+    pub rejected: Vec<Rejected>,
+    /// The proxy's identity, once it is known; empty for a file.
+    pub node_id: String,
+}
+
+/// A revision that is served.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    /// Which; of a file its number counts the times it was applied.
+    pub revision: RevisionId,
+    /// Of all its resources.
+    pub digest: Digest,
+    /// How many there are.
+    pub resources: usize,
+    /// When the pointer was swapped, microseconds since 1970.
+    pub applied_at_us: i64,
+    /// How long compiling and swapping took.
+    pub took: Duration,
+}
+
+/// Why there is nothing to start from.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another proxy uses it.
+    #[error("the data directory {0} is in use by another proxy; give each its own --data-dir")]
+    DataDirInUse(PathBuf),
+    /// It cannot be made, read or written.
+    #[error("cannot use {path}")]
+    Io {
+        /// What was used.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: std::io::Error,
+    },
+    /// An argument does not make sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Gets configuration from `source` and has it applied, until `shutdown`. Whatever goes wrong later is logged and
+/// tried again; an error is one of the start, before anything was applied.
+pub async fn run(
+    source: Source,
+    data_plane: Arc<dyn DataPlane>,
+    status: watch::Sender<Status>,
+    shutdown: CancellationToken,
+) -> Result<(), StartError> {
+    match source {
+        Source::ControlPlanes(control_planes) => xds::run(control_planes, data_plane, status, shutdown).await,
+        Source::File(path) => file::run(path, data_plane, status, shutdown).await,
+    }
+}
 
 /// The data plane as a source of configuration sees it.
 pub trait DataPlane: Send + Sync + 'static {

@@ -1,0 +1,5 @@
+use super::*;
+pub(super) async fn run(_source: super::ControlPlanes, _data_plane: Arc<dyn DataPlane>, _status: watch::Sender<Status>, shutdown: CancellationToken) -> Result<(), StartError> {
+    shutdown.cancelled().await;
+    Ok(())
+}
