@@ -73,7 +73,7 @@ fn split_one(document: Value, path: &str, entries: &mut Vec<Entry>, errors: &mut
         Value::Object(object) if object.contains_key("kind") => {
             match object.get("kind").and_then(Value::as_str).map(str::parse) {
                 Some(Ok(kind)) => {
-                    entries.push(Entry { kind, spec: Value::Object(object), path: path.to_owned() })
+                    entries.push(Entry { kind, spec: Value::Object(object), path: path.to_owned() });
                 }
                 Some(Err(message)) => errors.push(FieldError::new(crate::error::join(path, "kind"), message)),
                 None => errors.push(FieldError::new(crate::error::join(path, "kind"), "must be a string")),
@@ -109,7 +109,7 @@ fn split_one(document: Value, path: &str, entries: &mut Vec<Entry>, errors: &mut
             }
         }
         _ => {
-            errors.push(FieldError::new(path, "must be an object with a kind, or with a list for each kind"))
+            errors.push(FieldError::new(path, "must be an object with a kind, or with a list for each kind"));
         }
     }
 }

@@ -38,8 +38,8 @@ pub use plugin::{Plugin, PluginCatalog, PluginSpec};
 pub use relations::{Problem, Relations};
 pub use resource::{Body, Resource};
 pub use route::{
-    Action, Forward, HeaderMatch, HostMatch, PathMatch, PathRewrite, QueryMatch, Redirect, Respond, Rewrite,
-    Route, RouteMatch, RouteSpec, ValueMatch, WeightedUpstream,
+    Action, Forward, HeaderMatch, HostMatch, PathMatch, PathRewrite, PathSpec, PrefixPath, QueryMatch,
+    Redirect, Respond, Rewrite, Route, RouteMatch, RouteSpec, ValueMatch, WeightedUpstream,
 };
 pub use router::RouteIndex;
 pub use secret::{REDACTED, Secret, SecretSpec, sha256};

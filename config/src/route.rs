@@ -91,7 +91,7 @@ impl MatchSpec {
 }
 
 /// Which paths: an object with one field.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum PathSpec {
     /// This path.
@@ -407,6 +407,7 @@ pub struct Respond {
 
 const MAX_MATCHES: usize = 100;
 const MAX_TEXT: usize = 4096;
+const MAX_SEGMENTS: usize = 128;
 const MAX_BODY: usize = 64 << 10;
 /// Compiled size of one regular expression; the crate's default is 10 MiB.
 const MAX_REGEX: usize = 1 << 20;
@@ -459,7 +460,7 @@ impl MatchSpec {
                 errors.push(format_args!("match.{field}"), format_args!("at most {MAX_MATCHES}"));
             }
         }
-        let mut hosts: Vec<HostMatch> = collect(&self.hosts, "match.hosts", errors, |host| parse_host(host));
+        let mut hosts: Vec<HostMatch> = collect(&self.hosts, "match.hosts", errors, parse_host);
         let mut paths: Vec<PathMatch> = Vec::with_capacity(self.paths.len());
         for (index, spec) in self.paths.iter().enumerate() {
             match spec.parse() {
@@ -514,17 +515,17 @@ impl MatchSpec {
 impl PathSpec {
     fn parse(&self) -> Result<PathMatch, (&'static str, String)> {
         match self {
-            Self::Exact(path) => {
-                check_path(path).map(|()| PathMatch::Exact(path.as_str().into())).map_err(|e| ("exact", e))
-            }
-            Self::Prefix(path) => check_path(path).map_err(|e| ("prefix", e)).map(|()| {
+            Self::Exact(path) => check_match_path(path)
+                .map(|()| PathMatch::Exact(path.as_str().into()))
+                .map_err(|e| ("exact", e)),
+            Self::Prefix(path) => check_match_path(path).map_err(|e| ("prefix", e)).map(|()| {
                 let trimmed = path.strip_suffix('/').unwrap_or(path);
                 PathMatch::Prefix(PrefixPath {
                     path: trimmed.into(),
                     trailing_slash: path.len() != trimmed.len(),
                 })
             }),
-            Self::Template(text) => check_path(text)
+            Self::Template(text) => check_match_path(text)
                 .and_then(|()| text.parse())
                 .map(PathMatch::Template)
                 .map_err(|e| ("template", e)),
@@ -574,7 +575,7 @@ impl ForwardSpec {
             names.push(&spec.name);
             match spec.name.parse() {
                 Ok(name) => {
-                    upstreams.extend(NonZeroU32::new(weight).map(|weight| WeightedUpstream { name, weight }))
+                    upstreams.extend(NonZeroU32::new(weight).map(|weight| WeightedUpstream { name, weight }));
                 }
                 Err(message) => errors.push(format_args!("{field}.name"), message),
             }
@@ -769,6 +770,17 @@ fn check_authority(host: &str) -> Result<(), String> {
             .parse::<http::uri::Authority>()
             .is_ok_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
     if ok { Ok(()) } else { Err(format!("{host:?} is not a host name with an optional port")) }
+}
+
+/// A path that the route index can hold, which follows its segments by recursion.
+fn check_match_path(path: &str) -> Result<(), String> {
+    check_path(path)?;
+    let segments = path.split('/').count() - 1;
+    if segments > MAX_SEGMENTS {
+        Err(format!("has {segments} segments; at most {MAX_SEGMENTS}"))
+    } else {
+        Ok(())
+    }
 }
 
 /// A path that can stand in a request line.

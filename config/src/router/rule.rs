@@ -1,0 +1,255 @@
+//! What the entries of one route share: its rank and the conditions beyond host and path.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::cmp::{Ordering, Reverse};
+use std::sync::Arc;
+
+use http::{HeaderMap, Method};
+use percent_encoding::percent_decode;
+use regex::Regex;
+
+use super::{RequestParts, Slash};
+use crate::key::Name;
+use crate::route::{HeaderMatch, QueryMatch, Route, ValueMatch};
+
+/// One route, as its entries share it.
+pub(super) struct Rule<T> {
+    pub(super) name: Name,
+    pub(super) priority: i32,
+    pub(super) strict_slash: bool,
+    /// `None` when host and path are all that is asked, which is the usual case and then costs nothing.
+    conditions: Option<Box<Conditions>>,
+    pub(super) value: T,
+}
+
+struct Conditions {
+    listeners: Option<Box<[Name]>>,
+    methods: Box<[Method]>,
+    headers: Box<[HeaderMatch]>,
+    query: Box<[QueryMatch]>,
+}
+
+/// The first condition that a request does not meet.
+#[derive(Clone, Copy)]
+pub(super) enum Mismatch<'i> {
+    Listener,
+    Method,
+    Header(&'i HeaderMatch),
+    Query(&'i QueryMatch),
+}
+
+impl<T> Rule<T> {
+    pub(super) fn new(route: &Route, value: T) -> Self {
+        let matches = &route.matches;
+        let any = route.listeners.is_none()
+            && matches.methods.is_empty()
+            && matches.headers.is_empty()
+            && matches.query.is_empty();
+        let conditions = || {
+            Box::new(Conditions {
+                listeners: route.listeners.clone(),
+                methods: matches.methods.clone(),
+                headers: matches.headers.clone(),
+                query: matches.query.clone(),
+            })
+        };
+        Self {
+            name: route.name.clone(),
+            priority: route.priority,
+            strict_slash: route.strict_slash,
+            conditions: (!any).then(conditions),
+            value,
+        }
+    }
+
+    /// Whether a method is given, and how many header and query matches: more of each wins, in this order.
+    pub(super) fn conditions_rank(&self) -> (bool, usize, usize) {
+        self.conditions.as_ref().map_or((false, 0, 0), |conditions| {
+            (!conditions.methods.is_empty(), conditions.headers.len(), conditions.query.len())
+        })
+    }
+
+    /// Whether the request meets the conditions.
+    pub(super) fn check<'r>(
+        &self,
+        request: &RequestParts<'r>,
+        query: &Query<'r>,
+    ) -> Result<(), Mismatch<'_>> {
+        let Some(conditions) = &self.conditions else { return Ok(()) };
+        if let Some(listeners) = &conditions.listeners
+            && !listeners.iter().any(|name| name.as_str() == request.listener)
+        {
+            return Err(Mismatch::Listener);
+        }
+        if !conditions.methods.is_empty() && !conditions.methods.contains(request.method) {
+            return Err(Mismatch::Method);
+        }
+        let header = |wanted: &&HeaderMatch| !header_matches(wanted, request.headers);
+        if let Some(missed) = conditions.headers.iter().find(header) {
+            return Err(Mismatch::Header(missed));
+        }
+        let parameter = |wanted: &&QueryMatch| {
+            let value = query.first(request.query, wanted.name.as_bytes());
+            matches(&wanted.value, value.into_iter()) == wanted.invert
+        };
+        if let Some(missed) = conditions.query.iter().find(parameter) {
+            return Err(Mismatch::Query(missed));
+        }
+        Ok(())
+    }
+}
+
+/// A way to reach a rule: one of its paths, at its place in the index.
+pub(super) struct Entry<T> {
+    pub(super) rule: Arc<Rule<T>>,
+    pub(super) pattern: Pattern,
+}
+
+impl<T> Clone for Entry<T> {
+    fn clone(&self) -> Self {
+        Self { rule: self.rule.clone(), pattern: self.pattern.clone() }
+    }
+}
+
+/// The path of an entry, as far as its place does not say it.
+#[derive(Clone)]
+pub(super) enum Pattern {
+    /// The slash says that the place is not that of the path, but of its other form.
+    Exact(Option<Slash>),
+    Prefix {
+        /// Written with a slash at the end.
+        trailing_slash: bool,
+    },
+    Template {
+        slash: Option<Slash>,
+        text: Arc<str>,
+    },
+    Regex(Arc<PathRegex>),
+}
+
+pub(super) struct PathRegex {
+    pub(super) regex: Arc<Regex>,
+    pub(super) source: Box<str>,
+}
+
+impl Pattern {
+    pub(super) fn slash(&self) -> Option<Slash> {
+        match self {
+            Self::Exact(slash) | Self::Template { slash, .. } => *slash,
+            Self::Prefix { .. } | Self::Regex(_) => None,
+        }
+    }
+}
+
+/// The entries of one place, the one to be preferred first.
+pub(super) struct Bucket<T>(Option<Arc<[Entry<T>]>>);
+
+impl<T> Bucket<T> {
+    pub(super) const fn new() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn entries(&self) -> &[Entry<T>] {
+        self.0.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(super) fn max_priority(&self) -> Option<i32> {
+        self.entries().first().map(|entry| entry.rule.priority)
+    }
+
+    pub(super) fn insert(&mut self, entry: &Entry<T>) {
+        let old = self.entries();
+        let at = old.partition_point(|known| known.cmp(entry) == Ordering::Less);
+        let (before, after) = old.split_at(at);
+        let all = before.iter().chain(std::iter::once(entry)).chain(after).cloned().collect();
+        self.0 = Some(all);
+    }
+
+    /// Takes out what belongs to the route `name`.
+    pub(super) fn remove(&mut self, name: &Name) {
+        let left: Vec<_> = self.entries().iter().filter(|entry| entry.rule.name != *name).cloned().collect();
+        self.0 = (!left.is_empty()).then(|| left.into());
+    }
+}
+
+impl<T> Clone for Bucket<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Entry<T> {
+    /// The order of preference at one place.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |entry: &Self| {
+            (
+                Reverse(entry.rule.priority),
+                entry.pattern.slash().is_some(),
+                Reverse(entry.rule.conditions_rank()),
+            )
+        };
+        key(self).cmp(&key(other)).then_with(|| self.rule.name.cmp(&other.rule.name))
+    }
+}
+
+/// The parameters of a request's query, decoded when the first condition asks for one.
+#[derive(Default)]
+pub(super) struct Query<'r> {
+    /// Sorted by name, each name once.
+    parameters: OnceCell<Vec<Parameter<'r>>>,
+}
+
+/// Name and value, decoded.
+type Parameter<'r> = (Cow<'r, [u8]>, Cow<'r, [u8]>);
+
+impl<'r> Query<'r> {
+    /// The value of the first parameter called `name`.
+    fn first(&self, query: Option<&'r str>, name: &[u8]) -> Option<&[u8]> {
+        let parameters = self.parameters.get_or_init(|| {
+            let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+            let mut parameters: Vec<_> = pairs
+                .map(|pair| {
+                    let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+                    (decode(name), decode(value))
+                })
+                .collect();
+            // A stable sort: of one name, the first stays first.
+            parameters.sort_by(|a, b| a.0.cmp(&b.0));
+            parameters.dedup_by(|later, first| later.0 == first.0);
+            parameters
+        });
+        let at = parameters.binary_search_by(|(known, _)| known.as_ref().cmp(name)).ok()?;
+        parameters.get(at).map(|(_, value)| value.as_ref())
+    }
+}
+
+/// Percent-decoded, a plus sign being a space.
+fn decode(text: &str) -> Cow<'_, [u8]> {
+    if !text.contains('+') {
+        return percent_decode(text.as_bytes()).into();
+    }
+    let spaced = text.replace('+', " ");
+    Cow::Owned(percent_decode(spaced.as_bytes()).collect())
+}
+
+/// Of a header that is there several times, any value may match.
+fn header_matches(wanted: &HeaderMatch, headers: &HeaderMap) -> bool {
+    let values = headers.get_all(&wanted.name).iter().map(http::HeaderValue::as_bytes);
+    matches(&wanted.value, values) != wanted.invert
+}
+
+fn matches<'v>(wanted: &ValueMatch, mut values: impl Iterator<Item = &'v [u8]>) -> bool {
+    match wanted {
+        ValueMatch::Exact(text) => values.any(|value| value == text.as_bytes()),
+        ValueMatch::Prefix(text) => values.any(|value| value.starts_with(text.as_bytes())),
+        ValueMatch::Regex(regex) => {
+            values.any(|value| std::str::from_utf8(value).is_ok_and(|text| regex.is_match(text)))
+        }
+        ValueMatch::Present(wanted) => values.next().is_some() == *wanted,
+    }
+}

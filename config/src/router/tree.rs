@@ -1,0 +1,179 @@
+//! The tree of path segments of one host, and the hosts.
+
+use std::sync::Arc;
+
+use super::map::{Item, Map};
+use super::rule::Bucket;
+use super::template::Segment;
+
+/// All entries of one host.
+pub(super) struct Host<T> {
+    /// The host, or what follows the star and its dot.
+    pattern: Box<str>,
+    pub(super) paths: PathNode<T>,
+    pub(super) templates: TemplateNode<T>,
+    pub(super) regexes: Bucket<T>,
+}
+
+/// Exact paths and prefixes that begin with the same segments.
+pub(super) struct PathNode<T> {
+    segment: Box<str>,
+    pub(super) exact: Bucket<T>,
+    pub(super) prefix: Bucket<T>,
+    pub(super) children: Map<PathNode<T>>,
+}
+
+/// Templates that begin with the same segments.
+pub(super) struct TemplateNode<T> {
+    segment: Box<str>,
+    /// Those that end here.
+    pub(super) ends: Bucket<T>,
+    /// Those that take all that is left from here.
+    pub(super) rest: Bucket<T>,
+    pub(super) literals: Map<TemplateNode<T>>,
+    pub(super) any: Option<Arc<TemplateNode<T>>>,
+    /// The highest priority from here on.
+    max: Option<i32>,
+}
+
+impl<T> PathNode<T> {
+    /// Changes the node of `path`, which is empty or begins with a slash.
+    ///
+    /// The recursion is as deep as the path has segments, which parsing bounds.
+    pub(super) fn modify(&mut self, path: &str, create: bool, change: &mut dyn FnMut(&mut Self)) {
+        match path.strip_prefix('/') {
+            None => change(self),
+            Some(path) => {
+                let (segment, rest) = path.split_at(path.find('/').unwrap_or(path.len()));
+                self.children.modify(segment, create, &mut |child| child.modify(rest, create, change));
+            }
+        }
+    }
+}
+
+impl<T> TemplateNode<T> {
+    /// Changes the bucket of the template with these segments, the other form of its slash included.
+    pub(super) fn modify(
+        &mut self,
+        segments: &[Segment],
+        create: bool,
+        change: &mut dyn FnMut(&mut Bucket<T>),
+    ) {
+        match segments {
+            [] => change(&mut self.ends),
+            [Segment::Rest, ..] => change(&mut self.rest),
+            [Segment::Literal(text), below @ ..] => {
+                self.literals.modify(text, create, &mut |child| child.modify(below, create, change));
+            }
+            [Segment::Any, below @ ..] => {
+                if self.any.is_none() && !create {
+                    return;
+                }
+                let child = Arc::make_mut(self.any.get_or_insert_with(|| Arc::new(Self::new(""))));
+                child.modify(below, create, change);
+                if child.max.is_none() {
+                    self.any = None;
+                }
+            }
+        }
+        let any = self.any.as_ref().and_then(|any| any.max);
+        let here = self.ends.max_priority().max(self.rest.max_priority());
+        self.max = here.max(self.literals.max_priority()).max(any);
+    }
+}
+
+impl<T> Host<T> {
+    pub(super) fn pattern(&self) -> &str {
+        &self.pattern
+    }
+}
+
+impl<T> Item for Host<T> {
+    fn new(key: &str) -> Self {
+        Self {
+            pattern: key.into(),
+            paths: PathNode::new(""),
+            templates: TemplateNode::new(""),
+            regexes: Bucket::new(),
+        }
+    }
+
+    fn key(&self) -> &str {
+        &self.pattern
+    }
+
+    fn max_priority(&self) -> Option<i32> {
+        self.paths.max_priority().max(self.templates.max_priority()).max(self.regexes.max_priority())
+    }
+}
+
+impl<T> Item for PathNode<T> {
+    fn new(key: &str) -> Self {
+        Self { segment: key.into(), exact: Bucket::new(), prefix: Bucket::new(), children: Map::new() }
+    }
+
+    fn key(&self) -> &str {
+        &self.segment
+    }
+
+    fn max_priority(&self) -> Option<i32> {
+        self.exact.max_priority().max(self.prefix.max_priority()).max(self.children.max_priority())
+    }
+}
+
+impl<T> Item for TemplateNode<T> {
+    fn new(key: &str) -> Self {
+        Self {
+            segment: key.into(),
+            ends: Bucket::new(),
+            rest: Bucket::new(),
+            literals: Map::new(),
+            any: None,
+            max: None,
+        }
+    }
+
+    fn key(&self) -> &str {
+        &self.segment
+    }
+
+    fn max_priority(&self) -> Option<i32> {
+        self.max
+    }
+}
+
+// Not derived: what is shared needs no `T: Clone`.
+impl<T> Clone for Host<T> {
+    fn clone(&self) -> Self {
+        Self {
+            pattern: self.pattern.clone(),
+            paths: self.paths.clone(),
+            templates: self.templates.clone(),
+            regexes: self.regexes.clone(),
+        }
+    }
+}
+
+impl<T> Clone for PathNode<T> {
+    fn clone(&self) -> Self {
+        Self {
+            segment: self.segment.clone(),
+            exact: self.exact.clone(),
+            prefix: self.prefix.clone(),
+            children: self.children.clone(),
+        }
+    }
+}
+
+impl<T> Clone for TemplateNode<T> {
+    fn clone(&self) -> Self {
+        Self {
+            segment: self.segment.clone(),
+            ends: self.ends.clone(),
+            rest: self.rest.clone(),
+            literals: self.literals.clone(),
+            any: self.any.clone(),
+            max: self.max,
+        }
+    }
+}
