@@ -1,17 +1,43 @@
 //! The store: the head, the append-only log of revisions, the current set, and what is known of proxies, rollouts
-//! and tokens. One trait, two implementations, one contract suite (`contract.rs`) that runs against both.
+//! and tokens. One trait, two implementations, one contract suite (`tests/store_contract`) that runs against both.
 
+mod postgres;
+mod row;
+mod sqlite;
+
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use signalbox_config::{RevisionId, ResourceKey};
+use signalbox_config::{ResourceKey, RevisionId};
 use tokio::sync::Notify;
+
+/// Opens the store of a URL: `sqlite://PATH`, the path relative to the working directory unless it starts with a
+/// slash, or `postgres://…`. Makes what is not there yet (the file and its directory; the tables) and brings older
+/// tables up to date; several control planes may do so at once.
+///
+/// [`StoreError::Broken`] tells of a URL that cannot be, of a file that is no database of this program, and of
+/// tables that a newer version made. To be called within a tokio runtime: the pools and the listener live on it.
+pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    if url.starts_with("sqlite:") {
+        Ok(Arc::new(sqlite::Sqlite::open(url).await?))
+    } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+        Ok(Arc::new(postgres::Postgres::open(url).await?))
+    } else {
+        // Without the URL, for it may hold a password.
+        Err(StoreError::Broken("its URL starts with neither sqlite:// nor postgres://".into()))
+    }
+}
 
 /// Where everything is kept.
 ///
-/// Every call has a deadline of its own (5 s; a load 60 s), after which it is [`StoreError::Unavailable`].
+/// Every call has a deadline of its own (5 s; a load, a set and a commit of more than 1,000 changes 60 s), after
+/// which it is [`StoreError::Unavailable`]. Dropping a call's future is safe: what it was to write is written wholly
+/// or not at all.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Epoch and number of the last revision.
@@ -20,13 +46,17 @@ pub trait Store: Send + Sync {
     /// The current set, and the revision it is of: one consistent read.
     async fn load(&self) -> Result<Loaded, StoreError>;
 
-    /// The revisions after `number`, oldest first, at most `limit`, each with its changes.
+    /// The revisions after `number`, oldest first, at most `limit`, each with its changes. Fewer than `limit` when
+    /// they hold more than 100,000 changes together, but never none while there is one.
     async fn revisions_after(&self, number: u64, limit: u32) -> Result<Vec<Revision>, StoreError>;
 
     /// Makes the revision after `base`, in one transaction: takes its number by updating the head where it is `base`,
     /// writes the resource versions, the current set, the revision and the audit entry, notifies, commits.
     ///
     /// [`StoreError::Stale`] when the head is not `base`: nothing was written; catch up and try again.
+    /// [`StoreError::Unavailable`] leaves open whether it happened (the connection may have been lost between the
+    /// database's commit and its answer): read the head before trying again.
+    /// [`StoreError::Broken`] when a key is there twice, or one is deleted that is not there: nothing was written.
     async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError>;
 
     /// Revisions without their changes, newest first, those before `before`.
@@ -38,10 +68,13 @@ pub trait Store: Send + Sync {
     /// The whole set as it was at a revision, by kind and name; `None` when there is no such revision.
     async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError>;
 
-    /// Wakes whoever waits when another process may have committed (NOTIFY): only a hint, for there may be none.
+    /// Wakes one waiter when another process may have committed (NOTIFY), and after every connection to the database
+    /// that listens for it, for what was told before is lost: only a hint, for there may be none (on SQLite there
+    /// never is). It keeps one wake-up for a waiter that comes later.
     fn hint(&self) -> Arc<Notify>;
 
-    /// Starts a new epoch: for a database that was restored by hand.
+    /// Starts a new epoch: for a database whose disk was put back to an earlier state. (On Postgres a promotion, a
+    /// restore to a point in time and a restore into another cluster change the epoch by themselves.)
     async fn new_epoch(&self) -> Result<RevisionId, StoreError>;
 
     /// Writes the last known states of proxies, replacing those of the same id.
@@ -232,6 +265,37 @@ pub enum Role {
     Proxy,
 }
 
+impl Role {
+    const ALL: [Role; 4] = [Role::Viewer, Role::Editor, Role::Admin, Role::Proxy];
+
+    /// `viewer`
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Viewer => "viewer",
+            Role::Editor => "editor",
+            Role::Admin => "admin",
+            Role::Proxy => "proxy",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|role| role.as_str() == s)
+            .ok_or_else(|| format!("unknown role {s:?}; known are viewer, editor, admin, proxy"))
+    }
+}
+
 /// A token; its text is not stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRow {
@@ -260,4 +324,44 @@ pub struct AuditRow {
     pub detail: String,
     /// The revision it made, if it made one.
     pub revision: Option<u64>,
+}
+
+/// The deadline of most calls.
+const CALL: Duration = Duration::from_secs(5);
+/// The deadline of calls whose work grows with the set.
+const LONG_CALL: Duration = Duration::from_secs(60);
+/// A commit of more changes than this has the longer deadline.
+const MANY_CHANGES: usize = 1_000;
+/// After so many changes a page of revisions ends early.
+const PAGE_CHANGES: u64 = 100_000;
+
+/// The deadline of a commit.
+fn commit_deadline(revision: &NewRevision) -> Duration {
+    if revision.changes.len() > MANY_CHANGES { LONG_CALL } else { CALL }
+}
+
+/// Runs a call to its deadline.
+async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(result) => result,
+        Err(_) => Err(StoreError::Unavailable(format!("no answer within {deadline:?}").into())),
+    }
+}
+
+/// A new epoch: 128 random bits, without a colon.
+fn new_epoch() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+/// This process's clock, microseconds since 1970.
+fn now_us() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
+
+/// A revision number as the databases have it. What is beyond their range is no revision's number.
+fn to_sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,0 +1,573 @@
+//! The store in a PostgreSQL database, which several control planes share.
+//!
+//! The connections keep prepared statements, settings and a LISTEN, so a pooler in between must be in session mode.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use signalbox_config::RevisionId;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, Executor, query, query_as, query_scalar, raw_sql};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use super::{
+    AuditRow, CALL, Committed, LONG_CALL, Loaded, NewRevision, ProxyRow, Revision, RevisionSummary,
+    RolloutRow, Store, StoreError, StoredResource, TokenRow, commit_deadline, new_epoch, now_us, row, to_sql,
+    within,
+};
+
+/// The store in a PostgreSQL database.
+pub(super) struct Postgres {
+    pool: PgPool,
+    /// How to read the head: [`HEAD_OF_CLUSTER`] where that is allowed, else [`HEAD`].
+    head: &'static str,
+    hint: Arc<Notify>,
+    listener: AbortHandle,
+}
+
+impl Postgres {
+    /// Opens the database of a URL.
+    pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
+        let mut options = PgConnectOptions::from_str(url).map_err(failed)?.disable_statement_logging();
+        if options.get_application_name().is_none() {
+            options = options.application_name("signalbox");
+        }
+        // A connection of its own, for a pool would answer that it waited in vain instead of why.
+        let head = within(LONG_CALL, async {
+            let mut connection = match timeout(CALL, options.connect()).await {
+                Ok(connected) => connected.map_err(failed)?,
+                Err(_) => return Err(StoreError::Unavailable("cannot connect within 5 s".into())),
+            };
+            migrate(&mut connection).await?;
+            // What identifies the cluster may be withheld by its administrator, or not exist with a database that
+            // only speaks like PostgreSQL. Then the stored epoch has to do.
+            let head = match query(HEAD_OF_CLUSTER).fetch_one(&mut connection).await {
+                Ok(_) => HEAD_OF_CLUSTER,
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() != Some(NOT_IN_THIS_STATE) => {
+                    HEAD
+                }
+                Err(error) => return Err(failed(error)),
+            };
+            connection.close().await.map_err(failed)?;
+            Ok(head)
+        })
+        .await?;
+
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // Instead of a round trip before each call, one after a pause.
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for >= TEST_AFTER {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .after_connect(|connection, _| {
+                Box::pin(async move { raw_sql(SETTINGS).execute(connection).await.map(drop) })
+            })
+            // A connection whose call ran out of time is tested before it is used again, but not for ever: a server
+            // that does not answer would keep it, and then all of them.
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    Ok(matches!(timeout(ACQUIRE_TIMEOUT, connection.ping()).await, Ok(Ok(()))))
+                })
+            })
+            .connect_lazy_with(options.clone());
+        let hint = Arc::new(Notify::new());
+        let listener = tokio::spawn(listen(options, hint.clone())).abort_handle();
+        Ok(Self { pool, head, hint, listener })
+    }
+
+    async fn head_on(&self, connection: &mut PgConnection) -> Result<RevisionId, StoreError> {
+        let (epoch, revision): (String, i64) =
+            query_as(self.head).fetch_one(connection).await.map_err(failed)?;
+        Ok(RevisionId { epoch: epoch.into(), number: row::number(revision)? })
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+#[async_trait]
+impl Store for Postgres {
+    async fn head(&self) -> Result<RevisionId, StoreError> {
+        within(CALL, async {
+            let mut connection = self.pool.acquire().await.map_err(failed)?;
+            self.head_on(&mut connection).await
+        })
+        .await
+    }
+
+    async fn load(&self) -> Result<Loaded, StoreError> {
+        within(LONG_CALL, async {
+            let mut transaction = self
+                .pool
+                .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                .await
+                .map_err(failed)?;
+            let head = self.head_on(&mut transaction).await?;
+            let committed_at_us = query_scalar(row::COMMITTED_AT)
+                .bind(to_sql(head.number))
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(failed)?
+                .unwrap_or(0);
+            let mut resources = row::Resources::default();
+            let mut rows = query_as(row::RESOURCES).fetch(&mut *transaction);
+            while let Some(columns) = rows.try_next().await.map_err(failed)? {
+                resources.push(columns)?;
+            }
+            drop(rows);
+            transaction.commit().await.map_err(failed)?;
+            Ok(Loaded { head, committed_at_us, resources: resources.finish() })
+        })
+        .await
+    }
+
+    async fn revisions_after(&self, number: u64, limit: u32) -> Result<Vec<Revision>, StoreError> {
+        within(CALL, async {
+            let mut connection = self.pool.acquire().await.map_err(failed)?;
+            let rows = query_as(row::REVISIONS_AFTER)
+                .bind(to_sql(number))
+                .bind(i64::from(limit))
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(failed)?;
+            with_changes(row::readable_page(rows)?, &mut connection).await
+        })
+        .await
+    }
+
+    async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError> {
+        within(commit_deadline(&revision), async {
+            let kinds: Vec<_> = revision.changes.iter().map(|change| change.key.kind.as_str()).collect();
+            let names: Vec<_> = revision.changes.iter().map(|change| change.key.name.as_str()).collect();
+            let specs: Vec<_> = revision.changes.iter().map(|change| change.spec.as_deref()).collect();
+            let committed_at_us = now_us();
+            let number: Option<i64> = query_scalar(COMMIT)
+                .bind(to_sql(base))
+                .bind(kinds)
+                .bind(names)
+                .bind(specs)
+                .bind(committed_at_us)
+                .bind(&*revision.author)
+                .bind(&revision.message)
+                .bind(&revision.action)
+                .bind(to_sql(revision.changes.len() as u64))
+                .fetch_optional(&self.pool)
+                .await
+                .map_err(failed)?;
+            let number = number.ok_or(StoreError::Stale)?;
+            Ok(Committed { number: row::number(number)?, committed_at_us })
+        })
+        .await
+    }
+
+    async fn revisions(&self, before: Option<u64>, limit: u32) -> Result<Vec<RevisionSummary>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::REVISIONS_BEFORE)
+                .bind(before.map_or(i64::MAX, to_sql))
+                .bind(i64::from(limit))
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed)?;
+            rows.into_iter().map(row::summary).collect()
+        })
+        .await
+    }
+
+    async fn revision(&self, number: u64) -> Result<Option<Revision>, StoreError> {
+        within(CALL, async {
+            let mut connection = self.pool.acquire().await.map_err(failed)?;
+            let found = query_as(row::REVISION)
+                .bind(to_sql(number))
+                .fetch_optional(&mut *connection)
+                .await
+                .map_err(failed)?;
+            let Some(found) = found else { return Ok(None) };
+            Ok(with_changes(vec![row::summary(found)?], &mut connection).await?.pop())
+        })
+        .await
+    }
+
+    async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError> {
+        within(LONG_CALL, async {
+            let mut connection = self.pool.acquire().await.map_err(failed)?;
+            // What is at or before the head never changes, so there is nothing to be kept consistent with.
+            if number > self.head_on(&mut connection).await?.number {
+                return Ok(None);
+            }
+            let mut resources = row::Resources::default();
+            let mut rows = query_as(row::RESOURCES_AT).bind(to_sql(number)).fetch(&mut *connection);
+            while let Some(columns) = rows.try_next().await.map_err(failed)? {
+                resources.push(columns)?;
+            }
+            Ok(Some(resources.finish()))
+        })
+        .await
+    }
+
+    fn hint(&self) -> Arc<Notify> {
+        self.hint.clone()
+    }
+
+    async fn new_epoch(&self) -> Result<RevisionId, StoreError> {
+        within(CALL, async {
+            let mut connection = self.pool.acquire().await.map_err(failed)?;
+            query(NEW_EPOCH).bind(new_epoch()).fetch_one(&mut *connection).await.map_err(failed)?;
+            self.head_on(&mut connection).await
+        })
+        .await
+    }
+
+    async fn save_proxies(&self, proxies: &[ProxyRow]) -> Result<(), StoreError> {
+        let proxies = row::last_by_id(proxies, |proxy| &proxy.id);
+        within(CALL, async {
+            query(SAVE_PROXIES)
+                .bind(proxies.iter().map(|proxy| &*proxy.id).collect::<Vec<_>>())
+                .bind(proxies.iter().map(|proxy| &*proxy.fleet).collect::<Vec<_>>())
+                .bind(proxies.iter().map(|proxy| &*proxy.replica).collect::<Vec<_>>())
+                .bind(proxies.iter().map(|proxy| proxy.updated_at_us).collect::<Vec<_>>())
+                .bind(proxies.iter().map(|proxy| &*proxy.state).collect::<Vec<_>>())
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn proxies(&self) -> Result<Vec<ProxyRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::PROXIES).fetch_all(&self.pool).await.map_err(failed)?;
+            Ok(rows.into_iter().map(row::proxy).collect())
+        })
+        .await
+    }
+
+    async fn delete_proxy(&self, id: &str) -> Result<bool, StoreError> {
+        within(CALL, async {
+            let done = query(row::DELETE_PROXY).bind(id).execute(&self.pool).await.map_err(failed)?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn save_rollouts(&self, rollouts: &[RolloutRow]) -> Result<(), StoreError> {
+        let rollouts = row::last_by_id(rollouts, |rollout| &rollout.id);
+        within(CALL, async {
+            query(SAVE_ROLLOUTS)
+                .bind(rollouts.iter().map(|rollout| &*rollout.id).collect::<Vec<_>>())
+                .bind(rollouts.iter().map(|rollout| to_sql(rollout.revision)).collect::<Vec<_>>())
+                .bind(rollouts.iter().map(|rollout| &*rollout.fleet).collect::<Vec<_>>())
+                .bind(rollouts.iter().map(|rollout| &*rollout.state).collect::<Vec<_>>())
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn rollouts(&self, limit: u32) -> Result<Vec<RolloutRow>, StoreError> {
+        within(CALL, async {
+            let rows =
+                query_as(row::ROLLOUTS).bind(i64::from(limit)).fetch_all(&self.pool).await.map_err(failed)?;
+            rows.into_iter().map(row::rollout).collect()
+        })
+        .await
+    }
+
+    async fn create_token(&self, token: &TokenRow) -> Result<bool, StoreError> {
+        within(CALL, async {
+            let done = query(row::CREATE_TOKEN)
+                .bind(&token.name)
+                .bind(token.role.as_str())
+                .bind(&token.hash[..])
+                .bind(token.created_at_us)
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::TOKENS).fetch_all(&self.pool).await.map_err(failed)?;
+            rows.into_iter().map(row::token).collect()
+        })
+        .await
+    }
+
+    async fn delete_token(&self, name: &str) -> Result<bool, StoreError> {
+        within(CALL, async {
+            let done = query(row::DELETE_TOKEN).bind(name).execute(&self.pool).await.map_err(failed)?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn audit(&self, before: Option<i64>, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::AUDIT)
+                .bind(before.unwrap_or(i64::MAX))
+                .bind(i64::from(limit))
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed)?;
+            rows.into_iter().map(row::audit).collect()
+        })
+        .await
+    }
+
+    async fn note(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
+        within(CALL, async {
+            query(row::NOTE)
+                .bind(now_us())
+                .bind(actor)
+                .bind(action)
+                .bind(detail)
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Reads the changes of consecutive revisions.
+async fn with_changes(
+    summaries: Vec<RevisionSummary>,
+    connection: &mut PgConnection,
+) -> Result<Vec<Revision>, StoreError> {
+    let (Some(first), Some(last)) = (summaries.first(), summaries.last()) else { return Ok(Vec::new()) };
+    let rows = query_as(row::CHANGES)
+        .bind(to_sql(first.number))
+        .bind(to_sql(last.number))
+        .fetch_all(connection)
+        .await
+        .map_err(failed)?;
+    row::revisions(summaries, rows)
+}
+
+/// A commit, in one statement, which is a transaction and one round trip however many its changes.
+///
+/// Everything else takes its rows from `next`, so nothing is written where the head is not the base, and nothing
+/// before the head's row is locked. All parts see the database as it was when the statement began. That is the state
+/// of the base: the head was the base in it, or `next` would be empty, and until the lock was held nobody else
+/// committed, or `next` would be empty as well.
+const COMMIT: &str = "
+    WITH next AS (
+        UPDATE head SET revision = revision + 1 WHERE revision = $1 RETURNING revision
+    ), change AS (
+        SELECT next.revision, new.kind, new.name, new.spec, old.spec AS before,
+               COALESCE(old.created_at_us, $5) AS created_at_us
+        FROM next
+        CROSS JOIN UNNEST($2::text[], $3::text[], $4::bytea[]) AS new (kind, name, spec)
+        LEFT JOIN resources AS old ON old.kind = new.kind AND old.name = new.name
+    ), logged AS (
+        INSERT INTO resource_versions (kind, name, revision, created_at_us, before, after)
+        SELECT kind, name, revision, created_at_us, before, spec FROM change
+    ), put AS (
+        INSERT INTO resources (kind, name, spec, revision, created_at_us, updated_at_us, updated_by)
+        SELECT kind, name, spec, revision, $5, $5, $6 FROM change WHERE spec IS NOT NULL
+        ON CONFLICT (kind, name) DO UPDATE SET spec = excluded.spec, revision = excluded.revision,
+            updated_at_us = excluded.updated_at_us, updated_by = excluded.updated_by
+    ), deleted AS (
+        DELETE FROM resources USING change
+        WHERE change.spec IS NULL AND resources.kind = change.kind AND resources.name = change.name
+    ), added AS (
+        INSERT INTO revisions (number, author, message, committed_at_us, change_count)
+        SELECT revision, $6, $7, $5, $9 FROM next
+    ), audited AS (
+        INSERT INTO audit (at_us, actor, action, detail, revision)
+        SELECT $5, $6, $8, $7, revision FROM next
+    )
+    SELECT revision, pg_notify('signalbox_revision', revision::text) FROM next";
+
+const CHANNEL: &str = "signalbox_revision";
+
+const HEAD: &str = "SELECT epoch, revision FROM head";
+
+/// The epoch is the stored one, the cluster's identity and its timeline. The latter is taken from the log that is
+/// written now: a promoted standby has its new timeline there at once, in its control file only after a checkpoint.
+const HEAD_OF_CLUSTER: &str = "
+    SELECT epoch || '-' || (SELECT system_identifier FROM pg_control_system())
+                 || '-' || ltrim(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), '0'), revision
+    FROM head";
+
+const NEW_EPOCH: &str = "
+    WITH changed AS (UPDATE head SET epoch = $1 RETURNING revision)
+    SELECT pg_notify('signalbox_revision', revision::text) FROM changed";
+
+const SAVE_PROXIES: &str = "
+    INSERT INTO proxies (id, fleet, replica, updated_at_us, state)
+    SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
+    ON CONFLICT (id) DO UPDATE SET fleet = excluded.fleet, replica = excluded.replica,
+        updated_at_us = excluded.updated_at_us, state = excluded.state";
+
+const SAVE_ROLLOUTS: &str = "
+    INSERT INTO rollouts (id, revision, fleet, state)
+    SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[])
+    ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, fleet = excluded.fleet, state = excluded.state";
+
+/// What every connection is set to. The server's own limits end what a control plane left behind that hangs or lost
+/// its network: it must not hold the head's lock.
+const SETTINGS: &str = "
+    SET default_transaction_isolation = 'read committed';
+    SET statement_timeout = '60s';
+    SET lock_timeout = '4s';
+    SET idle_in_transaction_session_timeout = '10s'";
+
+/// Listens for other processes' commits, for ever; connects again when the connection is lost.
+async fn listen(options: PgConnectOptions, hint: Arc<Notify>) {
+    let mut pause = RECONNECT_FIRST;
+    loop {
+        let error = match listen_once(&options, &hint, &mut pause).await {
+            Ok(()) => "the connection was closed".into(),
+            Err(error) => error.to_string(),
+        };
+        tracing::debug!(error, "does not hear of commits by NOTIFY");
+        // Full jitter: after an outage not all control planes come at once.
+        tokio::time::sleep(pause.mul_f64(fastrand::f64())).await;
+        pause = (pause * 2).min(RECONNECT_LAST);
+    }
+}
+
+/// Listens until the connection is lost.
+async fn listen_once(
+    options: &PgConnectOptions,
+    hint: &Notify,
+    pause: &mut Duration,
+) -> Result<(), sqlx::Error> {
+    // The listener connects through a pool only; this one has just its connection.
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .acquire_timeout(CALL)
+        .connect_lazy_with(options.clone());
+    let mut listener = PgListener::connect_with(&pool).await?;
+    listener.eager_reconnect(false);
+    listener.listen(CHANNEL).await?;
+    *pause = RECONNECT_FIRST;
+    // What was told while nobody listened is lost.
+    hint.notify_one();
+    loop {
+        match timeout(PROVE_ALIVE, listener.try_recv()).await {
+            Ok(Ok(Some(_))) => hint.notify_one(),
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Err(error)) => return Err(error),
+            // Nothing was said for a while: a peer that vanished without a word looks the same.
+            Err(_) => match timeout(CALL, listener.execute("SELECT 1")).await {
+                Ok(answer) => drop(answer?),
+                Err(_) => return Err(sqlx::Error::PoolTimedOut),
+            },
+        }
+    }
+}
+
+/// Brings the tables up to date, in one transaction. Of several control planes that start at once one does it, and
+/// the others wait.
+async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let mut transaction = connection.begin().await.map_err(failed)?;
+    query("SELECT pg_advisory_xact_lock($1)")
+        .bind(MIGRATION_LOCK)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    // Looked for first, so that a role that may not create tables can still use them.
+    let migrated: bool = query_scalar("SELECT to_regclass('signalbox_schema') IS NOT NULL")
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    if !migrated {
+        raw_sql(
+            "CREATE TABLE signalbox_schema (version integer PRIMARY KEY, applied_at timestamptz NOT NULL)",
+        )
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    }
+    let version: i32 = query_scalar("SELECT COALESCE(MAX(version), 0) FROM signalbox_schema")
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    let known = MIGRATIONS.len();
+    let applied = usize::try_from(version).ok().filter(|applied| *applied <= known).ok_or_else(|| {
+        StoreError::Broken(format!(
+            "it has schema version {version}, made by a newer Signalbox; this one knows {known}"
+        ))
+    })?;
+    for (migration, version) in MIGRATIONS.iter().zip(1_i32..).skip(applied) {
+        raw_sql(*migration).execute(&mut *transaction).await.map_err(failed)?;
+        query("INSERT INTO signalbox_schema (version, applied_at) VALUES ($1, now())")
+            .bind(version)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+    }
+    query("INSERT INTO head (epoch, revision) VALUES ($1, 0) ON CONFLICT DO NOTHING")
+        .bind(new_epoch())
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    transaction.commit().await.map_err(failed)
+}
+
+/// Schema version N is made by the first N.
+const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/postgres/0001_store.sql")];
+
+/// "signalbx"
+const MIGRATION_LOCK: i64 = 0x7369_676e_616c_6278;
+
+/// Sorts errors by what the caller can do: try again, wait, or call a person.
+fn failed(error: sqlx::Error) -> StoreError {
+    let away = match &error {
+        sqlx::Error::Database(database) => match database.code().as_deref() {
+            // A standby, which may be promoted; a lock that was not to be had in time.
+            Some(NOT_IN_THIS_STATE | "25006" | "55P03") => true,
+            // Connection, authorization, rolled back for the sake of others, resources, operator's intervention
+            // (shutting down, starting up, a timeout), the system around it.
+            // <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+            Some(code) => ["08", "28", "40", "53", "57", "58"].contains(&code.get(..2).unwrap_or_default()),
+            None => false,
+        },
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::BeginFailed => true,
+        _ => false,
+    };
+    if away { StoreError::Unavailable(error.into()) } else { StoreError::Broken(error.to_string()) }
+}
+
+/// What a standby answers that was not promoted: it is not the place to write, but may become it.
+const NOT_IN_THIS_STATE: &str = "55000";
+
+const CONNECTIONS: u32 = 8;
+/// To get a connection, from the pool or a new one.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that was idle for so long is tested before it is used.
+const TEST_AFTER: Duration = Duration::from_secs(1);
+/// After so long without a notification the listener asks whether the server is still there.
+const PROVE_ALIVE: Duration = Duration::from_secs(20);
+const RECONNECT_FIRST: Duration = Duration::from_millis(100);
+const RECONNECT_LAST: Duration = Duration::from_secs(5);

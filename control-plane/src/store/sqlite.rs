@@ -1,0 +1,536 @@
+//! The store in a file, for one control plane.
+//!
+//! One connection writes and a few read; in WAL mode neither waits for the other. A second process that opens the
+//! file is kept apart from this one by SQLite's locks, and learns of its commits by reading the head.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use signalbox_config::RevisionId;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, QueryBuilder, query, query_as, query_scalar, raw_sql};
+use tokio::sync::Notify;
+
+use super::{
+    AuditRow, CALL, Committed, LONG_CALL, Loaded, NewChange, NewRevision, ProxyRow, Revision,
+    RevisionSummary, RolloutRow, Store, StoreError, StoredResource, TokenRow, commit_deadline, new_epoch,
+    now_us, row, to_sql, within,
+};
+
+/// The store in a file.
+pub(super) struct Sqlite {
+    /// One connection.
+    writer: SqlitePool,
+    readers: SqlitePool,
+    /// Never notified: nobody tells of what another process wrote.
+    hint: Arc<Notify>,
+}
+
+impl Sqlite {
+    /// Opens the file of a URL, making it and its directory when they are not there.
+    pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::from_str(url).map_err(failed)?;
+        // SQLite's databases without a file: each connection would have its own, and none outlives the process.
+        let nameless = options.get_filename().as_os_str().is_empty();
+        if nameless || url.contains(":memory:") || url.contains("mode=memory") {
+            return Err(StoreError::Broken("its URL names no file".into()));
+        }
+        let options = options
+            .create_if_missing(true)
+            .foreign_keys(true)
+            // A commit that was answered survives a loss of power.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .row_buffer_size(ROW_BUFFER)
+            .disable_statement_logging();
+        within(LONG_CALL, async {
+            make_directory(options.get_filename())?;
+            migrate(&options).await
+        })
+        .await?;
+
+        // Connections are never given up: they cost nothing, and opening one reads the whole schema.
+        let pool = SqlitePoolOptions::new()
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .acquire_timeout(CALL)
+            .test_before_acquire(false);
+        let writer = pool
+            .clone()
+            .max_connections(1)
+            .after_connect(|connection, _| {
+                Box::pin(async move { raw_sql(WRITER).execute(connection).await.map(drop) })
+            })
+            .connect_lazy_with(options.clone());
+        let readers = pool.max_connections(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
+        Ok(Self { writer, readers, hint: Arc::new(Notify::new()) })
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn head(&self) -> Result<RevisionId, StoreError> {
+        within(CALL, async {
+            let mut connection = self.readers.acquire().await.map_err(failed)?;
+            head(&mut connection).await
+        })
+        .await
+    }
+
+    async fn load(&self) -> Result<Loaded, StoreError> {
+        within(LONG_CALL, async {
+            // A read transaction sees the database as it was at its first read.
+            let mut transaction = self.readers.begin().await.map_err(failed)?;
+            let head = head(&mut transaction).await?;
+            let committed_at_us = query_scalar(row::COMMITTED_AT)
+                .bind(to_sql(head.number))
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(failed)?
+                .unwrap_or(0);
+            let mut resources = row::Resources::default();
+            let mut rows = query_as(row::RESOURCES).fetch(&mut *transaction);
+            while let Some(columns) = rows.try_next().await.map_err(failed)? {
+                resources.push(columns)?;
+            }
+            Ok(Loaded { head, committed_at_us, resources: resources.finish() })
+        })
+        .await
+    }
+
+    async fn revisions_after(&self, number: u64, limit: u32) -> Result<Vec<Revision>, StoreError> {
+        within(CALL, async {
+            let mut connection = self.readers.acquire().await.map_err(failed)?;
+            let rows = query_as(row::REVISIONS_AFTER)
+                .bind(to_sql(number))
+                .bind(limit)
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(failed)?;
+            with_changes(row::readable_page(rows)?, &mut connection).await
+        })
+        .await
+    }
+
+    async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError> {
+        within(commit_deadline(&revision), async {
+            // IMMEDIATE: takes the write lock at once, so that no other process can write between here and the commit.
+            let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+            let number: Option<i64> = query_scalar(
+                "UPDATE head SET revision = revision + 1 WHERE revision = $1 RETURNING revision",
+            )
+            .bind(to_sql(base))
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(failed)?;
+            let Some(number) = number else { return Err(StoreError::Stale) };
+            let committed_at_us = now_us();
+
+            for batch in revision.changes.chunks(BATCH) {
+                stage(batch, &mut transaction).await?;
+            }
+            for statement in [LOG_STAGED, PUT_STAGED, DELETE_STAGED, CLEAR_STAGED] {
+                query(statement)
+                    .bind(number)
+                    .bind(committed_at_us)
+                    .bind(&*revision.author)
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(failed)?;
+            }
+            for statement in [ADD_REVISION, ADD_AUDIT] {
+                query(statement)
+                    .bind(number)
+                    .bind(committed_at_us)
+                    .bind(&*revision.author)
+                    .bind(&revision.message)
+                    .bind(to_sql(revision.changes.len() as u64))
+                    .bind(&revision.action)
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(failed)?;
+            }
+            transaction.commit().await.map_err(failed)?;
+            Ok(Committed { number: row::number(number)?, committed_at_us })
+        })
+        .await
+    }
+
+    async fn revisions(&self, before: Option<u64>, limit: u32) -> Result<Vec<RevisionSummary>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::REVISIONS_BEFORE)
+                .bind(before.map_or(i64::MAX, to_sql))
+                .bind(limit)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+            rows.into_iter().map(row::summary).collect()
+        })
+        .await
+    }
+
+    async fn revision(&self, number: u64) -> Result<Option<Revision>, StoreError> {
+        within(CALL, async {
+            let mut connection = self.readers.acquire().await.map_err(failed)?;
+            let found = query_as(row::REVISION)
+                .bind(to_sql(number))
+                .fetch_optional(&mut *connection)
+                .await
+                .map_err(failed)?;
+            let Some(found) = found else { return Ok(None) };
+            Ok(with_changes(vec![row::summary(found)?], &mut connection).await?.pop())
+        })
+        .await
+    }
+
+    async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError> {
+        within(LONG_CALL, async {
+            let mut connection = self.readers.acquire().await.map_err(failed)?;
+            // What is at or before the head never changes, so there is nothing to be kept consistent with.
+            if number > head(&mut connection).await?.number {
+                return Ok(None);
+            }
+            let mut resources = row::Resources::default();
+            let mut rows = query_as(row::RESOURCES_AT).bind(to_sql(number)).fetch(&mut *connection);
+            while let Some(columns) = rows.try_next().await.map_err(failed)? {
+                resources.push(columns)?;
+            }
+            Ok(Some(resources.finish()))
+        })
+        .await
+    }
+
+    fn hint(&self) -> Arc<Notify> {
+        self.hint.clone()
+    }
+
+    async fn new_epoch(&self) -> Result<RevisionId, StoreError> {
+        within(CALL, async {
+            let (epoch, revision): (String, i64) =
+                query_as("UPDATE head SET epoch = $1 RETURNING epoch, revision")
+                    .bind(new_epoch())
+                    .fetch_one(&self.writer)
+                    .await
+                    .map_err(failed)?;
+            Ok(RevisionId { epoch: epoch.into(), number: row::number(revision)? })
+        })
+        .await
+    }
+
+    async fn save_proxies(&self, proxies: &[ProxyRow]) -> Result<(), StoreError> {
+        let proxies = row::last_by_id(proxies, |proxy| &proxy.id);
+        within(CALL, async {
+            let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+            for batch in proxies.chunks(BATCH) {
+                let mut insert =
+                    QueryBuilder::new("INSERT INTO proxies (id, fleet, replica, updated_at_us, state) ");
+                insert.push_values(batch, |mut values, proxy| {
+                    values
+                        .push_bind(&proxy.id)
+                        .push_bind(&proxy.fleet)
+                        .push_bind(&proxy.replica)
+                        .push_bind(proxy.updated_at_us)
+                        .push_bind(&proxy.state);
+                });
+                insert.push(
+                    " ON CONFLICT (id) DO UPDATE SET fleet = excluded.fleet, replica = excluded.replica,
+                      updated_at_us = excluded.updated_at_us, state = excluded.state",
+                );
+                insert.build().persistent(false).execute(&mut *transaction).await.map_err(failed)?;
+            }
+            transaction.commit().await.map_err(failed)
+        })
+        .await
+    }
+
+    async fn proxies(&self) -> Result<Vec<ProxyRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::PROXIES).fetch_all(&self.readers).await.map_err(failed)?;
+            Ok(rows.into_iter().map(row::proxy).collect())
+        })
+        .await
+    }
+
+    async fn delete_proxy(&self, id: &str) -> Result<bool, StoreError> {
+        within(CALL, async {
+            let done = query(row::DELETE_PROXY).bind(id).execute(&self.writer).await.map_err(failed)?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn save_rollouts(&self, rollouts: &[RolloutRow]) -> Result<(), StoreError> {
+        let rollouts = row::last_by_id(rollouts, |rollout| &rollout.id);
+        within(CALL, async {
+            let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+            for batch in rollouts.chunks(BATCH) {
+                let mut insert = QueryBuilder::new("INSERT INTO rollouts (id, revision, fleet, state) ");
+                insert.push_values(batch, |mut values, rollout| {
+                    values
+                        .push_bind(&rollout.id)
+                        .push_bind(to_sql(rollout.revision))
+                        .push_bind(&rollout.fleet)
+                        .push_bind(&rollout.state);
+                });
+                insert.push(
+                    " ON CONFLICT (id) DO UPDATE
+                      SET revision = excluded.revision, fleet = excluded.fleet, state = excluded.state",
+                );
+                insert.build().persistent(false).execute(&mut *transaction).await.map_err(failed)?;
+            }
+            transaction.commit().await.map_err(failed)
+        })
+        .await
+    }
+
+    async fn rollouts(&self, limit: u32) -> Result<Vec<RolloutRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::ROLLOUTS).bind(limit).fetch_all(&self.readers).await.map_err(failed)?;
+            rows.into_iter().map(row::rollout).collect()
+        })
+        .await
+    }
+
+    async fn create_token(&self, token: &TokenRow) -> Result<bool, StoreError> {
+        within(CALL, async {
+            let done = query(row::CREATE_TOKEN)
+                .bind(&token.name)
+                .bind(token.role.as_str())
+                .bind(&token.hash[..])
+                .bind(token.created_at_us)
+                .execute(&self.writer)
+                .await
+                .map_err(failed)?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::TOKENS).fetch_all(&self.readers).await.map_err(failed)?;
+            rows.into_iter().map(row::token).collect()
+        })
+        .await
+    }
+
+    async fn delete_token(&self, name: &str) -> Result<bool, StoreError> {
+        within(CALL, async {
+            let done = query(row::DELETE_TOKEN).bind(name).execute(&self.writer).await.map_err(failed)?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn audit(&self, before: Option<i64>, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::AUDIT)
+                .bind(before.unwrap_or(i64::MAX))
+                .bind(limit)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+            rows.into_iter().map(row::audit).collect()
+        })
+        .await
+    }
+
+    async fn note(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
+        within(CALL, async {
+            query(row::NOTE)
+                .bind(now_us())
+                .bind(actor)
+                .bind(action)
+                .bind(detail)
+                .execute(&self.writer)
+                .await
+                .map_err(failed)?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+async fn head(connection: &mut SqliteConnection) -> Result<RevisionId, StoreError> {
+    let (epoch, revision): (String, i64) =
+        query_as("SELECT epoch, revision FROM head").fetch_one(connection).await.map_err(failed)?;
+    Ok(RevisionId { epoch: epoch.into(), number: row::number(revision)? })
+}
+
+/// Reads the changes of consecutive revisions.
+async fn with_changes(
+    summaries: Vec<RevisionSummary>,
+    connection: &mut SqliteConnection,
+) -> Result<Vec<Revision>, StoreError> {
+    let (Some(first), Some(last)) = (summaries.first(), summaries.last()) else { return Ok(Vec::new()) };
+    let rows = query_as(row::CHANGES)
+        .bind(to_sql(first.number))
+        .bind(to_sql(last.number))
+        .fetch_all(connection)
+        .await
+        .map_err(failed)?;
+    row::revisions(summaries, rows)
+}
+
+/// Puts changes to be committed into the writer's temporary table, so that a handful of statements can do the rest,
+/// however many they are.
+async fn stage(changes: &[NewChange], connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let mut insert = QueryBuilder::new("INSERT INTO staged (kind, name, spec) ");
+    insert.push_values(changes, |mut values, change| {
+        values
+            .push_bind(change.key.kind.as_str())
+            .push_bind(change.key.name.as_str())
+            .push_bind(change.spec.as_deref());
+    });
+    // Full batches and single changes come again and again; the lengths between would only crowd the cache.
+    let again = matches!(changes.len(), 1 | BATCH);
+    insert.build().persistent(again).execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+/// What the writing connection needs: the table for [`stage`], which is emptied by the commit, and by its rollback.
+const WRITER: &str = "
+    PRAGMA temp_store = MEMORY;
+    CREATE TEMP TABLE staged (kind TEXT NOT NULL, name TEXT NOT NULL, spec BLOB, PRIMARY KEY (kind, name)) STRICT;";
+
+// The statements of a commit. $1 is its number, $2 its time, $3 its author.
+
+const LOG_STAGED: &str = "
+    INSERT INTO resource_versions (kind, name, revision, created_at_us, before, after)
+    SELECT staged.kind, staged.name, $1, COALESCE(resources.created_at_us, $2), resources.spec, staged.spec
+    FROM staged LEFT JOIN resources ON resources.kind = staged.kind AND resources.name = staged.name";
+
+const PUT_STAGED: &str = "
+    INSERT INTO resources (kind, name, spec, revision, created_at_us, updated_at_us, updated_by)
+    SELECT kind, name, spec, $1, $2, $2, $3 FROM staged WHERE spec IS NOT NULL
+    ON CONFLICT (kind, name) DO UPDATE SET spec = excluded.spec, revision = excluded.revision,
+        updated_at_us = excluded.updated_at_us, updated_by = excluded.updated_by";
+
+const DELETE_STAGED: &str =
+    "DELETE FROM resources WHERE (kind, name) IN (SELECT kind, name FROM staged WHERE spec IS NULL)";
+
+const CLEAR_STAGED: &str = "DELETE FROM staged";
+
+// Further, $4 is its message, $5 the number of its changes and $6 what was called.
+
+const ADD_REVISION: &str = "
+    INSERT INTO revisions (number, author, message, committed_at_us, change_count) VALUES ($1, $3, $4, $2, $5)";
+
+const ADD_AUDIT: &str =
+    "INSERT INTO audit (at_us, actor, action, detail, revision) VALUES ($2, $3, $6, $4, $1)";
+
+/// Makes the directory of a database file, for its owner alone: the file holds what the configuration keeps secret.
+fn make_directory(file: &Path) -> Result<(), StoreError> {
+    let Some(directory) = file.parent().filter(|directory| !directory.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(directory).map_err(|error| {
+        StoreError::Broken(format!("the directory {} cannot be made: {error}", directory.display()))
+    })
+}
+
+/// Brings the file's tables up to date, in one transaction.
+async fn migrate(options: &SqliteConnectOptions) -> Result<(), StoreError> {
+    let file = options.get_filename().display();
+    let mut connection = options.connect().await.map_err(|error| match code(&error) {
+        Some(NOT_A_DATABASE) => StoreError::Broken(format!("{file} is not a SQLite database")),
+        Some(CANNOT_OPEN) => StoreError::Broken(format!("{file} cannot be opened: {error}")),
+        _ => failed(error),
+    })?;
+    let mut transaction =
+        connection.begin_with("BEGIN IMMEDIATE").await.map_err(|error| match code(&error) {
+            Some(NOT_A_DATABASE) => StoreError::Broken(format!("{file} is not a SQLite database")),
+            _ => failed(error),
+        })?;
+    let (application, version, tables): (i64, i64, i64) = query_as(
+        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),
+                (SELECT COUNT(*) FROM sqlite_schema)",
+    )
+    .fetch_one(&mut *transaction)
+    .await
+    .map_err(failed)?;
+    let new = application == 0 && version == 0 && tables == 0;
+    if !new && application != APPLICATION_ID {
+        return Err(StoreError::Broken(format!("{file} is a SQLite database of another program")));
+    }
+    let known = MIGRATIONS.len();
+    let applied = usize::try_from(version).ok().filter(|applied| *applied <= known).ok_or_else(|| {
+        StoreError::Broken(format!(
+            "{file} has schema version {version}, made by a newer Signalbox; this one knows {known}"
+        ))
+    })?;
+    for migration in &MIGRATIONS[applied..] {
+        raw_sql(*migration).execute(&mut *transaction).await.map_err(failed)?;
+    }
+    if applied < known {
+        let mark = format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {known}");
+        raw_sql(AssertSqlSafe(mark)).execute(&mut *transaction).await.map_err(failed)?;
+    }
+    query("INSERT INTO head (only_row, epoch, revision) VALUES (1, $1, 0) ON CONFLICT DO NOTHING")
+        .bind(new_epoch())
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    transaction.commit().await.map_err(failed)?;
+
+    // Stays with the file; only now, for a file of another program is to be left as it is.
+    raw_sql("PRAGMA journal_mode = WAL").execute(&mut connection).await.map_err(failed)?;
+    connection.close().await.map_err(failed)
+}
+
+/// Schema version N is made by the first N.
+const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_store.sql")];
+
+/// What marks a file as ours: "Sgbx".
+const APPLICATION_ID: i64 = 0x5367_6278;
+
+/// Sorts errors by what the caller can do: wait, or call a person.
+fn failed(error: sqlx::Error) -> StoreError {
+    let away = match &error {
+        sqlx::Error::Database(_) => matches!(
+            code(&error),
+            Some(BUSY | LOCKED | NO_MEMORY | READ_ONLY | IO | FULL | CANNOT_OPEN | LOCK_PROTOCOL)
+        ),
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::BeginFailed => true,
+        _ => false,
+    };
+    if away { StoreError::Unavailable(error.into()) } else { StoreError::Broken(error.to_string()) }
+}
+
+/// The primary result code of an error, which is the low byte of the extended one.
+/// <https://www.sqlite.org/rescode.html>
+fn code(error: &sqlx::Error) -> Option<i32> {
+    Some(error.as_database_error()?.code()?.parse::<i32>().ok()? & 0xff)
+}
+
+const BUSY: i32 = 5;
+const LOCKED: i32 = 6;
+const NO_MEMORY: i32 = 7;
+const READ_ONLY: i32 = 8;
+const IO: i32 = 10;
+const FULL: i32 = 13;
+const CANNOT_OPEN: i32 = 14;
+const LOCK_PROTOCOL: i32 = 15;
+const NOT_A_DATABASE: i32 = 26;
+
+/// How long SQLite waits for another process's lock: less than a call, so that the answer says what was the matter.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(4);
+const READERS: u32 = 4;
+/// Rows that a connection's thread reads ahead.
+const ROW_BUFFER: usize = 1_000;
+/// Rows of one INSERT: five columns of it are well below SQLite's 32,766 parameters.
+const BATCH: usize = 1_000;

@@ -1,0 +1,492 @@
+//! The contract.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use signalbox_config::ResourceKey;
+use signalbox_control_plane::store::{
+    Meta, NewChange, NewRevision, ProxyRow, Role, RolloutRow, Store, StoreError, StoredResource, TokenRow,
+};
+
+use crate::places::Place;
+
+pub(crate) async fn a_new_store_is_empty(place: &dyn Place) {
+    let store = place.open().await;
+    let head = store.head().await.unwrap();
+    assert_eq!(head.number, 0);
+    assert!(head.epoch.len() >= 32 && !head.epoch.contains(':'), "{:?}", head.epoch);
+    let loaded = store.load().await.unwrap();
+    assert_eq!((&loaded.head, loaded.committed_at_us), (&head, 0));
+    assert_eq!(loaded.resources, []);
+    assert_eq!(store.set_at(0).await.unwrap(), Some(vec![]));
+    assert_eq!(store.set_at(1).await.unwrap(), None);
+    assert_eq!(store.set_at(u64::MAX).await.unwrap(), None);
+    assert_eq!(store.revision(0).await.unwrap(), None);
+    assert_eq!(store.revision(1).await.unwrap(), None);
+    assert_eq!(store.revisions(None, 10).await.unwrap(), []);
+    assert_eq!(store.revisions_after(0, 10).await.unwrap(), []);
+    assert_eq!(store.proxies().await.unwrap(), []);
+    assert_eq!(store.rollouts(10).await.unwrap(), []);
+    assert_eq!(store.tokens().await.unwrap(), []);
+    assert_eq!(store.audit(None, 10).await.unwrap(), []);
+}
+
+pub(crate) async fn what_was_written_is_there_when_it_is_opened_again(place: &dyn Place) {
+    let store = place.open().await;
+    put(&*store, 0, &[("route/a", "1"), ("upstream/b", "2")]).await;
+    let before = (store.head().await.unwrap(), store.load().await.unwrap().resources);
+    drop(store);
+    let store = place.open().await;
+    assert_eq!((store.head().await.unwrap(), store.load().await.unwrap().resources), before);
+    assert_eq!(put(&*store, 1, &[("route/c", "3")]).await, 2);
+}
+
+pub(crate) async fn a_new_epoch_keeps_the_number(place: &dyn Place) {
+    let store = place.open().await;
+    put(&*store, 0, &[("route/a", "1")]).await;
+    let before = store.head().await.unwrap();
+    let after = store.new_epoch().await.unwrap();
+    assert_eq!(after.number, 1);
+    assert_ne!(after.epoch, before.epoch);
+    assert_eq!(store.head().await.unwrap(), after);
+    assert_eq!(store.load().await.unwrap().head, after);
+    assert_eq!(place.open().await.head().await.unwrap(), after);
+}
+
+pub(crate) async fn concurrent_commits_make_a_log_without_gaps(place: &dyn Place) {
+    const COMMITTERS: usize = 50;
+    let stores = [place.open().await, place.open().await];
+    let committers: Vec<_> = (0..COMMITTERS)
+        .map(|number| {
+            let store = stores[number % 2].clone();
+            tokio::spawn(async move {
+                let revision = revision(&[("route/shared", Some(&format!("{number}")))]);
+                loop {
+                    let base = store.head().await.unwrap().number;
+                    match store.commit(base, revision.clone()).await {
+                        Ok(committed) => break assert_eq!(committed.number, base + 1),
+                        Err(StoreError::Stale) => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    for committer in committers {
+        committer.await.unwrap();
+    }
+
+    let log = stores[0].revisions_after(0, 1_000).await.unwrap();
+    let numbers: Vec<_> = log.iter().map(|revision| revision.summary.number).collect();
+    assert_eq!(numbers, (1..=COMMITTERS as u64).collect::<Vec<_>>());
+    let mut last = None;
+    for revision in &log {
+        assert_eq!(revision.changes[0].before, last);
+        last.clone_from(&revision.changes[0].after);
+    }
+    let mut written: Vec<_> = log.iter().filter_map(|revision| revision.changes[0].after.clone()).collect();
+    written.sort_unstable();
+    written.dedup();
+    assert_eq!(written.len(), COMMITTERS, "each committed once");
+}
+
+pub(crate) async fn a_stale_commit_writes_nothing(place: &dyn Place) {
+    let store = place.open().await;
+    put(&*store, 0, &[("route/a", "1")]).await;
+    put(&*store, 1, &[("route/a", "2")]).await;
+    let before = everything(&*store).await;
+    for base in [0, 1, 3, u64::MAX] {
+        let error =
+            store.commit(base, revision(&[("route/a", None), ("route/b", Some("3"))])).await.unwrap_err();
+        assert!(matches!(error, StoreError::Stale), "base {base}: {error:?}");
+    }
+    assert_eq!(everything(&*store).await, before);
+}
+
+pub(crate) async fn a_failed_commit_writes_nothing_and_leaves_no_gap(place: &dyn Place) {
+    let store = place.open().await;
+    put(&*store, 0, &[("route/a", "1")]).await;
+    let before = everything(&*store).await;
+    let absent = revision(&[("route/b", Some("2")), ("route/absent", None)]);
+    let twice = revision(&[("route/b", Some("2")), ("route/b", Some("3"))]);
+    for impossible in [absent, twice] {
+        let error = store.commit(1, impossible).await.unwrap_err();
+        assert!(matches!(error, StoreError::Broken(_)), "{error:?}");
+    }
+    assert_eq!(everything(&*store).await, before);
+    assert_eq!(put(&*store, 1, &[("route/b", "2")]).await, 2);
+}
+
+pub(crate) async fn changes_hold_what_was_before_and_after(place: &dyn Place) {
+    let store = place.open().await;
+    let steps: [&[(&str, Option<&str>)]; 4] = [
+        &[("route/a", Some("1")), ("listener/z", Some("l"))],
+        &[("route/a", Some("2"))],
+        &[("route/a", None), ("route/b", Some("b"))],
+        &[("route/a", Some("3"))],
+    ];
+    for (base, step) in (0..).zip(steps) {
+        store.commit(base, revision(step)).await.unwrap();
+    }
+    let changes: Vec<Vec<_>> = store
+        .revisions_after(0, 10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|revision| {
+            revision.changes.into_iter().map(|c| (c.key.to_string(), c.before, c.after)).collect()
+        })
+        .collect();
+    let change = |key: &str, before: Option<&'static str>, after: Option<&'static str>| {
+        (key.to_owned(), before.map(Bytes::from), after.map(Bytes::from))
+    };
+    assert_eq!(
+        changes,
+        [
+            vec![change("listener/z", None, Some("l")), change("route/a", None, Some("1"))],
+            vec![change("route/a", Some("1"), Some("2"))],
+            vec![change("route/a", Some("2"), None), change("route/b", None, Some("b"))],
+            vec![change("route/a", None, Some("3"))],
+        ]
+    );
+    let third = store.revision(3).await.unwrap().unwrap();
+    assert_eq!(third, store.revisions_after(2, 1).await.unwrap()[0]);
+    assert_eq!(third.summary.change_count, 2);
+    assert_eq!((&*third.summary.author, &*third.summary.message), ("ann", "why"));
+}
+
+pub(crate) async fn the_time_of_creation_lasts_until_deletion(place: &dyn Place) {
+    let store = place.open().await;
+    let mut times = Vec::new();
+    let mut metas = Vec::new();
+    for (base, (author, spec)) in
+        (0..).zip([("ann", Some("1")), ("bob", Some("2")), ("ann", None), ("cy", Some("3"))])
+    {
+        let revision = NewRevision { author: author.into(), ..revision(&[("route/a", spec)]) };
+        times.push(store.commit(base, revision).await.unwrap().committed_at_us);
+        metas.push(store.load().await.unwrap().resources.pop().map(|resource| resource.meta));
+    }
+    let meta = |revision, created: usize, updated: usize, by: &str| {
+        let (created_at_us, updated_at_us) = (times[created], times[updated]);
+        Some(Meta { revision, created_at_us, updated_at_us, updated_by: by.into() })
+    };
+    assert_eq!(metas, [meta(1, 0, 0, "ann"), meta(2, 0, 1, "bob"), None, meta(4, 3, 3, "cy")]);
+    assert!(times[0] > 0 && times[3] > times[0], "{times:?}");
+    assert_eq!(store.load().await.unwrap().committed_at_us, times[3]);
+}
+
+pub(crate) async fn a_set_of_the_past_is_what_the_log_adds_up_to(place: &dyn Place) {
+    let store = place.open().await;
+    let mut random = fastrand::Rng::with_seed(7);
+    let kinds = ["consumer", "listener", "plugin", "route", "upstream"];
+    let keys: Vec<ResourceKey> =
+        (0..25).map(|i| format!("{}/n{}.{}-x", kinds[i % 5], i % 3, i).parse().unwrap()).collect();
+    let mut set: BTreeMap<ResourceKey, StoredResource> = BTreeMap::new();
+    let mut sets = vec![Vec::new()];
+    for base in 0..60 {
+        let mut changes = Vec::new();
+        for key in &keys {
+            if random.u8(..) < 40 {
+                let delete = set.contains_key(key) && random.bool();
+                let spec = (!delete).then(|| Bytes::from(format!("{{\"{key}\":{base}}}")));
+                changes.push(NewChange { key: key.clone(), spec });
+            }
+        }
+        if changes.is_empty() {
+            changes.push(NewChange { key: keys[0].clone(), spec: Some("{}".into()) });
+        }
+        random.shuffle(&mut changes);
+        let author: Arc<str> = format!("author{}", random.u8(..3)).into();
+        let new = NewRevision { author: author.clone(), changes: changes.clone(), ..revision(&[]) };
+        let committed = store.commit(base, new).await.unwrap();
+        for NewChange { key, spec } in changes {
+            let Some(spec) = spec else {
+                set.remove(&key);
+                continue;
+            };
+            let created_at_us =
+                set.get(&key).map_or(committed.committed_at_us, |resource| resource.meta.created_at_us);
+            let meta = Meta {
+                revision: committed.number,
+                created_at_us,
+                updated_at_us: committed.committed_at_us,
+                updated_by: author.clone(),
+            };
+            set.insert(key.clone(), StoredResource { key, spec, meta });
+        }
+        sets.push(set.values().cloned().collect());
+    }
+    for (number, set) in sets.iter().enumerate() {
+        assert_eq!(store.set_at(number as u64).await.unwrap().as_ref(), Some(set), "revision {number}");
+    }
+    let loaded = store.load().await.unwrap();
+    assert_eq!((loaded.head.number, Some(&loaded.resources)), (60, sets.last()));
+}
+
+pub(crate) async fn specifications_come_back_byte_for_byte(place: &dyn Place) {
+    let store = place.open().await;
+    let large = "x".repeat(512 << 10);
+    let specs: [&[u8]; 7] = [
+        b"",
+        b" {\"b\": 1 , \"a\":1}\n",
+        "\"ä\u{1F980}\\u0000\"".as_bytes(),
+        b"\0\x01",
+        b"\xff\xfe",
+        b"1.0",
+        large.as_bytes(),
+    ];
+    let changes: Vec<_> = specs
+        .iter()
+        .enumerate()
+        .map(|(i, spec)| NewChange {
+            key: format!("route/r{i}").parse().unwrap(),
+            spec: Some(Bytes::copy_from_slice(spec)),
+        })
+        .collect();
+    store.commit(0, NewRevision { changes: changes.clone(), ..revision(&[]) }).await.unwrap();
+    store.commit(1, NewRevision { changes, ..revision(&[]) }).await.unwrap();
+    let of = |set: Vec<StoredResource>| set.into_iter().map(|resource| resource.spec).collect::<Vec<_>>();
+    assert_eq!(of(store.load().await.unwrap().resources), specs);
+    assert_eq!(of(store.set_at(1).await.unwrap().unwrap()), specs);
+    for change in store.revision(2).await.unwrap().unwrap().changes.iter().zip(specs) {
+        assert_eq!((change.0.before.as_deref(), change.0.after.as_deref()), (Some(change.1), Some(change.1)));
+    }
+}
+
+pub(crate) async fn revisions_come_in_pages(place: &dyn Place) {
+    let store = place.open().await;
+    for base in 0..5 {
+        put(&*store, base, &[("route/a", &format!("{base}"))]).await;
+    }
+    let newest_first = async |before, limit| -> Vec<u64> {
+        store.revisions(before, limit).await.unwrap().iter().map(|summary| summary.number).collect()
+    };
+    assert_eq!(newest_first(None, 2).await, [5, 4]);
+    assert_eq!(newest_first(Some(4), 2).await, [3, 2]);
+    assert_eq!(newest_first(Some(2), 2).await, [1]);
+    assert_eq!(newest_first(Some(1), 2).await, [0; 0]);
+    let oldest_first = async |after, limit| -> Vec<u64> {
+        store.revisions_after(after, limit).await.unwrap().iter().map(|r| r.summary.number).collect()
+    };
+    assert_eq!(oldest_first(0, 2).await, [1, 2]);
+    assert_eq!(oldest_first(2, 10).await, [3, 4, 5]);
+    assert_eq!(oldest_first(5, 10).await, [0; 0]);
+    assert_eq!(oldest_first(u64::MAX, 10).await, [0; 0]);
+}
+
+pub(crate) async fn proxies_are_kept_by_id(place: &dyn Place) {
+    let store = place.open().await;
+    let row = |id: &str, updated_at_us, state: &str| ProxyRow {
+        id: id.into(),
+        fleet: "default".into(),
+        replica: "cp-1".into(),
+        updated_at_us,
+        state: state.into(),
+    };
+    store.save_proxies(&[]).await.unwrap();
+    store.save_proxies(&[row("b", 1, "{}"), row("a", 1, "{\"x\":\"ä\"}"), row("b", 2, "[1]")]).await.unwrap();
+    assert_eq!(store.proxies().await.unwrap(), [row("a", 1, "{\"x\":\"ä\"}"), row("b", 2, "[1]")]);
+    let moved = ProxyRow { fleet: "edge".into(), replica: "cp-2".into(), ..row("a", 3, "{}") };
+    store.save_proxies(std::slice::from_ref(&moved)).await.unwrap();
+    assert_eq!(place.open().await.proxies().await.unwrap(), [moved.clone(), row("b", 2, "[1]")]);
+    assert!(store.delete_proxy("b").await.unwrap());
+    assert!(!store.delete_proxy("b").await.unwrap());
+    assert_eq!(store.proxies().await.unwrap(), [moved]);
+
+    let many: Vec<_> = (0..2_500).map(|i| row(&format!("p{i:04}"), i, "{}")).collect();
+    store.save_proxies(&many).await.unwrap();
+    assert_eq!(store.proxies().await.unwrap()[1..], many);
+}
+
+pub(crate) async fn rollouts_are_kept_by_id(place: &dyn Place) {
+    let store = place.open().await;
+    let row = |revision: u64, fleet: &str, state: &str| RolloutRow {
+        id: format!("{revision}-{fleet}"),
+        revision,
+        fleet: fleet.into(),
+        state: state.into(),
+    };
+    store.save_rollouts(&[]).await.unwrap();
+    store.save_rollouts(&[row(9, "a", "1"), row(10, "b", "1"), row(10, "a", "1")]).await.unwrap();
+    store.save_rollouts(&[row(10, "a", "2"), row(11, "a", "1")]).await.unwrap();
+    let all = [row(11, "a", "1"), row(10, "a", "2"), row(10, "b", "1"), row(9, "a", "1")];
+    assert_eq!(store.rollouts(10).await.unwrap(), all);
+    assert_eq!(store.rollouts(2).await.unwrap(), all[..2]);
+}
+
+pub(crate) async fn tokens_are_kept_by_name(place: &dyn Place) {
+    let store = place.open().await;
+    let token = |name: &str, role, byte| TokenRow {
+        name: name.into(),
+        role,
+        hash: [byte; 32],
+        created_at_us: 1_700_000_000_000_000,
+    };
+    let tokens = [
+        token("a", Role::Admin, 0),
+        token("e", Role::Editor, 0xff),
+        token("p", Role::Proxy, 7),
+        token("v", Role::Viewer, 8),
+    ];
+    for token in tokens.iter().rev() {
+        assert!(store.create_token(token).await.unwrap());
+    }
+    assert!(!store.create_token(&token("a", Role::Viewer, 9)).await.unwrap(), "the name is in use");
+    assert_eq!(store.tokens().await.unwrap(), tokens);
+    assert!(store.delete_token("e").await.unwrap());
+    assert!(!store.delete_token("e").await.unwrap());
+    assert_eq!(place.open().await.tokens().await.unwrap().len(), 3);
+}
+
+pub(crate) async fn the_audit_trail_has_commits_and_notes(place: &dyn Place) {
+    let store = place.open().await;
+    put(&*store, 0, &[("route/a", "1")]).await;
+    store.note("bob", "create token", "ci").await.unwrap();
+    put(&*store, 1, &[("route/a", "2")]).await;
+    let entries = store.audit(None, 10).await.unwrap();
+    let seen: Vec<_> = entries.iter().map(|e| (&*e.actor, &*e.action, &*e.detail, e.revision)).collect();
+    let commit = |revision| ("ann", "PUT /api/v1/routes/a", "why", Some(revision));
+    assert_eq!(seen, [commit(2), ("bob", "create token", "ci", None), commit(1)]);
+    assert!(entries[0].id > entries[1].id && entries[1].id > entries[2].id);
+    assert_eq!(entries[0].at_us, store.load().await.unwrap().committed_at_us);
+    assert_eq!(store.audit(None, 1).await.unwrap(), entries[..1]);
+    assert_eq!(store.audit(Some(entries[0].id), 10).await.unwrap(), entries[1..]);
+}
+
+pub(crate) async fn a_dropped_commit_is_there_wholly_or_not_at_all(place: &dyn Place) {
+    let store = place.open().await;
+    let mut finished = 0;
+    // Dropped at each place where it waits, from the first to none.
+    for polls in 1.. {
+        let base = store.head().await.unwrap().number;
+        let spec = format!("{polls}");
+        let new = revision(&[("route/a", Some(&spec)), ("route/b", Some(&spec)), ("route/c", Some(&spec))]);
+        if let Some(committed) = dropped_after(polls, store.commit(base, new)).await {
+            assert_eq!(committed.unwrap().number, base + 1);
+            finished += 1;
+            // The number of waits varies a little.
+            if finished == 10 {
+                break;
+            }
+        }
+        // Nothing is left behind that would hinder the next; what was dropped may yet come to pass before it.
+        loop {
+            let base = store.head().await.unwrap().number;
+            match store.commit(base, revision(&[("route/next", Some(&spec))])).await {
+                Ok(_) => break,
+                Err(StoreError::Stale) => {}
+                Err(error) => panic!("after a commit dropped at wait {polls}: {error:?}"),
+            }
+        }
+    }
+    let log = store.revisions_after(0, 1_000).await.unwrap();
+    for (revision, number) in log.iter().zip(1..) {
+        assert_eq!(revision.summary.number, number);
+        let keys: Vec<_> = revision.changes.iter().map(|change| change.key.to_string()).collect();
+        assert!(keys == ["route/next"] || keys == ["route/a", "route/b", "route/c"], "{keys:?}");
+    }
+    let loaded = store.load().await.unwrap();
+    assert_eq!(loaded.head.number, log.len() as u64);
+    assert_eq!(store.set_at(loaded.head.number).await.unwrap(), Some(loaded.resources));
+    let audited = store.audit(None, 1_000).await.unwrap();
+    assert_eq!(audited.len(), log.len());
+}
+
+pub(crate) async fn a_hundred_thousand_resources_are_one_commit(place: &dyn Place) {
+    const COUNT: usize = 100_000;
+    let store = place.open().await;
+    let all = |version: u32| {
+        let spec = format!("{{\"version\":{version},\"description\":\"{}\"}}", "x".repeat(250));
+        let changes = (0..COUNT)
+            .map(|i| NewChange {
+                key: format!("route/r{i:06}").parse().unwrap(),
+                spec: Some(spec.clone().into()),
+            })
+            .collect();
+        NewRevision { changes, ..revision(&[]) }
+    };
+    let mut times = Vec::new();
+    for base in 0..2 {
+        let new = all(base);
+        let start = Instant::now();
+        assert_eq!(store.commit(u64::from(base), new).await.unwrap().number, u64::from(base) + 1);
+        times.push(start.elapsed());
+    }
+    let start = Instant::now();
+    let loaded = store.load().await.unwrap();
+    times.push(start.elapsed());
+    assert_eq!((loaded.head.number, loaded.resources.len()), (2, COUNT));
+    assert!(loaded.resources.is_sorted_by(|a, b| a.key < b.key));
+
+    let start = Instant::now();
+    let first = store.set_at(1).await.unwrap().unwrap();
+    times.push(start.elapsed());
+    assert_eq!(first.len(), COUNT);
+    assert!(first.iter().all(|resource| resource.spec.starts_with(b"{\"version\":0,")));
+
+    // A page ends before it has too many changes, but is never empty.
+    put(&*store, 2, &[("route/one", "1")]).await;
+    let mut page_lengths = Vec::new();
+    let mut after = 0;
+    while after < 3 {
+        let page = store.revisions_after(after, 100).await.unwrap();
+        assert_eq!(page[0].summary.number, after + 1);
+        after += page.len() as u64;
+        page_lengths.push(page.len());
+    }
+    assert_eq!(page_lengths, [1, 1, 1]);
+    println!(
+        "created in {:?}, updated in {:?}, loaded in {:?}, set of the past in {:?}",
+        times[0], times[1], times[2], times[3]
+    );
+}
+
+/// A revision by ann of `KIND/NAME` and the specification, or none to delete it.
+pub(crate) fn revision(changes: &[(&str, Option<&str>)]) -> NewRevision {
+    let changes = changes
+        .iter()
+        .map(|(key, spec)| NewChange {
+            key: key.parse().unwrap(),
+            spec: spec.map(|spec| Bytes::copy_from_slice(spec.as_bytes())),
+        })
+        .collect();
+    NewRevision {
+        author: "ann".into(),
+        message: "why".into(),
+        action: "PUT /api/v1/routes/a".into(),
+        changes,
+    }
+}
+
+/// Commits, and gives the number.
+pub(crate) async fn put(store: &dyn Store, base: u64, resources: &[(&str, &str)]) -> u64 {
+    let changes: Vec<_> = resources.iter().map(|(key, spec)| (*key, Some(*spec))).collect();
+    store.commit(base, revision(&changes)).await.unwrap().number
+}
+
+/// All that a commit writes to, as text.
+async fn everything(store: &dyn Store) -> String {
+    let loaded = store.load().await.unwrap();
+    let log = store.revisions_after(0, 1_000).await.unwrap();
+    let audit = store.audit(None, 1_000).await.unwrap();
+    format!("{loaded:#?} {log:#?} {audit:#?}")
+}
+
+/// Polls a future so many times, then drops it.
+async fn dropped_after<T>(mut polls: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(move |context| {
+        polls -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if polls == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}

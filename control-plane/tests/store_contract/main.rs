@@ -1,0 +1,46 @@
+//! What every store must do, shown on SQLite and on a real PostgreSQL, and what only one of them can do.
+
+mod contract;
+mod places;
+mod postgres;
+mod sqlite;
+
+use places::{OnPostgres, OnSqlite};
+
+/// Makes a test on each kind of database of every check of the contract.
+macro_rules! on_both {
+    ($($check:ident,)*) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $check() {
+                crate::contract::$check(&crate::OnSqlite::new()).await;
+            })*
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $check() {
+                crate::contract::$check(&crate::OnPostgres::new()).await;
+            })*
+        }
+    };
+}
+
+on_both! {
+    a_new_store_is_empty,
+    what_was_written_is_there_when_it_is_opened_again,
+    a_new_epoch_keeps_the_number,
+    concurrent_commits_make_a_log_without_gaps,
+    a_stale_commit_writes_nothing,
+    a_failed_commit_writes_nothing_and_leaves_no_gap,
+    changes_hold_what_was_before_and_after,
+    the_time_of_creation_lasts_until_deletion,
+    a_set_of_the_past_is_what_the_log_adds_up_to,
+    specifications_come_back_byte_for_byte,
+    revisions_come_in_pages,
+    proxies_are_kept_by_id,
+    rollouts_are_kept_by_id,
+    tokens_are_kept_by_name,
+    the_audit_trail_has_commits_and_notes,
+    a_dropped_commit_is_there_wholly_or_not_at_all,
+    a_hundred_thousand_resources_are_one_commit,
+}

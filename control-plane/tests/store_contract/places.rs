@@ -1,0 +1,68 @@
+//! Databases for a test.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use async_trait::async_trait;
+use signalbox_control_plane::store::{self, Store};
+use signalbox_tests::Postgres;
+use tempfile::TempDir;
+
+/// An empty database, which can be opened more than once.
+#[async_trait]
+pub(crate) trait Place: Send + Sync {
+    fn url(&self) -> String;
+
+    /// Opens it, as one more control plane would.
+    async fn open(&self) -> Arc<dyn Store> {
+        store::open(&self.url()).await.unwrap()
+    }
+}
+
+/// A file.
+pub(crate) struct OnSqlite {
+    dir: TempDir,
+}
+
+impl OnSqlite {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+}
+
+impl Place for OnSqlite {
+    fn url(&self) -> String {
+        format!("sqlite://{}/store.db", self.dir.path().display())
+    }
+}
+
+/// A database of the server that the tests running at the time share.
+pub(crate) struct OnPostgres {
+    server: Arc<Postgres>,
+    url: String,
+    database: String,
+}
+
+impl OnPostgres {
+    pub(crate) fn new() -> Self {
+        static SERVER: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
+        static DATABASES: AtomicU32 = AtomicU32::new(0);
+        let mut shared = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = shared.upgrade().unwrap_or_else(|| Arc::new(Postgres::new().unwrap()));
+        *shared = Arc::downgrade(&server);
+        let database = format!("store{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+        let url = server.database(&database).unwrap();
+        Self { server, url, database }
+    }
+
+    /// Runs a statement in the database.
+    pub(crate) fn sql(&self, statement: &str) -> String {
+        self.server.sql_in(&self.database, statement).unwrap()
+    }
+}
+
+impl Place for OnPostgres {
+    fn url(&self) -> String {
+        self.url.clone()
+    }
+}
