@@ -1,8 +1,16 @@
 //! The harness of the system tests: it starts the real programs and a real database, watches them through their
 //! own interfaces, and ends them again, whatever becomes of the test.
 
+pub mod backend;
+pub mod client;
+pub mod control_plane;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 
+pub use backend::{Backend, Behaviour, Echo};
+pub use client::{Answer, Load, LoadReport, Protocol, eventually, get};
+pub use control_plane::{Api, ApiAnswer, ControlPlane, Metrics};
 pub use postgres::Postgres;
 pub use process::{Daemon, free_port};
+pub use proxy::Proxy;

@@ -147,7 +147,7 @@ impl Postgres {
         if self.durability == Durability::Process {
             command.args(["-c", "fsync=off"]);
         }
-        let mut server = Daemon::spawn("postgres", command, &self.dir.path().join("log"))?;
+        let mut server = Daemon::spawn("postgres", &command, &self.dir.path().join("log"))?;
         let mut ended = false;
         wait_until(DEADLINE, || {
             ended = !server.is_running();

@@ -26,9 +26,9 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts `command` as `name` in a process group of its own; what it prints is appended to the file `log`.
-    pub fn spawn(name: &str, command: Command, log: &Path) -> Result<Self> {
+    pub fn spawn(name: &str, command: &Command, log: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
-        let mut command = leashed(&command);
+        let mut command = leashed(command);
         command.process_group(0).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = spawn_on_lasting_thread(command).with_context(|| format!("cannot start {name}"))?;
         let pid = Pid::from_child(&child);
@@ -179,4 +179,15 @@ fn spawn_on_lasting_thread(mut command: Command) -> std::io::Result<Child> {
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+/// The program `name` of this workspace, as it was built beside the running test.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    // target/debug/deps/TEST, or target/debug/PROGRAM
+    let found = test.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());
+    found.with_context(|| {
+        let release = if cfg!(debug_assertions) { "" } else { " --release" };
+        format!("{name} is not built: run `cargo build --bins{release}` first, as `make test` does")
+    })
 }
