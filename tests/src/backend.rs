@@ -79,7 +79,12 @@ impl Backend {
 
     /// A backend that does this with every request.
     pub fn start(name: &str, behaviour: Behaviour) -> Result<Self> {
-        let socket = std::net::TcpListener::bind(("127.0.0.1", free_port()))?;
+        Self::at(name, behaviour, SocketAddr::from(([127, 0, 0, 1], free_port())))
+    }
+
+    /// A backend that does this with every request, at this address.
+    pub fn at(name: &str, behaviour: Behaviour, address: SocketAddr) -> Result<Self> {
+        let socket = std::net::TcpListener::bind(address).with_context(|| format!("{address} is taken"))?;
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
         let requests = Arc::new(AtomicU64::new(0));
