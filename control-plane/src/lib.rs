@@ -6,3 +6,4 @@ pub mod board;
 pub mod metrics;
 pub mod publish;
 pub mod store;
+pub mod xds;

@@ -331,7 +331,8 @@ impl State {
     }
 
     fn reported(&mut self, now_us: i64, report: ProxyReport) {
-        let Some(proxy) = self.proxies.get_mut(report.node_id.as_str()).filter(|proxy| proxy.stream.is_some())
+        let Some(proxy) =
+            self.proxies.get_mut(report.node_id.as_str()).filter(|proxy| proxy.stream.is_some())
         else {
             return;
         };
@@ -400,9 +401,8 @@ impl State {
 
     /// Takes for disconnected what other control planes have said nothing new of for `patience_us`.
     pub(super) fn expire(&mut self, now_us: i64, patience_us: i64) {
-        let silent = |proxy: &&Proxy| {
-            proxy.connected && proxy.stream.is_none() && now_us - proxy.row.1 > patience_us
-        };
+        let silent =
+            |proxy: &&Proxy| proxy.connected && proxy.stream.is_none() && now_us - proxy.row.1 > patience_us;
         let ids: Vec<_> = self.proxies.values().filter(silent).map(|proxy| proxy.node.id.clone()).collect();
         for id in ids {
             let Some(proxy) = self.proxies.get(&id) else { continue };
@@ -585,8 +585,11 @@ impl State {
 
     fn contribution(&self, proxy: &Proxy) -> Contribution {
         let served = self.served(proxy);
-        let rejected =
-            proxy.error.as_ref().map(|error| error.revision).filter(|revision| *revision > served || proxy.drifted);
+        let rejected = proxy
+            .error
+            .as_ref()
+            .map(|error| error.revision)
+            .filter(|revision| *revision > served || proxy.drifted);
         Contribution {
             fleet: proxy.node.fleet.clone(),
             connected: proxy.connected.then_some((served, rejected)),
@@ -703,7 +706,8 @@ impl State {
         if before >= after {
             return;
         }
-        for way in fleet.ways.range_mut((Bound::Excluded(before), Bound::Included(after))).map(|(_, way)| way) {
+        for way in fleet.ways.range_mut((Bound::Excluded(before), Bound::Included(after))).map(|(_, way)| way)
+        {
             if connected_at_us <= way.committed_at_us && way.counts.is_none() {
                 let took = acked_at_us.saturating_sub(way.committed_at_us).clamp(0, i64::from(u32::MAX));
                 way.samples.push(u32::try_from(took).unwrap_or(u32::MAX));

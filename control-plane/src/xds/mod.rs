@@ -1,0 +1,245 @@
+//! The gRPC server for proxies: delta ADS, and their reports.
+//!
+//! [`delta`] decides what a proxy is sent; [`stream`] moves it; [`set`] is what there is to send. Every proxy has a
+//! cursor and no queue: what it is sent is computed when its stream can be written, so a slow one skips revisions.
+
+pub mod delta;
+mod node;
+mod report;
+mod set;
+mod stream;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use signalbox_config::RevisionId;
+use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use signalbox_proto::signalbox::report::v1::report_service_server::{ReportService, ReportServiceServer};
+use signalbox_proto::signalbox::report::v1::{ProxyReport, ReportSummary};
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
+
+use crate::auth::Tokens;
+use crate::board::{Board, Event};
+use crate::metrics::Metrics;
+use crate::publish::Publisher;
+use crate::store::Role;
+use stream::Shared;
+
+/// The xDS server. That it has a [`Publisher`] means that this control plane has loaded the set: before, no proxy is
+/// listened to.
+pub struct Xds {
+    shared: Arc<Shared>,
+}
+
+/// TLS for the proxies' connections: PEM files.
+#[derive(Debug, Clone)]
+pub struct XdsTls {
+    /// The server's certificate chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Who may have signed the proxies' certificates; then they must present one.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Why the server is not started, or has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum XdsError {
+    /// A file of [`XdsTls`] cannot be read.
+    #[error("cannot read {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
+    /// TLS, or the listening socket.
+    #[error("the xDS server cannot run")]
+    Transport(#[source] tonic::transport::Error),
+}
+
+impl Xds {
+    /// A server of what `publisher` publishes.
+    pub fn new(
+        publisher: Arc<Publisher>,
+        board: Arc<Board>,
+        tokens: Arc<Tokens>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { shared: Arc::new(Shared::new(publisher, board, tokens, metrics)) }
+    }
+
+    /// How many streams are open.
+    pub fn open_streams(&self) -> Box<dyn Fn() -> usize + Send + Sync> {
+        let shared = self.shared.clone();
+        Box::new(move || shared.tasks.len())
+    }
+
+    /// Serves until `shutdown`; then closes all streams, so that the proxies go elsewhere.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        tls: Option<XdsTls>,
+        shutdown: CancellationToken,
+    ) -> Result<(), XdsError> {
+        let mut server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .max_concurrent_streams(STREAMS_PER_CONNECTION);
+        if let Some(tls) = tls {
+            server = server.tls_config(load_tls(&tls).await?).map_err(XdsError::Transport)?;
+        }
+        let shared = self.shared;
+        let discovery = AggregatedDiscoveryServiceServer::new(Discovery(shared.clone()))
+            .max_decoding_message_size(MAX_REQUEST);
+        let reports = ReportServiceServer::new(Reports(shared.clone())).max_decoding_message_size(MAX_REPORT);
+        let publishing = shared.tasks.spawn(follow_publisher(shared.clone()));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let served = server
+            .add_service(discovery)
+            .add_service(reports)
+            .serve_with_incoming_shutdown(incoming, async {
+                shutdown.cancelled().await;
+                shared.shutdown.cancel();
+            })
+            .await;
+        shared.shutdown.cancel();
+        shared.tasks.close();
+        shared.tasks.wait().await;
+        drop(publishing);
+        served.map_err(XdsError::Transport)
+    }
+}
+
+/// Has the board know every revision, in order.
+async fn follow_publisher(shared: Arc<Shared>) {
+    let mut revisions = shared.publisher.revisions();
+    let mut current = shared.publisher.subscribe();
+    let publish = |revision, committed_at_us| {
+        shared.board.fold(Event::Published { revision, committed_at_us });
+    };
+    loop {
+        let published = current.borrow_and_update().clone();
+        let epoch = &published.snapshot.id().epoch;
+        // Each revision on its own, as far as it was announced …
+        loop {
+            match revisions.try_recv() {
+                Ok(summary) => {
+                    let revision = RevisionId { epoch: epoch.clone(), number: summary.number };
+                    publish(revision, summary.committed_at_us);
+                }
+                Err(broadcast::error::TryRecvError::Lagged(_)) => {}
+                Err(_) => break,
+            }
+        }
+        // … and what was not: at the start, and after a new epoch.
+        publish(published.snapshot.id().clone(), published.snapshot.committed_at_us());
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            changed = current.changed() => if changed.is_err() {
+                return;
+            },
+        }
+        // The state changes before its revisions are announced.
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn load_tls(tls: &XdsTls) -> Result<ServerTlsConfig, XdsError> {
+    let certificate = read(&tls.certificate).await?;
+    let key = read(&tls.key).await?;
+    let mut config =
+        ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)).timeout(HANDSHAKE_TIMEOUT);
+    if let Some(client_ca) = &tls.client_ca {
+        config = config.client_ca_root(Certificate::from_pem(read(client_ca).await?));
+    }
+    Ok(config)
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, XdsError> {
+    tokio::fs::read(path).await.map_err(|error| XdsError::File { path: path.to_owned(), error })
+}
+
+struct Discovery(Arc<Shared>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Discovery {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let token = authorize(&request, &self.0.tokens)?;
+        if self.0.tasks.len() >= MAX_STREAMS {
+            return Err(Status::resource_exhausted("this control plane has all the streams it can take"));
+        }
+        let address = request.remote_addr();
+        // One in the channel, one in the transport's hands: more would be computed before it can be written.
+        let (outbound, responses) = mpsc::channel(1);
+        let span = tracing::info_span!("xds", peer = address.map(tracing::field::display));
+        let stream = stream::serve(self.0.clone(), request.into_inner(), outbound, address, token);
+        self.0.tasks.spawn(stream.instrument(span));
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+struct Reports(Arc<Shared>);
+
+#[tonic::async_trait]
+impl ReportService for Reports {
+    async fn report(
+        &self,
+        request: Request<Streaming<ProxyReport>>,
+    ) -> Result<Response<ReportSummary>, Status> {
+        authorize(&request, &self.0.tokens)?;
+        report::serve(&self.0, request.into_inner()).await?;
+        Ok(Response::new(ReportSummary {}))
+    }
+}
+
+/// The token that the call presents, if it may be here.
+fn authorize<T>(request: &Request<T>, tokens: &Tokens) -> Result<Arc<str>, Status> {
+    let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+    let Some(text) = header.and_then(|header| header.strip_prefix("Bearer ")) else {
+        return Err(Status::unauthenticated("a token is needed: authorization: Bearer TOKEN"));
+    };
+    if may_stream(tokens, text) {
+        Ok(text.into())
+    } else {
+        Err(Status::unauthenticated("the token is not known, or its role is neither proxy nor admin"))
+    }
+}
+
+/// Whether whoever presents `token` may get the configuration.
+fn may_stream(tokens: &Tokens, token: &str) -> bool {
+    tokens.authenticate(token).is_some_and(|principal| matches!(principal.role, Role::Proxy | Role::Admin))
+}
+
+/// A proxy that is gone without a word is noticed after twice this.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A proxy needs two: its stream and its reports.
+const STREAMS_PER_CONNECTION: u32 = 16;
+
+/// Streams to one control plane.
+const MAX_STREAMS: usize = 20_000;
+
+/// A request has names and versions, and no resources. A client that lists more than this is to present a marker.
+const MAX_REQUEST: usize = 4 << 20;
+
+const MAX_REPORT: usize = 64 << 10;

@@ -1,0 +1,103 @@
+//! Who opens a stream: the `Node` of the first request, checked.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use signalbox_config::Name;
+use signalbox_proto::envoy::config::core::v3::Node as WireNode;
+
+use crate::board::Node;
+
+/// The proxy that `node` is, or why it cannot be one.
+pub(super) fn parse(node: WireNode, address: Option<SocketAddr>) -> Result<Node, String> {
+    if !is_id(&node.id) {
+        return Err(format!(
+            "node.id must have 1 to {MAX_ID} letters, digits, '.', '_', ':', '@' and '-'; it is {:?}",
+            node.id.chars().take(MAX_ID).collect::<String>()
+        ));
+    }
+    let fleet = if node.cluster.is_empty() { "default" } else { &node.cluster };
+    let fleet: Name = fleet.parse().map_err(|message| format!("node.cluster, the fleet: {message}"))?;
+    let mut labels = BTreeMap::new();
+    for (key, value) in node.metadata.unwrap_or_default().fields {
+        // Other xDS clients have metadata of other shapes, which are no labels.
+        if let Some(prost_types::value::Kind::StringValue(value)) = value.kind {
+            if key.is_empty() || key.len() > MAX_LABEL_KEY || value.len() > MAX_LABEL_VALUE {
+                return Err(format!(
+                    "node.metadata: a label has a key of 1 to {MAX_LABEL_KEY} bytes and a value of at most {MAX_LABEL_VALUE}"
+                ));
+            }
+            labels.insert(key, value);
+        }
+    }
+    if labels.len() > MAX_LABELS {
+        return Err(format!("node.metadata: at most {MAX_LABELS} labels"));
+    }
+    Ok(Node {
+        id: node.id.into(),
+        fleet: fleet.as_str().into(),
+        labels,
+        version: node.user_agent_version.chars().take(MAX_VERSION).collect(),
+        address: address.map(|address| address.to_string()).unwrap_or_default(),
+    })
+}
+
+/// Whether `id` can be a node's: it stands in paths and logs.
+pub(super) fn is_id(id: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:@-".contains(&byte);
+    (1..=MAX_ID).contains(&id.len()) && id.bytes().all(allowed)
+}
+
+const MAX_ID: usize = 128;
+const MAX_LABELS: usize = 64;
+const MAX_LABEL_KEY: usize = 128;
+const MAX_LABEL_VALUE: usize = 256;
+const MAX_VERSION: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: &str, fleet: &str) -> WireNode {
+        WireNode { id: id.to_owned(), cluster: fleet.to_owned(), ..WireNode::default() }
+    }
+
+    #[test]
+    fn a_node_without_a_fleet_is_of_the_default_one() {
+        assert_eq!(&*parse(node("p1", ""), None).unwrap().fleet, "default");
+        assert_eq!(&*parse(node("p1", "edge"), None).unwrap().fleet, "edge");
+    }
+
+    #[test]
+    fn what_cannot_stand_in_a_path_is_no_id() {
+        for id in ["", "a/b", "a b", "ä", &"x".repeat(129)] {
+            assert!(parse(node(id, ""), None).unwrap_err().contains("node.id"), "{id}");
+        }
+        assert!(parse(node("0198-a.b:c@d_e", ""), None).is_ok());
+        assert!(parse(node("p1", "No Fleet"), None).unwrap_err().contains("fleet"));
+    }
+
+    #[test]
+    fn labels_are_bounded_and_other_metadata_is_no_label() {
+        let value = |kind| prost_types::Value { kind: Some(kind) };
+        let text = |text: &str| value(prost_types::value::Kind::StringValue(text.to_owned()));
+        let mut with = node("p1", "");
+        let fields = [
+            ("zone".to_owned(), text("a")),
+            ("weight".to_owned(), value(prost_types::value::Kind::NumberValue(1.0))),
+        ];
+        with.metadata = Some(prost_types::Struct { fields: fields.into() });
+        let labels = parse(with, None).unwrap().labels;
+        assert_eq!(labels, [("zone".to_owned(), "a".to_owned())].into());
+
+        let mut long = node("p1", "");
+        let fields = [("zone".to_owned(), text(&"x".repeat(257)))];
+        long.metadata = Some(prost_types::Struct { fields: fields.into() });
+        assert!(parse(long, None).is_err());
+
+        let mut many = node("p1", "");
+        let fields = (0..65).map(|index| (format!("l{index}"), text("x"))).collect();
+        many.metadata = Some(prost_types::Struct { fields });
+        assert!(parse(many, None).is_err());
+    }
+}

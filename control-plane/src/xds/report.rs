@@ -1,0 +1,31 @@
+//! What proxies say of themselves.
+
+use std::time::Duration;
+
+use signalbox_proto::signalbox::report::v1::ProxyReport;
+use tonic::{Status, Streaming};
+
+use super::node;
+use super::stream::Shared;
+use crate::board::Event;
+
+/// Takes in the reports of one proxy until it ends the stream, or is silent for too long.
+pub(super) async fn serve(shared: &Shared, mut reports: Streaming<ProxyReport>) -> Result<(), Status> {
+    loop {
+        let next = tokio::select! {
+            () = shared.shutdown.cancelled() => return Err(Status::unavailable("this control plane shuts down")),
+            next = tokio::time::timeout(SILENCE, reports.message()) => next,
+        };
+        let next = next.map_err(|_| Status::deadline_exceeded("no report came for a minute"))?;
+        let Some(report) = next? else { return Ok(()) };
+        if !node::is_id(&report.node_id) || report.listeners.len() > MAX_LISTENERS {
+            return Err(Status::invalid_argument("not a report of a proxy"));
+        }
+        shared.board.fold(Event::Reported(Box::new(report)));
+    }
+}
+
+/// Thirty intervals between reports.
+const SILENCE: Duration = Duration::from_secs(60);
+
+const MAX_LISTENERS: usize = 1000;
