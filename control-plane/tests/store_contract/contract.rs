@@ -446,6 +446,32 @@ pub(crate) async fn a_hundred_thousand_resources_are_one_commit(place: &dyn Plac
     );
 }
 
+/// Prints the time of commits of one change: to a new store, and to one that has just got 100,000 resources.
+pub(crate) async fn the_latency_of_a_commit(place: &dyn Place) {
+    let store = place.open().await;
+    let median = async |of: &str| {
+        let mut base = store.head().await.unwrap().number;
+        let mut times = Vec::new();
+        for i in 0..200 {
+            let spec = format!("{{\"description\":\"{}{i}\"}}", "x".repeat(250));
+            let start = Instant::now();
+            base = put(&*store, base, &[("route/r000500", &spec)]).await;
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        println!("{of}: median {:?}, 99th percentile {:?}", times[100], times[198]);
+    };
+    median("a new store").await;
+    let changes = (0..100_000)
+        .map(|i| NewChange {
+            key: format!("route/r{i:06}").parse().unwrap(),
+            spec: Some("x".repeat(280).into()),
+        })
+        .collect();
+    store.commit(200, NewRevision { changes, ..revision(&[]) }).await.unwrap();
+    median("100,000 resources").await;
+}
+
 /// A revision by ann of `KIND/NAME` and the specification, or none to delete it.
 pub(crate) fn revision(changes: &[(&str, Option<&str>)]) -> NewRevision {
     let changes = changes

@@ -1,5 +1,8 @@
 //! What every store must do, shown on SQLite and on a real PostgreSQL, and what only one of them can do.
 
+// What the checks call is test code as well, which the linter cannot see.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod contract;
 mod places;
 mod postgres;
@@ -43,4 +46,13 @@ on_both! {
     the_audit_trail_has_commits_and_notes,
     a_dropped_commit_is_there_wholly_or_not_at_all,
     a_hundred_thousand_resources_are_one_commit,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn commit_latency() {
+    println!("SQLite");
+    contract::the_latency_of_a_commit(&OnSqlite::new()).await;
+    println!("PostgreSQL");
+    contract::the_latency_of_a_commit(&OnPostgres::durable()).await;
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use async_trait::async_trait;
 use signalbox_control_plane::store::{self, Store};
 use signalbox_tests::Postgres;
+use signalbox_tests::postgres::Durability;
 use tempfile::TempDir;
 
 /// An empty database, which can be opened more than once.
@@ -46,10 +47,19 @@ pub(crate) struct OnPostgres {
 impl OnPostgres {
     pub(crate) fn new() -> Self {
         static SERVER: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
-        static DATABASES: AtomicU32 = AtomicU32::new(0);
         let mut shared = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
         let server = shared.upgrade().unwrap_or_else(|| Arc::new(Postgres::new().unwrap()));
         *shared = Arc::downgrade(&server);
+        Self::on(server)
+    }
+
+    /// On a server of its own that waits for the disk.
+    pub(crate) fn durable() -> Self {
+        Self::on(Arc::new(Postgres::with(Durability::Machine).unwrap()))
+    }
+
+    fn on(server: Arc<Postgres>) -> Self {
+        static DATABASES: AtomicU32 = AtomicU32::new(0);
         let database = format!("store{}", DATABASES.fetch_add(1, Ordering::Relaxed));
         let url = server.database(&database).unwrap();
         Self { server, url, database }

@@ -1,1 +1,170 @@
-//! What only SQLite can do.
+//! What SQLite does beyond the contract: files.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use signalbox_control_plane::store::{self, StoreError};
+
+use crate::contract::put;
+use crate::places::{OnSqlite, Place};
+
+#[tokio::test]
+async fn the_directory_of_the_file_is_made_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let new = dir.path().join("a/b");
+    open(&new.join("store.db")).await.unwrap();
+    assert!(new.join("store.db").is_file());
+    assert_eq!(new.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_relative_path_starts_at_the_working_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.db");
+    let up: PathBuf = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect();
+    let relative = up.join(file.strip_prefix("/").unwrap());
+    assert!(relative.is_relative());
+    open(&relative).await.unwrap();
+    assert!(file.is_file());
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("notes.txt");
+    std::fs::write(&file, "not a database at all, but long enough to be looked at as one. ".repeat(20))
+        .unwrap();
+    let before = std::fs::read(&file).unwrap();
+    assert_broken(open(&file).await, "notes.txt is not a SQLite database");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+}
+
+#[tokio::test]
+async fn another_programs_database_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("other.db");
+    sql(&file, "CREATE TABLE theirs (x)").await;
+    let before = std::fs::read(&file).unwrap();
+    assert_broken(open(&file).await, "other.db is a SQLite database of another program");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.db");
+    open(&file).await.unwrap();
+    sql(&file, "PRAGMA user_version = 99").await;
+    assert_broken(open(&file).await, "has schema version 99, made by a newer Signalbox; this one knows 1");
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_made_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    assert_broken(open(&dir.path().join("file/data/store.db")).await, "file/data cannot be made");
+}
+
+#[tokio::test]
+async fn a_url_without_a_file_is_refused() {
+    for url in ["sqlite::memory:", "sqlite://", "sqlite://x.db?mode=memory"] {
+        assert_broken(store::open(url).await, "its URL names no file");
+    }
+    assert_broken(store::open("mysql://localhost/x").await, "neither sqlite:// nor postgres://");
+}
+
+#[tokio::test]
+async fn a_lock_that_another_process_keeps_is_unavailable() {
+    let place = OnSqlite::new();
+    let store = place.open().await;
+    put(&*store, 0, &[("route/a", "1")]).await;
+
+    let mut other = connect(&place.file()).await;
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let error = store.note("ann", "x", "").await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    // Reading goes on meanwhile.
+    assert_eq!(store.head().await.unwrap().number, 1);
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+    assert_eq!(put(&*store, 1, &[("route/a", "2")]).await, 2);
+}
+
+/// This test program runs itself as the writer, and kills it.
+#[tokio::test]
+async fn a_killed_writer_leaves_every_commit_that_it_was_told_of() {
+    let place = OnSqlite::new();
+    if let Ok(url) = std::env::var(WRITE_TO) {
+        let store = store::open(&url).await.unwrap();
+        for base in store.head().await.unwrap().number.. {
+            let spec = format!("{base}");
+            let number = put(&*store, base, &[("route/a", &spec), ("route/b", &spec)]).await;
+            println!("{TOLD}{number}");
+        }
+    }
+    let mut told = 0;
+    for _ in 0..5 {
+        let mut writer = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "sqlite::a_killed_writer_leaves_every_commit_that_it_was_told_of",
+                "--nocapture",
+            ])
+            .env(WRITE_TO, place.url())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = std::io::BufReader::new(writer.stdout.take().unwrap());
+        let enough = told + fastrand::u64(1..40);
+        for line in std::io::BufRead::lines(output) {
+            let line = line.unwrap();
+            let Some((_, number)) = line.split_once(TOLD) else { continue };
+            told = number.parse().unwrap();
+            if told == enough {
+                writer.kill().unwrap();
+            }
+        }
+        assert!(!writer.wait().unwrap().success());
+        assert!(told >= enough, "it was to be killed, and did not end by itself");
+
+        let store = place.open().await;
+        let head = store.head().await.unwrap().number;
+        assert!(head == told || head == told + 1, "told of {told}, the head is {head}");
+        let log = store.revisions_after(0, 1_000).await.unwrap();
+        assert!(log.iter().map(|revision| revision.summary.number).eq(1..=head));
+        assert!(log.iter().all(|revision| revision.changes.len() == 2));
+        assert_eq!(store.load().await.unwrap().resources, store.set_at(head).await.unwrap().unwrap());
+    }
+}
+
+const WRITE_TO: &str = "SIGNALBOX_TEST_WRITE_TO";
+const TOLD: &str = "told of ";
+
+impl OnSqlite {
+    fn file(&self) -> PathBuf {
+        self.url().trim_start_matches("sqlite://").into()
+    }
+}
+
+async fn open(file: &Path) -> Result<std::sync::Arc<dyn store::Store>, StoreError> {
+    store::open(&format!("sqlite://{}", file.display())).await
+}
+
+async fn connect(file: &Path) -> sqlx::SqliteConnection {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file).create_if_missing(true);
+    sqlx::ConnectOptions::connect(&options).await.unwrap()
+}
+
+async fn sql(file: &Path, statement: &'static str) {
+    let mut connection = connect(file).await;
+    sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+    sqlx::Connection::close(connection).await.unwrap();
+}
+
+fn assert_broken<T>(result: Result<T, StoreError>, expected: &str) {
+    match result {
+        Err(StoreError::Broken(message)) => assert!(message.contains(expected), "{message:?}"),
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("it was opened"),
+    }
+}
