@@ -1,31 +1,541 @@
+//! Lets pages of other origins call an API from the browser, as the Fetch standard has it (cross-origin resource
+//! sharing).
+//!
+//! A preflight request (`OPTIONS` with `Origin` and `Access-Control-Request-Method`) is answered here with `204`, before
+//! any authentication, and does not reach the upstream. Its answer allows `methods` and `headers`; without `headers`,
+//! those are allowed that the browser asks for. All other requests go on, and their answers carry the headers by which
+//! the browser lets the page see them, errors that the proxy makes included.
+//!
+//! `origins` are exact (`https://app.example.com`), have a wildcard for subdomains or for the port
+//! (`https://*.example.com`, `http://localhost:*`), are regular expressions behind a `~` (`~https://(a|b)\.example\.com`)
+//! that must match the whole origin, or are `*` for any. A request of another origin is not refused, for it is the browser
+//! that guards the page: its answer lacks the headers. `*` together with `credentials` would let any page act in its
+//! visitors' names, and is refused.
+//!
+//! Answers that depend on the origin carry `Vary: Origin`, whatever the origin was, so that no cache gives one page
+//! another's answer. CORS headers of the upstream are taken out: there is one policy, this one.
+
+use foldhash::{HashSet, HashSetExt as _};
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use regex::Regex;
 use schemars::JsonSchema;
-use serde::Deserialize;
-use signalbox_config::{Errors, FieldError};
+use serde::{Deserialize, Serialize};
+use signalbox_config::{Errors, FieldError, HumanDuration};
 
 use crate::context::Context;
-use crate::plugin::{Phase, Plugin};
+use crate::plugin::{Flow, Phase, Plugin, PluginRequest, PluginResponse, Reply};
 use crate::registry::Definition;
 
-/// Configuration.
-#[derive(Debug, Deserialize, JsonSchema)]
+/// Which pages may call, and what they may send and see.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Config {}
+#[schemars(title = "CORS", example = serde_json::json!({}), example = serde_json::json!({
+    "origins": ["https://app.example.com", "https://*.example.org"], "credentials": true, "max_age": "10m",
+}))]
+pub(crate) struct Config {
+    /// The origins that may call: exact, with a wildcard (`https://*.example.com`, `http://localhost:*`), a regular
+    /// expression behind a `~`, or `*` for any.
+    #[serde(default = "default_origins")]
+    #[schemars(title = "Origins", length(min = 1))]
+    origins: Vec<String>,
+    /// The methods that pages may use.
+    #[serde(default = "default_methods")]
+    #[schemars(title = "Methods", length(min = 1))]
+    methods: Vec<String>,
+    /// The request headers that pages may set; absent: all that they ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(title = "Request headers")]
+    headers: Option<Vec<String>>,
+    /// The response headers that pages may see, beside those that they always may.
+    #[serde(default)]
+    #[schemars(title = "Exposed headers")]
+    exposed_headers: Vec<String>,
+    /// Whether requests may carry cookies and the like. Not together with the origin `*`.
+    #[serde(default)]
+    #[schemars(title = "Credentials")]
+    credentials: bool,
+    /// How long browsers may keep the answer to a preflight request, in whole seconds; absent: as long as they do by
+    /// themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(title = "Max age")]
+    max_age: Option<HumanDuration>,
+    /// Whether pages of public sites may call into a private network.
+    #[serde(default)]
+    #[schemars(title = "Private network")]
+    private_network: bool,
+}
 
-/// Plugin.
-pub struct Cors;
+/// Lets pages of other origins call an API from the browser.
+pub(crate) struct Cors {
+    origins: Origins,
+    methods: HeaderValue,
+    headers: Option<HeaderValue>,
+    exposed_headers: Option<HeaderValue>,
+    credentials: bool,
+    max_age: Option<HeaderValue>,
+    private_network: bool,
+}
 
-impl Plugin for Cors {}
+impl Plugin for Cors {
+    fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
+        let headers = &request.head.headers;
+        let exchange = &mut *request.exchange;
+        let asked_method = headers.get(ACCESS_CONTROL_REQUEST_METHOD);
+        let is_preflight =
+            request.head.method == Method::OPTIONS && headers.contains_key(ORIGIN) && asked_method.is_some();
+        let allowed = match (&self.origins, headers.get(ORIGIN)) {
+            // Said to everybody, pages or not, so that one cached answer serves all.
+            (Origins::Any, _) => Some(ANY),
+            (Origins::Some(origins), Some(origin)) if origins.contain(origin) => Some(origin.clone()),
+            (Origins::Some(_), _) => None,
+        };
+        if is_preflight {
+            exchange.append_response_header(VARY, VARY_OF_PREFLIGHT);
+        } else if let Origins::Some(_) = self.origins {
+            exchange.append_response_header(VARY, VARY_OF_ANSWER);
+        }
+        if let Some(origin) = allowed {
+            exchange.set_response_header(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            if self.credentials {
+                exchange.set_response_header(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
+            }
+            match (is_preflight, &self.exposed_headers) {
+                (true, _) => {
+                    for (name, value) in self.preflight_headers(headers) {
+                        exchange.set_response_header(name, value);
+                    }
+                }
+                (false, Some(exposed)) => {
+                    exchange.set_response_header(ACCESS_CONTROL_EXPOSE_HEADERS, exposed.clone());
+                }
+                (false, None) => {}
+            }
+        }
+        if is_preflight { Reply::Response(no_content()).into() } else { Flow::Continue }
+    }
+
+    fn wants_response(&self) -> bool {
+        true
+    }
+
+    fn on_response(&self, response: &mut PluginResponse<'_>) {
+        for name in &OF_UPSTREAM {
+            response.head.headers.remove(name);
+        }
+    }
+}
 
 impl Definition for Cors {
     const NAME: &'static str = "cors";
-    const DESCRIPTION: &'static str = "";
+    const DESCRIPTION: &'static str = "Lets pages of other origins call an API from the browser.";
     const ORDER: i32 = 2000;
-    const PHASES: &'static [Phase] = &[Phase::RequestHeaders];
+    const PHASES: &'static [Phase] = &[Phase::RequestHeaders, Phase::ResponseHeaders];
     type Config = Config;
 
-    fn check(_: &Config, _: &mut Errors) {}
+    fn check(config: &Config, errors: &mut Errors) {
+        parse(config, errors);
+    }
 
-    fn build(_: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
-        Ok(Self)
+    fn build(config: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
+        let mut errors = Errors::default();
+        let built = parse(&config, &mut errors);
+        errors.finish(built)
+    }
+}
+
+impl Cors {
+    /// What an answer to a preflight request allows beyond the origin.
+    fn preflight_headers(&self, asked: &HeaderMap) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let headers = self.headers.as_ref().or_else(|| asked.get(ACCESS_CONTROL_REQUEST_HEADERS));
+        let private = self.private_network && asked.get(REQUEST_PRIVATE_NETWORK).is_some_and(|v| v == TRUE);
+        [
+            Some((ACCESS_CONTROL_ALLOW_METHODS, self.methods.clone())),
+            headers.map(|headers| (ACCESS_CONTROL_ALLOW_HEADERS, headers.clone())),
+            self.max_age.as_ref().map(|max_age| (ACCESS_CONTROL_MAX_AGE, max_age.clone())),
+            private.then_some((ALLOW_PRIVATE_NETWORK, TRUE)),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+const ANY: HeaderValue = HeaderValue::from_static("*");
+const TRUE: HeaderValue = HeaderValue::from_static("true");
+const VARY_OF_ANSWER: HeaderValue = HeaderValue::from_static("Origin");
+const VARY_OF_PREFLIGHT: HeaderValue = HeaderValue::from_static(
+    "Origin, Access-Control-Request-Method, Access-Control-Request-Headers, \
+     Access-Control-Request-Private-Network",
+);
+const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
+const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
+
+/// What an upstream may have said of its own.
+static OF_UPSTREAM: [HeaderName; 7] = [
+    ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    ACCESS_CONTROL_EXPOSE_HEADERS,
+    ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_HEADERS,
+    ACCESS_CONTROL_MAX_AGE,
+    ALLOW_PRIVATE_NETWORK,
+];
+
+/// Who may call.
+enum Origins {
+    Any,
+    Some(OriginSet),
+}
+
+#[derive(Default)]
+struct OriginSet {
+    exact: HashSet<Box<[u8]>>,
+    wildcards: Vec<Wildcard>,
+    patterns: Vec<Regex>,
+}
+
+/// `https://` `*` `.example.com`: what stands before and behind the wildcard.
+struct Wildcard {
+    before: Box<[u8]>,
+    behind: Box<[u8]>,
+}
+
+impl OriginSet {
+    fn contain(&self, origin: &HeaderValue) -> bool {
+        let origin = origin.as_bytes();
+        self.exact.contains(origin)
+            || self.wildcards.iter().any(|wildcard| wildcard.matches(origin))
+            || std::str::from_utf8(origin)
+                .is_ok_and(|origin| self.patterns.iter().any(|pattern| pattern.is_match(origin)))
+    }
+}
+
+impl Wildcard {
+    fn matches(&self, origin: &[u8]) -> bool {
+        let middle =
+            origin.strip_prefix(&*self.before).and_then(|rest| rest.strip_suffix(&*self.behind)).unwrap_or_default();
+        // Part of a host's name or a port, but never both, nor what would end the host.
+        let fits = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        !middle.is_empty() && middle.iter().all(fits)
+    }
+}
+
+fn parse(config: &Config, errors: &mut Errors) -> Option<Cors> {
+    let origins = parse_origins(config, errors);
+    if config.methods.is_empty() {
+        errors.push("methods", "must have at least one method");
+    }
+    for (index, method) in config.methods.iter().enumerate() {
+        if method.parse::<Method>().is_err() {
+            errors.push(format_args!("methods[{index}]"), format_args!("{method:?} is not a method"));
+        } else if method == "*" && config.credentials {
+            errors.push(format_args!("methods[{index}]"), "\"*\" means nothing to browsers with credentials");
+        }
+    }
+    let mut header_names = |field: &str, names: &[String]| {
+        for (index, name) in names.iter().enumerate() {
+            if name.parse::<HeaderName>().is_err() {
+                errors.push(format_args!("{field}[{index}]"), format_args!("{name:?} is not the name of a header"));
+            } else if name == "*" && config.credentials {
+                errors.push(format_args!("{field}[{index}]"), "\"*\" means nothing to browsers with credentials");
+            }
+        }
+    };
+    header_names("headers", config.headers.as_deref().unwrap_or_default());
+    header_names("exposed_headers", &config.exposed_headers);
+    let list = |texts: &[String]| HeaderValue::from_str(&texts.join(", ")).ok();
+    Some(Cors {
+        origins,
+        methods: list(&config.methods)?,
+        headers: config.headers.as_deref().and_then(list),
+        exposed_headers: Some(&*config.exposed_headers).filter(|names| !names.is_empty()).and_then(list),
+        credentials: config.credentials,
+        max_age: config.max_age.map(|max_age| HeaderValue::from(max_age.0.as_secs())),
+        private_network: config.private_network,
+    })
+}
+
+fn parse_origins(config: &Config, errors: &mut Errors) -> Origins {
+    if config.origins.is_empty() {
+        errors.push("origins", "must have at least one origin");
+    }
+    let mut any = false;
+    let mut set = OriginSet { exact: HashSet::new(), ..OriginSet::default() };
+    for (index, origin) in config.origins.iter().enumerate() {
+        let field = format!("origins[{index}]");
+        if origin == "*" {
+            any = true;
+            if config.credentials {
+                errors.push(field, "\"*\" together with credentials would let any page act in its visitors' names");
+            }
+        } else if let Some(pattern) = origin.strip_prefix('~') {
+            match Regex::new(&format!("^(?:{pattern})$")) {
+                Ok(pattern) => set.patterns.push(pattern),
+                Err(error) => errors.push(field, format_args!("is not a regular expression: {error}")),
+            }
+        } else {
+            let origin = origin.to_ascii_lowercase();
+            if !is_origin(&origin) {
+                errors.push(
+                    field,
+                    "must be SCHEME://HOST or SCHEME://HOST:PORT, with nothing behind it; a wildcard stands for \
+                     subdomains (https://*.example.com) or for the port (http://localhost:*)",
+                );
+            } else if let Some((before, behind)) = origin.split_once('*') {
+                set.wildcards.push(Wildcard { before: before.as_bytes().into(), behind: behind.as_bytes().into() });
+            } else {
+                set.exact.insert(origin.into_bytes().into());
+            }
+        }
+    }
+    if any { Origins::Any } else { Origins::Some(set) }
+}
+
+/// Whether it is an origin as browsers write it, or one with a wildcard where that is safe.
+fn is_origin(origin: &str) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let (host, wildcards) = match host.strip_prefix("*.") {
+        Some(parent) => (parent, 1 + usize::from(port == Some("*"))),
+        None => (host, usize::from(port == Some("*"))),
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let is_ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|address| {
+        address.parse::<std::net::Ipv6Addr>().is_ok()
+    });
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
+        && !host.is_empty()
+        && (is_ipv6 || host.bytes().all(is_name))
+        && port.is_none_or(|port| port == "*" || port.parse::<u16>().is_ok())
+        && wildcards <= 1
+}
+
+fn no_content() -> http::Response<bytes::Bytes> {
+    let mut response = http::Response::new(bytes::Bytes::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+fn default_origins() -> Vec<String> {
+    vec!["*".to_owned()]
+}
+
+fn default_methods() -> Vec<String> {
+    ["GET", "HEAD", "PUT", "PATCH", "POST", "DELETE", "OPTIONS"].map(str::to_owned).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use signalbox_config::Name;
+
+    use super::*;
+    use crate::testing::{Client, build, name, refused};
+
+    fn preflight(origin: &str) -> Client {
+        Client::new("OPTIONS", "/").header("origin", origin).header("access-control-request-method", "PUT")
+    }
+
+    /// What a preflight request is answered: 204 and these headers.
+    fn preflight_answer(config: Value, mut client: Client) -> HeaderMap {
+        let answer = client.meets(&*build("cors", config)).expect("an answer");
+        assert_eq!((answer.status, answer.detail.as_str()), (204, ""));
+        assert!(answer.headers.is_empty());
+        client.answer_headers(&[])
+    }
+
+    /// What is put on the answer to a request that goes on.
+    fn simple_answer(config: Value, mut client: Client) -> HeaderMap {
+        assert!(client.meets(&*build("cors", config)).is_none());
+        client.answer_headers(&[])
+    }
+
+    fn texts(headers: &HeaderMap) -> Vec<String> {
+        let mut lines: Vec<_> =
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn a_preflight_request_is_answered_here() {
+        let config = json!({
+            "origins": ["https://a.example"], "methods": ["GET", "PUT"], "headers": ["X-A", "X-B"],
+            "exposed_headers": ["X-C"], "credentials": true, "max_age": "10m", "private_network": true,
+        });
+        let client = preflight("https://a.example")
+            .header("access-control-request-headers", "x-z")
+            .header("access-control-request-private-network", "true");
+        assert_eq!(
+            texts(&preflight_answer(config, client)),
+            [
+                "access-control-allow-credentials: true",
+                "access-control-allow-headers: X-A, X-B",
+                "access-control-allow-methods: GET, PUT",
+                "access-control-allow-origin: https://a.example",
+                "access-control-allow-private-network: true",
+                "access-control-max-age: 600",
+                "vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers, \
+                 Access-Control-Request-Private-Network",
+            ]
+        );
+    }
+
+    #[test]
+    fn by_default_any_origin_may_send_any_header() {
+        let client = preflight("https://a.example").header("access-control-request-headers", "x-z, x-y");
+        let headers = preflight_answer(json!({}), client);
+        assert_eq!(headers["access-control-allow-origin"], "*");
+        assert_eq!(headers["access-control-allow-headers"], "x-z, x-y");
+        assert_eq!(headers["access-control-allow-methods"], "GET, HEAD, PUT, PATCH, POST, DELETE, OPTIONS");
+        assert!(!headers.contains_key("access-control-max-age"));
+        assert!(!headers.contains_key("access-control-allow-private-network"));
+        let headers = preflight_answer(json!({"headers": []}), preflight("https://a.example"));
+        assert_eq!(headers["access-control-allow-headers"], "");
+    }
+
+    #[test]
+    fn a_preflight_request_of_a_stranger_allows_nothing() {
+        let headers = preflight_answer(json!({"origins": ["https://a.example"]}), preflight("https://b.example"));
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["vary"]);
+    }
+
+    #[test]
+    fn options_that_is_no_preflight_goes_on() {
+        for client in [
+            Client::new("OPTIONS", "/").header("origin", "https://a.example"),
+            Client::new("OPTIONS", "/").header("access-control-request-method", "PUT"),
+            Client::new("PUT", "/").header("origin", "https://a.example").header("access-control-request-method", "PUT"),
+        ] {
+            simple_answer(json!({}), client);
+        }
+    }
+
+    #[test]
+    fn answers_to_simple_requests_carry_what_the_origin_may() {
+        let config = || json!({"origins": ["https://a.example"], "exposed_headers": ["X-C", "X-D"], "credentials": true});
+        let get = || Client::new("GET", "/");
+        assert_eq!(
+            texts(&simple_answer(config(), get().header("origin", "https://a.example"))),
+            [
+                "access-control-allow-credentials: true",
+                "access-control-allow-origin: https://a.example",
+                "access-control-expose-headers: X-C, X-D",
+                "vary: Origin",
+            ]
+        );
+        assert_eq!(texts(&simple_answer(config(), get().header("origin", "https://b.example"))), ["vary: Origin"]);
+        assert_eq!(texts(&simple_answer(config(), get())), ["vary: Origin"]);
+        assert_eq!(texts(&simple_answer(json!({}), get())), ["access-control-allow-origin: *"]);
+    }
+
+    #[test]
+    fn vary_is_added_beside_the_upstreams() {
+        let mut client = Client::new("GET", "/");
+        assert!(client.meets(&*build("cors", json!({"origins": ["https://a.example"]}))).is_none());
+        let headers = client.answer_headers(&[("vary", "Accept-Encoding")]);
+        assert_eq!(headers.get_all("vary").iter().collect::<Vec<_>>(), ["Accept-Encoding", "Origin"]);
+    }
+
+    #[test]
+    fn what_the_upstream_says_of_cors_is_taken_out() {
+        let plugin = build("cors", json!({"origins": ["https://a.example"]}));
+        let mut client = Client::new("GET", "/").header("origin", "https://evil.example");
+        assert!(client.meets(&*plugin).is_none());
+        let (mut head, ()) = http::Response::builder()
+            .header("access-control-allow-origin", "*")
+            .header("access-control-allow-credentials", "true")
+            .header("access-control-expose-headers", "x-secret")
+            .header("x-other", "1")
+            .body(())
+            .unwrap()
+            .into_parts();
+        let route: Name = name("route");
+        assert!(plugin.wants_response());
+        plugin.on_response(&mut PluginResponse { head: &mut head, route: &route, exchange: &mut client.exchange });
+        client.exchange.write_response_headers(&mut head.headers);
+        assert_eq!(texts(&head.headers), ["vary: Origin", "x-other: 1"]);
+    }
+
+    #[test]
+    fn origins_are_exact_have_a_wildcard_or_are_regular_expressions() {
+        for (origin, good, bad) in [
+            (
+                "https://A.example:8443",
+                &["https://a.example:8443"][..],
+                &["https://a.example", "http://a.example:8443", "https://a.example:84430", "null", ""][..],
+            ),
+            (
+                "https://*.a.example",
+                &["https://x.a.example", "https://x.y.a.example", "https://X-1.a.example"],
+                &[
+                    "https://a.example",
+                    "https://.a.example.evil",
+                    "https://xa.example",
+                    "https://evil/.a.example",
+                    "https://evil:1.a.example",
+                    "https://evil#.a.example",
+                    "http://x.a.example",
+                ],
+            ),
+            ("http://localhost:*", &["http://localhost:3000"], &["http://localhost", "http://localhost:", "http://localhost:1@evil"]),
+            ("http://[::1]:*", &["http://[::1]:80"], &["http://[::1]", "http://[::2]:80"]),
+            (
+                r"~https://(a|b)\.example",
+                &["https://a.example", "https://b.example"],
+                &["https://a.example.evil", "xhttps://a.example", "https://aXexample", "https://a.example\n"],
+            ),
+        ] {
+            let mut errors = Errors::default();
+            let config: Config = serde_json::from_value(json!({"origins": [origin]})).unwrap();
+            let Some(Cors { origins: Origins::Some(set), .. }) = parse(&config, &mut errors) else { panic!("{origin}") };
+            assert!(errors.is_empty(), "{errors:?}");
+            for text in good {
+                assert!(set.contain(&HeaderValue::from_str(text).unwrap()), "{origin}: {text}");
+            }
+            for text in bad {
+                let Ok(value) = HeaderValue::from_str(text) else { continue };
+                assert!(!set.contain(&value), "{origin}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_origin_with_credentials_is_refused() {
+        let error = refused("cors", json!({"origins": ["https://a.example", "*"], "credentials": true}));
+        assert!(error.starts_with("origins[1]: ") && error.contains("credentials"), "{error}");
+        assert!(refused("cors", json!({"credentials": true})).starts_with("origins[0]: "));
+    }
+
+    #[test]
+    fn bad_configurations_are_refused_with_all_that_is_wrong() {
+        let bad_origins = [
+            "a.example", "https://a.example/", "https://*", "https://a*.example", "https://*.a.example:*", "https://",
+            "https://a.example:x", "~(", "null",
+        ];
+        let all = refused(
+            "cors",
+            json!({
+                "origins": bad_origins, "methods": ["G T"], "headers": ["a b"], "exposed_headers": [""],
+                "max_age": "x",
+            }),
+        );
+        for index in 0..bad_origins.len() {
+            assert!(all.contains(&format!("origins[{index}]: ")), "{} in {all}", bad_origins[index]);
+        }
+        for expected in ["methods[0]: ", "headers[0]: ", "exposed_headers[0]: ", "max_age: "] {
+            assert!(all.contains(expected), "{expected} in {all}");
+        }
+        assert_eq!(refused("cors", json!({"methods": []})), "methods: must have at least one method");
+        let star = json!({"origins": ["https://a.example"], "credentials": true, "methods": ["*"], "headers": ["*"]});
+        assert_eq!(refused("cors", star).lines().count(), 2);
     }
 }

@@ -4,6 +4,7 @@ use schemars::{JsonSchema, Schema};
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_path_to_error::Segment;
 use signalbox_config::{Errors, FieldError, PluginCatalog, ResourceKey, check_structure};
 
 use crate::context::Context;
@@ -92,10 +93,29 @@ fn check<D: Definition>(schema: &Schema, config: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let mut value = config.clone();
     errors.extend_below("", check_structure(schema, &mut value, D::NAME));
-    match D::Config::deserialize(value) {
-        Ok(config) => D::check(&config, &mut errors),
-        Err(error) if errors.is_empty() => errors.push("", error),
-        Err(_) => {}
+    // serde stops at the first value that it cannot read ("window: abc"); what is left is read without that field.
+    loop {
+        let error = match serde_path_to_error::deserialize::<_, D::Config>(value.clone()) {
+            Ok(config) => {
+                D::check(&config, &mut errors);
+                break;
+            }
+            Err(error) => error,
+        };
+        let field = error.path().iter().find_map(|segment| match segment {
+            Segment::Map { key } => Some(key.clone()),
+            _ => None,
+        });
+        if let Some(field) = &field {
+            let path = error.path().to_string();
+            // serde complains of what is missing at the whole.
+            errors.push(if path == "." { field } else { &path }, error.inner());
+        } else if errors.is_empty() {
+            errors.push("", error.inner());
+        }
+        if field.and_then(|field| value.as_object_mut()?.remove(&field)).is_none() {
+            break;
+        }
     }
     errors.finish(Some(())).err().unwrap_or_default()
 }
