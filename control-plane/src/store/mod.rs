@@ -35,9 +35,9 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
 
 /// Where everything is kept.
 ///
-/// Every call has a deadline of its own (5 s; a load, a set and a commit of more than 1,000 changes 60 s), after
-/// which it is [`StoreError::Unavailable`]. Dropping a call's future is safe: what it was to write is written wholly
-/// or not at all.
+/// Every call has a deadline of its own (5 s; where it reads a whole set, or writes or reads more than 1,000 changes,
+/// 60 s), after which it is [`StoreError::Unavailable`]. Dropping a call's future is safe: what it was to write is
+/// written wholly or not at all.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Epoch and number of the last revision.
@@ -330,14 +330,14 @@ pub struct AuditRow {
 const CALL: Duration = Duration::from_secs(5);
 /// The deadline of calls whose work grows with the set.
 const LONG_CALL: Duration = Duration::from_secs(60);
-/// A commit of more changes than this has the longer deadline.
+/// A call that writes or reads more changes than this has the longer deadline.
 const MANY_CHANGES: usize = 1_000;
 /// After so many changes a page of revisions ends early.
 const PAGE_CHANGES: u64 = 100_000;
 
-/// The deadline of a commit.
-fn commit_deadline(revision: &NewRevision) -> Duration {
-    if revision.changes.len() > MANY_CHANGES { LONG_CALL } else { CALL }
+/// The deadline of a call that writes or reads so many changes.
+fn deadline_for(changes: usize) -> Duration {
+    if changes > MANY_CHANGES { LONG_CALL } else { CALL }
 }
 
 /// Runs a call to its deadline.

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{
     AuditRow, CALL, Committed, LONG_CALL, Loaded, NewRevision, ProxyRow, Revision, RevisionSummary,
-    RolloutRow, Store, StoreError, StoredResource, TokenRow, commit_deadline, new_epoch, now_us, row, to_sql,
+    RolloutRow, Store, StoreError, StoredResource, TokenRow, deadline_for, new_epoch, now_us, row, to_sql,
     within,
 };
 
@@ -92,6 +92,23 @@ impl Postgres {
             query_as(self.head).fetch_one(connection).await.map_err(failed)?;
         Ok(RevisionId { epoch: epoch.into(), number: row::number(revision)? })
     }
+
+    /// Reads the changes of consecutive revisions. What is in the log does not change, so it needs no transaction
+    /// with the reading of the revisions themselves.
+    async fn with_changes(&self, summaries: Vec<RevisionSummary>) -> Result<Vec<Revision>, StoreError> {
+        let (Some(first), Some(last)) = (summaries.first(), summaries.last()) else { return Ok(Vec::new()) };
+        let changes: usize = summaries.iter().map(|summary| summary.change_count as usize).sum();
+        let rows = within(deadline_for(changes), async {
+            query_as(row::CHANGES)
+                .bind(to_sql(first.number))
+                .bind(to_sql(last.number))
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed)
+        })
+        .await?;
+        row::revisions(summaries, rows)
+    }
 }
 
 impl Drop for Postgres {
@@ -137,21 +154,21 @@ impl Store for Postgres {
     }
 
     async fn revisions_after(&self, number: u64, limit: u32) -> Result<Vec<Revision>, StoreError> {
-        within(CALL, async {
-            let mut connection = self.pool.acquire().await.map_err(failed)?;
+        let page = within(CALL, async {
             let rows = query_as(row::REVISIONS_AFTER)
                 .bind(to_sql(number))
                 .bind(i64::from(limit))
-                .fetch_all(&mut *connection)
+                .fetch_all(&self.pool)
                 .await
                 .map_err(failed)?;
-            with_changes(row::readable_page(rows)?, &mut connection).await
+            row::readable_page(rows)
         })
-        .await
+        .await?;
+        self.with_changes(page).await
     }
 
     async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError> {
-        within(commit_deadline(&revision), async {
+        within(deadline_for(revision.changes.len()), async {
             let kinds: Vec<_> = revision.changes.iter().map(|change| change.key.kind.as_str()).collect();
             let names: Vec<_> = revision.changes.iter().map(|change| change.key.name.as_str()).collect();
             let specs: Vec<_> = revision.changes.iter().map(|change| change.spec.as_deref()).collect();
@@ -189,17 +206,12 @@ impl Store for Postgres {
     }
 
     async fn revision(&self, number: u64) -> Result<Option<Revision>, StoreError> {
-        within(CALL, async {
-            let mut connection = self.pool.acquire().await.map_err(failed)?;
-            let found = query_as(row::REVISION)
-                .bind(to_sql(number))
-                .fetch_optional(&mut *connection)
-                .await
-                .map_err(failed)?;
-            let Some(found) = found else { return Ok(None) };
-            Ok(with_changes(vec![row::summary(found)?], &mut connection).await?.pop())
+        let found = within(CALL, async {
+            let found = query_as(row::REVISION).bind(to_sql(number)).fetch_optional(&self.pool).await;
+            found.map_err(failed)?.map(row::summary).transpose()
         })
-        .await
+        .await?;
+        Ok(self.with_changes(found.into_iter().collect()).await?.pop())
     }
 
     async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError> {
@@ -348,21 +360,6 @@ impl Store for Postgres {
         })
         .await
     }
-}
-
-/// Reads the changes of consecutive revisions.
-async fn with_changes(
-    summaries: Vec<RevisionSummary>,
-    connection: &mut PgConnection,
-) -> Result<Vec<Revision>, StoreError> {
-    let (Some(first), Some(last)) = (summaries.first(), summaries.last()) else { return Ok(Vec::new()) };
-    let rows = query_as(row::CHANGES)
-        .bind(to_sql(first.number))
-        .bind(to_sql(last.number))
-        .fetch_all(connection)
-        .await
-        .map_err(failed)?;
-    row::revisions(summaries, rows)
 }
 
 /// A commit, in one statement, which is a transaction and one round trip however many its changes.

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use super::{
     AuditRow, CALL, Committed, LONG_CALL, Loaded, NewChange, NewRevision, ProxyRow, Revision,
-    RevisionSummary, RolloutRow, Store, StoreError, StoredResource, TokenRow, commit_deadline, new_epoch,
+    RevisionSummary, RolloutRow, Store, StoreError, StoredResource, TokenRow, deadline_for, new_epoch,
     now_us, row, to_sql, within,
 };
 
@@ -71,6 +71,23 @@ impl Sqlite {
         let readers = pool.max_connections(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
         Ok(Self { writer, readers, hint: Arc::new(Notify::new()) })
     }
+
+    /// Reads the changes of consecutive revisions. What is in the log does not change, so it needs no transaction
+    /// with the reading of the revisions themselves.
+    async fn with_changes(&self, summaries: Vec<RevisionSummary>) -> Result<Vec<Revision>, StoreError> {
+        let (Some(first), Some(last)) = (summaries.first(), summaries.last()) else { return Ok(Vec::new()) };
+        let changes: usize = summaries.iter().map(|summary| summary.change_count as usize).sum();
+        let rows = within(deadline_for(changes), async {
+            query_as(row::CHANGES)
+                .bind(to_sql(first.number))
+                .bind(to_sql(last.number))
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)
+        })
+        .await?;
+        row::revisions(summaries, rows)
+    }
 }
 
 #[async_trait]
@@ -105,21 +122,21 @@ impl Store for Sqlite {
     }
 
     async fn revisions_after(&self, number: u64, limit: u32) -> Result<Vec<Revision>, StoreError> {
-        within(CALL, async {
-            let mut connection = self.readers.acquire().await.map_err(failed)?;
+        let page = within(CALL, async {
             let rows = query_as(row::REVISIONS_AFTER)
                 .bind(to_sql(number))
                 .bind(limit)
-                .fetch_all(&mut *connection)
+                .fetch_all(&self.readers)
                 .await
                 .map_err(failed)?;
-            with_changes(row::readable_page(rows)?, &mut connection).await
+            row::readable_page(rows)
         })
-        .await
+        .await?;
+        self.with_changes(page).await
     }
 
     async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError> {
-        within(commit_deadline(&revision), async {
+        within(deadline_for(revision.changes.len()), async {
             // IMMEDIATE: takes the write lock at once, so that no other process can write between here and the commit.
             let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
             let number: Option<i64> = query_scalar(
@@ -176,17 +193,12 @@ impl Store for Sqlite {
     }
 
     async fn revision(&self, number: u64) -> Result<Option<Revision>, StoreError> {
-        within(CALL, async {
-            let mut connection = self.readers.acquire().await.map_err(failed)?;
-            let found = query_as(row::REVISION)
-                .bind(to_sql(number))
-                .fetch_optional(&mut *connection)
-                .await
-                .map_err(failed)?;
-            let Some(found) = found else { return Ok(None) };
-            Ok(with_changes(vec![row::summary(found)?], &mut connection).await?.pop())
+        let found = within(CALL, async {
+            let found = query_as(row::REVISION).bind(to_sql(number)).fetch_optional(&self.readers).await;
+            found.map_err(failed)?.map(row::summary).transpose()
         })
-        .await
+        .await?;
+        Ok(self.with_changes(found.into_iter().collect()).await?.pop())
     }
 
     async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError> {
@@ -361,21 +373,6 @@ async fn head(connection: &mut SqliteConnection) -> Result<RevisionId, StoreErro
     let (epoch, revision): (String, i64) =
         query_as("SELECT epoch, revision FROM head").fetch_one(connection).await.map_err(failed)?;
     Ok(RevisionId { epoch: epoch.into(), number: row::number(revision)? })
-}
-
-/// Reads the changes of consecutive revisions.
-async fn with_changes(
-    summaries: Vec<RevisionSummary>,
-    connection: &mut SqliteConnection,
-) -> Result<Vec<Revision>, StoreError> {
-    let (Some(first), Some(last)) = (summaries.first(), summaries.last()) else { return Ok(Vec::new()) };
-    let rows = query_as(row::CHANGES)
-        .bind(to_sql(first.number))
-        .bind(to_sql(last.number))
-        .fetch_all(connection)
-        .await
-        .map_err(failed)?;
-    row::revisions(summaries, rows)
 }
 
 /// Puts changes to be committed into the writer's temporary table, so that a handful of statements can do the rest,
