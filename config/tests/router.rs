@@ -28,28 +28,6 @@ struct Request {
 }
 
 impl Request {
-    /// `http://host/path?query`
-    fn of(url: &str) -> Self {
-        let rest = url.strip_prefix("http://").expect("a URL");
-        let at = rest.find('/').unwrap_or(rest.len());
-        let (host, path) = rest.split_at(at);
-        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
-        Self {
-            listener: "http".into(),
-            method: Method::GET,
-            host: host.into(),
-            path: path.into(),
-            query: query.map(Into::into),
-            headers: HeaderMap::new(),
-        }
-    }
-
-    fn header(mut self, name: &'static str, value: &str) -> Self {
-        self.headers
-            .append(HeaderName::from_static(name), HeaderValue::from_str(value).expect("a header value"));
-        self
-    }
-
     fn parts(&self) -> RequestParts<'_> {
         RequestParts {
             listener: &self.listener,

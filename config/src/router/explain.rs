@@ -70,7 +70,7 @@ pub enum LostBy {
     HeaderCount,
     /// The winner has more query conditions.
     QueryCount,
-    /// The winner's name sorts first; or its regular expression stands first for that reason.
+    /// All else is equal, and the winner's name sorts first.
     Name,
 }
 
@@ -188,17 +188,20 @@ impl<T> Reached<'_, '_, T> {
         if kind != best_kind {
             return (LostBy::PathKind, format!("{name:?} matches by {best_kind}, which goes before {kind}"));
         }
-        let is_regex = matches!(self.entry.pattern, Pattern::Regex(_));
         if winner.place != self.place {
-            return match winner.prefix_len > self.prefix_len {
-                true => (LostBy::PathRank, format!("the prefix of {name:?} is longer")),
-                false => (
-                    LostBy::PathRank,
-                    format!("the template of {name:?} has a literal where this one has a variable"),
-                ),
+            let takes_rest = |template: &str| template.ends_with('}') && template.contains("/{*");
+            let reason = match &self.entry.pattern {
+                Pattern::Template { text, .. } if takes_rest(text) => {
+                    format!("the template of {name:?} is more specific; this one takes all that is left")
+                }
+                Pattern::Template { .. } => {
+                    format!("the template of {name:?} has a literal where this one has a variable")
+                }
+                _ => format!("the prefix of {name:?} is longer"),
             };
+            return (LostBy::PathRank, reason);
         }
-        if winner.slash.is_none() && self.slash.is_some() && !is_regex {
+        if winner.slash.is_none() && self.slash.is_some() {
             let reason =
                 format!("{name:?} has this very form of the path; this one would redirect to its own");
             return (LostBy::SlashRank, reason);

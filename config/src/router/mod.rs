@@ -5,6 +5,7 @@ mod map;
 mod rule;
 mod search;
 pub mod template;
+mod text;
 mod tree;
 
 use std::borrow::Cow;
@@ -199,9 +200,9 @@ fn change_path<T>(
             let text: Arc<str> = template.as_str().into();
             let pattern = |slash| Pattern::Template { slash, text: text.clone() };
             let segments = template.segments();
-            host.templates.modify(segments, create, &mut |ends| change(ends, pattern(None)));
+            host.modify_template(segments, create, &mut |ends| change(ends, pattern(None)));
             if let Some((other, slash)) = other_segments(segments).filter(|_| strict_slash) {
-                host.templates.modify(&other, create, &mut |ends| change(ends, pattern(Some(slash))));
+                host.modify_template(&other, create, &mut |ends| change(ends, pattern(Some(slash))));
             }
         }
         PathMatch::Regex(regex, source) => {

@@ -143,19 +143,24 @@ impl Pattern {
 }
 
 /// The entries of one place, the one to be preferred first.
-pub(super) struct Bucket<T>(Option<Arc<[Entry<T>]>>);
+pub(super) enum Bucket<T> {
+    Empty,
+    /// As it is nearly everywhere; in place, for that is one miss of the cache less.
+    One(Entry<T>),
+    Many(Arc<[Entry<T>]>),
+}
 
 impl<T> Bucket<T> {
-    pub(super) const fn new() -> Self {
-        Self(None)
-    }
-
     pub(super) fn entries(&self) -> &[Entry<T>] {
-        self.0.as_deref().unwrap_or_default()
+        match self {
+            Self::Empty => &[],
+            Self::One(entry) => std::slice::from_ref(entry),
+            Self::Many(entries) => entries,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_none()
+        matches!(self, Self::Empty)
     }
 
     pub(super) fn max_priority(&self) -> Option<i32> {
@@ -166,20 +171,30 @@ impl<T> Bucket<T> {
         let old = self.entries();
         let at = old.partition_point(|known| known.cmp(entry) == Ordering::Less);
         let (before, after) = old.split_at(at);
-        let all = before.iter().chain(std::iter::once(entry)).chain(after).cloned().collect();
-        self.0 = Some(all);
+        *self = match old {
+            [] => Self::One(entry.clone()),
+            _ => Self::Many(before.iter().chain([entry]).chain(after).cloned().collect()),
+        };
     }
 
     /// Takes out what belongs to the route `name`.
     pub(super) fn remove(&mut self, name: &Name) {
         let left: Vec<_> = self.entries().iter().filter(|entry| entry.rule.name != *name).cloned().collect();
-        self.0 = (!left.is_empty()).then(|| left.into());
+        *self = match <[_; 1]>::try_from(left) {
+            Ok([only]) => Self::One(only),
+            Err(left) if left.is_empty() => Self::Empty,
+            Err(left) => Self::Many(left.into()),
+        };
     }
 }
 
 impl<T> Clone for Bucket<T> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        match self {
+            Self::Empty => Self::Empty,
+            Self::One(entry) => Self::One(entry.clone()),
+            Self::Many(entries) => Self::Many(entries.clone()),
+        }
     }
 }
 

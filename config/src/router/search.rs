@@ -30,8 +30,6 @@ pub(super) struct Reached<'i, 'r, T> {
     pub(super) host: HostPattern<'i>,
     /// Counts the places: entries of one place have the same number.
     pub(super) place: usize,
-    /// Of a prefix.
-    pub(super) prefix_len: usize,
     /// What of the request's path an exact path or a prefix is compared with.
     pub(super) matched: &'r str,
     pub(super) slash: Option<Slash>,
@@ -76,7 +74,9 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
         if let Some(path) = path.strip_prefix('/') {
             let mut prefixes = SmallVec::new();
             self.visit_exact(&host.paths, path, &mut prefixes);
-            self.visit_template(&host.templates, Some(path));
+            if let Some(templates) = &host.templates {
+                self.visit_template(templates, Some(path));
+            }
             for (bucket, len) in prefixes.into_iter().rev() {
                 self.visit_prefix(bucket, len);
             }
@@ -140,7 +140,10 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
             return;
         }
         let Some(path) = left else {
-            return self.visit_bucket(&node.ends, 0, |entry| Some(entry.pattern.slash()));
+            if let Some(entries) = &node.entries {
+                self.visit_bucket(&entries.ends, 0, |entry| Some(entry.pattern.slash()));
+            }
+            return;
         };
         let (segment, below) = split(path);
         if let Some(child) = node.literals.find(segment) {
@@ -149,8 +152,8 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
         if let Some(child) = node.any.as_deref().filter(|_| !segment.is_empty()) {
             self.visit_template(child, below);
         }
-        if !path.is_empty() {
-            self.visit_bucket(&node.rest, 0, |_| Some(None));
+        if let Some(entries) = node.entries.as_ref().filter(|_| !path.is_empty()) {
+            self.visit_bucket(&entries.rest, 0, |_| Some(None));
         }
     }
 
@@ -188,7 +191,7 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
                 let path = self.request.path;
                 let is_prefix = matches!(entry.pattern, Pattern::Prefix { .. });
                 let matched = if is_prefix { path.get(..prefix_len).unwrap_or_default() } else { path };
-                self.recorder.reached(Reached { entry, host, place, prefix_len, matched, slash, outcome });
+                self.recorder.reached(Reached { entry, host, place, matched, slash, outcome });
             }
             let wins = match &self.best {
                 Some((priority, _)) => entry.rule.priority > *priority,

@@ -5,19 +5,21 @@ use std::sync::Arc;
 use super::map::{Item, Map};
 use super::rule::Bucket;
 use super::template::Segment;
+use super::text::Text;
 
 /// All entries of one host.
 pub(super) struct Host<T> {
     /// The host, or what follows the star and its dot.
-    pattern: Box<str>,
+    pattern: Text,
     pub(super) paths: PathNode<T>,
-    pub(super) templates: TemplateNode<T>,
+    /// Boxed, for few hosts have any.
+    pub(super) templates: Option<Box<TemplateNode<T>>>,
     pub(super) regexes: Bucket<T>,
 }
 
 /// Exact paths and prefixes that begin with the same segments.
 pub(super) struct PathNode<T> {
-    segment: Box<str>,
+    segment: Text,
     pub(super) exact: Bucket<T>,
     pub(super) prefix: Bucket<T>,
     pub(super) children: Map<PathNode<T>>,
@@ -25,15 +27,21 @@ pub(super) struct PathNode<T> {
 
 /// Templates that begin with the same segments.
 pub(super) struct TemplateNode<T> {
-    segment: Box<str>,
-    /// Those that end here.
-    pub(super) ends: Bucket<T>,
-    /// Those that take all that is left from here.
-    pub(super) rest: Bucket<T>,
+    segment: Text,
+    /// Boxed, for most nodes only lead on to others.
+    pub(super) entries: Option<Box<TemplateEntries<T>>>,
     pub(super) literals: Map<TemplateNode<T>>,
     pub(super) any: Option<Arc<TemplateNode<T>>>,
     /// The highest priority from here on.
     max: Option<i32>,
+}
+
+/// What a node of templates has itself.
+pub(super) struct TemplateEntries<T> {
+    /// Those that end here.
+    pub(super) ends: Bucket<T>,
+    /// Those that take all that is left from here.
+    pub(super) rest: Bucket<T>,
 }
 
 impl<T> PathNode<T> {
@@ -60,8 +68,13 @@ impl<T> TemplateNode<T> {
         change: &mut dyn FnMut(&mut Bucket<T>),
     ) {
         match segments {
-            [] => change(&mut self.ends),
-            [Segment::Rest, ..] => change(&mut self.rest),
+            [] | [Segment::Rest, ..] => {
+                let entries = self.entries.get_or_insert_default();
+                change(if segments.is_empty() { &mut entries.ends } else { &mut entries.rest });
+                if entries.max_priority().is_none() {
+                    self.entries = None;
+                }
+            }
             [Segment::Literal(text), below @ ..] => {
                 self.literals.modify(text, create, &mut |child| child.modify(below, create, change));
             }
@@ -77,43 +90,67 @@ impl<T> TemplateNode<T> {
             }
         }
         let any = self.any.as_ref().and_then(|any| any.max);
-        let here = self.ends.max_priority().max(self.rest.max_priority());
+        let here = self.entries.as_ref().and_then(|entries| entries.max_priority());
         self.max = here.max(self.literals.max_priority()).max(any);
+    }
+}
+
+impl<T> TemplateEntries<T> {
+    fn max_priority(&self) -> Option<i32> {
+        self.ends.max_priority().max(self.rest.max_priority())
+    }
+}
+
+impl<T> Default for TemplateEntries<T> {
+    fn default() -> Self {
+        Self { ends: Bucket::Empty, rest: Bucket::Empty }
     }
 }
 
 impl<T> Host<T> {
     pub(super) fn pattern(&self) -> &str {
-        &self.pattern
+        self.pattern.as_str()
+    }
+
+    pub(super) fn modify_template(
+        &mut self,
+        segments: &[Segment],
+        create: bool,
+        change: &mut dyn FnMut(&mut Bucket<T>),
+    ) {
+        if self.templates.is_none() && !create {
+            return;
+        }
+        let templates = self.templates.get_or_insert_with(|| Box::new(TemplateNode::new("")));
+        templates.modify(segments, create, change);
+        if templates.max.is_none() {
+            self.templates = None;
+        }
     }
 }
 
 impl<T> Item for Host<T> {
     fn new(key: &str) -> Self {
-        Self {
-            pattern: key.into(),
-            paths: PathNode::new(""),
-            templates: TemplateNode::new(""),
-            regexes: Bucket::new(),
-        }
+        Self { pattern: key.into(), paths: PathNode::new(""), templates: None, regexes: Bucket::Empty }
     }
 
-    fn key(&self) -> &str {
-        &self.pattern
+    fn key(&self) -> &[u8] {
+        self.pattern.as_bytes()
     }
 
     fn max_priority(&self) -> Option<i32> {
-        self.paths.max_priority().max(self.templates.max_priority()).max(self.regexes.max_priority())
+        let templates = self.templates.as_ref().and_then(|templates| templates.max);
+        self.paths.max_priority().max(templates).max(self.regexes.max_priority())
     }
 }
 
 impl<T> Item for PathNode<T> {
     fn new(key: &str) -> Self {
-        Self { segment: key.into(), exact: Bucket::new(), prefix: Bucket::new(), children: Map::new() }
+        Self { segment: key.into(), exact: Bucket::Empty, prefix: Bucket::Empty, children: Map::new() }
     }
 
-    fn key(&self) -> &str {
-        &self.segment
+    fn key(&self) -> &[u8] {
+        self.segment.as_bytes()
     }
 
     fn max_priority(&self) -> Option<i32> {
@@ -123,18 +160,11 @@ impl<T> Item for PathNode<T> {
 
 impl<T> Item for TemplateNode<T> {
     fn new(key: &str) -> Self {
-        Self {
-            segment: key.into(),
-            ends: Bucket::new(),
-            rest: Bucket::new(),
-            literals: Map::new(),
-            any: None,
-            max: None,
-        }
+        Self { segment: key.into(), entries: None, literals: Map::new(), any: None, max: None }
     }
 
-    fn key(&self) -> &str {
-        &self.segment
+    fn key(&self) -> &[u8] {
+        self.segment.as_bytes()
     }
 
     fn max_priority(&self) -> Option<i32> {
@@ -169,11 +199,16 @@ impl<T> Clone for TemplateNode<T> {
     fn clone(&self) -> Self {
         Self {
             segment: self.segment.clone(),
-            ends: self.ends.clone(),
-            rest: self.rest.clone(),
+            entries: self.entries.clone(),
             literals: self.literals.clone(),
             any: self.any.clone(),
             max: self.max,
         }
+    }
+}
+
+impl<T> Clone for TemplateEntries<T> {
+    fn clone(&self) -> Self {
+        Self { ends: self.ends.clone(), rest: self.rest.clone() }
     }
 }
