@@ -1,5 +1,194 @@
-use super::*;
-pub(super) async fn run(_source: std::path::PathBuf, _data_plane: Arc<dyn DataPlane>, _status: watch::Sender<Status>, shutdown: CancellationToken) -> Result<(), StartError> {
-    shutdown.cancelled().await;
-    Ok(())
+//! A declarative file instead of a control plane.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use signalbox_config::{Change, Problem, Relations, Resource, ResourceKey, RevisionId, Snapshot, document};
+use signalbox_plugins::Catalog;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{Candidate, DataPlane, Rejected, StartError, Status, apply};
+
+/// Has the file applied, now and whenever its content changes. A file that cannot be read or applied leaves what is
+/// served as it is.
+pub(super) async fn run(
+    path: PathBuf,
+    data_plane: Arc<dyn DataPlane>,
+    status: watch::Sender<Status>,
+    shutdown: CancellationToken,
+) -> Result<(), StartError> {
+    let mut watcher = Watcher {
+        path,
+        data_plane,
+        status,
+        seen: None,
+        retry_at: None,
+        served: Snapshot::empty(EPOCH),
+        number: 0,
+    };
+    let mut interval = tokio::time::interval(POLL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            // The content is compared, not the times: a mounted ConfigMap changes by a link that is moved.
+            _ = interval.tick() => watcher.look().await,
+        }
+    }
 }
+
+struct Watcher {
+    path: PathBuf,
+    data_plane: Arc<dyn DataPlane>,
+    status: watch::Sender<Status>,
+    /// What was read last, or why it could not be read.
+    seen: Option<Result<String, String>>,
+    /// When to try again what could be read, and not be applied.
+    retry_at: Option<Instant>,
+    served: Snapshot,
+    /// Counts the versions of the file.
+    number: u64,
+}
+
+impl Watcher {
+    async fn look(&mut self) {
+        let content = read(&self.path).await;
+        let is_new = self.seen.as_ref() != Some(&content);
+        if !is_new && self.retry_at.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        self.retry_at = None;
+        self.seen = Some(content.clone());
+        let served = self.served.clone();
+        let number = self.number + 1;
+        let parsed = match content {
+            Err(message) => Err(vec![whole(message)]),
+            Ok(text) => match tokio::task::spawn_blocking(move || parse(&text, &served, number)).await {
+                Ok(parsed) => parsed,
+                Err(error) => Err(vec![whole(format!("reading it failed: {error}"))]),
+            },
+        };
+        self.status.send_modify(|status| status.connected = true);
+        let origin = self.path.display().to_string();
+        let rejected = match parsed {
+            Ok(candidate) if candidate.changes.is_empty() && self.number > 0 => {
+                self.status.send_modify(|status| status.rejected = Vec::new());
+                return;
+            }
+            Ok(candidate) => match apply::apply(&self.data_plane, candidate, &self.status, &origin).await {
+                Ok(applied) => {
+                    self.number = number;
+                    tracing::info!(
+                        file = origin,
+                        resources = applied.snapshot.len(),
+                        changes = applied.changes.len(),
+                        "file applied"
+                    );
+                    self.served = applied.snapshot.clone();
+                    return;
+                }
+                Err(refused) => {
+                    // It is a good file, so what is in its way is this host, and may pass.
+                    self.retry_at = Some(Instant::now() + RETRY);
+                    refused.reasons
+                }
+            },
+            Err(rejected) => {
+                apply::note(&self.status, &rejected);
+                rejected
+            }
+        };
+        if is_new {
+            for reason in rejected {
+                tracing::error!(file = origin, %reason, "file not applied; what was served before stays");
+            }
+        }
+    }
+}
+
+async fn read(path: &Path) -> Result<String, String> {
+    let length = tokio::fs::metadata(path).await.map_err(|error| format!("cannot be read: {error}"))?.len();
+    if length > MAX_FILE {
+        return Err(format!("is larger than {MAX_FILE} bytes"));
+    }
+    tokio::fs::read_to_string(path).await.map_err(|error| format!("cannot be read: {error}"))
+}
+
+/// The candidate that the file is, or everything that is wrong with it.
+fn parse(text: &str, served: &Snapshot, number: u64) -> Result<Candidate, Vec<Rejected>> {
+    let below = |path: &str, field: &str| match (path, field) {
+        ("", field) => field.to_owned(),
+        (path, "") => path.to_owned(),
+        (path, field) => format!("{path}.{field}"),
+    };
+    let reject = |error: signalbox_config::FieldError| Rejected {
+        key: None,
+        field: error.field,
+        message: error.message,
+    };
+    let entries =
+        document::split(text).map_err(|errors| errors.into_iter().map(reject).collect::<Vec<_>>())?;
+    let mut rejected = Vec::new();
+    let mut resources: BTreeMap<ResourceKey, Arc<Resource>> = BTreeMap::new();
+    for entry in entries {
+        let name = entry.spec.get("name").and_then(|name| name.as_str()).map(str::to_owned);
+        match Resource::parse(entry.kind, entry.spec, &Catalog) {
+            Ok(resource) => {
+                resources.insert(resource.key().clone(), Arc::new(resource));
+            }
+            Err(errors) => {
+                let key = name.and_then(|name| format!("{}/{name}", entry.kind).parse().ok());
+                rejected.extend(errors.into_iter().map(|error| Rejected {
+                    key: key.clone(),
+                    field: below(&entry.path, &error.field),
+                    message: error.message,
+                }));
+            }
+        }
+    }
+    if !rejected.is_empty() {
+        return Err(rejected);
+    }
+    let id = RevisionId { epoch: EPOCH.into(), number };
+    let all: Vec<_> = resources.values().cloned().map(Change::Put).collect();
+    let nothing = Snapshot::empty(EPOCH);
+    let alone = nothing.with(id.clone(), 0, all.iter().cloned());
+    Relations::default()
+        .with(&nothing, &alone, &all)
+        .map_err(|problems| problems.into_iter().map(problem).collect::<Vec<_>>())?;
+    let gone = served.iter().filter(|old| !resources.contains_key(old.key()));
+    let mut changes: Vec<_> = gone.map(|old| Change::Delete(old.key().clone())).collect();
+    let differs =
+        |new: &Arc<Resource>| served.find(new.key()).is_none_or(|old| old.fingerprint() != new.fingerprint());
+    changes.extend(resources.into_values().filter(differs).map(Change::Put));
+    let read_at_us = jiff::Timestamp::now().as_microsecond();
+    Ok(Candidate { snapshot: served.with(id, read_at_us, changes.iter().cloned()), changes })
+}
+
+fn problem(problem: Problem) -> Rejected {
+    match problem {
+        Problem::Dangling { resource, error } | Problem::Claimed { resource, error, .. } => {
+            Rejected { key: Some(resource), field: error.field, message: error.message }
+        }
+        Problem::StillReferenced { resource, .. } => {
+            Rejected { key: Some(resource), field: String::new(), message: "is still referred to".to_owned() }
+        }
+    }
+}
+
+fn whole(message: String) -> Rejected {
+    Rejected { key: None, field: String::new(), message }
+}
+
+/// Numbers of a file count from its start.
+const EPOCH: &str = "file";
+
+const POLL: Duration = Duration::from_millis(500);
+
+const RETRY: Duration = Duration::from_secs(5);
+
+const MAX_FILE: u64 = 64 << 20;

@@ -4,12 +4,15 @@
 //! - [`last_good`] keeps on disk what was applied last;
 //! - [`file`] reads a declarative file instead.
 
+mod apply;
 mod file;
 mod last_good;
+mod report;
 mod staging;
 mod xds;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -155,6 +158,18 @@ pub struct Rejected {
     pub field: String,
     /// What is wrong.
     pub message: String,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(key) = &self.key {
+            write!(f, "{key}: ")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
+    }
 }
 
 /// Traffic over an interval.

@@ -1,0 +1,298 @@
+//! What a control plane sends, staged until the commit marker makes it a candidate: a state machine over values.
+//!
+//! Nothing of a revision counts before its marker; and with the marker either all of it does, or none.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use signalbox_config::wire::{self, Payload};
+use signalbox_config::{Change, Kind, Resource, ResourceKey, RevisionId, Snapshot};
+use signalbox_plugins::Catalog;
+use signalbox_proto::MARKER_NAME;
+use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as WireResource};
+use signalbox_proto::signalbox::config::v1::{Rejection, ResourceError, Revision};
+
+use super::{Candidate, Rejected};
+
+/// What is served, and what was received since.
+#[derive(Debug, Default)]
+pub(super) struct Staging {
+    served: Option<Snapshot>,
+    /// Since the last marker; `None`: removed.
+    staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>,
+    staged_bytes: usize,
+    errors: Vec<ResourceError>,
+}
+
+/// What a response amounts to.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A part of a revision; more of it comes.
+    More,
+    /// What is served already: there is nothing to apply.
+    Served,
+    /// A whole revision. If it can be applied, [`Staging::serve`] it.
+    Ready(Box<Candidate>),
+    /// It cannot be served, and why. With [`Rejection::drift`]: what is served and what was sent do not add up to the
+    /// revision, and only sending everything helps.
+    Rejected(Rejection),
+}
+
+impl Staging {
+    /// The most that is held of one revision before its marker, bytes.
+    const MAX_STAGED: usize = 1 << 30;
+
+    /// The most errors that are told of one revision.
+    const MAX_ERRORS: usize = 100;
+
+    /// Nothing staged, on top of what is served.
+    pub(super) fn on(served: Option<Snapshot>) -> Self {
+        Self { served, ..Self::default() }
+    }
+
+    /// What is served.
+    pub(super) fn served(&self) -> Option<&Snapshot> {
+        self.served.as_ref()
+    }
+
+    /// Notes that a candidate is served.
+    pub(super) fn serve(&mut self, snapshot: Snapshot) {
+        self.served = Some(snapshot);
+    }
+
+    /// Takes a response in.
+    pub(super) fn on_response(&mut self, response: DeltaDiscoveryResponse) -> Step {
+        self.find_duplicates(&response);
+        for name in response.removed_resources {
+            // What this version cannot even name it cannot have.
+            if let Ok(key) = name.parse() {
+                self.stage(key, None);
+            }
+        }
+        let mut marker = None;
+        for resource in response.resources {
+            if marker.is_some() {
+                self.error(&resource.name, "", "comes after the revision's commit marker");
+            }
+            marker = marker.or(self.on_resource(resource));
+        }
+        match marker {
+            None => Step::More,
+            Some(marker) => self.on_marker(marker),
+        }
+    }
+
+    fn find_duplicates(&mut self, response: &DeltaDiscoveryResponse) {
+        let mut seen = HashSet::new();
+        let names =
+            response.resources.iter().map(|resource| &resource.name).chain(&response.removed_resources);
+        let twice: Vec<_> = names.filter(|name| !seen.insert(*name)).collect();
+        for name in twice {
+            self.error(name, "", "is twice in one response");
+        }
+    }
+
+    fn on_resource(&mut self, resource: WireResource) -> Option<Revision> {
+        let name = resource.name;
+        let Some(any) = resource.resource.filter(|any| any.type_url == wire::type_url()) else {
+            self.error(&name, "", format!("is not a {}", wire::type_url()));
+            return None;
+        };
+        self.staged_bytes += any.value.len();
+        if self.staged_bytes > Self::MAX_STAGED {
+            self.error("", "", format!("the revision is larger than {} bytes", Self::MAX_STAGED));
+            self.staged.clear();
+            return None;
+        }
+        match wire::decode(&name, any.value.clone()) {
+            Ok(Payload::Marker(marker)) => return Some(marker),
+            Ok(Payload::Spec(kind, _)) => self.on_spec(&name, kind, &any.value),
+            Err(message) => self.error(&name, "", message),
+        }
+        None
+    }
+
+    fn on_spec(&mut self, name: &str, kind: Kind, encoded: &[u8]) {
+        // Copied: else the one resource that stays of a response keeps the whole response in memory.
+        match Resource::from_wire(kind, Bytes::copy_from_slice(encoded), &Catalog) {
+            Ok(resource) if resource.key().to_string() == name => {
+                self.stage(resource.key().clone(), Some(Arc::new(resource)));
+            }
+            Ok(resource) => self.error(name, "name", format!("is {}'s", resource.key())),
+            Err(errors) => {
+                for error in errors {
+                    self.error(name, &error.field, error.message);
+                }
+            }
+        }
+    }
+
+    fn stage(&mut self, key: ResourceKey, resource: Option<Arc<Resource>>) {
+        self.staged.insert(key, resource);
+    }
+
+    fn on_marker(&mut self, marker: Revision) -> Step {
+        let staged = std::mem::take(&mut self.staged);
+        let errors = std::mem::take(&mut self.errors);
+        self.staged_bytes = 0;
+        if !errors.is_empty() {
+            return Step::Rejected(Rejection { revision: marker.number, errors, drift: false });
+        }
+        let id = RevisionId { epoch: marker.epoch.as_str().into(), number: marker.number };
+        if let Some(served) = &self.served
+            && served.id().epoch == id.epoch
+            && served.id().number > id.number
+        {
+            let message = format!("is older than revision {}, which is served", served.id());
+            return rejected(&marker, message, false);
+        }
+        let base = match &self.served {
+            Some(served) if marker.full || served.id().epoch == id.epoch => served.clone(),
+            Some(served) => {
+                let message = format!(
+                    "changes a revision of epoch {}, but one of {} is served",
+                    id.epoch,
+                    served.id().epoch
+                );
+                return rejected(&marker, message, true);
+            }
+            None => Snapshot::empty(id.epoch.clone()),
+        };
+        let changes = if marker.full { replace(&base, staged) } else { differences(&base, staged) };
+        let snapshot = base.with(id, marker.committed_at_us, changes.iter().cloned());
+        if snapshot.len() as u64 != marker.resource_count
+            || snapshot.digest().to_bytes()[..] != marker.digest[..]
+        {
+            let message = format!(
+                "has {} resources here, and {} as it was made; their digests {}",
+                snapshot.len(),
+                marker.resource_count,
+                if snapshot.len() as u64 == marker.resource_count { "differ" } else { "differ, too" }
+            );
+            return rejected(&marker, message, true);
+        }
+        match &self.served {
+            Some(served) if changes.is_empty() && served.id() == snapshot.id() => Step::Served,
+            _ => Step::Ready(Box::new(Candidate { snapshot, changes })),
+        }
+    }
+
+    fn error(&mut self, xds_name: &str, field: &str, message: impl Into<String>) {
+        if self.errors.len() < Self::MAX_ERRORS {
+            let (kind, name) = xds_name.split_once('/').unwrap_or(("", xds_name));
+            self.errors.push(ResourceError {
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+                field: field.to_owned(),
+                message: message.into(),
+            });
+        }
+    }
+}
+
+fn rejected(marker: &Revision, message: String, drift: bool) -> Step {
+    let error =
+        ResourceError { message: format!("revision {} {message}", marker.number), ..Default::default() };
+    Step::Rejected(Rejection { revision: marker.number, errors: vec![error], drift })
+}
+
+/// What of `staged` is not so in `base` already.
+fn differences(base: &Snapshot, staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>) -> Vec<Change> {
+    let differs = |(key, resource): (ResourceKey, Option<Arc<Resource>>)| match (base.find(&key), resource) {
+        (Some(old), Some(new)) if old.fingerprint() == new.fingerprint() => None,
+        (_, Some(new)) => Some(Change::Put(new)),
+        (Some(_), None) => Some(Change::Delete(key)),
+        (None, None) => None,
+    };
+    staged.into_iter().filter_map(differs).collect()
+}
+
+/// How `staged`, as all there is, differs from `base`. What did not change is not a change, so that whatever was built
+/// of it is kept.
+fn replace(base: &Snapshot, staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>) -> Vec<Change> {
+    let gone = |resource: &&Arc<Resource>| staged.get(resource.key()).is_none_or(Option::is_none);
+    let gone: Vec<_> =
+        base.iter().filter(gone).map(|resource| Change::Delete(resource.key().clone())).collect();
+    let mut changes = differences(base, staged);
+    let known: HashSet<_> = changes.iter().map(|change| change.key().clone()).collect();
+    changes.extend(gone.into_iter().filter(|change| !known.contains(change.key())));
+    changes
+}
+
+/// A rejection by the data plane, as it is told to the control plane.
+pub(super) fn rejection(revision: u64, rejected: &[Rejected]) -> Rejection {
+    let error = |rejected: &Rejected| ResourceError {
+        kind: rejected.key.as_ref().map(|key| key.kind.to_string()).unwrap_or_default(),
+        name: rejected.key.as_ref().map(|key| key.name.to_string()).unwrap_or_default(),
+        field: rejected.field.clone(),
+        message: rejected.message.clone(),
+    };
+    let errors = rejected.iter().take(Staging::MAX_ERRORS).map(error).collect();
+    Rejection { revision, errors, drift: false }
+}
+
+/// A rejection, as the proxy itself tells it.
+pub(super) fn reasons(rejection: &Rejection) -> Vec<Rejected> {
+    let reason = |error: &ResourceError| {
+        let key = format!("{}/{}", error.kind, error.name).parse().ok();
+        let message = match (&key, error.kind.as_str()) {
+            // What it names is no key that this version has.
+            (None, kind) if !kind.is_empty() => format!("{kind}/{}: {}", error.name, error.message),
+            _ => error.message.clone(),
+        };
+        Rejected { key, field: error.field.clone(), message }
+    };
+    rejection.errors.iter().map(reason).collect()
+}
+
+/// A revision as responses that [`Staging::on_response`] makes the same revision of: all of it, or what changed.
+/// Without nonces; each of about `size` bytes.
+pub(super) fn responses<'a>(
+    snapshot: &'a Snapshot,
+    changes: Option<&'a [Change]>,
+    size: usize,
+) -> impl Iterator<Item = DeltaDiscoveryResponse> + 'a {
+    let all = changes.is_none().then(|| snapshot.iter());
+    let puts = changes.unwrap_or_default().iter().filter_map(|change| match change {
+        Change::Put(resource) => Some(resource),
+        Change::Delete(_) => None,
+    });
+    let mut resources = all.into_iter().flatten().chain(puts).peekable();
+    let mut removed: Vec<String> = changes
+        .unwrap_or_default()
+        .iter()
+        .filter(|change| matches!(change, Change::Delete(_)))
+        .map(|change| change.key().to_string())
+        .collect();
+    let full = changes.is_none();
+    let mut done = false;
+    std::iter::from_fn(move || {
+        if done {
+            return None;
+        }
+        let mut response = DeltaDiscoveryResponse {
+            removed_resources: std::mem::take(&mut removed),
+            ..DeltaDiscoveryResponse::default()
+        };
+        let mut bytes = 0;
+        while bytes < size
+            && let Some(resource) = resources.next()
+        {
+            let encoded = resource.encoded();
+            bytes += encoded.len();
+            response.resources.push(wire_resource(resource.key().to_string(), encoded));
+        }
+        done = resources.peek().is_none();
+        if done {
+            let marker = wire::encode_marker(snapshot, full);
+            response.resources.push(wire_resource(MARKER_NAME.to_owned(), marker));
+        }
+        Some(response)
+    })
+}
+
+fn wire_resource(name: String, value: Bytes) -> WireResource {
+    let any = signalbox_proto::google::protobuf::Any { type_url: wire::type_url().to_owned(), value };
+    WireResource { name, resource: Some(any), ..WireResource::default() }
+}
