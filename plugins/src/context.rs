@@ -1,12 +1,11 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher as _, Hash};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use foldhash::quality::FixedState;
 use signalbox_config::Name;
-use std::hash::BuildHasher;
 
 /// What a plugin may use while it is built. There is nothing else: no globals, no environment, no clock of its own
 /// (a request brings the time, see [`crate::PluginRequest::now`]).
@@ -45,9 +44,8 @@ impl States {
         identity: &impl Hash,
         make: impl FnOnce() -> T,
     ) -> Arc<T> {
-        let mut hasher = FixedState::default().build_hasher();
-        identity.hash(&mut hasher);
-        let key = StateKey { plugin: plugin.clone(), type_id: TypeId::of::<T>(), identity: hasher.finish() };
+        let identity = FixedState::default().hash_one(identity);
+        let key = StateKey { plugin: plugin.clone(), type_id: TypeId::of::<T>(), identity };
         let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(state) =
             states.get(&key).and_then(Weak::upgrade).and_then(|state| state.downcast::<T>().ok())
@@ -65,5 +63,30 @@ impl States {
 impl fmt::Debug for States {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("States").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::testing::name;
+
+    #[test]
+    fn state_is_kept_while_something_uses_it_and_its_identity_is_the_same() {
+        let states = States::default();
+        let (a, b) = (name("a"), name("b"));
+        let [a, b] = [&a, &b].map(|name| Context { name, states: &states });
+        let kept = a.state(&1, || AtomicU32::new(1));
+        kept.store(7, Ordering::Relaxed);
+        assert_eq!(a.state(&1, || AtomicU32::new(2)).load(Ordering::Relaxed), 7);
+        assert_eq!(a.state(&2, || AtomicU32::new(2)).load(Ordering::Relaxed), 2);
+        assert_eq!(b.state(&1, || AtomicU32::new(3)).load(Ordering::Relaxed), 3);
+        // Of another type it is another state.
+        assert_eq!(*a.state(&1, || 4_u8), 4);
+        drop(kept);
+        assert_eq!(a.state(&1, || AtomicU32::new(5)).load(Ordering::Relaxed), 5);
+        assert!(states.0.lock().unwrap().len() <= 2, "what nothing uses is forgotten");
     }
 }

@@ -528,8 +528,8 @@ mod tests {
                 "max_age": "x",
             }),
         );
-        for index in 0..bad_origins.len() {
-            assert!(all.contains(&format!("origins[{index}]: ")), "{} in {all}", bad_origins[index]);
+        for (index, origin) in bad_origins.iter().enumerate() {
+            assert!(all.contains(&format!("origins[{index}]: ")), "{origin} in {all}");
         }
         for expected in ["methods[0]: ", "headers[0]: ", "exposed_headers[0]: ", "max_age: "] {
             assert!(all.contains(expected), "{expected} in {all}");

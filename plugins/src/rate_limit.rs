@@ -7,8 +7,8 @@
 //! ## Algorithms
 //!
 //! - `sliding-window` (default): never more than `limit` requests in *any* span of time as long as `window`. Up to a
-//!   limit of 64 it is exact to the nanosecond; beyond, a request counts for up to 1/64 of the window longer than it must,
-//!   which keeps the memory for a client below 1100 bytes.
+//!   limit of 64 it is exact to the nanosecond; beyond, a request counts for up to 1/63 of the window longer than it must,
+//!   which keeps the memory for a client at about 1 KiB.
 //! - `token-bucket`: a bucket of `burst` tokens (absent: `limit`) is filled again evenly, `limit` tokens a window; each
 //!   request takes one. In a time t at most `burst` + t × `limit` / `window` requests pass.
 //! - `leaky-bucket`: the same with a `burst` of 1 where none is given: requests must come evenly spaced. What comes too
@@ -335,12 +335,12 @@ impl Budget {
     }
 
     fn window_kind(limit: u32, window: u64) -> Kind {
-        let grain = if limit <= LOG_ENTRIES { 1 } else { window.div_ceil(u64::from(LOG_ENTRIES)).max(1) };
+        let grain = if limit <= LOG_ENTRIES { 1 } else { window.div_ceil(u64::from(LOG_ENTRIES - 1)).max(1) };
         Kind::Window { grain }
     }
 }
 
-/// How many times a sliding window tells apart.
+/// How many times a sliding window tells apart. The grain is one less, for the newest time is rounded up.
 const LOG_ENTRIES: u32 = 64;
 const MIN_WINDOW: Duration = Duration::from_millis(1);
 
@@ -757,6 +757,7 @@ mod tests {
 
     /// Whether two requests count as of one client.
     #[track_caller]
+    #[expect(clippy::needless_pass_by_value, reason = "configurations are written in place")]
     fn one_client(config: Value, mut one: TestClient, mut other: TestClient, expected: bool) {
         let plugin = build("rate-limit", config.clone());
         assert!(one.meets(&*plugin).is_none());
@@ -947,10 +948,10 @@ mod tests {
                     prop_assert!(naive_window(&passed, now, limit as usize, SECOND));
                     passed.push(now);
                 } else {
-                    prop_assert!(!naive_window(&passed, now, limit as usize, SECOND + SECOND / 64));
+                    prop_assert!(!naive_window(&passed, now, limit as usize, SECOND + SECOND / 63 + 1));
                 }
                 let Usage::Window(log) = &usage else { panic!("another kind") };
-                prop_assert!(log.entries.len() <= 66);
+                prop_assert!(log.entries.len() <= LOG_ENTRIES as usize);
                 prop_assert_eq!(log.total, log.entries.iter().map(|(_, count)| u64::from(*count)).sum::<u64>());
             }
         }

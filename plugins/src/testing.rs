@@ -1,4 +1,5 @@
 //! What the plugins' tests share.
+#![allow(clippy::needless_pass_by_value, reason = "configurations are written in place")]
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -75,12 +76,12 @@ impl Client {
     }
 
     /// Runs a plugin over the request's body.
-    pub(crate) fn sends(&mut self, plugin: &dyn Plugin, body: &str) -> Result<String, Answer> {
+    pub(crate) fn sends(&mut self, plugin: &dyn Plugin, body: &str) -> Result<String, Box<Answer>> {
         let mut bytes = Bytes::copy_from_slice(body.as_bytes());
         if plugin.request_body_cap().is_some() && plugin.wants_request_body(&self.request()) {
             match plugin.on_request_body(&mut self.request(), &mut bytes) {
                 Flow::Continue => {}
-                Flow::Respond(reply) => return Err(Answer::of(*reply)),
+                Flow::Respond(reply) => return Err(Box::new(Answer::of(*reply))),
                 Flow::Wait(_) => panic!("it waits"),
             }
         }

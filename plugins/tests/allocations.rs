@@ -1,0 +1,104 @@
+//! The routine request costs no allocation in the plugins' request hooks.
+#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(unsafe_code, reason = "counting allocations needs an allocator of one's own")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue};
+use serde_json::{Value, json};
+use signalbox_config::{Body, Kind, Name, PluginCatalog as _, Resource, sha256};
+use signalbox_plugins::{
+    Catalog, Consumers, Context, Exchange, Flow, Plugin, PluginRequest, PluginType, States,
+};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: it is the system's allocator, and counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn plugin(type_name: &str, config: &Value) -> Arc<dyn Plugin> {
+    assert_eq!(Catalog.check(type_name, config), []);
+    let (name, states): (Name, _) = ("p".parse().unwrap(), States::default());
+    let context = Context { name: &name, states: &states };
+    PluginType::find(type_name).unwrap().build(config.to_string().as_bytes(), &context).unwrap()
+}
+
+fn consumers() -> Consumers {
+    let spec =
+        json!({"name": "alice", "groups": ["staff"], "credentials": [{"key_auth": {"key": "secret"}}]});
+    let resource = Resource::parse(Kind::Consumer, spec, &Catalog).unwrap();
+    let Body::Consumer(alice) = resource.body() else { panic!("not a consumer") };
+    let mut consumers = Consumers::default();
+    consumers.insert(alice, &[sha256(b"secret")]);
+    consumers
+}
+
+/// Allocations of the chain's request hooks and of writing the answer's headers, by request.
+fn allocations(chain: &[Arc<dyn Plugin>], uri: &str, headers: &[(&'static str, &'static str)]) -> Vec<usize> {
+    let (consumers, route): (_, Name) = (consumers(), "r".parse().unwrap());
+    let request = |number: u64| {
+        let (mut head, ()) = http::Request::get(uri).body(()).unwrap().into_parts();
+        // As hyper hands it over: with room, for it was made for more than a few headers.
+        head.headers.reserve(24);
+        for (name, value) in headers {
+            head.headers.append(*name, HeaderValue::from_static(value));
+        }
+        let mut exchange = Exchange::default();
+        let mut answer = HeaderMap::with_capacity(24);
+        let before = ALLOCATIONS.get();
+        let mut request = PluginRequest {
+            head: &mut head,
+            route: &route,
+            client: IpAddr::from([192, 0, 2, 1]),
+            now: Duration::from_millis(number),
+            consumers: &consumers,
+            exchange: &mut exchange,
+        };
+        for plugin in chain {
+            assert!(matches!(plugin.on_request(&mut request), Flow::Continue));
+        }
+        exchange.write_response_headers(&mut answer);
+        ALLOCATIONS.get() - before
+    };
+    (0..100).map(request).collect()
+}
+
+#[test]
+fn key_auth_rate_limit_and_cors_allocate_nothing_for_the_routine_request() {
+    let chain = [
+        plugin("cors", &json!({"origins": ["https://a.example"]})),
+        plugin("key-auth", &json!({})),
+        plugin("rate-limit", &json!({"limit": 9999, "window": "1h"})),
+    ];
+    for (uri, headers) in [("/?a=1&b=2", &[("apikey", "secret")][..]), ("/?a=%20&apikey=s%65cret", &[])] {
+        let counts = allocations(&chain, uri, headers);
+        // The first request of a client makes its count; the log of its times grows a few times after that.
+        assert!(counts[..50].iter().sum::<usize>() > 0, "nothing was counted");
+        assert_eq!(counts[50..], [0; 50], "{uri}");
+    }
+    let chain = [plugin(
+        "rate-limit",
+        &json!({"limit": 5000, "window": "1s", "algorithm": "token-bucket", "by": "ip"}),
+    )];
+    assert_eq!(allocations(&chain, "/", &[])[1..], [0; 99]);
+}

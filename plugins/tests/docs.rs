@@ -1,0 +1,175 @@
+//! The pages of `docs/plugins/`, one for each type, are made from the plugins' own files and schemas.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use signalbox_plugins::{PluginType, TYPES};
+
+#[test]
+fn the_pages_are_current() {
+    for plugin_type in &TYPES {
+        let path = page_path(plugin_type);
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            found == page(plugin_type),
+            "{} is not current; write it with: cargo test -p signalbox-plugins --test docs -- --ignored",
+            path.display()
+        );
+    }
+    let index = fs::read_to_string(docs().join("README.md")).unwrap();
+    assert!(index == with_table(&index), "the table of README.md is not current");
+}
+
+#[test]
+#[ignore = "writes the pages"]
+fn write_the_pages() {
+    for plugin_type in &TYPES {
+        fs::write(page_path(plugin_type), page(plugin_type)).unwrap();
+    }
+    let index = docs().join("README.md");
+    fs::write(&index, with_table(&fs::read_to_string(&index).unwrap())).unwrap();
+}
+
+/// The overview with the table of all types between its marks.
+fn with_table(index: &str) -> String {
+    let (start, end) = ("<!-- types -->\n", "<!-- end of types -->\n");
+    let (before, rest) = index.split_once(start).unwrap();
+    let (_, after) = rest.split_once(end).unwrap();
+    let mut types: Vec<&PluginType> = TYPES.iter().collect();
+    types.sort_by_key(|plugin_type| std::cmp::Reverse(plugin_type.default_order));
+    let rows: String = types
+        .iter()
+        .map(|PluginType { name, default_order, description, .. }| {
+            format!("| [{name}]({name}.md) | {default_order} | {description} |\n")
+        })
+        .collect();
+    let head = "| type | default order | does |\n| --- | --- | --- |\n";
+    format!("{before}{start}{head}{rows}{end}{after}")
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plugins")
+}
+
+fn page_path(plugin_type: &PluginType) -> PathBuf {
+    docs().join(format!("{}.md", plugin_type.name))
+}
+
+fn page(plugin_type: &PluginType) -> String {
+    let PluginType { name, default_order, phases, .. } = plugin_type;
+    let schema = plugin_type.schema().as_value();
+    let phases: Vec<String> =
+        phases.iter().map(|phase| json!(phase).as_str().unwrap().replace('_', " ")).collect();
+    let mut page = format!(
+        "<!-- Made from plugins/src/{}.rs; change it there. -->\n\n# {name}\n\n{}\n## Configuration\n\n\
+         Default order: {default_order}. Phases: {}.\n\n\
+         | field | type | default | meaning |\n| --- | --- | --- | --- |\n",
+        name.replace('-', "_"),
+        module_docs(name),
+        phases.join(", "),
+    );
+    write_fields(schema, schema, "", &mut page);
+    page.push_str("\n## Examples\n");
+    for example in schema["examples"].as_array().into_iter().flatten() {
+        let plugin = json!({"name": format!("my-{name}"), "type": name, "config": example});
+        write!(page, "\n```json\n{}\n```\n", serde_json::to_string_pretty(&plugin).unwrap()).unwrap();
+    }
+    page
+}
+
+/// The module's documentation, which stands at the top of the plugin's file.
+fn module_docs(name: &str) -> String {
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(format!("{}.rs", name.replace('-', "_")));
+    let source = fs::read_to_string(&file).unwrap();
+    let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
+    let docs: String = lines.map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line))).collect();
+    assert!(docs.len() > 200, "{} has no documentation", file.display());
+    docs
+}
+
+fn write_fields(root: &Value, schema: &Value, prefix: &str, page: &mut String) {
+    let properties = schema["properties"].as_object().unwrap();
+    let order: Vec<&str> = match schema["x-order"].as_array() {
+        Some(order) => order.iter().filter_map(Value::as_str).collect(),
+        None => properties.keys().map(String::as_str).collect(),
+    };
+    for field in order {
+        let property = &properties[field];
+        let target = resolve(root, property);
+        let required =
+            schema["required"].as_array().is_some_and(|names| names.iter().any(|name| name == field));
+        let default = match &property["default"] {
+            _ if required => "required".to_owned(),
+            Value::Null => String::new(),
+            Value::Object(object)
+                if object.values().all(|v| v.as_array().is_some_and(Vec::is_empty) || *v == json!({})) =>
+            {
+                String::new()
+            }
+            default => format!("`{default}`"),
+        };
+        let mut meaning = property["description"].as_str().unwrap().to_owned();
+        for variant in variants(target).chain(variants(resolve(root, &target["items"]))) {
+            write!(
+                meaning,
+                "<br>`{}`: {}",
+                variant["const"].as_str().unwrap(),
+                variant["description"].as_str().unwrap()
+            )
+            .unwrap();
+        }
+        let kind = kind(root, target);
+        writeln!(page, "| `{prefix}{field}` | {kind} | {default} | {} |", meaning.replace('|', "\\|"))
+            .unwrap();
+        if target.get("properties").is_some() {
+            write_fields(root, target, &format!("{prefix}{field}."), page);
+        }
+    }
+}
+
+fn variants(schema: &Value) -> impl Iterator<Item = &Value> {
+    schema["oneOf"].as_array().into_iter().flatten().filter(|variant| variant.get("const").is_some())
+}
+
+/// What a person would call the type.
+fn kind(root: &Value, schema: &Value) -> String {
+    let schema = resolve(root, schema);
+    let names: Vec<&str> = match &schema["type"] {
+        Value::Array(names) => names.iter().filter_map(Value::as_str).collect(),
+        name => name.as_str().into_iter().collect(),
+    };
+    if schema["format"] == "duration-text" {
+        return "duration".to_owned();
+    }
+    if names.contains(&"integer") && names.contains(&"string") {
+        return "size".to_owned();
+    }
+    if names.len() > 2 {
+        return "text, number, boolean or null".to_owned();
+    }
+    match names.into_iter().find(|name| *name != "null") {
+        Some("array") => format!("list of {}", kind(root, &schema["items"])),
+        Some("object") if schema.get("properties").is_none() => {
+            format!("map to {}", kind(root, &schema["additionalProperties"]))
+        }
+        Some("string") => "text".to_owned(),
+        Some(name) => name.to_owned(),
+        None => match schema["anyOf"].as_array() {
+            Some(branches) => kind(root, branches.iter().find(|branch| branch["type"] != "null").unwrap()),
+            None => "choice".to_owned(),
+        },
+    }
+}
+
+/// What a `$ref` means, and what an optional type is when it is there.
+fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
+        Some(reference) => root.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => schema,
+    }
+}
