@@ -1,9 +1,13 @@
 //! The control plane: keeps the configuration in a database, serves the admin API and the UI, and streams every
 //! revision to the proxies.
 
+pub mod args;
 pub mod auth;
 pub mod board;
 pub mod metrics;
 pub mod publish;
+pub mod rest;
+pub mod serve;
 pub mod store;
+pub mod writer;
 pub mod xds;

@@ -1,1 +1,225 @@
-fn main() {}
+//! The program: reads the flags, starts the parts, and ends them in order.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser as _;
+use serde_json::json;
+use signalbox_config::Kind;
+use signalbox_control_plane::args::{Args, LogFormat};
+use signalbox_control_plane::auth::{TokenText, Tokens};
+use signalbox_control_plane::board::{Board, Sharing};
+use signalbox_control_plane::metrics::Metrics;
+use signalbox_control_plane::publish::Publisher;
+use signalbox_control_plane::rest::{self, Services};
+use signalbox_control_plane::serve::{self, Site};
+use signalbox_control_plane::store::{self, Role, Store, StoreError};
+use signalbox_control_plane::writer::{Author, Mode, Operation, Refused, Writer};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long the parts may take to end.
+const END_DEADLINE: Duration = Duration::from_secs(10);
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if args.openapi {
+        return Ok(writeln!(std::io::stdout(), "{}", rest::openapi_json())?);
+    }
+    start_log(args.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(run(args));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn run(args: Args) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut tasks = JoinSet::new();
+    let started = start(args, &shutdown, &mut tasks);
+    tokio::select! {
+        started = started => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        // None of them ends of itself.
+        Some(ended) = tasks.join_next() => ended.context("a part of the control plane failed")??,
+    }
+    tracing::info!("stopping");
+    shutdown.cancel();
+    let end = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(END_DEADLINE, end).await.is_err() {
+        tracing::warn!("not every part ended in time");
+    }
+    Ok(())
+}
+
+/// Starts every part as a task.
+async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    let tls = match (&args.admin_tls_cert, &args.admin_tls_key) {
+        (Some(cert), Some(key)) => {
+            Some(tls_acceptor(cert, key).context("--admin-tls-cert and --admin-tls-key")?)
+        }
+        _ => None,
+    };
+    if tls.is_none() && !args.admin_address.ip().is_loopback() {
+        tracing::warn!(address = %args.admin_address, "the admin address is open to other hosts without TLS");
+    }
+    let is_tls = tls.is_some();
+
+    // Answers probes while the database is opened.
+    let site = Site::default();
+    let admin = TcpListener::bind(args.admin_address)
+        .await
+        .with_context(|| format!("the admin address {} cannot be bound", args.admin_address))?;
+    tracing::info!(address = %admin.local_addr()?, tls = is_tls, "the admin API listens");
+    let serving = serve::serve(admin, tls, site.clone(), shutdown.clone());
+    tasks.spawn(async { Ok(serving.await) });
+
+    let store = open(&args.database_url).await?;
+    if args.new_epoch {
+        let head = store.new_epoch().await.context("a new epoch could not be started")?;
+        tracing::warn!(epoch = %head.epoch, revision = head.number, "a new epoch was started");
+    }
+    let metrics = Arc::new(Metrics::default());
+    let tokens =
+        Tokens::load(Arc::clone(&store), Arc::clone(&metrics)).await.context("the tokens cannot be read")?;
+    bootstrap_tokens(&tokens, &args).await.context("the first tokens cannot be stored")?;
+    let publisher = Publisher::start(Arc::clone(&store), Arc::clone(&metrics))
+        .await
+        .context("the set cannot be loaded")?;
+    create_first_listener(&publisher).await?;
+    let shared = !args.database_url.starts_with("sqlite:");
+    let replica = args.replica_name.unwrap_or_else(|| format!("{}:{}", host_name(), args.xds_address.port()));
+    let sharing = if shared { Sharing::Shared } else { Sharing::Alone };
+    let board =
+        Board::open(Arc::clone(&store), &replica, sharing).await.context("the board cannot be read")?;
+
+    let following = Arc::clone(&publisher).follow(shutdown.clone());
+    tasks.spawn(async { Ok(following.await) });
+    let following = Arc::clone(&tokens).follow(shutdown.clone());
+    tasks.spawn(async { Ok(following.await) });
+    let running = Arc::clone(&board).run(shutdown.clone());
+    tasks.spawn(async { Ok(running.await) });
+    let (router, feed) = rest::router(Services {
+        publisher,
+        store,
+        tokens,
+        board,
+        metrics,
+        replica,
+        tls: is_tls,
+        shutdown: shutdown.clone(),
+    });
+    tasks.spawn(async { Ok(feed.await) });
+    site.open(router);
+    Ok(())
+}
+
+/// Opens the database; one that is not there yet is waited for.
+async fn open(url: &str) -> Result<Arc<dyn Store>> {
+    loop {
+        match store::open(url).await {
+            Ok(store) => return Ok(store),
+            Err(StoreError::Unavailable(error)) => {
+                tracing::warn!(error, "the database does not answer; trying again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => bail!(anyhow::Error::new(error).context("the database cannot be opened")),
+        }
+    }
+}
+
+/// Makes what was configured stand; where nothing was, and nothing is stored, makes tokens and prints them this once.
+async fn bootstrap_tokens(tokens: &Tokens, args: &Args) -> Result<()> {
+    let first_start = tokens.list().await?.is_empty();
+    for (name, role, configured) in
+        [("admin", Role::Admin, &args.admin_token), ("proxy", Role::Proxy, &args.proxy_token)]
+    {
+        if let Some(text) = configured {
+            if text.len() < 16 {
+                tracing::warn!(token = name, "a token of less than 16 characters can be guessed");
+            }
+            tokens.ensure(name, role, &TokenText(text.clone())).await?;
+        } else if first_start {
+            let text = TokenText::random();
+            // Another control plane may have been faster; then it has printed its own.
+            if tokens.create(name, role, &text).await? {
+                writeln!(std::io::stdout(), "{name} token: {}", text.0)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first revision of a new database: a listener, so that a route is all that is missing.
+async fn create_first_listener(publisher: &Arc<Publisher>) -> Result<()> {
+    if publisher.current().snapshot.id().number > 0 {
+        return Ok(());
+    }
+    let author = Author {
+        name: "signalbox".into(),
+        message: "The default listener".to_owned(),
+        action: "first start".to_owned(),
+    };
+    let spec = json!({"name": "http", "address": "0.0.0.0:8080"});
+    let create = Operation::Create { kind: Kind::Listener, spec };
+    match Writer::new(Arc::clone(publisher)).write(author, create, Mode::Store).await {
+        // Another control plane was faster.
+        Ok(_) | Err(Refused::Exists(_) | Refused::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error).context("the first revision cannot be made"),
+    }
+}
+
+fn tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("{} has no certificates that can be read", cert.display()))?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .with_context(|| format!("{} has no private key that can be read", key.display()))?;
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "control-plane".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+fn start_log(format: Option<LogFormat>) {
+    let terminal = std::io::stderr().is_terminal();
+    let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // Standard output is for the tokens.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(terminal).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}

@@ -1,0 +1,87 @@
+//! The flags of the program. Each has an environment variable, and flags win.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, ValueEnum};
+
+/// The control plane of Signalbox.
+#[derive(Debug, Parser)]
+#[command(name = "signalbox-control-plane", version)]
+pub struct Args {
+    /// Where everything is kept: sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE
+    #[arg(
+        long,
+        env = "SIGNALBOX_DATABASE_URL",
+        default_value = "sqlite://signalbox-data/signalbox.db",
+        hide_env_values = true
+    )]
+    pub database_url: String,
+
+    /// REST, UI, /metrics, /healthz and /readyz
+    #[arg(long, env = "SIGNALBOX_ADMIN_ADDRESS", default_value = "127.0.0.1:9080")]
+    pub admin_address: SocketAddr,
+
+    /// gRPC for proxies
+    #[arg(long, env = "SIGNALBOX_XDS_ADDRESS", default_value = "127.0.0.1:9081")]
+    pub xds_address: SocketAddr,
+
+    /// The token `admin`, which may do everything; absent: one is made and printed at the first start
+    #[arg(long, env = "SIGNALBOX_ADMIN_TOKEN", hide_env_values = true)]
+    pub admin_token: Option<String>,
+
+    /// The token `proxy`, which proxies present; absent: one is made and printed at the first start
+    #[arg(long, env = "SIGNALBOX_PROXY_TOKEN", hide_env_values = true)]
+    pub proxy_token: Option<String>,
+
+    /// PEM file with the certificate chain of the admin address
+    #[arg(long, env = "SIGNALBOX_ADMIN_TLS_CERT", requires = "admin_tls_key")]
+    pub admin_tls_cert: Option<PathBuf>,
+
+    /// PEM file with its private key
+    #[arg(long, env = "SIGNALBOX_ADMIN_TLS_KEY", requires = "admin_tls_cert")]
+    pub admin_tls_key: Option<PathBuf>,
+
+    /// How this control plane is called among several; absent: host name and xDS port
+    #[arg(long, env = "SIGNALBOX_REPLICA_NAME")]
+    pub replica_name: Option<String>,
+
+    /// Start a new epoch: for a database that was restored by hand, whose revision numbers come again
+    #[arg(long, env = "SIGNALBOX_NEW_EPOCH", action = ArgAction::SetTrue)]
+    pub new_epoch: bool,
+
+    /// Absent: text on a terminal, else json
+    #[arg(long, env = "SIGNALBOX_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Print the OpenAPI document of the admin API, and end
+    #[arg(long)]
+    pub openapi: bool,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object per line.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_has_its_environment_variable() {
+        let command = Args::command();
+        command.clone().debug_assert();
+        for argument in command.get_arguments() {
+            let Some(long) = argument.get_long().filter(|long| *long != "openapi") else { continue };
+            let expected = format!("SIGNALBOX_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(&*expected), "--{long}");
+        }
+    }
+}

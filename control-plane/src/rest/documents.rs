@@ -1,0 +1,159 @@
+//! Whole sets: `apply` and `export`.
+
+use axum::response::Response;
+use futures_util::FutureExt as _;
+use http::{HeaderValue, Method, header};
+use schemars::Schema;
+use serde_json::json;
+use signalbox_config::{Kind, Resource, document};
+use signalbox_plugins::Catalog;
+
+use super::call::{Call, ok};
+use super::endpoint::{Access, DOCUMENT_LIMIT, Endpoint, Media, Parameter, Place, WRITE};
+use super::problem::Problem;
+use super::resources::{Revised, set_revision, settle, write};
+use crate::store::Role;
+use crate::writer::{Operation, Prune};
+
+pub(super) fn endpoints() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(Method::POST, "/apply", "apply", |call| apply(call).boxed())
+            .text("documents", "Create and replace all resources of a declarative document, as one revision")
+            .access(Access::Role(Role::Editor))
+            .parameters(&[PRUNE])
+            .parameters(&WRITE)
+            .body(Media::Document, document_schema, DOCUMENT_LIMIT)
+            .answer::<Revised>(200, "What was changed; with `dry_run`: what would be")
+            .problems(&[409, 413, 415, 422, 503, 504]),
+        Endpoint::new(Method::GET, "/export", "export", |call| export(call).boxed())
+            .text("documents", "The whole set as one document, ready for `apply`; without secrets")
+            .parameters(&[AT, FORMAT])
+            .answer_as(200, "The document", "application/yaml", document_schema)
+            .answer_as(200, "The document", "application/json", document_schema)
+            .problems(&[404, 503]),
+    ]
+}
+
+const PRUNE: Parameter = Parameter {
+    name: "prune",
+    place: Place::Query,
+    schema: || json!({"type": "boolean", "default": false}),
+    text: "Delete what the document does not have",
+};
+
+const AT: Parameter = Parameter {
+    name: "revision",
+    place: Place::Query,
+    schema: || json!({"type": "integer", "minimum": 0}),
+    text: "As it was at this revision; absent: as it is",
+};
+
+const FORMAT: Parameter = Parameter {
+    name: "format",
+    place: Place::Query,
+    schema: || json!({"type": "string", "enum": ["yaml", "json"]}),
+    text: "Absent: as Accept has it, or YAML",
+};
+
+fn document_schema(generator: &mut schemars::SchemaGenerator) -> Schema {
+    use signalbox_config::{ConsumerSpec, ListenerSpec, PluginSpec, RouteSpec, UpstreamSpec};
+    let mut properties = serde_json::Map::new();
+    for kind in Kind::ALL {
+        let item = match kind {
+            Kind::Listener => generator.subschema_for::<ListenerSpec>(),
+            Kind::Route => generator.subschema_for::<RouteSpec>(),
+            Kind::Upstream => generator.subschema_for::<UpstreamSpec>(),
+            Kind::Plugin => generator.subschema_for::<PluginSpec>(),
+            Kind::Consumer => generator.subschema_for::<ConsumerSpec>(),
+        };
+        properties.insert(kind.plural().to_owned(), json!({"type": "array", "items": item}));
+    }
+    schemars::json_schema!({
+        "type": "object",
+        "description": "A list for each kind; or one or several YAML documents `{kind: route, name: …}`",
+        "properties": properties,
+    })
+}
+
+async fn apply(call: Call) -> Result<Response, Problem> {
+    let prune = if call.flag("prune")? { Prune::Delete } else { Prune::Keep };
+    let text = call.utf8()?.to_owned();
+    let current = call.app.publisher.current();
+    // A large document takes a second, in which this thread has other requests to answer.
+    let parsed = tokio::task::spawn_blocking(move || {
+        let entries = document::split(&text).map_err(|errors| {
+            // What concerns no field is the text as a whole.
+            if errors.iter().any(|error| error.field.is_empty()) {
+                let details: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
+                Problem::malformed(format!("the document {}", details.join("; "))).errors(errors)
+            } else {
+                Problem::invalid(errors)
+            }
+        })?;
+        Operation::apply(entries, prune, &current).map_err(Problem::from)
+    });
+    let operation = parsed.await.map_err(gave_up)??;
+    let written = write(&call, operation).await?;
+    let mode = call.mode()?;
+    if mode == crate::writer::Mode::Store {
+        settle(&call, &written).await?;
+    }
+    let mut response = ok(&Revised::of(&written, mode))?;
+    set_revision(&mut response, &written);
+    Ok(response)
+}
+
+async fn export(call: Call) -> Result<Response, Problem> {
+    let accepts_json = call
+        .headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|accept| accept.contains("json") && !accept.contains("yaml"));
+    let json = match call.text("format")? {
+        None => accepts_json,
+        Some("json") => true,
+        Some("yaml") => false,
+        Some(other) => {
+            return Err(Problem::parameter("format", format!("must be yaml or json, is {other:?}")));
+        }
+    };
+    let current = call.app.publisher.current();
+    let revision = call.parsed::<u64>("revision")?.filter(|number| *number != current.snapshot.id().number);
+    let set = match revision {
+        None => None,
+        Some(number) => Some(super::revisions::set_at(&call, number).await?),
+    };
+    let rendered = tokio::task::spawn_blocking(move || {
+        let document = match set {
+            None => document::join(current.snapshot.iter().map(|resource| &**resource)),
+            Some(set) => {
+                // What this version cannot read cannot be applied by it either.
+                let resources: Vec<Resource> = set
+                    .iter()
+                    .filter_map(|stored| Resource::from_stored(stored.key.kind, &stored.spec, &Catalog).ok())
+                    .collect();
+                document::join(&resources)
+            }
+        };
+        if json {
+            serde_json::to_string_pretty(&document).map_err(|error| error.to_string())
+        } else {
+            document::to_yaml(&document)
+        }
+    });
+    let text = rendered.await.map_err(gave_up)?.map_err(|message| {
+        Problem::new(
+            http::StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the document cannot be written: {message}"),
+        )
+    })?;
+    let mut response = Response::new(text.into());
+    let media = if json { "application/json" } else { "application/yaml" };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    Ok(response)
+}
+
+/// A task that panicked.
+pub(super) fn gave_up(error: tokio::task::JoinError) -> Problem {
+    Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, format!("it ended early: {error}"))
+}

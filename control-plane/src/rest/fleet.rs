@@ -1,0 +1,220 @@
+//! Proxies, fleets, rollouts and traffic, as the board has them.
+
+use std::collections::BTreeMap;
+
+use axum::response::Response;
+use futures_util::FutureExt as _;
+use http::{Method, StatusCode};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::call::{Call, no_content, ok};
+use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Parameter, Place};
+use super::problem::Problem;
+use crate::board::{FleetStatus, ForgetError, ProxyStatus, Rollout};
+use crate::publish::named_fleets;
+use crate::store::Role;
+
+pub(super) fn endpoints() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(Method::GET, "/proxies", "listProxies", |call| {
+            async move { list_proxies(&call) }.boxed()
+        })
+        .text("proxies", "Proxies, by id")
+        .parameters(&[LIMIT, CURSOR, FLEET])
+        .answer::<ProxyPage>(200, "A page of them"),
+        Endpoint::new(Method::GET, "/proxies/{id}", "getProxy", |call| {
+            async move { get_proxy(&call) }.boxed()
+        })
+        .text("proxies", "One proxy")
+        .answer::<ProxyStatus>(200, "It")
+        .problems(&[404]),
+        Endpoint::new(Method::DELETE, "/proxies/{id}", "forgetProxy", |call| forget_proxy(call).boxed())
+            .text("proxies", "Forget a proxy that is lost")
+            .access(Access::Role(Role::Editor))
+            .empty(204, "It is forgotten")
+            .problems(&[404, 409, 503]),
+        Endpoint::new(Method::GET, "/rollouts", "listRollouts", |call| {
+            async move { list_rollouts(&call) }.boxed()
+        })
+        .text("rollouts", "The last rollouts, newest revision first")
+        .parameters(&[LIMIT, FLEET])
+        .answer::<RolloutList>(200, "They"),
+        Endpoint::new(Method::GET, "/rollouts/{id}", "getRollout", |call| {
+            async move { get_rollout(&call) }.boxed()
+        })
+        .text("rollouts", "One rollout, by `REVISION-FLEET`")
+        .answer::<Rollout>(200, "It")
+        .problems(&[404]),
+        Endpoint::new(Method::GET, "/fleets", "listFleets", |call| async move { list_fleets(&call) }.boxed())
+            .text("fleets", "The fleets that have or had a proxy, or that a resource names")
+            .answer::<FleetList>(200, "They"),
+        Endpoint::new(Method::GET, "/stats", "getStats", |call| async move { stats(&call) }.boxed())
+            .text(
+                "proxies",
+                "Traffic as the connected proxies report it, and how many of each resource there are",
+            )
+            .answer::<Stats>(200, "They"),
+    ]
+}
+
+const FLEET: Parameter = Parameter {
+    name: "fleet",
+    place: Place::Query,
+    schema: || json!({"type": "string"}),
+    text: "Only this fleet; absent: all",
+};
+
+/// Proxies, by id.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ProxyPage {
+    items: Vec<ProxyStatus>,
+    /// For the next page; null: there is none.
+    next_cursor: Option<String>,
+}
+
+/// The last rollouts, newest revision first.
+#[derive(Debug, Serialize, JsonSchema)]
+struct RolloutList {
+    items: Vec<Rollout>,
+}
+
+/// Fleets, by name.
+#[derive(Debug, Serialize, JsonSchema)]
+struct FleetList {
+    items: Vec<FleetStatus>,
+}
+
+/// Traffic as the connected proxies reported it last.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+struct Traffic {
+    /// Of all together.
+    requests_per_second: f64,
+    /// The share of answers with a status of 500 and above.
+    error_ratio: f64,
+    /// The worst proxy's, milliseconds.
+    p99_ms: f64,
+}
+
+/// Where it all stands.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Stats {
+    /// The revision that is published.
+    revision: u64,
+    /// Plural kind to number.
+    resources: BTreeMap<&'static str, usize>,
+    /// Known proxies.
+    proxies: usize,
+    /// Those with a stream.
+    connected_proxies: usize,
+    traffic: Traffic,
+    /// By fleet.
+    fleets: BTreeMap<String, Traffic>,
+}
+
+fn list_proxies(call: &Call) -> Result<Response, Problem> {
+    let (limit, after, fleet) = (call.limit()?, call.text("cursor")?, call.text("fleet")?);
+    let mut items: Vec<ProxyStatus> = call.app.board.proxies();
+    items.retain(|proxy| {
+        after.is_none_or(|after| proxy.id.as_str() > after) && fleet.is_none_or(|fleet| proxy.fleet == fleet)
+    });
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = items.last().filter(|_| more).map(|last| last.id.clone());
+    ok(&ProxyPage { items, next_cursor })
+}
+
+fn get_proxy(call: &Call) -> Result<Response, Problem> {
+    let id = call.path("id");
+    let found = call.app.board.proxy(id);
+    ok(&found.ok_or_else(|| Problem::not_found(format!("there is no proxy {id:?}")))?)
+}
+
+async fn forget_proxy(call: Call) -> Result<Response, Problem> {
+    let id = call.path("id");
+    match call.app.board.forget(id).await {
+        Ok(()) => {}
+        Err(ForgetError::Unknown) => return Err(Problem::not_found(format!("there is no proxy {id:?}"))),
+        Err(ForgetError::Connected) => {
+            let detail = format!("the proxy {id:?} is connected, and would be back at once");
+            return Err(Problem::new(StatusCode::CONFLICT, detail));
+        }
+        Err(ForgetError::Store(error)) => return Err(error.into()),
+    }
+    call.app.note(&call, &format!("forget proxy {id}")).await;
+    Ok(no_content())
+}
+
+fn list_rollouts(call: &Call) -> Result<Response, Problem> {
+    let (limit, fleet) = (call.limit()?, call.text("fleet")?);
+    let mut items = call.app.board.rollouts(if fleet.is_some() { 1000 } else { limit });
+    items.retain(|rollout| fleet.is_none_or(|fleet| rollout.fleet == fleet));
+    items.truncate(limit);
+    ok(&RolloutList { items })
+}
+
+fn get_rollout(call: &Call) -> Result<Response, Problem> {
+    let id = call.path("id");
+    let found = call.app.board.rollout(id);
+    ok(&found.ok_or_else(|| Problem::not_found(format!("there is no rollout {id:?}")))?)
+}
+
+fn list_fleets(call: &Call) -> Result<Response, Problem> {
+    let published = call.app.publisher.current();
+    let mut items = call.app.board.fleets();
+    for name in named_fleets(&published) {
+        if !items.iter().any(|fleet| *fleet.name == *name) {
+            items.push(FleetStatus {
+                name: name.into(),
+                proxies: 0,
+                connected: 0,
+                assigned: published.snapshot.id().number,
+                served: None,
+            });
+        }
+    }
+    items.sort_by(|a, b| a.name.cmp(&b.name));
+    ok(&FleetList { items })
+}
+
+fn stats(call: &Call) -> Result<Response, Problem> {
+    let published = call.app.publisher.current();
+    let mut resources: BTreeMap<&'static str, usize> =
+        signalbox_config::Kind::ALL.iter().map(|kind| (kind.plural(), 0)).collect();
+    for resource in published.snapshot.iter() {
+        *resources.entry(resource.key().kind.plural()).or_default() += 1;
+    }
+    let proxies = call.app.board.proxies();
+    let mut traffic = Traffic::default();
+    let mut fleets: BTreeMap<String, Traffic> = BTreeMap::new();
+    let mut connected_proxies = 0;
+    for proxy in proxies.iter().filter(|proxy| proxy.connected) {
+        connected_proxies += 1;
+        let fleet = fleets.entry(proxy.fleet.clone()).or_default();
+        let Some(report) = &proxy.traffic else { continue };
+        for sum in [&mut traffic, fleet] {
+            let requests = sum.requests_per_second + report.requests_per_second;
+            if requests > 0.0 {
+                let errors = sum.error_ratio * sum.requests_per_second
+                    + report.error_ratio * report.requests_per_second;
+                sum.error_ratio = errors / requests;
+            }
+            sum.requests_per_second = requests;
+            sum.p99_ms = sum.p99_ms.max(report.p99_ms);
+        }
+    }
+    ok(&Stats {
+        revision: published.snapshot.id().number,
+        resources,
+        proxies: proxies.len(),
+        connected_proxies,
+        traffic,
+        fleets,
+    })
+}
+
+/// What `GET /events` tells of a proxy that was forgotten.
+pub(super) fn forgotten_data(id: &str) -> Value {
+    json!({"id": id})
+}

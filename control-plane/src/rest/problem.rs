@@ -1,0 +1,174 @@
+//! Errors as clients see them: `application/problem+json` (RFC 9457).
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use signalbox_config::FieldError;
+
+use crate::publish::chain;
+use crate::store::StoreError;
+use crate::writer::Refused;
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    detail: String,
+    errors: Vec<FieldError>,
+    /// Further members.
+    members: Map<String, Value>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// For the log only.
+    cause: Option<String>,
+}
+
+/// What was wrong.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Problem")]
+pub(super) struct ProblemBody {
+    /// Always `about:blank`: the status says what kind of problem it is.
+    #[serde(rename = "type")]
+    pub(super) kind: &'static str,
+    /// The status in words.
+    pub(super) title: String,
+    /// The HTTP status.
+    pub(super) status: u16,
+    /// What was wrong, for a person.
+    pub(super) detail: String,
+    /// The same by field, where it concerns fields: all that is wrong at once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub(super) errors: Vec<FieldError>,
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub(super) members: Map<String, Value>,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            detail: detail.into(),
+            errors: Vec::new(),
+            members: Map::new(),
+            headers: Vec::new(),
+            cause: None,
+        }
+    }
+
+    /// 400
+    pub(super) fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// 404
+    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    /// 422
+    pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
+        let detail = match errors.as_slice() {
+            [only] => only.to_string(),
+            several => format!("{} errors", several.len()),
+        };
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail).errors(errors)
+    }
+
+    /// 503, to be tried again.
+    pub(super) fn unavailable(detail: impl Into<String>, retry_after_s: u32) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).header(header::RETRY_AFTER, retry_after_s.into())
+    }
+
+    /// A parameter that cannot be read: 400.
+    pub(super) fn parameter(name: &str, message: impl Into<String>) -> Self {
+        let error = FieldError::new(name, message);
+        Self::malformed(format!("the parameter {error}")).errors(vec![error])
+    }
+
+    pub(super) fn errors(mut self, errors: Vec<FieldError>) -> Self {
+        self.errors = errors;
+        self
+    }
+
+    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    pub(super) fn member(mut self, name: &str, value: impl Serialize) -> Self {
+        self.members.insert(name.to_owned(), serde_json::to_value(value).unwrap_or_default());
+        self
+    }
+
+    /// What the log should say beyond what the client is told.
+    pub(super) fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
+    fn because(mut self, cause: String) -> Self {
+        self.cause = Some(cause);
+        self
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        let cause = chain(&error);
+        match error {
+            StoreError::Stale => Self::unavailable("another write came first; try again", 1),
+            StoreError::Unavailable(_) => Self::unavailable("the database is not available", 5),
+            StoreError::Broken(_) => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the database is not as it should be; the control plane's log says more",
+            ),
+        }
+        .because(cause)
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let detail = refused.to_string();
+        match refused {
+            Refused::NotFound(_) => Self::not_found(detail),
+            Refused::Exists(_) => {
+                Self::new(StatusCode::CONFLICT, &*detail).errors(vec![FieldError::new("name", detail)])
+            }
+            Refused::Precondition { current, .. } => {
+                let problem = Self::new(StatusCode::PRECONDITION_FAILED, detail);
+                match current.and_then(|version| HeaderValue::from_str(&format!("\"{version}\"")).ok()) {
+                    Some(etag) => problem.header(header::ETAG, etag),
+                    None => problem,
+                }
+            }
+            Refused::Invalid(errors) => Self::invalid(errors),
+            Refused::Conflict { errors, .. } => Self::new(StatusCode::CONFLICT, detail).errors(errors),
+            Refused::Busy => Self::unavailable(detail, 1),
+            Refused::Store(error) => error.into(),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = ProblemBody {
+            kind: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+            errors: self.errors,
+            members: self.members,
+        };
+        let mut response = Response::new(serde_json::to_vec(&body).unwrap_or_default().into());
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        for (name, value) in self.headers {
+            headers.append(name, value);
+        }
+        response
+    }
+}

@@ -1,0 +1,283 @@
+//! History: revisions, what they changed, the way back, and waiting until one is served.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::Method;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Value, json};
+use signalbox_config::{Kind, Resource, ResourceKey};
+use signalbox_plugins::Catalog;
+
+use super::call::{Call, ok, rfc3339};
+use super::documents::gave_up;
+use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Parameter, Place, WRITE};
+use super::problem::Problem;
+use super::resources::{Action, ChangeView, Revised, outcome_problem, set_revision, settle, write};
+use crate::board::Rollout;
+use crate::store::{RevisionSummary, Role, StoredResource};
+use crate::writer::{Mode, Operation};
+
+pub(super) fn endpoints() -> Vec<Endpoint> {
+    let tag = "revisions";
+    vec![
+        Endpoint::new(Method::GET, "/revisions", "listRevisions", |call| list(call).boxed())
+            .text(tag, "Revisions, newest first")
+            .parameters(&[LIMIT, CURSOR])
+            .answer::<RevisionPage>(200, "A page of them")
+            .problems(&[503]),
+        Endpoint::new(Method::GET, "/revisions/{number}", "getRevision", |call| get(call).boxed())
+            .text(tag, "One revision: all that it changed, before and after")
+            .answer::<RevisionView>(200, "It")
+            .problems(&[404, 503]),
+        Endpoint::new(Method::GET, "/revisions/{number}/diff", "diffRevisions", |call| diff(call).boxed())
+            .text(tag, "What differs between two revisions")
+            .parameters(&[FROM])
+            .answer::<Diff>(200, "The differences")
+            .problems(&[404, 503]),
+        Endpoint::new(Method::POST, "/revisions/{number}/rollback", "rollback", |call| {
+            rollback(call).boxed()
+        })
+        .text(tag, "Make a new revision that leads back to the set of this one")
+        .access(Access::Role(Role::Editor))
+        .parameters(&WRITE)
+        .answer::<Revised>(200, "What was changed; with `dry_run`: what would be")
+        .problems(&[404, 409, 422, 503, 504]),
+        Endpoint::new(Method::GET, "/revisions/{number}/wait", "waitForRevision", |call| wait(call).boxed())
+            .text(tag, "Answers once every connected proxy serves the revision or a later one")
+            .parameters(&[FLEET, TIMEOUT])
+            .answer::<Waited>(200, "They do")
+            .problems(&[404, 409, 504]),
+    ]
+}
+
+const FROM: Parameter = Parameter {
+    name: "from",
+    place: Place::Query,
+    schema: || json!({"type": "integer", "minimum": 0}),
+    text: "The revision to compare with; absent: the one before",
+};
+
+const FLEET: Parameter = Parameter {
+    name: "fleet",
+    place: Place::Query,
+    schema: || json!({"type": "string"}),
+    text: "Only this fleet; absent: all",
+};
+
+const TIMEOUT: Parameter = Parameter {
+    name: "timeout",
+    place: Place::Query,
+    schema: || json!({"type": "string", "default": "10s"}),
+    text: "At most 5m",
+};
+
+/// A revision.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RevisionSummary")]
+pub(super) struct SummaryView {
+    /// Counts up without gaps.
+    pub(super) number: u64,
+    /// The name of the token, or of who else made it.
+    pub(super) author: String,
+    /// For people; may be empty.
+    pub(super) message: String,
+    /// RFC 3339.
+    pub(super) committed_at: String,
+    /// How many resources it changed.
+    pub(super) change_count: u32,
+}
+
+impl From<&RevisionSummary> for SummaryView {
+    fn from(summary: &RevisionSummary) -> Self {
+        Self {
+            number: summary.number,
+            author: summary.author.to_string(),
+            message: summary.message.clone(),
+            committed_at: rfc3339(summary.committed_at_us),
+            change_count: summary.change_count,
+        }
+    }
+}
+
+/// Revisions, newest first.
+#[derive(Debug, Serialize, JsonSchema)]
+struct RevisionPage {
+    items: Vec<SummaryView>,
+    /// For the next page; null: there is none.
+    next_cursor: Option<String>,
+}
+
+/// A revision with all that it changed.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Revision")]
+struct RevisionView {
+    #[serde(flatten)]
+    summary: SummaryView,
+    /// By kind and name.
+    changes: Vec<ChangeView>,
+}
+
+/// What differs between two revisions.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Diff {
+    /// Before.
+    from: u64,
+    /// After.
+    to: u64,
+    /// By kind and name.
+    changes: Vec<ChangeView>,
+}
+
+/// Every connected proxy serves it.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Waited {
+    /// Which.
+    revision: u64,
+    /// Its rollouts, one for each fleet that was waited for and has one.
+    rollouts: Vec<Rollout>,
+}
+
+async fn list(call: Call) -> Result<Response, Problem> {
+    let limit = call.limit()?;
+    let before = call.parsed::<u64>("cursor")?;
+    let store = &call.app.store;
+    let mut found =
+        call.app.metrics.store_call("revisions", store.revisions(before, limit as u32 + 1)).await?;
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let next_cursor = found.last().filter(|_| more).map(|last| last.number.to_string());
+    ok(&RevisionPage { items: found.iter().map(SummaryView::from).collect(), next_cursor })
+}
+
+async fn get(call: Call) -> Result<Response, Problem> {
+    let number = call.number("number")?;
+    let found = call.app.metrics.store_call("revision", call.app.store.revision(number)).await?;
+    let revision = found.ok_or_else(|| no_revision(number))?;
+    let changes = revision
+        .changes
+        .iter()
+        .map(|change| change_view(&change.key, change.before.as_ref(), change.after.as_ref()))
+        .collect();
+    ok(&RevisionView { summary: (&revision.summary).into(), changes })
+}
+
+async fn diff(call: Call) -> Result<Response, Problem> {
+    let to = call.number("number")?;
+    let from = call.parsed::<u64>("from")?.unwrap_or_else(|| to.saturating_sub(1));
+    let changed = differences(&call, from.min(to), from.max(to)).await?;
+    let changes = changed
+        .iter()
+        .map(|(key, (older, newer))| {
+            let (before, after) = if from <= to { (older, newer) } else { (newer, older) };
+            change_view(key, before.as_ref(), after.as_ref())
+        })
+        .collect();
+    ok(&Diff { from, to, changes })
+}
+
+async fn rollback(call: Call) -> Result<Response, Problem> {
+    let number = call.number("number")?;
+    let set = set_at(&call, number).await?;
+    let operation =
+        tokio::task::spawn_blocking(move || Operation::restore(&set)).await.map_err(gave_up)??;
+    let written = write(&call, operation).await?;
+    let mode = call.mode()?;
+    if mode == Mode::Store {
+        settle(&call, &written).await?;
+    }
+    let mut response = ok(&Revised::of(&written, mode))?;
+    set_revision(&mut response, &written);
+    Ok(response)
+}
+
+async fn wait(call: Call) -> Result<Response, Problem> {
+    let revision = call.number("number")?;
+    if revision > call.app.publisher.current().snapshot.id().number {
+        return Err(no_revision(revision));
+    }
+    let deadline = call.deadline("timeout")?.unwrap_or_else(|| Instant::now() + Duration::from_secs(10));
+    let outcome = call.app.board.wait(revision, call.text("fleet")?, deadline).await;
+    match outcome_problem(revision, &outcome) {
+        Some(problem) => Err(problem),
+        None => ok(&Waited { revision, rollouts: outcome.rollouts }),
+    }
+}
+
+/// The set as it was at a revision.
+pub(super) async fn set_at(call: &Call, number: u64) -> Result<Vec<StoredResource>, Problem> {
+    let found = call.app.metrics.store_call("set_at", call.app.store.set_at(number)).await?;
+    found.ok_or_else(|| no_revision(number))
+}
+
+fn no_revision(number: u64) -> Problem {
+    Problem::not_found(format!("there is no revision {number}"))
+}
+
+type Differences = BTreeMap<ResourceKey, (Option<Bytes>, Option<Bytes>)>;
+
+/// Beyond this many revisions the two sets are compared, instead of what happened between them.
+const MAX_REPLAYED: u64 = 1000;
+
+/// What differs between an older and a newer revision: before and after.
+async fn differences(call: &Call, older: u64, newer: u64) -> Result<Differences, Problem> {
+    let head = call.app.metrics.store_call("head", call.app.store.head()).await?;
+    if newer > head.number {
+        return Err(no_revision(newer));
+    }
+    let mut differences = Differences::new();
+    if newer - older > MAX_REPLAYED {
+        let (before, after) = tokio::try_join!(set_at(call, older), set_at(call, newer))?;
+        for stored in before {
+            differences.insert(stored.key, (Some(stored.spec), None));
+        }
+        for stored in after {
+            differences.entry(stored.key).or_default().1 = Some(stored.spec);
+        }
+    } else {
+        let mut known = older;
+        while known < newer {
+            let limit = (newer - known).min(100) as u32;
+            let store = &call.app.store;
+            let revisions =
+                call.app.metrics.store_call("revisions_after", store.revisions_after(known, limit)).await?;
+            let Some(last) = revisions.last() else { return Err(no_revision(known + 1)) };
+            known = last.summary.number;
+            for change in revisions.into_iter().flat_map(|revision| revision.changes) {
+                differences.entry(change.key).or_insert((change.before, None)).1 = change.after;
+            }
+        }
+    }
+    differences.retain(|_, (before, after)| before != after);
+    Ok(differences)
+}
+
+fn change_view(key: &ResourceKey, before: Option<&Bytes>, after: Option<&Bytes>) -> ChangeView {
+    ChangeView {
+        kind: key.kind,
+        name: key.name.to_string(),
+        action: Action::of(before.is_some(), after.is_some()),
+        before: before.map(|spec| readable(key.kind, spec)),
+        after: after.map(|spec| readable(key.kind, spec)),
+    }
+}
+
+/// A stored specification without what is secret.
+fn readable(kind: Kind, spec: &[u8]) -> Value {
+    match (Resource::from_stored(kind, spec, &Catalog), kind) {
+        (Ok(resource), _) => resource.redacted(),
+        // What this version cannot read may have secrets that it does not know.
+        (Err(_), Kind::Consumer) => json!({"unreadable": true}),
+        (Err(_), _) => serde_json::from_slice(spec).unwrap_or_default(),
+    }
+}
+
+/// A revision, as `GET /events` tells of it.
+pub(super) fn event_data(summary: &Arc<RevisionSummary>) -> String {
+    serde_json::to_string(&SummaryView::from(&**summary)).unwrap_or_default()
+}

@@ -1,0 +1,566 @@
+//! All writes of resources: what an operation changes is a function of what is published, and becomes one revision
+//! or none.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde_json::Value;
+use signalbox_config::document::Entry;
+use signalbox_config::{
+    Change, Errors, FieldError, Kind, Name, Problem, Relations, Resource, ResourceKey, RevisionId,
+};
+use signalbox_plugins::Catalog;
+
+use crate::publish::{Published, Publisher};
+use crate::store::{StoreError, StoredResource};
+
+/// Makes revisions.
+#[derive(Clone)]
+pub struct Writer {
+    publisher: Arc<Publisher>,
+}
+
+/// What is to be done with resources.
+#[derive(Debug, Clone)]
+pub enum Operation {
+    /// Adds a resource that is not there. `spec` has its name.
+    Create {
+        /// What it is.
+        kind: Kind,
+        /// As people wrote it.
+        spec: Value,
+    },
+    /// Adds or replaces a resource.
+    Put {
+        /// Which.
+        key: ResourceKey,
+        /// As people wrote it; its name may be left out.
+        spec: Value,
+        /// What must hold before.
+        precondition: Precondition,
+    },
+    /// Changes parts of a resource: a JSON merge patch (RFC 7396).
+    Patch {
+        /// Which.
+        key: ResourceKey,
+        /// The patch.
+        patch: Value,
+        /// What must hold before.
+        precondition: Precondition,
+    },
+    /// Takes a resource out.
+    Delete {
+        /// Which.
+        key: ResourceKey,
+        /// What must hold before.
+        precondition: Precondition,
+    },
+    /// Adds or replaces all resources of a document.
+    Apply(Document),
+    /// Leads back to an earlier set.
+    Restore(Vec<Arc<Resource>>),
+}
+
+/// What must hold of a resource before it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Precondition {
+    /// Nothing.
+    None,
+    /// `If-None-Match: *`: it is not there.
+    Absent,
+    /// `If-Match: *`: it is there.
+    Present,
+    /// `If-Match`: it has one of these versions.
+    Version(Vec<String>),
+}
+
+/// The resources of a declarative document, parsed.
+#[derive(Debug, Clone)]
+pub struct Document {
+    entries: Vec<(String, Prepared)>,
+    prune: Prune,
+}
+
+/// What becomes of resources that are not in a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prune {
+    /// They stay.
+    Keep,
+    /// They are deleted.
+    Delete,
+}
+
+#[derive(Debug, Clone)]
+enum Prepared {
+    Parsed(Arc<Resource>),
+    /// Its secrets may be those that are stored when it is written, so it is parsed then.
+    Unparsed(Kind, Value),
+}
+
+/// Who writes, and why.
+#[derive(Debug, Clone)]
+pub struct Author {
+    /// The name of the token, or of who else does it.
+    pub name: Arc<str>,
+    /// For people; may be empty.
+    pub message: String,
+    /// What was called: `PUT /api/v1/routes/users`.
+    pub action: String,
+}
+
+/// Whether a write is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It is.
+    Store,
+    /// It is only checked.
+    DryRun,
+}
+
+/// What a write did, or would do.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// The revision it made; `None`: nothing differed, or it was only checked.
+    pub revision: Option<u64>,
+    /// What is published after it.
+    pub published: Arc<Published>,
+    /// One for each resource that differs, by kind and name.
+    pub changes: Vec<Changed>,
+}
+
+/// One difference.
+#[derive(Debug, Clone)]
+pub struct Changed {
+    /// What it concerns.
+    pub key: ResourceKey,
+    /// `None`: it was not there.
+    pub before: Option<Arc<Resource>>,
+    /// `None`: it is deleted.
+    pub after: Option<Arc<Resource>>,
+}
+
+/// Why a write was not made. Nothing was stored, but see [`StoreError::Unavailable`].
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// There is no such resource.
+    #[error("{0} does not exist")]
+    NotFound(ResourceKey),
+    /// There is one of this name.
+    #[error("{0} exists already")]
+    Exists(ResourceKey),
+    /// `If-Match` or `If-None-Match` does not hold.
+    #[error("{}", precondition_text(key, current.as_deref()))]
+    Precondition {
+        /// Which resource.
+        key: ResourceKey,
+        /// Its version; `None`: it is not there.
+        current: Option<String>,
+    },
+    /// The specification is wrong.
+    #[error("the specification is not valid")]
+    Invalid(Vec<FieldError>),
+    /// It conflicts with other resources.
+    #[error("{detail}")]
+    Conflict {
+        /// Why, in one sentence.
+        detail: String,
+        /// The same, by field.
+        errors: Vec<FieldError>,
+    },
+    /// Other control planes write so much that this one never came first.
+    #[error("other writes came first, again and again")]
+    Busy,
+    /// The store did not do it.
+    #[error("the revision could not be stored")]
+    Store(#[from] StoreError),
+}
+
+/// How often a write that another replica overtook is tried anew.
+const ATTEMPTS: usize = 10;
+
+impl Writer {
+    /// Writes what `publisher` then publishes.
+    pub fn new(publisher: Arc<Publisher>) -> Self {
+        Self { publisher }
+    }
+
+    /// Does `operation` as one revision; none, if nothing differs.
+    ///
+    /// Goes on when it is dropped: a client that hangs up must not leave a revision that is stored but not published.
+    pub async fn write(&self, author: Author, operation: Operation, mode: Mode) -> Result<Written, Refused> {
+        let publisher = Arc::clone(&self.publisher);
+        let task = tokio::spawn(async move { write(&publisher, author, &operation, mode).await });
+        task.await
+            .unwrap_or_else(|error| Err(StoreError::Broken(format!("the write ended early: {error}")).into()))
+    }
+}
+
+async fn write(
+    publisher: &Publisher,
+    author: Author,
+    operation: &Operation,
+    mode: Mode,
+) -> Result<Written, Refused> {
+    let mut turn = publisher.turn().await;
+    // The usual write goes by what is published, and the store says whether that was the head. Whatever ends without
+    // asking the store to commit must know that first.
+    let mut verified = false;
+    if matches!(operation, Operation::Apply(_) | Operation::Restore(_)) {
+        turn.catch_up().await?;
+        verified = true;
+    }
+    for _ in 0..ATTEMPTS {
+        let current = turn.current();
+        let plan = operation.plan(&current).and_then(|plan| plan.check(&current));
+        let (changes, relations) = match plan {
+            Ok((changes, relations)) if mode == Mode::Store && !changes.is_empty() => (changes, relations),
+            refused_or_nothing_to_do => {
+                if !verified {
+                    turn.catch_up().await?;
+                    verified = true;
+                    if turn.current().snapshot.id() != current.snapshot.id() {
+                        continue;
+                    }
+                }
+                let (changes, _) = refused_or_nothing_to_do?;
+                let changes = changed(&current, &changes);
+                return Ok(Written { revision: None, published: current, changes });
+            }
+        };
+        let Author { name, message, action } = author.clone();
+        match turn.commit(name, message, action, changes.clone(), relations).await {
+            Ok(committed) => {
+                tracing::info!(
+                    author = %author.name, revision = committed.number, action = author.action,
+                    changes = changes.len(), reason = author.message, "a revision was made"
+                );
+                let changes = changed(&current, &changes);
+                return Ok(Written { revision: Some(committed.number), published: turn.current(), changes });
+            }
+            Err(StoreError::Stale) => {
+                turn.catch_up().await?;
+                verified = true;
+            }
+            // It may have happened even so: the follower reads the head again.
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Refused::Busy)
+}
+
+impl Operation {
+    /// Reads a document. All that is wrong with any of its resources comes back at once.
+    pub fn apply(entries: Vec<Entry>, prune: Prune, current: &Published) -> Result<Self, Refused> {
+        let mut errors = Errors::default();
+        let mut prepared = Vec::with_capacity(entries.len());
+        let mut paths: HashMap<ResourceKey, String> = HashMap::with_capacity(entries.len());
+        for Entry { kind, spec, path } in entries {
+            let kept = (kind == Kind::Consumer).then(|| spec.clone());
+            match parse_restoring(kind, spec, current) {
+                Ok(resource) => {
+                    // Names are compared before they are parsed too, but `name` may have been wrong there.
+                    if let Some(first) = paths.insert(resource.key().clone(), path.clone()) {
+                        let message =
+                            format!("{} is in the document twice, first at {first:?}", resource.key());
+                        errors.extend_below(&path, [FieldError::new("name", message)]);
+                    }
+                    let entry = match kept {
+                        Some(spec) => Prepared::Unparsed(kind, spec),
+                        None => Prepared::Parsed(Arc::new(resource)),
+                    };
+                    prepared.push((path, entry));
+                }
+                Err(found) => errors.extend_below(&path, found),
+            }
+        }
+        errors.finish(Some(Self::Apply(Document { entries: prepared, prune }))).map_err(Refused::Invalid)
+    }
+
+    /// Reads the set of an earlier revision.
+    pub fn restore(set: &[StoredResource]) -> Result<Self, Refused> {
+        let mut errors = Errors::default();
+        let mut resources = Vec::with_capacity(set.len());
+        for stored in set {
+            match Resource::from_stored(stored.key.kind, &stored.spec, &Catalog) {
+                Ok(resource) => resources.push(Arc::new(resource)),
+                Err(found) => errors.extend_below(&stored.key.to_string(), found),
+            }
+        }
+        errors.finish(Some(Self::Restore(resources))).map_err(Refused::Invalid)
+    }
+
+    /// What it changes.
+    fn plan(&self, current: &Published) -> Result<Plan, Refused> {
+        match self {
+            Self::Create { kind, spec } => {
+                let resource = parse_restoring(*kind, spec.clone(), current).map_err(Refused::Invalid)?;
+                if is_there(current, resource.key()) {
+                    return Err(Refused::Exists(resource.key().clone()));
+                }
+                Ok(Plan::of_one(current, Change::Put(Arc::new(resource))))
+            }
+            Self::Put { key, spec, precondition } => {
+                precondition.check(key, current)?;
+                put(key, spec.clone(), current)
+            }
+            Self::Patch { key, patch, precondition } => {
+                let found = current.snapshot.find(key).ok_or_else(|| Refused::NotFound(key.clone()))?;
+                precondition.check(key, current)?;
+                let mut spec: Value = serde_json::from_slice(found.spec())
+                    .map_err(|error| Refused::Invalid(vec![FieldError::new("", error.to_string())]))?;
+                merge(&mut spec, patch);
+                put(key, spec, current)
+            }
+            Self::Delete { key, precondition } => {
+                if !is_there(current, key) {
+                    return Err(Refused::NotFound(key.clone()));
+                }
+                precondition.check(key, current)?;
+                Ok(Plan::of_one(current, Change::Delete(key.clone())))
+            }
+            Self::Apply(document) => document.plan(current),
+            Self::Restore(resources) => {
+                let mut plan = Plan::default();
+                let kept: BTreeSet<&ResourceKey> = resources.iter().map(|resource| resource.key()).collect();
+                for resource in resources {
+                    plan.put(current, Arc::clone(resource), resource.key().to_string());
+                }
+                plan.delete_others(current, &kept);
+                Ok(plan)
+            }
+        }
+    }
+}
+
+impl Document {
+    fn plan(&self, current: &Published) -> Result<Plan, Refused> {
+        let mut plan = Plan::default();
+        let mut errors = Errors::default();
+        let mut names: Vec<ResourceKey> = Vec::with_capacity(self.entries.len());
+        for (path, entry) in &self.entries {
+            let resource = match entry {
+                Prepared::Parsed(resource) => Arc::clone(resource),
+                Prepared::Unparsed(kind, spec) => match parse_restoring(*kind, spec.clone(), current) {
+                    Ok(resource) => Arc::new(resource),
+                    Err(found) => {
+                        errors.extend_below(path, found);
+                        continue;
+                    }
+                },
+            };
+            names.push(resource.key().clone());
+            plan.put(current, resource, path.clone());
+        }
+        if self.prune == Prune::Delete {
+            plan.delete_others(current, &names.iter().collect());
+        }
+        errors.finish(Some(plan)).map_err(Refused::Invalid)
+    }
+}
+
+impl Precondition {
+    fn check(&self, key: &ResourceKey, current: &Published) -> Result<(), Refused> {
+        let version = current.snapshot.find(key).map(|resource| resource.version());
+        let holds = match (self, &version) {
+            (Self::None, _) => true,
+            (Self::Absent, version) => version.is_none(),
+            (Self::Present, version) => version.is_some(),
+            (Self::Version(versions), Some(version)) => versions.contains(version),
+            (Self::Version(_), None) => false,
+        };
+        if holds { Ok(()) } else { Err(Refused::Precondition { key: key.clone(), current: version }) }
+    }
+}
+
+/// What an operation changes, each resource once, and only what differs.
+#[derive(Debug, Default)]
+struct Plan {
+    changes: Vec<Change>,
+    /// Where the resources are in what was sent, for the fields of errors.
+    paths: HashMap<ResourceKey, String>,
+}
+
+impl Plan {
+    fn of_one(current: &Published, change: Change) -> Self {
+        let mut plan = Self::default();
+        match change {
+            Change::Put(resource) => plan.put(current, resource, String::new()),
+            Change::Delete(key) => {
+                plan.paths.insert(key.clone(), String::new());
+                plan.changes.push(Change::Delete(key));
+            }
+        }
+        plan
+    }
+
+    fn put(&mut self, current: &Published, resource: Arc<Resource>, path: String) {
+        let differs = current
+            .snapshot
+            .find(resource.key())
+            .is_none_or(|known| known.fingerprint() != resource.fingerprint());
+        // What could not be read is stored otherwise than it is published.
+        if differs || current.unreadable.contains_key(resource.key()) {
+            self.paths.insert(resource.key().clone(), path);
+            self.changes.push(Change::Put(resource));
+        }
+    }
+
+    fn delete_others(&mut self, current: &Published, kept: &BTreeSet<&ResourceKey>) {
+        let known = current.snapshot.iter().map(|resource| resource.key());
+        let keys: BTreeSet<&ResourceKey> =
+            known.chain(current.unreadable.keys()).filter(|key| !kept.contains(*key)).collect();
+        self.changes.extend(keys.into_iter().cloned().map(Change::Delete));
+    }
+
+    /// The changes and the relations after them, or why the set would not be closed.
+    fn check(self, current: &Published) -> Result<(Vec<Change>, Relations), Refused> {
+        let before = &current.snapshot;
+        let next = RevisionId { epoch: before.id().epoch.clone(), number: before.id().number + 1 };
+        let after = before.with(next, 0, self.changes.iter().cloned());
+        match current.relations.with(before, &after, &self.changes) {
+            Ok(relations) => Ok((self.changes, relations)),
+            Err(problems) => Err(self.refuse(&problems)),
+        }
+    }
+
+    fn refuse(&self, problems: &[Problem]) -> Refused {
+        let mut dangling = false;
+        let errors: Vec<FieldError> = problems
+            .iter()
+            .map(|problem| match problem {
+                Problem::Dangling { resource, error } => {
+                    dangling = true;
+                    self.locate(resource, error)
+                }
+                Problem::Claimed { resource, error, .. } => self.locate(resource, error),
+                Problem::StillReferenced { resource, by } => {
+                    let by: Vec<String> = by.iter().map(ToString::to_string).collect();
+                    let more = if by.len() == Relations::MAX_NAMED { ", perhaps more" } else { "" };
+                    let message =
+                        format!("{resource} cannot be deleted: it is referred to by {}{more}", by.join(", "));
+                    self.locate(resource, &FieldError::new("", message))
+                }
+            })
+            .collect();
+        if dangling {
+            return Refused::Invalid(errors);
+        }
+        let detail = errors.first().map(|error| error.message.clone()).unwrap_or_default();
+        Refused::Conflict { detail, errors }
+    }
+
+    /// The error's field within what was sent; what is elsewhere is named in the message.
+    fn locate(&self, resource: &ResourceKey, error: &FieldError) -> FieldError {
+        let mut errors = Errors::default();
+        match self.paths.get(resource) {
+            Some(path) => errors.extend_below(path, [error.clone()]),
+            None if error.field.is_empty() => errors.push("", &error.message),
+            None => errors.push("", format_args!("{resource}: {error}")),
+        }
+        errors.finish(None::<()>).err().and_then(|mut found| found.pop()).unwrap_or_else(|| error.clone())
+    }
+}
+
+/// A deep change of `target` by a JSON merge patch (RFC 7396, section 2).
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        target.clone_from(patch);
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(serde_json::Map::new());
+    }
+    let Value::Object(target) = target else { return };
+    for (name, value) in patch {
+        if value.is_null() {
+            target.remove(name);
+        } else {
+            merge(target.entry(name.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+fn put(key: &ResourceKey, mut spec: Value, current: &Published) -> Result<Plan, Refused> {
+    if let Some(object) = spec.as_object_mut() {
+        let name = object.entry("name").or_insert_with(|| key.name.as_str().into());
+        if name.as_str().is_some_and(|name| name != key.name.as_str()) {
+            let message =
+                format!("is {name}, but the path says {:?}; a name cannot change", key.name.as_str());
+            return Err(Refused::Invalid(vec![FieldError::new("name", message)]));
+        }
+    }
+    let resource = parse_restoring(key.kind, spec, current).map_err(Refused::Invalid)?;
+    Ok(Plan::of_one(current, Change::Put(Arc::new(resource))))
+}
+
+/// Reads what a person wrote, with the secrets that are stored where it says to keep them, and without `meta`, which
+/// reading a resource gives and writing it back leaves.
+fn parse_restoring(kind: Kind, mut spec: Value, current: &Published) -> Result<Resource, Vec<FieldError>> {
+    if let Some(object) = spec.as_object_mut() {
+        object.remove("meta");
+    }
+    let name = spec.get("name").and_then(Value::as_str).and_then(|name| name.parse::<Name>().ok());
+    if let Some(stored) = name.and_then(|name| current.snapshot.find(&ResourceKey::new(kind, name))) {
+        stored.restore_secrets(&mut spec);
+    }
+    Resource::parse(kind, spec, &Catalog)
+}
+
+fn is_there(current: &Published, key: &ResourceKey) -> bool {
+    current.snapshot.find(key).is_some() || current.unreadable.contains_key(key)
+}
+
+fn changed(current: &Published, changes: &[Change]) -> Vec<Changed> {
+    let mut changed: Vec<Changed> = changes
+        .iter()
+        .map(|change| Changed {
+            key: change.key().clone(),
+            before: current.snapshot.find(change.key()).cloned(),
+            after: match change {
+                Change::Put(resource) => Some(Arc::clone(resource)),
+                Change::Delete(_) => None,
+            },
+        })
+        .collect();
+    changed.sort_by(|a, b| a.key.cmp(&b.key));
+    changed
+}
+
+fn precondition_text(key: &ResourceKey, current: Option<&str>) -> String {
+    match current {
+        Some(version) => format!("{key} is at version {version:?}"),
+        None => format!("{key} does not exist"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn merge_patch_follows_the_examples_of_its_rfc() {
+        // RFC 7396, appendix A.
+        for (target, patch, result) in [
+            (json!({"a":"b"}), json!({"a":"c"}), json!({"a":"c"})),
+            (json!({"a":"b"}), json!({"b":"c"}), json!({"a":"b","b":"c"})),
+            (json!({"a":"b"}), json!({"a":null}), json!({})),
+            (json!({"a":"b","b":"c"}), json!({"a":null}), json!({"b":"c"})),
+            (json!({"a":["b"]}), json!({"a":"c"}), json!({"a":"c"})),
+            (json!({"a":"c"}), json!({"a":["b"]}), json!({"a":["b"]})),
+            (json!({"a":{"b":"c"}}), json!({"a":{"b":"d","c":null}}), json!({"a":{"b":"d"}})),
+            (json!({"a":[{"b":"c"}]}), json!({"a":[1]}), json!({"a":[1]})),
+            (json!(["a", "b"]), json!(["c", "d"]), json!(["c", "d"])),
+            (json!({"a":"b"}), json!(["c"]), json!(["c"])),
+            (json!({"a":"foo"}), json!(null), json!(null)),
+            (json!({"e":null}), json!({"a":1}), json!({"e":null,"a":1})),
+            (json!([1, 2]), json!({"a":"b","c":null}), json!({"a":"b"})),
+            (json!({}), json!({"a":{"bb":{"ccc":null}}}), json!({"a":{"bb":{}}})),
+        ] {
+            let mut merged = target.clone();
+            merge(&mut merged, &patch);
+            assert_eq!(merged, result, "{target} with {patch}");
+        }
+    }
+}
