@@ -42,6 +42,18 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_ADMIN_TLS_KEY", requires = "admin_tls_cert")]
     pub admin_tls_key: Option<PathBuf>,
 
+    /// PEM file with the certificate chain of the xDS address
+    #[arg(long, env = "SIGNALBOX_XDS_TLS_CERT", requires = "xds_tls_key")]
+    pub xds_tls_cert: Option<PathBuf>,
+
+    /// PEM file with its private key
+    #[arg(long, env = "SIGNALBOX_XDS_TLS_KEY", requires = "xds_tls_cert")]
+    pub xds_tls_key: Option<PathBuf>,
+
+    /// PEM file with who may have signed the proxies' certificates; then each proxy must present one
+    #[arg(long, env = "SIGNALBOX_XDS_TLS_CLIENT_CA", requires = "xds_tls_cert")]
+    pub xds_tls_client_ca: Option<PathBuf>,
+
     /// How this control plane is called among several; absent: host name and xDS port
     #[arg(long, env = "SIGNALBOX_REPLICA_NAME")]
     pub replica_name: Option<String>,

@@ -18,6 +18,7 @@ use signalbox_control_plane::rest::{self, Services};
 use signalbox_control_plane::serve::{self, Site};
 use signalbox_control_plane::store::{self, Role, Store, StoreError};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Refused, Writer};
+use signalbox_control_plane::xds::{Xds, XdsTls};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -84,6 +85,16 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
         tracing::warn!(address = %args.admin_address, "the admin address is open to other hosts without TLS");
     }
     let is_tls = tls.is_some();
+    let xds_tls = match (&args.xds_tls_cert, &args.xds_tls_key) {
+        (Some(certificate), Some(key)) => {
+            let client_ca = args.xds_tls_client_ca.clone();
+            Some(XdsTls { certificate: certificate.clone(), key: key.clone(), client_ca })
+        }
+        _ => None,
+    };
+    if xds_tls.is_none() && !args.xds_address.ip().is_loopback() {
+        tracing::warn!(address = %args.xds_address, "the xDS address is open to other hosts without TLS");
+    }
 
     // Answers probes while the database is opened.
     let site = Site::default();
@@ -119,6 +130,16 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
     tasks.spawn(async { Ok(following.await) });
     let running = Arc::clone(&board).run(shutdown.clone());
     tasks.spawn(async { Ok(running.await) });
+
+    // Bound only now: who has not loaded the set must not be connected to.
+    let listener = TcpListener::bind(args.xds_address)
+        .await
+        .with_context(|| format!("the xDS address {} cannot be bound", args.xds_address))?;
+    tracing::info!(address = %listener.local_addr()?, tls = xds_tls.is_some(), "the xDS server listens");
+    let xds = Xds::new(Arc::clone(&publisher), Arc::clone(&board), Arc::clone(&tokens), Arc::clone(&metrics));
+    let serving = xds.serve(listener, xds_tls, shutdown.clone());
+    tasks.spawn(async { serving.await.context("the xDS server failed") });
+
     let (router, feed) = rest::router(Services {
         publisher,
         store,
