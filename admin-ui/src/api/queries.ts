@@ -1,0 +1,342 @@
+import {
+  type QueryClient,
+  useInfiniteQuery,
+  useMutation,
+  useQuery,
+  useQueryClient,
+} from "@tanstack/react-query";
+import type { Json, JsonObject } from "../lib/json";
+import { isObject } from "../lib/json";
+import { api, read, readAll } from "./client";
+import type {
+  Change,
+  KindPlural,
+  Meta,
+  PluginType,
+  ProxyStatus,
+  Resource,
+  RevisionDetail,
+  RevisionSummary,
+  Rollout,
+  Session,
+} from "./types";
+
+export const SESSION_KEY = ["session"] as const;
+export const PROXIES_KEY = ["proxies"] as const;
+export const ROLLOUTS_KEY = ["rollouts"] as const;
+export const REVISIONS_KEY = ["revisions"] as const;
+const RESOURCES_KEY = ["resources"] as const;
+
+/** How many rollouts are kept: those of the revisions that the pages show first. */
+export const KEPT_ROLLOUTS = 200;
+
+// Session
+
+export function useSession() {
+  return useQuery<Session>({
+    queryKey: SESSION_KEY,
+    queryFn: () => read(api.GET("/session")),
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+}
+
+export function useLogin() {
+  const queries = useQueryClient();
+  return useMutation({
+    mutationKey: SESSION_KEY,
+    mutationFn: (token: string) => read(api.POST("/session", { body: { token } })),
+    onSuccess: (session) => queries.setQueryData<Session>(SESSION_KEY, session),
+  });
+}
+
+export function useLogout() {
+  const queries = useQueryClient();
+  return useMutation({
+    mutationFn: () => read(api.DELETE("/session")),
+    onSuccess: () => {
+      queries.clear();
+      return queries.invalidateQueries({ queryKey: SESSION_KEY });
+    },
+  });
+}
+
+// The board: read once, then kept up by the events
+
+export function useProxies() {
+  return useQuery({ queryKey: PROXIES_KEY, queryFn: readProxies, staleTime: Number.POSITIVE_INFINITY });
+}
+
+async function readProxies(): Promise<ProxyStatus[]> {
+  const all: ProxyStatus[] = [];
+  let cursor: string | undefined;
+  do {
+    const page = await read(api.GET("/proxies", { params: { query: { limit: 1000, cursor } } }));
+    all.push(...page.items);
+    cursor = page.next_cursor ?? undefined;
+  } while (cursor !== undefined);
+  return all;
+}
+
+export function useForgetProxy() {
+  const queries = useQueryClient();
+  return useMutation({
+    mutationFn: (id: string) => read(api.DELETE("/proxies/{id}", { params: { path: { id } } })),
+    onSuccess: () => queries.invalidateQueries({ queryKey: PROXIES_KEY }),
+  });
+}
+
+export function useRollouts() {
+  return useQuery({
+    queryKey: ROLLOUTS_KEY,
+    queryFn: async (): Promise<Rollout[]> =>
+      (await read(api.GET("/rollouts", { params: { query: { limit: KEPT_ROLLOUTS } } }))).items,
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+}
+
+// Revisions
+
+export type RevisionPage = { items: RevisionSummary[]; next_cursor?: string | null };
+
+export function useRevisions() {
+  return useInfiniteQuery({
+    queryKey: REVISIONS_KEY,
+    queryFn: ({ pageParam }): Promise<RevisionPage> =>
+      read(api.GET("/revisions", { params: { query: { limit: 50, cursor: pageParam } } })),
+    initialPageParam: undefined as string | undefined,
+    getNextPageParam: (page) => page.next_cursor ?? undefined,
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+}
+
+/** Revisions never change, so what was read once stays. */
+export function useRevision(number: number) {
+  return useQuery({
+    queryKey: ["revision", number],
+    queryFn: async (): Promise<RevisionDetail> => {
+      const revision = await read(api.GET("/revisions/{number}", { params: { path: { number } } }));
+      return { ...revision, changes: revision.changes.map(readChange) };
+    },
+    enabled: Number.isSafeInteger(number),
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+}
+
+export function useDiff(from: number, to: number) {
+  return useQuery({
+    queryKey: ["diff", from, to],
+    queryFn: async (): Promise<Change[]> => {
+      const diff = await read(
+        api.GET("/revisions/{number}/diff", { params: { path: { number: to }, query: { from } } }),
+      );
+      return diff.changes.map(readChange);
+    },
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+}
+
+export function useRollback() {
+  const queries = useQueryClient();
+  return useMutation({
+    mutationFn: async (number: number) => {
+      const revised = await read(
+        api.POST("/revisions/{number}/rollback", {
+          params: { path: { number }, header: writeHeaders(`Roll back to revision ${number}`) },
+        }),
+      );
+      return { revision: revised.revision ?? null };
+    },
+    onSuccess: () => refreshAfterWrite(queries),
+  });
+}
+
+// Resources
+
+type ResourcePage = { items: Resource[]; next_cursor?: string | null };
+
+export function useResources(kind: KindPlural, q: string) {
+  return useInfiniteQuery({
+    queryKey: [...RESOURCES_KEY, kind, "list", q],
+    queryFn: async ({ pageParam }): Promise<ResourcePage> => {
+      const query = { limit: 100, cursor: pageParam, q: q === "" ? undefined : q };
+      const page = await read(api.GET(all(kind), { params: { query } }));
+      return { items: page.items.map(readResource), next_cursor: page.next_cursor };
+    },
+    initialPageParam: undefined as string | undefined,
+    getNextPageParam: (page) => page.next_cursor ?? undefined,
+    placeholderData: (last, query) => (query?.queryKey[1] === kind ? last : undefined),
+  });
+}
+
+/** The names of the first thousand of a kind, for what refers to them. */
+export function useResourceNames(kind: KindPlural): string[] {
+  const names = useQuery({
+    queryKey: [...RESOURCES_KEY, kind, "names"],
+    queryFn: async () => {
+      const page = await read(api.GET(all(kind), { params: { query: { limit: 1000 } } }));
+      return page.items.map((item) => item.name);
+    },
+  });
+  return names.data ?? [];
+}
+
+/** `fresh`: as it is stored now, whatever is known. */
+export function useResource(kind: KindPlural, name: string, which: "known" | "fresh" = "known") {
+  return useQuery({
+    queryKey: [...RESOURCES_KEY, kind, "one", name],
+    queryFn: async () => readResource(await read(api.GET(one(kind), { params: { path: { name } } }))),
+    staleTime: 0,
+    refetchOnMount: which === "fresh" ? "always" : true,
+  });
+}
+
+export type Save = {
+  name: string;
+  /** What is replaced; `null`: nothing, it is created. */
+  version: string | null;
+  spec: JsonObject;
+  message: string;
+};
+
+export type Saved = {
+  resource: Resource;
+  /** The revision that was made; `null`: nothing differed. */
+  revision: number | null;
+};
+
+export function useSaveResource(kind: KindPlural) {
+  const queries = useQueryClient();
+  return useMutation({
+    mutationFn: async ({ name, version, spec, message }: Save): Promise<Saved> => {
+      // Every kind's body has a type of its own; the control plane checks it, and knows better than this UI.
+      const body = spec as JsonObject & { name: string; address: string; type: string; targets: [] };
+      const answer =
+        version === null
+          ? await readAll(api.POST(all(kind), { body, params: { header: writeHeaders(message) } }))
+          : await readAll(
+              api.PUT(one(kind), {
+                body,
+                params: { path: { name }, header: { ...writeHeaders(message), "If-Match": `"${version}"` } },
+              }),
+            );
+      return savedOf(answer, version);
+    },
+    onSuccess: ({ resource }) => {
+      queries.setQueryData([...RESOURCES_KEY, kind, "one", resource.name], resource);
+      return refreshAfterWrite(queries);
+    },
+  });
+}
+
+export type Patch = { name: string; version: string; change: JsonObject; message: string };
+
+export function usePatchResource(kind: KindPlural) {
+  const queries = useQueryClient();
+  return useMutation({
+    mutationFn: async ({ name, version, change, message }: Patch): Promise<Saved> => {
+      const answer = await readAll(
+        api.PATCH(one(kind), {
+          body: change as never,
+          params: { path: { name }, header: { ...writeHeaders(message), "If-Match": `"${version}"` } },
+          headers: { "Content-Type": "application/merge-patch+json" },
+        }),
+      );
+      return savedOf(answer, version);
+    },
+    onSettled: () => refreshAfterWrite(queries),
+  });
+}
+
+export function useDeleteResource(kind: KindPlural) {
+  const queries = useQueryClient();
+  return useMutation({
+    mutationFn: async ({ name, version }: { name: string; version: string }) => {
+      const { headers } = await readAll(
+        api.DELETE(one(kind), { params: { path: { name }, header: { "If-Match": `"${version}"` } } }),
+      );
+      return { revision: revisionOf(headers) };
+    },
+    onSuccess: () => refreshAfterWrite(queries),
+  });
+}
+
+// What the forms are drawn from
+
+export function usePluginTypes() {
+  return useQuery({
+    queryKey: ["plugin-types"],
+    queryFn: async (): Promise<PluginType[]> => {
+      const types = await read(api.GET("/plugin-types"));
+      return types.items.map((type) => ({ ...type, schema: plain(type.schema) }));
+    },
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+}
+
+const SPEC_SCHEMAS: Record<KindPlural, string> = {
+  routes: "RouteSpec",
+  upstreams: "UpstreamSpec",
+  plugins: "PluginSpec",
+  consumers: "ConsumerSpec",
+  listeners: "ListenerSpec",
+};
+
+/** The JSON schema of a kind's specification, and the document in which its references lie. */
+export function useResourceSchema(kind: KindPlural) {
+  return useQuery({
+    queryKey: ["openapi"],
+    queryFn: async () => plain(await read(api.GET("/openapi.json"))),
+    staleTime: Number.POSITIVE_INFINITY,
+    select: (root) => ({ root, schema: { $ref: `#/components/schemas/${SPEC_SCHEMAS[kind]}` } }),
+  });
+}
+
+// Helpers
+
+/** All kinds have the same calls, so the types of one stand for all. */
+const all = (kind: KindPlural) => `/${kind}` as "/routes";
+const one = (kind: KindPlural) => `/${kind}/{name}` as "/routes/{name}";
+
+/** Headers carry no more than Latin-1; the control plane decodes the message. */
+function writeHeaders(message: string) {
+  const text = message.trim();
+  return text === "" ? {} : { "X-Signalbox-Message": encodeURIComponent(text) };
+}
+
+function savedOf({ data, headers }: { data: unknown; headers: Headers }, version: string | null): Saved {
+  const resource = readResource(data);
+  return { resource, revision: resource.meta.version === version ? null : revisionOf(headers) };
+}
+
+function revisionOf(headers: Headers): number | null {
+  const number = Number(headers.get("Signalbox-Revision") ?? Number.NaN);
+  return Number.isSafeInteger(number) ? number : null;
+}
+
+function readResource(value: unknown): Resource {
+  const { meta, kind: _, ...spec } = plain(value);
+  return { name: String(spec.name), spec, meta: meta as unknown as Meta };
+}
+
+function readChange(
+  change: Omit<Change, "before" | "after"> & { before?: unknown; after?: unknown },
+): Change {
+  const side = (value: unknown) => (value === undefined || value === null ? undefined : plain(value));
+  return { ...change, before: side(change.before), after: side(change.after) };
+}
+
+/** What came as JSON is JSON; an object where the API promises one. */
+function plain(value: unknown): JsonObject {
+  const json = value as Json;
+  return isObject(json) ? json : {};
+}
+
+/** The events bring the rest, but the page one is on should not wait for them. */
+function refreshAfterWrite(queries: QueryClient) {
+  return queries.invalidateQueries({ queryKey: RESOURCES_KEY });
+}
+
+/** What one has read of resources may be old: some revision was made. */
+export function onRevision(queries: QueryClient) {
+  void queries.invalidateQueries({ queryKey: RESOURCES_KEY });
+}

@@ -1,0 +1,26 @@
+import type { JsonObject } from "../lib/json";
+import type { components } from "./schema";
+
+type Schemas = components["schemas"];
+
+export type ProxyStatus = Schemas["ProxyStatus"];
+export type ProxyState = Schemas["ProxyState"];
+export type Rollout = Schemas["Rollout"];
+export type RolloutState = Schemas["RolloutState"];
+export type RevisionSummary = Schemas["RevisionSummary"];
+export type RevisionDetail = Omit<Schemas["Revision"], "changes"> & { changes: Change[] };
+export type Change = Omit<Schemas["Change"], "before" | "after"> & {
+  before?: JsonObject;
+  after?: JsonObject;
+};
+export type PluginType = Omit<Schemas["PluginType"], "schema"> & { schema: JsonObject };
+export type Session = Schemas["Caller"];
+export type Meta = Schemas["Meta"];
+
+export type KindPlural = "routes" | "upstreams" | "plugins" | "consumers" | "listeners";
+
+/**
+ * A resource as the forms take it: its specification, which they treat as plain JSON because what they do not know
+ * must survive them, apart from its meta.
+ */
+export type Resource = { name: string; spec: JsonObject; meta: Meta };

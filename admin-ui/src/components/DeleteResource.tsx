@@ -1,0 +1,60 @@
+import { ActionIcon, Button } from "@mantine/core";
+import { useState } from "react";
+import { useDeleteResource } from "../api/queries";
+import type { KindInfo } from "../kinds";
+import { Confirm } from "./Confirm";
+import { IconTrash } from "./icons";
+import { useWatchRevision } from "./RolloutCard";
+
+type Props = {
+  kind: KindInfo;
+  name: string;
+  /** What one has seen: another one is not deleted unseen. */
+  version: string;
+  compact?: boolean;
+  onDeleted?: () => void;
+};
+
+export function DeleteResource({ kind, name, version, compact, onDeleted }: Props) {
+  const [asking, setAsking] = useState(false);
+  const remove = useDeleteResource(kind.plural);
+  const watch = useWatchRevision();
+  const run = () =>
+    remove.mutate(
+      { name, version },
+      {
+        onSuccess: ({ revision }) => {
+          setAsking(false);
+          watch(revision);
+          onDeleted?.();
+        },
+      },
+    );
+  return (
+    <>
+      {compact ? (
+        <ActionIcon
+          variant="subtle"
+          color="gray"
+          aria-label={`Delete ${name}`}
+          onClick={() => setAsking(true)}
+        >
+          <IconTrash />
+        </ActionIcon>
+      ) : (
+        <Button variant="subtle" color="red" c="var(--mantine-color-error)" onClick={() => setAsking(true)}>
+          Delete
+        </Button>
+      )}
+      <Confirm
+        opened={asking}
+        close={() => setAsking(false)}
+        title={`Delete ${kind.singular} ${name}?`}
+        action="Delete"
+        mutation={{ ...remove, run }}
+      >
+        The proxies stop using it as soon as they serve the revision that this makes. It can be rolled back.
+      </Confirm>
+    </>
+  );
+}

@@ -1,0 +1,101 @@
+import { Group, Text, UnstyledButton } from "@mantine/core";
+import { memo } from "react";
+import type { ProxyState, ProxyStatus } from "../api/types";
+import { countStates } from "../lib/board";
+import { formatCount, plural } from "../lib/format";
+import { PROXY_STATES } from "./StateBadge";
+
+const ORDER: ProxyState[] = ["in_sync", "pending", "rejected", "drifted", "disconnected"];
+
+export function colorOf(state: ProxyState): string {
+  return `var(--mantine-color-${PROXY_STATES[state].color}-${state === "disconnected" ? 5 : 6})`;
+}
+
+/** How many proxies are in which state; a click on one shows only those. */
+export function StateCounts({
+  proxies,
+  selected,
+  onSelect,
+}: {
+  proxies: ProxyStatus[];
+  selected: ProxyState | null;
+  onSelect: (state: ProxyState | null) => void;
+}) {
+  const counts = countStates(proxies);
+  if (proxies.length === 0) {
+    return (
+      <Text size="sm" c="dimmed">
+        No proxy has connected yet. Start one with <span className="mono">signalbox-proxy --token …</span>
+      </Text>
+    );
+  }
+  return (
+    <>
+      <Text className="stat-value" data-testid="fleet-summary">
+        {formatCount(counts.in_sync)}
+        <Text span size="sm" c="dimmed" fw={400}>
+          {" "}
+          of {plural(proxies.length, "proxy", "proxies")} in sync
+        </Text>
+      </Text>
+      <div className="stack-bar" aria-hidden style={{ marginTop: 10 }}>
+        {ORDER.map((state) => (
+          <span
+            key={state}
+            style={{ width: `${(counts[state] / proxies.length) * 100}%`, background: colorOf(state) }}
+          />
+        ))}
+      </div>
+      <Group gap={6} mt={8}>
+        {ORDER.filter((state) => counts[state] > 0).map((state) => (
+          <UnstyledButton
+            key={state}
+            aria-pressed={selected === state}
+            onClick={() => onSelect(selected === state ? null : state)}
+            px={6}
+            py={2}
+            fz="xs"
+            bdrs="sm"
+            bg={selected === state ? "var(--mantine-color-default-hover)" : undefined}
+          >
+            <Group gap={6} wrap="nowrap">
+              <span
+                aria-hidden
+                style={{ width: 8, height: 8, borderRadius: 2, background: colorOf(state), flex: "none" }}
+              />
+              {formatCount(counts[state])} {PROXY_STATES[state].label}
+            </Group>
+          </UnstyledButton>
+        ))}
+      </Group>
+    </>
+  );
+}
+
+/**
+ * One dot for each proxy. For the eye and the mouse: the table below tells the same to the keyboard and to screen
+ * readers, which a thousand buttons in the way would not help.
+ */
+export const FleetDots = memo(function FleetDots({
+  proxies,
+  onSelect,
+}: {
+  proxies: ProxyStatus[];
+  onSelect: (proxy: ProxyStatus) => void;
+}) {
+  return (
+    <div className="dots" aria-hidden>
+      {proxies.map((proxy) => (
+        <button
+          key={proxy.id}
+          type="button"
+          tabIndex={-1}
+          data-state={proxy.state}
+          title={`${proxy.id}: ${PROXY_STATES[proxy.state].label}, revision ${proxy.revision.applied}`}
+          style={{ background: colorOf(proxy.state) }}
+          onClick={() => onSelect(proxy)}
+        />
+      ))}
+    </div>
+  );
+});

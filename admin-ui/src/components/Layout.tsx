@@ -1,0 +1,109 @@
+import { ActionIcon, AppShell, Box, Container, Group, Menu, Text, Tooltip } from "@mantine/core";
+import { Link, NavLink, Outlet } from "react-router";
+import { type Connection, useConnection } from "../api/events";
+import { useLogout } from "../api/queries";
+import type { Session } from "../api/types";
+import { KINDS } from "../kinds";
+import { ColorSchemeToggle } from "./ColorScheme";
+import { IconUser } from "./icons";
+import { Logo } from "./Logo";
+import { RolloutCard } from "./RolloutCard";
+
+export function Layout({ session }: { session: Session }) {
+  const logout = useLogout();
+  const connection = useConnection();
+  return (
+    <AppShell header={{ height: 52 }} padding={0}>
+      <a href="#content" className="visually-hidden skip-link">
+        Skip to the content
+      </a>
+      <AppShell.Header>
+        <Group h="100%" px="md" gap="md" wrap="nowrap" align="stretch">
+          <Link to="/" style={{ display: "flex", textDecoration: "none" }} aria-label="Signalbox: the board">
+            <Group gap={10} wrap="nowrap">
+              <Logo />
+              <span className="head-name">Signalbox</span>
+            </Group>
+          </Link>
+          <Box component="nav" aria-label="Main" style={{ flex: 1, minWidth: 0 }}>
+            <div className="nav">
+              <NavLink to="/" end>
+                Board
+              </NavLink>
+              {KINDS.map((kind) => (
+                <NavLink key={kind.plural} to={`/${kind.plural}`}>
+                  {kind.title}
+                </NavLink>
+              ))}
+              <NavLink to="/revisions">Revisions</NavLink>
+            </div>
+          </Box>
+          <Group gap={6} wrap="nowrap">
+            <ConnectionMark connection={connection} />
+            <ColorSchemeToggle />
+            <Menu position="bottom-end" shadow="md" width={220}>
+              <Menu.Target>
+                <ActionIcon variant="subtle" color="gray" size="lg" aria-label="Your session">
+                  <IconUser />
+                </ActionIcon>
+              </Menu.Target>
+              <Menu.Dropdown>
+                <Menu.Label>
+                  Logged in as <span className="mono">{session.name}</span>, {session.role}
+                </Menu.Label>
+                <Menu.Item onClick={() => logout.mutate()}>Log out</Menu.Item>
+              </Menu.Dropdown>
+            </Menu>
+          </Group>
+        </Group>
+      </AppShell.Header>
+      <AppShell.Main>
+        {connection === "lost" && (
+          <Box bg="orange.6" c="white" py={6} role="alert">
+            <Container size={1480} px="lg">
+              <Text size="sm" fw={600}>
+                The connection to the control plane is lost. What you see may be old; trying to connect again…
+              </Text>
+            </Container>
+          </Box>
+        )}
+        <Container
+          size={1480}
+          px="lg"
+          py="lg"
+          component="main"
+          id="content"
+          tabIndex={-1}
+          style={{ outline: "none" }}
+        >
+          <Outlet />
+        </Container>
+      </AppShell.Main>
+      <RolloutCard />
+    </AppShell>
+  );
+}
+
+const MARKS: Record<Connection, { color: string; label: string; about: string }> = {
+  connecting: { color: "gray", label: "connecting", about: "Connecting to the control plane" },
+  live: { color: "teal", label: "live", about: "Changes appear as they happen" },
+  lost: { color: "orange", label: "offline", about: "The connection is lost; trying again" },
+};
+
+function ConnectionMark({ connection }: { connection: Connection }) {
+  const mark = MARKS[connection];
+  return (
+    <Tooltip label={mark.about}>
+      <Group gap={6} wrap="nowrap" role="status" data-connection={connection} tabIndex={0} px={4}>
+        <span
+          aria-hidden
+          className={connection === "live" ? undefined : "pulse"}
+          style={{ width: 8, height: 8, borderRadius: 4, background: `var(--mantine-color-${mark.color}-6)` }}
+        />
+        <Text size="xs" c="dimmed">
+          {mark.label}
+        </Text>
+      </Group>
+    </Tooltip>
+  );
+}

@@ -1,0 +1,282 @@
+import {
+  Badge,
+  Group,
+  Pagination,
+  Paper,
+  Select,
+  Stack,
+  Table,
+  Text,
+  TextInput,
+  Title,
+  Tooltip,
+} from "@mantine/core";
+import { useMediaQuery } from "@mantine/hooks";
+import { Fragment, useMemo, useState } from "react";
+import type { ProxyState, ProxyStatus, RevisionSummary } from "../api/types";
+import { lagOf } from "../lib/board";
+import { formatDuration, formatPercent, formatRate, plural } from "../lib/format";
+import { Age } from "./Age";
+import { ForgetProxy } from "./ForgetProxy";
+import { IconSearch } from "./icons";
+import { PROXY_STATES, ProxyBadge } from "./StateBadge";
+import { Empty } from "./states";
+
+/** Rows on one page: with more the browser would be busy drawing what nobody reads. */
+const PAGE = 25;
+
+export type ProxyFilter = { state: ProxyState | null; text: string };
+
+type Props = {
+  proxies: ProxyStatus[];
+  revisions: RevisionSummary[];
+  filter: ProxyFilter;
+  onFilter: (filter: ProxyFilter) => void;
+};
+
+export function ProxyTable({ proxies, revisions, filter, onFilter }: Props) {
+  const wide = useMediaQuery("(min-width: 75em)", true);
+  const [wanted, setPage] = useState(1);
+  const shown = useMemo(() => proxies.filter((proxy) => matches(proxy, filter)), [proxies, filter]);
+  const pages = Math.max(1, Math.ceil(shown.length / PAGE));
+  const page = Math.min(wanted, pages);
+  const rows = shown.slice((page - 1) * PAGE, page * PAGE);
+  return (
+    <Paper>
+      <Group px="md" pt="md" pb={4} justify="space-between">
+        <Title order={2} size="h4">
+          Proxies
+        </Title>
+        <Group gap="xs">
+          <Select
+            aria-label="Show proxies in state"
+            placeholder="any state"
+            size="xs"
+            w={140}
+            clearable
+            data={(Object.keys(PROXY_STATES) as ProxyState[]).map((state) => ({
+              value: state,
+              label: PROXY_STATES[state].label,
+            }))}
+            value={filter.state}
+            onChange={(state) => onFilter({ ...filter, state: state as ProxyState | null })}
+          />
+          <TextInput
+            aria-label="Find proxies"
+            placeholder="id, label, address"
+            size="xs"
+            w={200}
+            type="search"
+            leftSection={<IconSearch size={14} />}
+            value={filter.text}
+            onChange={(event) => onFilter({ ...filter, text: event.currentTarget.value })}
+          />
+        </Group>
+      </Group>
+      {shown.length === 0 ? (
+        <Empty title={proxies.length === 0 ? "No proxies yet" : "No proxy is like that"}>
+          {proxies.length === 0
+            ? "A proxy appears here as soon as it has opened its stream to a control plane."
+            : "Try another state or another word."}
+        </Empty>
+      ) : (
+        <Table className="table" verticalSpacing={8} data-testid="proxies">
+          <Table.Thead>
+            <Table.Tr>
+              <Table.Th>Proxy</Table.Th>
+              <Table.Th>State</Table.Th>
+              {wide ? (
+                <>
+                  <Table.Th className="num">Assigned</Table.Th>
+                  <Table.Th className="num">Sent</Table.Th>
+                  <Table.Th className="num">Applied</Table.Th>
+                </>
+              ) : (
+                <Table.Th className="num">Revision</Table.Th>
+              )}
+              <Table.Th>Lag</Table.Th>
+              <Table.Th className="num">Apply</Table.Th>
+              <Table.Th className="num">Serving since</Table.Th>
+              {wide ? (
+                <>
+                  <Table.Th className="num">Requests/s</Table.Th>
+                  <Table.Th className="num">Errors</Table.Th>
+                  <Table.Th className="num">p99</Table.Th>
+                </>
+              ) : (
+                <Table.Th className="num">Traffic</Table.Th>
+              )}
+            </Table.Tr>
+          </Table.Thead>
+          <Table.Tbody>
+            {rows.map((proxy) => (
+              <ProxyRow key={proxy.id} proxy={proxy} revisions={revisions} wide={wide} />
+            ))}
+          </Table.Tbody>
+        </Table>
+      )}
+      {pages > 1 && (
+        <Group justify="space-between" p="md">
+          <Text size="sm" c="dimmed">
+            {plural(shown.length, "proxy", "proxies")}
+          </Text>
+          <Pagination total={pages} value={page} onChange={setPage} size="sm" />
+        </Group>
+      )}
+    </Paper>
+  );
+}
+
+function ProxyRow({
+  proxy,
+  revisions,
+  wide,
+}: {
+  proxy: ProxyStatus;
+  revisions: RevisionSummary[];
+  wide: boolean;
+}) {
+  const { revision, traffic, error } = proxy;
+  const lag = lagOf(proxy, revisions);
+  const live = proxy.connected ? traffic : null;
+  const rate = live ? formatRate(live.requests_per_second) : "–";
+  const errors = live ? formatPercent(live.error_ratio) : "–";
+  const p99 = live && live.requests_per_second > 0 ? formatDuration(live.p99_ms) : "–";
+  const failing = live !== null && live !== undefined && live.error_ratio > 0.01;
+  return (
+    <Fragment>
+      <Table.Tr
+        className={error ? "rejected-row" : undefined}
+        data-proxy={proxy.id}
+        data-applied={revision.applied}
+        data-state={proxy.state}
+      >
+        <Table.Td style={{ maxWidth: 320 }}>
+          <Text size="sm" fw={600} className="mono breaks">
+            {proxy.id}
+          </Text>
+          <Text className="cell-sub breaks">
+            {proxy.address} · {proxy.version}
+            {proxy.fleet !== "default" && ` · fleet ${proxy.fleet}`}
+          </Text>
+          <Labels labels={proxy.labels} />
+        </Table.Td>
+        <Table.Td>
+          <ProxyBadge state={proxy.state} />
+          {!proxy.connected && (
+            <Stack gap={2} mt={4}>
+              <Text className="cell-sub">
+                seen <Age at={proxy.last_seen} ago />
+              </Text>
+              <ForgetProxy id={proxy.id} />
+            </Stack>
+          )}
+        </Table.Td>
+        {wide ? (
+          <>
+            <Table.Td className="num">{revision.assigned}</Table.Td>
+            <Table.Td className="num">{revision.sent}</Table.Td>
+            <Table.Td className="num" fw={600}>
+              {revision.applied}
+            </Table.Td>
+          </>
+        ) : (
+          <Table.Td className="num">
+            <Text size="sm" fw={600}>
+              {revision.applied}
+            </Text>
+            <Text className="cell-sub">sent {revision.sent}</Text>
+            <Text className="cell-sub">assigned {revision.assigned}</Text>
+          </Table.Td>
+        )}
+        <Table.Td>
+          {lag.revisions === 0 ? (
+            <Text size="sm" c="dimmed">
+              none
+            </Text>
+          ) : (
+            <>
+              <Text size="sm" fw={600} className="nowrap">
+                {plural(lag.revisions, "revision")}
+              </Text>
+              {lag.since && (
+                <Text className="cell-sub">
+                  for <Age at={lag.since} />
+                </Text>
+              )}
+            </>
+          )}
+        </Table.Td>
+        <Table.Td className="num">{proxy.apply_ms == null ? "–" : formatDuration(proxy.apply_ms)}</Table.Td>
+        <Table.Td className="num">{revision.applied_at ? <Age at={revision.applied_at} /> : "–"}</Table.Td>
+        {wide ? (
+          <>
+            <Table.Td className="num">{rate}</Table.Td>
+            <Table.Td className="num" c={failing ? "red" : undefined}>
+              {errors}
+            </Table.Td>
+            <Table.Td className="num">{p99}</Table.Td>
+          </>
+        ) : (
+          <Table.Td className="num">
+            <Text size="sm">{rate} req/s</Text>
+            <Text className="cell-sub" c={failing ? "red" : undefined}>
+              {errors} errors
+            </Text>
+            <Text className="cell-sub">p99 {p99}</Text>
+          </Table.Td>
+        )}
+      </Table.Tr>
+      {error && (
+        <Table.Tr className="rejected-row" data-rejection={proxy.id}>
+          <Table.Td colSpan={wide ? 11 : 7} pt={0}>
+            <Text size="sm" c="red" fw={600}>
+              Rejected revision {error.revision}
+            </Text>
+            {error.resources.map((resource) => (
+              <Text
+                size="sm"
+                key={`${resource.kind}/${resource.name}/${resource.field}/${resource.message}`}
+                className="breaks"
+              >
+                {resource.name !== "" && (
+                  <span className="mono">
+                    {resource.kind} {resource.name}
+                    {resource.field !== "" && ` · ${resource.field}`}
+                    {": "}
+                  </span>
+                )}
+                {resource.message}
+              </Text>
+            ))}
+          </Table.Td>
+        </Table.Tr>
+      )}
+    </Fragment>
+  );
+}
+
+function Labels({ labels }: { labels: { [key: string]: string } }) {
+  const all = Object.entries(labels);
+  if (all.length === 0) return null;
+  return (
+    <Group gap={4} mt={4}>
+      {all.map(([key, value]) => (
+        <Tooltip key={key} label={`${key}=${value}`}>
+          <Badge variant="default" size="sm" tt="none" fw={400} radius="sm" maw={180}>
+            {key}={value}
+          </Badge>
+        </Tooltip>
+      ))}
+    </Group>
+  );
+}
+
+function matches(proxy: ProxyStatus, { state, text }: ProxyFilter): boolean {
+  if (state && proxy.state !== state) return false;
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  if (words.length === 0) return true;
+  const labels = Object.entries(proxy.labels).map(([key, value]) => `${key}=${value}`);
+  const all = [proxy.id, proxy.address, proxy.version, proxy.fleet, ...labels].join(" ").toLowerCase();
+  return words.every((word) => all.includes(word));
+}

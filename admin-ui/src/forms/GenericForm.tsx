@@ -1,0 +1,35 @@
+import { Stack } from "@mantine/core";
+import { useResourceSchema } from "../api/queries";
+import type { KindPlural } from "../api/types";
+import { Failed, Loading } from "../components/states";
+import { SchemaForm } from "./SchemaForm";
+import { DescriptionFields, NameField, Section } from "./sections";
+
+/** The form of a kind that has none of its own, drawn from the schema in the OpenAPI document. */
+export function GenericForm({
+  kind,
+  title,
+  creating,
+}: {
+  kind: KindPlural;
+  title: string;
+  creating: boolean;
+}) {
+  const schema = useResourceSchema(kind);
+  if (schema.error) return <Failed what="the form" error={schema.error} retry={() => schema.refetch()} />;
+  if (!schema.data) return <Loading what="the form" />;
+  return (
+    <Stack gap="md">
+      <Section title={title}>
+        <NameField creating={creating} />
+        <SchemaForm
+          schema={schema.data.schema}
+          root={schema.data.root}
+          path=""
+          omit={["name", "kind", "meta", "description", "labels", "fleets"]}
+        />
+      </Section>
+      <DescriptionFields />
+    </Stack>
+  );
+}

@@ -1,0 +1,59 @@
+import { SimpleGrid, Stack, Text } from "@mantine/core";
+import { usePluginTypes } from "../api/queries";
+import { Failed, Loading } from "../components/states";
+import { NumberField, SelectField, SwitchField } from "./fields";
+import { useForm } from "./form";
+import { SchemaForm } from "./SchemaForm";
+import { DescriptionFields, NameField, Section } from "./sections";
+
+export function PluginForm({ creating }: { creating: boolean }) {
+  const types = usePluginTypes();
+  const { spec, set } = useForm();
+  if (types.error)
+    return <Failed what="the plugin types" error={types.error} retry={() => types.refetch()} />;
+  if (!types.data) return <Loading what="the plugin types" />;
+  const type = types.data.find((each) => each.name === spec.type);
+  return (
+    <Stack gap="md">
+      <Section title="Plugin">
+        <NameField creating={creating} placeholder="admin-limit" />
+        <SelectField
+          path="type"
+          label="Type"
+          placeholder="choose a type"
+          required
+          disabled={!creating}
+          // What was set for one type means nothing to another.
+          onChosen={() => set("config", undefined)}
+          choices={types.data.map(({ name, description }) => ({ value: name, label: name, description }))}
+        />
+        <SimpleGrid cols={{ base: 1, sm: 3 }}>
+          <SwitchField
+            path="enabled"
+            label="Enabled"
+            description="Else skipped wherever it is attached"
+            byDefault
+          />
+          <SwitchField path="global" label="Global" description="Runs on every route" byDefault={false} />
+          <NumberField
+            path="order"
+            label="Order"
+            placeholder={type ? String(type.default_order) : undefined}
+            description="The highest runs first"
+            integer
+          />
+        </SimpleGrid>
+      </Section>
+      <Section title="Configuration">
+        {type ? (
+          <SchemaForm key={type.name} schema={type.schema} path="config" />
+        ) : (
+          <Text size="sm" c="dimmed">
+            Choose a type: its form is drawn here.
+          </Text>
+        )}
+      </Section>
+      <DescriptionFields />
+    </Stack>
+  );
+}

@@ -1,0 +1,89 @@
+// The system under test: it runs already, and says where in the environment. See README.md.
+import assert from "node:assert/strict";
+import { chromium } from "playwright-core";
+
+/** Longest that anything is waited for, milliseconds. */
+export const DEADLINE = 15_000;
+
+export const url = required("SIGNALBOX_URL").replace(/\/$/, "");
+export const token = required("SIGNALBOX_TOKEN");
+
+/** Names that no earlier run has used. */
+export const unique = (word) => `${word}-${Date.now().toString(36)}${Math.floor(Math.random() * 1296).toString(36)}`;
+
+export function launch() {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    args: [
+      "--no-sandbox",
+      "--disable-gpu",
+      "--disable-quic",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
+    ],
+  });
+}
+
+/** A page of a browser profile of its own. What the page logs as an error, or the browser refuses, fails the test. */
+export async function open(t, browser) {
+  const context = await browser.newContext({ viewport: { width: 1440, height: 900 } });
+  context.setDefaultTimeout(DEADLINE);
+  const page = await context.newPage();
+  const complaints = [];
+  page.on("pageerror", (error) => complaints.push(String(error)));
+  page.on("console", (message) => {
+    // A status of 4xx is logged as an error too; the tests look at what the page makes of it.
+    if (message.type() === "error" && !message.text().startsWith("Failed to load resource")) {
+      complaints.push(message.text());
+    }
+  });
+  t.after(async () => {
+    await context.close();
+    assert.deepEqual(complaints, [], "the page complained");
+  });
+  return page;
+}
+
+/** A page that is logged in, at `path`. */
+export async function openLoggedIn(t, browser, path = "/") {
+  const page = await open(t, browser);
+  const answer = await page.request.post(`${url}/api/v1/session`, { data: { token } });
+  assert.equal(answer.status(), 200, await answer.text());
+  await page.goto(url + path);
+  await page.locator("[data-connection=live]").waitFor();
+  return page;
+}
+
+/** A call of the admin API as a script makes it, apart from any browser. */
+export async function call(method, path, body, headers = {}) {
+  const answer = await fetch(`${url}/api/v1${path}`, {
+    method,
+    headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json", ...headers },
+    body: body === undefined ? undefined : JSON.stringify(body),
+    signal: AbortSignal.timeout(DEADLINE),
+  });
+  const text = await answer.text();
+  const json = text !== "" && answer.headers.get("content-type")?.includes("json") ? JSON.parse(text) : undefined;
+  return { status: answer.status, json, text, revision: Number(answer.headers.get("signalbox-revision")) };
+}
+
+/** A write that must succeed; its revision. */
+export async function write(method, path, body, headers) {
+  const answer = await call(method, path, body, headers);
+  assert.ok(answer.status < 300, `${method} ${path}: ${answer.status} ${answer.text}`);
+  return answer.revision;
+}
+
+/** The ids of the proxies that are connected. */
+export async function connectedProxies() {
+  const { json } = await call("GET", "/proxies?limit=1000");
+  return json.items.filter((proxy) => proxy.connected).map((proxy) => proxy.id);
+}
+
+function required(name) {
+  const value = process.env[name];
+  if (!value) throw new Error(`${name} is not set: see tests/browser/README.md`);
+  return value;
+}

@@ -1,0 +1,304 @@
+import assert from "node:assert/strict";
+import { after, before, describe, test } from "node:test";
+import { call, connectedProxies, DEADLINE, launch, open, openLoggedIn, token, unique, url, write } from "./system.js";
+
+describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
+  let browser;
+  let proxies;
+  before(async () => {
+    browser = await launch();
+    proxies = await connectedProxies();
+    assert.ok(proxies.length >= 3, `three proxies must be connected; there are ${proxies.length}`);
+  });
+  after(() => browser?.close());
+
+  test("a wrong token is refused with a reason, and the right one shows the board", async (t) => {
+    const page = await open(t, browser);
+    await page.goto(url);
+    await page.getByLabel("Token").fill("not-a-token");
+    await page.getByRole("button", { name: "Log in" }).click();
+    await page.getByText("This token is not known, or was revoked.").waitFor();
+
+    await page.getByLabel("Token").fill(token);
+    await page.getByRole("button", { name: "Log in" }).click();
+    await page.getByRole("heading", { name: "Proxies" }).waitFor();
+    for (const id of proxies) await page.locator(`[data-proxy="${id}"]`).waitFor();
+
+    await page.getByRole("button", { name: "Your session" }).click();
+    await page.getByRole("menuitem", { name: "Log out" }).click();
+    await page.getByLabel("Token").waitFor();
+    await page.reload();
+    await page.getByLabel("Token").waitFor();
+  });
+
+  test("an address below the board can be opened directly", async (t) => {
+    const page = await openLoggedIn(t, browser, "/revisions");
+    await page.getByRole("heading", { name: "Revisions", level: 1 }).waitFor();
+  });
+
+  test("a plugin, an upstream and a route are made by hand, and every proxy serves them", async (t) => {
+    const page = await openLoggedIn(t, browser, "/plugins");
+    const [plugin, upstream, route] = [unique("limit"), unique("up"), unique("route")];
+
+    await page.getByRole("link", { name: "New plugin" }).first().click();
+    await field(page, "Name").fill(plugin);
+    await choose(page, "Type", "rate-limit");
+    await field(page, "Limit").fill("250");
+    await field(page, "Window").fill("10s");
+    await choose(page, "Count by", "ip");
+    await create(page, "plugin");
+    assert.deepEqual((await call("GET", `/plugins/${plugin}`)).json.config, { limit: 250, window: "10s", by: "ip" });
+
+    await navigate(page, "Upstreams");
+    await page.getByRole("link", { name: "New upstream" }).first().click();
+    await field(page, "Name").fill(upstream);
+    await field(page, "Address of target 1").fill("127.0.0.1:65000");
+    await page.getByRole("button", { name: "Add target" }).click();
+    await field(page, "Address of target 2").fill("127.0.0.1:65001");
+    await field(page, "Weight of target 2").fill("50");
+    await create(page, "upstream");
+
+    await navigate(page, "Routes");
+    await page.getByRole("link", { name: "New route" }).first().click();
+    await field(page, "Name").fill(route);
+    await field(page, "Hosts").fill(`${route}.example.com`);
+    await field(page, "Hosts").press("Enter");
+    await field(page, "Path 1").fill("/users");
+    await choose(page, "Upstream 1", upstream);
+    await choose(page, "Plugins", plugin);
+    await page.getByLabel("Message of the revision").fill("Route für die Benutzer");
+    const revision = await create(page, "route");
+    const stored = (await call("GET", `/routes/${route}`)).json;
+    assert.deepEqual(stored.match, { hosts: [`${route}.example.com`], paths: [{ prefix: "/users" }] });
+    assert.deepEqual(stored.plugins, [plugin]);
+    assert.equal(stored.forward.upstreams[0].name, upstream);
+
+    const card = page.getByTestId("rollout-card");
+    await card.getByText(new RegExp(`live on \\d+ of \\d+ proxies in [\\d.]+ m?s`)).waitFor();
+
+    await navigate(page, "Board");
+    await page.getByText("Route für die Benutzer").first().waitFor();
+    await page.locator(`[data-testid=convergence] [data-revision="${revision}"]`).getByText("live").waitFor();
+    for (const id of proxies) await served(page, id, revision);
+  });
+
+  test("what is wrong with a field stands at the field", async (t) => {
+    const page = await openLoggedIn(t, browser, "/routes/new");
+    const upstream = unique("up");
+    await write("PUT", `/upstreams/${upstream}`, { name: upstream, targets: [{ address: "127.0.0.1:65000" }] });
+    await page.reload();
+    await field(page, "Name").fill("Not A Name");
+    await choose(page, "Kind of path 1", "Regex");
+    await field(page, "Path 1").fill("/users/([0-9]+");
+    await choose(page, "Upstream 1", upstream);
+    await page.getByRole("button", { name: "Create route" }).click();
+
+    await invalid(page, "Name");
+    await invalid(page, "Path 1");
+    await page.getByRole("alert").filter({ hasText: "2 fields are marked below" }).waitFor();
+    assert.equal((await call("GET", "/routes?q=Not%20A%20Name")).json.items.length, 0);
+
+    // The error goes when the field is changed.
+    await field(page, "Path 1").fill("/users/[0-9]+");
+    await page.waitForFunction(() => document.querySelectorAll("[aria-invalid=true]").length === 1);
+  });
+
+  test("what is wrong with a plugin's configuration stands at its field", async (t) => {
+    const page = await openLoggedIn(t, browser, "/plugins/new");
+    await field(page, "Name").fill(unique("limit"));
+    await choose(page, "Type", "rate-limit");
+    await field(page, "Limit").fill("0");
+    await field(page, "Window").fill("soon");
+    await page.getByRole("button", { name: "Create plugin" }).click();
+    await invalid(page, "Limit");
+    await invalid(page, "Window");
+  });
+
+  test("text that cannot be read is not saved, and what can is taken over into the form", async (t) => {
+    const page = await openLoggedIn(t, browser, "/upstreams/new");
+    const name = unique("up");
+    await page.getByRole("tab", { name: "Specification" }).click();
+    const text = page.getByLabel("Specification", { exact: true }).and(page.locator("textarea"));
+    await text.fill("name: [");
+    await page.getByText("This cannot be read").waitFor();
+    assert.ok(await page.getByRole("button", { name: "Create upstream" }).isDisabled());
+    await text.fill(`name: ${name}\ntargets:\n  - address: 127.0.0.1:65000\nidle_timeout: 7s\n`);
+    await page.getByRole("tab", { name: "Form" }).click();
+    await field(page, "Idle timeout").waitFor();
+    assert.equal(await field(page, "Name").inputValue(), name);
+    assert.equal(await field(page, "Idle timeout").inputValue(), "7s");
+    await create(page, "upstream");
+    assert.equal((await call("GET", `/upstreams/${name}`)).json.idle_timeout, "7s");
+  });
+
+  test("who comes second is told who was first, and loses nothing unseen", async (t) => {
+    const name = unique("up");
+    const path = `/upstreams/${name}`;
+    await write("PUT", path, { name, targets: [{ address: "127.0.0.1:65000" }] });
+    const page = await openLoggedIn(t, browser, path);
+    await field(page, "Address of target 1").waitFor();
+    await write("PUT", path, { name, description: "theirs", targets: [{ address: "127.0.0.1:65001" }] });
+
+    await field(page, "Address of target 1").fill("127.0.0.1:65002");
+    await page.getByRole("button", { name: "Save" }).click();
+    const dialog = page.getByRole("dialog", { name: "Changed meanwhile" });
+    await dialog.getByText("theirs").waitFor();
+    assert.equal((await call("GET", path)).json.targets[0].address, "127.0.0.1:65001");
+
+    await dialog.getByRole("button", { name: "Reload and lose mine" }).click();
+    await dialog.waitFor({ state: "hidden" });
+    assert.equal(await field(page, "Address of target 1").inputValue(), "127.0.0.1:65001");
+
+    await write("PUT", path, { name, targets: [{ address: "127.0.0.1:65003" }] });
+    await field(page, "Address of target 1").fill("127.0.0.1:65004");
+    await page.getByRole("button", { name: "Save" }).click();
+    await dialog.getByRole("button", { name: "Overwrite" }).click();
+    await dialog.waitFor({ state: "hidden" });
+    assert.equal((await call("GET", path)).json.targets[0].address, "127.0.0.1:65004");
+  });
+
+  test("what is referred to is not deleted, and the referrer is named", async (t) => {
+    const [upstream, route] = [unique("up"), unique("route")];
+    await write("PUT", `/upstreams/${upstream}`, { name: upstream, targets: [{ address: "127.0.0.1:65000" }] });
+    await write("PUT", `/routes/${route}`, routeTo(route, upstream));
+    const page = await openLoggedIn(t, browser, "/upstreams");
+    await page.getByLabel("Find upstreams").fill(upstream);
+    await page.getByRole("button", { name: `Delete ${upstream}` }).click();
+    const dialog = page.getByRole("dialog");
+    await dialog.getByRole("button", { name: "Delete" }).click();
+    await dialog.getByRole("alert").filter({ hasText: route }).waitFor();
+    await dialog.getByRole("button", { name: "Cancel" }).click();
+
+    await write("DELETE", `/routes/${route}`);
+    await page.getByRole("button", { name: `Delete ${upstream}` }).click();
+    await dialog.getByRole("button", { name: "Delete" }).click();
+    await page.locator(`[data-name="${upstream}"]`).waitFor({ state: "detached" });
+    assert.equal((await call("GET", `/upstreams/${upstream}`)).status, 404);
+  });
+
+  test("a route is switched off in the list", async (t) => {
+    const name = unique("route");
+    await write("PUT", `/routes/${name}`, { name, respond: { status: 204 } });
+    const page = await openLoggedIn(t, browser, "/routes");
+    await page.getByLabel("Find routes").fill(name);
+    await page.getByRole("switch", { name: `Enable ${name}` }).click({ force: true });
+    await page.getByTestId("rollout-card").waitFor();
+    assert.equal((await call("GET", `/routes/${name}`)).json.enabled, false);
+  });
+
+  test("a revision shows what it changed, and is rolled back", async (t) => {
+    const name = unique("up");
+    const target = (port) => ({ name, targets: [{ address: `127.0.0.1:${port}` }] });
+    const first = await write("PUT", `/upstreams/${name}`, target(65000));
+    await write("PUT", `/upstreams/${name}`, target(65001), { "X-Signalbox-Message": "Move it" });
+    const page = await openLoggedIn(t, browser, "/revisions");
+    await page.getByTestId("revisions-list").getByRole("cell", { name: "Move it" }).first().click();
+    const changes = page.getByTestId("changes");
+    await changes.locator("tr.removed", { hasText: "127.0.0.1:65000" }).waitFor();
+    await changes.locator("tr.added", { hasText: "127.0.0.1:65001" }).waitFor();
+
+    await page.goto(`${url}/revisions/${first}`);
+    await page.getByRole("button", { name: "Roll back to this" }).click();
+    await page.getByRole("dialog").getByRole("button", { name: "Roll back" }).click();
+    await changes.locator("tr.added", { hasText: "127.0.0.1:65000" }).waitFor();
+    await page.getByTestId("rollout-card").getByText(/live on/).waitFor();
+    assert.equal((await call("GET", `/upstreams/${name}`)).json.targets[0].address, "127.0.0.1:65000");
+
+    await choose(page, "Compare with revision", new RegExp(`^${first}(:|$)`));
+    await page.getByText("are the same").waitFor();
+  });
+
+  test("a change made elsewhere appears on the board without a reload", async (t) => {
+    const page = await openLoggedIn(t, browser);
+    await page.getByRole("heading", { name: "Proxies" }).waitFor();
+    const marker = await page.evaluate(() => {
+      window.loadedOnce = Math.random();
+      return window.loadedOnce;
+    });
+    const name = unique("up");
+    const body = { name, targets: [{ address: "127.0.0.1:65000" }] };
+    const message = `From a script, ${name}`;
+    const revision = await write("PUT", `/upstreams/${name}`, body, { "X-Signalbox-Message": message });
+    const row = page.locator(`[data-testid=convergence] [data-revision="${revision}"]`);
+    await row.getByText(message).waitFor();
+    await row.getByText("live").waitFor();
+    for (const id of proxies) await served(page, id, revision);
+    assert.equal(await page.evaluate(() => window.loadedOnce), marker);
+  });
+
+  test("nothing is wider than a window of 900 pixels", async (t) => {
+    const page = await openLoggedIn(t, browser);
+    await page.setViewportSize({ width: 900, height: 900 });
+    for (const name of ["Board", "Routes", "Upstreams", "Plugins", "Consumers", "Listeners", "Revisions"]) {
+      await navigate(page, name);
+      await page.getByRole("status").filter({ hasText: "Loading" }).waitFor({ state: "detached" });
+      const over = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+      assert.ok(over <= 0, `${name} is ${over} pixels too wide`);
+    }
+  });
+
+  test("the board is operable by keyboard alone", async (t) => {
+    const page = await openLoggedIn(t, browser);
+    await page.getByRole("heading", { name: "Proxies" }).waitFor();
+    await page.keyboard.press("Tab");
+    assert.equal(await page.evaluate(() => document.activeElement?.textContent), "Skip to the content");
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+    await page.getByRole("heading", { name: "Routes", level: 1 }).waitFor();
+  });
+});
+
+const routeTo = (name, upstream) => ({
+  name,
+  match: { paths: [{ prefix: `/${name}` }] },
+  forward: { upstreams: [{ name: upstream }] },
+});
+
+/** A text or number input by its label, the asterisk of a required one left aside. */
+function field(page, label) {
+  return page.getByRole("textbox", { name: new RegExp(`^${label}( \\*)?$`) });
+}
+
+async function choose(page, label, option) {
+  const input = page.getByRole("combobox", { name: new RegExp(`^${label}( \\*)?$`) }).or(field(page, label));
+  await input.first().click();
+  await page.getByRole("option", { name: option, exact: typeof option === "string" }).first().click();
+  await page.keyboard.press("Escape");
+}
+
+async function navigate(page, name) {
+  await page.getByRole("navigation", { name: "Main" }).getByRole("link", { name, exact: true }).click();
+}
+
+/** Presses the button of a new resource's form; the revision that the card says. */
+async function create(page, singular) {
+  const shown = page.getByTestId("rollout-card").getByText(/^Revision \d+$/);
+  const old = (await shown.count()) > 0 ? await shown.textContent() : "";
+  await page.getByRole("button", { name: `Create ${singular}` }).click();
+  await page.getByRole("button", { name: "Save" }).waitFor();
+  await page.waitForFunction(
+    (old) => {
+      const text = document.querySelector("[data-testid=rollout-card]")?.textContent ?? "";
+      return /Revision \d+/.test(text) && text.match(/Revision \d+/)?.[0] !== old;
+    },
+    old,
+  );
+  return Number((await shown.textContent()).replace(/\D/g, ""));
+}
+
+async function invalid(page, label) {
+  await page.locator(`[aria-invalid=true]`).and(field(page, label)).waitFor();
+}
+
+/** Waits until the board says that a proxy has applied a revision, or a later one. */
+async function served(page, id, revision) {
+  await page.waitForFunction(
+    ([id, revision]) => {
+      const row = document.querySelector(`[data-proxy="${id}"][data-state="in_sync"]`);
+      return Number(row?.getAttribute("data-applied")) >= revision;
+    },
+    [id, revision],
+  );
+}
