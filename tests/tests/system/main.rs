@@ -1,0 +1,13 @@
+//! The system: real control planes, proxies and databases, under real traffic.
+
+// Clippy lets only the tests themselves unwrap, not what they share.
+#![allow(clippy::unwrap_used)]
+
+mod bad_input;
+mod configuration;
+mod data_path;
+mod drain;
+mod fixture;
+mod outage;
+mod replicas;
+mod rollout;
