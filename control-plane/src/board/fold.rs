@@ -97,6 +97,7 @@ pub enum Event {
 pub(super) struct State {
     replica: Arc<str>,
     head: Option<RevisionId>,
+    head_committed_at_us: i64,
     proxies: HashMap<Arc<str>, Proxy>,
     fleets: BTreeMap<Arc<str>, Fleet>,
     /// Something may have ended a wait.
@@ -188,6 +189,7 @@ impl State {
         Self {
             replica,
             head: None,
+            head_committed_at_us: 0,
             proxies: HashMap::new(),
             fleets: BTreeMap::new(),
             progress: false,
@@ -259,6 +261,7 @@ impl State {
         let first = self.head.is_none();
         let number = revision.number;
         self.head = Some(revision);
+        self.head_committed_at_us = committed_at_us;
         self.progress = true;
         if new_epoch || first {
             self.recount();
@@ -286,7 +289,7 @@ impl State {
             while fleet.ways.len() > Self::ROLLOUTS {
                 fleet.ways.pop_first();
             }
-            self.settle(now_us, &name, true);
+            self.settle(now_us, &name);
         }
     }
 
@@ -589,7 +592,8 @@ impl State {
             .error
             .as_ref()
             .map(|error| error.revision)
-            .filter(|revision| *revision > served || proxy.drifted);
+            // Drift is no verdict on the revision: the proxy is sent everything, and then answers.
+            .filter(|revision| *revision > served && !proxy.drifted);
         Contribution {
             fleet: proxy.node.fleet.clone(),
             connected: proxy.connected.then_some((served, rejected)),
@@ -616,7 +620,7 @@ impl State {
         let fleets: BTreeSet<_> =
             before.into_iter().chain(after).map(|contribution| contribution.fleet).collect();
         for fleet in fleets {
-            self.settle(now_us, &fleet, false);
+            self.settle(now_us, &fleet);
         }
     }
 
@@ -639,19 +643,14 @@ impl State {
     fn add_fleet(&mut self, name: Arc<str>) {
         let mut fleet = Fleet::default();
         if let Some(head) = self.head.as_ref().filter(|head| head.number > 0) {
-            let committed_at_us = self
-                .fleets
-                .values()
-                .find_map(|other| other.ways.get(&head.number))
-                .map_or_else(super::now_us, |way| way.committed_at_us);
-            fleet.ways.insert(head.number, Way::new(head.number - 1, committed_at_us));
+            fleet.ways.insert(head.number, Way::new(head.number - 1, self.head_committed_at_us));
             fleet.settled = head.number - 1;
         }
         self.fleets.insert(name, fleet);
     }
 
     /// Brings the rollouts of a fleet in step with its counts.
-    fn settle(&mut self, now_us: i64, name: &Arc<str>, published: bool) {
+    fn settle(&mut self, now_us: i64, name: &Arc<str>) {
         let Some(head) = self.head.as_ref().map(|head| head.number) else { return };
         let Some(fleet) = self.fleets.get_mut(name) else { return };
         let lowest = fleet.applied.first_key_value().map_or(u64::MAX, |(number, _)| *number);
@@ -693,7 +692,6 @@ impl State {
             way.finished_at_us = Some(now_us);
         }
         way.counts = None;
-        let _ = published;
         self.unsaved.rollouts.insert((head, name.clone()));
         self.untold.rollouts.insert((head, name.clone()));
     }
@@ -865,4 +863,437 @@ fn ratio(part: f64, whole: f64) -> f64 {
 /// RFC 3339.
 fn time(us: i64) -> String {
     jiff::Timestamp::from_microsecond(us).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use signalbox_proto::signalbox::report::v1::Traffic;
+
+    use super::*;
+
+    /// Times in these tests are milliseconds.
+    const MS: i64 = 1000;
+
+    fn state() -> State {
+        State::new("here".into())
+    }
+
+    fn id(number: u64) -> RevisionId {
+        RevisionId { epoch: "e".into(), number }
+    }
+
+    fn node(id: &str, fleet: &str) -> Node {
+        Node {
+            id: id.into(),
+            fleet: fleet.into(),
+            labels: BTreeMap::new(),
+            version: String::new(),
+            address: String::new(),
+        }
+    }
+
+    impl State {
+        fn at(&mut self, ms: i64, event: Event) {
+            self.fold(ms * MS, event);
+        }
+
+        fn publish(&mut self, ms: i64, number: u64) {
+            self.at(ms, Event::Published { revision: id(number), committed_at_us: ms * MS });
+        }
+
+        fn open(&mut self, ms: i64, stream: u64, name: &str, presented: u64) {
+            self.at(
+                ms,
+                Event::Opened { stream, node: node(name, "default"), presented: Some(id(presented)) },
+            );
+        }
+
+        fn ack(&mut self, ms: i64, stream: u64, name: &str, number: u64) {
+            self.at(ms, Event::Acked { stream, id: name.into(), revision: id(number) });
+        }
+
+        fn nack(&mut self, ms: i64, stream: u64, name: &str, revision: u64, message: &str) {
+            let resources = vec![ProxyResourceError {
+                kind: "listener".into(),
+                name: "http".into(),
+                field: "address".into(),
+                message: message.into(),
+            }];
+            self.at(ms, Event::Rejected { stream, id: name.into(), revision, resources });
+        }
+
+        fn close(&mut self, ms: i64, stream: u64, name: &str) {
+            self.at(ms, Event::Closed { stream, id: name.into() });
+        }
+
+        /// `state total/applied/pending/rejected/disconnected`
+        fn brief(&self, number: u64) -> String {
+            let rollout = self.way(number, "default").unwrap();
+            let RolloutCounts { total, applied, pending, rejected, disconnected } = rollout.counts;
+            format!("{:?} {total}/{applied}/{pending}/{rejected}/{disconnected}", rollout.state)
+        }
+
+        fn state_of(&self, name: &str) -> ProxyState {
+            self.proxy(name).unwrap().state
+        }
+    }
+
+    #[test]
+    fn a_rollout_succeeds_with_the_last_ack() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(10, 1, "a", 1);
+        state.open(10, 2, "b", 1);
+        state.publish(100, 2);
+        assert_eq!(state.brief(2), "Running 2/0/2/0/0");
+        assert_eq!(state.state_of("a"), ProxyState::Pending);
+        state.ack(104, 1, "a", 2);
+        assert_eq!(state.brief(2), "Running 2/1/1/0/0");
+        assert_eq!(state.standing(2, None), None);
+        state.ack(110, 2, "b", 2);
+        assert_eq!(state.brief(2), "Succeeded 2/2/0/0/0");
+        assert_eq!(state.state_of("a"), ProxyState::InSync);
+        assert_eq!(state.standing(2, None), Some(WaitResult::Done));
+        let rollout = state.way(2, "default").unwrap();
+        assert_eq!(rollout.propagation_ms, Some(Propagation { p50: 4.0, p99: 10.0, max: 10.0 }));
+        assert_eq!(rollout.base_revision, 1);
+        assert_eq!(rollout.finished_at, Some(time(110 * MS)));
+    }
+
+    #[test]
+    fn a_rollout_without_connected_proxies_succeeds_at_once() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "a", 1);
+        state.close(2, 1, "a");
+        state.publish(3, 2);
+        assert_eq!(state.brief(2), "Succeeded 1/0/0/0/1");
+        assert_eq!(state.standing(2, None), Some(WaitResult::Done));
+    }
+
+    #[test]
+    fn a_wait_for_what_is_not_published_goes_on() {
+        let mut state = state();
+        assert_eq!(state.standing(1, None), None);
+        state.publish(0, 1);
+        assert_eq!(state.standing(1, None), Some(WaitResult::Done));
+        assert_eq!(state.standing(2, None), None);
+    }
+
+    #[test]
+    fn a_proxy_that_leaves_holds_nothing_up() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "a", 1);
+        state.open(1, 2, "b", 1);
+        state.publish(2, 2);
+        state.ack(3, 1, "a", 2);
+        state.progress = false;
+        state.close(4, 2, "b");
+        assert!(state.progress);
+        assert_eq!(state.standing(2, None), Some(WaitResult::Done));
+        assert_eq!(state.brief(2), "Succeeded 2/1/0/0/1");
+        assert_eq!(state.state_of("b"), ProxyState::Disconnected);
+        // It comes back: the rollout was a success, and stays one.
+        state.open(5, 3, "b", 1);
+        assert_eq!(state.brief(2), "Succeeded 2/1/1/0/0");
+    }
+
+    #[test]
+    fn a_rejection_fails_the_rollout_and_a_later_revision_recovers_the_proxy() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "a", 1);
+        state.open(1, 2, "b", 1);
+        state.publish(2, 2);
+        state.ack(3, 1, "a", 2);
+        state.nack(4, 2, "b", 2, "the port is taken");
+        assert_eq!(state.brief(2), "Failed 2/1/0/1/0");
+        let reason = state.way(2, "default").unwrap().reason;
+        assert_eq!(reason.as_deref(), Some("b rejected it: listener/http: address: the port is taken"));
+        assert_eq!(state.standing(2, None), Some(WaitResult::Rejected));
+        assert_eq!(state.state_of("b"), ProxyState::Rejected);
+        assert_eq!(state.proxy("b").unwrap().error.unwrap().resources[0].field, "address");
+
+        state.publish(5, 3);
+        assert_eq!(state.state_of("b"), ProxyState::Pending);
+        assert_eq!(state.standing(3, None), None);
+        state.ack(6, 1, "a", 3);
+        state.ack(7, 2, "b", 3);
+        assert_eq!(state.brief(3), "Succeeded 2/2/0/0/0");
+        assert!(state.proxy("b").unwrap().error.is_none());
+        assert_eq!(state.standing(2, None), Some(WaitResult::Done));
+    }
+
+    #[test]
+    fn a_late_ack_turns_a_failed_rollout_into_a_success() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "a", 1);
+        state.publish(2, 2);
+        state.nack(3, 1, "a", 2, "x");
+        state.ack(9, 1, "a", 2);
+        assert_eq!(state.brief(2), "Succeeded 1/1/0/0/0");
+        let rollout = state.way(2, "default").unwrap();
+        assert_eq!((rollout.reason, rollout.finished_at), (None, Some(time(9 * MS))));
+    }
+
+    #[test]
+    fn rejecting_a_later_revision_answers_a_wait_for_one_it_was_sent_with() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "a", 1);
+        state.publish(2, 2);
+        state.publish(2, 3);
+        state.nack(3, 1, "a", 3, "x");
+        assert_eq!(state.standing(2, None), Some(WaitResult::Rejected));
+        assert_eq!(state.standing(1, None), Some(WaitResult::Done));
+    }
+
+    #[test]
+    fn a_revision_that_was_skipped_is_superseded_and_served_with_the_later_one() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "a", 1);
+        state.publish(2, 2);
+        state.publish(4, 3);
+        assert_eq!(state.brief(2), "Superseded 1/0/1/0/0");
+        state.ack(6, 1, "a", 3);
+        assert_eq!(state.brief(2), "Superseded 1/1/0/0/0");
+        assert_eq!(state.brief(3), "Succeeded 1/1/0/0/0");
+        assert_eq!(state.way(2, "default").unwrap().propagation_ms.unwrap().max, 4.0);
+        assert_eq!(state.way(3, "default").unwrap().propagation_ms.unwrap().max, 2.0);
+        assert_eq!(state.standing(2, None), Some(WaitResult::Done));
+    }
+
+    #[test]
+    fn a_proxy_that_comes_after_a_revision_says_nothing_of_its_propagation() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(5000, 1, "a", 0);
+        state.ack(5001, 1, "a", 1);
+        assert_eq!(state.brief(1), "Succeeded 1/1/0/0/0");
+        assert_eq!(state.way(1, "default").unwrap().propagation_ms, None);
+    }
+
+    #[test]
+    fn what_an_earlier_stream_still_says_is_ignored() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "a", 1);
+        state.publish(2, 2);
+        state.open(3, 2, "a", 1);
+        state.ack(4, 1, "a", 2);
+        state.close(4, 1, "a");
+        assert_eq!(state.state_of("a"), ProxyState::Pending);
+        assert_eq!(state.brief(2), "Running 1/0/1/0/0");
+        assert_eq!(state.proxies().len(), 1);
+    }
+
+    #[test]
+    fn a_drifted_proxy_is_shown_so_until_it_serves_a_revision() {
+        let mut state = state();
+        state.publish(0, 5);
+        state.open(1, 1, "a", 9);
+        let message = "it is ahead".to_owned();
+        state.at(2, Event::Drifted { stream: 1, id: "a".into(), revision: 5, message });
+        assert_eq!(state.state_of("a"), ProxyState::Drifted);
+        assert_eq!(state.proxy("a").unwrap().error.unwrap().resources[0].message, "it is ahead");
+        assert_eq!(state.way(5, "default").unwrap().counts.rejected, 0);
+        state.publish(3, 10);
+        state.ack(4, 1, "a", 10);
+        assert_eq!(state.state_of("a"), ProxyState::InSync);
+        assert!(state.proxy("a").unwrap().error.is_none());
+    }
+
+    #[test]
+    fn numbers_of_another_epoch_do_not_count() {
+        let mut state = state();
+        state.publish(0, 7);
+        state.open(1, 1, "a", 7);
+        let revision = RevisionId { epoch: "f".into(), number: 3 };
+        state.at(2, Event::Published { revision: revision.clone(), committed_at_us: 2 * MS });
+        assert_eq!(state.state_of("a"), ProxyState::Pending);
+        assert_eq!(state.standing(3, None), None);
+        state.at(3, Event::Acked { stream: 1, id: "a".into(), revision });
+        assert_eq!(state.standing(3, None), Some(WaitResult::Done));
+        assert_eq!(state.brief(3), "Succeeded 1/1/0/0/0");
+        assert!(state.way(7, "default").is_none());
+    }
+
+    #[test]
+    fn fleets_do_not_hold_each_other_up() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.at(1, Event::Opened { stream: 1, node: node("a", "one"), presented: Some(id(1)) });
+        state.at(1, Event::Opened { stream: 2, node: node("b", "two"), presented: Some(id(1)) });
+        state.publish(2, 2);
+        state.ack(3, 1, "a", 2);
+        assert_eq!(state.standing(2, Some("one")), Some(WaitResult::Done));
+        assert_eq!(state.standing(2, Some("two")), None);
+        assert_eq!(state.standing(2, None), None);
+        let fleets = state.fleets();
+        assert_eq!((&*fleets[0].name, fleets[0].served), ("one", Some(2)));
+        assert_eq!((&*fleets[1].name, fleets[1].served), ("two", Some(1)));
+        assert_eq!(
+            state.rollouts(3).iter().map(|rollout| &*rollout.id).collect::<Vec<_>>(),
+            ["2-one", "2-two", "1-one"]
+        );
+    }
+
+    #[test]
+    fn a_proxy_that_changes_its_fleet_counts_in_the_new_one() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.at(1, Event::Opened { stream: 1, node: node("a", "one"), presented: Some(id(1)) });
+        state.at(2, Event::Opened { stream: 2, node: node("a", "two"), presented: Some(id(1)) });
+        let fleets = state.fleets();
+        assert_eq!((fleets[0].proxies, fleets[1].proxies), (0, 1));
+    }
+
+    #[test]
+    fn a_report_tells_traffic_and_when_the_revision_was_applied() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "a", 0);
+        let report = |revision, requests| ProxyReport {
+            node_id: "a".into(),
+            revision,
+            applied_at_us: 5,
+            apply_us: 1500,
+            traffic: Some(Traffic {
+                interval_us: 2_000_000,
+                requests,
+                errors: 1,
+                p99_us: 700,
+                ..Traffic::default()
+            }),
+            ..ProxyReport::default()
+        };
+        // It may be faster than the ACK.
+        state.at(2, Event::Reported(Box::new(report(1, 4))));
+        assert_eq!(state.proxy("a").unwrap().apply_ms, None);
+        state.ack(3, 1, "a", 1);
+        let proxy = state.proxy("a").unwrap();
+        assert_eq!(proxy.apply_ms, Some(1.5));
+        assert_eq!(proxy.revision.applied_at, Some(time(5)));
+        let traffic = ProxyTraffic { requests_per_second: 2.0, error_ratio: 0.25, p99_ms: 0.7 };
+        assert_eq!(proxy.traffic, Some(traffic));
+        state.unsaved = Dirty::default();
+        state.at(4, Event::Reported(Box::new(report(1, 0))));
+        assert!(state.unsaved.is_empty(), "traffic alone is written less often");
+        assert_eq!(state.alive.len(), 1);
+        assert_eq!(state.proxy("a").unwrap().traffic.unwrap().error_ratio, 0.0);
+    }
+
+    #[test]
+    fn a_forgotten_proxy_is_gone_from_the_counts() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "a", 1);
+        state.close(2, 1, "a");
+        state.at(3, Event::Forgotten { id: "a".into() });
+        assert!(state.proxies().is_empty());
+        assert_eq!(state.brief(1), "Succeeded 0/0/0/0/0");
+    }
+
+    /// What another control plane would write of a proxy of its own.
+    fn row_of(name: &str, applied: u64, acked_ms: i64) -> Proxy {
+        let mut other = State::new("there".into());
+        other.publish(0, applied);
+        other.open(acked_ms - 1, 1, name, 0);
+        other.ack(acked_ms, 1, name, applied);
+        serde_json::from_str(&serde_json::to_string(&other.proxies[name]).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_proxies_of_other_control_planes_count_too() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.read_row(5 * MS, row_of("b", 1, 4), 1);
+        state.publish(10, 2);
+        assert_eq!(state.standing(2, None), None);
+        assert_eq!(state.proxy("b").unwrap().connected_to, "there");
+        state.read_row(500 * MS, row_of("b", 2, 14), 2);
+        assert_eq!(state.standing(2, None), Some(WaitResult::Done));
+        // From its ACK, not from when that was read.
+        assert_eq!(state.way(2, "default").unwrap().propagation_ms.unwrap().max, 4.0);
+    }
+
+    #[test]
+    fn a_control_plane_that_is_silent_has_lost_its_proxies() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.read_row(MS, row_of("b", 1, 4), 1);
+        // Read again, and nothing new in it.
+        state.read_row(900 * MS, row_of("b", 1, 4), 1);
+        state.expire(1000 * MS, 1000 * MS);
+        assert!(state.proxy("b").unwrap().connected);
+        state.expire(1002 * MS, 1000 * MS);
+        assert_eq!(state.state_of("b"), ProxyState::Disconnected);
+    }
+
+    #[test]
+    fn a_proxy_that_is_connected_here_is_not_overwritten_by_what_another_wrote() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "b", 1);
+        state.unsaved = Dirty::default();
+        let mut gone = row_of("b", 1, 4);
+        gone.connected = false;
+        state.read_row(5 * MS, gone, 1);
+        assert!(state.proxy("b").unwrap().connected);
+        assert!(state.unsaved.proxies.contains("b"), "written again, so that the other sees it");
+    }
+
+    #[test]
+    fn a_proxy_that_another_control_plane_forgot_is_gone() {
+        let mut state = state();
+        let mut row = row_of("b", 1, 4);
+        row.connected = false;
+        state.read_row(MS, row, 1);
+        state.open(2, 1, "a", 0);
+        state.keep_rows(3 * MS, &HashSet::new());
+        let ids: Vec<_> = state.proxies().into_iter().map(|proxy| proxy.id).collect();
+        assert_eq!(ids, ["a"]);
+    }
+
+    #[test]
+    fn the_last_rollouts_are_kept() {
+        let mut state = state();
+        state.open(0, 1, "a", 0);
+        for number in 1..=300 {
+            state.publish(number, number as u64);
+            state.ack(number, 1, "a", number as u64);
+        }
+        assert_eq!(state.rollouts(1000).len(), State::ROLLOUTS);
+        assert_eq!(state.rollouts(1)[0].id, "300-default");
+    }
+
+    /// The counts are kept step by step; they must be what counting anew gives.
+    #[test]
+    fn counts_kept_step_by_step_are_those_of_counting_anew() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut state = state();
+        let mut number = 1;
+        state.publish(0, number);
+        for step in 0..4000 {
+            let name = format!("p{}", random.u8(..12));
+            let stream = state.proxies.get(&*name).and_then(|proxy| proxy.stream);
+            match (random.u8(..6), stream) {
+                (0, _) => {
+                    number += 1;
+                    state.publish(step, number);
+                }
+                (1, _) => state.open(step, step as u64 + 1, &name, random.u64(..=number)),
+                (2, Some(stream)) => state.close(step, stream, &name),
+                (3 | 4, Some(stream)) => state.ack(step, stream, &name, random.u64(1..=number)),
+                (5, Some(stream)) => state.nack(step, stream, &name, number, "x"),
+                _ => {}
+            }
+            let kept = (state.way(number, "default"), state.standing(number, None));
+            state.recount();
+            assert_eq!((state.way(number, "default"), state.standing(number, None)), kept, "step {step}");
+        }
+    }
 }
