@@ -1,0 +1,178 @@
+//! The proxy tells of itself: a small server beside the data path.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use signalbox_config::Kind;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::http::problem;
+use crate::proxy::Proxy;
+use crate::source::{DataPlane, Status};
+use crate::telemetry::render::render;
+
+/// What the server tells of.
+pub struct Admin {
+    pub proxy: Arc<Proxy>,
+    pub status: watch::Receiver<Status>,
+    /// Cancelled once the proxy is to drain: by a signal, or by `POST /drain`.
+    pub drain: CancellationToken,
+}
+
+/// Connections at once; more wait.
+const MAX_CONNECTIONS: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves until it is dropped.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "cannot accept on the admin address");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let admin = Arc::clone(&admin);
+        tokio::spawn(async move {
+            let _permit = permit;
+            let service = service_fn(|request| {
+                let answer = admin.answer(&request);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            // What goes wrong on a connection is its client's concern.
+            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+impl Admin {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let get = matches!(*request.method(), Method::GET | Method::HEAD);
+        match request.uri().path() {
+            "/drain" if request.method() == Method::POST => {
+                self.drain.cancel();
+                json_response(StatusCode::ACCEPTED, &json!({"state": "draining"}))
+            }
+            "/drain" => not_allowed("POST"),
+            "/healthz" | "/readyz" | "/metrics" | "/config" | "/revision" if !get => not_allowed("GET, HEAD"),
+            "/healthz" => {
+                let body = json!({"status": "ok", "listeners": self.proxy.listeners()});
+                json_response(StatusCode::OK, &body)
+            }
+            "/readyz" => self.readiness(),
+            "/metrics" => self.metrics(),
+            "/config" => json_response(StatusCode::OK, &self.config()),
+            "/revision" => json_response(StatusCode::OK, &self.revision()),
+            _ => {
+                let response = problem::response(StatusCode::NOT_FOUND, "There is nothing here.", "");
+                response.map(Full::new)
+            }
+        }
+    }
+
+    fn readiness(&self) -> Response<Full<Bytes>> {
+        let (status, state) = if self.drain.is_cancelled() {
+            (StatusCode::SERVICE_UNAVAILABLE, "draining")
+        } else if self.status.borrow().serving.is_none() {
+            (StatusCode::SERVICE_UNAVAILABLE, "no revision yet")
+        } else {
+            (StatusCode::OK, "ready")
+        };
+        json_response(status, &json!({"status": state}))
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let text = {
+            let status = self.status.borrow().clone();
+            self.proxy.counted(|shared, compiled, labels, applies| {
+                render(shared, compiled, labels, applies, &status)
+            })
+        };
+        let mut response = Response::new(Full::from(text));
+        let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        response
+    }
+
+    /// What is served, without what is secret.
+    fn config(&self) -> Value {
+        let snapshot = self.proxy.snapshot();
+        let resources: BTreeMap<_, Vec<_>> = Kind::ALL
+            .into_iter()
+            .map(|kind| {
+                (kind.plural(), snapshot.of_kind(kind, None).map(|resource| resource.redacted()).collect())
+            })
+            .collect();
+        json!({
+            "epoch": &*snapshot.id().epoch,
+            "revision": snapshot.id().number,
+            "digest": snapshot.digest().to_string(),
+            "resources": resources,
+        })
+    }
+
+    fn revision(&self) -> Value {
+        let status = self.status.borrow();
+        let rejected: Vec<_> = status
+            .rejected
+            .iter()
+            .map(|rejected| {
+                json!({
+                    "kind": rejected.key.as_ref().map(|key| key.kind.as_str()),
+                    "name": rejected.key.as_ref().map(|key| key.name.as_str()),
+                    "field": rejected.field,
+                    "message": rejected.message,
+                })
+            })
+            .collect();
+        let serving = status.serving.as_ref().map(|serving| {
+            json!({
+                "epoch": &*serving.revision.epoch,
+                "revision": serving.revision.number,
+                "digest": serving.digest.to_string(),
+                "resources": serving.resources,
+                "applied_at": jiff::Timestamp::from_microsecond(serving.applied_at_us).ok().map(|at| at.to_string()),
+                "apply_ms": serving.took.as_secs_f64() * 1e3,
+            })
+        });
+        json!({
+            "node_id": status.node_id,
+            "serving": serving,
+            "origin": status.origin,
+            "connected": status.connected,
+            "rejected": rejected,
+        })
+    }
+}
+
+fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn not_allowed(allow: &'static str) -> Response<Full<Bytes>> {
+    let mut response = problem::response(StatusCode::METHOD_NOT_ALLOWED, "Use another method.", "");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    response.map(Full::new)
+}

@@ -1,0 +1,509 @@
+//! From a candidate to what requests see, at the cost of what changed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Arc;
+
+use imbl::{OrdSet, Vector};
+use signalbox_config::{
+    Action, Body, Change, Consumer, Kind, Name, Resource, ResourceKey, RevisionId, RouteIndex, Secret,
+    Snapshot, sha256,
+};
+use signalbox_plugins::{Consumers, Context, PluginType, States, TYPES};
+
+use crate::active::{Active, Chain, CompiledRoute, Map, PluginStats, RouteStats, Step, TypeSet};
+use crate::source::{Candidate, Rejected};
+use crate::telemetry::{Cells, Histograms};
+use crate::upstream::{Resolver, Upstream};
+
+/// A revision, compiled, with what it takes to compile the next one. A clone is cheap.
+#[derive(Clone)]
+pub struct Compiled {
+    pub active: Active,
+    pub snapshot: Snapshot,
+    /// How many resources of each kind there are.
+    pub counts: [u64; Kind::ALL.len()],
+    upstreams: Slots<Name>,
+    /// Built and enabled plugins.
+    plugins: Map<Name, Built>,
+    /// The route chains that name a plugin, and the consumers that do.
+    plugin_chains: OrdSet<(Name, u32)>,
+    plugin_consumers: OrdSet<(Name, Name)>,
+    /// The plugin lists that routes have, as written.
+    chains: Slots<Arc<[Name]>>,
+    /// The list of a slot, and how many routes use it.
+    chain_uses: Map<u32, (Arc<[Name]>, u32)>,
+    route_stats: Map<Name, Arc<RouteStats>>,
+}
+
+/// What compiling needs besides the configuration.
+pub struct Services {
+    /// State of plugins that outlives a revision.
+    pub states: States,
+    pub resolver: Arc<Resolver>,
+    pub workers: usize,
+}
+
+#[derive(Clone)]
+struct Built {
+    step: Step,
+    global: bool,
+}
+
+/// Numbers for things, the smallest free one first.
+#[derive(Clone)]
+struct Slots<K: Clone + Eq + std::hash::Hash> {
+    numbers: Map<K, u32>,
+    free: OrdSet<u32>,
+    next: u32,
+}
+
+impl Compiled {
+    /// Nothing is served.
+    pub fn empty() -> Self {
+        let snapshot = Snapshot::empty("");
+        let mut compiled = Self {
+            active: Active {
+                id: RevisionId { epoch: "".into(), number: 0 },
+                routes: RouteIndex::new(),
+                upstreams: Vector::new(),
+                chains: Vector::new(),
+                consumers: Consumers::default(),
+                consumer_chains: Map::default(),
+                listeners: Vec::new(),
+            },
+            snapshot,
+            counts: [0; Kind::ALL.len()],
+            upstreams: Slots::default(),
+            plugins: Map::default(),
+            plugin_chains: OrdSet::new(),
+            plugin_consumers: OrdSet::new(),
+            chains: Slots::default(),
+            chain_uses: Map::default(),
+            route_stats: Map::default(),
+        };
+        // The chain of routes without plugins stays for good.
+        compiled.chains.take(&Arc::from([]));
+        compiled.active.chains.push_back(Arc::default());
+        compiled
+    }
+
+    /// The revision after this one. Its listeners are still those of this one, for they need sockets.
+    pub fn next(&self, candidate: &Candidate, services: &Services) -> Result<Self, Vec<Rejected>> {
+        let mut next = self.clone();
+        let mut rejected = Vec::new();
+        next.active.id = candidate.snapshot.id().clone();
+        next.snapshot = candidate.snapshot.clone();
+        // What others refer to comes first.
+        let mut changes: [Vec<&Change>; Kind::ALL.len()] = Default::default();
+        for change in &candidate.changes {
+            let order = match change.key().kind {
+                Kind::Plugin => 0,
+                Kind::Upstream => 1,
+                Kind::Consumer => 2,
+                Kind::Route => 3,
+                Kind::Listener => 4,
+            };
+            changes[order].push(change);
+            let count = &mut next.counts[change.key().kind as usize];
+            *count += u64::from(matches!(change, Change::Put(_)));
+            *count -= u64::from(self.snapshot.find(change.key()).is_some());
+        }
+        let [plugins, upstreams, consumers, routes, _] = changes;
+        let mut affected = Affected::default();
+        for change in plugins {
+            next.change_plugin(change, services, &mut affected, &mut rejected);
+        }
+        // A slot freed here must not be given to another upstream before the routes that had it are changed too, so
+        // what is new takes its slot first.
+        let (added, deleted): (Vec<_>, Vec<_>) =
+            upstreams.into_iter().partition(|change| matches!(change, Change::Put(_)));
+        for change in added {
+            next.change_upstream(change, services);
+        }
+        for change in consumers {
+            next.change_consumer(change, &self.snapshot, &mut affected, &mut rejected);
+        }
+        for change in routes {
+            next.change_route(change, &self.snapshot, services, &mut affected, &mut rejected);
+        }
+        for change in deleted {
+            next.change_upstream(change, services);
+        }
+        next.rebuild_chains(&affected, &mut rejected);
+        if rejected.is_empty() { Ok(next) } else { Err(rejected) }
+    }
+
+    /// What is counted of routes that saw requests or could.
+    pub fn route_stats(&self) -> impl Iterator<Item = &Arc<RouteStats>> {
+        self.route_stats.values()
+    }
+
+    /// What is measured of enabled plugins.
+    pub fn plugin_stats(&self) -> impl Iterator<Item = &Arc<PluginStats>> {
+        self.plugins.values().map(|built| &built.step.stats)
+    }
+
+    fn change_plugin(
+        &mut self,
+        change: &Change,
+        services: &Services,
+        affected: &mut Affected,
+        rejected: &mut Vec<Rejected>,
+    ) {
+        let name = &change.key().name;
+        let before = self.plugins.remove(name);
+        let built = match change {
+            Change::Put(resource) => match build_plugin(resource, before.as_ref(), services) {
+                Ok(built) => built,
+                Err(errors) => {
+                    rejected.extend(errors);
+                    return;
+                }
+            },
+            Change::Delete(_) => None,
+        };
+        affected.all_chains |= [&before, &built].into_iter().flatten().any(|built| built.global);
+        affected.plugins.insert(name.clone());
+        if let Some(built) = built {
+            self.plugins.insert(name.clone(), built);
+        }
+    }
+
+    fn change_upstream(&mut self, change: &Change, services: &Services) {
+        match change {
+            Change::Put(resource) => {
+                let Body::Upstream(spec) = resource.body() else { return };
+                let name = &resource.key().name;
+                let slot = self.upstreams.take(name) as usize;
+                let before = self.active.upstreams.get(slot).and_then(Option::as_ref);
+                let upstream = Arc::new(Upstream::new(name, spec, before.map(Arc::as_ref), services));
+                if slot < self.active.upstreams.len() {
+                    self.active.upstreams.set(slot, Some(upstream));
+                } else {
+                    self.active.upstreams.push_back(Some(upstream));
+                }
+            }
+            Change::Delete(key) => {
+                if let Some(slot) = self.upstreams.release(&key.name) {
+                    self.active.upstreams.set(slot as usize, None);
+                }
+            }
+        }
+    }
+
+    fn change_consumer(
+        &mut self,
+        change: &Change,
+        before: &Snapshot,
+        affected: &mut Affected,
+        rejected: &mut Vec<Rejected>,
+    ) {
+        let key = change.key();
+        if let Some(Body::Consumer(consumer)) = before.find(key).map(|resource| resource.body()) {
+            self.active.consumers.remove(&key.name);
+            for plugin in &consumer.plugins {
+                self.plugin_consumers.remove(&(plugin.clone(), key.name.clone()));
+            }
+        }
+        affected.consumers.insert(key.name.clone());
+        let Change::Put(resource) = change else { return };
+        let Body::Consumer(consumer) = resource.body() else { return };
+        match secrets_of(key, consumer) {
+            Ok(keys) => self.active.consumers.insert(consumer, &keys),
+            Err(errors) => rejected.extend(errors),
+        }
+        for plugin in &consumer.plugins {
+            self.plugin_consumers.insert((plugin.clone(), key.name.clone()));
+        }
+    }
+
+    fn change_route(
+        &mut self,
+        change: &Change,
+        before: &Snapshot,
+        services: &Services,
+        affected: &mut Affected,
+        rejected: &mut Vec<Rejected>,
+    ) {
+        let key = change.key();
+        if let Some(Body::Route(route)) = before.find(key).map(|resource| resource.body())
+            && route.enabled
+        {
+            self.active.routes.remove(route);
+            self.release_chain(&route.plugins);
+        }
+        let route = match change {
+            Change::Put(resource) => match resource.body() {
+                Body::Route(route) if route.enabled => (resource, route),
+                _ => return,
+            },
+            Change::Delete(_) => {
+                self.route_stats.remove(&key.name);
+                return;
+            }
+        };
+        let (resource, route) = route;
+        for plugin in &route.plugins {
+            if self.snapshot.find(&ResourceKey::new(Kind::Plugin, plugin.clone())).is_none() {
+                rejected.push(missing(key, "plugins", Kind::Plugin, plugin));
+            }
+        }
+        let chain = self.take_chain(&route.plugins, affected);
+        let mut upstreams = Vec::new();
+        if let Action::Forward(forward) = &route.action {
+            let mut total = 0u32;
+            for upstream in &forward.upstreams {
+                total += upstream.weight.get();
+                match self.upstreams.numbers.get(&upstream.name) {
+                    Some(slot) => upstreams.push((*slot, total)),
+                    None => rejected.push(missing(key, "forward.upstreams", Kind::Upstream, &upstream.name)),
+                }
+            }
+        }
+        let stats = match self.route_stats.get(&key.name) {
+            Some(stats) => Arc::clone(stats),
+            None => {
+                let stats = Arc::new(RouteStats {
+                    name: key.name.as_str().into(),
+                    requests: Cells::new(services.workers),
+                });
+                self.route_stats.insert(key.name.clone(), Arc::clone(&stats));
+                stats
+            }
+        };
+        if let Some(compiled) = CompiledRoute::new(Arc::clone(resource), upstreams.into(), chain, stats) {
+            self.active.routes.insert(route, Arc::new(compiled));
+        }
+    }
+
+    /// The slot of the chain for a route with `plugins`.
+    fn take_chain(&mut self, plugins: &[Name], affected: &mut Affected) -> u32 {
+        if plugins.is_empty() {
+            return 0;
+        }
+        let list: Arc<[Name]> = plugins.into();
+        let slot = self.chains.take(&list);
+        let uses = self.chain_uses.get(&slot).map_or(0, |(_, uses)| *uses);
+        if uses == 0 {
+            affected.chains.insert(slot);
+            self.plugin_chains.extend(plugins.iter().map(|plugin| (plugin.clone(), slot)));
+        }
+        self.chain_uses.insert(slot, (list, uses + 1));
+        slot
+    }
+
+    fn release_chain(&mut self, plugins: &[Name]) {
+        if plugins.is_empty() {
+            return;
+        }
+        let list: Arc<[Name]> = plugins.into();
+        let Some(slot) = self.chains.numbers.get(&list).copied() else { return };
+        let uses = self.chain_uses.get(&slot).map_or(0, |(_, uses)| *uses);
+        if uses > 1 {
+            self.chain_uses.insert(slot, (list, uses - 1));
+            return;
+        }
+        self.chain_uses.remove(&slot);
+        self.chains.release(&list);
+        if (slot as usize) < self.active.chains.len() {
+            self.active.chains.set(slot as usize, Arc::default());
+        }
+        for plugin in plugins {
+            self.plugin_chains.remove(&(plugin.clone(), slot));
+        }
+    }
+
+    /// Builds anew the chains that name a changed plugin, and those of changed consumers.
+    fn rebuild_chains(&mut self, affected: &Affected, rejected: &mut Vec<Rejected>) {
+        let globals: Vec<Step> =
+            self.plugins.values().filter(|built| built.global).map(|built| built.step.clone()).collect();
+        let mut slots = affected.chains.clone();
+        let mut consumers = affected.consumers.clone();
+        let lowest: Name = "0".parse().expect("a digit is a name, and none sorts before it");
+        for plugin in &affected.plugins {
+            slots.extend(
+                self.plugin_chains
+                    .range((plugin.clone(), 0)..)
+                    .take_while(|(name, _)| name == plugin)
+                    .map(|(_, slot)| *slot),
+            );
+            consumers.extend(
+                self.plugin_consumers
+                    .range((plugin.clone(), lowest.clone())..)
+                    .take_while(|(name, _)| name == plugin)
+                    .map(|(_, consumer)| consumer.clone()),
+            );
+        }
+        if affected.all_chains {
+            slots.insert(0);
+            slots.extend(self.chain_uses.keys().copied());
+        }
+        for slot in slots {
+            let list = match self.chain_uses.get(&slot) {
+                Some((list, _)) => Arc::clone(list),
+                None if slot == 0 => Arc::from([]),
+                // Its last route left it after another had taken it.
+                None => continue,
+            };
+            let mut steps = self.steps_of(&list);
+            let own = steps.iter().fold(TypeSet::default(), |types, step| types.with(step.type_set));
+            steps.extend(globals.iter().filter(|step| !own.meets(step.type_set)).cloned());
+            while self.active.chains.len() <= slot as usize {
+                self.active.chains.push_back(Arc::default());
+            }
+            self.active.chains.set(slot as usize, Arc::new(Chain::of(steps)));
+        }
+        for name in &consumers {
+            self.active.consumer_chains.remove(name);
+            let key = ResourceKey::new(Kind::Consumer, name.clone());
+            let Some(Body::Consumer(consumer)) = self.snapshot.find(&key).map(|resource| resource.body())
+            else {
+                continue;
+            };
+            for plugin in &consumer.plugins {
+                if self.snapshot.find(&ResourceKey::new(Kind::Plugin, plugin.clone())).is_none() {
+                    rejected.push(missing(&key, "plugins", Kind::Plugin, plugin));
+                }
+            }
+            let steps = self.steps_of(&consumer.plugins);
+            if !steps.is_empty() {
+                self.active.consumer_chains.insert(name.clone(), Arc::new(Chain::of(steps)));
+            }
+        }
+    }
+
+    /// The enabled ones of `plugins`.
+    fn steps_of(&self, plugins: &[Name]) -> Vec<Step> {
+        plugins.iter().filter_map(|name| self.plugins.get(name)).map(|built| built.step.clone()).collect()
+    }
+}
+
+/// What chains must be built anew.
+#[derive(Default)]
+struct Affected {
+    plugins: BTreeSet<Name>,
+    chains: BTreeSet<u32>,
+    consumers: BTreeSet<Name>,
+    /// A global plugin changed.
+    all_chains: bool,
+}
+
+fn build_plugin(
+    resource: &Resource,
+    before: Option<&Built>,
+    services: &Services,
+) -> Result<Option<Built>, Vec<Rejected>> {
+    let key = resource.key();
+    let Body::Plugin(spec) = resource.body() else { return Ok(None) };
+    if !spec.enabled {
+        return Ok(None);
+    }
+    let index = TYPES.iter().position(|plugin_type| *plugin_type.name == *spec.type_name);
+    let Some((index, plugin_type)) = index.zip(PluginType::find(&spec.type_name)) else {
+        let message = format!("unknown plugin type {:?}", spec.type_name);
+        return Err(vec![Rejected { key: Some(key.clone()), field: "type".to_owned(), message }]);
+    };
+    let context = Context { name: &key.name, states: &services.states };
+    let plugin = plugin_type.build(&spec.config, &context).map_err(|errors| {
+        errors
+            .into_iter()
+            .map(|error| Rejected {
+                key: Some(key.clone()),
+                field: if error.field.is_empty() {
+                    "config".to_owned()
+                } else {
+                    format!("config.{}", error.field)
+                },
+                message: error.message,
+            })
+            .collect::<Vec<_>>()
+    })?;
+    let step = Step {
+        name: key.name.clone(),
+        type_set: TypeSet::of(index),
+        order: spec.order,
+        wants_response: plugin.wants_response(),
+        body_cap: plugin.request_body_cap(),
+        stats: before.map_or_else(
+            || Arc::new(PluginStats { name: key.name.clone(), durations: Histograms::new(services.workers) }),
+            |before| Arc::clone(&before.step.stats),
+        ),
+        plugin,
+    };
+    Ok(Some(Built { step, global: spec.global }))
+}
+
+/// The hashes of a consumer's API keys, references resolved on this host.
+fn secrets_of(key: &ResourceKey, consumer: &Consumer) -> Result<Vec<[u8; 32]>, Vec<Rejected>> {
+    let mut hashes = Vec::with_capacity(consumer.keys.len());
+    let mut rejected = Vec::new();
+    for (index, credential) in consumer.keys.iter().enumerate() {
+        let found = match &credential.key {
+            Secret::Hash(hash) => Ok(*hash),
+            Secret::Env(name) => match std::env::var(name) {
+                Ok(value) if !value.is_empty() => Ok(sha256(value.as_bytes())),
+                Ok(_) => Err(format!("the environment variable {name} of the proxy is empty")),
+                Err(_) => Err(format!("the environment variable {name} of the proxy is not set")),
+            },
+            Secret::File(path) => match fs::read(path) {
+                Ok(bytes) => match bytes.strip_suffix(b"\n").unwrap_or(&bytes) {
+                    [] => Err(format!("the file {path} on the proxy's host is empty")),
+                    secret => Ok(sha256(secret)),
+                },
+                Err(error) => Err(format!("the file {path} on the proxy's host cannot be read: {error}")),
+            },
+        };
+        match found {
+            Ok(hash) => hashes.push(hash),
+            Err(message) => rejected.push(Rejected {
+                key: Some(key.clone()),
+                field: format!("credentials[{index}].key_auth.key"),
+                message,
+            }),
+        }
+    }
+    if rejected.is_empty() { Ok(hashes) } else { Err(rejected) }
+}
+
+fn missing(key: &ResourceKey, field: &str, kind: Kind, name: &Name) -> Rejected {
+    Rejected {
+        key: Some(key.clone()),
+        field: field.to_owned(),
+        message: format!("{kind} {:?} does not exist", name.as_str()),
+    }
+}
+
+impl<K: Clone + Eq + std::hash::Hash> Default for Slots<K> {
+    fn default() -> Self {
+        Self { numbers: Map::default(), free: OrdSet::new(), next: 0 }
+    }
+}
+
+impl<K: Clone + Eq + std::hash::Hash> Slots<K> {
+    /// The number of `key`, given now if it has none.
+    fn take(&mut self, key: &K) -> u32 {
+        if let Some(slot) = self.numbers.get(key) {
+            return *slot;
+        }
+        let slot = match self.free.get_min().copied() {
+            Some(slot) => {
+                self.free.remove(&slot);
+                slot
+            }
+            None => {
+                self.next += 1;
+                self.next - 1
+            }
+        };
+        self.numbers.insert(key.clone(), slot);
+        slot
+    }
+
+    /// Frees the number of `key`.
+    fn release(&mut self, key: &K) -> Option<u32> {
+        let slot = self.numbers.remove(key)?;
+        self.free.insert(slot);
+        Some(slot)
+    }
+}

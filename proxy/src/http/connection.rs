@@ -1,0 +1,444 @@
+//! A client's connection: which protocol it speaks, how long it may take, and how it ends.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::exchange::Exchange;
+use super::handle::handle;
+use super::problem::{self, Failure};
+use crate::active::ActiveListener;
+use crate::deadlines::Deadline;
+use crate::worker::Worker;
+
+/// What a connection and its requests know of each other.
+pub struct Downstream {
+    pub worker: Rc<Worker>,
+    pub peer: SocketAddr,
+    /// The peer's address as text.
+    pub client: HeaderValue,
+    /// The number of the socket it was accepted on.
+    pub socket: u16,
+    /// Of HTTP/1.1: of whatever it is doing. Of HTTP/2: of being idle.
+    pub deadline: Deadline,
+    pub http2: Cell<bool>,
+    /// The listener's settings as they were last known: a revision may take it away.
+    settings: RefCell<Arc<ActiveListener>>,
+    phase: Cell<Phase>,
+    /// Requests under way.
+    running: Cell<u32>,
+    /// It is to end with its next answer.
+    ending: Cell<bool>,
+    /// The client may still be sending what nobody will read.
+    unread: Cell<bool>,
+}
+
+/// What an HTTP/1.1 connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Waiting for a request.
+    Idle,
+    /// The first bytes of a request have just come.
+    Arriving,
+    /// A head is on its way, and its time is running.
+    Head,
+    /// A request is being answered.
+    Request,
+    /// The answer is complete, but not yet written.
+    Flushing,
+}
+
+/// Why a connection is left.
+enum End {
+    /// It is closed.
+    Closed,
+    /// Nothing came for too long, or what was sent is not taken.
+    Silent,
+    /// A head did not come in time.
+    SlowHead,
+}
+
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What is read ahead of those who take it, bytes; more when the listener allows larger heads.
+const BUFFER: usize = 64 << 10;
+
+/// A closing connection is read for so long and so much, so that a client that is still sending gets to see the answer: the
+/// kernel resets a connection that is closed with unread data.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: u64 = 16 << 20;
+
+const MAX_STREAMS: u32 = 256;
+
+impl Downstream {
+    pub fn new(worker: Rc<Worker>, peer: SocketAddr, socket: u16, settings: Arc<ActiveListener>) -> Self {
+        let deadline = worker.deadlines.add();
+        // A canonical address: an IPv4 client of an IPv6 socket is an IPv4 client.
+        let client = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
+        Self {
+            peer,
+            client: client.unwrap_or_else(|_| HeaderValue::from_static("unknown")),
+            socket,
+            deadline,
+            http2: Cell::new(false),
+            settings: RefCell::new(settings),
+            phase: Cell::new(Phase::Idle),
+            running: Cell::new(0),
+            ending: Cell::new(false),
+            unread: Cell::new(false),
+            worker,
+        }
+    }
+
+    /// The listener for a request of a revision that has `listener` at this socket.
+    #[inline]
+    pub fn settings(&self, listener: Option<&Arc<ActiveListener>>) -> Arc<ActiveListener> {
+        let mut settings = self.settings.borrow_mut();
+        if let Some(listener) = listener
+            && !Arc::ptr_eq(listener, &settings)
+        {
+            *settings = Arc::clone(listener);
+        }
+        Arc::clone(&settings)
+    }
+
+    /// Lets it end with its next answer, or at `at` when none is due.
+    pub fn end_soon(&self, at: Instant) {
+        self.ending.set(true);
+        if self.http2.get() {
+            self.deadline.wake();
+        } else if matches!(self.phase.get(), Phase::Idle | Phase::Flushing) {
+            self.deadline.hasten(at);
+        }
+    }
+
+    /// Whether answers must say that the connection ends.
+    #[inline]
+    pub fn says_close(&self) -> bool {
+        self.ending.get() && !self.http2.get()
+    }
+
+    /// A request begins.
+    #[inline]
+    pub fn request_begins(&self) {
+        self.running.set(self.running.get() + 1);
+        self.phase.set(Phase::Request);
+        self.deadline.set(None);
+    }
+
+    /// The last byte of its answer was handed over.
+    #[inline]
+    pub fn request_ends(&self, now: Instant) {
+        let running = self.running.get().saturating_sub(1);
+        self.running.set(running);
+        if running > 0 {
+            return;
+        }
+        self.phase.set(Phase::Flushing);
+        let patience = if self.ending.get() {
+            Duration::from_secs(1)
+        } else {
+            self.settings.borrow().limits.idle_timeout
+        };
+        self.deadline.set(Some(now + patience));
+    }
+
+    /// The client was told to close while it may still be sending.
+    pub fn leaves_unread(&self) {
+        self.unread.set(true);
+    }
+}
+
+/// Serves a connection to its end.
+pub async fn serve(downstream: Rc<Downstream>, stream: TcpStream) {
+    let idle = downstream.settings.borrow().limits.idle_timeout;
+    downstream.deadline.hasten(Instant::now() + idle);
+    let mut io =
+        ClientIo { stream, downstream: Rc::clone(&downstream), begun: [0; 24], begun_len: 0, replayed: 0 };
+    match io.sniff().await {
+        Sniffed::Http1 => serve_http1(downstream, io).await,
+        Sniffed::Http2 => Box::pin(serve_http2(downstream, io)).await,
+        Sniffed::Slow => refuse_slow(io).await,
+        Sniffed::Closed => {}
+    }
+}
+
+async fn serve_http1(downstream: Rc<Downstream>, io: ClientIo) {
+    let limits = downstream.settings.borrow().limits.clone();
+    let mut builder = http1::Builder::new();
+    builder
+        .header_read_timeout(None)
+        .max_header_size(limits.header_size)
+        .max_buf_size(limits.header_size.max(BUFFER));
+    // Its default needs no allocation.
+    if limits.header_count != 100 {
+        builder.max_headers(limits.header_count);
+    }
+    let service = service_fn(|request| handle(Rc::clone(&downstream), request));
+    let mut connection = builder.serve_connection(TokioIo::new(io), service);
+    let end = poll_fn(|cx| {
+        downstream.deadline.register(cx.waker());
+        if Pin::new(&mut connection).poll(cx).is_ready() {
+            return Poll::Ready(End::Closed);
+        }
+        match downstream.phase.get() {
+            Phase::Arriving => {
+                downstream.phase.set(Phase::Head);
+                downstream.deadline.set(Some(Instant::now() + limits.header_timeout));
+            }
+            Phase::Head if downstream.deadline.passed() => return Poll::Ready(End::SlowHead),
+            // A request that is late and could be told so has been by now; one that is late in its body cannot be helped.
+            Phase::Idle | Phase::Request | Phase::Flushing if downstream.deadline.passed() => {
+                return Poll::Ready(End::Silent);
+            }
+            Phase::Idle | Phase::Head | Phase::Request | Phase::Flushing => {}
+        }
+        Poll::Pending
+    })
+    .await;
+    match end {
+        End::Closed if downstream.unread.get() => linger(connection.into_parts().io.into_inner()).await,
+        End::Closed | End::Silent => {}
+        End::SlowHead => refuse_slow(connection.into_parts().io.into_inner()).await,
+    }
+}
+
+async fn serve_http2(downstream: Rc<Downstream>, io: ClientIo) {
+    downstream.http2.set(true);
+    let limits = downstream.settings.borrow().limits.clone();
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX))
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(BUFFER);
+    let service = service_fn(|request| handle(Rc::clone(&downstream), request));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+    let mut leaving = false;
+    poll_fn(|cx| {
+        downstream.deadline.register(cx.waker());
+        loop {
+            if connection.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let silent = downstream.running.get() == 0 && downstream.deadline.passed();
+            if silent && leaving {
+                return Poll::Ready(());
+            }
+            if leaving || !(silent || downstream.ending.get()) {
+                return Poll::Pending;
+            }
+            // GOAWAY; the streams that run are finished. A client that does not close then is left.
+            leaving = true;
+            connection.as_mut().graceful_shutdown();
+            if silent {
+                downstream.deadline.set(Some(Instant::now() + LINGER));
+            }
+        }
+    })
+    .await;
+}
+
+/// Answers a client whose head does not come.
+async fn refuse_slow(mut io: ClientIo) {
+    let raw = io.refuse(Failure::HeadTimeout);
+    if io.stream.write_all(&raw).await.is_ok() {
+        linger(io).await;
+    }
+}
+
+/// Reads what a client is still sending, and then closes.
+async fn linger(mut io: ClientIo) {
+    let drained = async {
+        io.stream.shutdown().await?;
+        tokio::io::copy(&mut (&mut io.stream).take(LINGER_BYTES), &mut tokio::io::sink()).await
+    };
+    // However it ends, it is closed.
+    let _ = tokio::time::timeout(LINGER, drained).await;
+}
+
+/// Runs the tasks of HTTP/2 streams on the worker's own thread.
+#[derive(Clone)]
+struct LocalExecutor;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// The socket, and what passes through it.
+struct ClientIo {
+    stream: TcpStream,
+    downstream: Rc<Downstream>,
+    /// What was read to find out the protocol, and is read again by who speaks it.
+    begun: [u8; 24],
+    begun_len: u8,
+    replayed: u8,
+}
+
+enum Sniffed {
+    Http1,
+    Http2,
+    Closed,
+    /// Something came, but not enough in time.
+    Slow,
+}
+
+impl ClientIo {
+    /// Reads as far as needed to tell HTTP/2 with prior knowledge (RFC 9113, section 3.3) from HTTP/1.1.
+    async fn sniff(&mut self) -> Sniffed {
+        poll_fn(|cx| {
+            let downstream = &self.downstream;
+            downstream.deadline.register(cx.waker());
+            loop {
+                let have = usize::from(self.begun_len);
+                let (known, rest) = self.begun.split_at_mut(have);
+                if !PREFACE.starts_with(known) {
+                    return Poll::Ready(Sniffed::Http1);
+                }
+                if rest.is_empty() {
+                    return Poll::Ready(Sniffed::Http2);
+                }
+                let mut buf = ReadBuf::new(rest);
+                match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+                    Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                        let read = buf.filled().len();
+                        self.begun_len += read as u8;
+                        downstream.worker.stats.downstream_in.add(read as u64);
+                        if downstream.phase.get() == Phase::Idle {
+                            downstream.phase.set(Phase::Head);
+                            let time = downstream.settings.borrow().limits.header_timeout;
+                            downstream.deadline.set(Some(Instant::now() + time));
+                        }
+                    }
+                    Poll::Ready(_) => return Poll::Ready(Sniffed::Closed),
+                    Poll::Pending if !downstream.deadline.passed() => return Poll::Pending,
+                    Poll::Pending if have > 0 => return Poll::Ready(Sniffed::Slow),
+                    Poll::Pending => return Poll::Ready(Sniffed::Closed),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Notes a refusal, and says what is to be written.
+    fn refuse(&self, failure: Failure) -> Vec<u8> {
+        let exchange = Exchange::begin_refused(Rc::clone(&self.downstream), failure);
+        let raw = problem::raw(failure, exchange.request_id());
+        exchange.complete();
+        self.downstream.leaves_unread();
+        self.downstream.worker.stats.downstream_out.add(raw.len() as u64);
+        raw
+    }
+
+    /// When nothing is being answered, hyper writes only to refuse what it could not read. It does so without a body; ours
+    /// takes its place.
+    fn replace_refusal(&mut self, cx: &mut Context<'_>, answer: &[u8]) -> Option<Poll<io::Result<()>>> {
+        if self.downstream.http2.get()
+            || matches!(self.downstream.phase.get(), Phase::Request | Phase::Flushing)
+        {
+            return None;
+        }
+        let failure = match answer.get(9..12) {
+            Some(b"400") => Failure::BadRequest("The request cannot be read as HTTP."),
+            Some(b"431") => Failure::HeadTooLarge,
+            Some(b"414") => Failure::UriTooLong,
+            _ => return None,
+        };
+        let raw = self.refuse(failure);
+        // It is smaller than what the kernel takes at once. Where the kernel takes nothing, the client takes nothing.
+        match Pin::new(&mut self.stream).poll_write(cx, &raw) {
+            Poll::Ready(Err(error)) => Some(Poll::Ready(Err(error))),
+            Poll::Ready(Ok(_)) | Poll::Pending => Some(Poll::Ready(Ok(()))),
+        }
+    }
+
+    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(n)) = result {
+            self.downstream.worker.stats.downstream_out.add(*n as u64);
+        }
+    }
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.replayed < this.begun_len {
+            let rest = this.begun.get(usize::from(this.replayed)..usize::from(this.begun_len));
+            let rest = rest.unwrap_or_default();
+            let part = rest.get(..buf.remaining()).unwrap_or(rest);
+            buf.put_slice(part);
+            this.replayed += part.len() as u8;
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let result = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        if read > 0 {
+            this.downstream.worker.stats.downstream_in.add(read as u64);
+            if this.downstream.phase.get() == Phase::Idle {
+                this.downstream.phase.set(Phase::Arriving);
+            }
+        }
+        result
+    }
+}
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Some(replaced) = this.replace_refusal(cx, buf) {
+            return replaced.map_ok(|()| buf.len());
+        }
+        let result = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.wrote(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Some(replaced) = this.replace_refusal(cx, bufs.first().map_or(&[], |buf| &**buf)) {
+            return replaced.map_ok(|()| bufs.iter().map(|buf| buf.len()).sum());
+        }
+        let result = match bufs {
+            [only] => Pin::new(&mut this.stream).poll_write(cx, only),
+            several => Pin::new(&mut this.stream).poll_write_vectored(cx, several),
+        };
+        this.wrote(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // hyper asks for it when nothing is left to be written.
+        if this.downstream.phase.get() == Phase::Flushing {
+            this.downstream.phase.set(Phase::Idle);
+        }
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

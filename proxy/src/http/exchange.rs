@@ -1,0 +1,299 @@
+//! What is known of a request from its head to the last byte of its answer, and told when that has gone.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, Method, Uri, Version, header, request};
+use signalbox_config::Name;
+
+use super::body::Progress;
+use super::connection::Downstream;
+use super::head::TRACEPARENT;
+use super::problem::Failure;
+use crate::active::{ActiveListener, CompiledRoute};
+use crate::deadlines::Deadline;
+use crate::telemetry::access_log::Entry;
+use crate::telemetry::{Flag, Key};
+use crate::upstream::{Connection, InFlight, Target, Upstream};
+use crate::worker::Serving;
+
+/// One request and its answer. When it is dropped before it is over, the client has gone.
+pub struct Exchange {
+    pub downstream: Rc<Downstream>,
+    /// The revision it began with, to its end.
+    pub serving: Rc<Serving>,
+    pub listener: Arc<ActiveListener>,
+    pub started: Instant,
+    pub bytes_out: u64,
+    /// How often it was sent to a target.
+    pub attempts: u8,
+    pub progress: Option<Rc<Progress>>,
+    pub in_flight: Option<InFlight>,
+    request_id: HeaderValue,
+    route: Option<Arc<CompiledRoute>>,
+    upstream: Option<Arc<Upstream>>,
+    upstream_took: Option<Duration>,
+    /// Of HTTP/2; that of HTTP/1.1 is its connection's.
+    deadline: Option<Deadline>,
+    status: u16,
+    flag: Flag,
+    /// When it ended, once that was asked.
+    ended: Option<Instant>,
+    over: bool,
+    /// With an access log.
+    log: Option<Box<Logged>>,
+}
+
+/// What only the access log tells.
+#[derive(Default)]
+struct Logged {
+    method: Option<Method>,
+    uri: Uri,
+    version: Version,
+    host: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    trace: Option<HeaderValue>,
+    target: Option<Arc<Target>>,
+    consumer: Option<Name>,
+}
+
+/// The status under which it is counted when a client goes away before it was answered; nginx's.
+const CLIENT_CLOSED: u16 = 499;
+
+impl Exchange {
+    /// The head of a request has come.
+    #[inline]
+    pub fn begin(downstream: Rc<Downstream>, head: &request::Parts) -> Self {
+        let mut exchange = Self::new(downstream);
+        if exchange.downstream.worker.log.is_some() {
+            exchange.log = Some(Box::new(Logged {
+                method: Some(head.method.clone()),
+                uri: head.uri.clone(),
+                version: head.version,
+                host: head.headers.get(header::HOST).cloned(),
+                user_agent: head.headers.get(header::USER_AGENT).cloned(),
+                ..Logged::default()
+            }));
+        }
+        exchange
+    }
+
+    /// Something came that is not the head of a request.
+    pub fn begin_refused(downstream: Rc<Downstream>, failure: Failure) -> Self {
+        let mut exchange = Self::new(downstream);
+        if exchange.downstream.worker.log.is_some() {
+            exchange.log = Some(Box::default());
+        }
+        exchange.status = failure.status().as_u16();
+        exchange.flag = failure.flag();
+        exchange
+    }
+
+    fn new(downstream: Rc<Downstream>) -> Self {
+        let started = Instant::now();
+        downstream.request_begins();
+        let worker = &downstream.worker;
+        let serving = worker.serving();
+        let listener = downstream.settings(serving.listener(downstream.socket));
+        let request_id = worker.identifier.borrow_mut().request_id(started);
+        Self {
+            serving,
+            listener,
+            started,
+            bytes_out: 0,
+            attempts: 0,
+            progress: None,
+            in_flight: None,
+            request_id,
+            route: None,
+            upstream: None,
+            upstream_took: None,
+            deadline: None,
+            status: 0,
+            flag: Flag::None,
+            ended: None,
+            over: false,
+            log: None,
+            downstream,
+        }
+    }
+
+    pub fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
+    pub fn request_id_value(&self) -> &HeaderValue {
+        &self.request_id
+    }
+
+    /// A route takes it: its time is running.
+    #[inline]
+    pub fn routed(&mut self, route: &Arc<CompiledRoute>) {
+        self.route = Some(Arc::clone(route));
+        if let Some(timeout) = route.timeout() {
+            let at = Some(self.started + timeout);
+            if self.downstream.http2.get() {
+                let deadline = self.downstream.worker.deadlines.add();
+                deadline.set(at);
+                self.deadline = Some(deadline);
+            } else {
+                self.downstream.deadline.set(at);
+            }
+        }
+    }
+
+    pub fn route(&self) -> Option<&Arc<CompiledRoute>> {
+        self.route.as_ref()
+    }
+
+    /// It goes to a target.
+    #[inline]
+    pub fn targeted(&mut self, upstream: &Arc<Upstream>, target: &Arc<Target>) {
+        self.in_flight = upstream.begin(target);
+        if let Some(log) = &mut self.log {
+            log.target = Some(Arc::clone(target));
+        }
+    }
+
+    #[inline]
+    pub fn upstream(&mut self, upstream: &Arc<Upstream>) {
+        self.upstream = Some(Arc::clone(upstream));
+    }
+
+    /// The upstream's answer has begun.
+    #[inline]
+    pub fn upstream_answered(&mut self, sent: Instant) {
+        self.upstream_took = Some(sent.elapsed());
+    }
+
+    /// What the log tells beside the head: who the client is, and the trace as the upstream is told of it.
+    pub fn noted(&mut self, consumer: Option<&Name>, headers: &http::HeaderMap) {
+        if let Some(log) = &mut self.log {
+            log.consumer = consumer.cloned();
+            log.trace = headers.get(TRACEPARENT).cloned();
+        }
+    }
+
+    /// What the client is answered.
+    #[inline]
+    pub fn answered(&mut self, status: u16, flag: Flag) {
+        self.status = status;
+        self.flag = flag;
+    }
+
+    /// Whether its time is over; else the task is woken when it is.
+    #[inline]
+    pub fn is_late(&self, cx: &Context<'_>) -> bool {
+        match &self.deadline {
+            Some(deadline) => {
+                deadline.register(cx.waker());
+                deadline.passed()
+            }
+            None => !self.downstream.http2.get() && self.downstream.deadline.passed(),
+        }
+    }
+
+    /// The answer has come: its connection can take another request.
+    #[inline]
+    pub fn give_back(&mut self, connection: Option<Box<Connection>>) {
+        let Some((connection, upstream)) = connection.zip(self.upstream.as_ref()) else { return };
+        let now = Instant::now();
+        self.ended = Some(now);
+        self.downstream.worker.pool.put(connection, now, upstream.idle_timeout);
+    }
+
+    /// The last byte of the answer was handed over.
+    #[inline]
+    pub fn complete(mut self) {
+        self.end();
+    }
+
+    /// The answer ended early.
+    pub fn fail(&mut self, flag: Flag) {
+        self.flag = flag;
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        let now = self.ended.unwrap_or_else(Instant::now);
+        let worker = &self.downstream.worker;
+        let duration = now.saturating_duration_since(self.started);
+        worker.stats.request_duration.record(duration);
+        if self.status >= 500 {
+            worker.stats.errors.add(1);
+        }
+        let key = Key::new(self.listener.label, self.status, self.flag);
+        let stats = self.route.as_ref().map_or(&worker.shared.unrouted, |route| &route.stats);
+        stats.requests.count(worker.index, key);
+        if let Some(upstream) = &self.upstream {
+            upstream.stats.requests.count(worker.index, key.without_listener());
+        }
+        if let Some(took) = self.upstream_took {
+            worker.stats.upstream_duration.record(took);
+        }
+        self.in_flight = None;
+        if let (Some(log), Some(entry)) = (&worker.log, &self.log) {
+            let time = worker.identifier.borrow_mut().time_of_day(self.started);
+            log.write(&worker.stats, &self.entry(entry, time, duration));
+        }
+        self.downstream.request_ends(now);
+    }
+
+    fn entry<'a>(&'a self, log: &'a Logged, time: Duration, duration: Duration) -> Entry<'a> {
+        let host = match log.uri.authority() {
+            Some(authority) => authority.as_str().as_bytes(),
+            None => log.host.as_ref().map_or(&b""[..], |host| host.as_bytes()),
+        };
+        Entry {
+            time,
+            request_id: self.request_id.as_bytes(),
+            // Version, trace, span, flags.
+            trace_id: log.trace.as_ref().and_then(|trace| trace.as_bytes().get(3..35)).unwrap_or_default(),
+            client: self.downstream.client.as_bytes(),
+            method: log.method.as_ref().map_or("", Method::as_str),
+            host,
+            path: if log.method.is_some() { log.uri.path() } else { "" },
+            protocol: match log.version {
+                _ if log.method.is_none() => "",
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            status: self.status,
+            flags: self.flag.as_str(),
+            route: self.route.as_ref().map_or("", |route| &route.stats.name),
+            upstream: self.upstream.as_ref().map_or("", |upstream| upstream.name.as_str()),
+            target: log.target.as_ref().map_or("", |target| &target.label),
+            attempts: self.attempts,
+            duration,
+            upstream_duration: self.upstream_took,
+            bytes_in: self.progress.as_ref().map_or(0, |progress| progress.bytes.get()),
+            bytes_out: self.bytes_out,
+            consumer: log.consumer.as_ref().map_or("", Name::as_str),
+            user_agent: log.user_agent.as_ref().map_or(&b""[..], |agent| agent.as_bytes()),
+            revision: self.serving.id.number,
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let late = match &self.deadline {
+            Some(deadline) => deadline.passed(),
+            None => self.downstream.deadline.passed(),
+        };
+        self.flag = if late { Flag::Timeout } else { Flag::DownstreamClosed };
+        if self.status == 0 {
+            self.status = CLIENT_CLOSED;
+        }
+        self.end();
+    }
+}

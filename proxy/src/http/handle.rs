@@ -1,0 +1,481 @@
+//! What becomes of a request.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request, response};
+use http_body::Body;
+use hyper::body::Incoming;
+use signalbox_config::router::{RequestParts, Slash};
+use signalbox_config::{Action, Forward, Redirect};
+use signalbox_plugins::{Exchange as Noted, Flow, PluginRequest, PluginResponse, Reply};
+
+use super::body::{Progress, RequestBody, ResponseBody, State};
+use super::connection::Downstream;
+use super::exchange::Exchange;
+use super::head::{self, Origin, Special};
+use super::plugins::{Steps, Walk};
+use super::problem::{self, Failure};
+use super::rewrite;
+use crate::active::{Active, Chain, CompiledRoute};
+use crate::telemetry::Flag;
+use crate::upstream::{ConnectError, Connection, SendError, Upstream};
+
+/// What the client is to get.
+enum Answer {
+    /// From the proxy or a plugin.
+    Own(Response<Bytes>),
+    /// From a target, over a connection; without one its body is read by a task of its own.
+    Target(response::Parts, Incoming, Option<Box<Connection>>),
+}
+
+/// What plugins leave for the answer. Made when there is a plugin.
+struct Left<'a> {
+    noted: Noted,
+    /// Plugins that want to see an upstream's answer, in the order in which they ran.
+    later: Steps<'a>,
+}
+
+/// Answers a request.
+pub async fn handle(
+    downstream: Rc<Downstream>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let (head, body) = request.into_parts();
+    let mut exchange = Exchange::begin(downstream, &head);
+    let serving = Rc::clone(&exchange.serving);
+    let mut left = None;
+    let answer = decide(&mut exchange, &serving, head, body, &mut left).await;
+    let (mut answer, flag) = match answer {
+        Ok(answer) => (answer, Flag::None),
+        Err(failure) => {
+            let detail = failure.detail();
+            let response = problem::response(failure.status(), detail, exchange.request_id());
+            (Answer::Own(response), failure.flag())
+        }
+    };
+    let status = match &mut answer {
+        Answer::Own(response) => {
+            finish(response.headers_mut(), &exchange, left.as_deref_mut());
+            response.status()
+        }
+        Answer::Target(parts, ..) => {
+            head::prepare_response(&mut parts.headers);
+            if let Some(left) = left.as_deref_mut() {
+                see_response(parts, &exchange, left);
+            }
+            finish(&mut parts.headers, &exchange, left.as_deref_mut());
+            parts.status
+        }
+    };
+    exchange.answered(status.as_u16(), flag);
+    if exchange.progress.as_ref().is_some_and(|progress| progress.state.get() != State::Done) {
+        exchange.downstream.leaves_unread();
+    }
+    Ok(match answer {
+        Answer::Own(response) => {
+            let (parts, body) = response.into_parts();
+            Response::from_parts(parts, ResponseBody::whole(body, exchange))
+        }
+        Answer::Target(parts, incoming, connection) => {
+            Response::from_parts(parts, ResponseBody::target(incoming, connection, exchange))
+        }
+    })
+}
+
+/// Finds the route, runs its plugins, and does what it says.
+async fn decide<'a>(
+    exchange: &mut Exchange,
+    serving: &'a Active,
+    mut head: request::Parts,
+    body: Incoming,
+    left: &mut Option<Box<Left<'a>>>,
+) -> Result<Answer, Failure> {
+    let special = Special::of(&head.headers);
+    if head.method == Method::CONNECT {
+        return Err(Failure::NotImplemented("CONNECT is not supported."));
+    }
+    if head::refused_upgrade(&head.headers, special) {
+        return Err(Failure::NotImplemented("WebSockets are not supported."));
+    }
+    let (route, prefix_len, slash) = find(exchange, serving, &head, special)?;
+    exchange.routed(route);
+    if let Some(slash) = slash {
+        return redirect_slash(slash, &head);
+    }
+    head::to_http1(&mut head).ok_or(Failure::BadRequest("The request's host is not a host name."))?;
+    {
+        let host = head.headers.get(header::HOST).cloned();
+        let origin = Origin { client: &exchange.downstream.client, host: host.as_ref() };
+        let mut identifier = exchange.downstream.worker.identifier.borrow_mut();
+        let id = exchange.request_id_value();
+        head::prepare_request(&mut head.headers, special, &origin, id, &mut identifier);
+    }
+    let mut body = incoming(exchange, body)?;
+    let chain = serving.chains.get(route.chain as usize);
+    if let Some(chain) = chain.filter(|chain| !chain.steps.is_empty()) {
+        let left = left.insert(Box::new(Left { noted: Noted::default(), later: Steps::new() }));
+        let run = run_plugins(exchange, serving, route, chain, &mut head, &mut body, left);
+        if let Some(reply) = run.await? {
+            return Ok(Answer::Own(reply_response(reply, exchange.request_id())));
+        }
+    }
+    let consumer = left.as_ref().and_then(|left| left.noted.identity.as_ref());
+    exchange.noted(consumer.map(|identity| &identity.consumer.name), &head.headers);
+    match &route.route().action {
+        Action::Forward(forward) => {
+            forward_to(exchange, serving, route, forward, head, body, prefix_len).await
+        }
+        Action::Redirect(redirect) => redirect_to(redirect, &head, prefix_len),
+        Action::Respond(respond) => {
+            let mut response = Response::new(respond.body.clone());
+            *response.status_mut() = respond.status;
+            for (name, value) in &respond.headers {
+                response.headers_mut().append(name.clone(), value.clone());
+            }
+            Ok(Answer::Own(response))
+        }
+    }
+}
+
+/// The route that takes the request, how much of the path its prefix has, and what it wants of the last slash.
+#[inline]
+fn find<'a>(
+    exchange: &Exchange,
+    serving: &'a Active,
+    head: &request::Parts,
+    special: Special,
+) -> Result<(&'a Arc<CompiledRoute>, usize, Option<Slash>), Failure> {
+    let host = head::host(head, special)?;
+    let parts = RequestParts {
+        listener: exchange.listener.name.as_str(),
+        method: &head.method,
+        host: &host,
+        path: head.uri.path(),
+        query: head.uri.query(),
+        headers: &head.headers,
+    };
+    let found = serving.routes.find(&parts).ok_or(Failure::NoRoute)?;
+    Ok((found.value, found.prefix_len, found.slash))
+}
+
+/// The body of a request on its way, if it has one.
+#[inline]
+fn incoming(exchange: &mut Exchange, body: Incoming) -> Result<RequestBody, Failure> {
+    if body.is_end_stream() {
+        return Ok(RequestBody::Empty);
+    }
+    let limit = exchange.listener.limits.body_size;
+    let progress = Rc::<Progress>::default();
+    exchange.progress = Some(Rc::clone(&progress));
+    if limit.is_some_and(|limit| body.size_hint().lower() > limit) {
+        return Err(Failure::BodyTooLarge);
+    }
+    Ok(RequestBody::stream(body, limit, progress))
+}
+
+/// Runs the request's side of the plugins. `Some`: one of them answers.
+async fn run_plugins<'a>(
+    exchange: &Exchange,
+    serving: &'a Active,
+    route: &CompiledRoute,
+    chain: &'a Chain,
+    head: &mut request::Parts,
+    body: &mut RequestBody,
+    left: &mut Left<'a>,
+) -> Result<Option<Box<Reply>>, Failure> {
+    let mut walk = Walk::new(chain);
+    let mut wants_body = Steps::new();
+    let mut known = false;
+    // Reading the clock for every plugin would cost as much as some of them.
+    let measured = fastrand::u8(..64) == 0;
+    let worker = exchange.downstream.worker.index;
+    let mut request = PluginRequest {
+        head,
+        route: &route.route().name,
+        client: exchange.downstream.peer.ip().to_canonical(),
+        now: exchange.started.saturating_duration_since(exchange.downstream.worker.shared.epoch),
+        consumers: &serving.consumers,
+        exchange: &mut left.noted,
+    };
+    while let Some(step) = walk.next() {
+        let began = measured.then(Instant::now);
+        let flow = step.plugin.on_request(&mut request);
+        if let Some(began) = began {
+            step.stats.durations.record(worker, began.elapsed());
+        }
+        if let Some(reply) = settle(exchange, flow).await? {
+            return Ok(Some(reply));
+        }
+        if step.wants_response {
+            left.later.push(step);
+        }
+        if step.body_cap.is_some() {
+            wants_body.push(step);
+        }
+        if !known && let Some(identity) = &request.exchange.identity {
+            known = true;
+            if let Some(chain) = serving.consumer_chains.get(&identity.consumer.name) {
+                walk.join(chain);
+            }
+        }
+    }
+    wants_body.retain(|step| step.plugin.wants_request_body(&request));
+    let Some(cap) = wants_body.iter().filter_map(|step| step.body_cap).min() else { return Ok(None) };
+    let mut whole = Box::pin(in_time(exchange, read_whole(body, cap))).await??;
+    for step in wants_body {
+        let flow = step.plugin.on_request_body(&mut request, &mut whole);
+        if let Some(reply) = settle(exchange, flow).await? {
+            return Ok(Some(reply));
+        }
+    }
+    // Trailers went with the framing; the length is what it is now.
+    request.head.headers.remove(header::TRAILER);
+    let had_length = request.head.headers.remove(header::CONTENT_LENGTH).is_some();
+    if !whole.is_empty() || had_length {
+        request.head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(whole.len()));
+    }
+    *body = if whole.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(whole)) };
+    Ok(None)
+}
+
+/// Waits until it is known what becomes of a request.
+#[inline]
+async fn settle(exchange: &Exchange, flow: Flow<'_>) -> Result<Option<Box<Reply>>, Failure> {
+    match flow {
+        Flow::Continue => Ok(None),
+        Flow::Respond(reply) => Ok(Some(reply)),
+        Flow::Wait(future) => match in_time(exchange, future).await? {
+            Flow::Continue => Ok(None),
+            Flow::Respond(reply) => Ok(Some(reply)),
+            Flow::Wait(_) => Err(Failure::Misconfigured),
+        },
+    }
+}
+
+/// Reads a body of at most `cap` bytes.
+async fn read_whole(body: &mut RequestBody, cap: usize) -> Result<Bytes, Failure> {
+    if body.size_hint().lower() > cap as u64 {
+        return Err(Failure::BodyTooLarge);
+    }
+    let mut parts: Vec<Bytes> = Vec::new();
+    let mut size = 0;
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+        let frame = frame.map_err(|error| match error {
+            super::body::RequestBodyError::TooLarge => Failure::BodyTooLarge,
+            super::body::RequestBodyError::Client(_) => Failure::ClientBroke,
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        size += data.len();
+        if size > cap {
+            return Err(Failure::BodyTooLarge);
+        }
+        parts.push(data);
+    }
+    Ok(match parts.as_mut_slice() {
+        [] => Bytes::new(),
+        [only] => std::mem::take(only),
+        several => {
+            let mut whole = BytesMut::with_capacity(size);
+            several.iter().for_each(|part| whole.extend_from_slice(part));
+            whole.freeze()
+        }
+    })
+}
+
+/// Sends the request to an upstream.
+async fn forward_to(
+    exchange: &mut Exchange,
+    serving: &Active,
+    route: &CompiledRoute,
+    forward: &Forward,
+    mut head: request::Parts,
+    body: RequestBody,
+    prefix_len: usize,
+) -> Result<Answer, Failure> {
+    let worker = Rc::clone(&exchange.downstream.worker);
+    let slot = route.upstream(|total| fastrand::u32(..total)).ok_or(Failure::NoHealthyTarget)?;
+    let upstream = serving.upstreams.get(slot as usize).and_then(Option::as_ref);
+    let upstream = upstream.ok_or(Failure::NoHealthyTarget)?;
+    exchange.upstream(upstream);
+    let target = upstream.pick(worker.index).ok_or(Failure::NoHealthyTarget)?;
+    exchange.targeted(upstream, target);
+    let address = target.address().ok_or(Failure::NoHealthyTarget)?;
+    if let Some(path) = &forward.rewrite.path {
+        let path = rewrite::path(path, head.uri.path(), prefix_len);
+        head.uri = rewrite::with_path(&head.uri, &path).ok_or(Failure::Misconfigured)?;
+    }
+    if let Some(host) = &forward.rewrite.host {
+        head.headers.insert(header::HOST, host.clone());
+    }
+    if !body.is_empty() && body.size_hint().exact().is_none() {
+        // Said outright, for hyper assumes that a GET has no body.
+        head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    let idempotent = is_idempotent(&head.method);
+    let mut request = Request::from_parts(head, body);
+    let mut pooled = worker.pool.take(address);
+    loop {
+        let reused = pooled.is_some();
+        let mut connection = match pooled.take() {
+            Some(connection) => connection,
+            None => in_time(exchange, Box::pin(connect(upstream, address, exchange))).await??,
+        };
+        exchange.attempts = exchange.attempts.saturating_add(1);
+        let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
+        // A target may close an idle connection at the very moment at which it is used again. That is no failure of the
+        // target, so the request is sent again, if it may be: RFC 9110, section 9.2.2.
+        let again = reused && idempotent && request.body().is_empty();
+        match in_time(exchange, connection.send(request, again)).await? {
+            Ok(response) => {
+                exchange.upstream_answered(sent);
+                let (parts, incoming) = response.into_parts();
+                return Ok(Answer::Target(parts, incoming, keep_or_detach(exchange, connection)));
+            }
+            Err(SendError { unsent: Some(unsent), .. }) if exchange.attempts == 1 => request = unsent,
+            Err(SendError { lost: Some(head), .. }) => request = replay(&head).ok_or(Failure::Reset)?,
+            Err(_) => {
+                return Err(match exchange.progress.as_ref().map(|progress| progress.state.get()) {
+                    Some(State::TooLarge) => Failure::BodyTooLarge,
+                    Some(State::Broken) => Failure::ClientBroke,
+                    _ => Failure::Reset,
+                });
+            }
+        }
+    }
+}
+
+/// While the request's body is still on its way, the exchange is driven by a task of its own: the client may want to send
+/// all of it before it reads the answer.
+#[inline]
+fn keep_or_detach(exchange: &Exchange, connection: Box<Connection>) -> Option<Box<Connection>> {
+    let streaming = exchange
+        .progress
+        .as_ref()
+        .is_some_and(|progress| matches!(progress.state.get(), State::Untouched | State::Streaming));
+    if streaming {
+        connection.detach();
+        return None;
+    }
+    Some(connection)
+}
+
+async fn connect(
+    upstream: &Upstream,
+    address: std::net::SocketAddr,
+    exchange: &Exchange,
+) -> Result<Box<Connection>, Failure> {
+    let stats = Arc::clone(&exchange.downstream.worker.stats);
+    Connection::open(address, upstream.connect_timeout, stats).await.map_err(|error| {
+        // Each one would be a line for each request; the flag in the access log and the metrics tell of it.
+        tracing::debug!(upstream = %upstream.name, %address, %error, "cannot connect");
+        match error {
+            ConnectError::Refused(_) | ConnectError::Timeout => Failure::ConnectFailure,
+        }
+    })
+}
+
+/// Waits for `future` as long as the request may take.
+#[inline]
+async fn in_time<F: Future>(exchange: &Exchange, future: F) -> Result<F::Output, Failure> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Ok(output)),
+        Poll::Pending if exchange.is_late(cx) => Poll::Ready(Err(Failure::Timeout)),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+/// RFC 9110, section 9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
+}
+
+/// The request whose head was written as `bytes`, and which has no body.
+#[cold]
+fn replay(bytes: &[u8]) -> Option<Request<RequestBody>> {
+    let mut headers = vec![httparse::EMPTY_HEADER; 1100];
+    let mut parsed = httparse::Request::new(&mut headers);
+    if !parsed.parse(bytes).ok()?.is_complete() {
+        return None;
+    }
+    let mut request = Request::new(RequestBody::Empty);
+    *request.method_mut() = parsed.method?.parse().ok()?;
+    *request.uri_mut() = parsed.path?.parse().ok()?;
+    for header in parsed.headers.iter() {
+        let name = header::HeaderName::from_bytes(header.name.as_bytes()).ok()?;
+        request.headers_mut().append(name, HeaderValue::from_bytes(header.value).ok()?);
+    }
+    Some(request)
+}
+
+/// RFC 9110, section 15.4: only a method that stays the same under 301 for all clients gets one.
+fn redirect_slash(slash: Slash, head: &request::Parts) -> Result<Answer, Failure> {
+    let status = match head.method {
+        Method::GET | Method::HEAD => StatusCode::MOVED_PERMANENTLY,
+        _ => StatusCode::PERMANENT_REDIRECT,
+    };
+    redirect_response(status, &rewrite::slash_location(slash, &head.uri))
+}
+
+fn redirect_to(redirect: &Redirect, head: &request::Parts, prefix_len: usize) -> Result<Answer, Failure> {
+    let authority = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if authority.is_empty()
+        && redirect.host.is_none()
+        && (redirect.scheme.is_some() || redirect.port.is_some())
+    {
+        return Err(Failure::BadRequest("The request has no Host header."));
+    }
+    redirect_response(redirect.status, &rewrite::location(redirect, authority, &head.uri, prefix_len))
+}
+
+fn redirect_response(status: StatusCode, location: &str) -> Result<Answer, Failure> {
+    let location = HeaderValue::from_str(location).map_err(|_| Failure::Misconfigured)?;
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::LOCATION, location);
+    Ok(Answer::Own(response))
+}
+
+#[expect(clippy::boxed_local, reason = "it comes in a box")]
+fn reply_response(reply: Box<Reply>, request_id: &str) -> Response<Bytes> {
+    match *reply {
+        Reply::Response(response) => response,
+        Reply::Problem { status, detail, headers } => {
+            let mut response = problem::response(status, &detail, request_id);
+            response.headers_mut().extend(headers);
+            response
+        }
+    }
+}
+
+/// Shows an upstream's answer to the plugins that want to see it.
+fn see_response(parts: &mut response::Parts, exchange: &Exchange, left: &mut Left<'_>) {
+    let Some(route) = exchange.route() else { return };
+    for step in left.later.iter().rev() {
+        let mut response =
+            PluginResponse { head: parts, route: &route.route().name, exchange: &mut left.noted };
+        step.plugin.on_response(&mut response);
+    }
+}
+
+/// What every answer has.
+#[inline]
+fn finish(headers: &mut http::HeaderMap, exchange: &Exchange, left: Option<&mut Left<'_>>) {
+    if let Some(left) = left {
+        left.noted.write_response_headers(headers);
+    }
+    if exchange.downstream.says_close() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}

@@ -1,0 +1,470 @@
+//! What is taken out of heads, and put into them, on the way through.
+
+use std::borrow::Cow;
+
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
+use signalbox_plugins::Consumers;
+
+use super::identify::{Identifier, is_traceparent};
+use super::problem::Failure;
+
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What is in a head that the proxy must see to, found in one pass over it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Special(u32);
+
+impl Special {
+    const CONNECTION: Self = Self(1);
+    const KEEP_ALIVE: Self = Self(1 << 1);
+    const PROXY_CONNECTION: Self = Self(1 << 2);
+    const TRANSFER_ENCODING: Self = Self(1 << 3);
+    const TE: Self = Self(1 << 4);
+    const UPGRADE: Self = Self(1 << 5);
+    const PROXY_AUTHENTICATE: Self = Self(1 << 6);
+    const PROXY_AUTHORIZATION: Self = Self(1 << 7);
+    /// One of [`Consumers::HEADERS`].
+    const CONSUMER: Self = Self(1 << 8);
+    const EXPECT: Self = Self(1 << 9);
+    const TRACEPARENT: Self = Self(1 << 10);
+    const COOKIE: Self = Self(1 << 11);
+    const COOKIES: Self = Self(1 << 12);
+    const HOST: Self = Self(1 << 13);
+    const HOSTS: Self = Self(1 << 14);
+
+    /// What of the above `headers` has.
+    #[inline]
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        for (name, _) in headers {
+            found.note(name);
+        }
+        found
+    }
+
+    #[inline]
+    fn note(&mut self, name: &HeaderName) {
+        let special = match name.as_str() {
+            "host" if self.has(Self::HOST) => Self::HOSTS,
+            "host" => Self::HOST,
+            "connection" => Self::CONNECTION,
+            "keep-alive" => Self::KEEP_ALIVE,
+            "proxy-connection" => Self::PROXY_CONNECTION,
+            "transfer-encoding" => Self::TRANSFER_ENCODING,
+            "te" => Self::TE,
+            "upgrade" => Self::UPGRADE,
+            "proxy-authenticate" => Self::PROXY_AUTHENTICATE,
+            "proxy-authorization" => Self::PROXY_AUTHORIZATION,
+            "expect" => Self::EXPECT,
+            "traceparent" => Self::TRACEPARENT,
+            "cookie" if self.has(Self::COOKIE) => Self::COOKIES,
+            "cookie" => Self::COOKIE,
+            name if name.starts_with("x-") && Consumers::HEADERS.iter().any(|header| *header == name) => {
+                Self::CONSUMER
+            }
+            _ => return,
+        };
+        self.0 |= special.0;
+    }
+
+    #[inline]
+    fn has(self, what: Self) -> bool {
+        self.0 & what.0 != 0
+    }
+}
+
+/// Who asks, as the upstream is told.
+#[derive(Debug)]
+pub struct Origin<'a> {
+    /// The client's address as text.
+    pub client: &'a HeaderValue,
+    /// The host the client asked for, with its port if it gave one; `None`: it gave none.
+    pub host: Option<&'a HeaderValue>,
+}
+
+/// Removes what concerns only the connection to the client, and what only the proxy may say; says who asks. Returns the
+/// request's id.
+///
+/// No peer is trusted, so nothing that the client says of a client before it is kept.
+#[inline]
+pub fn prepare_request(
+    headers: &mut HeaderMap,
+    special: Special,
+    origin: &Origin<'_>,
+    request_id: &HeaderValue,
+    identifier: &mut Identifier,
+) {
+    if special.has(Special::CONNECTION) {
+        remove_named_by_connection(headers, origin.host.is_some());
+    }
+    remove_hop_by_hop(headers, special);
+    if special.has(Special::TE) {
+        // All other codings concern only the connection (RFC 9110, section 10.1.4).
+        let trailers = headers.get_all(header::TE).iter().any(|value| {
+            value.to_str().is_ok_and(|value| {
+                value.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+            })
+        });
+        if trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(header::TE);
+        }
+    }
+    if special.has(Special::PROXY_AUTHORIZATION) {
+        headers.remove(header::PROXY_AUTHORIZATION);
+    }
+    if special.has(Special::EXPECT) {
+        // Answered by the proxy, as soon as the upstream takes the body.
+        headers.remove(header::EXPECT);
+    }
+    if special.has(Special::CONSUMER) {
+        for name in &Consumers::HEADERS {
+            headers.remove(name);
+        }
+    }
+    if special.has(Special::COOKIES) {
+        join_cookies(headers);
+    }
+    let kept_trace = special.has(Special::TRACEPARENT)
+        && headers.get(TRACEPARENT).is_some_and(|value| is_traceparent(value.as_bytes()));
+    if !kept_trace {
+        headers.insert(TRACEPARENT, identifier.traceparent());
+    }
+    headers.insert(X_REQUEST_ID, request_id.clone());
+    headers.insert(X_FORWARDED_FOR, origin.client.clone());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    match origin.host {
+        Some(host) => headers.insert(X_FORWARDED_HOST, host.clone()),
+        None => headers.remove(X_FORWARDED_HOST),
+    };
+}
+
+/// Removes what concerns only the connection to the target.
+#[inline]
+pub fn prepare_response(headers: &mut HeaderMap) {
+    let special = Special::of(headers);
+    if special == Special::default() {
+        return;
+    }
+    if special.has(Special::CONNECTION) {
+        remove_named_by_connection(headers, false);
+    }
+    remove_hop_by_hop(headers, special);
+    if special.has(Special::TE) {
+        headers.remove(header::TE);
+    }
+    if special.has(Special::PROXY_AUTHENTICATE) {
+        headers.remove(header::PROXY_AUTHENTICATE);
+    }
+}
+
+/// The host of a request, without port, lower-case, without a dot at the end; and the text it came in, as the upstream is
+/// to be told. Where the target names one it counts, else the `Host` header (RFC 9112, section 3.2.2).
+#[inline]
+pub fn host<'a>(head: &'a request::Parts, special: Special) -> Result<Cow<'a, str>, Failure> {
+    let given = match head.uri.authority() {
+        Some(authority) => {
+            // Nobody has business with a password in a target.
+            let text = authority.as_str();
+            text.rsplit_once('@').map_or(text, |(_, host)| host).as_bytes()
+        }
+        None if special.has(Special::HOSTS) => {
+            return Err(Failure::BadRequest("The request has more than one Host header."));
+        }
+        None => match head.headers.get(header::HOST) {
+            Some(host) => host.as_bytes(),
+            None if head.version == Version::HTTP_11 => {
+                return Err(Failure::BadRequest("The request has no Host header."));
+            }
+            None => b"",
+        },
+    };
+    normal_host(given).ok_or(Failure::BadRequest("The request's host is not a host name."))
+}
+
+/// See [`host`]. `None`: it has a character that no host has.
+#[inline]
+fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
+    let mut upper = false;
+    for byte in given {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_' | b':' | b'[' | b']' => {}
+            b'A'..=b'Z' => upper = true,
+            // The rest of RFC 3986's reg-name.
+            b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => {}
+            _ => return None,
+        }
+    }
+    let text = std::str::from_utf8(given).ok()?;
+    let (host, port) = super::rewrite::split_port(text);
+    if port.is_some_and(|port| !port.bytes().all(|b| b.is_ascii_digit())) {
+        return None;
+    }
+    let host = host.strip_suffix('.').unwrap_or(host);
+    Some(if upper { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) })
+}
+
+/// Makes the head one that an HTTP/1.1 target understands: the target is a path, and the host a header.
+#[inline]
+pub fn to_http1(head: &mut request::Parts) -> Option<()> {
+    head.version = Version::HTTP_11;
+    if let Some(authority) = head.uri.authority() {
+        let text = authority.as_str();
+        let host = text.rsplit_once('@').map_or(text, |(_, host)| host);
+        let host = HeaderValue::from_str(host).ok()?;
+        head.headers.insert(header::HOST, host);
+        head.uri = match head.uri.path_and_query() {
+            Some(target) if head.method != Method::OPTIONS || target != "/" => Uri::from(target.clone()),
+            // `OPTIONS http://host` is `OPTIONS *` (RFC 9112, section 3.2.4).
+            _ => Uri::from_static("*"),
+        };
+    }
+    Some(())
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap, special: Special) {
+    for (what, name) in [
+        (Special::CONNECTION, header::CONNECTION),
+        (Special::KEEP_ALIVE, KEEP_ALIVE),
+        (Special::PROXY_CONNECTION, PROXY_CONNECTION),
+        (Special::TRANSFER_ENCODING, header::TRANSFER_ENCODING),
+        (Special::UPGRADE, header::UPGRADE),
+    ] {
+        if special.has(what) {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Removes the headers that `Connection` names. A client must not be able to have removed what frames the message or what
+/// the upstream relies on; those stay.
+fn remove_named_by_connection(headers: &mut HeaderMap, keep_host: bool) {
+    let mut named: Vec<HeaderName> = Vec::new();
+    for value in headers.get_all(header::CONNECTION) {
+        let Ok(value) = value.to_str() else { continue };
+        named.extend(value.split(',').filter_map(|name| HeaderName::try_from(name.trim()).ok()));
+    }
+    for name in named {
+        let needed = [header::CONTENT_LENGTH, header::TE, header::AUTHORIZATION, header::COOKIE]
+            .contains(&name)
+            || keep_host && name == header::HOST;
+        if !needed {
+            headers.remove(name);
+        }
+    }
+}
+
+/// HTTP/2 may split cookies over several fields; HTTP/1.1 has one (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut joined = Vec::new();
+    for cookie in headers.get_all(header::COOKIE) {
+        if !joined.is_empty() {
+            joined.extend_from_slice(b"; ");
+        }
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// What an `Upgrade` asks for that the proxy cannot do, if a client depends on it. `h2c` is only an offer.
+pub fn refused_upgrade(headers: &HeaderMap, special: Special) -> bool {
+    special.has(Special::UPGRADE)
+        && special.has(Special::CONNECTION)
+        && headers.get_all(header::UPGRADE).iter().any(|value| {
+            value.to_str().is_ok_and(|value| {
+                value.split(',').any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn parts(build: impl FnOnce(http::request::Builder) -> http::request::Builder) -> request::Parts {
+        build(Request::builder()).body(()).unwrap().into_parts().0
+    }
+
+    fn prepared(headers: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        let host = map.get(header::HOST).cloned();
+        let special = Special::of(&map);
+        let origin = Origin { client: &HeaderValue::from_static("192.0.2.1"), host: host.as_ref() };
+        let id = HeaderValue::from_static("id");
+        prepare_request(&mut map, special, &origin, &id, &mut Identifier::default());
+        map
+    }
+
+    #[test]
+    fn hosts_are_read() {
+        for (given, expected) in [
+            ("example.com", Some("example.com")),
+            ("Example.COM:8080", Some("example.com")),
+            ("example.com.", Some("example.com")),
+            ("example.com.:80", Some("example.com")),
+            ("[::1]:8080", Some("[::1]")),
+            ("[::1]", Some("[::1]")),
+            ("", Some("")),
+            ("a b", None),
+            ("a/b", None),
+            ("a@b", None),
+            ("a:b", None),
+            ("\u{e4}.example", None),
+        ] {
+            assert_eq!(normal_host(given.as_bytes()).as_deref(), expected, "{given}");
+        }
+        assert!(matches!(normal_host(b"example.com:80"), Some(Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn the_target_names_the_host_before_the_header_does() {
+        let head = parts(|b| b.uri("http://Target.example:81/x").header("host", "other.example"));
+        assert_eq!(host(&head, Special::of(&head.headers)).unwrap(), "target.example");
+        let head = parts(|b| b.uri("/x").header("host", "Host.example"));
+        assert_eq!(host(&head, Special::of(&head.headers)).unwrap(), "host.example");
+    }
+
+    #[test]
+    fn a_host_that_is_missing_or_doubled_is_a_bad_request() {
+        let none = parts(|b| b.uri("/"));
+        assert!(host(&none, Special::of(&none.headers)).is_err());
+        let old = parts(|b| b.uri("/").version(Version::HTTP_10));
+        assert_eq!(host(&old, Special::of(&old.headers)).unwrap(), "");
+        let two = parts(|b| b.uri("/").header("host", "a").header("host", "a"));
+        assert!(host(&two, Special::of(&two.headers)).is_err());
+    }
+
+    #[test]
+    fn hop_by_hop_headers_do_not_pass() {
+        let map = prepared(&[
+            ("host", "a"),
+            ("connection", "close, X-Hop ,keep-alive, host, content-length"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("te", "gzip, trailers"),
+            ("expect", "100-continue"),
+            ("content-length", "3"),
+            ("accept", "*/*"),
+        ]);
+        for gone in [
+            "connection",
+            "x-hop",
+            "keep-alive",
+            "proxy-connection",
+            "proxy-authorization",
+            "transfer-encoding",
+            "upgrade",
+            "expect",
+        ] {
+            assert!(!map.contains_key(gone), "{gone}");
+        }
+        for (kept, value) in [("host", "a"), ("te", "trailers"), ("content-length", "3"), ("accept", "*/*")] {
+            assert_eq!(map[kept], value);
+        }
+        assert!(!prepared(&[("host", "a"), ("te", "gzip")]).contains_key("te"));
+    }
+
+    #[test]
+    fn a_client_cannot_speak_for_the_proxy() {
+        let map = prepared(&[
+            ("host", "a:81"),
+            ("x-consumer-id", "admin"),
+            ("x-anonymous-consumer", "true"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "b"),
+            ("x-request-id", "mine"),
+            ("traceparent", "nonsense"),
+        ]);
+        assert!(Consumers::HEADERS.iter().all(|name| !map.contains_key(name)));
+        for (name, value) in [
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "a:81"),
+            ("x-request-id", "id"),
+        ] {
+            assert_eq!(map.get_all(name).iter().collect::<Vec<_>>(), [value], "{name}");
+        }
+        assert!(is_traceparent(map["traceparent"].as_bytes()));
+    }
+
+    #[test]
+    fn a_trace_goes_on() {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+        assert_eq!(prepared(&[("host", "a"), ("traceparent", trace)])["traceparent"], trace);
+    }
+
+    #[test]
+    fn cookies_are_joined() {
+        let map = prepared(&[("host", "a"), ("cookie", "a=1"), ("cookie", "b=2")]);
+        assert_eq!(map.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn answers_lose_what_is_of_the_connection() {
+        let mut map = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("content-type", "text/plain"),
+            ("server", "backend"),
+        ] {
+            map.append(name, HeaderValue::from_static(value));
+        }
+        prepare_response(&mut map);
+        let mut names: Vec<_> = map.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "server"]);
+    }
+
+    #[test]
+    fn targets_become_paths() {
+        for (method, uri, expected) in [
+            ("GET", "http://a.example:81/x?y=1", "/x?y=1"),
+            ("GET", "http://a.example:81", "/"),
+            ("OPTIONS", "http://a.example:81", "*"),
+        ] {
+            let mut head = parts(|b| b.method(method).uri(uri).header("host", "b"));
+            to_http1(&mut head).unwrap();
+            assert_eq!(head.uri.to_string(), expected);
+            assert_eq!(head.headers["host"], "a.example:81");
+        }
+        let mut head = parts(|b| b.uri("/x").header("host", "b"));
+        to_http1(&mut head).unwrap();
+        assert_eq!(
+            (head.uri.to_string().as_str(), &head.headers["host"]),
+            ("/x", &HeaderValue::from_static("b"))
+        );
+    }
+
+    #[test]
+    fn only_web_sockets_are_refused() {
+        let refused = |upgrade: &'static str| {
+            let head = parts(|b| b.header("connection", "upgrade").header("upgrade", upgrade));
+            refused_upgrade(&head.headers, Special::of(&head.headers))
+        };
+        assert!(refused("websocket"));
+        assert!(!refused("h2c"));
+    }
+}

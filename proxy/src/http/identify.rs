@@ -1,0 +1,161 @@
+//! Names for requests: `X-Request-Id` and `traceparent`.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
+
+/// Makes identifiers, and tells the time of day without asking the kernel each time.
+pub struct Identifier {
+    buffer: BytesMut,
+    random: fastrand::Rng,
+    /// A moment on both clocks.
+    known: (Instant, Duration),
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+/// Memory is taken for so many bytes of identifiers at once.
+const CHUNK: usize = 8 << 10;
+const UUID: usize = 36;
+const TRACEPARENT: usize = 55;
+
+impl Default for Identifier {
+    fn default() -> Self {
+        Self { buffer: BytesMut::new(), random: fastrand::Rng::new(), known: (Instant::now(), since_epoch()) }
+    }
+}
+
+impl Identifier {
+    /// The time of day at `now`, since 1970.
+    #[inline]
+    pub fn time_of_day(&mut self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.known.0);
+        if passed > Duration::from_secs(1) {
+            // The clock may have been set meanwhile.
+            self.known = (now, since_epoch());
+            return self.known.1;
+        }
+        self.known.1 + passed
+    }
+
+    /// A UUID of version 7 (RFC 9562): 48 bits of milliseconds, the rest random, which is enough to tell requests apart but
+    /// nothing to keep a secret with.
+    pub fn request_id(&mut self, now: Instant) -> HeaderValue {
+        let millis = self.time_of_day(now).as_millis() as u64;
+        let high = millis << 16 | 0x7000 | self.random.u64(..) & 0x0fff;
+        let low = 1 << 63 | self.random.u64(..) >> 2;
+        let digits = hex(high, low);
+        let mut text = [b'-'; UUID];
+        for (to, from) in [(0..8, 0..8), (9..13, 8..12), (14..18, 12..16), (19..23, 16..20), (24..36, 20..32)]
+        {
+            text[to].copy_from_slice(&digits[from]);
+        }
+        self.value(&text)
+    }
+
+    /// A `traceparent` (W3C Trace Context) that begins a trace. It says "sampled", for what is behind the proxy should
+    /// decide by its own rules and not be told to look away.
+    pub fn traceparent(&mut self) -> HeaderValue {
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
+        // All zeros are not an identifier.
+        text[3..35].copy_from_slice(&hex(self.random.u64(1..), self.random.u64(..)));
+        text[36..52].copy_from_slice(&hex(self.random.u64(1..), 0)[..16]);
+        self.value(&text)
+    }
+
+    fn value(&mut self, text: &[u8]) -> HeaderValue {
+        if self.buffer.capacity() < text.len() {
+            self.buffer = BytesMut::with_capacity(CHUNK);
+        }
+        self.buffer.extend_from_slice(text);
+        let bytes: Bytes = self.buffer.split().freeze();
+        // Hexadecimal digits and dashes are a header value.
+        HeaderValue::from_maybe_shared(bytes).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+}
+
+/// Whether it is a `traceparent` to pass on: of version 00, or of a later one that begins in the same way.
+pub fn is_traceparent(value: &[u8]) -> bool {
+    let Some((head, rest)) = value.split_at_checked(TRACEPARENT) else { return false };
+    let digits = |range: std::ops::Range<usize>| {
+        head.get(range).is_some_and(|part| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+    };
+    let zero =
+        |range: std::ops::Range<usize>| head.get(range).is_some_and(|part| part.iter().all(|b| *b == b'0'));
+    let dashes = [2, 35, 52].iter().all(|at| head.get(*at) == Some(&b'-'));
+    let shape = dashes && digits(0..2) && digits(3..35) && digits(36..52) && digits(53..55);
+    let version = head.get(..2).unwrap_or_default();
+    let end = if version == b"00" { rest.is_empty() } else { rest.first().is_none_or(|b| *b == b'-') };
+    shape && end && version != b"ff" && !zero(3..35) && !zero(36..52)
+}
+
+fn hex(high: u64, low: u64) -> [u8; 32] {
+    let mut digits = [0; 32];
+    let bytes = high.to_be_bytes().into_iter().chain(low.to_be_bytes());
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
+        pair[0] = HEX[usize::from(byte >> 4)];
+        pair[1] = HEX[usize::from(byte & 15)];
+    }
+    digits
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_version_7_uuids_that_grow_with_time() {
+        let mut identifier = Identifier::default();
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..1000 {
+            let id = identifier.request_id(Instant::now());
+            let uuid: uuid::Uuid = id.to_str().unwrap().parse().unwrap();
+            assert_eq!(uuid.get_version_num(), 7);
+            assert_eq!(uuid.get_variant(), uuid::Variant::RFC4122);
+            let (seconds, _) = uuid.get_timestamp().unwrap().to_unix();
+            assert!(since_epoch().as_secs().abs_diff(seconds) <= 1);
+            assert!(seen.insert(uuid));
+        }
+    }
+
+    #[test]
+    fn what_is_made_is_a_traceparent() {
+        let mut identifier = Identifier::default();
+        assert!((0..100).all(|_| is_traceparent(identifier.traceparent().as_bytes())));
+    }
+
+    #[test]
+    fn traceparents_are_told_from_other_text() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(is_traceparent(good.as_bytes()));
+        assert!(is_traceparent(good.replacen("00", "01", 1).as_bytes()));
+        assert!(is_traceparent(format!("{}-more", good.replacen("00", "cc", 1)).as_bytes()));
+        for bad in [
+            "",
+            &good[..54],
+            &format!("{good}-more"),
+            &good.replacen("00", "ff", 1),
+            &good.to_uppercase(),
+            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", "00000000000000000000000000000000"),
+            &good.replace("00f067aa0ba902b7", "0000000000000000"),
+            &good.replace('-', "_"),
+            &format!("{}.more", good.replacen("00", "cc", 1)),
+        ] {
+            assert!(!is_traceparent(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_time_of_day_follows_the_clock() {
+        let mut identifier = Identifier::default();
+        let told = identifier.time_of_day(Instant::now());
+        assert!(since_epoch().abs_diff(told) < Duration::from_secs(1));
+        let later = identifier.time_of_day(Instant::now() + Duration::from_millis(500));
+        assert!(later > told);
+    }
+}

@@ -1,0 +1,15 @@
+//! The life of a request.
+//!
+//! [`connection`] reads it from a client, [`exchange`] is what is known of it until its last byte, and [`handle`] decides:
+//! it finds the route, runs the plugins, and answers or sends it on. [`head`], [`rewrite`] and [`problem`] are the rules of
+//! HTTP that this takes, as functions over values; [`body`] lets bodies through.
+
+pub mod body;
+pub mod connection;
+pub mod exchange;
+pub mod handle;
+pub mod head;
+pub mod identify;
+mod plugins;
+pub mod problem;
+pub mod rewrite;

@@ -1,0 +1,151 @@
+//! What the proxy answers by itself when something is wrong.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use crate::telemetry::Flag;
+
+/// Why a request cannot be answered by what it was meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    // The client's.
+    BadRequest(&'static str),
+    NotImplemented(&'static str),
+    BodyTooLarge,
+    HeadTooLarge,
+    UriTooLong,
+    HeadTimeout,
+    ClientBroke,
+    NoRoute,
+    // The upstream's.
+    NoHealthyTarget,
+    ConnectFailure,
+    Timeout,
+    Reset,
+    // Our own.
+    Misconfigured,
+}
+
+impl Failure {
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) | Self::ClientBroke => StatusCode::BAD_REQUEST,
+            Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NoHealthyTarget | Self::ConnectFailure => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Reset => StatusCode::BAD_GATEWAY,
+            Self::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    pub fn flag(self) -> Flag {
+        match self {
+            Self::BadRequest(_)
+            | Self::HeadTooLarge
+            | Self::UriTooLong
+            | Self::HeadTimeout
+            | Self::ClientBroke => Flag::DownstreamProtocol,
+            Self::NotImplemented(_) | Self::BodyTooLarge | Self::Misconfigured => Flag::None,
+            Self::NoRoute => Flag::NoRoute,
+            Self::NoHealthyTarget => Flag::NoHealthyUpstream,
+            Self::ConnectFailure => Flag::ConnectFailure,
+            Self::Timeout => Flag::Timeout,
+            Self::Reset => Flag::UpstreamReset,
+        }
+    }
+
+    /// For the client: nothing of the inside.
+    pub fn detail(self) -> &'static str {
+        match self {
+            Self::BadRequest(detail) | Self::NotImplemented(detail) => detail,
+            Self::BodyTooLarge => "The request's body is larger than what is accepted here.",
+            Self::HeadTooLarge => "The request's headers are larger or more than what is accepted here.",
+            Self::UriTooLong => "The request's target is longer than what is accepted here.",
+            Self::HeadTimeout => "The request's head did not arrive in time.",
+            Self::ClientBroke => "The request's body did not arrive as announced.",
+            Self::NoRoute => "No route takes this request.",
+            Self::NoHealthyTarget => "The service is not available.",
+            Self::ConnectFailure => "The service cannot be reached.",
+            Self::Timeout => "The service did not answer in time.",
+            Self::Reset => "The service broke off.",
+            Self::Misconfigured => "The request cannot be sent on.",
+        }
+    }
+}
+
+/// `application/problem+json` (RFC 9457) as the proxy answers it.
+pub fn response(status: StatusCode, detail: &str, request_id: &str) -> Response<Bytes> {
+    let mut response = Response::new(json(status, detail, request_id));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// The same as it is written to a connection that hyper does not answer on, which is closed after it.
+pub fn raw(failure: Failure, request_id: &str) -> Vec<u8> {
+    let status = failure.status();
+    let body = json(status, failure.detail(), request_id);
+    let mut bytes = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\nx-request-id: {request_id}\r\ncontent-length: {}\r\nconnection: close\r\ndate: {}\r\n\r\n",
+        body.len(),
+        httpdate::fmt_http_date(std::time::SystemTime::now()),
+    )
+    .into_bytes();
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
+fn json(status: StatusCode, detail: &str, request_id: &str) -> Bytes {
+    serde_json::json!({
+        "type": "about:blank",
+        "title": status.canonical_reason().unwrap_or("Error"),
+        "status": status.as_u16(),
+        "detail": detail,
+        "request_id": request_id,
+    })
+    .to_string()
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_and_flags_are_those_of_the_documentation() {
+        for (failure, status, flag) in [
+            (Failure::NoRoute, 404, "NR"),
+            (Failure::NoHealthyTarget, 503, "UH"),
+            (Failure::ConnectFailure, 503, "UF"),
+            (Failure::Timeout, 504, "UT"),
+            (Failure::Reset, 502, "UC"),
+            (Failure::BodyTooLarge, 413, ""),
+            (Failure::HeadTooLarge, 431, "DPE"),
+            (Failure::BadRequest(""), 400, "DPE"),
+            (Failure::HeadTimeout, 408, "DPE"),
+        ] {
+            assert_eq!(failure.status(), status, "{failure:?}");
+            assert_eq!(failure.flag().as_str(), flag, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_raw_answer_is_a_whole_response() {
+        let raw = String::from_utf8(raw(Failure::HeadTimeout, "id-1")).unwrap();
+        let (head, body) = raw.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{head}");
+        assert!(head.contains(&format!("content-length: {}\r\n", body.len())));
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["status"], 408);
+        assert_eq!(body["request_id"], "id-1");
+    }
+}

@@ -1,0 +1,193 @@
+//! What a route changes about the target of a request.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use http::Uri;
+use http::uri::PathAndQuery;
+use signalbox_config::{PathRewrite, Redirect, router::Slash};
+
+/// The path after `rewrite`; `prefix_len` bytes of `path` are what a prefix of the route matched.
+pub fn path<'a>(rewrite: &'a PathRewrite, path: &'a str, prefix_len: usize) -> Cow<'a, str> {
+    match rewrite {
+        PathRewrite::Full(new) => Cow::Borrowed(new),
+        PathRewrite::Prefix(new) => {
+            let rest = path.get(prefix_len..).unwrap_or_default();
+            // `/a` and `/a/` for the prefix `/a`, and the prefix `/` whose length is 0, must not end up with two slashes
+            // or none.
+            match (new.strip_suffix('/').unwrap_or(new), rest) {
+                ("", "") => Cow::Borrowed("/"),
+                ("", rest) if rest.starts_with('/') => Cow::Borrowed(rest),
+                (_, "") => Cow::Borrowed(new),
+                (new, rest) => Cow::Owned(format!("{new}{rest}")),
+            }
+        }
+        PathRewrite::Regex { pattern, substitution } => {
+            let new = pattern.replace_all(path, &**substitution);
+            if new.starts_with('/') { new } else { Cow::Owned(format!("/{new}")) }
+        }
+    }
+}
+
+/// `path` with the query of `uri`, as the target of a request to an upstream. `None`: the path has something in it that no
+/// target can have.
+pub fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
+    let target: PathAndQuery = match uri.query() {
+        Some(query) => format!("{path}?{query}").try_into().ok()?,
+        None => path.try_into().ok()?,
+    };
+    Some(Uri::from(target))
+}
+
+/// Where a redirect leads: `authority` is the host and port the client asked for.
+pub fn location(redirect: &Redirect, authority: &str, uri: &Uri, prefix_len: usize) -> String {
+    let path = match &redirect.path {
+        Some(rewrite) => path(rewrite, uri.path(), prefix_len),
+        None => Cow::Borrowed(uri.path()),
+    };
+    let mut location = String::with_capacity(authority.len() + path.len() + 16);
+    let relative = redirect.scheme.is_none() && redirect.host.is_none() && redirect.port.is_none();
+    if !relative {
+        let (host, port) = split_port(authority);
+        // A port belongs to the scheme it was asked with: another scheme or host has its own.
+        let port = match (redirect.port, port) {
+            (Some(port), _) => Some(port.to_string()),
+            (None, Some(port)) if redirect.scheme.is_none() && redirect.host.is_none() => {
+                Some(port.to_owned())
+            }
+            (None, _) => None,
+        };
+        let scheme = redirect.scheme.as_deref().unwrap_or("http");
+        let host = redirect.host.as_deref().unwrap_or(host);
+        let usual = if scheme == "https" { "443" } else { "80" };
+        let _ = write!(location, "{scheme}://{host}");
+        if let Some(port) = port.filter(|port| port != usual) {
+            let _ = write!(location, ":{port}");
+        }
+    }
+    // `//host/` would lead elsewhere.
+    if relative && path.starts_with("//") {
+        location.push_str("/.");
+    }
+    location.push_str(&path);
+    if let Some(query) = uri.query() {
+        let _ = write!(location, "?{query}");
+    }
+    location
+}
+
+/// Where `strict_slash` leads.
+pub fn slash_location(slash: Slash, uri: &Uri) -> String {
+    let path = uri.path();
+    let path = match slash {
+        Slash::Add => format!("{path}/"),
+        Slash::Remove => path.strip_suffix('/').unwrap_or(path).to_owned(),
+    };
+    let guard = if path.starts_with("//") { "/." } else { "" };
+    match uri.query() {
+        Some(query) => format!("{guard}{path}?{query}"),
+        None => format!("{guard}{path}"),
+    }
+}
+
+/// Host and port of an authority; the brackets of an IPv6 address stay.
+pub fn split_port(authority: &str) -> (&str, Option<&str>) {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::StatusCode;
+    use regex::Regex;
+
+    use super::*;
+
+    #[test]
+    fn paths_are_rewritten() {
+        let prefix = |new: &str| PathRewrite::Prefix(new.into());
+        let regex = |pattern, substitution: &str| PathRewrite::Regex {
+            pattern: Arc::new(Regex::new(pattern).unwrap()),
+            substitution: substitution.into(),
+        };
+        for (rewrite, given, prefix_len, expected) in [
+            (prefix("/"), "/api/users/7", 4, "/users/7"),
+            (prefix("/"), "/api", 4, "/"),
+            (prefix("/"), "/api/", 4, "/"),
+            (prefix("/v2"), "/api/users", 4, "/v2/users"),
+            (prefix("/v2/"), "/api/users", 4, "/v2/users"),
+            (prefix("/v2"), "/api", 4, "/v2"),
+            (prefix("/v2/"), "/api", 4, "/v2/"),
+            (prefix("/v2"), "/api/", 4, "/v2/"),
+            (prefix("/v2"), "/users", 0, "/v2/users"),
+            (prefix("/v2"), "/", 0, "/v2/"),
+            (prefix("/"), "/users", 0, "/users"),
+            (PathRewrite::Full("/x".into()), "/api/users", 4, "/x"),
+            (regex("^/users/([0-9]+)$", "/u/$1/profile"), "/users/17", 0, "/u/17/profile"),
+            (regex("^/", ""), "/a", 0, "/a"),
+            (regex("b", "-"), "/abab", 0, "/a-a-"),
+        ] {
+            assert_eq!(path(&rewrite, given, prefix_len), expected, "{rewrite:?} {given}");
+        }
+    }
+
+    #[test]
+    fn the_query_is_kept() {
+        let uri = Uri::from_static("/a?x=1&y=%20");
+        assert_eq!(with_path(&uri, "/b").unwrap(), "/b?x=1&y=%20");
+        assert_eq!(with_path(&Uri::from_static("/a"), "/b").unwrap(), "/b");
+        assert!(with_path(&uri, "/b c").is_none());
+    }
+
+    #[test]
+    fn redirects_keep_what_they_do_not_change() {
+        let redirect =
+            Redirect { scheme: None, host: None, port: None, path: None, status: StatusCode::FOUND };
+        let with = |change: fn(&mut Redirect)| {
+            let mut redirect = redirect.clone();
+            change(&mut redirect);
+            redirect
+        };
+        let https = with(|r| r.scheme = Some("https".into()));
+        let host = with(|r| r.host = Some("new.example.com".into()));
+        let port = with(|r| r.port = Some(8443));
+        let https_port = with(|r| {
+            r.scheme = Some("https".into());
+            r.port = Some(443);
+        });
+        let prefix = with(|r| r.path = Some(PathRewrite::Prefix("/new".into())));
+        for (redirect, expected) in [
+            (https, "https://a.example.com/old/x?q=1"),
+            (host, "http://new.example.com/old/x?q=1"),
+            (port, "http://a.example.com:8443/old/x?q=1"),
+            (https_port, "https://a.example.com/old/x?q=1"),
+            (prefix, "/new/x?q=1"),
+        ] {
+            let uri = Uri::from_static("/old/x?q=1");
+            assert_eq!(location(&redirect, "a.example.com:8080", &uri, 4), expected);
+        }
+        let elsewhere = with(|r| r.path = Some(PathRewrite::Prefix("/".into())));
+        let uri = Uri::from_static("/old//evil.example.com/");
+        assert_eq!(location(&elsewhere, "a", &uri, 4), "/.//evil.example.com/");
+    }
+
+    #[test]
+    fn slashes_are_added_and_removed() {
+        let at = |uri| Uri::from_static(uri);
+        assert_eq!(slash_location(Slash::Add, &at("/a?q=1")), "/a/?q=1");
+        assert_eq!(slash_location(Slash::Remove, &at("/a/")), "/a");
+        assert_eq!(slash_location(Slash::Remove, &at("//evil.example.com/")), "/.//evil.example.com");
+    }
+
+    #[test]
+    fn ports_are_split_off() {
+        assert_eq!(split_port("a:80"), ("a", Some("80")));
+        assert_eq!(split_port("a"), ("a", None));
+        assert_eq!(split_port("[::1]:80"), ("[::1]", Some("80")));
+        assert_eq!(split_port("[::1]"), ("[::1]", None));
+    }
+}

@@ -1,0 +1,150 @@
+//! The process: from its arguments to its end.
+
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::admin::{self, Admin};
+use crate::args::{Args, LogFormat};
+use crate::proxy::{Proxy, Settings};
+use crate::source::{self, ControlPlanes, DataPlane, Source, StartError, Status, Tls};
+use crate::telemetry::access_log;
+
+/// How often what nobody uses any more is looked for.
+const FORGET: Duration = Duration::from_secs(1);
+
+/// Runs a proxy until it is told to end, and has drained.
+pub fn run(args: Args) -> Result<()> {
+    start_log(args.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(serve(args));
+    // Lookups of names cannot be broken off, and nobody waits for them.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+async fn serve(args: Args) -> Result<()> {
+    let workers = match args.workers {
+        Some(workers) => workers.get(),
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let log = access_log::start(&args.access_log).context("cannot open the access log")?;
+    let (log_sender, log_thread) = log.unzip();
+    let proxy = Proxy::start(Settings {
+        workers,
+        listener_overrides: args.listener_overrides(),
+        access_log: log_sender,
+    })
+    .context("cannot start the workers")?;
+    let listener = TcpListener::bind(args.admin_address)
+        .await
+        .with_context(|| format!("cannot listen on the admin address {}", args.admin_address))?;
+    info!(address = %listener.local_addr()?, workers, "admin server");
+    let (status, watched) = watch::channel(Status::default());
+    let drain = CancellationToken::new();
+    let admin = Admin { proxy: Arc::clone(&proxy), status: watched, drain: drain.clone() };
+    let admin = tokio::spawn(admin::serve(listener, Arc::new(admin)));
+    let forgetting = tokio::spawn(forget_retired(Arc::clone(&proxy)));
+    let stop_source = CancellationToken::new();
+    let data_plane: Arc<dyn DataPlane> = Arc::clone(&proxy) as _;
+    let drain_timeout = args.drain_timeout;
+    let mut source = tokio::spawn(source::run(source_of(args), data_plane, status, stop_source.clone()));
+    tokio::select! {
+        signal = end_signal() => {
+            signal?;
+            drain.cancel();
+        }
+        () = drain.cancelled() => {}
+        ended = &mut source => return source_ended(ended),
+    }
+    info!(timeout = ?drain_timeout, "draining");
+    stop_source.cancel();
+    if proxy.drain(drain_timeout).await {
+        info!("drained");
+    } else {
+        warn!(connections = proxy.active_connections(), "the time for draining is over");
+    }
+    forgetting.abort();
+    admin.abort();
+    if tokio::time::timeout(Duration::from_secs(2), source).await.is_err() {
+        warn!("the source of configuration does not end");
+    }
+    // Once the workers are gone nobody writes to the access log.
+    let _ = (forgetting.await, admin.await);
+    if let Some(proxy) = Arc::into_inner(proxy) {
+        drop(proxy);
+        if let Some(thread) = log_thread {
+            // It has said what went wrong.
+            let _ = thread.join();
+        }
+    }
+    Ok(())
+}
+
+fn source_ended(ended: Result<Result<(), StartError>, tokio::task::JoinError>) -> Result<()> {
+    ended.context("the source of configuration panicked")?.context("cannot get a configuration")?;
+    Ok(())
+}
+
+async fn end_signal() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+async fn forget_retired(proxy: Arc<Proxy>) {
+    let mut interval = tokio::time::interval(FORGET);
+    loop {
+        interval.tick().await;
+        let proxy = Arc::clone(&proxy);
+        let forgotten: JoinHandle<()> = tokio::task::spawn_blocking(move || proxy.forget_retired());
+        if forgotten.await.is_err() {
+            warn!("taking an old revision apart panicked");
+        }
+    }
+}
+
+fn source_of(args: Args) -> Source {
+    match args.config {
+        Some(file) => Source::File(file),
+        None => Source::ControlPlanes(ControlPlanes {
+            addresses: args.control_plane,
+            token: args.token,
+            tls: Tls { ca: args.tls_ca, identity: args.tls_cert.zip(args.tls_key) },
+            node_id: args.node_id,
+            fleet: args.fleet.as_str().to_owned(),
+            labels: args.labels.into_iter().map(|label| (label.key, label.value)).collect(),
+            data_dir: args.data_dir,
+        }),
+    }
+}
+
+/// The proxy's own log goes to standard error, so that the access log has standard output to itself.
+fn start_log(format: Option<LogFormat>) {
+    let filter = EnvFilter::try_from_env("SIGNALBOX_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let terminal = std::io::stderr().is_terminal();
+    // A log that was started before, by a test, stays.
+    let _ = match format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
+        LogFormat::Text => builder.with_ansi(terminal).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}

@@ -1,0 +1,228 @@
+//! Metrics in Prometheus' text format.
+
+use std::fmt::Write as _;
+
+use signalbox_config::{Kind, Name};
+
+use super::{Class, Flag, Totals, WorkerStats};
+use crate::compile::Compiled;
+use crate::source::Status;
+use crate::worker::Shared;
+
+/// All there is to tell. `labels` are the listeners' names by their number.
+pub fn render(
+    shared: &Shared,
+    compiled: &Compiled,
+    labels: &[Name],
+    applies: &Totals,
+    status: &Status,
+) -> String {
+    let mut out = String::with_capacity(16 << 10);
+    requests(&mut out, shared, compiled, labels);
+    upstreams(&mut out, compiled);
+    let stats = || shared.stats.iter().map(|stats| &**stats);
+    let requests = Totals::of(stats().map(|stats| &stats.request_duration));
+    let upstream = Totals::of(stats().map(|stats| &stats.upstream_duration));
+    histogram(
+        &mut out,
+        "signalbox_request_duration_seconds",
+        "From the head of a request to the last byte of its answer.",
+        &requests,
+    );
+    histogram(
+        &mut out,
+        "signalbox_upstream_duration_seconds",
+        "From sending a request on to the head of the upstream's answer.",
+        &upstream,
+    );
+    plugins(&mut out, compiled);
+    let sum = |of: fn(&WorkerStats) -> u64| stats().map(of).sum::<u64>();
+    for (name, kind, help, value) in [
+        (
+            "signalbox_active_connections",
+            "gauge",
+            "Connections clients have open.",
+            sum(|stats| stats.active_connections.value()),
+        ),
+        (
+            "signalbox_connections_total",
+            "counter",
+            "Connections accepted from clients.",
+            sum(|stats| stats.connections.value()),
+        ),
+        (
+            "signalbox_upstream_connections_total",
+            "counter",
+            "Connections made to targets.",
+            sum(|stats| stats.upstream_connections.value()),
+        ),
+        (
+            "signalbox_access_log_dropped_total",
+            "counter",
+            "Access log lines dropped because they could not be written fast enough.",
+            sum(|stats| stats.log_dropped.value()),
+        ),
+        (
+            "signalbox_config_rejected_total",
+            "counter",
+            "Revisions that could not be served.",
+            status.rejected_total,
+        ),
+    ] {
+        head(&mut out, name, kind, help);
+        line(&mut out, name, &[], value);
+    }
+    let name = "signalbox_bytes_total";
+    head(&mut out, name, "counter", "Bytes over the network, heads and framing included.");
+    for (side, direction, value) in [
+        ("downstream", "in", sum(|stats| stats.downstream_in.value())),
+        ("downstream", "out", sum(|stats| stats.downstream_out.value())),
+        ("upstream", "in", sum(|stats| stats.upstream_in.value())),
+        ("upstream", "out", sum(|stats| stats.upstream_out.value())),
+    ] {
+        line(&mut out, name, &[("side", side), ("direction", direction)], value);
+    }
+    let id = compiled.snapshot.id();
+    head(&mut out, "signalbox_revision", "gauge", "The number of the revision that is served.");
+    line(&mut out, "signalbox_revision", &[("epoch", &id.epoch)], id.number);
+    let resources = "signalbox_resources";
+    head(&mut out, resources, "gauge", "Resources of the revision that is served.");
+    for kind in Kind::ALL {
+        let count = compiled.counts[kind as usize];
+        line(&mut out, resources, &[("kind", kind.as_str())], count);
+    }
+    histogram(
+        &mut out,
+        "signalbox_config_apply_duration_seconds",
+        "Compiling a revision and beginning to serve it.",
+        applies,
+    );
+    out
+}
+
+fn requests(out: &mut String, shared: &Shared, compiled: &Compiled, labels: &[Name]) {
+    let name = "signalbox_requests_total";
+    head(out, name, "counter", "Requests answered, by their route and what came of them.");
+    for stats in compiled.route_stats().chain([&shared.unrouted]) {
+        for counted in stats.requests.read() {
+            let listener = labels.get(usize::from(counted.listener)).map_or("", Name::as_str);
+            outcome(
+                out,
+                name,
+                &[("listener", listener), ("route", &stats.name)],
+                counted.class,
+                counted.flag,
+                counted.count,
+            );
+        }
+    }
+}
+
+fn upstreams(out: &mut String, compiled: &Compiled) {
+    let upstreams = || compiled.active.upstreams.iter().flatten();
+    let name = "signalbox_upstream_requests_total";
+    head(out, name, "counter", "Requests meant for an upstream, by what came of them.");
+    for upstream in upstreams() {
+        for counted in upstream.stats.requests.read() {
+            outcome(
+                out,
+                name,
+                &[("upstream", upstream.name.as_str())],
+                counted.class,
+                counted.flag,
+                counted.count,
+            );
+        }
+    }
+    let name = "signalbox_upstream_healthy_targets";
+    head(out, name, "gauge", "Targets that can get requests.");
+    for upstream in upstreams() {
+        let healthy = upstream.targets.iter().filter(|target| target.address().is_some()).count();
+        line(out, name, &[("upstream", upstream.name.as_str())], healthy as u64);
+    }
+}
+
+fn plugins(out: &mut String, compiled: &Compiled) {
+    let name = "signalbox_plugin_duration_seconds";
+    let help = "What a plugin takes for the head of a request; one request in 64 is measured.";
+    head(out, name, "histogram", help);
+    for stats in compiled.plugin_stats() {
+        let totals = stats.durations.read();
+        if totals.count() > 0 {
+            buckets(out, name, &[("plugin", stats.name.as_str())], &totals);
+        }
+    }
+}
+
+fn outcome(out: &mut String, name: &str, labels: &[(&str, &str)], class: Class, flag: Flag, count: u64) {
+    let mut all = labels.to_vec();
+    all.push(("code_class", class.as_str()));
+    all.push(("flags", flag.as_str()));
+    line(out, name, &all, count);
+}
+
+fn histogram(out: &mut String, name: &str, help: &str, totals: &Totals) {
+    head(out, name, "histogram", help);
+    buckets(out, name, &[], totals);
+}
+
+fn buckets(out: &mut String, name: &str, labels: &[(&str, &str)], totals: &Totals) {
+    let bucket = format!("{name}_bucket");
+    let mut with_bound = |bound: &str, count| {
+        let mut all = labels.to_vec();
+        all.push(("le", bound));
+        line(out, &bucket, &all, count);
+    };
+    // From 16 microseconds to 34 seconds.
+    for (below_us, count) in totals.cumulative().filter(|(us, _)| (16..=1 << 25).contains(us)) {
+        with_bound(&format!("{}", below_us as f64 / 1e6), count);
+    }
+    with_bound("+Inf", totals.count());
+    let labels = labels_of(labels);
+    // Writing to a string does not fail; nor below.
+    let _ = writeln!(out, "{name}_sum{labels} {}", totals.sum_us as f64 / 1e6);
+    let _ = writeln!(out, "{name}_count{labels} {}", totals.count());
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn line(out: &mut String, name: &str, labels: &[(&str, &str)], value: u64) {
+    let _ = writeln!(out, "{name}{} {value}", labels_of(labels));
+}
+
+fn labels_of(labels: &[(&str, &str)]) -> String {
+    if labels.is_empty() {
+        return String::new();
+    }
+    let labels: Vec<_> =
+        labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+    format!("{{{}}}", labels.join(","))
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::telemetry::Histogram;
+
+    #[test]
+    fn a_histogram_is_written_with_its_bounds() {
+        let durations = Histogram::default();
+        for us in [3, 100, 90_000_000] {
+            durations.record(Duration::from_micros(us));
+        }
+        let mut out = String::new();
+        buckets(&mut out, "x", &[("plugin", "a\"b")], &Totals::of([&durations]));
+        assert!(out.starts_with("x_bucket{plugin=\"a\\\"b\",le=\"0.000016\"} 1\n"), "{out}");
+        assert!(out.contains("x_bucket{plugin=\"a\\\"b\",le=\"0.000128\"} 2\n"));
+        assert!(out.contains("x_bucket{plugin=\"a\\\"b\",le=\"+Inf\"} 3\n"));
+        assert!(out.ends_with("x_sum{plugin=\"a\\\"b\"} 90.000103\nx_count{plugin=\"a\\\"b\"} 3\n"));
+    }
+}

@@ -1,0 +1,132 @@
+//! Upstreams: which target gets a request, and the connections to it.
+
+mod balance;
+mod connection;
+mod pool;
+mod resolve;
+
+pub use balance::Balancer;
+pub use connection::{ConnectError, Connection, SendError};
+pub use pool::Pool;
+pub use resolve::{Addresses, Resolver};
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use signalbox_config::{LoadBalancing, Name};
+
+use crate::compile::Services;
+use crate::telemetry::Cells;
+
+/// An upstream, ready for requests. Replaced as a whole when its resource changes; what it knows of the targets that
+/// stay goes on to the next.
+#[derive(Debug)]
+pub struct Upstream {
+    pub name: Name,
+    pub targets: Box<[Arc<Target>]>,
+    balancer: Balancer,
+    pub connect_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub stats: Arc<UpstreamStats>,
+}
+
+/// What is counted of an upstream; kept when it changes.
+#[derive(Debug)]
+pub struct UpstreamStats {
+    pub name: Name,
+    pub requests: Cells,
+}
+
+/// One address of an upstream.
+#[derive(Debug)]
+pub struct Target {
+    /// As it was configured: `users.internal:8080`, `[::1]:80`.
+    pub label: Box<str>,
+    pub addresses: Addresses,
+    /// Requests that are under way, where the balancing asks for it.
+    in_flight: AtomicU32,
+}
+
+/// A target that has a request under way.
+#[derive(Debug)]
+pub struct InFlight(Arc<Target>);
+
+impl Upstream {
+    pub fn new(
+        name: &Name,
+        spec: &signalbox_config::Upstream,
+        before: Option<&Self>,
+        services: &Services,
+    ) -> Self {
+        let targets = spec.targets.iter().map(|target| {
+            let label = if target.host.contains(':') {
+                format!("[{}]:{}", target.host, target.port)
+            } else {
+                format!("{}:{}", target.host, target.port)
+            };
+            let kept = before.and_then(|before| before.targets.iter().find(|known| *known.label == *label));
+            match kept {
+                Some(kept) => Arc::clone(kept),
+                None => Arc::new(Target {
+                    label: label.into(),
+                    addresses: services.resolver.addresses(&target.host, target.port),
+                    in_flight: AtomicU32::new(0),
+                }),
+            }
+        });
+        let weights: Vec<u32> = spec.targets.iter().map(|target| target.weight.get()).collect();
+        Self {
+            name: name.clone(),
+            targets: targets.collect(),
+            balancer: Balancer::new(
+                spec.load_balancing,
+                &weights,
+                services.workers,
+                before.map(|it| &it.balancer),
+            ),
+            connect_timeout: spec.connect_timeout,
+            idle_timeout: spec.idle_timeout,
+            stats: before.map_or_else(
+                || Arc::new(UpstreamStats { name: name.clone(), requests: Cells::new(services.workers) }),
+                |before| Arc::clone(&before.stats),
+            ),
+        }
+    }
+
+    /// The target for the next request of worker number `worker`; `None`: there is none.
+    #[inline]
+    pub fn pick(&self, worker: usize) -> Option<&Arc<Target>> {
+        let index =
+            self.balancer.pick(worker, |index| self.targets.get(index).map_or(0, |target| target.load()));
+        self.targets.get(index?)
+    }
+
+    /// Notes a request to `target`, if the balancing asks for it.
+    #[inline]
+    pub fn begin(&self, target: &Arc<Target>) -> Option<InFlight> {
+        (self.balancer.policy() == LoadBalancing::LeastRequest).then(|| {
+            target.in_flight.fetch_add(1, Ordering::Relaxed);
+            InFlight(Arc::clone(target))
+        })
+    }
+}
+
+impl Target {
+    fn load(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// One of its addresses; `None`: the name has not been resolved.
+    #[inline]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.addresses.one()
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,274 @@
+//! A worker: one thread, one runtime, and all that it shares with nobody.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+use slab::Slab;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
+
+use crate::active::{Active, ActiveListener, RouteStats};
+use crate::deadlines::Deadlines;
+use crate::http::connection::{self, Downstream};
+use crate::http::identify::Identifier;
+use crate::telemetry::WorkerStats;
+use crate::telemetry::access_log::{self, Log};
+use crate::upstream::Pool;
+
+/// What all workers share.
+pub struct Shared {
+    pub active: Arc<ArcSwap<Active>>,
+    pub stats: Box<[Arc<WorkerStats>]>,
+    /// Of requests that no route took.
+    pub unrouted: Arc<RouteStats>,
+    /// A moment before all requests.
+    pub epoch: Instant,
+    pub log: Option<access_log::Sender>,
+}
+
+/// What only one thread ever sees.
+pub struct Worker {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    pub stats: Arc<WorkerStats>,
+    pub deadlines: Rc<Deadlines>,
+    pub pool: Pool,
+    pub identifier: RefCell<Identifier>,
+    pub log: Option<Log>,
+    connections: RefCell<Slab<Rc<Downstream>>>,
+    active: RefCell<Cache<Arc<ArcSwap<Active>>, Arc<Active>>>,
+    serving: RefCell<Rc<Serving>>,
+    draining: Cell<bool>,
+}
+
+/// A revision as long as requests of this worker use it. Counted by the worker alone, so that no two workers write to one
+/// counter for each request.
+pub struct Serving(Arc<Active>);
+
+/// What the control side tells a worker.
+pub enum Command {
+    /// Accept connections on this socket.
+    Listen { socket: u16, listener: std::net::TcpListener, settings: Arc<ActiveListener> },
+    /// Take what waits to be accepted, then close the socket, and let its connections end with their next answer. Says when
+    /// the socket is closed.
+    Unlisten { socket: u16, closed: oneshot::Sender<()> },
+    /// There is another revision: let go of the one before.
+    Refresh,
+    /// Let all connections end with their next answer. Says when there are none left.
+    Drain { done: oneshot::Sender<()> },
+}
+
+/// A socket that accepts.
+struct Socket {
+    number: u16,
+    /// As they were last known: those of a listener that is gone serve who came before.
+    settings: Arc<ActiveListener>,
+}
+
+/// How long a connection that is to be closed may stay without a request: one may be on its way. After that it is closed.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
+/// How often idle connections to targets are looked through.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// After `accept` failed for want of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Runs worker number `index` until the sender of `commands` is gone.
+pub fn run(index: usize, shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>) -> io::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    runtime.block_on(async {
+        let worker = Rc::new(Worker::new(index, shared));
+        worker.serve(commands).await;
+    });
+    Ok(())
+}
+
+impl Worker {
+    fn new(index: usize, shared: Arc<Shared>) -> Self {
+        let active = shared.active.load_full();
+        Self {
+            index,
+            stats: shared.stats.get(index).cloned().unwrap_or_default(),
+            deadlines: Rc::default(),
+            pool: Pool::default(),
+            identifier: RefCell::default(),
+            log: shared.log.clone().map(Log::new),
+            connections: RefCell::default(),
+            active: RefCell::new(Cache::new(Arc::clone(&shared.active))),
+            serving: RefCell::new(Rc::new(Serving(active))),
+            draining: Cell::new(false),
+            shared,
+        }
+    }
+
+    /// The revision for a request that begins now.
+    #[inline]
+    pub fn serving(&self) -> Rc<Serving> {
+        let mut cache = self.active.borrow_mut();
+        let active = cache.load();
+        let mut serving = self.serving.borrow_mut();
+        if !Arc::ptr_eq(active, &serving.0) {
+            *serving = Rc::new(Serving(Arc::clone(active)));
+        }
+        Rc::clone(&serving)
+    }
+
+    async fn serve(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        tokio::task::spawn_local(Rc::clone(&self.deadlines).run());
+        tokio::task::spawn_local(Rc::clone(&self).sweep());
+        if let Some(log) = &self.log {
+            tokio::task::spawn_local(log.flusher(Arc::clone(&self.stats)));
+        }
+        let mut accepting: Vec<(u16, oneshot::Sender<oneshot::Sender<()>>)> = Vec::new();
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Listen { socket, listener, settings } => match TcpListener::from_std(listener) {
+                    Ok(listener) => {
+                        let (stop, stopped) = oneshot::channel();
+                        accepting.push((socket, stop));
+                        let socket = Socket { number: socket, settings };
+                        tokio::task::spawn_local(Rc::clone(&self).accept(socket, listener, stopped));
+                    }
+                    Err(error) => warn!(%error, "cannot listen"),
+                },
+                Command::Unlisten { socket, closed } => {
+                    if let Some(index) = accepting.iter().position(|(known, _)| *known == socket) {
+                        let (_, stop) = accepting.swap_remove(index);
+                        // An accept loop that has ended has closed its socket.
+                        let _ = stop.send(closed);
+                    }
+                    self.end_connections(|connection| connection.socket == socket);
+                }
+                Command::Refresh => drop(self.serving()),
+                Command::Drain { done } => {
+                    self.draining.set(true);
+                    self.end_connections(|_| true);
+                    let worker = Rc::clone(&self);
+                    tokio::task::spawn_local(async move {
+                        while !worker.connections.borrow().is_empty() {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                        worker.pool.clear();
+                        if let Some(log) = &worker.log {
+                            log.flush(&worker.stats);
+                        }
+                        let _ = done.send(());
+                    });
+                }
+            }
+        }
+        if let Some(log) = &self.log {
+            log.flush(&self.stats);
+        }
+    }
+
+    async fn accept(
+        self: Rc<Self>,
+        mut socket: Socket,
+        listener: TcpListener,
+        mut stopped: oneshot::Receiver<oneshot::Sender<()>>,
+    ) {
+        let closed = loop {
+            tokio::select! {
+                biased;
+                closed = &mut stopped => break closed.ok(),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => self.begin(stream, peer, &mut socket),
+                    Err(error) if is_of_one_connection(&error) => {}
+                    Err(error) => {
+                        warn!(%error, "cannot accept");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        };
+        // Who connected before the socket closes is served; closing it would reset them.
+        if let Ok(listener) = listener.into_std() {
+            while let Ok((stream, peer)) = listener.accept() {
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                if let Ok(stream) = stream {
+                    self.begin(stream, peer, &mut socket);
+                }
+            }
+        }
+        if let Some(closed) = closed {
+            let _ = closed.send(());
+        }
+        self.end_connections(|connection| connection.socket == socket.number);
+    }
+
+    fn begin(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, socket: &mut Socket) {
+        // It only fails when the connection is gone, which reading will tell.
+        let _ = stream.set_nodelay(true);
+        if let Some(settings) = self.serving().listener(socket.number) {
+            socket.settings = Arc::clone(settings);
+        }
+        let settings = Arc::clone(&socket.settings);
+        let downstream = Rc::new(Downstream::new(Rc::clone(self), peer, socket.number, settings));
+        let key = self.connections.borrow_mut().insert(Rc::clone(&downstream));
+        self.stats.connections.add(1);
+        self.stats.active_connections.add(1);
+        if self.draining.get() {
+            downstream.end_soon(Instant::now() + LAST_REQUEST);
+        }
+        let worker = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let _open = Open { worker, key };
+            connection::serve(downstream, stream).await;
+        });
+    }
+
+    fn end_connections(&self, which: impl Fn(&Downstream) -> bool) {
+        let at = Instant::now() + LAST_REQUEST;
+        for (_, connection) in &*self.connections.borrow() {
+            if which(connection) {
+                connection.end_soon(at);
+            }
+        }
+    }
+
+    async fn sweep(self: Rc<Self>) {
+        let mut interval = tokio::time::interval(SWEEP);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            self.pool.sweep(Instant::now());
+        }
+    }
+}
+
+impl std::ops::Deref for Serving {
+    type Target = Active;
+
+    fn deref(&self) -> &Active {
+        &self.0
+    }
+}
+
+/// A connection in the worker's list.
+struct Open {
+    worker: Rc<Worker>,
+    key: usize,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker.connections.borrow_mut().try_remove(self.key);
+        self.worker.stats.active_connections.subtract(1);
+    }
+}
+
+/// Errors of `accept` that say something of the connection and nothing of the socket; see accept(2).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
