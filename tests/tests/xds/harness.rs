@@ -1,0 +1,487 @@
+//! What the tests start: control planes, proxies without a data path, and clients that speak raw xDS.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prost::Message;
+use serde_json::{Value, json};
+use signalbox_config::{Change, Fingerprint, Resource, ResourceKey, Snapshot};
+use signalbox_control_plane::auth::{TokenText, Tokens};
+use signalbox_control_plane::board::{Board, ProxyStatus, Sharing};
+use signalbox_control_plane::metrics::Metrics;
+use signalbox_control_plane::publish::Publisher;
+use signalbox_control_plane::store::{self, Role, Store};
+use signalbox_control_plane::writer::{Author, Document, Mode, Operation, Precondition, Prune, Writer};
+use signalbox_control_plane::xds::Xds;
+use signalbox_proto::RESOURCE_TYPE_URL;
+use signalbox_proto::envoy::config::core::v3::Node;
+use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use signalbox_proto::google::rpc;
+use signalbox_proto::signalbox::config::v1::{Resource as WireResource, Revision, resource::Kind};
+use signalbox_proxy::source::{
+    self, Candidate, ControlPlanes, DataPlane, Rejected, Source, StartError, Status, Tls, Traffic,
+};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+use tonic::{Request, Streaming};
+
+/// What a proxy presents here.
+pub(crate) const TOKEN: &str = "a proxy's token";
+
+/// How long anything may take before a test fails.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A database for the length of a test.
+pub(crate) struct Database {
+    dir: TempDir,
+}
+
+impl Database {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("sqlite://{}/signalbox.db", self.dir.path().display())
+    }
+}
+
+/// A control plane without its admin API.
+pub(crate) struct Plane {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) tokens: Arc<Tokens>,
+    pub(crate) address: SocketAddr,
+    pub(crate) open_streams: Box<dyn Fn() -> usize + Send + Sync>,
+    pub(crate) shutdown: CancellationToken,
+    writer: Writer,
+    tasks: Vec<JoinHandle<()>>,
+    following: bool,
+}
+
+/// How a control plane is started.
+pub(crate) struct Settings {
+    /// Port 0 takes any.
+    pub(crate) address: SocketAddr,
+    /// Whether it follows what others write from the start; else it lags until [`Plane::follow`].
+    pub(crate) follow: bool,
+    pub(crate) sharing: Sharing,
+    pub(crate) replica: &'static str,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            address: ([127, 0, 0, 1], 0).into(),
+            follow: true,
+            sharing: Sharing::Alone,
+            replica: "replica-a",
+        }
+    }
+}
+
+impl Plane {
+    pub(crate) async fn start(database: &Database) -> Self {
+        Self::start_with(database, Settings::default()).await
+    }
+
+    pub(crate) async fn start_with(database: &Database, settings: Settings) -> Self {
+        let store = store::open(&database.url()).await.unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let publisher = Publisher::start(store.clone(), metrics.clone()).await.unwrap();
+        let tokens = Tokens::load(store.clone(), metrics.clone()).await.unwrap();
+        tokens.ensure("proxy", Role::Proxy, &TokenText(TOKEN.into())).await.unwrap();
+        let board = Board::open(store.clone(), settings.replica, settings.sharing).await.unwrap();
+        let listener = listen(settings.address).await;
+        let address = listener.local_addr().unwrap();
+        let xds = Xds::new(publisher.clone(), board.clone(), tokens.clone(), metrics);
+        let open_streams = xds.open_streams();
+        let shutdown = CancellationToken::new();
+        let serving = xds.serve(listener, None, shutdown.clone());
+        let tasks = vec![
+            tokio::spawn(async move { serving.await.unwrap() }),
+            tokio::spawn(board.clone().run(shutdown.clone())),
+        ];
+        let writer = Writer::new(publisher.clone());
+        let mut plane = Self {
+            store,
+            publisher,
+            board,
+            tokens,
+            address,
+            open_streams,
+            shutdown,
+            writer,
+            tasks,
+            following: false,
+        };
+        if settings.follow {
+            plane.follow();
+        }
+        plane
+    }
+
+    pub(crate) fn follow(&mut self) {
+        if !std::mem::replace(&mut self.following, true) {
+            self.tasks.push(tokio::spawn(self.publisher.clone().follow(self.shutdown.clone())));
+        }
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+    }
+
+    /// Ends it as a crash would: nothing is said to anyone.
+    pub(crate) fn kill(self) {
+        for task in self.tasks {
+            task.abort();
+        }
+        // The connections have tasks of their own.
+        self.shutdown.cancel();
+    }
+
+    pub(crate) async fn put(&self, key: &str, spec: Value) -> u64 {
+        let operation = Operation::Put { key: key.parse().unwrap(), spec, precondition: Precondition::None };
+        self.write(operation).await
+    }
+
+    pub(crate) async fn delete(&self, key: &str) -> u64 {
+        self.write(Operation::Delete { key: key.parse().unwrap(), precondition: Precondition::None }).await
+    }
+
+    /// A declarative document, all of it in one revision.
+    pub(crate) async fn apply(&self, document: &str) -> u64 {
+        let entries = signalbox_config::document::split(document).unwrap();
+        let document = Document::apply(entries, Prune::Keep, &self.publisher.current()).unwrap();
+        self.write(Operation::Apply(document)).await
+    }
+
+    /// The revision it made.
+    pub(crate) async fn write(&self, operation: Operation) -> u64 {
+        let author = Author { name: "test".into(), message: String::new(), action: "test".into() };
+        self.writer.write(author, operation, Mode::Store).await.unwrap().revision.expect("something changes")
+    }
+
+    pub(crate) fn head(&self) -> u64 {
+        self.publisher.current().snapshot.id().number
+    }
+
+    pub(crate) fn proxy(&self, id: &str) -> ProxyStatus {
+        self.board.proxy(id).unwrap_or_else(|| panic!("{id} is not known"))
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+async fn listen(address: SocketAddr) -> TcpListener {
+    let started = std::time::Instant::now();
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            // One that was killed may not have let go of it yet.
+            Err(error) => assert!(started.elapsed() < DEADLINE, "{address}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A route whose answer's body is `body`.
+pub(crate) fn route(body: &str) -> Value {
+    json!({"match": {"paths": [{"prefix": "/"}]}, "respond": {"status": 200, "body": body}})
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < DEADLINE, "it did not come to this: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for `future`, but not for ever.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("it did not come to this: {what}"))
+}
+
+/// A client that says what a test wants.
+pub(crate) struct Raw {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: Streaming<DeltaDiscoveryResponse>,
+    probes: usize,
+}
+
+impl Raw {
+    /// Opens a stream as `id`, and says nothing yet.
+    pub(crate) async fn connect(plane: &Plane) -> Self {
+        Self::with_token(plane, TOKEN).await.unwrap()
+    }
+
+    pub(crate) async fn with_token(plane: &Plane, token: &str) -> Result<Self, tonic::Status> {
+        let channel = Endpoint::from_shared(plane.url()).unwrap().connect().await.unwrap();
+        let (requests, outbound) = mpsc::channel(64);
+        let mut request = Request::new(ReceiverStream::new(outbound));
+        let value = format!("Bearer {token}").parse().unwrap();
+        request.metadata_mut().insert("authorization", value);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let responses = client.delta_aggregated_resources(request).await?.into_inner();
+        Ok(Self { requests, responses, probes: 0 })
+    }
+
+    /// Opens a stream as `id`, and subscribes to everything. `presented` is its marker's version.
+    pub(crate) async fn open(plane: &Plane, id: &str, presented: Option<&str>) -> Self {
+        let mut raw = Self::connect(plane).await;
+        raw.send(first_request(id, presented)).await;
+        raw
+    }
+
+    pub(crate) async fn send(&mut self, request: DeltaDiscoveryRequest) {
+        soon("the request is taken", self.requests.send(request)).await.unwrap();
+    }
+
+    pub(crate) async fn ack(&mut self, response: &DeltaDiscoveryResponse) {
+        self.answer(&response.nonce, None).await;
+    }
+
+    pub(crate) async fn nack(&mut self, response: &DeltaDiscoveryResponse, message: &str) {
+        let error = rpc::Status { code: 3, message: message.to_owned(), details: Vec::new() };
+        self.answer(&response.nonce, Some(error)).await;
+    }
+
+    pub(crate) async fn answer(&mut self, nonce: &str, error_detail: Option<rpc::Status>) {
+        let request = DeltaDiscoveryRequest {
+            type_url: RESOURCE_TYPE_URL.to_owned(),
+            response_nonce: nonce.to_owned(),
+            error_detail,
+            ..Default::default()
+        };
+        self.send(request).await;
+    }
+
+    pub(crate) async fn receive(&mut self) -> DeltaDiscoveryResponse {
+        self.try_receive().await.unwrap().expect("the stream is open")
+    }
+
+    pub(crate) async fn try_receive(&mut self) -> Result<Option<DeltaDiscoveryResponse>, tonic::Status> {
+        soon("a response comes", self.responses.message()).await
+    }
+
+    /// The parts of a revision, the marker in the last.
+    pub(crate) async fn receive_revision(&mut self) -> Received {
+        let mut received = Received::default();
+        loop {
+            let response = self.receive().await;
+            received.removed.extend(response.removed_resources.iter().cloned());
+            let mut marker = None;
+            for resource in &response.resources {
+                match marker_of(resource.resource.as_ref().unwrap().value.clone()) {
+                    Some(found) => marker = Some(found),
+                    None => received.put.push(resource.name.clone()),
+                }
+            }
+            received.parts += 1;
+            if let Some(marker) = marker {
+                received.marker = marker;
+                received.last = response;
+                return received;
+            }
+        }
+    }
+
+    /// Shows that nothing was to be sent: a type that is subscribed now is answered, and nothing comes before.
+    pub(crate) async fn expect_quiet(&mut self) {
+        self.probes += 1;
+        // Sorts behind, and is sent behind, what there is of ours.
+        let type_url = format!("type.googleapis.com/zz.Probe{}", self.probes);
+        self.send(DeltaDiscoveryRequest { type_url: type_url.clone(), ..Default::default() }).await;
+        let response = self.receive().await;
+        assert_eq!(response.type_url, type_url, "nothing else was to be sent: {response:?}");
+        assert!(response.resources.is_empty());
+    }
+}
+
+/// A revision as it came.
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    pub(crate) put: Vec<String>,
+    pub(crate) removed: Vec<String>,
+    pub(crate) marker: Revision,
+    pub(crate) parts: usize,
+    pub(crate) last: DeltaDiscoveryResponse,
+}
+
+impl Received {
+    /// What a client presents that has it.
+    pub(crate) fn version(&self) -> String {
+        self.last.resources.last().unwrap().version.clone()
+    }
+}
+
+pub(crate) fn marker_of(bytes: bytes::Bytes) -> Option<Revision> {
+    match WireResource::decode(bytes).unwrap().kind {
+        Some(Kind::Revision(marker)) => Some(marker),
+        _ => None,
+    }
+}
+
+pub(crate) fn first_request(id: &str, presented: Option<&str>) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        node: Some(Node { id: id.to_owned(), ..Node::default() }),
+        type_url: RESOURCE_TYPE_URL.to_owned(),
+        resource_names_subscribe: vec!["*".to_owned()],
+        initial_resource_versions: presented
+            .map(|version| (signalbox_proto::MARKER_NAME.to_owned(), version.to_owned()))
+            .into_iter()
+            .collect(),
+        ..Default::default()
+    }
+}
+
+/// A data plane that serves nobody, and notes what it is told.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    state: Mutex<Recorded>,
+}
+
+#[derive(Default)]
+pub(crate) struct Recorded {
+    /// What it has, by applying the changes alone.
+    pub(crate) resources: BTreeMap<ResourceKey, Arc<Resource>>,
+    /// The revisions it applied, and of how many changes each.
+    pub(crate) applied: Vec<(u64, usize)>,
+    /// With what it refuses everything.
+    pub(crate) refuse: Option<Vec<Rejected>>,
+    /// How often it refused.
+    pub(crate) refused: usize,
+}
+
+impl Recorder {
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Recorded) -> T) -> T {
+        look(&mut self.state.lock().unwrap())
+    }
+
+    pub(crate) fn refuse(&self, reason: Option<&str>) {
+        let refuse = reason.map(|message| {
+            let key = Some("listener/http".parse().unwrap());
+            vec![Rejected { key, field: "address".into(), message: message.into() }]
+        });
+        self.with(|recorded| recorded.refuse = refuse);
+    }
+}
+
+impl DataPlane for Recorder {
+    fn apply(&self, candidate: &Candidate) -> Result<(), Vec<Rejected>> {
+        self.with(|recorded| {
+            if let Some(reasons) = &recorded.refuse {
+                recorded.refused += 1;
+                return Err(reasons.clone());
+            }
+            for change in &candidate.changes {
+                match change {
+                    Change::Put(resource) => {
+                        recorded.resources.insert(resource.key().clone(), resource.clone())
+                    }
+                    Change::Delete(key) => recorded.resources.remove(key),
+                };
+            }
+            // The changes must lead to the snapshot. If they do not, this shows as a revision that is never applied.
+            assert_eq!(content(recorded.resources.values()), content(candidate.snapshot.iter()));
+            recorded.applied.push((candidate.snapshot.id().number, candidate.changes.len()));
+            Ok(())
+        })
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
+
+    fn listeners(&self) -> BTreeMap<String, SocketAddr> {
+        BTreeMap::new()
+    }
+}
+
+pub(crate) fn content<'a>(
+    resources: impl IntoIterator<Item = &'a Arc<Resource>>,
+) -> BTreeMap<ResourceKey, Fingerprint> {
+    resources.into_iter().map(|resource| (resource.key().clone(), *resource.fingerprint())).collect()
+}
+
+/// A proxy without a data path.
+pub(crate) struct Proxy {
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) status: watch::Receiver<Status>,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), StartError>>,
+}
+
+impl Proxy {
+    pub(crate) fn start(addresses: &[String], data_dir: &Path, id: &str) -> Self {
+        Self::start_with(addresses, data_dir, id, Arc::default())
+    }
+
+    pub(crate) fn start_with(
+        addresses: &[String],
+        data_dir: &Path,
+        id: &str,
+        recorder: Arc<Recorder>,
+    ) -> Self {
+        let source = Source::ControlPlanes(ControlPlanes {
+            addresses: addresses.to_vec(),
+            token: Some(TOKEN.to_owned()),
+            tls: Tls::default(),
+            node_id: Some(id.to_owned()),
+            fleet: "default".to_owned(),
+            labels: BTreeMap::new(),
+            data_dir: data_dir.to_owned(),
+        });
+        let (sender, status) = watch::channel(Status::default());
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(source::run(source, recorder.clone(), sender, shutdown.clone()));
+        Self { recorder, status, shutdown, task }
+    }
+
+    pub(crate) fn serves(&self) -> Option<u64> {
+        self.status.borrow().serving.as_ref().map(|serving| serving.revision.number)
+    }
+
+    pub(crate) async fn until_serves(&self, number: u64) {
+        let mut status = self.status.clone();
+        let serves = |status: &Status| {
+            status.serving.as_ref().is_some_and(|serving| serving.revision.number == number)
+        };
+        let waited = tokio::time::timeout(DEADLINE, status.wait_for(serves)).await;
+        assert!(waited.is_ok(), "revision {number} is not served: {:?}", self.status.borrow());
+    }
+
+    /// Whether what it has is `snapshot`.
+    pub(crate) fn has(&self, snapshot: &Snapshot) -> bool {
+        self.recorder.with(|recorded| content(recorded.resources.values()) == content(snapshot.iter()))
+    }
+
+    /// Ends it in order.
+    pub(crate) async fn stop(self) -> Result<(), StartError> {
+        self.shutdown.cancel();
+        soon("the proxy ends", self.task).await.unwrap()
+    }
+
+    /// How it ended by itself.
+    pub(crate) async fn ended(self) -> Result<(), StartError> {
+        soon("the proxy ends", self.task).await.unwrap()
+    }
+}
