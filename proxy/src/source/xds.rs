@@ -229,6 +229,10 @@ impl Client {
                 session.client.status.send_modify(|status| status.connected = true);
             }
             if let Err(ended) = session.on_response(response).await {
+                // Half closed, and read to its end: so that what was said last arrives.
+                drop(session);
+                let until_closed = async { while let Ok(Some(_)) = responses.message().await {} };
+                let _ = tokio::time::timeout(CLOSE_TIMEOUT, until_closed).await;
                 return ended;
             }
         }
@@ -515,6 +519,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE: Duration = Duration::from_secs(4);
 
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 

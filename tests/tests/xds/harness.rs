@@ -14,7 +14,7 @@ use signalbox_control_plane::board::{Board, ProxyStatus, Sharing};
 use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::store::{self, Role, Store};
-use signalbox_control_plane::writer::{Author, Document, Mode, Operation, Precondition, Prune, Writer};
+use signalbox_control_plane::writer::{Author, Mode, Operation, Precondition, Prune, Writer};
 use signalbox_control_plane::xds::Xds;
 use signalbox_proto::RESOURCE_TYPE_URL;
 use signalbox_proto::envoy::config::core::v3::Node;
@@ -27,6 +27,7 @@ use signalbox_proxy::source::{
 };
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -66,7 +67,19 @@ pub(crate) struct Plane {
     pub(crate) shutdown: CancellationToken,
     writer: Writer,
     tasks: Vec<JoinHandle<()>>,
+    /// Of the server alone, so that it can end as with a crash.
+    runtime: ServerRuntime,
     following: bool,
+}
+
+struct ServerRuntime(Option<Runtime>);
+
+impl Drop for ServerRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// How a control plane is started.
@@ -102,14 +115,16 @@ impl Plane {
         let tokens = Tokens::load(store.clone(), metrics.clone()).await.unwrap();
         tokens.ensure("proxy", Role::Proxy, &TokenText(TOKEN.into())).await.unwrap();
         let board = Board::open(store.clone(), settings.replica, settings.sharing).await.unwrap();
-        let listener = listen(settings.address).await;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let listener = runtime.spawn(listen(settings.address)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let xds = Xds::new(publisher.clone(), board.clone(), tokens.clone(), metrics);
         let open_streams = xds.open_streams();
         let shutdown = CancellationToken::new();
         let serving = xds.serve(listener, None, shutdown.clone());
         let tasks = vec![
-            tokio::spawn(async move { serving.await.unwrap() }),
+            runtime.spawn(async move { serving.await.unwrap() }),
             tokio::spawn(board.clone().run(shutdown.clone())),
         ];
         let writer = Writer::new(publisher.clone());
@@ -123,6 +138,7 @@ impl Plane {
             shutdown,
             writer,
             tasks,
+            runtime: ServerRuntime(Some(runtime)),
             following: false,
         };
         if settings.follow {
@@ -147,11 +163,10 @@ impl Plane {
 
     /// Ends it as a crash would: nothing is said to anyone.
     pub(crate) fn kill(self) {
-        for task in self.tasks {
+        for task in &self.tasks {
             task.abort();
         }
-        // The connections have tasks of their own.
-        self.shutdown.cancel();
+        drop(self.runtime);
     }
 
     pub(crate) async fn put(&self, key: &str, spec: Value) -> u64 {
@@ -166,8 +181,7 @@ impl Plane {
     /// A declarative document, all of it in one revision.
     pub(crate) async fn apply(&self, document: &str) -> u64 {
         let entries = signalbox_config::document::split(document).unwrap();
-        let document = Document::apply(entries, Prune::Keep, &self.publisher.current()).unwrap();
-        self.write(Operation::Apply(document)).await
+        self.write(Operation::apply(entries, Prune::Keep, &self.publisher.current()).unwrap()).await
     }
 
     /// The revision it made.
@@ -472,6 +486,13 @@ impl Proxy {
     /// Whether what it has is `snapshot`.
     pub(crate) fn has(&self, snapshot: &Snapshot) -> bool {
         self.recorder.with(|recorded| content(recorded.resources.values()) == content(snapshot.iter()))
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        // Until then it holds its data directory.
+        assert!(soon("it is gone", self.task).await.unwrap_err().is_cancelled());
     }
 
     /// Ends it in order.

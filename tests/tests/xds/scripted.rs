@@ -1,1 +1,313 @@
-//!
+//! The proxies' own client against a control plane that says what a test wants, right or wrong.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use serde_json::json;
+use signalbox_config::{Change, Kind, Resource, RevisionId, Snapshot, wire};
+use signalbox_plugins::Catalog;
+use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use signalbox_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
+};
+use signalbox_proto::google::protobuf::Any;
+use signalbox_proto::signalbox::config::v1::Rejection;
+use signalbox_proto::{MARKER_NAME, RESOURCE_TYPE_URL};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::harness::*;
+
+struct Scripted {
+    address: SocketAddr,
+    streams: mpsc::Receiver<Stream>,
+}
+
+struct Stream {
+    requests: Streaming<DeltaDiscoveryRequest>,
+    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    nonces: usize,
+}
+
+struct Service(mpsc::Sender<Stream>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Service {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (responses, outbound) = mpsc::channel(16);
+        let stream = Stream { requests: request.into_inner(), responses, nonces: 0 };
+        self.0.send(stream).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(ReceiverStream::new(outbound)))
+    }
+}
+
+impl Scripted {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, streams) = mpsc::channel(16);
+        let service = AggregatedDiscoveryServiceServer::new(Service(sender));
+        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));
+        Self { address, streams }
+    }
+
+    fn urls(&self) -> Vec<String> {
+        vec![format!("http://{}", self.address)]
+    }
+
+    /// The next stream, and its first request.
+    async fn accept(&mut self) -> (Stream, DeltaDiscoveryRequest) {
+        let mut stream = soon("the proxy connects", self.streams.recv()).await.unwrap();
+        let first = stream.request().await;
+        (stream, first)
+    }
+}
+
+impl Stream {
+    async fn request(&mut self) -> DeltaDiscoveryRequest {
+        soon("the proxy says something", self.requests.message()).await.unwrap().unwrap()
+    }
+
+    /// Sends a response; its nonce.
+    async fn send(&mut self, resources: Vec<WireResource>, removed: &[&str]) -> String {
+        self.nonces += 1;
+        let nonce = self.nonces.to_string();
+        let response = DeltaDiscoveryResponse {
+            resources,
+            removed_resources: removed.iter().map(ToString::to_string).collect(),
+            type_url: RESOURCE_TYPE_URL.to_owned(),
+            nonce: nonce.clone(),
+            ..Default::default()
+        };
+        self.responses.send(Ok(response)).await.unwrap();
+        nonce
+    }
+
+    async fn expect_ack(&mut self, nonce: &str) {
+        let request = self.request().await;
+        assert_eq!((request.response_nonce.as_str(), request.error_detail), (nonce, None));
+    }
+
+    async fn expect_nack(&mut self, nonce: &str) -> Rejection {
+        let request = self.request().await;
+        assert_eq!(request.response_nonce, nonce);
+        let detail = request.error_detail.expect("it is rejected").details.remove(0);
+        assert_eq!(detail.type_url, "type.googleapis.com/signalbox.config.v1.Rejection");
+        Rejection::decode(detail.value).unwrap()
+    }
+}
+
+fn resource(name: &str, body: &str) -> Arc<Resource> {
+    let mut spec = route(body);
+    spec["name"] = name.into();
+    Arc::new(Resource::parse(Kind::Route, spec, &Catalog).unwrap())
+}
+
+fn snapshot(number: u64, resources: &[&Arc<Resource>]) -> Snapshot {
+    let id = RevisionId { epoch: "e".into(), number };
+    Snapshot::empty("e").with(id, 1, resources.iter().map(|resource| Change::Put((*resource).clone())))
+}
+
+fn sent(resource: &Resource) -> WireResource {
+    named(&resource.key().to_string(), resource.encoded())
+}
+
+fn marker(snapshot: &Snapshot, full: bool) -> WireResource {
+    named(MARKER_NAME, wire::encode_marker(snapshot, full))
+}
+
+fn named(name: &str, value: Bytes) -> WireResource {
+    let any = Any { type_url: RESOURCE_TYPE_URL.to_owned(), value };
+    WireResource { name: name.to_owned(), resource: Some(any), ..Default::default() }
+}
+
+/// A proxy that serves `route/a` of revision 5, and its stream.
+async fn serving_five(scripted: &mut Scripted, dir: &std::path::Path) -> (Proxy, Stream, Arc<Resource>) {
+    let proxy = Proxy::start(&scripted.urls(), dir, "p");
+    let (mut stream, _) = scripted.accept().await;
+    let a = resource("a", "one");
+    let nonce = stream.send(vec![sent(&a), marker(&snapshot(5, &[&a]), true)], &[]).await;
+    stream.expect_ack(&nonce).await;
+    (proxy, stream, a)
+}
+
+#[tokio::test]
+async fn an_ack_means_that_the_revision_is_served() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (proxy, _stream, _) = serving_five(&mut scripted, dir.path()).await;
+    assert_eq!(proxy.serves(), Some(5));
+}
+
+#[tokio::test]
+async fn nothing_of_a_revision_is_served_before_its_marker() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (proxy, mut stream, a) = serving_five(&mut scripted, dir.path()).await;
+    let (b, c) = (resource("b", "b"), resource("c", "c"));
+    stream.send(vec![sent(&b)], &["route/a"]).await;
+    drop(stream);
+    // What was staged is gone with its stream.
+    let (mut stream, first) = scripted.accept().await;
+    let presented = wire::marker_version(snapshot(5, &[&a]).id(), &snapshot(5, &[&a]).digest());
+    assert_eq!(first.initial_resource_versions[MARKER_NAME], presented);
+    assert!(proxy.has(&snapshot(5, &[&a])));
+    stream.send(vec![sent(&c)], &[]).await;
+    let nonce = stream.send(vec![marker(&snapshot(6, &[&a, &c]), false)], &[]).await;
+    stream.expect_ack(&nonce).await;
+    assert!(proxy.has(&snapshot(6, &[&a, &c])));
+}
+
+#[tokio::test]
+async fn drift_is_reported_and_followed_by_one_full_resync() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (proxy, mut stream, a) = serving_five(&mut scripted, dir.path()).await;
+    let (b, c) = (resource("b", "b"), resource("c", "c"));
+    // The marker is of a set that has c, too.
+    let whole = snapshot(6, &[&a, &b, &c]);
+    let nonce = stream.send(vec![sent(&b), marker(&whole, false)], &[]).await;
+    let rejection = stream.expect_nack(&nonce).await;
+    assert!(rejection.drift);
+    assert_eq!(rejection.revision, 6);
+    assert!(rejection.errors[0].message.contains("has 2 resources here, and 3"), "{rejection:?}");
+    assert_eq!(proxy.serves(), Some(5), "what was served stays");
+    drop(stream);
+    let (mut stream, first) = scripted.accept().await;
+    assert!(first.initial_resource_versions.is_empty(), "it asks for everything");
+    let nonce = stream.send(vec![sent(&a), sent(&b), sent(&c), marker(&whole, true)], &[]).await;
+    stream.expect_ack(&nonce).await;
+    assert!(proxy.has(&whole));
+    // Of everything, only what differed was a change.
+    assert_eq!(proxy.recorder.with(|recorded| recorded.applied.clone()), [(5, 1), (6, 2)]);
+}
+
+/// Case 2.
+#[tokio::test]
+async fn an_older_revision_of_the_same_epoch_is_never_applied() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (proxy, mut stream, a) = serving_five(&mut scripted, dir.path()).await;
+    let old = resource("a", "old");
+    for full in [true, false] {
+        let nonce = stream.send(vec![sent(&old), marker(&snapshot(4, &[&old]), full)], &[]).await;
+        let rejection = stream.expect_nack(&nonce).await;
+        assert!(!rejection.drift);
+        assert!(rejection.errors[0].message.contains("is older than revision 5"), "{rejection:?}");
+    }
+    assert!(proxy.has(&snapshot(5, &[&a])));
+}
+
+#[tokio::test]
+async fn another_epoch_may_count_from_anywhere() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (proxy, mut stream, a) = serving_five(&mut scripted, dir.path()).await;
+    let id = RevisionId { epoch: "f".into(), number: 2 };
+    let other = Snapshot::empty("f").with(id, 1, [Change::Put(a.clone())]);
+    let nonce = stream.send(vec![sent(&a), marker(&other, true)], &[]).await;
+    stream.expect_ack(&nonce).await;
+    assert_eq!(proxy.serves(), Some(2));
+}
+
+#[tokio::test]
+async fn a_duplicate_name_in_one_response_is_rejected() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (proxy, mut stream, a) = serving_five(&mut scripted, dir.path()).await;
+    let b = resource("b", "b");
+    let set = snapshot(6, &[&a, &b]);
+    let nonce = stream.send(vec![sent(&b), sent(&b), marker(&set, false)], &[]).await;
+    let rejection = stream.expect_nack(&nonce).await;
+    let error = &rejection.errors[0];
+    assert_eq!((&*error.kind, &*error.name, &*error.message), ("route", "b", "is twice in one response"));
+    // Named correctly, the same revision is good.
+    let nonce = stream.send(vec![sent(&b), marker(&set, false)], &[]).await;
+    stream.expect_ack(&nonce).await;
+    assert!(proxy.has(&set));
+    assert!(proxy.status.borrow().rejected.is_empty());
+    assert_eq!(proxy.status.borrow().rejected_total, 1);
+}
+
+/// Case 15.
+#[tokio::test]
+async fn what_a_newer_control_plane_sends_is_rejected_by_name() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (proxy, mut stream, a) = serving_five(&mut scripted, dir.path()).await;
+    // A kind of field 9, which is not known here, and a route with a field that is not.
+    let policy = named("policy/strict", Bytes::from_static(&[0x4a, 0x02, b'{', b'}']));
+    let mut spec = route("b");
+    spec["name"] = json!("b");
+    spec["teleport"] = json!({"to": "mars"});
+    spec["priority"] = json!("high");
+    let json = serde_json::to_vec(&spec).unwrap();
+    let kind = signalbox_proto::signalbox::config::v1::resource::Kind::Route(json.into());
+    let bytes = signalbox_proto::signalbox::config::v1::Resource { kind: Some(kind) }.encode_to_vec();
+    let newer = named("route/b", bytes.into());
+    // In parts, for all that is wrong is told at once.
+    stream.send(vec![policy], &[]).await;
+    let nonce = stream.send(vec![newer, marker(&snapshot(6, &[&a]), false)], &[]).await;
+    let rejection = stream.expect_nack(&nonce).await;
+    let errors: Vec<_> = (rejection.errors.iter())
+        .map(|error| format!("{}/{} {}: {}", error.kind, error.name, error.field, error.message))
+        .collect();
+    assert!(
+        errors[0].starts_with("policy/strict : ") && errors[0].contains("kind that this version"),
+        "{errors:?}"
+    );
+    assert!(errors.iter().any(|error| error.starts_with("route/b teleport: ")), "{errors:?}");
+    assert!(errors.iter().any(|error| error.starts_with("route/b priority: ")), "{errors:?}");
+    assert!(!rejection.drift);
+    assert!(proxy.has(&snapshot(5, &[&a])));
+}
+
+/// Case 11.
+#[tokio::test]
+async fn a_reconnect_sends_only_the_marker_however_many_resources_there_are() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(&scripted.urls(), dir.path(), "p");
+    let (mut stream, _) = scripted.accept().await;
+    let many: Vec<_> = (0..2000).map(|index| resource(&format!("r{index}"), "x")).collect();
+    let set = snapshot(1, &many.iter().collect::<Vec<_>>());
+    let mut parts = many.chunks(500).map(|part| part.iter().map(|resource| sent(resource)).collect());
+    while let Some(part) = parts.next() {
+        stream.send(part, &[]).await;
+    }
+    let nonce = stream.send(vec![marker(&set, true)], &[]).await;
+    stream.expect_ack(&nonce).await;
+    drop(stream);
+    let (_stream, first) = scripted.accept().await;
+    assert_eq!(first.initial_resource_versions.len(), 1);
+    assert!(first.encoded_len() < 512);
+    assert!(proxy.has(&set));
+}
+
+#[tokio::test]
+async fn an_ack_of_what_is_served_already_applies_nothing() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (proxy, mut stream, a) = serving_five(&mut scripted, dir.path()).await;
+    let set = snapshot(5, &[&a]);
+    for (resources, full) in [(vec![], false), (vec![sent(&a)], true), (vec![sent(&a)], false)] {
+        let mut resources = resources;
+        resources.push(marker(&set, full));
+        let nonce = stream.send(resources, &[]).await;
+        stream.expect_ack(&nonce).await;
+    }
+    assert_eq!(proxy.recorder.with(|recorded| recorded.applied.len()), 1);
+}
