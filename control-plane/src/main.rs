@@ -102,8 +102,7 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
         .await
         .with_context(|| format!("the admin address {} cannot be bound", args.admin_address))?;
     tracing::info!(address = %admin.local_addr()?, tls = is_tls, "the admin API listens");
-    let serving = serve::serve(admin, tls, site.clone(), shutdown.clone());
-    tasks.spawn(async { Ok(serving.await) });
+    part(tasks, serve::serve(admin, tls, site.clone(), shutdown.clone()));
 
     let store = open(&args.database_url).await?;
     if args.new_epoch {
@@ -124,12 +123,9 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
     let board =
         Board::open(Arc::clone(&store), &replica, sharing).await.context("the board cannot be read")?;
 
-    let following = Arc::clone(&publisher).follow(shutdown.clone());
-    tasks.spawn(async { Ok(following.await) });
-    let following = Arc::clone(&tokens).follow(shutdown.clone());
-    tasks.spawn(async { Ok(following.await) });
-    let running = Arc::clone(&board).run(shutdown.clone());
-    tasks.spawn(async { Ok(running.await) });
+    part(tasks, Arc::clone(&publisher).follow(shutdown.clone()));
+    part(tasks, Arc::clone(&tokens).follow(shutdown.clone()));
+    part(tasks, Arc::clone(&board).run(shutdown.clone()));
 
     // Bound only now: who has not loaded the set must not be connected to.
     let listener = TcpListener::bind(args.xds_address)
@@ -150,9 +146,17 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
         tls: is_tls,
         shutdown: shutdown.clone(),
     });
-    tasks.spawn(async { Ok(feed.await) });
+    part(tasks, feed);
     site.open(router);
     Ok(())
+}
+
+/// Runs a part that cannot fail.
+fn part(tasks: &mut JoinSet<Result<()>>, running: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(async {
+        running.await;
+        Ok(())
+    });
 }
 
 /// Opens the database; one that is not there yet is waited for.

@@ -90,14 +90,14 @@ impl Published {
     fn next(
         &self,
         summary: &RevisionSummary,
-        changes: Vec<Change>,
+        changes: &[Change],
         unreadable: Vec<(ResourceKey, Vec<FieldError>)>,
         relations: Option<Relations>,
     ) -> Self {
         let mut next = self.clone();
         let id = RevisionId { epoch: self.snapshot.id().epoch.clone(), number: summary.number };
         let changed: Arc<[ResourceKey]> = changes.iter().map(|change| change.key().clone()).collect();
-        for change in &changes {
+        for change in changes {
             next.forget_body(change.key(), &self.snapshot);
             next.note_body(change);
             next.unreadable.remove(change.key());
@@ -114,7 +114,7 @@ impl Published {
         next.relations = relations.unwrap_or_else(|| {
             // Only what could not be read makes this fail, for the log holds nothing but closed sets.
             self.relations
-                .with(&self.snapshot, &next.snapshot, &changes)
+                .with(&self.snapshot, &next.snapshot, changes)
                 .unwrap_or_else(|_| Relations::of(&next.snapshot))
         });
         next.history.push(summary.number, changed);
@@ -134,7 +134,7 @@ impl Published {
                 },
             }
         }
-        self.next(&revision.summary, changes, unreadable, None)
+        self.next(&revision.summary, &changes, unreadable, None)
     }
 
     fn forget_body(&mut self, key: &ResourceKey, before: &Snapshot) {
@@ -461,7 +461,7 @@ impl Turn<'_> {
             committed_at_us: committed.committed_at_us,
             change_count: changes.len() as u32,
         };
-        let next = current.next(&summary, changes, Vec::new(), Some(relations));
+        let next = current.next(&summary, &changes, Vec::new(), Some(relations));
         self.publisher.publish(next, [summary]);
         Ok(committed)
     }

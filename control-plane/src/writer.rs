@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use signalbox_config::document::Entry;
@@ -167,8 +168,8 @@ pub enum Refused {
         /// The same, by field.
         errors: Vec<FieldError>,
     },
-    /// Other control planes write so much that this one never came first.
-    #[error("other writes came first, again and again")]
+    /// Other writes came first for too long, of this control plane or of others.
+    #[error("other writes came first for too long")]
     Busy,
     /// The store did not do it.
     #[error("the revision could not be stored")]
@@ -177,6 +178,9 @@ pub enum Refused {
 
 /// How often a write that another replica overtook is tried anew.
 const ATTEMPTS: usize = 10;
+
+/// How long a write waits for those before it.
+const TURN: Duration = Duration::from_secs(10);
 
 impl Writer {
     /// Writes what `publisher` then publishes.
@@ -201,7 +205,8 @@ async fn write(
     operation: &Operation,
     mode: Mode,
 ) -> Result<Written, Refused> {
-    let mut turn = publisher.turn().await;
+    // With the database away every write takes as long as the store's deadline: those behind must not wait for all.
+    let mut turn = tokio::time::timeout(TURN, publisher.turn()).await.map_err(|_| Refused::Busy)?;
     // The usual write goes by what is published, and the store says whether that was the head. Whatever ends without
     // asking the store to commit must know that first.
     let mut verified = false;

@@ -1,5 +1,7 @@
 //! The admin API over real connections, on a real SQLite database. What proxies do is told to the board directly.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -150,7 +150,7 @@ impl Call {
             return Ok(Precondition::None);
         }
         let tags = self.tags(&header::IF_MATCH)?;
-        if tags.iter().any(|tag| *tag == "*") {
+        if tags.contains(&"*") {
             return Ok(Precondition::Present);
         }
         // A weak tag never matches here (RFC 9110, section 13.1.1).

@@ -92,7 +92,7 @@ async fn apply(call: Call) -> Result<Response, Problem> {
         })?;
         Operation::apply(entries, prune, &current).map_err(Problem::from)
     });
-    let operation = parsed.await.map_err(gave_up)??;
+    let operation = parsed.await.map_err(|error| gave_up(&error))??;
     let written = write(&call, operation).await?;
     let mode = call.mode()?;
     if mode == crate::writer::Mode::Store {
@@ -141,7 +141,7 @@ async fn export(call: Call) -> Result<Response, Problem> {
             document::to_yaml(&document)
         }
     });
-    let text = rendered.await.map_err(gave_up)?.map_err(|message| {
+    let text = rendered.await.map_err(|error| gave_up(&error))?.map_err(|message| {
         Problem::new(
             http::StatusCode::INTERNAL_SERVER_ERROR,
             format!("the document cannot be written: {message}"),
@@ -154,6 +154,7 @@ async fn export(call: Call) -> Result<Response, Problem> {
 }
 
 /// A task that panicked.
-pub(super) fn gave_up(error: tokio::task::JoinError) -> Problem {
-    Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, format!("it ended early: {error}"))
+pub(super) fn gave_up(error: &tokio::task::JoinError) -> Problem {
+    Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, "it ended early; the control plane's log says more")
+        .because(error.to_string())
 }

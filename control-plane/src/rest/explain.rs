@@ -178,7 +178,11 @@ async fn explain(call: Call) -> Result<Response, Problem> {
             let resources = super::revisions::set_at(&call, number).await?;
             let head = RevisionId { epoch: current.snapshot.id().epoch.clone(), number };
             let loaded = Loaded { head, committed_at_us: 0, resources };
-            Arc::new(tokio::task::spawn_blocking(|| Published::of(loaded)).await.map_err(gave_up)?)
+            Arc::new(
+                tokio::task::spawn_blocking(|| Published::of(loaded))
+                    .await
+                    .map_err(|error| gave_up(&error))?,
+            )
         }
     };
     ok(&request.explain(&published))

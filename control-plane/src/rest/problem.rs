@@ -11,9 +11,12 @@ use crate::publish::chain;
 use crate::store::StoreError;
 use crate::writer::Refused;
 
-/// Why a request was not done.
+/// Why a request was not done. Boxed, for it stands in every result.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(super) struct Problem(Box<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     status: StatusCode,
     detail: String,
     errors: Vec<FieldError>,
@@ -48,14 +51,14 @@ pub(super) struct ProblemBody {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Parts {
             status,
             detail: detail.into(),
             errors: Vec::new(),
             members: Map::new(),
             headers: Vec::new(),
             cause: None,
-        }
+        }))
     }
 
     /// 400
@@ -89,27 +92,28 @@ impl Problem {
     }
 
     pub(super) fn errors(mut self, errors: Vec<FieldError>) -> Self {
-        self.errors = errors;
+        self.0.errors = errors;
         self
     }
 
     pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.push((name, value));
+        self.0.headers.push((name, value));
         self
     }
 
     pub(super) fn member(mut self, name: &str, value: impl Serialize) -> Self {
-        self.members.insert(name.to_owned(), serde_json::to_value(value).unwrap_or_default());
+        self.0.members.insert(name.to_owned(), serde_json::to_value(value).unwrap_or_default());
         self
     }
 
     /// What the log should say beyond what the client is told.
     pub(super) fn cause(&self) -> Option<&str> {
-        self.cause.as_deref()
+        self.0.cause.as_deref()
     }
 
-    fn because(mut self, cause: String) -> Self {
-        self.cause = Some(cause);
+    /// Notes what the log should say.
+    pub(super) fn because(mut self, cause: String) -> Self {
+        self.0.cause = Some(cause);
         self
     }
 }
@@ -154,19 +158,20 @@ impl From<Refused> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let Parts { status, detail, errors, members, headers: further, cause: _ } = *self.0;
         let body = ProblemBody {
             kind: "about:blank",
-            title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
-            status: self.status.as_u16(),
-            detail: self.detail,
-            errors: self.errors,
-            members: self.members,
+            title: status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: status.as_u16(),
+            detail,
+            errors,
+            members,
         };
         let mut response = Response::new(serde_json::to_vec(&body).unwrap_or_default().into());
-        *response.status_mut() = self.status;
+        *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        for (name, value) in self.headers {
+        for (name, value) in further {
             headers.append(name, value);
         }
         response

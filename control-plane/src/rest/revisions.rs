@@ -184,8 +184,9 @@ async fn diff(call: Call) -> Result<Response, Problem> {
 async fn rollback(call: Call) -> Result<Response, Problem> {
     let number = call.number("number")?;
     let set = set_at(&call, number).await?;
-    let operation =
-        tokio::task::spawn_blocking(move || Operation::restore(&set)).await.map_err(gave_up)??;
+    let operation = tokio::task::spawn_blocking(move || Operation::restore(&set))
+        .await
+        .map_err(|error| gave_up(&error))??;
     let written = write(&call, operation).await?;
     let mode = call.mode()?;
     if mode == Mode::Store {
