@@ -4,7 +4,7 @@ import { EventsProvider } from "./api/events";
 import { Problem } from "./api/problem";
 import { useSession } from "./api/queries";
 import { Layout } from "./components/Layout";
-import { WatchedRevision } from "./components/RolloutCard";
+import { WatchedRevision } from "./components/RolloutStrip";
 import { Empty, Failed, Loading } from "./components/states";
 import { KINDS } from "./kinds";
 import { BoardPage } from "./pages/BoardPage";

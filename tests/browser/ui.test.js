@@ -21,7 +21,7 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
 
     await page.getByLabel("Token").fill(token);
     await page.getByRole("button", { name: "Log in" }).click();
-    await page.getByRole("heading", { name: "Proxies" }).waitFor();
+    await page.getByRole("heading", { name: "Proxies", exact: true }).waitFor();
     for (const id of proxies) await page.locator(`[data-proxy="${id}"]`).waitFor();
 
     await page.getByRole("button", { name: "Your session" }).click();
@@ -73,8 +73,8 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     assert.deepEqual(stored.plugins, [plugin]);
     assert.equal(stored.forward.upstreams[0].name, upstream);
 
-    const card = page.getByTestId("rollout-card");
-    await card.getByText(new RegExp(`live on \\d+ of \\d+ proxies in [\\d.]+ m?s`)).waitFor();
+    const strip = page.getByTestId("rollout-strip");
+    await strip.getByText(/is live on \d+ of \d+ proxies in [\d.]+ m?s/).waitFor();
 
     await navigate(page, "Board");
     await page.getByText("Route für die Benutzer").first().waitFor();
@@ -182,7 +182,7 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     const page = await openLoggedIn(t, browser, "/routes");
     await page.getByLabel("Find routes").fill(name);
     await page.getByRole("switch", { name: `Enable ${name}` }).click({ force: true });
-    await page.getByTestId("rollout-card").waitFor();
+    await page.getByTestId("rollout-strip").waitFor();
     assert.equal((await call("GET", `/routes/${name}`)).json.enabled, false);
   });
 
@@ -201,7 +201,7 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     await page.getByRole("button", { name: "Roll back to this" }).click();
     await page.getByRole("dialog").getByRole("button", { name: "Roll back" }).click();
     await changes.locator("tr.added", { hasText: "127.0.0.1:65000" }).waitFor();
-    await page.getByTestId("rollout-card").getByText(/live on/).waitFor();
+    await page.getByTestId("rollout-strip").getByText(/is live on/).waitFor();
     assert.equal((await call("GET", `/upstreams/${name}`)).json.targets[0].address, "127.0.0.1:65000");
 
     await choose(page, "Compare with revision", new RegExp(`^${first}(:|$)`));
@@ -210,7 +210,7 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
 
   test("a change made elsewhere appears on the board without a reload", async (t) => {
     const page = await openLoggedIn(t, browser);
-    await page.getByRole("heading", { name: "Proxies" }).waitFor();
+    await page.getByRole("heading", { name: "Proxies", exact: true }).waitFor();
     const marker = await page.evaluate(() => {
       window.loadedOnce = Math.random();
       return window.loadedOnce;
@@ -239,7 +239,7 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
 
   test("the board is operable by keyboard alone", async (t) => {
     const page = await openLoggedIn(t, browser);
-    await page.getByRole("heading", { name: "Proxies" }).waitFor();
+    await page.getByRole("heading", { name: "Proxies", exact: true }).waitFor();
     await page.keyboard.press("Tab");
     assert.equal(await page.evaluate(() => document.activeElement?.textContent), "Skip to the content");
     await page.keyboard.press("Tab");
@@ -272,15 +272,15 @@ async function navigate(page, name) {
   await page.getByRole("navigation", { name: "Main" }).getByRole("link", { name, exact: true }).click();
 }
 
-/** Presses the button of a new resource's form; the revision that the card says. */
+/** Presses the button of a new resource's form; the revision that the strip names. */
 async function create(page, singular) {
-  const shown = page.getByTestId("rollout-card").getByText(/^Revision \d+$/);
+  const shown = page.getByTestId("rollout-strip").getByText(/^Revision \d+$/);
   const old = (await shown.count()) > 0 ? await shown.textContent() : "";
   await page.getByRole("button", { name: `Create ${singular}` }).click();
   await page.getByRole("button", { name: "Save" }).waitFor();
   await page.waitForFunction(
     (old) => {
-      const text = document.querySelector("[data-testid=rollout-card]")?.textContent ?? "";
+      const text = document.querySelector("[data-testid=rollout-strip]")?.textContent ?? "";
       return /Revision \d+/.test(text) && text.match(/Revision \d+/)?.[0] !== old;
     },
     old,

@@ -61,7 +61,7 @@ export function ConvergenceTable({ rows }: { rows: Convergence[] }) {
               {row.state ? (
                 <RolloutBadge state={row.state} />
               ) : (
-                <Text size="xs" c="dimmed">
+                <Text size="sm" c="dimmed">
                   no proxies
                 </Text>
               )}

@@ -4,7 +4,7 @@ import { useDeleteResource } from "../api/queries";
 import type { KindInfo } from "../kinds";
 import { Confirm } from "./Confirm";
 import { IconTrash } from "./icons";
-import { useWatchRevision } from "./RolloutCard";
+import { useWatchRevision } from "./RolloutStrip";
 
 type Props = {
   kind: KindInfo;

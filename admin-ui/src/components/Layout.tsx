@@ -7,7 +7,7 @@ import { KINDS } from "../kinds";
 import { ColorSchemeToggle } from "./ColorScheme";
 import { IconUser } from "./icons";
 import { Logo } from "./Logo";
-import { RolloutCard } from "./RolloutCard";
+import { RolloutStrip } from "./RolloutStrip";
 
 export function Layout({ session }: { session: Session }) {
   const logout = useLogout();
@@ -67,6 +67,7 @@ export function Layout({ session }: { session: Session }) {
             </Container>
           </Box>
         )}
+        <RolloutStrip />
         <Container
           size={1480}
           px="lg"
@@ -79,7 +80,6 @@ export function Layout({ session }: { session: Session }) {
           <Outlet />
         </Container>
       </AppShell.Main>
-      <RolloutCard />
     </AppShell>
   );
 }

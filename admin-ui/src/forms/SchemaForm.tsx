@@ -80,7 +80,7 @@ function SchemaField({ name, schema, root, path, required, hideLabel }: FieldPro
   const base = {
     path,
     label: name,
-    description: hideLabel ? undefined : shape.description,
+    description: hideLabel ? undefined : prose(shape.description),
     placeholder: placeholderOf(shape),
     required,
     hideLabel,
@@ -101,7 +101,11 @@ function SchemaField({ name, schema, root, path, required, hideLabel }: FieldPro
         <SelectField
           {...base}
           numeric={shape.choices.every((choice) => typeof choice.value === "number")}
-          choices={shape.choices.map((choice) => ({ ...choice, value: String(choice.value) }))}
+          choices={shape.choices.map(({ value, label, description }) => ({
+            value: String(value),
+            label,
+            description: prose(description),
+          }))}
         />
       );
     case "list":
@@ -138,7 +142,7 @@ function SchemaField({ name, schema, root, path, required, hideLabel }: FieldPro
 type BaseProps = {
   path: string;
   label: string;
-  description?: string;
+  description?: ReactNode;
   placeholder?: string;
   required: boolean;
   hideLabel?: boolean;
@@ -176,30 +180,53 @@ function SchemaList({ item, root, ...base }: BaseProps & { item: Json; root: Jso
   );
 }
 
-/** An object: always there when it must be, else added and taken away as a whole. */
+/** An object: always there when it must be, else set and unset as a whole. */
 function ObjectField(props: BaseProps & { initial: () => Json; children: ReactNode }) {
   const field = useField(props.path);
-  const there = isObject(field.value);
+  const about = props.description && (
+    <Text size="xs" c="dimmed">
+      {props.description}
+    </Text>
+  );
+  const error = field.error && <FieldMessage text={field.error} />;
+  if (!isObject(field.value) && !props.required) {
+    return (
+      <Group justify="space-between" wrap="nowrap" align="flex-start">
+        <div>
+          <Text size="sm" fw="var(--mantine-font-weight-medium)">
+            {props.label}
+          </Text>
+          {about}
+          {error}
+        </div>
+        <Button
+          variant="default"
+          size="compact-sm"
+          aria-label={`Set ${props.label}`}
+          onClick={() => field.set(props.initial())}
+        >
+          Set
+        </Button>
+      </Group>
+    );
+  }
   return (
     <Fieldset legend={props.label} variant="default">
       <Stack gap="sm">
-        {props.description && (
-          <Text size="xs" c="dimmed">
-            {props.description}
-          </Text>
-        )}
-        {field.error && <FieldMessage text={field.error} />}
-        {(there || props.required) && props.children}
+        {about}
+        {error}
+        {props.children}
         {!props.required && (
-          <Group>
+          <div>
             <Button
               variant="default"
               size="compact-sm"
-              onClick={() => field.set(there ? undefined : props.initial())}
+              aria-label={`Unset ${props.label}`}
+              onClick={() => field.set(undefined)}
             >
-              {there ? `Remove ${props.label.toLowerCase()}` : `Set ${props.label.toLowerCase()}`}
+              Unset
             </Button>
-          </Group>
+          </div>
         )}
       </Stack>
     </Fieldset>
@@ -217,7 +244,7 @@ function Union({ variants, root, ...base }: BaseProps & { variants: Variant[]; r
     <Stack gap="xs">
       <Select
         {...(base.hideLabel ? { "aria-label": base.label } : { label: base.label })}
-        description={current?.description ?? base.description}
+        description={current?.description ? prose(current.description) : base.description}
         placeholder={base.placeholder}
         withAsterisk={base.required}
         error={inner === base.path ? undefined : field.error}
@@ -266,6 +293,20 @@ function OptionalSwitch(props: BaseProps) {
       onChange={(value) => field.set(value === null ? undefined : value === "yes")}
       clearable
     />
+  );
+}
+
+/** A description's `code` is set as code. */
+export function prose(text: string | undefined): ReactNode {
+  if (text === undefined) return undefined;
+  return text.split("`").map((part, index) =>
+    index % 2 === 0 ? (
+      part
+    ) : (
+      <span key={index} className="mono">
+        {part}
+      </span>
+    ),
   );
 }
 

@@ -106,7 +106,7 @@ export function SwitchField(props: FieldProps & { byDefault: boolean }) {
   );
 }
 
-export type Choice = { value: string; label: string; description?: string };
+export type Choice = { value: string; label: string; description?: ReactNode };
 
 type SelectProps = FieldProps & {
   choices: Choice[];

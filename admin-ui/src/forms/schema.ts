@@ -123,9 +123,9 @@ export function initialOf(schema: Json, root: Json): Json {
   }
 }
 
-/** `connect_timeout` → `Connect timeout`. */
+/** `connect_timeout` → `Connect timeout`, `custom_id` → `Custom ID`. */
 export function labelOf(name: string): string {
-  const words = name.replaceAll(/[_-]/g, " ");
+  const words = name.replaceAll(/[_-]/g, " ").replaceAll(/\bid\b/g, "ID");
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 

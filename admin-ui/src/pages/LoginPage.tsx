@@ -31,7 +31,7 @@ export function LoginPage() {
             </Group>
             <PasswordInput
               label="Token"
-              description="The control plane prints an admin token at its first start."
+              description="Printed by the control plane at its first start."
               value={token}
               onChange={(event) => {
                 setToken(event.currentTarget.value);

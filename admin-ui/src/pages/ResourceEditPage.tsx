@@ -22,7 +22,7 @@ import { Age } from "../components/Age";
 import { DeleteResource } from "../components/DeleteResource";
 import { Diff } from "../components/Diff";
 import { IconAlert } from "../components/icons";
-import { useWatchRevision } from "../components/RolloutCard";
+import { useWatchRevision } from "../components/RolloutStrip";
 import { Empty, Failed, Loading } from "../components/states";
 import { FormProvider, useFocusFirstError, useSpecForm } from "../forms/form";
 import { RawEditor } from "../forms/RawEditor";

@@ -8,7 +8,7 @@ import type { Resource } from "../api/types";
 import { Age } from "../components/Age";
 import { DeleteResource } from "../components/DeleteResource";
 import { IconPlus, IconSearch } from "../components/icons";
-import { useWatchRevision } from "../components/RolloutCard";
+import { useWatchRevision } from "../components/RolloutStrip";
 import { Empty, Failed, Loading } from "../components/states";
 import type { KindInfo } from "../kinds";
 

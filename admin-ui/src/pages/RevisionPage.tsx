@@ -20,7 +20,7 @@ import { Age } from "../components/Age";
 import { Confirm } from "../components/Confirm";
 import { Diff } from "../components/Diff";
 import { IconUndo } from "../components/icons";
-import { useWatchRevision } from "../components/RolloutCard";
+import { useWatchRevision } from "../components/RolloutStrip";
 import { RolloutBadge } from "../components/StateBadge";
 import { Empty, Failed, Loading } from "../components/states";
 import { convergenceOf } from "../lib/board";
@@ -127,7 +127,7 @@ function Facts({ revision }: { revision: RevisionDetail }) {
           </Text>
         </Fact>
         <Fact name="Rollout">
-          {row.state ? <RolloutBadge state={row.state} /> : <Text c="dimmed">not known</Text>}
+          {row.state ? <RolloutBadge state={row.state} /> : <Text c="dimmed">no proxies then</Text>}
           {row.state && (
             <Text className="cell-sub">
               {row.applied} of {plural(row.total, "proxy", "proxies")}
