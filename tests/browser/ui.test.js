@@ -256,14 +256,14 @@ const routeTo = (name, upstream) => ({
   forward: { upstreams: [{ name: upstream }] },
 });
 
-/** A text or number input by its label, the asterisk of a required one left aside. */
+/** An input by its label, the asterisk of a required one left aside. */
 function field(page, label) {
-  return page.getByRole("textbox", { name: new RegExp(`^${label}( \\*)?$`) });
+  const name = new RegExp(`^${label}( \\*)?$`);
+  return page.getByRole("textbox", { name }).or(page.getByRole("combobox", { name })).first();
 }
 
 async function choose(page, label, option) {
-  const input = page.getByRole("combobox", { name: new RegExp(`^${label}( \\*)?$`) }).or(field(page, label));
-  await input.first().click();
+  await field(page, label).click();
   await page.getByRole("option", { name: option, exact: typeof option === "string" }).first().click();
   await page.keyboard.press("Escape");
 }

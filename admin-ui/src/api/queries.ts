@@ -53,9 +53,10 @@ export function useLogout() {
   const queries = useQueryClient();
   return useMutation({
     mutationFn: () => read(api.DELETE("/session")),
-    onSuccess: () => {
-      queries.clear();
-      return queries.invalidateQueries({ queryKey: SESSION_KEY });
+    onSuccess: async () => {
+      // Asking anew who one is shows the login; then nothing of what this one has read is left for the next.
+      await queries.resetQueries({ queryKey: SESSION_KEY });
+      queries.removeQueries({ predicate: ({ queryKey }) => queryKey[0] !== SESSION_KEY[0] });
     },
   });
 }
