@@ -1,4 +1,5 @@
-//! The pages of `docs/plugins/`, one for each type, are made from the plugins' own files and schemas.
+//! The pages of `docs/plugins/`, one for each type, are made from the plugins' own files and schemas, and the tables of
+//! `docs/CONFIGURATION.md` from the specifications.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -7,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use signalbox_config::{ConsumerSpec, ListenerSpec, PluginSpec, RouteSpec, UpstreamSpec};
 use signalbox_plugins::{PluginType, TYPES};
 
 #[test]
@@ -22,6 +24,11 @@ fn the_pages_are_current() {
     }
     let index = fs::read_to_string(docs().join("README.md")).unwrap();
     assert!(index == with_table(&index), "the table of README.md is not current");
+    let configuration = fs::read_to_string(configuration()).unwrap();
+    assert!(
+        configuration == with_fields(&configuration),
+        "the tables of docs/CONFIGURATION.md are not current"
+    );
 }
 
 #[test]
@@ -32,6 +39,32 @@ fn write_the_pages() {
     }
     let index = docs().join("README.md");
     fs::write(&index, with_table(&fs::read_to_string(&index).unwrap())).unwrap();
+    let tables = with_fields(&fs::read_to_string(configuration()).unwrap());
+    fs::write(configuration(), tables).unwrap();
+}
+
+/// The page of the resources with the tables of their fields between its marks.
+fn with_fields(page: &str) -> String {
+    let mut page = page.to_owned();
+    for (kind, schema) in [
+        ("listener", schemars::schema_for!(ListenerSpec)),
+        ("route", schemars::schema_for!(RouteSpec)),
+        ("upstream", schemars::schema_for!(UpstreamSpec)),
+        ("plugin", schemars::schema_for!(PluginSpec)),
+        ("consumer", schemars::schema_for!(ConsumerSpec)),
+    ] {
+        let (start, end) = (format!("<!-- fields: {kind} -->\n"), "<!-- end -->\n");
+        let (before, rest) = page.split_once(&start).unwrap();
+        let (_, after) = rest.split_once(end).unwrap();
+        let mut table = "| field | type | default | meaning |\n| --- | --- | --- | --- |\n".to_owned();
+        write_fields(schema.as_value(), schema.as_value(), "", &mut table);
+        page = format!("{before}{start}{table}{end}{after}");
+    }
+    page
+}
+
+fn configuration() -> PathBuf {
+    docs().join("../CONFIGURATION.md")
 }
 
 /// The overview with the table of all types between its marks.
@@ -113,7 +146,9 @@ fn write_fields(root: &Value, schema: &Value, prefix: &str, page: &mut String) {
             }
             default => format!("`{default}`"),
         };
-        let mut meaning = property["description"].as_str().unwrap().to_owned();
+        // Of an enum of objects, the variant has the words, not its only field.
+        let words = [&property["description"], &schema["description"]];
+        let mut meaning = words.iter().find_map(|words| words.as_str()).unwrap().replace('\n', " ");
         for variant in variants(target).chain(variants(resolve(root, &target["items"]))) {
             write!(
                 meaning,
@@ -126,8 +161,20 @@ fn write_fields(root: &Value, schema: &Value, prefix: &str, page: &mut String) {
         let kind = kind(root, target);
         writeln!(page, "| `{prefix}{field}` | {kind} | {default} | {} |", meaning.replace('|', "\\|"))
             .unwrap();
-        if target.get("properties").is_some() {
-            write_fields(root, target, &format!("{prefix}{field}."), page);
+        for (object, prefix) in [
+            (target, format!("{prefix}{field}.")),
+            (resolve(root, &target["items"]), format!("{prefix}{field}[].")),
+        ] {
+            if object.get("properties").is_some() {
+                write_fields(root, object, &prefix, page);
+            }
+            for tagged in object["oneOf"].as_array().into_iter().flatten() {
+                if tagged.get("properties").is_some() {
+                    let mut optional = tagged.clone();
+                    optional["required"] = json!([]);
+                    write_fields(root, &optional, &prefix, page);
+                }
+            }
         }
     }
 }
@@ -168,6 +215,9 @@ fn kind(root: &Value, schema: &Value) -> String {
 
 /// What a `$ref` means, and what an optional type is when it is there.
 fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+    let optional =
+        schema["anyOf"].as_array().and_then(|branches| branches.iter().find(|b| b["type"] != "null"));
+    let schema = optional.unwrap_or(schema);
     match schema["$ref"].as_str() {
         Some(reference) => root.pointer(reference.trim_start_matches('#')).unwrap(),
         None => schema,
