@@ -20,6 +20,7 @@ use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Parameter, Place, WRITE};
 use super::problem::Problem;
 use super::resources::{Action, ChangeView, Revised, outcome_problem, set_revision, settle, write};
 use crate::board::Rollout;
+use crate::publish::compute;
 use crate::store::{RevisionSummary, Role, StoredResource};
 use crate::writer::{Mode, Operation};
 
@@ -159,26 +160,30 @@ async fn get(call: Call) -> Result<Response, Problem> {
     let number = call.number("number")?;
     let found = call.app.metrics.store_call("revision", call.app.store.revision(number)).await?;
     let revision = found.ok_or_else(|| no_revision(number))?;
-    let changes = revision
-        .changes
-        .iter()
-        .map(|change| change_view(&change.key, change.before.as_ref(), change.after.as_ref()))
-        .collect();
-    ok(&RevisionView { summary: (&revision.summary).into(), changes })
+    compute(revision.changes.len(), || {
+        let changes = revision
+            .changes
+            .iter()
+            .map(|change| change_view(&change.key, change.before.as_ref(), change.after.as_ref()))
+            .collect();
+        ok(&RevisionView { summary: (&revision.summary).into(), changes })
+    })
 }
 
 async fn diff(call: Call) -> Result<Response, Problem> {
     let to = call.number("number")?;
     let from = call.parsed::<u64>("from")?.unwrap_or_else(|| to.saturating_sub(1));
     let changed = differences(&call, from.min(to), from.max(to)).await?;
-    let changes = changed
-        .iter()
-        .map(|(key, (older, newer))| {
-            let (before, after) = if from <= to { (older, newer) } else { (newer, older) };
-            change_view(key, before.as_ref(), after.as_ref())
-        })
-        .collect();
-    ok(&Diff { from, to, changes })
+    compute(changed.len(), || {
+        let changes = changed
+            .iter()
+            .map(|(key, (older, newer))| {
+                let (before, after) = if from <= to { (older, newer) } else { (newer, older) };
+                change_view(key, before.as_ref(), after.as_ref())
+            })
+            .collect();
+        ok(&Diff { from, to, changes })
+    })
 }
 
 async fn rollback(call: Call) -> Result<Response, Problem> {
