@@ -59,7 +59,11 @@ export function ConvergenceTable({ rows }: { rows: Convergence[] }) {
             <Table.Td className="num">{milliseconds(row.max)}</Table.Td>
             <Table.Td>
               {row.state ? (
-                <RolloutBadge state={row.state} />
+                <Tooltip label={row.reason} disabled={row.reason === null} multiline maw={420}>
+                  <div style={{ width: "max-content" }}>
+                    <RolloutBadge state={row.state} />
+                  </div>
+                </Tooltip>
               ) : (
                 <Text size="sm" c="dimmed">
                   no proxies

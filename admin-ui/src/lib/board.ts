@@ -45,7 +45,8 @@ export type Convergence = {
   p50: number | null;
   p99: number | null;
   max: number | null;
-  finished: boolean;
+  /** Why it ended otherwise than it should. */
+  reason: string | null;
 };
 
 /** The worst state of several fleets is the revision's. */
@@ -74,7 +75,11 @@ export function convergenceOf(
     p50: slowest((rollout) => rollout.propagation_ms?.p50),
     p99: slowest((rollout) => rollout.propagation_ms?.p99),
     max: slowest((rollout) => rollout.propagation_ms?.max),
-    finished: of.length > 0 && of.every((rollout) => rollout.finished_at),
+    reason:
+      of
+        .map((rollout) => rollout.reason)
+        .filter(Boolean)
+        .join("; ") || null,
   };
 }
 
