@@ -204,10 +204,18 @@ async fn rollback(call: Call) -> Result<Response, Problem> {
 
 async fn wait(call: Call) -> Result<Response, Problem> {
     let revision = call.number("number")?;
-    if revision > call.app.publisher.current().snapshot.id().number {
-        return Err(no_revision(revision));
-    }
     let deadline = call.deadline("timeout")?.unwrap_or_else(|| Instant::now() + Duration::from_secs(10));
+    let mut published = call.app.publisher.subscribe();
+    if revision > published.borrow_and_update().snapshot.id().number {
+        // Another control plane may have made it a moment ago.
+        let head = call.app.metrics.store_call("head", call.app.store.head()).await?;
+        if revision > head.number {
+            return Err(no_revision(revision));
+        }
+        let arrives = published.wait_for(|published| published.snapshot.id().number >= revision);
+        // What has not come by the deadline is not served by then either, which is what is answered below.
+        let _ = tokio::time::timeout_at(deadline.into(), arrives).await;
+    }
     let outcome = call.app.board.wait(revision, call.text("fleet")?, deadline).await;
     match outcome_problem(revision, &outcome) {
         Some(problem) => Err(problem),
