@@ -184,10 +184,31 @@ impl Plane {
         self.write(Operation::apply(entries, Prune::Keep, &self.publisher.current()).unwrap()).await
     }
 
+    /// Of these three, the outcome does not matter: the set may be so already, or another write may come first.
+    pub(crate) async fn try_put(&self, key: &str, spec: Value) {
+        let operation = Operation::Put { key: key.parse().unwrap(), spec, precondition: Precondition::None };
+        let _ = self.writer.write(author(), operation, Mode::Store).await;
+    }
+
+    pub(crate) async fn try_delete(&self, key: &str) {
+        let operation = Operation::Delete { key: key.parse().unwrap(), precondition: Precondition::None };
+        let _ = self.writer.write(author(), operation, Mode::Store).await;
+    }
+
+    pub(crate) async fn try_apply(&self, document: &str) {
+        let entries = signalbox_config::document::split(document).unwrap();
+        let operation = Operation::apply(entries, Prune::Keep, &self.publisher.current()).unwrap();
+        let _ = self.writer.write(author(), operation, Mode::Store).await;
+    }
+
     /// The revision it made.
     pub(crate) async fn write(&self, operation: Operation) -> u64 {
-        let author = Author { name: "test".into(), message: String::new(), action: "test".into() };
-        self.writer.write(author, operation, Mode::Store).await.unwrap().revision.expect("something changes")
+        self.writer
+            .write(author(), operation, Mode::Store)
+            .await
+            .unwrap()
+            .revision
+            .expect("something changes")
     }
 
     pub(crate) fn head(&self) -> u64 {
@@ -201,6 +222,10 @@ impl Plane {
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
+}
+
+fn author() -> Author {
+    Author { name: "test".into(), message: String::new(), action: "test".into() }
 }
 
 async fn listen(address: SocketAddr) -> TcpListener {

@@ -4,6 +4,7 @@
 // Clippy lets only the tests themselves unwrap, not what they share.
 #![allow(clippy::unwrap_used)]
 
+mod file;
 mod harness;
 mod model;
 mod planes;
