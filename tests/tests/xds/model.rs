@@ -188,6 +188,11 @@ impl World {
                 let status = proxy.status.borrow();
                 let serving = status.serving.as_ref().map(|serving| serving.revision.clone());
                 let same = proxy.recorder.with(|recorded| content(recorded.resources.values()) == expected);
+                // Drift would be healed before it is seen here; but nothing may drift.
+                let refused = proxy.recorder.with(|recorded| recorded.refused as u64);
+                if status.rejected_total != refused {
+                    wrong.push(format!("p{index} rejected what its data plane did not refuse: {status:?}"));
+                }
                 if serving.as_ref() != Some(&loaded.head) || !same {
                     wrong.push(format!("p{index} serves {serving:?}, same content: {same}; {status:?}"));
                 }
