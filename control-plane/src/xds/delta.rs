@@ -23,8 +23,8 @@ pub trait Set {
     /// The text that stands for the whole, in the commit marker's version; of sets without a marker it is empty.
     fn digest(&self) -> String;
 
-    /// How many resources it has, the marker not counted.
-    fn len(&self) -> usize;
+    /// Whether all of it is little, so that sending it needs no admission.
+    fn is_small(&self) -> bool;
 
     /// The resource, or the marker, of this name.
     fn find(&self, name: &str) -> Option<Item>;
@@ -629,8 +629,8 @@ mod tests {
             format!("{:?}", self.items).replace(':', "=")
         }
 
-        fn len(&self) -> usize {
-            self.items.len()
+        fn is_small(&self) -> bool {
+            true
         }
 
         fn find(&self, name: &str) -> Option<Item> {

@@ -62,6 +62,7 @@ impl Watcher {
             return;
         }
         self.retry_at = None;
+        let readable = content.is_ok();
         self.seen = Some(content.clone());
         let served = self.served.clone();
         let number = self.number + 1;
@@ -72,7 +73,7 @@ impl Watcher {
                 Err(error) => Err(vec![whole(format!("reading it failed: {error}"))]),
             },
         };
-        self.status.send_modify(|status| status.connected = true);
+        self.status.send_modify(|status| status.connected = readable);
         let origin = self.path.display().to_string();
         let rejected = match parsed {
             Ok(candidate) if candidate.changes.is_empty() && self.number > 0 => {
@@ -88,7 +89,7 @@ impl Watcher {
                         changes = applied.changes.len(),
                         "file applied"
                     );
-                    self.served = applied.snapshot.clone();
+                    self.served = applied.snapshot;
                     return;
                 }
                 Err(refused) => {

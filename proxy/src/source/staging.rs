@@ -3,6 +3,7 @@
 //! Nothing of a revision counts before its marker; and with the marker either all of it does, or none.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -79,7 +80,7 @@ impl Staging {
         }
         match marker {
             None => Step::More,
-            Some(marker) => self.on_marker(marker),
+            Some(marker) => self.on_marker(&marker),
         }
     }
 
@@ -132,7 +133,7 @@ impl Staging {
         self.staged.insert(key, resource);
     }
 
-    fn on_marker(&mut self, marker: Revision) -> Step {
+    fn on_marker(&mut self, marker: &Revision) -> Step {
         let staged = std::mem::take(&mut self.staged);
         let errors = std::mem::take(&mut self.errors);
         self.staged_bytes = 0;
@@ -145,7 +146,7 @@ impl Staging {
             && served.id().number > id.number
         {
             let message = format!("is older than revision {}, which is served", served.id());
-            return rejected(&marker, message, false);
+            return rejected(marker, message, false);
         }
         let base = match &self.served {
             Some(served) if marker.full || served.id().epoch == id.epoch => served.clone(),
@@ -155,7 +156,7 @@ impl Staging {
                     id.epoch,
                     served.id().epoch
                 );
-                return rejected(&marker, message, true);
+                return rejected(marker, message, true);
             }
             None => Snapshot::empty(id.epoch.clone()),
         };
@@ -170,7 +171,7 @@ impl Staging {
                 marker.resource_count,
                 if snapshot.len() as u64 == marker.resource_count { "differ" } else { "differ, too" }
             );
-            return rejected(&marker, message, true);
+            return rejected(marker, message, true);
         }
         match &self.served {
             Some(served) if changes.is_empty() && served.id() == snapshot.id() => Step::Served,
@@ -191,7 +192,7 @@ impl Staging {
     }
 }
 
-fn rejected(marker: &Revision, message: String, drift: bool) -> Step {
+fn rejected(marker: &Revision, message: impl fmt::Display, drift: bool) -> Step {
     let error =
         ResourceError { message: format!("revision {} {message}", marker.number), ..Default::default() };
     Step::Rejected(Rejection { revision: marker.number, errors: vec![error], drift })
@@ -412,17 +413,18 @@ pub(super) mod tests {
     fn a_resource_under_another_name_or_of_another_type_is_rejected_by_name() {
         let one = next(&Snapshot::empty("e"), &[route("a", "1")]);
         let (Some(found), marker) = (one.iter().next(), wire::encode_marker(&one, true)) else { panic!() };
-        let cases: [(&str, Box<dyn Fn(&mut WireResource)>, &str); 4] = [
-            ("b", Box::new(|resource| resource.name = "route/b".into()), "is route/a's"),
-            ("a", Box::new(|resource| resource.name = "plugin/a".into()), "holds a route"),
-            ("a", Box::new(|resource| resource.resource = None), "is not a type.googleapis.com/signalbox"),
+        type Spoil = fn(&mut WireResource);
+        let cases: [(&str, Spoil, &str); 4] = [
+            ("b", |resource| resource.name = "route/b".into(), "is route/a's"),
+            ("a", |resource| resource.name = "plugin/a".into(), "holds a route"),
+            ("a", |resource| resource.resource = None, "is not a type.googleapis.com/signalbox"),
             (
                 "a",
-                Box::new(|resource| {
+                |resource| {
                     if let Some(any) = &mut resource.resource {
                         any.type_url = "x".into();
                     }
-                }),
+                },
                 "is not a type.googleapis.com/signalbox",
             ),
         ];
