@@ -61,6 +61,13 @@ impl Watcher {
         if !is_new && self.retry_at.is_none_or(|at| Instant::now() < at) {
             return;
         }
+        if is_new && self.served.id().number > 0 {
+            // It may be half written: then it is another in a moment.
+            tokio::time::sleep(SETTLE).await;
+            if read(&self.path).await != content {
+                return;
+            }
+        }
         self.retry_at = None;
         let readable = content.is_ok();
         self.seen = Some(content.clone());
@@ -189,6 +196,9 @@ fn whole(message: String) -> Rejected {
 const EPOCH: &str = "file";
 
 const POLL: Duration = Duration::from_millis(500);
+
+/// How long what was read must stay so.
+const SETTLE: Duration = Duration::from_millis(50);
 
 const RETRY: Duration = Duration::from_secs(5);
 
