@@ -68,7 +68,7 @@ export function ConvergenceTable({ rows }: { rows: Convergence[] }) {
                 </Tooltip>
               ) : (
                 <Text size="sm" c="dimmed">
-                  no proxies
+                  –
                 </Text>
               )}
             </Table.Td>

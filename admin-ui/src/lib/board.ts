@@ -1,8 +1,11 @@
 import type { ProxyState, ProxyStatus, RevisionSummary, Rollout, RolloutState } from "../api/types";
 
+/** `proxy-2` before `proxy-10`. Made once: it costs more than sorting a thousand proxies with it. */
+const byNumbers = new Intl.Collator("en", { numeric: true });
+
 /** What is impossible to miss stands first, then by id. */
 export function byUrgency(a: ProxyStatus, b: ProxyStatus): number {
-  return urgency(a) - urgency(b) || a.id.localeCompare(b.id, "en", { numeric: true });
+  return urgency(a) - urgency(b) || byNumbers.compare(a.id, b.id);
 }
 
 function urgency(proxy: ProxyStatus): number {
