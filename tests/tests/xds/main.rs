@@ -10,3 +10,4 @@ mod model;
 mod planes;
 mod protocol;
 mod scripted;
+mod tls;
