@@ -227,6 +227,10 @@ impl Subscription {
         for name in request.resource_names_unsubscribe {
             self.unsubscribe(&name);
         }
+        if first {
+            // What the wildcard is to be sent is in the basis.
+            self.have.retain(|name, _| self.names.contains(name));
+        }
         if self.names.len() > Self::MAX_NAMES {
             return Err(Violation::TooManyNames);
         }
