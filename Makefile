@@ -9,9 +9,10 @@ run: ui
 	exec target/debug/signalbox-demo
 
 # Unit, contract, system and browser tests; all of them real.
+# One build of everything first: the system tests start the programs that stand beside them.
 test: setup-test ui
-	cargo build --bins
-	cargo test --workspace --exclude signalbox-bench --no-fail-fast
+	cargo build --workspace --all-targets
+	cargo test --workspace --no-fail-fast
 
 lint: setup-test ui
 	cargo fmt --all --check
