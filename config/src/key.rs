@@ -141,6 +141,11 @@ impl ResourceKey {
     pub fn new(kind: Kind, name: Name) -> Self {
         Self { kind, name }
     }
+
+    /// The key that sorts before all others.
+    pub(crate) fn lowest() -> Self {
+        Self { kind: Kind::Listener, name: Name::lowest() }
+    }
 }
 
 impl fmt::Display for ResourceKey {

@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdSet;
 
 use crate::error::FieldError;
-use crate::key::{Name, ResourceKey};
+use crate::key::ResourceKey;
 use crate::resource::Resource;
 use crate::snapshot::{Change, Snapshot};
 
@@ -13,7 +13,8 @@ use crate::snapshot::{Change, Snapshot};
 pub struct Relations {
     /// (referred to, refers)
     references: OrdSet<(ResourceKey, ResourceKey)>,
-    claims: OrdMap<String, ResourceKey>,
+    /// (what is claimed, by whom): several may, if no fleet has two of them.
+    claims: OrdSet<(String, ResourceKey)>,
 }
 
 /// Why a change cannot be made.
@@ -26,7 +27,7 @@ pub enum Problem {
         /// With which field, and to what.
         error: FieldError,
     },
-    /// `resource` claims what `holder` has.
+    /// `resource` claims what `holder` has, and some fleet has both.
     Claimed {
         /// Who claims.
         resource: ResourceKey,
@@ -71,50 +72,54 @@ impl Relations {
                 next.remove(old);
             }
         }
+        let mut written: BTreeSet<&ResourceKey> = BTreeSet::new();
+        // Whose references may have come to dangle: the changed resources, and those that refer to one of which
+        // the fleets may be fewer now.
+        let mut affected: BTreeSet<ResourceKey> = BTreeSet::new();
         for change in changes {
             let Change::Put(resource) = change else { continue };
             for (claim, field) in resource.claims() {
-                if let Some(holder) = next.claims.get(&claim).filter(|holder| *holder != resource.key()) {
-                    let error = FieldError::new(field, format!("{claim} is {holder}'s already"));
-                    problems.push(Problem::Claimed {
-                        resource: resource.key().clone(),
-                        error,
-                        holder: holder.clone(),
-                    });
+                if let Some(holder) = next.holder_beside(resource, &claim, after) {
+                    let error = FieldError::new(field, format!("{claim} is taken by {holder}"));
+                    problems.push(Problem::Claimed { resource: resource.key().clone(), error, holder });
                 }
             }
             next.insert(resource);
+            written.insert(resource.key());
+            affected.insert(resource.key().clone());
         }
-        // What may have come to dangle: the changed resources' own references, and those to what was changed.
-        let mut deleted: BTreeMap<ResourceKey, Vec<ResourceKey>> = BTreeMap::new();
-        for change in changes {
-            match change {
-                Change::Put(resource) => {
-                    problems.extend(dangling(resource, after));
-                    if resource.fleets().is_some() {
-                        for referrer in next.referrers(resource.key()).filter_map(|key| after.find(&key)) {
-                            problems.extend(dangling(referrer, after));
-                        }
-                    }
-                }
-                Change::Delete(key) => {
-                    let by: Vec<_> = next.referrers(key).take(Self::MAX_NAMED).collect();
-                    if !by.is_empty() {
-                        deleted.insert(key.clone(), by);
-                    }
-                }
+        let narrowed = changes.iter().filter(|change| match change {
+            Change::Put(resource) => resource.fleets().is_some(),
+            Change::Delete(_) => false,
+        });
+        affected.extend(narrowed.flat_map(|change| next.referrers(change.key()).collect::<Vec<_>>()));
+        for resource in affected.iter().filter_map(|key| after.find(key)) {
+            problems.extend(dangling(resource, after));
+        }
+        for change in changes.iter().filter(|change| after.find(change.key()).is_none()) {
+            // What is written here has been told already that its reference dangles.
+            let others = next.referrers(change.key()).filter(|key| !written.contains(key));
+            let by: Vec<_> = others.take(Self::MAX_NAMED).collect();
+            if !by.is_empty() {
+                problems.push(Problem::StillReferenced { resource: change.key().clone(), by });
             }
         }
-        problems.extend(deleted.into_iter().map(|(resource, by)| Problem::StillReferenced { resource, by }));
         if problems.is_empty() { Ok(next) } else { Err(problems) }
+    }
+
+    /// Who else has `claim` in a fleet that `resource` is in.
+    fn holder_beside(&self, resource: &Resource, claim: &str, set: &Snapshot) -> Option<ResourceKey> {
+        let first = (claim.to_owned(), ResourceKey::lowest());
+        let holders = self.claims.range(first..).take_while(|(known, _)| known == claim);
+        let mut others = holders.map(|(_, holder)| holder).filter(|holder| *holder != resource.key());
+        others.find(|holder| set.find(holder).is_some_and(|holder| share_a_fleet(resource, holder))).cloned()
     }
 
     /// Who refers to `key`, by kind and name.
     pub fn referrers(&self, key: &ResourceKey) -> impl Iterator<Item = ResourceKey> + '_ {
-        let lowest = ResourceKey::new(crate::key::Kind::Listener, Name::lowest());
         let key = key.clone();
         self.references
-            .range((key.clone(), lowest)..)
+            .range((key.clone(), ResourceKey::lowest())..)
             .take_while(move |(target, _)| *target == key)
             .map(|(_, referrer)| referrer.clone())
     }
@@ -124,7 +129,7 @@ impl Relations {
             self.references.insert((target, resource.key().clone()));
         }
         for (claim, _) in resource.claims() {
-            self.claims.insert(claim, resource.key().clone());
+            self.claims.insert((claim, resource.key().clone()));
         }
     }
 
@@ -133,10 +138,16 @@ impl Relations {
             self.references.remove(&(target, resource.key().clone()));
         }
         for (claim, _) in resource.claims() {
-            if self.claims.get(&claim) == Some(resource.key()) {
-                self.claims.remove(&claim);
-            }
+            self.claims.remove(&(claim, resource.key().clone()));
         }
+    }
+}
+
+/// Whether some fleet gets both.
+fn share_a_fleet(one: &Resource, other: &Resource) -> bool {
+    match (one.fleets(), other.fleets()) {
+        (Some(fleets), Some(others)) => fleets.iter().any(|fleet| others.contains(fleet)),
+        _ => true,
     }
 }
 
