@@ -1,8 +1,13 @@
 //! Declarative documents: several resources in one text, YAML or JSON.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
+use std::fmt;
 
-use serde_json::{Map, Value};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess};
+use serde_json::{Map, Number, Value};
+use serde_saphyr::budget::BudgetBreach;
+use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
 use crate::error::FieldError;
 use crate::key::Kind;
@@ -24,7 +29,7 @@ pub struct Entry {
 pub fn split(text: &str) -> Result<Vec<Entry>, Vec<FieldError>> {
     let documents: Vec<Value> = if text.trim_start().starts_with(['{', '[']) && !text.contains("\n---") {
         // JSON first: its errors say line and column, and it is much faster for large documents.
-        match serde_json::from_str(text) {
+        match parse_json(text) {
             Ok(value) => vec![value],
             Err(json_error) => parse_yaml(text)
                 .map_err(|_| vec![FieldError::new("", format!("is not JSON: {json_error}"))])?,
@@ -58,8 +63,113 @@ pub fn to_yaml(value: &Value) -> Result<String, String> {
     serde_saphyr::to_string(value).map_err(|error| error.to_string())
 }
 
+/// Reads JSON in which no object has two fields of one name: which of them counts would be anyone's guess.
+pub fn parse_json(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str::<Strict>(text).map(|strict| strict.0)
+}
+
+/// A set of 100,000 routes fits; what expands to more than it says is refused early, for that is how a document of a
+/// few lines would fill the memory.
 fn parse_yaml(text: &str) -> Result<Vec<Value>, String> {
-    serde_saphyr::from_multiple(text).map_err(|error| error.to_string())
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: 200_000,
+            max_nodes: 10_000_000,
+            max_events: 25_000_000,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: 100_000,
+        },
+        // As YAML 1.2 has it: `no`, `007` and `1_000` are texts.
+        strict_booleans: true,
+        leading_zero_numbers_as_strings: true,
+        underscored_numbers_as_strings: true,
+        with_snippet: false,
+    };
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+        let place = match error.location() {
+            Some(place) => format!("line {} column {}: ", place.line(), place.column()),
+            None => String::new(),
+        };
+        let reason = match error.without_snippet() {
+            serde_saphyr::Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => {
+                "is nested too deep".to_owned()
+            }
+            serde_saphyr::Error::Budget { .. } => "is too large".to_owned(),
+            serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+                format!("the field {key:?} is there twice")
+            }
+            error => UserMessageFormatter.format_message(error).replace(char::is_control, " "),
+        };
+        place + &reason
+    })
+}
+
+/// Any value, but no object with two fields of one name.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visit;
+
+        impl<'de> de::Visitor<'de> for Visit {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_string<E>(self, value: String) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(Strict(item)) = list.next_element()? {
+                    items.push(item);
+                }
+                Ok(Value::Array(items))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+                let mut object = Map::new();
+                while let Some(name) = fields.next_key::<String>()? {
+                    if object.contains_key(&name) {
+                        return Err(de::Error::custom(format_args!("the field {name:?} is there twice")));
+                    }
+                    let Strict(value) = fields.next_value()?;
+                    object.insert(name, value);
+                }
+                Ok(Value::Object(object))
+            }
+        }
+
+        deserializer.deserialize_any(Visit).map(Self)
+    }
 }
 
 fn split_one(document: Value, path: &str, entries: &mut Vec<Entry>, errors: &mut Vec<FieldError>) {
@@ -74,6 +184,10 @@ fn split_one(document: Value, path: &str, entries: &mut Vec<Entry>, errors: &mut
             match object.get("kind").and_then(Value::as_str).map(str::parse) {
                 Some(Ok(kind)) => {
                     entries.push(Entry { kind, spec: Value::Object(object), path: path.to_owned() });
+                }
+                Some(Err(_)) if object.get("kind").is_some_and(|kind| kind == "certificate") => {
+                    let message = "certificate is not supported by this version";
+                    errors.push(FieldError::new(crate::error::join(path, "kind"), message));
                 }
                 Some(Err(message)) => errors.push(FieldError::new(crate::error::join(path, "kind"), message)),
                 None => errors.push(FieldError::new(crate::error::join(path, "kind"), "must be a string")),
@@ -118,9 +232,15 @@ fn refuse_duplicates(entries: &[Entry], errors: &mut Vec<FieldError>) {
     let mut seen: BTreeMap<(Kind, &str), &str> = BTreeMap::new();
     for entry in entries {
         let Some(name) = entry.spec.get("name").and_then(Value::as_str) else { continue };
-        if let Some(first) = seen.insert((entry.kind, name), &entry.path) {
-            let message = format!("{} {name:?} is in the document twice, first at {first:?}", entry.kind);
-            errors.push(FieldError::new(crate::error::join(&entry.path, "name"), message));
+        match seen.entry((entry.kind, name)) {
+            Slot::Vacant(slot) => {
+                slot.insert(&entry.path);
+            }
+            Slot::Occupied(first) => {
+                let first = first.get();
+                let message = format!("{} {name:?} is in the document twice, first at {first}", entry.kind);
+                errors.push(FieldError::new(crate::error::join(&entry.path, "name"), message));
+            }
         }
     }
 }
