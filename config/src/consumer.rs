@@ -1,7 +1,8 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{Errors, FieldError};
 use crate::key::Name;
@@ -52,7 +53,8 @@ pub struct KeyAuthSpec {
     /// Tells a consumer's keys apart, and is sent as `X-Credential-Identifier`; absent: made from the key's hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// The key. A literal is stored and sent as its SHA-256 only.
+    /// The key, or `{env: NAME}` or `{file: PATH}` on the proxy's host. A literal is stored and sent as its SHA-256
+    /// only.
     pub key: SecretSpec,
 }
 
@@ -79,6 +81,9 @@ pub struct KeyCredential {
     /// The key.
     pub key: Secret,
 }
+
+/// The most groups or credentials.
+const MAX_LISTED: usize = 1000;
 
 impl ConsumerSpec {
     /// The specification as it is stored and sent: literal keys hashed, identifiers filled in.
@@ -109,19 +114,38 @@ impl ConsumerSpec {
                 );
             }
         }
+        for (field, len) in [("groups", self.groups.len()), ("credentials", self.credentials.len())] {
+            if len > MAX_LISTED {
+                errors.push(field, format_args!("has {len} entries; at most {MAX_LISTED}"));
+            }
+        }
         let mut keys: Vec<KeyCredential> = Vec::new();
+        let mut ids: HashSet<String> = HashSet::new();
+        let mut known: HashSet<Secret> = HashSet::new();
         for (index, CredentialSpec::KeyAuth(spec)) in self.credentials.iter().enumerate() {
             let field = format!("credentials[{index}].key_auth");
+            let key = match spec.key.parse() {
+                Ok(key) if !known.insert(key.clone()) => {
+                    errors.push(format_args!("{field}.key"), "is the key of another of its credentials");
+                    None
+                }
+                Ok(key) => Some(key),
+                Err(message) => {
+                    errors.push(format_args!("{field}.key"), message);
+                    None
+                }
+            };
+            // One that is made from a key is as good as the key.
+            if spec.id.is_none() && key.is_none() {
+                continue;
+            }
             let id = spec.id();
             if !header_text(&id) {
                 errors.push(format_args!("{field}.id"), "must be 1 to 256 printable ASCII characters");
-            } else if keys.iter().any(|key| *key.id == *id) {
+            } else if !ids.insert(id.clone()) {
                 errors.push(format_args!("{field}.id"), format_args!("{id:?} is used twice"));
             }
-            match spec.key.parse() {
-                Ok(key) => keys.push(KeyCredential { id: id.into(), key }),
-                Err(message) => errors.push(format_args!("{field}.key"), message),
-            }
+            keys.extend(key.map(|key| KeyCredential { id: id.into(), key }));
         }
         let plugins = parse_names(&self.plugins, "plugins", &mut errors);
         errors.finish(Some(Consumer {
@@ -142,20 +166,27 @@ impl ConsumerSpec {
         }
     }
 
-    /// Puts what is stored in the place of [`REDACTED`]: by `id`, or the only one where no `id` is given. What has no
-    /// counterpart stays, and is an error when it is parsed.
-    pub(crate) fn restore(&mut self, stored: &Self) {
-        for CredentialSpec::KeyAuth(spec) in &mut self.credentials {
-            if spec.key != SecretSpec::Literal(REDACTED.to_owned()) {
+    /// Puts what is stored in the place of [`REDACTED`] in a new specification: by `id`, or the only one where no
+    /// `id` is given. What has no counterpart stays, and is an error when it is parsed. The new one may be wrong in
+    /// any way: what is not understood stays too.
+    pub(crate) fn restore(&self, new: &mut Value) {
+        let Some(credentials) = new.get_mut("credentials").and_then(Value::as_array_mut) else { return };
+        for credential in credentials {
+            let Some(spec) = credential.get_mut("key_auth").and_then(Value::as_object_mut) else { continue };
+            if spec.get("key").and_then(Value::as_str) != Some(REDACTED) {
                 continue;
             }
-            let found = match (&spec.id, stored.credentials.as_slice()) {
-                (Some(id), all) => all.iter().find(|CredentialSpec::KeyAuth(old)| old.id() == *id),
+            let id = spec.get("id").filter(|id| !id.is_null());
+            let found = match (id, self.credentials.as_slice()) {
+                (Some(id), all) => {
+                    all.iter().find(|CredentialSpec::KeyAuth(old)| id.as_str() == Some(&old.id()))
+                }
                 (None, [only]) => Some(only),
                 (None, _) => None,
             };
             if let Some(CredentialSpec::KeyAuth(old)) = found {
-                *spec = old.clone();
+                spec.insert("id".to_owned(), old.id().into());
+                spec.insert("key".to_owned(), serde_json::to_value(&old.key).unwrap_or(Value::Null));
             }
         }
     }

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fmt;
 
 use schemars::JsonSchema;
@@ -13,10 +14,21 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    /// An error at `field`.
+    /// An error at `field`. What is very long is cut short: fields and messages quote what was sent.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
+        Self { field: shortened(field.into()), message: shortened(message.into()) }
     }
+}
+
+/// The longest field or message, bytes.
+const MAX_TEXT: usize = 1024;
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
+    }
+    text
 }
 
 impl fmt::Display for FieldError {
@@ -29,37 +41,88 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// Collects every error of a specification, so that all are reported at once.
+/// Collects every error of a specification, so that all are reported at once: up to [`Errors::MAX`], for a large
+/// document may have as many errors as it has lines.
 #[derive(Debug, Default)]
-pub struct Errors(Vec<FieldError>);
+pub struct Errors {
+    found: Vec<FieldError>,
+    /// How many more there were.
+    more: usize,
+    /// Fields that do not have the right shape, of which nothing else need be said.
+    misshapen: HashSet<String>,
+}
 
 impl Errors {
+    /// How many errors are reported.
+    pub const MAX: usize = 500;
+
     /// Notes an error at `field`.
     pub fn push(&mut self, field: impl fmt::Display, message: impl fmt::Display) {
-        self.0.push(FieldError::new(field.to_string(), message.to_string()));
+        let field = field.to_string();
+        if !self.is_misshapen(&field) {
+            self.add(FieldError::new(field, message.to_string()));
+        }
     }
 
     /// Adds errors found elsewhere, their fields below `prefix`.
     pub fn extend_below(&mut self, prefix: &str, errors: impl IntoIterator<Item = FieldError>) {
-        self.0.extend(errors.into_iter().map(|e| FieldError::new(join(prefix, &e.field), e.message)));
+        for error in errors {
+            let field = join(prefix, &error.field);
+            if !self.is_misshapen(&field) {
+                self.add(FieldError::new(field, error.message));
+            }
+        }
+    }
+
+    /// Adds what [`check_structure`](crate::check_structure) found. In the place of what it found wrong there is
+    /// something else now, so errors noted later that concern these fields or what is in them are left out.
+    pub fn extend_misshapen(&mut self, errors: impl IntoIterator<Item = FieldError>) {
+        for error in errors {
+            self.misshapen.insert(error.field.clone());
+            self.add(error);
+        }
     }
 
     /// Whether nothing was wrong.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.found.is_empty()
     }
 
     /// `value` when nothing was wrong, else all the errors. `value` may only be `None` when an error was noted.
     pub fn finish<T>(mut self, value: Option<T>) -> Result<T, Vec<FieldError>> {
         match value {
-            Some(value) if self.0.is_empty() => Ok(value),
+            Some(value) if self.found.is_empty() => Ok(value),
             _ => {
-                if self.0.is_empty() {
+                if self.found.is_empty() {
                     self.push("", "is invalid");
                 }
-                Err(self.0)
+                if self.more > 0 {
+                    let message = format!("there are {} more errors, not listed here", self.more);
+                    self.found.push(FieldError::new("", message));
+                }
+                Err(self.found)
             }
         }
+    }
+
+    fn add(&mut self, error: FieldError) {
+        if self.found.len() < Self::MAX {
+            self.found.push(error);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Whether `field`, or something that it is in, does not have the right shape.
+    fn is_misshapen(&self, field: &str) -> bool {
+        if self.misshapen.is_empty() {
+            return false;
+        }
+        if self.misshapen.contains("") {
+            return true;
+        }
+        let ends = field.match_indices(['.', '[']).map(|(at, _)| at).chain([field.len()]);
+        ends.filter_map(|end| field.get(..end)).any(|part| self.misshapen.contains(part))
     }
 }
 

@@ -50,12 +50,12 @@ impl Resource {
     ///
     /// `value` may have a field `kind`, as in declarative documents, if it agrees with `kind`.
     pub fn parse(kind: Kind, mut value: Value, catalog: &dyn PluginCatalog) -> Result<Self, Vec<FieldError>> {
-        if let Some(object) = value.as_object_mut()
-            && object.get("kind").is_some_and(|given| given == kind.as_str())
-        {
-            object.remove("kind");
+        let mut errors = Errors::default();
+        let given = value.as_object_mut().and_then(|object| object.remove("kind"));
+        if let Some(given) = given.filter(|given| given != kind.as_str()) {
+            errors.push("kind", format_args!("is {given}, but this is a {kind}"));
         }
-        Self::dispatch(kind, Source::Written(value), catalog)
+        Self::dispatch(kind, Source::Written(value), errors, catalog)
     }
 
     /// Reads what was stored: canonical JSON. Its bytes are kept as they are, and so is its version.
@@ -64,7 +64,7 @@ impl Resource {
         spec: &[u8],
         catalog: &dyn PluginCatalog,
     ) -> Result<Self, Vec<FieldError>> {
-        Self::dispatch(kind, Source::Encoded(wire::encode_spec(kind, spec)), catalog)
+        Self::dispatch(kind, Source::Encoded(wire::encode_spec(kind, spec)), Errors::default(), catalog)
     }
 
     /// Reads what was sent as a resource of `kind`. Its bytes are kept as they are, and so is its version.
@@ -73,35 +73,40 @@ impl Resource {
         encoded: Bytes,
         catalog: &dyn PluginCatalog,
     ) -> Result<Self, Vec<FieldError>> {
-        Self::dispatch(kind, Source::Encoded(encoded), catalog)
+        Self::dispatch(kind, Source::Encoded(encoded), Errors::default(), catalog)
     }
 
-    fn dispatch(kind: Kind, source: Source, catalog: &dyn PluginCatalog) -> Result<Self, Vec<FieldError>> {
+    fn dispatch(
+        kind: Kind,
+        source: Source,
+        errors: Errors,
+        catalog: &dyn PluginCatalog,
+    ) -> Result<Self, Vec<FieldError>> {
         match kind {
             Kind::Listener => {
-                Self::build(kind, source, |spec: &ListenerSpec, _| spec.parse().map(Body::Listener))
+                Self::build(kind, source, errors, |spec: &ListenerSpec, _| spec.parse().map(Body::Listener))
             }
-            Kind::Route => Self::build(kind, source, |spec: &RouteSpec, name| {
+            Kind::Route => Self::build(kind, source, errors, |spec: &RouteSpec, name| {
                 spec.parse(name).map(|route| Body::Route(Box::new(route)))
             }),
             Kind::Upstream => {
-                Self::build(kind, source, |spec: &UpstreamSpec, _| spec.parse().map(Body::Upstream))
+                Self::build(kind, source, errors, |spec: &UpstreamSpec, _| spec.parse().map(Body::Upstream))
             }
-            Kind::Plugin => {
-                Self::build(kind, source, |spec: &PluginSpec, _| spec.parse(catalog).map(Body::Plugin))
-            }
-            Kind::Consumer => {
-                Self::build(kind, source, |spec: &ConsumerSpec, name| spec.parse(name).map(Body::Consumer))
-            }
+            Kind::Plugin => Self::build(kind, source, errors, |spec: &PluginSpec, _| {
+                spec.parse(catalog).map(Body::Plugin)
+            }),
+            Kind::Consumer => Self::build(kind, source, errors, |spec: &ConsumerSpec, name| {
+                spec.parse(name).map(Body::Consumer)
+            }),
         }
     }
 
     fn build<S: Spec>(
         kind: Kind,
         source: Source,
+        mut errors: Errors,
         parse: impl FnOnce(&S, &Name) -> Result<Body, Vec<FieldError>>,
     ) -> Result<Self, Vec<FieldError>> {
-        let mut errors = Errors::default();
         let Some(spec) = source.read::<S>(kind, &mut errors) else { return errors.finish(None) };
         let common = spec.common();
         let name: Option<Name> =
@@ -196,12 +201,9 @@ impl Resource {
                     "listeners",
                 ));
                 if let Action::Forward(forward) = &route.action {
-                    // Weights of 0 are left out of the parsed list, so the index here is not the one written.
-                    references.extend(forward.upstreams.iter().map(|upstream| {
-                        (
-                            ResourceKey::new(Kind::Upstream, upstream.name.clone()),
-                            "forward.upstreams".to_owned(),
-                        )
+                    references.extend(forward.listed().enumerate().map(|(i, name)| {
+                        let field = format!("forward.upstreams[{i}].name");
+                        (ResourceKey::new(Kind::Upstream, name.clone()), field)
                     }));
                 }
                 references
@@ -242,23 +244,12 @@ impl Resource {
     }
 
     /// Puts the secrets of this stored resource where `value`, a new specification of it, has the text that stands
-    /// for them. A `value` that is not well-formed stays as it is, for [`Resource::parse`] to complain of.
+    /// for them. What is not well-formed stays as it is, for [`Resource::parse`] to complain of.
     pub fn restore_secrets(&self, value: &mut Value) {
-        if self.key.kind != Kind::Consumer || !value.is_object() {
-            return;
-        }
-        let without_kind = {
-            let mut copy = value.clone();
-            copy.as_object_mut().map(|object| object.remove("kind"));
-            copy
-        };
-        let new = serde_json::from_value::<ConsumerSpec>(without_kind);
-        let old = serde_json::from_slice::<ConsumerSpec>(self.spec());
-        if let (Ok(mut new), Ok(old)) = (new, old) {
-            new.restore(&old);
-            if let Ok(restored) = serde_json::to_value(new) {
-                *value = restored;
-            }
+        if self.key.kind == Kind::Consumer
+            && let Ok(stored) = serde_json::from_slice::<ConsumerSpec>(self.spec())
+        {
+            stored.restore(value);
         }
     }
 }
@@ -287,12 +278,13 @@ impl Source {
                 .map_err(|error| errors.push("", format_args!("is not JSON: {error}")))
                 .ok()?,
         };
-        // Takes out of `value` what it complains of, so that what is left can be checked further.
-        errors.extend_below("", check_structure(S::schema(), &mut value, kind.as_str()));
+        let misshapen = check_structure(S::schema(), &mut value, kind.as_str());
+        let is_explained = !misshapen.is_empty();
+        errors.extend_misshapen(misshapen);
         match serde_path_to_error::deserialize(value) {
             Ok(spec) => Some(spec),
             Err(error) => {
-                if errors.is_empty() {
+                if !is_explained {
                     let path = error.path().to_string();
                     errors.push(if path == "." { "" } else { &path }, error.inner());
                 }
@@ -325,10 +317,10 @@ struct Common<'a> {
 impl Common<'_> {
     fn check(&self, errors: &mut Errors) {
         if self.description.is_some_and(|text| text.len() > 4096) {
-            errors.push("description", "at most 4096 bytes");
+            errors.push("description", "must have at most 4096 bytes");
         }
         if self.labels.len() > 64 {
-            errors.push("labels", "at most 64");
+            errors.push("labels", format_args!("has {} entries; at most 64", self.labels.len()));
         }
         for (key, value) in self.labels {
             if key.is_empty() || key.len() > 128 || value.len() > 256 || key.contains(['=', ',']) {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,6 +148,7 @@ pub struct WeightedSpec {
     /// The upstream.
     pub name: String,
     /// Its share beside the others'; default 1; 0 takes it out; at most 1000000.
+    #[schemars(example = 1)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
 }
@@ -339,6 +340,8 @@ pub enum Action {
 pub struct Forward {
     /// Never empty.
     pub upstreams: Box<[WeightedUpstream]>,
+    /// Those of weight 0, which get no requests but must exist, each with its place in the list as written.
+    pub idle: Box<[(usize, Name)]>,
     /// What is changed on the way.
     pub rewrite: Rewrite,
     /// For the whole request; `None`: none.
@@ -406,6 +409,7 @@ pub struct Respond {
 }
 
 const MAX_MATCHES: usize = 100;
+const MAX_NAMES: usize = 1000;
 const MAX_TEXT: usize = 4096;
 const MAX_SEGMENTS: usize = 128;
 const MAX_BODY: usize = 64 << 10;
@@ -457,7 +461,10 @@ impl MatchSpec {
             ("query", self.query.len()),
         ] {
             if len > MAX_MATCHES {
-                errors.push(format_args!("match.{field}"), format_args!("at most {MAX_MATCHES}"));
+                errors.push(
+                    format_args!("match.{field}"),
+                    format_args!("has {len} entries; at most {MAX_MATCHES}"),
+                );
             }
         }
         let mut hosts: Vec<HostMatch> = collect(&self.hosts, "match.hosts", errors, parse_host);
@@ -562,21 +569,22 @@ impl ValueMatchSpec {
 impl ForwardSpec {
     fn parse(&self, has_prefix: bool, errors: &mut Errors) -> Forward {
         let mut upstreams: Vec<WeightedUpstream> = Vec::with_capacity(self.upstreams.len());
-        let mut names: Vec<&str> = Vec::new();
+        let mut idle: Vec<(usize, Name)> = Vec::new();
+        let mut names: HashSet<&str> = HashSet::new();
         for (index, spec) in self.upstreams.iter().enumerate() {
             let field = format!("forward.upstreams[{index}]");
             let weight = spec.weight.unwrap_or(1);
             if weight > 1_000_000 {
-                errors.push(format_args!("{field}.weight"), "at most 1000000");
+                errors.push(format_args!("{field}.weight"), "must be at most 1000000");
             }
-            if names.contains(&spec.name.as_str()) {
+            if !names.insert(&spec.name) {
                 errors.push(format_args!("{field}.name"), format_args!("{:?} is listed twice", spec.name));
             }
-            names.push(&spec.name);
             match spec.name.parse() {
-                Ok(name) => {
-                    upstreams.extend(NonZeroU32::new(weight).map(|weight| WeightedUpstream { name, weight }));
-                }
+                Ok(name) => match NonZeroU32::new(weight) {
+                    Some(weight) => upstreams.push(WeightedUpstream { name, weight }),
+                    None => idle.push((index, name)),
+                },
                 Err(message) => errors.push(format_args!("{field}.name"), message),
             }
         }
@@ -585,11 +593,13 @@ impl ForwardSpec {
         } else if self.upstreams.iter().all(|spec| spec.weight == Some(0)) {
             errors.push("forward.upstreams", "needs at least one with a weight above 0");
         } else if self.upstreams.len() > MAX_MATCHES {
-            errors.push("forward.upstreams", format_args!("at most {MAX_MATCHES}"));
+            let len = self.upstreams.len();
+            errors.push("forward.upstreams", format_args!("has {len} entries; at most {MAX_MATCHES}"));
         }
         let timeout = self.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.0);
         Forward {
             upstreams: upstreams.into(),
+            idle: idle.into(),
             rewrite: self
                 .rewrite
                 .as_ref()
@@ -597,6 +607,20 @@ impl ForwardSpec {
                 .unwrap_or_default(),
             timeout: (!timeout.is_zero()).then_some(timeout),
         }
+    }
+}
+
+impl Forward {
+    /// Every upstream as written, in that order.
+    pub fn listed(&self) -> impl Iterator<Item = &Name> {
+        let mut idle = self.idle.iter().peekable();
+        let mut active = self.upstreams.iter();
+        (0..self.upstreams.len() + self.idle.len()).filter_map(move |place| {
+            match idle.next_if(|(index, _)| *index == place) {
+                Some((_, name)) => Some(name),
+                None => active.next().map(|upstream| &upstream.name),
+            }
+        })
     }
 }
 
@@ -640,8 +664,8 @@ impl RedirectSpec {
         if let Some(scheme) = self.scheme.as_deref().filter(|scheme| !matches!(*scheme, "http" | "https")) {
             errors.push("redirect.scheme", format_args!("{scheme:?} is neither http nor https"));
         }
-        if let Some(Err(message)) = self.host.as_deref().map(|host| parse_host(host).map(|_| ())) {
-            errors.push("redirect.host", message);
+        if let Some(host) = self.host.as_deref().filter(|host| !is_host_name(host)) {
+            errors.push("redirect.host", format_args!("{host:?} is not a host name without a port"));
         }
         if self.port == Some(0) {
             errors.push("redirect.port", "must be from 1 to 65535");
@@ -681,7 +705,10 @@ impl RespondSpec {
         }
         let body = self.body.clone().unwrap_or_default();
         if body.len() > MAX_BODY {
-            errors.push("respond.body", format_args!("at most {MAX_BODY} bytes"));
+            errors.push("respond.body", format_args!("has {} bytes; at most {MAX_BODY}", body.len()));
+        }
+        if matches!(status, 204 | 205 | 304) && !body.is_empty() {
+            errors.push("respond.body", format_args!("cannot be sent with status {status}"));
         }
         let mut headers = Vec::with_capacity(self.headers.len() + 1);
         for (name, value) in &self.headers {
@@ -742,34 +769,52 @@ fn parse_path_rewrite(
 }
 
 fn parse_host(host: &str) -> Result<HostMatch, String> {
-    let wrong =
-        || format!("{host:?} is not a host name; write admin.example.com or *.example.org, without a port");
     let lower = host.to_ascii_lowercase();
-    let (wildcard, name) = match lower.strip_prefix("*.") {
-        Some(rest) => (true, rest),
-        None => (false, lower.as_str()),
-    };
+    if let Some(suffix) = lower.strip_prefix("*.").filter(|suffix| is_host_name(suffix)) {
+        return Ok(HostMatch::Suffix(suffix.into()));
+    }
+    if let Some(address) = v6_address(&lower) {
+        // An address has many spellings; this is the one that clients use.
+        return Ok(HostMatch::Exact(format!("[{address}]").into()));
+    }
+    if is_host_name(&lower) {
+        return Ok(HostMatch::Exact(lower.into()));
+    }
+    Err(match host {
+        "*" => "\"*\" is not needed; leave hosts out for any host".to_owned(),
+        _ => format!("{host:?} is not a host name; write admin.example.com or *.example.org, without a port"),
+    })
+}
+
+/// A name of labels, an IPv4 address, or an IPv6 address in brackets.
+fn is_host_name(host: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
     };
-    let v6 = !wildcard && name.starts_with('[') && name.ends_with(']');
-    if v6 {
-        name[1..name.len() - 1].parse::<std::net::Ipv6Addr>().map_err(|_| wrong())?;
-    } else if name.len() > 253 || !name.split('.').all(label) {
-        return Err(wrong());
-    }
-    Ok(if wildcard { HostMatch::Suffix(name.into()) } else { HostMatch::Exact(name.into()) })
+    v6_address(host).is_some() || (host.len() <= 253 && host.split('.').all(label))
+}
+
+fn v6_address(host: &str) -> Option<std::net::Ipv6Addr> {
+    host.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
 }
 
 /// A host with an optional port, for the `Host` header.
 fn check_authority(host: &str) -> Result<(), String> {
-    let ok = host.len() <= 260
-        && host
-            .parse::<http::uri::Authority>()
-            .is_ok_and(|authority| !authority.as_str().contains('@') && !authority.host().is_empty());
-    if ok { Ok(()) } else { Err(format!("{host:?} is not a host name with an optional port")) }
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => Some(name).filter(|_| is_port(port)),
+        _ => Some(host),
+    };
+    match name.is_some_and(is_host_name) {
+        true => Ok(()),
+        false => Err(format!("{host:?} is not a host name with an optional port")),
+    }
+}
+
+/// A decimal number from 1 to 65535, and nothing else that would be read as one.
+pub(crate) fn is_port(port: &str) -> bool {
+    port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
 
 /// A path that the route index can hold, which follows its segments by recursion.
@@ -821,9 +866,13 @@ fn regex(text: &str) -> Result<Regex, String> {
 }
 
 pub(crate) fn parse_names(names: &[String], field: &str, errors: &mut Errors) -> Box<[Name]> {
+    if names.len() > MAX_NAMES {
+        errors.push(field, format_args!("has {} entries; at most {MAX_NAMES}", names.len()));
+    }
     let parsed = collect(names, field, errors, |name| name.parse::<Name>());
+    let mut seen = HashSet::new();
     for (index, name) in names.iter().enumerate() {
-        if names[..index].contains(name) {
+        if !seen.insert(name) {
             errors.push(format_args!("{field}[{index}]"), format_args!("{name:?} is listed twice"));
         }
     }

@@ -49,6 +49,10 @@ impl SecretSpec {
     pub(crate) fn hashed(&self) -> Self {
         match self {
             Self::Literal(text) => Self::Reference(ReferenceSpec::Sha256(hex(&sha256(text.as_bytes())))),
+            // One hash, one spelling.
+            Self::Reference(ReferenceSpec::Sha256(digits)) => {
+                Self::Reference(ReferenceSpec::Sha256(digits.to_ascii_lowercase()))
+            }
             Self::Reference(_) => self.clone(),
         }
     }
@@ -87,7 +91,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 fn unhex(digits: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
-    if digits.len() != 64 || !digits.is_ascii() {
+    if digits.len() != 64 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
@@ -111,15 +115,22 @@ impl JsonSchema for SecretSpec {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let reference = |name: &str, schema: Schema| {
+            json_schema!({
+                "type": "object",
+                "properties": {name: schema},
+                "required": [name],
+                "additionalProperties": false,
+            })
+        };
         json_schema!({
-            "type": ["string", "object"],
             "description": "The secret, or {env: NAME} or {file: PATH} on the proxy's host; reads back as \"<redacted>\"",
-            "properties": {
-                "env": {"type": "string"},
-                "file": {"type": "string"},
-                "sha256": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"},
-            },
-            "additionalProperties": false,
+            "anyOf": [
+                {"type": "string"},
+                reference("env", json_schema!({"type": "string", "examples": ["NAME"]})),
+                reference("file", json_schema!({"type": "string", "examples": ["/run/secrets/name"]})),
+                reference("sha256", json_schema!({"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "examples": ["0".repeat(64)]})),
+            ],
         })
     }
 }

@@ -1,10 +1,12 @@
 use schemars::Schema;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
-use crate::error::{FieldError, join};
+use crate::error::{Errors, FieldError, join};
+use crate::values::{ByteSize, HumanDuration};
 
 /// Finds everything in `value` that does not have the shape of `schema`: unknown fields, wrong types, missing
-/// fields. What is wrong is taken out of `value` where that leaves something that can be checked further.
+/// fields. What is unknown is taken out of `value`, and something of the right shape is put in the place of what is
+/// wrong or missing, so that the rest can be checked further: see [`Errors::extend_misshapen`].
 ///
 /// serde stops at the first of these; people want all of them at once. The schema is one that `schemars` derived
 /// from a type that serde reads, so only the words that `schemars` uses are understood. `kind` names the table of
@@ -23,54 +25,63 @@ const NOT_SUPPORTED_YET: &[(&str, &[&str])] = &[
     ("consumer", &["credentials.basic_auth", "credentials.jwt", "credentials.hmac_auth"]),
 ];
 
+/// Values of the design that this version refuses by name.
+const VALUES_NOT_SUPPORTED_YET: &[(&str, &str, &[&str])] = &[
+    ("listener", "protocol", &["https"]),
+    ("upstream", "protocol", &["http2", "auto"]),
+    ("upstream", "load_balancing.policy", &["peak_ewma", "ring_hash", "maglev"]),
+];
+
 struct Check<'a> {
     root: &'a Value,
     kind: &'a str,
     errors: Vec<FieldError>,
 }
 
-/// What is to be done with a value that was checked.
-#[derive(PartialEq, Eq)]
-enum Verdict {
-    Keep,
-    /// It is not what the schema wants, and would only confuse what comes after.
-    Remove,
-}
-
 impl<'a> Check<'a> {
-    fn walk(&mut self, schema: &'a Value, value: &mut Value, path: &str) -> Verdict {
+    fn walk(&mut self, schema: &'a Value, value: &mut Value, path: &str) {
         let schema = self.resolve(schema);
         for word in ["anyOf", "oneOf"] {
             if let Some(branches) = schema.get(word).and_then(Value::as_array) {
-                return self.walk_branches(branches, value, path);
+                return self.walk_branches(schema, branches, value, path);
             }
         }
         if let Some(allowed) = schema.get("enum").and_then(Value::as_array) {
-            return self.expect_one_of(allowed.iter(), value, path);
+            return self.expect_one_of(schema, &allowed.iter().collect::<Vec<_>>(), value, path);
         }
         if let Some(only) = schema.get("const") {
-            return self.expect_one_of(std::iter::once(only), value, path);
+            return self.expect_one_of(schema, &[only], value, path);
         }
         if !self.has_type(schema, value) {
             let message = format!("must be {}, is {}", wanted(schema), describe(value));
-            self.errors.push(FieldError::new(path, message));
-            return Verdict::Remove;
+            return self.replace(schema, value, path, message);
         }
         match value {
             Value::Object(object) => self.walk_object(schema, object, path),
             Value::Array(items) => {
                 if let Some(item_schema) = schema.get("items") {
-                    let mut index = 0;
-                    items.retain_mut(|item| {
-                        let verdict = self.walk(item_schema, item, &format!("{path}[{index}]"));
-                        index += 1;
-                        verdict == Verdict::Keep
-                    });
+                    for (index, item) in items.iter_mut().enumerate() {
+                        self.walk(item_schema, item, &format!("{path}[{index}]"));
+                    }
                 }
             }
-            _ => self.check_number(schema, value, path),
+            Value::String(text) => {
+                let wrong = match schema.get("format").and_then(Value::as_str) {
+                    Some("duration-text") => text.parse::<HumanDuration>().err(),
+                    Some("byte-size") => text.parse::<ByteSize>().err(),
+                    _ => None,
+                };
+                if let Some(message) = wrong {
+                    self.replace(schema, value, path, message);
+                }
+            }
+            Value::Number(number) => {
+                if let Some(message) = out_of_range(schema, number) {
+                    self.replace(schema, value, path, message);
+                }
+            }
+            Value::Bool(_) | Value::Null => {}
         }
-        Verdict::Keep
     }
 
     fn walk_object(&mut self, schema: &'a Value, object: &mut Map<String, Value>, path: &str) {
@@ -80,29 +91,28 @@ impl<'a> Check<'a> {
         object.retain(|name, value| {
             let path = join(path, name);
             match (properties.and_then(|properties| properties.get(name)), others) {
-                (Some(property), _) => self.walk(property, value, &path) == Verdict::Keep,
+                (Some(property), _) => self.walk(property, value, &path),
                 (None, Some(Value::Bool(false))) => {
                     let message = self.unknown_field(name, &path, properties);
-                    self.errors.push(FieldError::new(path, message));
-                    false
+                    self.note(path, message);
+                    return false;
                 }
-                (None, Some(other)) if other.is_object() => self.walk(other, value, &path) == Verdict::Keep,
-                (None, _) => true,
+                (None, Some(other)) if other.is_object() => self.walk(other, value, &path),
+                (None, _) => {}
             }
+            true
         });
-        let found: Vec<&str> =
-            required.iter().filter_map(Value::as_str).filter(|name| !object.contains_key(*name)).collect();
-        for name in found {
-            let path = join(path, name);
-            // What was there but wrong has been named already.
-            if !self.errors.iter().any(|error| error.field == path) {
-                self.errors.push(FieldError::new(path, "is required"));
+        for name in required.iter().filter_map(Value::as_str) {
+            if !object.contains_key(name) {
+                self.note(join(path, name), "is required".to_owned());
+                let property = properties.and_then(|properties| properties.get(name));
+                object.insert(name.to_owned(), property.map_or(Value::Null, |p| self.stand_in(p, 0)));
             }
         }
     }
 
     /// Of several shapes: the one whose type fits, or whose only field is there (an enum of objects).
-    fn walk_branches(&mut self, branches: &'a [Value], value: &mut Value, path: &str) -> Verdict {
+    fn walk_branches(&mut self, schema: &'a Value, branches: &'a [Value], value: &mut Value, path: &str) {
         let resolved: Vec<&'a Value> = branches.iter().map(|branch| self.resolve(branch)).collect();
         let texts: Vec<&Value> = resolved
             .iter()
@@ -112,9 +122,6 @@ impl<'a> Check<'a> {
                 (None, None) => Vec::new(),
             })
             .collect();
-        if !texts.is_empty() && value.is_string() {
-            return self.expect_one_of(texts.into_iter(), value, path);
-        }
         let tags: Vec<&str> = resolved.iter().filter_map(|branch| tag_of(branch)).collect();
         if let (Value::Object(object), false) = (&*value, tags.is_empty()) {
             let fitting =
@@ -129,51 +136,99 @@ impl<'a> Check<'a> {
                 Some(name) => format!("{name} is not supported by this version"),
                 None => format!("needs exactly one of {}", tags.join(", ")),
             };
-            self.errors.push(FieldError::new(path, message));
-            return Verdict::Remove;
+            return self.replace(schema, value, path, message);
         }
-        if let Some(branch) = resolved.iter().find(|branch| self.has_type(branch, value)) {
+        let other = |branch: &&&Value| branch.get("const").is_none() && branch.get("enum").is_none();
+        if let Some(branch) = resolved.iter().filter(other).find(|branch| self.has_type(branch, value)) {
             return self.walk(branch, value, path);
         }
-        let wanted: Vec<String> = resolved
-            .iter()
-            .filter(|branch| branch.get("type") != Some(&Value::from("null")))
-            .map(|b| wanted(b))
-            .collect();
-        let message = format!("must be {}, is {}", wanted.join(" or "), describe(value));
-        self.errors.push(FieldError::new(path, message));
-        Verdict::Remove
+        if !texts.is_empty() {
+            return self.expect_one_of(schema, &texts, value, path);
+        }
+        let mut shapes: Vec<String> = Vec::new();
+        for shape in resolved.iter().filter(|branch| !is_null(branch)).map(|branch| wanted(branch)) {
+            if !shapes.contains(&shape) {
+                shapes.push(shape);
+            }
+        }
+        let message = format!("must be {}, is {}", shapes.join(" or "), describe(value));
+        self.replace(schema, value, path, message);
     }
 
-    fn expect_one_of<'v>(
-        &mut self,
-        allowed: impl Iterator<Item = &'v Value> + Clone,
-        value: &Value,
-        path: &str,
-    ) -> Verdict {
-        if allowed.clone().any(|allowed| allowed == value) {
-            return Verdict::Keep;
+    fn expect_one_of(&mut self, schema: &'a Value, allowed: &[&Value], value: &mut Value, path: &str) {
+        if allowed.contains(&&*value) {
+            return;
         }
         let names: Vec<String> = allowed
-            .filter(|v| !v.is_null())
-            .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+            .iter()
+            .filter(|allowed| !allowed.is_null())
+            .map(|allowed| allowed.as_str().map_or_else(|| allowed.to_string(), str::to_owned))
             .collect();
         let given = value.as_str().map_or_else(|| describe(value).to_owned(), |text| format!("{text:?}"));
-        self.errors.push(FieldError::new(path, format!("must be {}, is {given}", one_of(&names))));
-        Verdict::Remove
+        let planned = value.as_str().is_some_and(|text| {
+            VALUES_NOT_SUPPORTED_YET
+                .iter()
+                .any(|(kind, field, values)| *kind == self.kind && *field == path && values.contains(&text))
+        });
+        let message = match planned {
+            true => format!("{given} is not supported by this version; must be {}", one_of(&names)),
+            false => format!("must be {}, is {given}", one_of(&names)),
+        };
+        self.replace(schema, value, path, message);
     }
 
-    fn check_number(&mut self, schema: &Value, value: &Value, path: &str) {
-        let Some(number) = value.as_f64() else { return };
-        if let Some(minimum) =
-            schema.get("minimum").and_then(Value::as_f64).filter(|minimum| number < *minimum)
-        {
-            self.errors.push(FieldError::new(path, format!("must be at least {minimum}")));
+    /// Notes what is wrong with a value, and puts one of the right shape in its place.
+    fn replace(&mut self, schema: &'a Value, value: &mut Value, path: &str, message: String) {
+        self.note(path.to_owned(), message);
+        *value = self.stand_in(schema, 0);
+    }
+
+    fn note(&mut self, path: String, message: String) {
+        // One more than will be listed, so that it shows that there are more.
+        if self.errors.len() <= Errors::MAX {
+            self.errors.push(FieldError::new(path, message));
         }
-        if let Some(maximum) =
-            schema.get("maximum").and_then(Value::as_f64).filter(|maximum| number > *maximum)
-        {
-            self.errors.push(FieldError::new(path, format!("must be at most {maximum}")));
+    }
+
+    /// Some value of the shape of `schema`.
+    fn stand_in(&self, schema: &'a Value, depth: u32) -> Value {
+        let schema = self.resolve(schema);
+        let list = |word: &str| schema.get(word).and_then(Value::as_array).and_then(|list| list.first());
+        if let Some(value) = schema.get("default").or_else(|| schema.get("const")) {
+            return value.clone();
+        }
+        if let Some(value) = list("examples").or_else(|| list("enum")) {
+            return value.clone();
+        }
+        // Bounded: a type that needs one of itself has no value.
+        if depth > 8 {
+            return Value::Null;
+        }
+        if let Some(branch) = list("anyOf").or_else(|| list("oneOf")) {
+            return self.stand_in(branch, depth + 1);
+        }
+        let name = match schema.get("type") {
+            Some(Value::Array(names)) => names.first(),
+            name => name,
+        };
+        match name.and_then(Value::as_str) {
+            Some("string") => "".into(),
+            Some("boolean") => false.into(),
+            Some("integer" | "number") => schema.get("minimum").cloned().unwrap_or_else(|| 0.into()),
+            Some("array") => Value::Array(Vec::new()),
+            Some("object") => {
+                let mut object = Map::new();
+                let required = schema.get("required").and_then(Value::as_array);
+                for name in required.into_iter().flatten().filter_map(Value::as_str) {
+                    let property = schema.get("properties").and_then(|properties| properties.get(name));
+                    object.insert(
+                        name.to_owned(),
+                        property.map_or(Value::Null, |p| self.stand_in(p, depth + 1)),
+                    );
+                }
+                Value::Object(object)
+            }
+            _ => Value::Null,
         }
     }
 
@@ -234,6 +289,37 @@ impl<'a> Check<'a> {
             _ => true,
         }
     }
+}
+
+/// Why a number is none of the numbers of its schema.
+fn out_of_range(schema: &Value, number: &Number) -> Option<String> {
+    let of_format: Option<(i64, u64)> = match schema.get("format").and_then(Value::as_str) {
+        Some("uint8") => Some((0, u8::MAX.into())),
+        Some("uint16") => Some((0, u16::MAX.into())),
+        Some("uint32") => Some((0, u32::MAX.into())),
+        Some("uint64" | "uint") => Some((0, u64::MAX)),
+        Some("int32") => Some((i32::MIN.into(), i32::MAX as u64)),
+        _ => None,
+    };
+    let bound = |word: &str| schema.get(word).and_then(Value::as_number);
+    let minimum = bound("minimum").cloned().or(of_format.map(|(lowest, _)| lowest.into()));
+    let maximum = bound("maximum").cloned().or(of_format.map(|(_, highest)| highest.into()));
+    if let Some(minimum) = minimum.filter(|minimum| is_less(number, minimum)) {
+        return Some(format!("must be at least {minimum}"));
+    }
+    let maximum = maximum.filter(|maximum| is_less(maximum, number))?;
+    Some(format!("must be at most {maximum}"))
+}
+
+fn is_less(a: &Number, b: &Number) -> bool {
+    match (a.as_i128(), b.as_i128()) {
+        (Some(a), Some(b)) => a < b,
+        _ => a.as_f64() < b.as_f64(),
+    }
+}
+
+fn is_null(schema: &Value) -> bool {
+    schema.get("type").is_some_and(|name| name == "null")
 }
 
 /// The only property of a branch that is one variant of an enum of objects.

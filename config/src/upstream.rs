@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Errors, FieldError};
+use crate::route::is_port;
 use crate::values::HumanDuration;
 
 /// An upstream as people write it.
@@ -113,13 +114,17 @@ impl UpstreamSpec {
     pub(crate) fn parse(&self) -> Result<Upstream, Vec<FieldError>> {
         let mut errors = Errors::default();
         if self.targets.len() > MAX_TARGETS {
-            errors.push("targets", format_args!("at most {MAX_TARGETS}"));
+            errors.push("targets", format_args!("has {} entries; at most {MAX_TARGETS}", self.targets.len()));
         }
+        let mut addresses: HashSet<&str> = HashSet::new();
         let mut targets: Vec<Target> = Vec::with_capacity(self.targets.len());
         for (index, spec) in self.targets.iter().enumerate() {
             let weight = spec.weight.unwrap_or(DEFAULT_WEIGHT);
             if weight > MAX_WEIGHT {
-                errors.push(format_args!("targets[{index}].weight"), format_args!("at most {MAX_WEIGHT}"));
+                errors.push(
+                    format_args!("targets[{index}].weight"),
+                    format_args!("must be at most {MAX_WEIGHT}"),
+                );
             }
             let Some((host, port)) = parse_address(&spec.address) else {
                 errors.push(
@@ -131,7 +136,7 @@ impl UpstreamSpec {
                 );
                 continue;
             };
-            if self.targets[..index].iter().any(|other| other.address == spec.address) {
+            if !addresses.insert(&spec.address) {
                 errors.push(
                     format_args!("targets[{index}].address"),
                     format_args!("{:?} is listed twice", spec.address),
@@ -161,7 +166,7 @@ impl UpstreamSpec {
 /// Host without brackets, and port.
 fn parse_address(address: &str) -> Option<(&str, u16)> {
     let (host, port) = address.rsplit_once(':')?;
-    let port = port.parse().ok().filter(|port| *port != 0)?;
+    let port = Some(port).filter(|port| is_port(port))?.parse().ok()?;
     if let Some(v6) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         v6.parse::<std::net::Ipv6Addr>().ok()?;
         return Some((v6, port));
@@ -188,8 +193,19 @@ mod tests {
         assert_eq!(parse_address("10.0.0.1:80"), Some(("10.0.0.1", 80)));
         assert_eq!(parse_address("[::1]:80"), Some(("::1", 80)));
         assert_eq!(parse_address("users.internal:8080"), Some(("users.internal", 8080)));
-        for bad in ["", "a", "a:0", "a:99999", ":80", "::1:80", "[x]:80", "a b:80", "http://a:80", "a..b:80"]
-        {
+        for bad in [
+            "",
+            "a",
+            "a:0",
+            "a:99999",
+            "a:+80",
+            ":80",
+            "::1:80",
+            "[x]:80",
+            "a b:80",
+            "http://a:80",
+            "a..b:80",
+        ] {
             assert_eq!(parse_address(bad), None, "{bad}");
         }
     }

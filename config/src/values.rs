@@ -30,12 +30,20 @@ impl FromStr for HumanDuration {
         let split = s.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(wrong)?;
         let (number, suffix) = s.split_at(split);
         let unit = UNITS.iter().find(|(name, _)| *name == suffix).ok_or_else(wrong)?.1;
+        if number.starts_with('.') || number.ends_with('.') {
+            return Err(wrong());
+        }
         let number: f64 = number.parse().map_err(|_| wrong())?;
         let micros = number * unit as f64;
         if micros > MAX_DURATION.as_micros() as f64 {
             return Err(format!("{s:?} is longer than 365d"));
         }
-        Ok(Self(Duration::from_micros(micros.round() as u64)))
+        let rounded = micros.round();
+        // Nothing may become zero that was not written so, for zero often means "no limit".
+        if rounded == 0.0 && number != 0.0 {
+            return Err(format!("{s:?} is shorter than 1us"));
+        }
+        Ok(Self(Duration::from_micros(rounded as u64)))
     }
 }
 
@@ -111,16 +119,29 @@ impl Serialize for ByteSize {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Loose {
-            Number(u64),
-            Text(String),
+        struct Visit;
+
+        impl de::Visitor<'_> for Visit {
+            type Value = ByteSize;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes, or a text like \"64KiB\"")
+            }
+
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<ByteSize, E> {
+                Ok(ByteSize(bytes))
+            }
+
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<ByteSize, E> {
+                u64::try_from(bytes).map(ByteSize).map_err(|_| E::custom("must be at least 0"))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteSize, E> {
+                text.parse().map_err(E::custom)
+            }
         }
-        match Loose::deserialize(deserializer)? {
-            Loose::Number(bytes) => Ok(Self(bytes)),
-            Loose::Text(text) => text.parse().map_err(de::Error::custom),
-        }
+
+        deserializer.deserialize_any(Visit)
     }
 }
 
@@ -148,6 +169,8 @@ impl JsonSchema for ByteSize {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": ["string", "integer"],
+            "format": "byte-size",
+            "minimum": 0,
             "description": "A number of bytes, or a text like \"64KiB\"",
             "pattern": r"^[0-9]+(B|KiB|MiB|GiB|KB|MB|GB)?$",
             "examples": ["64KiB", "1MiB"],
@@ -172,7 +195,8 @@ mod tests {
             assert_eq!(parsed.0.as_micros(), micros, "{text}");
             assert_eq!(parsed.to_string(), back);
         }
-        for bad in ["", "5", "s", "-1s", "5 s", "1w", "1..2s", "400d"] {
+        for bad in ["", "5", "s", "-1s", "5 s", "1w", "1..2s", "400d", ".5s", "5.s", "0.1us", "1e3s", "infs"]
+        {
             assert!(bad.parse::<HumanDuration>().is_err(), "{bad}");
         }
     }

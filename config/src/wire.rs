@@ -41,7 +41,11 @@ pub fn decode(name: &str, bytes: Bytes) -> Result<Payload, String> {
         }
     };
     let key: ResourceKey = name.parse()?;
-    if key.kind == kind { Ok(Payload::Spec(kind, spec)) } else { Err(format!("{name} holds a {kind}")) }
+    if key.kind == kind {
+        Ok(Payload::Spec(kind, spec))
+    } else {
+        Err(format!("{name} holds a resource of kind {kind}"))
+    }
 }
 
 /// The commit marker of a revision, encoded. `full`: what was sent with it is all there is.

@@ -148,7 +148,7 @@ impl<'de> Deserializer<'de> for &mut FieldNames {
 fn check<D: Definition>(schema: &Schema, config: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let mut value = config.clone();
-    errors.extend_below("", check_structure(schema, &mut value, D::NAME));
+    errors.extend_misshapen(check_structure(schema, &mut value, D::NAME));
     // serde stops at the first value that it cannot read ("window: abc"); what is left is read without that field.
     loop {
         let error = match serde_path_to_error::deserialize::<_, D::Config>(value.clone()) {
@@ -351,10 +351,9 @@ mod tests {
             assert_eq!(errors, [FieldError::new("no-such-field", "unknown field")]);
             assert!(!Catalog.check(plugin_type.name, &json!([])).is_empty());
         }
-        let errors =
-            Catalog.check("rate-limit", &json!({"window": "abc", "by": "moon", "header": "x", "burst": 1}));
+        let errors = Catalog.check("rate-limit", &json!({"window": "abc", "by": "moon", "burst": 1}));
         let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
-        assert_eq!(fields, ["by", "limit", "window"]);
+        assert_eq!(fields, ["by", "window", "limit", "burst"]);
         let errors =
             Catalog.check("rate-limit", &json!({"limit": 1, "window": "abc", "header": "x", "burst": 1}));
         let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();

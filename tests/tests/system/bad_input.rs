@@ -87,7 +87,7 @@ fn cases() -> Vec<Case> {
             "/routes/new",
             json_bytes(&json!({"forward": {"upstreams": [{"name": "nowhere"}]}})),
             422,
-            Some(("forward.upstreams", "nowhere")),
+            Some(("forward.upstreams[0].name", "nowhere")),
         ),
         case(
             "dangling plugin",

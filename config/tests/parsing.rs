@@ -1,0 +1,832 @@
+//! What is accepted of each kind of resource, and everything that is wrong with what is not, field by field.
+
+mod common;
+
+use common::{Catalog, parse};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use signalbox_config::{Body, Errors, FieldError, Kind, Resource};
+
+/// The errors of a specification, sorted by field, as `field: message`.
+fn errors_of(kind: Kind, spec: Value) -> Vec<String> {
+    let errors = parse(kind, spec).err().unwrap_or_default();
+    let mut errors: Vec<String> = errors.iter().map(FieldError::to_string).collect();
+    errors.sort_unstable();
+    errors
+}
+
+#[track_caller]
+fn refused(kind: Kind, spec: Value, wanted: &[&str]) {
+    let text: String = spec.to_string().chars().take(2000).collect();
+    let mut wanted: Vec<&str> = wanted.to_vec();
+    wanted.sort_unstable();
+    assert_eq!(errors_of(kind, spec), wanted, "{text}");
+}
+
+/// A specification that is right, with `fields` put over it.
+fn with(mut base: Value, fields: &Value) -> Value {
+    for (name, value) in fields.as_object().expect("fields") {
+        base[name] = value.clone();
+    }
+    base
+}
+
+fn a_route(fields: &Value) -> Value {
+    with(json!({"name": "r", "respond": {}}), fields)
+}
+
+fn forwarding(forward: &Value) -> Value {
+    json!({"name": "r", "forward": with(json!({"upstreams": [{"name": "u"}]}), forward)})
+}
+
+#[test]
+fn all_errors_of_a_route_come_at_once() {
+    refused(
+        Kind::Route,
+        json!({
+            "name": "No Name",
+            "labels": {"a=b": "c"},
+            "fleets": [],
+            "enabled": "yes",
+            "listeners": ["ok", "Not Ok", "ok"],
+            "priorty": 1,
+            "match": {
+                "hosts": ["ok", "a b", "*.", "x:80", "*"],
+                "paths": [{"exakt": "/"}, {"regex": "("}, {"prefix": "no"}, {"template": "/{a}/{a}"}, {"exact": "/?"}, {"exact": 5}],
+                "methods": ["get", "A B"],
+                "headers": [{"name": "a b", "exact": "x"}, {"name": "x"}, {"name": "x", "exact": "1", "prefix": "2"}, {"exact": "x"}],
+                "query": [{"name": "", "present": true}, {"name": "q", "regex": "[", "invert": 1}],
+            },
+            "plugins": "none",
+            "forward": {
+                "upstreams": [{"name": "u", "weight": 2_000_000}, {"name": "u"}, {"name": "v", "weight": -1}],
+                "rewrite": {"path_prefix": "x", "path": "/y", "host": "a b"},
+                "timeout": "5 parsecs",
+                "retry": {"attempts": 2},
+            },
+        }),
+        &[
+            "name: \"No Name\" is not a name: lower-case letters, digits, '.', '_' and '-', a letter or digit first and last, at most 128 bytes",
+            "labels.a=b: a key has 1 to 128 bytes without '=' and ',', a value up to 256",
+            "fleets: must not be empty; leave it out for all fleets",
+            "enabled: must be true or false, is a string",
+            "listeners[1]: \"Not Ok\" is not a name: lower-case letters, digits, '.', '_' and '-', a letter or digit first and last, at most 128 bytes",
+            "listeners[2]: \"ok\" is listed twice",
+            "priorty: unknown field; did you mean priority?",
+            "match.hosts[1]: \"a b\" is not a host name; write admin.example.com or *.example.org, without a port",
+            "match.hosts[2]: \"*.\" is not a host name; write admin.example.com or *.example.org, without a port",
+            "match.hosts[3]: \"x:80\" is not a host name; write admin.example.com or *.example.org, without a port",
+            "match.hosts[4]: \"*\" is not needed; leave hosts out for any host",
+            "match.paths[0]: needs exactly one of exact, prefix, template, regex",
+            "match.paths[1].regex: is not a regular expression: unclosed group",
+            "match.paths[2].prefix: \"no\" must start with '/'",
+            "match.paths[3].template: the variable \"a\" is there twice",
+            "match.paths[4].exact: \"/?\" has the character '?'; a path has printable ASCII only (others percent-encoded), without '?' and '#'",
+            "match.paths[5].exact: must be a string, is a number",
+            "match.methods[0]: \"get\" must be in upper case",
+            "match.methods[1]: \"A B\" is not an HTTP method",
+            "match.headers[0].name: \"a b\" is not a header name",
+            "match.headers[1]: needs exactly one of exact, prefix, regex and present",
+            "match.headers[2]: needs exactly one of exact, prefix, regex and present",
+            "match.headers[3].name: is required",
+            "match.query[0].name: must have 1 to 4096 bytes",
+            "match.query[1].regex: is not a regular expression: unclosed character class",
+            "match.query[1].invert: must be true or false, is a number",
+            "plugins: must be an array, is a string",
+            "forward.upstreams[0].weight: must be at most 1000000",
+            "forward.upstreams[1].name: \"u\" is listed twice",
+            "forward.upstreams[2].weight: must be at least 0",
+            "forward.rewrite: takes one of path_prefix, path and path_regex",
+            "forward.rewrite.path_prefix: \"x\" must start with '/'",
+            "forward.rewrite.host: \"a b\" is not a host name with an optional port",
+            "forward.timeout: \"5 parsecs\" is not a duration; write \"800ms\", \"30s\", \"5m\" or \"1h\"",
+            "forward.retry: is not supported by this version",
+        ],
+    );
+}
+
+#[test]
+fn the_shape_of_the_whole_is_checked() {
+    for kind in Kind::ALL {
+        refused(kind, json!([]), &["must be an object, is an array"]);
+        refused(kind, json!("x"), &["must be an object, is a string"]);
+        let errors = errors_of(kind, json!({}));
+        assert!(errors.contains(&"name: is required".to_owned()), "{errors:?}");
+        let errors = errors_of(kind, json!({"name": 5, "x": 1}));
+        assert!(errors.contains(&"name: must be a string, is a number".to_owned()), "{errors:?}");
+        assert!(errors.contains(&"x: unknown field".to_owned()), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_kind_must_agree_with_where_it_stands() {
+    assert!(parse(Kind::Route, a_route(&json!({"kind": "route"}))).is_ok());
+    refused(
+        Kind::Route,
+        a_route(&json!({"kind": "upstream"})),
+        &["kind: is \"upstream\", but this is a route"],
+    );
+    refused(Kind::Route, a_route(&json!({"kind": 5})), &["kind: is 5, but this is a route"]);
+}
+
+#[test]
+fn a_route_has_exactly_one_action() {
+    let needs_one = "needs exactly one of forward, redirect and respond";
+    refused(Kind::Route, json!({"name": "r"}), &[needs_one]);
+    refused(Kind::Route, a_route(&json!({"redirect": {"scheme": "https"}})), &[needs_one]);
+    // One that is misshapen is there all the same.
+    refused(Kind::Route, json!({"name": "r", "forward": 5}), &["forward: must be an object, is a number"]);
+    refused(Kind::Route, json!({"name": "r", "forward": {}}), &["forward.upstreams: is required"]);
+}
+
+#[test]
+fn paths_are_bounded() {
+    let long = format!("/{}", "x".repeat(4096));
+    let deep = "/x".repeat(129);
+    for kind in ["exact", "prefix", "template"] {
+        let route = |path: &str| a_route(&json!({"match": {"paths": [{kind: path}]}}));
+        refused(
+            Kind::Route,
+            route(&long),
+            &[&format!("match.paths[0].{kind}: has 4097 bytes; at most 4096")],
+        );
+        refused(
+            Kind::Route,
+            route(&deep),
+            &[&format!("match.paths[0].{kind}: has 129 segments; at most 128")],
+        );
+        assert!(parse(Kind::Route, route(&deep[2..])).is_ok());
+    }
+    let regex = |regex: &str| a_route(&json!({"match": {"paths": [{"regex": regex}]}}));
+    refused(
+        Kind::Route,
+        regex(r"(\w{100}){100}"),
+        &["match.paths[0].regex: compiles to more than 1048576 bytes"],
+    );
+    refused(
+        Kind::Route,
+        regex("(?=a)"),
+        &[
+            "match.paths[0].regex: is not a regular expression: look-around, including look-ahead and look-behind, is not supported",
+        ],
+    );
+    let many = vec![json!({"exact": "/"}); 101];
+    refused(
+        Kind::Route,
+        a_route(&json!({"match": {"paths": many}})),
+        &["match.paths: has 101 entries; at most 100"],
+    );
+}
+
+#[test]
+fn templates_are_checked() {
+    for (text, message) in [
+        ("/a{b}", "\"a{b}\": a variable must be a whole segment, like {id}"),
+        ("/{b", "\"{b\": a variable must be a whole segment, like {id}"),
+        ("/{}", "\"{}\": a variable's name has letters, digits and '_'"),
+        ("/{a-b}", "\"{a-b}\": a variable's name has letters, digits and '_'"),
+        ("/{*a}/b", "\"{*a}\" takes all that is left, so it must be the last segment"),
+    ] {
+        let route = a_route(&json!({"match": {"paths": [{"template": text}]}}));
+        refused(Kind::Route, route, &[&format!("match.paths[0].template: {message}")]);
+    }
+}
+
+#[test]
+fn forwarding_is_checked() {
+    for (forward, errors) in [
+        (json!({"upstreams": []}), &["forward.upstreams: needs at least one"][..]),
+        (
+            json!({"upstreams": [{"name": "a", "weight": 0}]}),
+            &["forward.upstreams: needs at least one with a weight above 0"],
+        ),
+        (json!({"upstreams": [{}]}), &["forward.upstreams[0].name: is required"]),
+        (json!({"upstreams": ["u"]}), &["forward.upstreams[0]: must be an object, is a string"]),
+        (json!({"upstreams": {"name": "u"}}), &["forward.upstreams: must be an array, is an object"]),
+        (
+            json!({"upstreams": [{"name": "a", "weight": 1.5}]}),
+            &["forward.upstreams[0].weight: must be an integer, is a number"],
+        ),
+        (
+            json!({"upstreams": [{"name": "a", "weight": 5_000_000_000_u64}]}),
+            &["forward.upstreams[0].weight: must be at most 4294967295"],
+        ),
+        (json!({"mirror": {"upstream": "x"}}), &["forward.mirror: is not supported by this version"]),
+        (json!({"timeout": 30}), &["forward.timeout: must be a string, is a number"]),
+        (json!({"timeout": "0.1us"}), &["forward.timeout: \"0.1us\" is shorter than 1us"]),
+        (json!({"timeout": "9999d"}), &["forward.timeout: \"9999d\" is longer than 365d"]),
+        (
+            json!({"rewrite": {"path_regex": {"pattern": "*", "substitution": ""}}}),
+            &[
+                "forward.rewrite.path_regex.pattern: is not a regular expression: repetition operator missing expression",
+            ],
+        ),
+        (
+            json!({"rewrite": {"path_regex": {"pattern": "a"}}}),
+            &["forward.rewrite.path_regex.substitution: is required"],
+        ),
+        (
+            json!({"rewrite": {"host": "a:+1"}}),
+            &["forward.rewrite.host: \"a:+1\" is not a host name with an optional port"],
+        ),
+        (
+            json!({"rewrite": {"host": "u@h"}}),
+            &["forward.rewrite.host: \"u@h\" is not a host name with an optional port"],
+        ),
+    ] {
+        refused(Kind::Route, forwarding(&forward), errors);
+    }
+    for host in ["h", "a.b:80", "[::1]", "[::1]:80", "127.0.0.1:1"] {
+        assert!(parse(Kind::Route, forwarding(&json!({"rewrite": {"host": host}}))).is_ok(), "{host}");
+    }
+}
+
+#[test]
+fn redirects_and_responses_are_checked() {
+    let nothing = "redirect: changes nothing: needs one of scheme, host, port, path and path_prefix";
+    for (redirect, errors) in [
+        (json!({}), &[nothing][..]),
+        (json!({"status": 301}), &[nothing]),
+        (json!({"path": "/a", "path_prefix": "/b"}), &["redirect: takes one of path and path_prefix"]),
+        (json!({"path": "a"}), &["redirect.path: \"a\" must start with '/'"]),
+        (json!({"scheme": "ftp"}), &["redirect.scheme: \"ftp\" is neither http nor https"]),
+        (
+            json!({"host": "*.example.org"}),
+            &["redirect.host: \"*.example.org\" is not a host name without a port"],
+        ),
+        (json!({"host": "h:80"}), &["redirect.host: \"h:80\" is not a host name without a port"]),
+        (json!({"port": 0}), &["redirect.port: must be from 1 to 65535"]),
+        (json!({"port": 70000}), &["redirect.port: must be at most 65535"]),
+        (json!({"port": 1, "status": 300}), &["redirect.status: must be 301, 302, 303, 307 or 308"]),
+    ] {
+        refused(Kind::Route, json!({"name": "r", "redirect": redirect}), errors);
+    }
+    for (respond, errors) in [
+        (json!({"status": 199}), &["respond.status: must be from 200 to 599"][..]),
+        (json!({"status": 204, "body": "x"}), &["respond.body: cannot be sent with status 204"]),
+        (json!({"body": "x".repeat(65_537)}), &["respond.body: has 65537 bytes; at most 65536"]),
+        (
+            json!({"headers": {"Content-Length": "5", "a b": "c", "x": "a\nb", "y": 5}}),
+            &[
+                "respond.headers.Content-Length: is set by the proxy",
+                "respond.headers.a b: is not a header name",
+                "respond.headers.x: has a character that a header value cannot have",
+                "respond.headers.y: must be a string, is a number",
+            ],
+        ),
+    ] {
+        refused(Kind::Route, json!({"name": "r", "respond": respond}), errors);
+    }
+}
+
+#[test]
+fn all_errors_of_an_upstream_come_at_once() {
+    refused(
+        Kind::Upstream,
+        json!({
+            "name": "u",
+            "protocol": "http2",
+            "targets": [
+                {"address": "10.0.0.1:80"},
+                {"address": "10.0.0.1:80", "weight": 70_000},
+                {"address": "nowhere"},
+                {"weight": 1},
+                {"address": "h:80", "zone": "a"},
+                7,
+            ],
+            "load_balancing": {"policy": "maglev", "hash_on": {"header": "x"}},
+            "health_check": {},
+            "circuit_breaker": {},
+            "tls": {},
+            "connect_timeout": "2h",
+            "idle_timeout": "0s",
+        }),
+        &[
+            "protocol: \"http2\" is not supported by this version; must be http1",
+            "targets[1].address: \"10.0.0.1:80\" is listed twice",
+            "targets[1].weight: must be at most 65535",
+            "targets[2].address: \"nowhere\" is not HOST:PORT, like 10.0.0.1:8080, [::1]:8080 or users.internal:8080",
+            "targets[3].address: is required",
+            "targets[4].zone: is not supported by this version",
+            "targets[5]: must be an object, is a number",
+            "load_balancing.policy: \"maglev\" is not supported by this version; must be one of round_robin, least_request, random",
+            "load_balancing.hash_on: is not supported by this version",
+            "health_check: is not supported by this version",
+            "circuit_breaker: is not supported by this version",
+            "tls: is not supported by this version",
+            "connect_timeout: must be from 1ms to 1h",
+            "idle_timeout: must be from 1ms to 1h",
+        ],
+    );
+    refused(
+        Kind::Upstream,
+        json!({"name": "u", "targets": [], "load_balancing": {"policy": "fastest"}}),
+        &["load_balancing.policy: must be one of round_robin, least_request, random, is \"fastest\""],
+    );
+    refused(
+        Kind::Upstream,
+        json!({"name": "u", "targets": [], "load_balancing": {"policy": 1}}),
+        &["load_balancing.policy: must be one of round_robin, least_request, random, is a number"],
+    );
+}
+
+#[test]
+fn all_errors_of_a_listener_come_at_once() {
+    refused(
+        Kind::Listener,
+        json!({
+            "name": "l",
+            "address": "localhost:80",
+            "protocol": "https",
+            "tls": {},
+            "limits": {"header_size": "1KiB", "header_count": 0, "body_size": "1 GB", "header_timeout": "1ms", "idle_timeout": "2h"},
+        }),
+        &[
+            "address: must be an IP address and a port, like 0.0.0.0:8080 or [::]:8080",
+            "protocol: \"https\" is not supported by this version; must be http",
+            "tls: is not supported by this version",
+            "limits.header_size: must be from 8KiB to 1MiB",
+            "limits.header_count: must be from 1 to 1000",
+            "limits.body_size: \"1 GB\" is not a size; write a number of bytes, \"64KiB\" or \"1MiB\"",
+            "limits.header_timeout: must be from 10ms to 1h",
+            "limits.idle_timeout: must be from 10ms to 1h",
+        ],
+    );
+    refused(
+        Kind::Listener,
+        json!({"name": "l", "address": "0.0.0.0:0"}),
+        &["address: needs a port other than 0"],
+    );
+    let limits = |limits: Value| json!({"name": "l", "address": "[::]:80", "limits": limits});
+    refused(Kind::Listener, limits(json!({"body_size": -1})), &["limits.body_size: must be at least 0"]);
+    refused(
+        Kind::Listener,
+        limits(json!({"body_size": 1.5})),
+        &["limits.body_size: must be a string or an integer, is a number"],
+    );
+    refused(
+        Kind::Listener,
+        limits(json!({"header_count": 70_000})),
+        &["limits.header_count: must be at most 65535"],
+    );
+    let parsed = parse(Kind::Listener, limits(json!({"header_size": 10_000, "body_size": "1MiB"}))).unwrap();
+    let Body::Listener(listener) = parsed.body() else { panic!("{parsed:?}") };
+    assert_eq!((listener.limits.header_size, listener.limits.body_size), (10_000, Some(1 << 20)));
+}
+
+#[test]
+fn all_errors_of_a_plugin_come_at_once() {
+    refused(
+        Kind::Plugin,
+        json!({"name": "p", "type": "limit", "config": {"limit": 0}, "order": "first", "globl": true}),
+        &[
+            "config.limit: must be at least 1",
+            "order: must be an integer, is a string",
+            "globl: unknown field; did you mean global?",
+        ],
+    );
+    refused(
+        Kind::Plugin,
+        json!({"name": "p", "type": "jwt"}),
+        &["type: unknown plugin type \"jwt\"; known are limit"],
+    );
+    refused(Kind::Plugin, json!({"name": "p"}), &["type: is required"]);
+    refused(
+        Kind::Plugin,
+        json!({"name": "p", "type": "limit", "config": {"limit": 1}, "order": 3_000_000_000_i64}),
+        &["order: must be at most 2147483647"],
+    );
+}
+
+#[test]
+fn all_errors_of_a_consumer_come_at_once() {
+    let key = |key: Value| json!({"key_auth": {"key": key}});
+    refused(
+        Kind::Consumer,
+        json!({
+            "name": "c",
+            "custom_id": "ä",
+            "groups": ["ok", "a,b"],
+            "credentials": [
+                key(json!("")),
+                key(json!(5)),
+                key(json!({"env": "A", "file": "b"})),
+                key(json!({})),
+                key(json!({"env": 5})),
+                key(json!({"sha256": "+f".repeat(32)})),
+                key(json!("<redacted>")),
+                {"basic_auth": {"username": "a", "password": "b"}},
+                {"ley_auth": {}},
+                {"key_auth": {"id": "", "key": "k"}},
+                {"key_auth": {"id": "one", "key": "l"}},
+                {"key_auth": {"id": "one", "key": "m"}},
+                {"key_auth": {"id": "two", "key": "m"}},
+                {"key_auth": {"key": "n", "ttl": 5}},
+            ],
+        }),
+        &[
+            "custom_id: \"ä\" cannot be sent in a header: 1 to 256 printable ASCII characters",
+            "groups[1]: must be 1 to 256 printable ASCII characters without a comma",
+            "credentials[0].key_auth.key: must not be empty",
+            "credentials[1].key_auth.key: must be a string or an object, is a number",
+            "credentials[2].key_auth.key: needs exactly one of env, file, sha256",
+            "credentials[3].key_auth.key: needs exactly one of env, file, sha256",
+            "credentials[4].key_auth.key.env: must be a string, is a number",
+            "credentials[5].key_auth.key: sha256 must be 64 hexadecimal digits",
+            "credentials[6].key_auth.key: is \"<redacted>\", but nothing is stored that could be kept",
+            "credentials[7]: basic_auth is not supported by this version",
+            "credentials[8]: needs exactly one of key_auth",
+            "credentials[9].key_auth.id: must be 1 to 256 printable ASCII characters",
+            "credentials[11].key_auth.id: \"one\" is used twice",
+            "credentials[12].key_auth.key: is the key of another of its credentials",
+            "credentials[13].key_auth.ttl: unknown field",
+        ],
+    );
+}
+
+#[test]
+fn names_of_every_kind_are_checked_alike() {
+    for (name, good) in
+        [("a", true), ("a.b_c-9", true), ("", false), ("a/b", false), ("A", false), ("-a", false)]
+    {
+        let upstream = json!({"name": name, "targets": []});
+        assert_eq!(parse(Kind::Upstream, upstream).is_ok(), good, "{name:?}");
+    }
+    assert!(parse(Kind::Upstream, json!({"name": "x".repeat(129), "targets": []})).is_err());
+}
+
+#[test]
+fn null_stands_for_a_field_that_is_left_out_only_where_it_may_be() {
+    assert!(parse(Kind::Route, a_route(&json!({"description": null, "fleets": null}))).is_ok());
+    refused(
+        Kind::Route,
+        a_route(&json!({"match": null, "priority": null})),
+        &["match: must be an object, is null", "priority: must be an integer, is null"],
+    );
+}
+
+#[test]
+fn large_lists_are_refused_in_a_moment() {
+    let start = std::time::Instant::now();
+    let names: Vec<String> = (0..25_000).map(|i| format!("n{i}")).collect();
+    refused(Kind::Route, a_route(&json!({"plugins": names})), &["plugins: has 25000 entries; at most 1000"]);
+    let targets: Vec<Value> = (0..10_000).map(|i| json!({"address": format!("h{i}:80")})).collect();
+    assert!(parse(Kind::Upstream, json!({"name": "u", "targets": targets})).is_ok());
+    let weighted: Vec<Value> = names.iter().map(|name| json!({"name": name})).collect();
+    refused(
+        Kind::Route,
+        forwarding(&json!({"upstreams": weighted})),
+        &["forward.upstreams: has 25000 entries; at most 100"],
+    );
+    let credentials: Vec<Value> = names.iter().map(|name| json!({"key_auth": {"key": name}})).collect();
+    refused(
+        Kind::Consumer,
+        json!({"name": "c", "credentials": credentials}),
+        &["credentials: has 25000 entries; at most 1000", "is larger than 524288 bytes"],
+    );
+    // And what is wrong with each of very many is not told of all.
+    let wrong: Vec<Value> = (0..100_000).map(|_| json!({"adress": "a:1"})).collect();
+    let errors = parse(Kind::Upstream, json!({"name": "u", "targets": wrong})).unwrap_err();
+    assert_eq!(errors.len(), Errors::MAX + 1);
+    assert!(
+        errors.last().is_some_and(|last| last.message.ends_with("more errors, not listed here")),
+        "{:?}",
+        errors.last()
+    );
+    // Far above what it takes; comparing each with each takes minutes.
+    assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn errors_quote_long_texts_only_in_part() {
+    let errors = parse(
+        Kind::Route,
+        a_route(&json!({"x".repeat(100_000): 1, "match": {"hosts": ["ä".repeat(100_000)]}})),
+    )
+    .unwrap_err();
+    assert_eq!(errors.len(), 2);
+    for error in errors {
+        assert!(error.field.len() + error.message.len() < 2_200, "{error}");
+    }
+}
+
+#[test]
+fn a_specification_has_at_most_512_kib() {
+    let headers: serde_json::Map<String, Value> =
+        (0..700).map(|i| (format!("h{i}"), "x".repeat(1000).into())).collect();
+    refused(
+        Kind::Route,
+        a_route(&json!({"respond": {"headers": headers}})),
+        &["is larger than 524288 bytes"],
+    );
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+// The canonical form
+
+fn examples() -> Vec<(Kind, Value)> {
+    vec![
+        (Kind::Listener, json!({"name": "l", "address": "0.0.0.0:8080"})),
+        (
+            Kind::Listener,
+            json!({"name": "l", "address": "[::]:80", "protocol": "http", "limits": {"header_size": 65536, "body_size": "10MB", "header_timeout": "1.5s"}, "fleets": ["a"]}),
+        ),
+        (
+            Kind::Route,
+            json!({
+                "name": "users", "description": "d", "labels": {"b": "2", "a": "1"}, "fleets": ["f"], "enabled": false, "listeners": ["http"],
+                "match": {
+                    "hosts": ["Admin.Example.com", "*.example.org", "[0:0::1]"],
+                    "paths": [{"prefix": "/api/"}, {"exact": "/x"}, {"template": "/{a}/{*b}"}, {"regex": "/[0-9]+"}],
+                    "methods": ["GET"],
+                    "headers": [{"name": "X-Env", "exact": "beta"}, {"name": "y", "present": false, "invert": true}],
+                    "query": [{"name": "v", "regex": "1|2"}],
+                },
+                "priority": -5, "strict_slash": true, "plugins": ["p"],
+                "forward": {
+                    "upstreams": [{"name": "a", "weight": 90}, {"name": "b", "weight": 0}, {"name": "c"}],
+                    "rewrite": {"path_regex": {"pattern": "^/v1", "substitution": ""}, "host": "h:80"},
+                    "timeout": "0s",
+                },
+            }),
+        ),
+        (
+            Kind::Route,
+            json!({"name": "r", "redirect": {"scheme": "https", "host": "h", "port": 8443, "path_prefix": "/x", "status": 308}}),
+        ),
+        (
+            Kind::Route,
+            json!({"name": "r", "respond": {"status": 404, "body": "no\n", "headers": {"x": "y"}}}),
+        ),
+        (Kind::Upstream, json!({"name": "u", "targets": []})),
+        (
+            Kind::Upstream,
+            json!({"name": "u", "protocol": "http1", "targets": [{"address": "10.0.0.1:80", "weight": 0}, {"address": "h:1"}], "load_balancing": {"policy": "random"}, "connect_timeout": "60s", "idle_timeout": "90s"}),
+        ),
+        (
+            Kind::Plugin,
+            json!({"name": "p", "type": "limit", "config": {"z": [1, 2.5], "limit": 3}, "enabled": false, "global": true, "order": 5}),
+        ),
+        (
+            Kind::Consumer,
+            json!({"name": "c", "custom_id": "1", "groups": ["g"], "plugins": ["p"], "credentials": [{"key_auth": {"key": "s3cret-key"}}, {"key_auth": {"id": "i", "key": {"env": "KEY"}}}, {"key_auth": {"key": {"file": "/k"}}}, {"key_auth": {"id": "j", "key": {"sha256": "AB".repeat(32)}}}]}),
+        ),
+    ]
+}
+
+#[test]
+fn the_canonical_form_reads_back_as_itself() {
+    for (kind, spec) in examples() {
+        let written = parse(kind, spec.clone()).unwrap_or_else(|errors| panic!("{spec}: {errors:?}"));
+        let stored = Resource::from_stored(kind, written.spec(), &Catalog).unwrap();
+        let sent = Resource::from_wire(kind, written.encoded(), &Catalog).unwrap();
+        let again = parse(kind, serde_json::from_slice(written.spec()).unwrap()).unwrap();
+        for other in [&stored, &sent, &again] {
+            assert_eq!(other.spec(), written.spec());
+            assert_eq!(other.version(), written.version());
+            assert_eq!(other.key(), written.key());
+            assert_eq!(other.fleets(), written.fleets());
+            assert_eq!(format!("{:?}", other.body()), format!("{:?}", written.body()));
+        }
+    }
+}
+
+#[test]
+fn what_means_the_same_has_one_version() {
+    let version = |kind, spec| parse(kind, spec).unwrap().version();
+    let targets = json!([{"address": "a:1"}]);
+    assert_eq!(
+        version(Kind::Upstream, json!({"name": "u", "targets": targets, "connect_timeout": "60s"})),
+        version(
+            Kind::Upstream,
+            json!({"targets": targets, "connect_timeout": "1m", "name": "u", "labels": {}, "load_balancing": {}})
+        ),
+    );
+    assert_ne!(
+        version(Kind::Upstream, json!({"name": "u", "targets": targets})),
+        version(Kind::Upstream, json!({"name": "v", "targets": targets})),
+    );
+    let consumer =
+        |digits: String| json!({"name": "c", "credentials": [{"key_auth": {"key": {"sha256": digits}}}]});
+    assert_eq!(
+        version(Kind::Consumer, consumer("ab".repeat(32))),
+        version(Kind::Consumer, consumer("AB".repeat(32)))
+    );
+}
+
+#[test]
+fn what_was_stored_wrong_is_refused_with_its_reasons() {
+    let refused = |spec: &[u8]| -> Vec<String> {
+        let errors = Resource::from_stored(Kind::Upstream, spec, &Catalog).unwrap_err();
+        errors.iter().map(FieldError::to_string).collect()
+    };
+    assert_eq!(refused(br#"{"name":"u","targets":[],"newer":1}"#), ["newer: unknown field"]);
+    assert!(refused(b"{").iter().all(|error| error.starts_with("is not JSON: ")));
+    assert!(refused(b"\xff").iter().all(|error| error.starts_with("is not JSON: ")));
+    assert!(refused("[".repeat(100_000).as_bytes()).iter().all(|error| error.starts_with("is not JSON: ")));
+    for bytes in [&b""[..], b"\x1a", b"\x1a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x1a\x7fx"] {
+        assert!(Resource::from_wire(Kind::Upstream, bytes::Bytes::copy_from_slice(bytes), &Catalog).is_err());
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+// Secrets
+
+fn alice(credentials: &Value) -> Value {
+    json!({"name": "alice", "credentials": credentials})
+}
+
+#[test]
+fn a_literal_key_is_neither_stored_nor_sent_nor_shown() {
+    let key = "a-very-secret-key";
+    let resource = parse(Kind::Consumer, alice(&json!([{"key_auth": {"key": key}}]))).unwrap();
+    for text in [
+        String::from_utf8_lossy(resource.spec()).into_owned(),
+        String::from_utf8_lossy(&resource.encoded()).into_owned(),
+        resource.redacted().to_string(),
+        format!("{resource:?}"),
+    ] {
+        assert!(!text.contains(key), "{text}");
+    }
+    assert_eq!(resource.redacted()["credentials"][0]["key_auth"]["key"], "<redacted>");
+    // Nor in what is said of it when something else is wrong.
+    let wrong = json!({"name": "alice", "credentials": [{"key_auth": {"key": key, "x": 1}}, {"key_auth": {"key": key}}, {"key_auth": key}, key, {key: 1}]});
+    let Err(errors) = parse(Kind::Consumer, wrong) else { panic!("it is wrong") };
+    assert!(errors.len() >= 5, "{errors:?}");
+    assert!(!errors.iter().any(|error| error.to_string().contains(key)), "{errors:?}");
+}
+
+#[test]
+fn references_are_shown_and_hashes_are_not() {
+    let resource = parse(
+        Kind::Consumer,
+        alice(&json!([{"key_auth": {"key": {"env": "KEY"}}}, {"key_auth": {"key": {"file": "/k"}}}, {"key_auth": {"key": {"sha256": "ab".repeat(32)}}}])),
+    )
+    .unwrap();
+    assert_eq!(
+        resource.redacted()["credentials"],
+        json!([
+            {"key_auth": {"id": "env:KEY", "key": {"env": "KEY"}}},
+            {"key_auth": {"id": "file:/k", "key": {"file": "/k"}}},
+            {"key_auth": {"id": "abababababab", "key": "<redacted>"}},
+        ])
+    );
+}
+
+#[test]
+fn what_is_read_back_can_be_written_again_and_keeps_its_secrets() {
+    let stored = parse(
+        Kind::Consumer,
+        alice(&json!([{"key_auth": {"key": "one"}}, {"key_auth": {"id": "b", "key": "two"}}])),
+    )
+    .unwrap();
+    let mut again = stored.redacted();
+    again["kind"] = "consumer".into();
+    stored.restore_secrets(&mut again);
+    assert_eq!(parse(Kind::Consumer, again).unwrap().version(), stored.version());
+
+    // In another order, with one left out and one new.
+    let mut changed = stored.redacted();
+    let list = changed["credentials"].as_array_mut().unwrap();
+    list.remove(0);
+    list.insert(0, json!({"key_auth": {"id": "c", "key": "three"}}));
+    stored.restore_secrets(&mut changed);
+    let changed = parse(Kind::Consumer, changed).unwrap();
+    let fresh = parse(
+        Kind::Consumer,
+        alice(&json!([{"key_auth": {"id": "c", "key": "three"}}, {"key_auth": {"id": "b", "key": "two"}}])),
+    )
+    .unwrap();
+    assert_eq!(changed.version(), fresh.version());
+
+    // Without an id, where there is only one.
+    let only = parse(Kind::Consumer, alice(&json!([{"key_auth": {"id": "x", "key": "one"}}]))).unwrap();
+    let mut plain = alice(&json!([{"key_auth": {"key": "<redacted>"}}]));
+    only.restore_secrets(&mut plain);
+    assert_eq!(parse(Kind::Consumer, plain).unwrap().version(), only.version());
+}
+
+#[test]
+fn what_cannot_be_kept_is_an_error_and_what_can_is_kept_beside_other_errors() {
+    let stored = parse(
+        Kind::Consumer,
+        alice(&json!([{"key_auth": {"id": "a", "key": "one"}}, {"key_auth": {"id": "b", "key": "two"}}])),
+    )
+    .unwrap();
+    let restored = |credentials: Value| {
+        let mut spec = alice(&credentials);
+        stored.restore_secrets(&mut spec);
+        errors_of(Kind::Consumer, spec)
+    };
+    let lost = "is \"<redacted>\", but nothing is stored that could be kept";
+    assert_eq!(
+        restored(json!([{"key_auth": {"id": "z", "key": "<redacted>"}}])),
+        [format!("credentials[0].key_auth.key: {lost}")]
+    );
+    assert_eq!(
+        restored(json!([{"key_auth": {"key": "<redacted>"}}])),
+        [format!("credentials[0].key_auth.key: {lost}")]
+    );
+    assert_eq!(
+        restored(json!([{"key_auth": {"id": "a", "key": "<redacted>", "x": 1}}, 5])),
+        ["credentials[0].key_auth.x: unknown field", "credentials[1]: must be an object, is a number"]
+    );
+    for odd in [json!(null), json!([]), json!({"credentials": 5}), json!({"credentials": [{"key_auth": []}]})]
+    {
+        let mut value = odd.clone();
+        stored.restore_secrets(&mut value);
+        assert_eq!(value, odd);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let word = prop::sample::select(
+        &[
+            "name",
+            "match",
+            "paths",
+            "exact",
+            "forward",
+            "upstreams",
+            "weight",
+            "credentials",
+            "key_auth",
+            "key",
+            "env",
+            "targets",
+            "address",
+            "config",
+            "limits",
+            "x",
+            "/a",
+            "10s",
+            "1KiB",
+            "a:1",
+        ][..],
+    );
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        word.clone().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(5, 40, 5, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(word.clone().prop_map(String::from), inner, 0..5)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    /// Whatever is sent, it is either read or refused with a reason, and no error is in the place of nothing.
+    #[test]
+    fn nothing_that_is_sent_makes_it_panic(value in any_json(), kind in prop::sample::select(&Kind::ALL[..])) {
+        match parse(kind, value) {
+            Ok(resource) => prop_assert!(Resource::from_stored(kind, resource.spec(), &Catalog).is_ok()),
+            Err(errors) => prop_assert!(!errors.is_empty()),
+        }
+    }
+
+    /// One wrong thing put into something right gives errors about that thing, and about nothing else.
+    #[test]
+    fn an_error_is_told_where_it_is(example in 0..9_usize, at in any::<prop::sample::Index>(), junk in prop_oneof![Just(json!([[]])), Just(json!({"junk": 1})), Just(json!(-1.5)), Just(json!(true))]) {
+        let (kind, mut spec) = examples().swap_remove(example);
+        let mut pointers = Vec::new();
+        collect_pointers(&spec, "", "", &mut pointers);
+        let (pointer, field) = at.get(&pointers).clone();
+        *spec.pointer_mut(&pointer).expect("it was found there") = junk;
+        for error in parse(kind, spec).err().unwrap_or_default() {
+            let is_there = error.field.starts_with(&field);
+            // Some rules are about several fields, and are told at the one that they are about.
+            let is_about_it = field.starts_with(&error.field) || error.field.starts_with("forward.rewrite");
+            prop_assert!(is_there || is_about_it, "{field}: {error}");
+        }
+    }
+}
+
+/// Every value in `value`, by JSON pointer and as field errors name it.
+fn collect_pointers(value: &Value, pointer: &str, field: &str, all: &mut Vec<(String, String)>) {
+    if !pointer.is_empty() {
+        all.push((pointer.to_owned(), field.to_owned()));
+    }
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                let dot = if field.is_empty() { "" } else { "." };
+                let escaped = name.replace('~', "~0").replace('/', "~1");
+                collect_pointers(value, &format!("{pointer}/{escaped}"), &format!("{field}{dot}{name}"), all);
+            }
+        }
+        Value::Array(items) => {
+            for (index, value) in items.iter().enumerate() {
+                collect_pointers(value, &format!("{pointer}/{index}"), &format!("{field}[{index}]"), all);
+            }
+        }
+        _ => {}
+    }
+}
