@@ -412,10 +412,9 @@ impl Turn<'_> {
             if revisions.first().is_none_or(|first| first.summary.number != after + 1) {
                 return Err(StoreError::Broken(format!("its log lacks revision {}", after + 1)));
             }
-            let mut next = (*published).clone();
-            for revision in &revisions {
-                next = next.next_of_log(revision);
-            }
+            let size = revisions.iter().map(|revision| revision.changes.len()).sum();
+            let fold = |state: Published, revision: &Revision| state.next_of_log(revision);
+            let next = compute(size, || revisions.iter().fold((*published).clone(), fold));
             self.publisher.publish(next, revisions.into_iter().map(|revision| revision.summary));
             published = self.publisher.current();
         }
@@ -461,7 +460,7 @@ impl Turn<'_> {
             committed_at_us: committed.committed_at_us,
             change_count: changes.len() as u32,
         };
-        let next = current.next(&summary, &changes, Vec::new(), Some(relations));
+        let next = compute(changes.len(), || current.next(&summary, &changes, Vec::new(), Some(relations)));
         self.publisher.publish(next, [summary]);
         Ok(committed)
     }
@@ -486,6 +485,15 @@ fn note_unreadable(metrics: &Metrics, key: &ResourceKey, errors: &[FieldError]) 
         resource = %key, errors = errors.join("; "),
         "a stored resource cannot be read by this version, and is left as it was before"
     );
+}
+
+/// Runs what takes long for `size` resources, so that other tasks of this thread go elsewhere meanwhile.
+pub(crate) fn compute<T>(size: usize, work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    // A runtime of one thread has no elsewhere.
+    let has_others =
+        Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if size >= 1000 && has_others { tokio::task::block_in_place(work) } else { work() }
 }
 
 /// An error and its causes.

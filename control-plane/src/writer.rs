@@ -12,7 +12,7 @@ use signalbox_config::{
 };
 use signalbox_plugins::Catalog;
 
-use crate::publish::{Published, Publisher};
+use crate::publish::{Published, Publisher, compute};
 use crate::store::{StoreError, StoredResource};
 
 /// Makes revisions.
@@ -216,7 +216,8 @@ async fn write(
     }
     for _ in 0..ATTEMPTS {
         let current = turn.current();
-        let plan = operation.plan(&current).and_then(|plan| plan.check(&current));
+        let size = operation.size(&current);
+        let plan = compute(size, || operation.plan(&current).and_then(|plan| plan.check(&current)));
         let (changes, relations) = match plan {
             Ok((changes, relations)) if mode == Mode::Store && !changes.is_empty() => (changes, relations),
             refused_or_nothing_to_do => {
@@ -292,6 +293,15 @@ impl Operation {
             }
         }
         errors.finish(Some(Self::Restore(resources))).map_err(Refused::Invalid)
+    }
+
+    /// How many resources it has to look at.
+    fn size(&self, current: &Published) -> usize {
+        match self {
+            Self::Create { .. } | Self::Put { .. } | Self::Patch { .. } | Self::Delete { .. } => 1,
+            Self::Apply(document) if document.prune == Prune::Keep => document.entries.len(),
+            Self::Apply(_) | Self::Restore(_) => current.snapshot.len(),
+        }
     }
 
     /// What it changes.

@@ -1048,6 +1048,22 @@ async fn what_another_process_commits_is_published_here() {
 }
 
 #[tokio::test]
+async fn a_new_epoch_is_followed_and_written_in() {
+    let admin = Admin::with_route().await;
+    let before = admin.publisher.current().snapshot.clone();
+    let head = admin.store.new_epoch().await.unwrap();
+    assert!(
+        eventually(Duration::from_secs(10), async || *admin.publisher.current().snapshot.id() == head).await
+    );
+    let after = admin.publisher.current().snapshot.clone();
+    assert_ne!(after.id().epoch, before.id().epoch);
+    assert_eq!(after.digest(), before.digest());
+    let written = admin.put("/upstreams/u", json!({"targets": []})).await;
+    expect(&written, 200);
+    assert_eq!(written.header("signalbox-revision"), Some(&*(head.number + 1).to_string()));
+}
+
+#[tokio::test]
 async fn what_this_version_cannot_read_is_left_as_it_was() {
     let admin = Admin::with_route().await;
     let commit = async |base, key: &str, spec: &str| {

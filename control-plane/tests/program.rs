@@ -4,11 +4,17 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
 use signalbox_tests::{Api, Daemon, eventually, free_port};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_signalbox-control-plane");
 
@@ -96,6 +102,49 @@ async fn a_new_epoch_is_started_when_asked_for() {
     let entry: serde_json::Value = serde_json::from_str(line).unwrap();
     assert_eq!(entry["revision"], 1);
     second.stop();
+}
+
+#[tokio::test]
+async fn the_admin_address_speaks_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (admin, xds) = (free_port(), free_port());
+    let mut command = Command::new(PROGRAM);
+    command
+        .arg(format!("--database-url=sqlite://{}/signalbox.db", dir.path().display()))
+        .arg(format!("--admin-address=127.0.0.1:{admin}"))
+        .arg(format!("--xds-address=127.0.0.1:{xds}"))
+        .arg(format!("--admin-tls-cert={}", cert.display()))
+        .arg(format!("--admin-tls-key={}", key.display()));
+    let mut daemon = Daemon::spawn("signalbox-control-plane", &command, &dir.path().join("log")).unwrap();
+
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    let ask = async || -> std::io::Result<String> {
+        let stream = TcpStream::connect(("127.0.0.1", admin)).await?;
+        let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    };
+    let is_ready = eventually(Duration::from_secs(30), async || {
+        ask().await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))
+    });
+    assert!(is_ready.await, "{}", daemon.log());
+    // A client without TLS gets no answer, and holds nothing up.
+    assert!(reqwest::get(format!("http://127.0.0.1:{admin}/readyz")).await.is_err());
+    daemon.terminate();
+    assert!(daemon.wait_exit(Duration::from_secs(15)).unwrap().success());
 }
 
 #[test]

@@ -507,3 +507,223 @@ impl<K: Clone + Eq + std::hash::Hash> Slots<K> {
         Some(slot)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, Method};
+    use signalbox_config::document;
+    use signalbox_config::router::RequestParts;
+    use signalbox_plugins::Catalog;
+
+    use super::*;
+
+    /// Compiles one document after another, each as the change from the one before.
+    struct Steps {
+        runtime: tokio::runtime::Runtime,
+        services: Services,
+        compiled: Compiled,
+    }
+
+    impl Steps {
+        fn start() -> Self {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let resolver = Arc::new(Resolver::new(runtime.handle().clone()));
+            let services = Services { states: States::default(), resolver, workers: 1 };
+            Self { runtime, services, compiled: Compiled::empty() }
+        }
+
+        fn next(&mut self, text: &str) -> Result<(), Vec<Rejected>> {
+            let before = &self.compiled.snapshot;
+            let resources: Vec<Arc<Resource>> = document::split(text)
+                .unwrap()
+                .into_iter()
+                .map(|entry| Arc::new(Resource::parse(entry.kind, entry.spec, &Catalog).unwrap()))
+                .collect();
+            let gone = before.iter().filter(|old| resources.iter().all(|new| new.key() != old.key()));
+            let mut changes: Vec<Change> = gone.map(|old| Change::Delete(old.key().clone())).collect();
+            changes.extend(
+                resources
+                    .iter()
+                    .filter(|new| before.find(new.key()).is_none_or(|old| old.version() != new.version()))
+                    .map(|new| Change::Put(Arc::clone(new))),
+            );
+            let id = RevisionId { epoch: "e".into(), number: before.id().number + 1 };
+            let candidate = Candidate { snapshot: before.with(id, 0, changes.clone()), changes };
+            let _entered = self.runtime.enter();
+            self.compiled = self.compiled.next(&candidate, &self.services)?;
+            Ok(())
+        }
+
+        fn route(&self, path: &str) -> &Arc<CompiledRoute> {
+            let (method, headers) = (Method::GET, HeaderMap::new());
+            let request = RequestParts {
+                listener: "http",
+                method: &method,
+                host: "",
+                path,
+                query: None,
+                headers: &headers,
+            };
+            self.compiled.active.routes.find(&request).expect("a route").value
+        }
+
+        fn target(&self, path: &str) -> String {
+            let slot = self.route(path).upstreams[0].0;
+            let upstream = self.compiled.active.upstreams[slot as usize].as_ref().expect("an upstream");
+            upstream.targets[0].label.to_string()
+        }
+
+        fn chain(&self, path: &str) -> Vec<&str> {
+            let chain = &self.compiled.active.chains[self.route(path).chain as usize];
+            chain.steps.iter().map(|step| step.name.as_str()).collect()
+        }
+    }
+
+    const TWO_ROUTES: &str = "
+routes:
+- {name: a, match: {paths: [{exact: /a}]}, forward: {upstreams: [{name: u}]}}
+- {name: b, match: {paths: [{exact: /b}]}, forward: {upstreams: [{name: v}]}}
+";
+
+    fn with_upstreams(u: &str, v: &str) -> String {
+        format!(
+            "upstreams: [{{name: u, targets: [{{address: '{u}'}}]}}, {{name: v, targets: [{{address: '{v}'}}]}}]{TWO_ROUTES}"
+        )
+    }
+
+    #[test]
+    fn a_changed_upstream_touches_no_route() {
+        let mut steps = Steps::start();
+        steps.next(&with_upstreams("10.0.0.1:80", "10.0.0.2:80")).unwrap();
+        let (a, b) = (Arc::clone(steps.route("/a")), Arc::clone(steps.route("/b")));
+        let stats =
+            Arc::clone(&steps.compiled.active.upstreams[a.upstreams[0].0 as usize].as_ref().unwrap().stats);
+        steps.next(&with_upstreams("10.0.0.9:80", "10.0.0.2:80")).unwrap();
+        assert!(Arc::ptr_eq(&a, steps.route("/a")) && Arc::ptr_eq(&b, steps.route("/b")));
+        assert_eq!(
+            (steps.target("/a").as_str(), steps.target("/b").as_str()),
+            ("10.0.0.9:80", "10.0.0.2:80")
+        );
+        let after = steps.compiled.active.upstreams[a.upstreams[0].0 as usize].as_ref().unwrap();
+        assert!(Arc::ptr_eq(&stats, &after.stats), "its counters go on");
+    }
+
+    #[test]
+    fn targets_that_stay_are_kept() {
+        let mut steps = Steps::start();
+        let upstream = |targets: &str| format!("upstreams: [{{name: u, targets: [{targets}]}}]");
+        let target = |steps: &Steps, index: usize| {
+            Arc::clone(&steps.compiled.active.upstreams[0].as_ref().unwrap().targets[index])
+        };
+        steps.next(&upstream("{address: '10.0.0.1:80'}, {address: '10.0.0.2:80'}")).unwrap();
+        let second = target(&steps, 1);
+        steps.next(&upstream("{address: '10.0.0.2:80', weight: 5}, {address: '10.0.0.3:80'}")).unwrap();
+        assert!(Arc::ptr_eq(&second, &target(&steps, 0)));
+    }
+
+    #[test]
+    fn a_freed_slot_is_never_that_of_two_upstreams() {
+        let mut steps = Steps::start();
+        let one = |name: &str, port: u16| {
+            format!(
+                "upstreams: [{{name: {name}, targets: [{{address: '10.0.0.1:{port}'}}]}}]
+routes: [{{name: r, forward: {{upstreams: [{{name: {name}}}]}}}}]"
+            )
+        };
+        for port in 1..50 {
+            steps.next(&one(&format!("u{port}"), port)).unwrap();
+            assert_eq!(steps.target("/"), format!("10.0.0.1:{port}"));
+        }
+        assert!(steps.compiled.active.upstreams.len() <= 2);
+    }
+
+    #[test]
+    fn equal_plugin_lists_share_a_chain_that_goes_with_its_last_route() {
+        let mut steps = Steps::start();
+        let plugins = "plugins: [{name: k, type: key-auth}, {name: g, type: cors, global: true, config: {origins: ['*']}}]";
+        let route = |name: &str, list: &str| {
+            format!(
+                "{{name: {name}, match: {{paths: [{{exact: /{name}}}]}}, plugins: [{list}], respond: {{body: x}}}}"
+            )
+        };
+        let document = |routes: &[String]| format!("{plugins}\nroutes: [{}]", routes.join(", "));
+        steps.next(&document(&[route("a", "k"), route("b", "k"), route("c", "")])).unwrap();
+        assert_eq!(steps.route("/a").chain, steps.route("/b").chain);
+        assert_eq!((steps.chain("/a"), steps.chain("/c")), (vec!["g", "k"], vec!["g"]));
+        steps.next(&document(&[route("b", "k"), route("c", "")])).unwrap();
+        assert_eq!(steps.chain("/b"), ["g", "k"]);
+        let chain = steps.route("/b").chain;
+        steps.next(&document(&[route("b", ""), route("c", "")])).unwrap();
+        assert_eq!(steps.chain("/b"), ["g"]);
+        assert!(steps.compiled.active.chains[chain as usize].steps.is_empty());
+        assert!(steps.compiled.chain_uses.is_empty() && steps.compiled.plugin_chains.is_empty());
+        // The next one takes its place.
+        steps.next(&document(&[route("b", ""), route("c", "k, g")])).unwrap();
+        assert_eq!((steps.chain("/c"), steps.route("/c").chain), (vec!["g", "k"], chain));
+    }
+
+    #[test]
+    fn a_routes_plugin_takes_the_place_of_the_global_one_of_its_type() {
+        let mut steps = Steps::start();
+        let document = |own: &str| {
+            format!(
+                "plugins: [{{name: everywhere, type: key-auth, global: true}}, {{name: own, type: key-auth{own}}}]
+routes: [{{name: r, plugins: [own], respond: {{body: x}}}}]"
+            )
+        };
+        steps.next(&document("")).unwrap();
+        assert_eq!(steps.chain("/"), ["own"]);
+        steps.next(&document(", enabled: false")).unwrap();
+        assert_eq!(steps.chain("/"), ["everywhere"]);
+    }
+
+    #[test]
+    fn consumers_chains_follow_their_plugins() {
+        let mut steps = Steps::start();
+        let document = |plugin: &str| {
+            format!("plugins: [{plugin}]\nconsumers: [{{name: alice, plugins: [c]}}, {{name: bob}}]")
+        };
+        let alice =
+            |steps: &Steps| steps.compiled.active.consumer_chains.get("alice").map(|chain| chain.steps.len());
+        steps.next(&document("{name: c, type: cors, config: {origins: ['*']}}")).unwrap();
+        assert_eq!(alice(&steps), Some(1));
+        steps.next(&document("{name: c, type: cors, enabled: false, config: {origins: ['*']}}")).unwrap();
+        assert_eq!(alice(&steps), None);
+        steps.next(&document("{name: c, type: cors, config: {origins: ['*']}}")).unwrap();
+        assert_eq!(alice(&steps), Some(1));
+        steps.next("plugins: [{name: c, type: cors, config: {origins: ['*']}}]").unwrap();
+        assert_eq!(alice(&steps), None);
+        assert!(steps.compiled.plugin_consumers.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_there_is_rejected_by_name() {
+        let mut steps = Steps::start();
+        let rejected = steps
+            .next("routes: [{name: r, plugins: [p], forward: {upstreams: [{name: u}]}}]\nconsumers: [{name: c, plugins: [q]}]")
+            .unwrap_err();
+        let told: Vec<_> = rejected
+            .iter()
+            .map(|it| (it.key.as_ref().unwrap().to_string(), it.field.as_str(), it.message.as_str()))
+            .collect();
+        for expected in [
+            ("route/r".to_owned(), "plugins", "plugin \"p\" does not exist"),
+            ("route/r".to_owned(), "forward.upstreams", "upstream \"u\" does not exist"),
+            ("consumer/c".to_owned(), "plugins", "plugin \"q\" does not exist"),
+        ] {
+            assert!(told.contains(&expected), "{told:?}");
+        }
+        assert_eq!(steps.compiled.snapshot.len(), 0);
+    }
+
+    #[test]
+    fn resources_are_counted() {
+        let mut steps = Steps::start();
+        steps.next(&with_upstreams("10.0.0.1:80", "10.0.0.2:80")).unwrap();
+        steps.next(&with_upstreams("10.0.0.3:80", "10.0.0.2:80")).unwrap();
+        assert_eq!(steps.compiled.counts, [0, 2, 2, 0, 0]);
+        steps.next("routes: []").unwrap();
+        assert_eq!(steps.compiled.counts, [0; 5]);
+    }
+}

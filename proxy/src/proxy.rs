@@ -156,6 +156,11 @@ impl Proxy {
         drop::<Vec<_>>(unused);
     }
 
+    /// How many revisions were replaced and are not forgotten.
+    pub fn retired(&self) -> usize {
+        self.control().retired.len()
+    }
+
     /// Accepts no more connections, lets those there are end with their next answer, and waits for that up to `limit`.
     /// Returns whether all ended.
     pub async fn drain(&self, limit: Duration) -> bool {

@@ -1,5 +1,6 @@
 // The system under test: it runs already, and says where in the environment. See README.md.
 import assert from "node:assert/strict";
+import net from "node:net";
 import { chromium } from "playwright-core";
 
 /** Longest that anything is waited for, milliseconds. */
@@ -46,12 +47,12 @@ export async function open(t, browser) {
   return page;
 }
 
-/** A page that is logged in, at `path`. */
-export async function openLoggedIn(t, browser, path = "/") {
+/** A page that is logged in, at `path`; `by`: the address by which it goes to the control plane. */
+export async function openLoggedIn(t, browser, path = "/", by = url) {
   const page = await open(t, browser);
-  const answer = await page.request.post(`${url}/api/v1/session`, { data: { token } });
+  const answer = await page.request.post(`${by}/api/v1/session`, { data: { token } });
   assert.equal(answer.status(), 200, await answer.text());
-  await page.goto(url + path);
+  await page.goto(by + path);
   await page.locator("[data-connection=live]").waitFor();
   return page;
 }
@@ -80,6 +81,39 @@ export async function write(method, path, body, headers) {
 export async function connectedProxies() {
   const { json } = await call("GET", "/proxies?limit=1000");
   return json.items.filter((proxy) => proxy.connected).map((proxy) => proxy.id);
+}
+
+/** A way to the control plane that can be cut and mended. */
+export async function openWay(t) {
+  const { hostname, port } = new URL(url);
+  const sockets = new Set();
+  const track = (socket) => {
+    sockets.add(socket);
+    socket.on("close", () => sockets.delete(socket));
+    // What is cut ends with an error on either side.
+    socket.on("error", () => socket.destroy());
+  };
+  let server;
+  const listen = (on) =>
+    new Promise((resolve, reject) => {
+      server = net.createServer((client) => {
+        const upstream = net.connect(Number(port), hostname);
+        track(client);
+        track(upstream);
+        client.pipe(upstream).pipe(client);
+        client.on("close", () => upstream.destroy());
+        upstream.on("close", () => client.destroy());
+      });
+      server.on("error", reject).listen(on, "127.0.0.1", () => resolve(server.address().port));
+    });
+  const cut = () =>
+    new Promise((resolve) => {
+      server.close(resolve);
+      for (const socket of sockets) socket.destroy();
+    });
+  const own = await listen(0);
+  t.after(cut);
+  return { url: `http://127.0.0.1:${own}`, cut, mend: () => listen(own) };
 }
 
 function required(name) {

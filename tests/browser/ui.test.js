@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import { call, connectedProxies, DEADLINE, launch, open, openLoggedIn, token, unique, url, write } from "./system.js";
+import { call, connectedProxies, DEADLINE, launch, open, openLoggedIn, openWay, token, unique, url, write } from "./system.js";
 
 describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
   let browser;
@@ -224,6 +224,39 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     await row.getByText("live").waitFor();
     for (const id of proxies) await served(page, id, revision);
     assert.equal(await page.evaluate(() => window.loadedOnce), marker);
+  });
+
+  test("a rejection is impossible to miss, and gone once it is mended", async (t) => {
+    const name = unique("taken");
+    t.after(() => call("DELETE", `/listeners/${name}`));
+    const page = await openLoggedIn(t, browser);
+    await page.getByRole("heading", { name: "Proxies", exact: true }).waitFor();
+    // The control plane listens there itself, so no proxy on its host can.
+    const revision = await write("PUT", `/listeners/${name}`, { name, address: new URL(url).host });
+    const alert = page.getByRole("alert").filter({ hasText: `rejected revision ${revision}` });
+    await alert.getByText(`listener ${name}`).first().waitFor();
+    for (const id of proxies) {
+      await page.locator(`[data-proxy="${id}"][data-state=rejected]`).waitFor();
+      await page.locator(`[data-rejection="${id}"]`).filter({ hasText: name }).waitFor();
+    }
+    await page.locator(`[data-testid=convergence] [data-revision="${revision}"]`).getByText("rejected").waitFor();
+
+    const mended = await write("DELETE", `/listeners/${name}`);
+    for (const id of proxies) await served(page, id, mended);
+    await alert.waitFor({ state: "detached" });
+  });
+
+  test("a lost connection is said, and what happened meanwhile appears when it is back", async (t) => {
+    const way = await openWay(t);
+    const page = await openLoggedIn(t, browser, "/", way.url);
+    await page.getByRole("heading", { name: "Proxies", exact: true }).waitFor();
+    await way.cut();
+    await page.getByText("The connection to the control plane is lost").waitFor();
+    const name = unique("up");
+    const revision = await write("PUT", `/upstreams/${name}`, { name, targets: [] });
+    await way.mend();
+    await page.locator("[data-connection=live]").waitFor();
+    for (const id of proxies) await served(page, id, revision);
   });
 
   test("nothing is wider than a window of 900 pixels", async (t) => {

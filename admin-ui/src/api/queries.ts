@@ -316,14 +316,20 @@ function revisionOf(headers: Headers): number | null {
 
 function readResource(value: unknown): Resource {
   const { meta, kind: _, ...spec } = plain(value);
-  return { name: String(spec.name), spec, meta: meta as unknown as Meta };
+  return { name: String(spec.name), spec: nameFirst(spec), meta: meta as unknown as Meta };
 }
 
 function readChange(
   change: Omit<Change, "before" | "after"> & { before?: unknown; after?: unknown },
 ): Change {
-  const side = (value: unknown) => (value === undefined || value === null ? undefined : plain(value));
+  const side = (value: unknown) =>
+    value === undefined || value === null ? undefined : nameFirst(plain(value));
   return { ...change, before: side(change.before), after: side(change.after) };
+}
+
+/** The API sorts fields by name, which puts that by which people know a resource in the middle. */
+function nameFirst({ name, ...rest }: JsonObject): JsonObject {
+  return name === undefined ? rest : { name, ...rest };
 }
 
 /** What came as JSON is JSON; an object where the API promises one. */

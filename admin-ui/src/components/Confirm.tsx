@@ -19,6 +19,9 @@ export function Confirm({ opened, close, title, children, action, mutation }: Pr
     close();
   };
   const { error } = mutation;
+  // A single error is often all that the detail says.
+  const errors =
+    error instanceof Problem ? error.errors.filter(({ message }) => message !== error.detail) : [];
   return (
     <Modal opened={opened} onClose={dismiss} title={<Text fw={600}>{title}</Text>}>
       <Stack gap="md">
@@ -26,13 +29,13 @@ export function Confirm({ opened, close, title, children, action, mutation }: Pr
           {children}
         </Text>
         {error !== null && error !== undefined && (
-          <Alert color="red" role="alert" title={error instanceof Problem ? error.title : "It was not done"}>
+          <Alert color="red" role="alert" title="It was not done">
             <Text size="sm" className="breaks">
               {messageOf(error)}
             </Text>
-            {error instanceof Problem && error.errors.length > 0 && (
+            {errors.length > 0 && (
               <List size="sm" mt={4}>
-                {error.errors.map((each) => (
+                {errors.map((each) => (
                   <List.Item key={`${each.field} ${each.message}`} className="breaks">
                     {each.field !== "" && <span className="mono">{each.field}: </span>}
                     {each.message}

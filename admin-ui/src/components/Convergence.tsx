@@ -21,14 +21,14 @@ export function ConvergenceTable({ rows }: { rows: Convergence[] }) {
             Author
           </Table.Th>
           <Table.Th w={90}>Age</Table.Th>
-          <Table.Th w={170}>Live on</Table.Th>
+          <Table.Th className="live-on">Live on</Table.Th>
           <Table.Th w={70} className="num">
             p50
           </Table.Th>
           <Table.Th w={70} className="num">
             p99
           </Table.Th>
-          <Table.Th w={70} className="num">
+          <Table.Th w={70} className="num" visibleFrom="lg">
             Max
           </Table.Th>
           <Table.Th w={132}>State</Table.Th>
@@ -56,13 +56,19 @@ export function ConvergenceTable({ rows }: { rows: Convergence[] }) {
             </Table.Td>
             <Table.Td className="num">{milliseconds(row.p50)}</Table.Td>
             <Table.Td className="num">{milliseconds(row.p99)}</Table.Td>
-            <Table.Td className="num">{milliseconds(row.max)}</Table.Td>
+            <Table.Td className="num" visibleFrom="lg">
+              {milliseconds(row.max)}
+            </Table.Td>
             <Table.Td>
               {row.state ? (
-                <RolloutBadge state={row.state} />
+                <Tooltip label={row.reason} disabled={row.reason === null} multiline maw={420}>
+                  <div style={{ width: "max-content" }}>
+                    <RolloutBadge state={row.state} />
+                  </div>
+                </Tooltip>
               ) : (
                 <Text size="sm" c="dimmed">
-                  no proxies
+                  –
                 </Text>
               )}
             </Table.Td>
@@ -80,7 +86,7 @@ function Reach({ row }: { row: Convergence }) {
   );
   return (
     <Group gap="sm" wrap="nowrap">
-      <div className="stack-bar" style={{ flex: 1, height: 6, minWidth: 30 }} aria-hidden>
+      <div className="stack-bar" style={{ flex: 1, height: 6, minWidth: 24 }} aria-hidden>
         {part(row.applied, "teal")}
         {part(row.rejected, "red")}
         {part(row.pending, "blue")}

@@ -81,21 +81,35 @@ export const FleetDots = memo(function FleetDots({
   onSelect,
 }: {
   proxies: ProxyStatus[];
-  onSelect: (proxy: ProxyStatus) => void;
+  onSelect: (id: string) => void;
 }) {
   return (
     <div className="dots" aria-hidden>
-      {proxies.map((proxy) => (
-        <button
-          key={proxy.id}
-          type="button"
-          tabIndex={-1}
-          data-state={proxy.state}
-          title={`${proxy.id}: ${PROXY_STATES[proxy.state].label}, revision ${proxy.revision.applied}`}
-          style={{ background: colorOf(proxy.state) }}
-          onClick={() => onSelect(proxy)}
-        />
+      {proxies.map(({ id, state }) => (
+        <Dot key={id} id={id} state={state} onSelect={onSelect} />
       ))}
     </div>
+  );
+});
+
+/** Drawn again only when its proxy's state is another, for most events tell of something else. */
+const Dot = memo(function Dot({
+  id,
+  state,
+  onSelect,
+}: {
+  id: string;
+  state: ProxyState;
+  onSelect: (id: string) => void;
+}) {
+  return (
+    <button
+      type="button"
+      tabIndex={-1}
+      data-state={state}
+      title={`${id}: ${PROXY_STATES[state].label}`}
+      style={{ background: colorOf(state) }}
+      onClick={() => onSelect(id)}
+    />
   );
 });

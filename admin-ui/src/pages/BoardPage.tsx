@@ -1,5 +1,5 @@
 import { Alert, Anchor, Grid, Group, Paper, Stack, Text, Title } from "@mantine/core";
-import { useMemo, useState } from "react";
+import { useCallback, useMemo, useState } from "react";
 import { Link } from "react-router";
 import { useProxies, useRevisions, useRollouts } from "../api/queries";
 import type { ProxyState, ProxyStatus, RevisionSummary } from "../api/types";
@@ -23,6 +23,7 @@ export function BoardPage() {
   const rollouts = useRollouts();
   const [filter, setFilter] = useState<{ state: ProxyState | null; text: string }>({ state: null, text: "" });
 
+  const selectProxy = useCallback((id: string) => setFilter({ state: null, text: id }), []);
   const log = useMemo(() => revisions.data?.pages.flatMap((page) => page.items) ?? [], [revisions.data]);
   const convergence = useMemo(
     () =>
@@ -76,7 +77,7 @@ export function BoardPage() {
       {isMany && (
         <Paper p="md">
           <CardTitle>Every proxy</CardTitle>
-          <FleetDots proxies={sorted} onSelect={(proxy) => setFilter({ state: null, text: proxy.id })} />
+          <FleetDots proxies={sorted} onSelect={selectProxy} />
         </Paper>
       )}
       {isMany && lastRevisions}

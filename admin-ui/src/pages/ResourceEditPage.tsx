@@ -218,26 +218,17 @@ function ErrorSummary({
   total: number;
 }) {
   if (!error || (error instanceof Problem && error.errors.length > 0 && total === 0)) return null;
-  if (error instanceof Problem && error.status === 412 && error.errors.length === 0) {
-    // With nothing stored that one could compare, the name is in use.
-    return (
-      <Alert color="red" icon={<IconAlert />} role="alert" title="Not saved" tabIndex={-1} data-error-summary>
-        {messageOf(error)}
-      </Alert>
-    );
-  }
   const placed = total - unplaced.length;
   return (
-    <Alert
-      color="red"
-      icon={<IconAlert />}
-      role="alert"
-      title={error instanceof Problem ? error.title : "Not saved"}
-      tabIndex={-1}
-      data-error-summary
-    >
+    <Alert color="red" icon={<IconAlert />} role="alert" title="Not saved" tabIndex={-1} data-error-summary>
       <Stack gap={4}>
-        {total === 0 && <Text size="sm">{messageOf(error)}</Text>}
+        {total === 0 && (
+          <Text size="sm">
+            {error instanceof Problem && error.status === 412
+              ? "It was changed meanwhile. Saving again shows how."
+              : messageOf(error)}
+          </Text>
+        )}
         {placed > 0 && (
           <Text size="sm">
             {placed === 1 ? "One field is marked below." : `${placed} fields are marked below.`}

@@ -130,7 +130,12 @@ function Facts({ revision }: { revision: RevisionDetail }) {
           {row.state ? <RolloutBadge state={row.state} /> : <Text c="dimmed">no proxies then</Text>}
           {row.state && (
             <Text className="cell-sub">
-              {row.applied} of {plural(row.total, "proxy", "proxies")}
+              {row.applied} of {plural(row.total, "proxy", "proxies")} serve it or a later one
+            </Text>
+          )}
+          {row.reason && (
+            <Text className="cell-sub breaks" c="var(--mantine-color-error)">
+              {row.reason}
             </Text>
           )}
         </Fact>

@@ -285,7 +285,10 @@ impl State {
                     self.untold.rollouts.insert((*older, name.clone()));
                 }
             }
-            fleet.ways.entry(number).or_insert_with(|| Way::new(base, committed_at_us));
+            if number > 0 {
+                // Nobody made revision 0.
+                fleet.ways.entry(number).or_insert_with(|| Way::new(base, committed_at_us));
+            }
             while fleet.ways.len() > Self::ROLLOUTS {
                 fleet.ways.pop_first();
             }
@@ -969,6 +972,15 @@ mod tests {
         state.publish(3, 2);
         assert_eq!(state.brief(2), "Succeeded 1/0/0/0/1");
         assert_eq!(state.standing(2, None), Some(WaitResult::Done));
+    }
+
+    #[test]
+    fn the_empty_set_before_the_first_revision_has_no_rollout() {
+        let mut state = state();
+        state.open(0, 1, "a", 0);
+        state.publish(1, 0);
+        assert!(state.rollouts(10).is_empty());
+        assert_eq!(state.state_of("a"), ProxyState::InSync);
     }
 
     #[test]

@@ -217,3 +217,56 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const LOADED_ROLLOUTS: u32 = 400;
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection as _, SqliteConnection, raw_sql};
+
+    use super::*;
+    use crate::board::{Event, Node};
+    use crate::store;
+
+    fn opened(id: &str) -> Event {
+        let node = Node {
+            id: id.into(),
+            fleet: "default".into(),
+            labels: Default::default(),
+            version: String::new(),
+            address: String::new(),
+        };
+        Event::Opened { stream: 1, node, presented: None }
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_written_when_the_database_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/signalbox.db", dir.path().display());
+        let store = store::open(&url).await.unwrap();
+        let board = Board::open(store.clone(), "here", Sharing::Alone).await.unwrap();
+        let mut other = SqliteConnection::connect(&url).await.unwrap();
+        raw_sql("BEGIN EXCLUSIVE").execute(&mut other).await.unwrap();
+        board.fold(opened("a"));
+        assert!(matches!(board.write().await, Err(StoreError::Unavailable(_))));
+        // Folding and reading go on.
+        board.fold(opened("b"));
+        assert_eq!(board.proxies().len(), 2);
+        raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
+        board.write().await.unwrap();
+        let ids: Vec<_> = store.proxies().await.unwrap().into_iter().map(|row| row.id).collect();
+        assert_eq!(ids, ["a", "b"]);
+        assert!(board.state().unsaved.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_known_is_written_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::open(&format!("sqlite://{}/signalbox.db", dir.path().display())).await.unwrap();
+        let board = Board::open(store.clone(), "here", Sharing::Alone).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(board.clone().run(shutdown.clone()));
+        board.fold(opened("a"));
+        shutdown.cancel();
+        running.await.unwrap();
+        assert_eq!(store.proxies().await.unwrap().len(), 1);
+    }
+}

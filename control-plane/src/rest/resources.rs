@@ -18,7 +18,7 @@ use super::endpoint::{
 };
 use super::problem::Problem;
 use crate::board::{WaitOutcome, WaitResult};
-use crate::publish::Published;
+use crate::publish::{Published, compute};
 use crate::store::Role;
 use crate::writer::{Changed, Mode, Operation, Written};
 
@@ -42,11 +42,18 @@ fn of_kind(kind: Kind) -> Vec<Endpoint> {
         Endpoint::new(method, path, format!("{id}{title}"), run).text(kind.plural(), summary).of_kind(kind)
     };
     vec![
-        Endpoint::new(Method::GET, all, format!("list{title}s"), |call| async move { list(&call) }.boxed())
-            .text(kind.plural(), format!("{title}s, by name"))
-            .of_kind(kind)
-            .parameters(&[LIMIT, CURSOR, SEARCH, LABEL])
-            .answer_as(200, "A page of them", json, page),
+        Endpoint::new(Method::GET, all, format!("list{title}s"), |call| {
+            async move {
+                let filters = call.query.iter().any(|(name, _)| matches!(&**name, "q" | "label"));
+                let size = if filters { call.app.publisher.current().snapshot.len() } else { 1 };
+                compute(size, || list(&call))
+            }
+            .boxed()
+        })
+        .text(kind.plural(), format!("{title}s, by name"))
+        .of_kind(kind)
+        .parameters(&[LIMIT, CURSOR, SEARCH, LABEL])
+        .answer_as(200, "A page of them", json, page),
         new(Method::POST, all, "create", |call| create(call).boxed(), format!("Create a {kind}"))
             .access(editor)
             .parameters(&WRITE)

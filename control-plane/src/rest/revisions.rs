@@ -20,6 +20,7 @@ use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Parameter, Place, WRITE};
 use super::problem::Problem;
 use super::resources::{Action, ChangeView, Revised, outcome_problem, set_revision, settle, write};
 use crate::board::Rollout;
+use crate::publish::compute;
 use crate::store::{RevisionSummary, Role, StoredResource};
 use crate::writer::{Mode, Operation};
 
@@ -159,26 +160,30 @@ async fn get(call: Call) -> Result<Response, Problem> {
     let number = call.number("number")?;
     let found = call.app.metrics.store_call("revision", call.app.store.revision(number)).await?;
     let revision = found.ok_or_else(|| no_revision(number))?;
-    let changes = revision
-        .changes
-        .iter()
-        .map(|change| change_view(&change.key, change.before.as_ref(), change.after.as_ref()))
-        .collect();
-    ok(&RevisionView { summary: (&revision.summary).into(), changes })
+    compute(revision.changes.len(), || {
+        let changes = revision
+            .changes
+            .iter()
+            .map(|change| change_view(&change.key, change.before.as_ref(), change.after.as_ref()))
+            .collect();
+        ok(&RevisionView { summary: (&revision.summary).into(), changes })
+    })
 }
 
 async fn diff(call: Call) -> Result<Response, Problem> {
     let to = call.number("number")?;
     let from = call.parsed::<u64>("from")?.unwrap_or_else(|| to.saturating_sub(1));
     let changed = differences(&call, from.min(to), from.max(to)).await?;
-    let changes = changed
-        .iter()
-        .map(|(key, (older, newer))| {
-            let (before, after) = if from <= to { (older, newer) } else { (newer, older) };
-            change_view(key, before.as_ref(), after.as_ref())
-        })
-        .collect();
-    ok(&Diff { from, to, changes })
+    compute(changed.len(), || {
+        let changes = changed
+            .iter()
+            .map(|(key, (older, newer))| {
+                let (before, after) = if from <= to { (older, newer) } else { (newer, older) };
+                change_view(key, before.as_ref(), after.as_ref())
+            })
+            .collect();
+        ok(&Diff { from, to, changes })
+    })
 }
 
 async fn rollback(call: Call) -> Result<Response, Problem> {
@@ -199,10 +204,18 @@ async fn rollback(call: Call) -> Result<Response, Problem> {
 
 async fn wait(call: Call) -> Result<Response, Problem> {
     let revision = call.number("number")?;
-    if revision > call.app.publisher.current().snapshot.id().number {
-        return Err(no_revision(revision));
-    }
     let deadline = call.deadline("timeout")?.unwrap_or_else(|| Instant::now() + Duration::from_secs(10));
+    let mut published = call.app.publisher.subscribe();
+    if revision > published.borrow_and_update().snapshot.id().number {
+        // Another control plane may have made it a moment ago.
+        let head = call.app.metrics.store_call("head", call.app.store.head()).await?;
+        if revision > head.number {
+            return Err(no_revision(revision));
+        }
+        let arrives = published.wait_for(|published| published.snapshot.id().number >= revision);
+        // What has not come by the deadline is not served by then either, which is what is answered below.
+        let _ = tokio::time::timeout_at(deadline.into(), arrives).await;
+    }
     let outcome = call.app.board.wait(revision, call.text("fleet")?, deadline).await;
     match outcome_problem(revision, &outcome) {
         Some(problem) => Err(problem),

@@ -23,8 +23,8 @@ pub trait Set {
     /// The text that stands for the whole, in the commit marker's version; of sets without a marker it is empty.
     fn digest(&self) -> String;
 
-    /// How many resources it has, the marker not counted.
-    fn len(&self) -> usize;
+    /// Whether all of it is little, so that sending it needs no admission.
+    fn is_small(&self) -> bool;
 
     /// The resource, or the marker, of this name.
     fn find(&self, name: &str) -> Option<Item>;
@@ -226,6 +226,10 @@ impl Subscription {
         }
         for name in request.resource_names_unsubscribe {
             self.unsubscribe(&name);
+        }
+        if first {
+            // What the wildcard is to be sent is in the basis.
+            self.have.retain(|name, _| self.names.contains(name));
         }
         if self.names.len() > Self::MAX_NAMES {
             return Err(Violation::TooManyNames);
@@ -629,8 +633,8 @@ mod tests {
             format!("{:?}", self.items).replace(':', "=")
         }
 
-        fn len(&self) -> usize {
-            self.items.len()
+        fn is_small(&self) -> bool {
+            true
         }
 
         fn find(&self, name: &str) -> Option<Item> {

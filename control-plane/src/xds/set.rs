@@ -70,8 +70,8 @@ impl Set for View {
         self.snapshot.digest().to_string()
     }
 
-    fn len(&self) -> usize {
-        self.snapshot.len()
+    fn is_small(&self) -> bool {
+        self.snapshot.len() <= SMALL
     }
 
     fn find(&self, name: &str) -> Option<Item> {
@@ -146,8 +146,8 @@ impl Set for Empty {
         Digest::default().to_string()
     }
 
-    fn len(&self) -> usize {
-        0
+    fn is_small(&self) -> bool {
+        true
     }
 
     fn find(&self, _name: &str) -> Option<Item> {
@@ -166,6 +166,9 @@ impl Set for Empty {
         None
     }
 }
+
+/// Sets up to this size are sent without admission.
+const SMALL: usize = 500;
 
 /// Fleets whose views are kept; beyond, they are made anew.
 const MAX_FLEETS: usize = 1024;

@@ -305,7 +305,7 @@ impl Session {
                     continue;
                 }
                 Want::Changes => {}
-                Want::Everything if set.len() <= SMALL => {}
+                Want::Everything if set.is_small() => {}
                 Want::Everything => match &self.admission {
                     Admission::Admitted(_) => {}
                     Admission::Waiting(_) => continue,
@@ -460,9 +460,6 @@ const CATCH_UP: Duration = Duration::from_secs(3);
 const REAUTHENTICATE: Duration = Duration::from_secs(30);
 
 const FULL_SENDS: usize = 64;
-
-/// Sets up to this size are sent without admission.
-const SMALL: usize = 500;
 
 /// Types of resources on one stream.
 const MAX_TYPES: usize = 16;

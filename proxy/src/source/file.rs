@@ -61,7 +61,15 @@ impl Watcher {
         if !is_new && self.retry_at.is_none_or(|at| Instant::now() < at) {
             return;
         }
+        if is_new && self.served.id().number > 0 {
+            // It may be half written: then it is another in a moment.
+            tokio::time::sleep(SETTLE).await;
+            if read(&self.path).await != content {
+                return;
+            }
+        }
         self.retry_at = None;
+        let readable = content.is_ok();
         self.seen = Some(content.clone());
         let served = self.served.clone();
         let number = self.number + 1;
@@ -72,7 +80,7 @@ impl Watcher {
                 Err(error) => Err(vec![whole(format!("reading it failed: {error}"))]),
             },
         };
-        self.status.send_modify(|status| status.connected = true);
+        self.status.send_modify(|status| status.connected = readable);
         let origin = self.path.display().to_string();
         let rejected = match parsed {
             Ok(candidate) if candidate.changes.is_empty() && self.number > 0 => {
@@ -88,7 +96,7 @@ impl Watcher {
                         changes = applied.changes.len(),
                         "file applied"
                     );
-                    self.served = applied.snapshot.clone();
+                    self.served = applied.snapshot;
                     return;
                 }
                 Err(refused) => {
@@ -188,6 +196,9 @@ fn whole(message: String) -> Rejected {
 const EPOCH: &str = "file";
 
 const POLL: Duration = Duration::from_millis(500);
+
+/// How long what was read must stay so.
+const SETTLE: Duration = Duration::from_millis(50);
 
 const RETRY: Duration = Duration::from_secs(5);
 

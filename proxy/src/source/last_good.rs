@@ -378,3 +378,204 @@ const MAX_RECORD: usize = 64 << 20;
 
 /// How long after a failed write the next is tried.
 const RETRY: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::super::staging::tests::{gone, next, route};
+    use super::*;
+
+    fn load(path: &Path) -> (Option<Snapshot>, Journal) {
+        DataDir::open(path.to_owned()).unwrap().load()
+    }
+
+    fn loaded(path: &Path) -> Option<Snapshot> {
+        load(path).0
+    }
+
+    /// Writes a revision after another; the next.
+    fn write(journal: &mut Journal, before: &Snapshot, changes: &[Change]) -> Snapshot {
+        let after = next(before, changes);
+        journal.write(&after, changes).unwrap();
+        after
+    }
+
+    fn size(dir: &Path, name: &str) -> u64 {
+        std::fs::metadata(dir.join(name)).unwrap().len()
+    }
+
+    fn same(a: Option<&Snapshot>, b: &Snapshot) -> bool {
+        a.is_some_and(|a| a.id() == b.id() && a.digest() == b.digest() && a.len() == b.len())
+    }
+
+    #[test]
+    fn an_empty_directory_has_no_last_good_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(loaded(dir.path()).is_none());
+        assert!(loaded(&dir.path().join("made/at/need")).is_none());
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_and_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut last = Snapshot::empty("e");
+        for round in 0..5 {
+            let (found, mut journal) = load(dir.path());
+            assert!(round == 0 || same(found.as_ref(), &last));
+            last = write(
+                &mut journal,
+                &last,
+                &[route("a", &round.to_string()), route(&format!("r{round}"), "x")],
+            );
+            last = write(&mut journal, &last, &[gone(&format!("r{round}"))]);
+        }
+        let found = loaded(dir.path()).unwrap();
+        assert!(same(Some(&found), &last));
+        assert_eq!(found.len(), 1);
+    }
+
+    #[test]
+    fn a_revision_costs_its_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let many: Vec<_> = (0..5000).map(|index| route(&format!("r{index}"), "x")).collect();
+        let (_, mut journal) = load(dir.path());
+        let mut last = write(&mut journal, &Snapshot::empty("e"), &many);
+        let (snapshot, journal_before) = (size(dir.path(), "snapshot"), size(dir.path(), "journal"));
+        for round in 0..10 {
+            last = write(&mut journal, &last, &[route("r7", &round.to_string())]);
+        }
+        assert_eq!(size(dir.path(), "snapshot"), snapshot);
+        let grown = size(dir.path(), "journal") - journal_before;
+        assert!(grown < 10 * 600, "{grown} bytes for ten changes");
+        drop(journal);
+        assert!(same(loaded(dir.path()).as_ref(), &last));
+    }
+
+    #[test]
+    fn a_journal_that_outgrows_the_snapshot_becomes_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, mut journal) = load(dir.path());
+        let mut last = write(&mut journal, &Snapshot::empty("e"), &[route("a", "0")]);
+        let body = "x".repeat(10_000);
+        let mut largest = 0;
+        for round in 0..100 {
+            last = write(&mut journal, &last, &[route("a", &format!("{round}{body}"))]);
+            largest = largest.max(size(dir.path(), "journal"));
+        }
+        assert!(largest < Journal::SMALL + 20_000, "{largest}");
+        assert!(size(dir.path(), "journal") < largest);
+        drop(journal);
+        assert!(same(loaded(dir.path()).as_ref(), &last));
+    }
+
+    #[test]
+    fn a_torn_tail_leaves_the_last_whole_revision() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, mut journal) = load(dir.path());
+        let one = write(&mut journal, &Snapshot::empty("e"), &[route("a", "1"), route("b", "1")]);
+        let two = write(&mut journal, &one, &[route("a", "2")]);
+        let boundary = size(dir.path(), "journal");
+        let three = write(&mut journal, &two, &[gone("b"), route("c", "3")]);
+        drop(journal);
+        let [snapshot, whole] =
+            ["snapshot", "journal"].map(|name| std::fs::read(dir.path().join(name)).unwrap());
+        let cuts = (boundary..whole.len() as u64).enumerate();
+        // Every place in the record's head, and some in its body.
+        for (_, length) in cuts.filter(|(index, _)| *index < 40 || index % 16 == 0) {
+            std::fs::write(dir.path().join("snapshot"), &snapshot).unwrap();
+            std::fs::write(dir.path().join("journal"), &whole[..length as usize]).unwrap();
+            let (found, mut journal) = load(dir.path());
+            assert!(same(found.as_ref(), &two), "cut at {length}");
+            // What is written after that is not lost behind the torn record.
+            journal.write(&three, &[gone("b"), route("c", "3")]).unwrap();
+            drop(journal);
+            assert!(same(loaded(dir.path()).as_ref(), &three), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn a_byte_that_changed_on_disk_never_becomes_a_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, mut journal) = load(dir.path());
+        let one = write(&mut journal, &Snapshot::empty("e"), &[route("a", "1")]);
+        let two = write(&mut journal, &one, &[route("a", "2")]);
+        drop(journal);
+        for name in ["snapshot", "journal"] {
+            let whole = std::fs::read(dir.path().join(name)).unwrap();
+            for index in 0..whole.len() {
+                let mut spoilt = whole.clone();
+                spoilt[index] ^= 0x10;
+                std::fs::write(dir.path().join(name), &spoilt).unwrap();
+                let found = loaded(dir.path());
+                let good = found.is_none() || same(found.as_ref(), &one) || same(found.as_ref(), &two);
+                assert!(good, "{name} at {index}: {found:?}");
+            }
+            std::fs::write(dir.path().join(name), &whole).unwrap();
+        }
+        assert!(same(loaded(dir.path()).as_ref(), &two));
+    }
+
+    #[test]
+    fn a_journal_of_an_older_snapshot_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, mut journal) = load(dir.path());
+        let one = write(&mut journal, &Snapshot::empty("e"), &[route("a", "1")]);
+        let two = write(&mut journal, &one, &[route("a", "2")]);
+        let old_journal = std::fs::read(dir.path().join("journal")).unwrap();
+        let mut three = Snapshot::empty("f");
+        three = next(&three, &[route("z", "3")]);
+        journal.write(&three, &[]).unwrap();
+        drop(journal);
+        // As if the process had ended between the two files.
+        std::fs::write(dir.path().join("journal"), &old_journal).unwrap();
+        assert!(same(loaded(dir.path()).as_ref(), &three));
+        assert!(!same(loaded(dir.path()).as_ref(), &two));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nobody_else_may_read_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        let (_, mut journal) = load(&path);
+        write(&mut journal, &Snapshot::empty("e"), &[route("a", "1")]);
+        for name in ["lock", "snapshot", "journal"] {
+            let mode = std::fs::metadata(path.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn the_node_id_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = DataDir::open(dir.path().to_owned()).unwrap().node_id().unwrap();
+        assert_eq!(id.len(), 36);
+        assert_eq!(DataDir::open(dir.path().to_owned()).unwrap().node_id().unwrap(), id);
+    }
+
+    #[test]
+    fn a_directory_is_one_proxys_alone_while_it_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::open(dir.path().to_owned()).unwrap();
+        let second = DataDir::open(dir.path().to_owned()).unwrap_err();
+        assert!(matches!(second, StartError::DataDirInUse(_)));
+        drop(first);
+        DataDir::open(dir.path().to_owned()).unwrap();
+    }
+
+    #[test]
+    fn what_is_noted_while_it_writes_is_written_before_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, journal) = load(dir.path());
+        let writer = Writer::start(journal).unwrap();
+        let mut last = Snapshot::empty("e");
+        for round in 0..200 {
+            let changes = [route("a", &round.to_string()), gone("b"), route(&format!("r{}", round % 7), "x")];
+            last = next(&last, &changes);
+            writer.note(last.clone(), &changes);
+        }
+        drop(writer);
+        assert!(same(loaded(dir.path()).as_ref(), &last));
+    }
+}

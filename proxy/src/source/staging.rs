@@ -3,6 +3,7 @@
 //! Nothing of a revision counts before its marker; and with the marker either all of it does, or none.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -79,7 +80,7 @@ impl Staging {
         }
         match marker {
             None => Step::More,
-            Some(marker) => self.on_marker(marker),
+            Some(marker) => self.on_marker(&marker),
         }
     }
 
@@ -132,7 +133,7 @@ impl Staging {
         self.staged.insert(key, resource);
     }
 
-    fn on_marker(&mut self, marker: Revision) -> Step {
+    fn on_marker(&mut self, marker: &Revision) -> Step {
         let staged = std::mem::take(&mut self.staged);
         let errors = std::mem::take(&mut self.errors);
         self.staged_bytes = 0;
@@ -145,7 +146,7 @@ impl Staging {
             && served.id().number > id.number
         {
             let message = format!("is older than revision {}, which is served", served.id());
-            return rejected(&marker, message, false);
+            return rejected(marker, message, false);
         }
         let base = match &self.served {
             Some(served) if marker.full || served.id().epoch == id.epoch => served.clone(),
@@ -155,7 +156,7 @@ impl Staging {
                     id.epoch,
                     served.id().epoch
                 );
-                return rejected(&marker, message, true);
+                return rejected(marker, message, true);
             }
             None => Snapshot::empty(id.epoch.clone()),
         };
@@ -170,7 +171,7 @@ impl Staging {
                 marker.resource_count,
                 if snapshot.len() as u64 == marker.resource_count { "differ" } else { "differ, too" }
             );
-            return rejected(&marker, message, true);
+            return rejected(marker, message, true);
         }
         match &self.served {
             Some(served) if changes.is_empty() && served.id() == snapshot.id() => Step::Served,
@@ -191,7 +192,7 @@ impl Staging {
     }
 }
 
-fn rejected(marker: &Revision, message: String, drift: bool) -> Step {
+fn rejected(marker: &Revision, message: impl fmt::Display, drift: bool) -> Step {
     let error =
         ResourceError { message: format!("revision {} {message}", marker.number), ..Default::default() };
     Step::Rejected(Rejection { revision: marker.number, errors: vec![error], drift })
@@ -295,4 +296,175 @@ pub(super) fn responses<'a>(
 fn wire_resource(name: String, value: Bytes) -> WireResource {
     let any = signalbox_proto::google::protobuf::Any { type_url: wire::type_url().to_owned(), value };
     WireResource { name, resource: Some(any), ..WireResource::default() }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    pub(in crate::source) fn route(name: &str, body: &str) -> Change {
+        let spec = json!({"name": name, "match": {}, "respond": {"status": 200, "body": body}});
+        Change::Put(Arc::new(Resource::parse(Kind::Route, spec, &Catalog).unwrap()))
+    }
+
+    pub(in crate::source) fn gone(name: &str) -> Change {
+        Change::Delete(format!("route/{name}").parse().unwrap())
+    }
+
+    pub(in crate::source) fn next(before: &Snapshot, changes: &[Change]) -> Snapshot {
+        let id = RevisionId { epoch: before.id().epoch.clone(), number: before.id().number + 1 };
+        before.with(id, 7, changes.iter().cloned())
+    }
+
+    /// Feeds responses, serving what can be; the last step.
+    fn feed(staging: &mut Staging, responses: impl IntoIterator<Item = DeltaDiscoveryResponse>) -> Step {
+        let mut last = Step::More;
+        for response in responses {
+            last = staging.on_response(response);
+            if let Step::Ready(candidate) = &last {
+                staging.serve(candidate.snapshot.clone());
+            }
+        }
+        last
+    }
+
+    fn assert_same(a: &Snapshot, b: &Snapshot) {
+        assert_eq!((a.id(), a.digest(), a.committed_at_us()), (b.id(), b.digest(), b.committed_at_us()));
+        let versions =
+            |set: &Snapshot| set.iter().map(|one| (one.key().clone(), one.version())).collect::<Vec<_>>();
+        assert_eq!(versions(a), versions(b));
+    }
+
+    #[test]
+    fn whatever_changes_the_responses_lead_to_the_same_snapshot() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut theirs = Snapshot::empty("e");
+        let mut ours = Staging::default();
+        for step in 0..300 {
+            let mut changes = Vec::new();
+            for index in 0..random.usize(..8) {
+                let name = format!("r{index}{}", random.u8(..4));
+                changes.push(match random.bool() {
+                    true => route(&name, &random.u8(..3).to_string()),
+                    false => gone(&name),
+                });
+            }
+            theirs = next(&theirs, &changes);
+            let full = step == 0 || random.u8(..5) == 0;
+            let size = *random.choice([1, 200, 1 << 20].iter()).unwrap();
+            let sent: Vec<_> = responses(&theirs, (!full).then_some(&changes), size).collect();
+            match feed(&mut ours, sent) {
+                Step::Ready(candidate) => assert_same(&candidate.snapshot, &theirs),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_answer_keeps_what_did_not_change_as_it_is() {
+        let before = next(&Snapshot::empty("e"), &[route("a", "1"), route("b", "1"), route("c", "1")]);
+        let mut staging = Staging::default();
+        feed(&mut staging, responses(&before, None, 1 << 20));
+        let kept = staging.served().unwrap().find(&"route/a".parse().unwrap()).unwrap().clone();
+        let after = next(&before, &[route("b", "2"), gone("c")]);
+        let Step::Ready(candidate) = feed(&mut staging, responses(&after, None, 1 << 20)) else { panic!() };
+        let mut keys: Vec<_> = candidate.changes.iter().map(|change| change.key().to_string()).collect();
+        keys.sort();
+        assert_eq!(keys, ["route/b", "route/c"]);
+        let still = candidate.snapshot.find(&"route/a".parse().unwrap()).unwrap();
+        assert!(Arc::ptr_eq(still, &kept), "what was built of it can be kept");
+    }
+
+    #[test]
+    fn a_rejected_revision_leaves_nothing_staged() {
+        let one = next(&Snapshot::empty("e"), &[route("a", "1")]);
+        let mut staging = Staging::default();
+        feed(&mut staging, responses(&one, None, 1 << 20));
+        let two = next(&one, &[route("b", "1")]);
+        let mut bad: Vec<_> = responses(&two, Some(&[route("b", "1")]), 1 << 20).collect();
+        bad[0].resources.insert(0, wire_resource("route/x".into(), Bytes::from_static(b"\x12\x01{")));
+        assert!(matches!(feed(&mut staging, bad), Step::Rejected(_)));
+        // What comes next starts from what was acknowledged.
+        let three = next(&two, &[gone("b"), route("c", "1")]);
+        let Step::Ready(candidate) =
+            feed(&mut staging, responses(&three, Some(&[gone("b"), route("c", "1")]), 1 << 20))
+        else {
+            panic!()
+        };
+        assert_same(&candidate.snapshot, &three);
+        assert_eq!(candidate.changes.len(), 1, "b was never there");
+    }
+
+    #[test]
+    fn a_difference_from_another_epoch_is_drift() {
+        let one = next(&Snapshot::empty("e"), &[route("a", "1")]);
+        let mut staging = Staging::default();
+        feed(&mut staging, responses(&one, None, 1 << 20));
+        let other = next(&Snapshot::empty("f"), &[route("a", "1")]);
+        match feed(&mut staging, responses(&other, Some(&[]), 1 << 20)) {
+            Step::Rejected(rejection) => assert!(rejection.drift),
+            step => panic!("{step:?}"),
+        }
+    }
+
+    #[test]
+    fn a_resource_under_another_name_or_of_another_type_is_rejected_by_name() {
+        let one = next(&Snapshot::empty("e"), &[route("a", "1")]);
+        let (Some(found), marker) = (one.iter().next(), wire::encode_marker(&one, true)) else { panic!() };
+        type Spoil = fn(&mut WireResource);
+        let cases: [(&str, Spoil, &str); 4] = [
+            ("b", |resource| resource.name = "route/b".into(), "is route/a's"),
+            ("a", |resource| resource.name = "plugin/a".into(), "holds a route"),
+            ("a", |resource| resource.resource = None, "is not a type.googleapis.com/signalbox"),
+            (
+                "a",
+                |resource| {
+                    if let Some(any) = &mut resource.resource {
+                        any.type_url = "x".into();
+                    }
+                },
+                "is not a type.googleapis.com/signalbox",
+            ),
+        ];
+        for (name, spoil, message) in cases {
+            let mut resource = wire_resource("route/a".into(), found.encoded());
+            spoil(&mut resource);
+            let response = DeltaDiscoveryResponse {
+                resources: vec![resource, wire_resource(MARKER_NAME.into(), marker.clone())],
+                ..Default::default()
+            };
+            match Staging::default().on_response(response) {
+                Step::Rejected(rejection) => {
+                    assert_eq!(rejection.errors[0].name, name);
+                    assert!(rejection.errors[0].message.contains(message), "{rejection:?}");
+                }
+                step => panic!("{step:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_may_come_after_the_marker() {
+        let one = next(&Snapshot::empty("e"), &[route("a", "1")]);
+        let mut sent: Vec<_> = responses(&one, None, 1 << 20).collect();
+        sent[0].resources.reverse();
+        match feed(&mut Staging::default(), sent) {
+            Step::Rejected(rejection) => assert!(rejection.errors[0].message.contains("after")),
+            step => panic!("{step:?}"),
+        }
+    }
+
+    #[test]
+    fn errors_are_bounded() {
+        let one = next(&Snapshot::empty("e"), &[]);
+        let bad = (0..500).map(|index| wire_resource(format!("route/{index}"), Bytes::new()));
+        let mut resources: Vec<_> = bad.collect();
+        resources.push(wire_resource(MARKER_NAME.into(), wire::encode_marker(&one, true)));
+        match Staging::default().on_response(DeltaDiscoveryResponse { resources, ..Default::default() }) {
+            Step::Rejected(rejection) => assert_eq!(rejection.errors.len(), Staging::MAX_ERRORS),
+            step => panic!("{step:?}"),
+        }
+    }
 }

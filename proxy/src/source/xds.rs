@@ -1,6 +1,7 @@
 //! The stream to a control plane, and another one when that ends.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +59,7 @@ pub(super) async fn run(
         shutdown: shutdown.clone(),
         served: None,
         writer: None,
-        resync: false,
+        drifts: 0,
     };
     client.run(&config, &endpoints, last_good, journal).await
 }
@@ -71,8 +72,8 @@ struct Client {
     shutdown: CancellationToken,
     served: Option<Snapshot>,
     writer: Option<Writer>,
-    /// What is served does not fit what was sent: the next stream asks for everything.
-    resync: bool,
+    /// How often in a row what is served did not fit what was sent. Above 0, the next stream asks for everything.
+    drifts: u32,
 }
 
 /// Why a stream ended.
@@ -122,8 +123,8 @@ impl Client {
             }
             let delay = match &ended {
                 Ended::Shutdown => break,
-                // Many proxies may have noticed the same.
-                Ended::Drift => backoff.next().max(Duration::from_millis(fastrand::u64(..1000))),
+                // Many proxies may have noticed the same; and if everything does not help, asking often will not.
+                Ended::Drift => jitter(FIRST_RESYNC, self.drifts.saturating_sub(1), LAST_RESYNC),
                 _ => backoff.next(),
             };
             let text = chain(&ended);
@@ -184,7 +185,7 @@ impl Client {
             Err(error) => return Ended::Connect(error),
         };
         let (requests, outbound) = mpsc::channel(4);
-        let presented = self.served.as_ref().filter(|_| !self.resync);
+        let presented = self.served.as_ref().filter(|_| self.drifts == 0);
         if requests.send(self.first_request(presented)).await.is_err() {
             return Ended::Closed;
         }
@@ -289,7 +290,7 @@ impl Session<'_> {
                 let drift = rejection.drift;
                 self.nack(nonce, rejection).await?;
                 if drift {
-                    self.client.resync = true;
+                    self.client.drifts = self.client.drifts.saturating_add(1);
                     return Err(Ended::Drift);
                 }
                 Ok(())
@@ -364,7 +365,7 @@ impl Session<'_> {
         tracing::info!(revision = %snapshot.id(), changes = changes.len(), resources = snapshot.len(), "revision applied");
         self.staging.serve(snapshot.clone());
         self.client.served = Some(snapshot.clone());
-        self.client.resync = false;
+        self.client.drifts = 0;
         let acked = self.ack(nonce).await;
         // After the ACK, which says what is served and not what is on disk.
         if let Some(writer) = &self.client.writer {
@@ -411,10 +412,15 @@ struct Backoff {
 
 impl Backoff {
     fn next(&mut self) -> Duration {
-        let limit = FIRST_RETRY.saturating_mul(1 << self.failures.min(16)).min(LAST_RETRY);
+        let delay = jitter(FIRST_RETRY, self.failures, LAST_RETRY);
         self.failures = self.failures.saturating_add(1);
-        limit.mul_f64(fastrand::f64())
+        delay
     }
+}
+
+/// Any time up to `first`, doubled `doublings` times, but no more than `last`.
+fn jitter(first: Duration, doublings: u32, last: Duration) -> Duration {
+    first.saturating_mul(1 << doublings.min(16)).min(last).mul_f64(fastrand::f64())
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -447,12 +453,15 @@ fn endpoints(addresses: &[String], tls: &Tls) -> Result<Vec<Endpoint>, StartErro
 }
 
 fn endpoint(address: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, StartError> {
-    let invalid = |error: tonic::transport::Error| {
+    let invalid = |reason: &dyn fmt::Display| {
         StartError::Invalid(format!(
-            "control plane {address:?} is not http://HOST:PORT or https://HOST:PORT: {}",
-            chain(&error)
+            "control plane {address:?} is not http://HOST:PORT or https://HOST:PORT: {reason}"
         ))
     };
+    if !address.starts_with("http://") && !address.starts_with("https://") {
+        return Err(invalid(&"it has neither scheme"));
+    }
+    let invalid = |error: tonic::transport::Error| invalid(&chain(&error));
     let endpoint = Endpoint::from_shared(address.to_owned())
         .map_err(invalid)?
         .connect_timeout(CONNECT_TIMEOUT)
@@ -528,7 +537,36 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
+const FIRST_RESYNC: Duration = Duration::from_secs(1);
+
+const LAST_RESYNC: Duration = Duration::from_secs(60);
+
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
 
 /// A part has at most a mebibyte and one resource more.
 const MAX_RESPONSE: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_are_spread_and_bounded() {
+        let mut backoff = Backoff::default();
+        let delays: Vec<_> = (0..1000).map(|_| backoff.next()).collect();
+        assert!(delays[0] <= FIRST_RETRY);
+        assert!(delays.iter().all(|delay| *delay <= LAST_RETRY));
+        let late = &delays[10..];
+        assert!(late.iter().any(|delay| *delay < LAST_RETRY / 4), "any time up to the limit, not the limit");
+        assert!(late.iter().any(|delay| *delay > LAST_RETRY / 2));
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_named() {
+        for bad in ["", "not a url", "127.0.0.1:9081", "http://a b", "ftp://a:1"] {
+            let error = endpoints(&[bad.to_owned()], &Tls::default()).unwrap_err();
+            assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
+        }
+        assert!(endpoints(&[], &Tls::default()).is_err());
+    }
+}

@@ -87,7 +87,6 @@ pub fn start(log: &AccessLog) -> io::Result<Option<(Sender, std::thread::JoinHan
     Ok(Some((sender, thread)))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the thread owns what it reads from")]
 fn write_all(receiver: Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>) {
     let mut failed = false;
     for buffer in receiver {

@@ -103,7 +103,7 @@ impl Weights {
     /// The target at `point` of the whole range of numbers, of which each has its share.
     #[inline]
     fn at(&self, point: u64) -> Option<usize> {
-        let scaled = |total: u64| (u128::from(point) * u128::from(total) >> 64) as u64;
+        let scaled = |total: u64| ((u128::from(point) * u128::from(total)) >> 64) as u64;
         match self {
             Self::Equal(0) => None,
             Self::Equal(count) => Some(scaled(u64::from(*count)) as usize),

@@ -31,11 +31,13 @@ pub struct Resolved {
     found: ArcSwap<Vec<SocketAddr>>,
 }
 
+type HostAndPort = (Box<str>, u16);
+
 /// Resolves names on the control side, again and again, for as long as a target uses them.
 #[derive(Debug)]
 pub struct Resolver {
     handle: Handle,
-    names: Mutex<HashMap<(Box<str>, u16), Weak<Resolved>>>,
+    names: Mutex<HashMap<HostAndPort, Weak<Resolved>>>,
 }
 
 impl Addresses {

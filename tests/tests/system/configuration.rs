@@ -100,7 +100,8 @@ fn crossroads() -> Vec<(&'static str, Value)> {
         ("tail", json!({"match": {"paths": [{"template": "/files/{*rest}"}]}})),
         ("prefix", json!({"match": {"paths": [{"prefix": "/users"}]}})),
         ("longer-prefix", json!({"match": {"paths": [{"prefix": "/users/me/settings"}]}})),
-        ("regex", json!({"match": {"paths": [{"regex": "/[a-z]+/[0-9]{3}"}]}})),
+        // With a host, for without one any path at all comes before it.
+        ("regex", json!({"match": {"hosts": ["regex.test"], "paths": [{"regex": "/[a-z]+/[0-9]{3}"}]}})),
         ("method", json!({"match": {"paths": [{"prefix": "/users"}], "methods": ["POST"]}})),
         (
             "header",
@@ -140,7 +141,7 @@ async fn explain_agrees_with_what_the_proxy_does() {
     let revision = api.apply(&json!({"routes": routes})).await.unwrap();
     api.wait_default(revision).await.unwrap();
 
-    let hosts = ["a.example.com", "x.example.com", "x.b.example.com", "elsewhere.test", "A.Example.COM"];
+    let hosts = ["a.example.com", "x.example.com", "x.b.example.com", "elsewhere.test", "regex.test", "A.Example.COM"];
     let paths = [
         "/",
         "/users",

@@ -15,7 +15,7 @@ use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::store::{self, Role, Store};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Precondition, Prune, Writer};
-use signalbox_control_plane::xds::Xds;
+use signalbox_control_plane::xds::{Xds, XdsTls};
 use signalbox_proto::RESOURCE_TYPE_URL;
 use signalbox_proto::envoy::config::core::v3::Node;
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
 /// What a proxy presents here.
@@ -89,6 +89,7 @@ pub(crate) struct Settings {
     /// Whether it follows what others write from the start; else it lags until [`Plane::follow`].
     pub(crate) follow: bool,
     pub(crate) sharing: Sharing,
+    pub(crate) tls: Option<XdsTls>,
     pub(crate) replica: &'static str,
 }
 
@@ -98,6 +99,7 @@ impl Default for Settings {
             address: ([127, 0, 0, 1], 0).into(),
             follow: true,
             sharing: Sharing::Alone,
+            tls: None,
             replica: "replica-a",
         }
     }
@@ -122,7 +124,7 @@ impl Plane {
         let xds = Xds::new(publisher.clone(), board.clone(), tokens.clone(), metrics);
         let open_streams = xds.open_streams();
         let shutdown = CancellationToken::new();
-        let serving = xds.serve(listener, None, shutdown.clone());
+        let serving = xds.serve(listener, settings.tls, shutdown.clone());
         let tasks = vec![
             runtime.spawn(async move { serving.await.unwrap() }),
             tokio::spawn(board.clone().run(shutdown.clone())),
@@ -184,10 +186,31 @@ impl Plane {
         self.write(Operation::apply(entries, Prune::Keep, &self.publisher.current()).unwrap()).await
     }
 
+    /// Of these three, the outcome does not matter: the set may be so already, or another write may come first.
+    pub(crate) async fn try_put(&self, key: &str, spec: Value) {
+        let operation = Operation::Put { key: key.parse().unwrap(), spec, precondition: Precondition::None };
+        let _ = self.writer.write(author(), operation, Mode::Store).await;
+    }
+
+    pub(crate) async fn try_delete(&self, key: &str) {
+        let operation = Operation::Delete { key: key.parse().unwrap(), precondition: Precondition::None };
+        let _ = self.writer.write(author(), operation, Mode::Store).await;
+    }
+
+    pub(crate) async fn try_apply(&self, document: &str) {
+        let entries = signalbox_config::document::split(document).unwrap();
+        let operation = Operation::apply(entries, Prune::Keep, &self.publisher.current()).unwrap();
+        let _ = self.writer.write(author(), operation, Mode::Store).await;
+    }
+
     /// The revision it made.
     pub(crate) async fn write(&self, operation: Operation) -> u64 {
-        let author = Author { name: "test".into(), message: String::new(), action: "test".into() };
-        self.writer.write(author, operation, Mode::Store).await.unwrap().revision.expect("something changes")
+        self.writer
+            .write(author(), operation, Mode::Store)
+            .await
+            .unwrap()
+            .revision
+            .expect("something changes")
     }
 
     pub(crate) fn head(&self) -> u64 {
@@ -201,6 +224,10 @@ impl Plane {
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
+}
+
+fn author() -> Author {
+    Author { name: "test".into(), message: String::new(), action: "test".into() }
 }
 
 async fn listen(address: SocketAddr) -> TcpListener {
@@ -249,6 +276,10 @@ impl Raw {
 
     pub(crate) async fn with_token(plane: &Plane, token: &str) -> Result<Self, tonic::Status> {
         let channel = Endpoint::from_shared(plane.url()).unwrap().connect().await.unwrap();
+        Self::over(channel, token).await
+    }
+
+    pub(crate) async fn over(channel: Channel, token: &str) -> Result<Self, tonic::Status> {
         let (requests, outbound) = mpsc::channel(64);
         let mut request = Request::new(ReceiverStream::new(outbound));
         let value = format!("Bearer {token}").parse().unwrap();
@@ -455,10 +486,18 @@ impl Proxy {
         id: &str,
         recorder: Arc<Recorder>,
     ) -> Self {
+        Self::start_as(addresses, data_dir, id, Tls::default(), recorder)
+    }
+
+    pub(crate) fn start_tls(addresses: &[String], data_dir: &Path, id: &str, tls: Tls) -> Self {
+        Self::start_as(addresses, data_dir, id, tls, Arc::default())
+    }
+
+    fn start_as(addresses: &[String], data_dir: &Path, id: &str, tls: Tls, recorder: Arc<Recorder>) -> Self {
         let source = Source::ControlPlanes(ControlPlanes {
             addresses: addresses.to_vec(),
             token: Some(TOKEN.to_owned()),
-            tls: Tls::default(),
+            tls,
             node_id: Some(id.to_owned()),
             fleet: "default".to_owned(),
             labels: BTreeMap::new(),

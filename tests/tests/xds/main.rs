@@ -4,8 +4,10 @@
 // Clippy lets only the tests themselves unwrap, not what they share.
 #![allow(clippy::unwrap_used)]
 
+mod file;
 mod harness;
 mod model;
 mod planes;
 mod protocol;
 mod scripted;
+mod tls;

@@ -1,7 +1,7 @@
 //! Real control planes and the proxies' own client.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use signalbox_control_plane::board::{ForgetError, ProxyState, RolloutState, Sharing, WaitResult};
 use signalbox_proxy::source::StartError;
@@ -112,6 +112,47 @@ async fn a_proxy_goes_to_another_control_plane_when_its_own_is_gone() {
     let number = left.put("route/b", route("b")).await;
     proxy.until_serves(number).await;
     assert!(proxy.has(&left.publisher.current().snapshot));
+}
+
+/// Passes connections on to `target`. When told, those there are fall silent, and stay open.
+async fn relay(target: std::net::SocketAddr, silence: Arc<tokio::sync::Notify>) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = tokio::net::TcpStream::connect(target).await.unwrap();
+            let silence = silence.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    () = silence.notified() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_falls_silent_is_given_up_within_ten_seconds() {
+    let database = Database::new();
+    let plane = Plane::start(&database).await;
+    let silence = Arc::new(tokio::sync::Notify::new());
+    let address = relay(plane.address, silence.clone()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(&[format!("http://{address}")], dir.path(), "p");
+    proxy.until_serves(0).await;
+    eventually("it is in sync", || {
+        plane.board.proxy("p").is_some_and(|proxy| proxy.state == ProxyState::InSync)
+    })
+    .await;
+    silence.notify_waiters();
+    let started = Instant::now();
+    let number = plane.put("route/a", route("a")).await;
+    proxy.until_serves(number).await;
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert_eq!(plane.board.proxies().len(), 1);
 }
 
 /// Case 9.

@@ -284,9 +284,8 @@ async fn a_reconnect_sends_only_the_marker_however_many_resources_there_are() {
     let (mut stream, _) = scripted.accept().await;
     let many: Vec<_> = (0..2000).map(|index| resource(&format!("r{index}"), "x")).collect();
     let set = snapshot(1, &many.iter().collect::<Vec<_>>());
-    let mut parts = many.chunks(500).map(|part| part.iter().map(|resource| sent(resource)).collect());
-    while let Some(part) = parts.next() {
-        stream.send(part, &[]).await;
+    for part in many.chunks(500) {
+        stream.send(part.iter().map(|resource| sent(resource)).collect(), &[]).await;
     }
     let nonce = stream.send(vec![marker(&set, true)], &[]).await;
     stream.expect_ack(&nonce).await;

@@ -1,0 +1,511 @@
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, StreamBody};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::harness::{
+    Answer, AnyBody, Backend, Client, Harness, block_on, forward_to, full, raw, read_head, until,
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body that is fed frame by frame.
+fn fed() -> (mpsc::Sender<Result<Frame<Bytes>, BoxError>>, AnyBody) {
+    let (sender, receiver) = mpsc::channel(1);
+    (sender, StreamBody::new(ReceiverStream::new(receiver)).boxed())
+}
+
+fn header<'a>(told: &'a Value, name: &str) -> Vec<&'a str> {
+    let headers = told["headers"].as_array().unwrap();
+    headers.iter().filter(|pair| pair[0] == name).map(|pair| pair[1].as_str().unwrap()).collect()
+}
+
+#[test]
+fn http1_and_http2_share_a_port() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let request = Request::post("/a/b?c=d").header("x-own", "1").body(full("hello")).unwrap();
+            let answer = client.send(request).await;
+            assert_eq!(answer.status, 200);
+            let told = answer.json();
+            assert_eq!(
+                (&told["method"], &told["target"], &told["body"]),
+                (&"POST".into(), &"/a/b?c=d".into(), &"hello".into())
+            );
+            assert_eq!(header(&told, "host"), ["test.example"]);
+            assert_eq!(header(&told, "x-own"), ["1"]);
+        }
+    });
+}
+
+#[test]
+fn the_upstream_is_told_who_asks() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let request = Request::get("/")
+                .header("host", "a.example:81")
+                .header("x-forwarded-for", "203.0.113.1")
+                .header("x-consumer-id", "root")
+                .header("x-request-id", "mine")
+                .body(full(""))
+                .unwrap();
+            let told = client.send(request).await.json();
+            assert_eq!(header(&told, "x-forwarded-for"), ["127.0.0.1"]);
+            assert_eq!(header(&told, "x-forwarded-proto"), ["http"]);
+            assert_eq!(header(&told, "x-forwarded-host"), ["a.example:81"]);
+            assert_eq!(header(&told, "host"), ["a.example:81"]);
+            assert!(header(&told, "x-consumer-id").is_empty());
+            assert_eq!(header(&told, "x-request-id")[0].len(), 36);
+            assert_eq!(header(&told, "traceparent")[0].len(), 55);
+        }
+    });
+}
+
+#[test]
+fn cookies_that_http2_splits_are_joined() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let request =
+            Request::get("/").header("cookie", "a=1").header("cookie", "b=2").body(full("")).unwrap();
+        let told = Client::connect_http2(harness.address()).await.send(request).await.json();
+        assert_eq!(header(&told, "cookie"), ["a=1; b=2"]);
+    });
+}
+
+#[test]
+fn hop_by_hop_headers_pass_in_neither_direction() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            let Some(head) = read_head(&mut stream).await else { return };
+            for gone in ["x-hop", "keep-alive", "proxy-connection", "connection: ", "upgrade"] {
+                assert!(!head.to_lowercase().contains(gone), "{head}");
+            }
+            let answer =
+                b"HTTP/1.1 200 OK\r\nconnection: close, x-back\r\nx-back: 1\r\nkeep-alive: timeout=5\r\n\
+                x-kept: 1\r\ncontent-length: 2\r\n\r\nok";
+            stream.write_all(answer).await.unwrap();
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        let request =
+            b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close, X-Hop\r\nx-hop: 1\r\nkeep-alive: 1\r\n\
+            proxy-connection: keep-alive\r\nupgrade: h2c\r\n\r\n";
+        let answer = raw(harness.address(), request).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("x-kept: 1\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
+        assert!(!answer.contains("x-back") && !answer.contains("timeout=5"), "{answer}");
+    });
+}
+
+#[test]
+fn one_client_connection_needs_one_upstream_connection() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let mut client = Client::connect(harness.address()).await;
+        for index in 0..200 {
+            let request = match index % 3 {
+                0 => Request::get("/").body(full("")).unwrap(),
+                1 => Request::post("/").body(full("x".repeat(index * 100))).unwrap(),
+                _ => Request::head("/").body(full("")).unwrap(),
+            };
+            assert_eq!(client.send(request).await.status, 200);
+        }
+        assert_eq!(backend.connections(), 1);
+    });
+}
+
+#[test]
+fn answers_without_a_body_stay_without() {
+    block_on(async {
+        let backend = Backend::start(|request| async move {
+            let answer = Response::builder();
+            match request.uri().path() {
+                "/204" => answer.status(204).body(full("")).unwrap(),
+                "/304" => answer.status(304).header("etag", "\"x\"").body(full("")).unwrap(),
+                _ => answer.header("content-length", "1000").body(full("")).unwrap(),
+            }
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            for (method, path, status, length) in
+                [("GET", "/204", 204, None), ("GET", "/304", 304, None), ("HEAD", "/", 200, Some("1000"))]
+            {
+                let request = Request::builder().method(method).uri(path).body(full("")).unwrap();
+                let answer = client.send(request).await;
+                assert_eq!((answer.status, answer.body.len()), (status, 0));
+                let found = answer.headers.get("content-length").map(|value| value.to_str().unwrap());
+                assert_eq!(found, length, "{method} {path}");
+            }
+        }
+        // One for each client at most, for they may be on two workers: the connections stay in step.
+        assert!(backend.connections() <= 2);
+    });
+}
+
+#[test]
+fn bodies_stream_both_ways_as_they_come() {
+    block_on(async {
+        // Answers each chunk before the next is sent.
+        let backend = Backend::start(|request| async move {
+            let (sender, body) = fed();
+            tokio::spawn(async move {
+                let mut incoming = request.into_body();
+                while let Some(Ok(frame)) = incoming.frame().await {
+                    let data = frame.into_data().unwrap();
+                    sender.send(Ok(Frame::data(data))).await.unwrap();
+                }
+            });
+            Response::new(body)
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            for method in ["POST", "GET"] {
+                let (sender, body) = fed();
+                let request = Request::builder().method(method).uri("/").body(body).unwrap();
+                // hyper's client takes a GET to have no body unless it is told.
+                let mut request = request;
+                if let Client::Http1(_) = client {
+                    request.headers_mut().insert("transfer-encoding", "chunked".parse().unwrap());
+                }
+                let mut answer = client.start(request).await.unwrap().into_body();
+                for chunk in ["one", "two", "three"] {
+                    sender.send(Ok(Frame::data(chunk.into()))).await.unwrap();
+                    let frame = answer.frame().await.unwrap().unwrap();
+                    assert_eq!(frame.into_data().unwrap(), chunk);
+                }
+                drop(sender);
+                // HTTP/2 may end a stream with an empty frame.
+                let end = answer.collect().await.unwrap().to_bytes();
+                assert!(end.is_empty(), "{method} {end:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn trailers_pass_both_ways() {
+    block_on(async {
+        let backend = Backend::start(|request| async move {
+            let trailers = request.into_body().collect().await.unwrap().trailers().cloned();
+            let sum = trailers
+                .and_then(|trailers| trailers.get("x-sum").cloned())
+                .unwrap_or("none".parse().unwrap());
+            let (sender, body) = fed();
+            tokio::spawn(async move {
+                sender.send(Ok(Frame::data("data".into()))).await.unwrap();
+                let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), sum)]);
+                sender.send(Ok(Frame::trailers(trailers))).await.unwrap();
+            });
+            Response::builder().header("trailer", "x-sum").body(body).unwrap()
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let (sender, body) = fed();
+            tokio::spawn(async move {
+                sender.send(Ok(Frame::data("data".into()))).await.unwrap();
+                let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), "42".parse().unwrap())]);
+                sender.send(Ok(Frame::trailers(trailers))).await.unwrap();
+            });
+            let request =
+                Request::post("/").header("te", "trailers").header("trailer", "x-sum").body(body).unwrap();
+            let answer = client.send(request).await;
+            assert_eq!(answer.text(), "data");
+            assert_eq!(answer.trailers.unwrap()["x-sum"], "42");
+        }
+    });
+}
+
+/// A body without end that counts what was taken of it.
+struct Endless(Arc<AtomicU64>);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        static CHUNK: [u8; 16 << 10] = [b'x'; 16 << 10];
+        self.0.fetch_add(CHUNK.len() as u64, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&CHUNK)))))
+    }
+}
+
+/// How much is taken of a source in the end, while nobody reads what comes of it.
+async fn settled(taken: &AtomicU64) -> u64 {
+    let mut last = 0;
+    let mut quiet = 0;
+    until("no more is taken", || {
+        let now = taken.load(Ordering::Relaxed);
+        quiet = if now == last && now > 0 { quiet + 1 } else { 0 };
+        last = now;
+        quiet > 150
+    })
+    .await;
+    last
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_the_upstream_back() {
+    block_on(async {
+        let taken = Arc::<AtomicU64>::default();
+        let source = Arc::clone(&taken);
+        let backend = Backend::start(move |_| {
+            let body = Endless(Arc::clone(&source)).boxed();
+            async move { Response::new(body) }
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        let mut stream = tokio::net::TcpStream::connect(harness.address()).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        stream.read_u8().await.unwrap();
+        // The kernel's buffers of two connections take their share, up to 6 MiB for each on loopback.
+        let settled = settled(&taken).await;
+        assert!(settled < 24 << 20, "{settled} bytes were taken");
+        // And lets go of it when the client goes.
+        drop(stream);
+        until("the connection is gone", || harness.proxy.active_connections() == 0).await;
+    });
+}
+
+#[test]
+fn an_upstream_that_does_not_read_holds_the_client_back() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            read_head(&mut stream).await;
+            std::future::pending::<()>().await;
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let taken = Arc::<AtomicU64>::default();
+            let body = Endless(Arc::clone(&taken)).boxed();
+            let sending =
+                tokio::spawn(
+                    async move { client.start(Request::post("/").body(body).unwrap()).await.map(drop) },
+                );
+            let settled = settled(&taken).await;
+            assert!(settled < 24 << 20, "{settled} bytes were taken");
+            sending.abort();
+        }
+    });
+}
+
+#[test]
+fn a_client_may_send_everything_before_it_reads() {
+    block_on(async {
+        // Answers while it reads, more than all buffers hold.
+        const SIZE: usize = 32 << 20;
+        let backend = Backend::start(|request| async move {
+            let (sender, body) = fed();
+            tokio::spawn(async move {
+                let mut incoming = request.into_body();
+                let mut size = 0;
+                while let Some(Ok(frame)) = incoming.frame().await {
+                    size += frame.into_data().map_or(0, |data| data.len());
+                }
+                let _ = sender.send(Ok(Frame::data(size.to_string().into()))).await;
+            });
+            Response::new(body)
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        let mut client = Client::connect(harness.address()).await;
+        let answer = client.send(Request::post("/").body(full(vec![b'x'; SIZE])).unwrap()).await;
+        assert_eq!(answer.text(), SIZE.to_string());
+    });
+}
+
+#[test]
+fn a_client_that_goes_away_takes_its_request_with_it() {
+    block_on(async {
+        let (gone, mut was_gone) = mpsc::channel(1);
+        let backend = Backend::raw(move |mut stream| {
+            let gone = gone.clone();
+            async move {
+                read_head(&mut stream).await;
+                // Nothing more comes; then the connection ends.
+                assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)));
+                gone.send(()).await.unwrap();
+            }
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let request = client.start(Request::get("/").body(full("")).unwrap());
+            tokio::time::timeout(Duration::from_millis(100), request).await.unwrap_err();
+            drop(client);
+            was_gone.recv().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn routes_rewrite_redirect_and_respond() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&format!(
+            "
+upstreams: [{{name: u, targets: [{{address: '{}'}}]}}]
+routes:
+- {{name: prefix, match: {{paths: [{{prefix: /api}}]}},
+   forward: {{upstreams: [{{name: u}}], rewrite: {{path_prefix: /v1, host: inner.example}}}}}}
+- {{name: regex, match: {{paths: [{{prefix: /users}}]}},
+   forward: {{upstreams: [{{name: u}}], rewrite: {{path_regex: {{pattern: '^/users/(\\d+)$', substitution: '/u/$1'}}}}}}}}
+- {{name: away, match: {{paths: [{{exact: /away}}]}}, redirect: {{scheme: https, host: new.example, status: 301}}}}
+- {{name: here, match: {{paths: [{{exact: /here}}]}}, respond: {{status: 418, body: short, headers: {{x-tea: pot}}}}}}
+- {{name: slash, match: {{paths: [{{exact: /slash/}}]}}, strict_slash: true, respond: {{body: ok}}}}
+",
+            backend.address
+        ));
+        let mut client = Client::connect(harness.address()).await;
+        let told = client.get("/api/x?q=1").await.json();
+        assert_eq!(told["target"], "/v1/x?q=1");
+        assert_eq!(header(&told, "host"), ["inner.example"]);
+        assert_eq!(header(&told, "x-forwarded-host"), ["test.example"]);
+        assert_eq!(client.get("/users/7").await.json()["target"], "/u/7");
+        let away = client.get("/away?q=1").await;
+        assert_eq!(
+            (away.status, away.headers["location"].to_str().unwrap()),
+            (301, "https://new.example/away?q=1")
+        );
+        let here = client.get("/here").await;
+        assert_eq!(
+            (here.status, here.text(), &here.headers["x-tea"]),
+            (418, "short", &"pot".parse().unwrap())
+        );
+        for (method, status) in [("GET", 301), ("POST", 308)] {
+            let request = Request::builder().method(method).uri("/slash?q=1").body(full("")).unwrap();
+            let answer = client.send(request).await;
+            assert_eq!(
+                (answer.status, answer.headers["location"].to_str().unwrap()),
+                (status, "/slash/?q=1")
+            );
+        }
+        assert_eq!(client.get("/slash/").await.text(), "ok");
+    });
+}
+
+#[test]
+fn what_the_proxy_cannot_do_it_refuses() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let upgrade =
+            b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n";
+        assert!(raw(harness.address(), upgrade).await.starts_with("HTTP/1.1 501 "));
+        let connect = b"CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\nconnection: close\r\n\r\n";
+        assert!(raw(harness.address(), connect).await.starts_with("HTTP/1.1 501 "));
+    });
+}
+
+#[test]
+fn expect_continue_is_answered_once_the_body_is_wanted() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let mut stream = tokio::net::TcpStream::connect(harness.address()).await.unwrap();
+        let head = b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 5\r\nconnection: close\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        assert_eq!(read_head(&mut stream).await.unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"hello").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains(r#""body":"hello""#), "{answer}");
+        assert!(!answer.contains("expect"));
+    });
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let requests =
+            b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\nPOST /2 HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nok\
+            GET /3 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let answer = raw(harness.address(), requests).await;
+        let targets: Vec<_> =
+            answer.match_indices(r#""target":"/"#).map(|(at, _)| &answer[at + 11..at + 12]).collect();
+        assert_eq!(targets, ["1", "2", "3"]);
+    });
+}
+
+#[test]
+fn plugins_and_consumers_take_part() {
+    block_on(async {
+        let backend = Backend::echo();
+        let document = |key: &str| {
+            format!(
+                "
+upstreams: [{{name: u, targets: [{{address: '{}'}}]}}]
+plugins: [{{name: key, type: key-auth, config: {{hide_credentials: true}}}}]
+consumers: [{{name: alice, custom_id: '4711', credentials: [{{key_auth: {{key: {key}}}}}]}}]
+routes: [{{name: all, plugins: [key], forward: {{upstreams: [{{name: u}}]}}}}]
+",
+                backend.address
+            )
+        };
+        let mut harness = Harness::start(&document("secret-1"));
+        let mut client = Client::connect(harness.address()).await;
+        let with = |key: &str| Request::get("/").header("apikey", key).body(full("")).unwrap();
+        let refused = client.get("/").await;
+        assert_eq!(refused.status, 401);
+        assert_eq!(refused.headers["content-type"], "application/problem+json");
+        assert!(refused.headers.contains_key("www-authenticate"));
+        assert_eq!(refused.json()["request_id"].as_str().unwrap().len(), 36);
+        let told = client.send(with("secret-1")).await.json();
+        assert_eq!(header(&told, "x-consumer-username"), ["alice"]);
+        assert_eq!(header(&told, "x-consumer-custom-id"), ["4711"]);
+        assert!(header(&told, "apikey").is_empty());
+        harness.apply(&document("secret-2")).unwrap();
+        assert_eq!(client.send(with("secret-1")).await.status, 401);
+        assert_eq!(client.send(with("secret-2")).await.status, 200);
+    });
+}
+
+#[test]
+fn many_streams_share_a_connection() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let Client::Http2(sender) = Client::connect_http2(harness.address()).await else { unreachable!() };
+        let mut tasks = tokio::task::JoinSet::new();
+        for index in 0..100 {
+            let mut sender = sender.clone();
+            tasks.spawn(async move {
+                sender.ready().await.unwrap();
+                let request =
+                    Request::post(format!("http://a/{index}")).body(full("x".repeat(1000))).unwrap();
+                let answer = Answer::of(sender.send_request(request).await.unwrap()).await.unwrap();
+                assert_eq!(answer.json()["target"], format!("/{index}"));
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+    });
+}

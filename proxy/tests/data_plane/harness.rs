@@ -1,0 +1,321 @@
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use signalbox_config::{Change, Resource, ResourceKey, RevisionId, Snapshot, document};
+use signalbox_plugins::Catalog;
+use signalbox_proxy::proxy::{Proxy, Settings};
+use signalbox_proxy::source::{Candidate, DataPlane, Rejected};
+use signalbox_proxy::telemetry::access_log;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Nothing in these tests takes longer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs a test that is async. The proxy's workers have threads of their own.
+pub(crate) fn block_on<F: Future>(test: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("the test is not over in time") })
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE / 2;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A data plane, and what it serves.
+pub(crate) struct Harness {
+    pub(crate) proxy: Arc<Proxy>,
+    snapshot: Snapshot,
+}
+
+impl Harness {
+    /// With one listener `http` at a port of its own, and two workers.
+    pub(crate) fn start(document: &str) -> Self {
+        Self::with_log(document, None)
+    }
+
+    pub(crate) fn with_log(document: &str, access_log: Option<access_log::Sender>) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener_overrides = BTreeMap::from([("http".to_owned(), any)]);
+        let proxy = Proxy::start(Settings { workers: 2, listener_overrides, access_log }).unwrap();
+        let mut harness = Self { proxy, snapshot: Snapshot::empty("test") };
+        harness.apply(document).expect("the document can be served");
+        harness
+    }
+
+    /// Serves `document` in the place of what is served.
+    pub(crate) fn apply(&mut self, document: &str) -> Result<(), Vec<Rejected>> {
+        let candidate = self.candidate(document);
+        tokio::task::block_in_place(|| self.proxy.apply(&candidate))?;
+        self.snapshot = candidate.snapshot;
+        Ok(())
+    }
+
+    /// `document` as a revision after the one that is served. A listener `http` is added.
+    pub(crate) fn candidate(&self, document: &str) -> Candidate {
+        let mut after: BTreeMap<ResourceKey, Arc<Resource>> = BTreeMap::new();
+        let listener = document::split("{kind: listener, name: http, address: '127.0.0.1:8080'}").unwrap();
+        for entry in listener.into_iter().chain(document::split(document).expect("a document")) {
+            let resource = Resource::parse(entry.kind, entry.spec, &Catalog).expect("a resource");
+            after.insert(resource.key().clone(), Arc::new(resource));
+        }
+        let mut changes = Vec::new();
+        for before in self.snapshot.iter() {
+            if !after.contains_key(before.key()) {
+                changes.push(Change::Delete(before.key().clone()));
+            }
+        }
+        for resource in after.into_values() {
+            let same =
+                self.snapshot.find(resource.key()).is_some_and(|it| it.version() == resource.version());
+            if !same {
+                changes.push(Change::Put(resource));
+            }
+        }
+        let id = RevisionId { epoch: "test".into(), number: self.snapshot.id().number + 1 };
+        Candidate { snapshot: self.snapshot.with(id, 0, changes.clone()), changes }
+    }
+
+    /// Where the listener `http` is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.proxy.listeners()["http"]
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        Client::connect(self.address()).await.get(path).await
+    }
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: Option<http::HeaderMap>,
+}
+
+impl Answer {
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+
+    pub(crate) async fn of(response: Response<Incoming>) -> Result<Self, hyper::Error> {
+        let (parts, body) = response.into_parts();
+        let collected = body.collect().await?;
+        let trailers = collected.trailers().cloned();
+        Ok(Self {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: collected.to_bytes(),
+            trailers,
+        })
+    }
+}
+
+pub(crate) type AnyBody = BoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+pub(crate) fn full(bytes: impl Into<Bytes>) -> AnyBody {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
+/// A client with one connection.
+pub(crate) enum Client {
+    Http1(http1::SendRequest<AnyBody>),
+    Http2(http2::SendRequest<AnyBody>),
+}
+
+impl Client {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self::Http1(sender)
+    }
+
+    pub(crate) async fn connect_http2(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self::Http2(sender)
+    }
+
+    pub(crate) async fn get(&mut self, path: &str) -> Answer {
+        self.send(Request::get(path).body(full("")).unwrap()).await
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<AnyBody>) -> Answer {
+        Answer::of(self.start(request).await.expect("an answer")).await.expect("a whole answer")
+    }
+
+    /// Sends a request for a path, and returns once the head of the answer has come.
+    pub(crate) async fn start(
+        &mut self,
+        mut request: Request<AnyBody>,
+    ) -> Result<Response<Incoming>, hyper::Error> {
+        match self {
+            Self::Http1(sender) => {
+                if !request.headers().contains_key("host") {
+                    request.headers_mut().insert("host", "test.example".parse().unwrap());
+                }
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Self::Http2(sender) => {
+                let host = request.headers_mut().remove("host");
+                let host = host.as_ref().map_or("test.example", |host| host.to_str().unwrap());
+                *request.uri_mut() = format!("http://{host}{}", request.uri()).parse().unwrap();
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+        }
+    }
+}
+
+/// Sends `bytes` as they are, and returns what comes back until the proxy closes.
+pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The proxy may answer, and close, before it has all.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("an answer that is not reset");
+    String::from_utf8(answer).unwrap()
+}
+
+/// A server behind the proxy.
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Backend {
+    /// Answers by `answer`.
+    pub(crate) fn start<F>(answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Response<AnyBody>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let connections = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&connections);
+        let answer = Arc::new(answer);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let answer = Arc::clone(&answer);
+                let service = service_fn(move |request| {
+                    let answer = answer(request);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        Self { address, connections }
+    }
+
+    /// Answers with what it was asked: a JSON object with method, target, headers and body.
+    pub(crate) fn echo() -> Self {
+        Self::start(|request| async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let headers: Vec<_> = parts
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+                .collect();
+            let told = serde_json::json!({
+                "method": parts.method.as_str(),
+                "target": parts.uri.to_string(),
+                "headers": headers,
+                "body": String::from_utf8_lossy(&body),
+            });
+            Response::new(full(told.to_string()))
+        })
+    }
+
+    /// Answers every request with `text`.
+    pub(crate) fn text(text: &'static str) -> Self {
+        Self::start(move |_| async move { Response::new(full(text)) })
+    }
+
+    /// Serves each connection by `serve`, byte by byte.
+    pub(crate) fn raw<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let connections = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(serve(stream));
+            }
+        });
+        Self { address, connections }
+    }
+
+    /// How many connections were made to it.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// Reads the head of a request.
+pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return None,
+        }
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+/// An address where nobody listens.
+pub(crate) fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A document with one route that forwards everything to `backend`.
+pub(crate) fn forward_to(backend: SocketAddr) -> String {
+    format!(
+        "
+upstreams: [{{name: u, targets: [{{address: '{backend}'}}]}}]
+routes: [{{name: all, match: {{paths: [{{prefix: /}}]}}, forward: {{upstreams: [{{name: u}}]}}}}]
+"
+    )
+}

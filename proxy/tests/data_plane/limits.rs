@@ -1,0 +1,187 @@
+use std::time::{Duration, Instant};
+
+use http::Request;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{Backend, Client, Harness, block_on, forward_to, full, raw, until};
+
+/// With a listener of these limits.
+fn limited(limits: &str, backend: std::net::SocketAddr) -> String {
+    format!("{}\nlisteners: [{{name: small, address: '127.0.0.1:0', limits: {limits}}}]", forward_to(backend))
+}
+
+/// A harness whose listener `http` has `limits`.
+fn start(limits: &str, backend: std::net::SocketAddr) -> Harness {
+    // A port for a moment, for documents have none that any port would do for.
+    let address = crate::harness::nobody();
+    let document = limited(limits, backend).replace("127.0.0.1:0", &address.to_string());
+    Harness::start(&document)
+}
+
+fn small(harness: &Harness) -> std::net::SocketAddr {
+    use signalbox_proxy::source::DataPlane as _;
+    harness.proxy.listeners()["small"]
+}
+
+fn status_and_problem(answer: &str) -> (u16, serde_json::Value) {
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+    assert!(head.contains("content-type: application/problem+json"), "{head}");
+    (head[9..12].parse().unwrap(), serde_json::from_str(body).unwrap())
+}
+
+#[test]
+fn what_cannot_be_read_is_answered_with_a_problem() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let large = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(70_000));
+        let many = format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(150));
+        for (request, expected) in [
+            ("nonsense\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\nconnection: close\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n", 400),
+            (&large, 431),
+            (&many, 431),
+        ] {
+            let request = request.replace("HTTP/1.1\r\n\r\n", "HTTP/1.1\r\nconnection: close\r\n\r\n");
+            let (status, problem) = status_and_problem(&raw(harness.address(), request.as_bytes()).await);
+            assert_eq!(
+                (status, problem["status"].as_u64()),
+                (expected, Some(expected.into())),
+                "{request:.60}"
+            );
+            assert_eq!(problem["request_id"].as_str().unwrap().len(), 36);
+        }
+        assert_eq!(backend.connections(), 0);
+    });
+}
+
+#[test]
+fn a_head_that_does_not_come_in_time_is_answered_408() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = start("{header_timeout: 100ms}", backend.address);
+        // Both where the protocol is not known yet, and where it is; on a new connection and on one that was used.
+        for (first, begun) in
+            [("", "P"), ("", "GET / HTT"), ("HEAD / HTTP/1.1\r\nhost: a\r\n\r\n", "GET / HTT")]
+        {
+            let mut stream = TcpStream::connect(small(&harness)).await.unwrap();
+            if !first.is_empty() {
+                stream.write_all(first.as_bytes()).await.unwrap();
+                crate::harness::read_head(&mut stream).await.unwrap();
+            }
+            let began = Instant::now();
+            stream.write_all(begun.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert_eq!(status_and_problem(&answer).0, 408);
+            assert!(began.elapsed() >= Duration::from_millis(100));
+        }
+    });
+}
+
+#[test]
+fn an_idle_connection_is_closed() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = start("{idle_timeout: 100ms}", backend.address);
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        let answer = raw(small(&harness), request).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        assert_eq!(raw(small(&harness), b"").await, "");
+        let mut client = Client::connect_http2(small(&harness)).await;
+        assert_eq!(client.get("/").await.status, 200);
+        until("all are closed", || harness.proxy.active_connections() == 0).await;
+    });
+}
+
+#[test]
+fn a_body_beyond_the_limit_is_answered_413() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = start("{body_size: 1000}", backend.address);
+        for http2 in [false, true] {
+            for (size, announced, expected) in
+                [(1000, true, 200), (1001, true, 413), (1000, false, 200), (1_000_000, false, 413)]
+            {
+                let mut client = match http2 {
+                    false => Client::connect(small(&harness)).await,
+                    true => Client::connect_http2(small(&harness)).await,
+                };
+                let body = if announced {
+                    full("x".repeat(size))
+                } else {
+                    let chunk = Frame::data("x".repeat(size / 2).into());
+                    let rest = Frame::data("x".repeat(size - size / 2).into());
+                    StreamBody::new(tokio_stream::iter([Ok(chunk), Ok(rest)])).boxed()
+                };
+                let answer = client.send(Request::post("/").body(body).unwrap()).await;
+                assert_eq!(answer.status, expected, "{size} {announced} http2: {http2}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_request_that_takes_too_long_is_answered_504() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            // Reads, and says nothing.
+            while matches!(stream.read(&mut [0; 100]).await, Ok(1..)) {}
+        });
+        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 100ms, ");
+        let harness = Harness::start(&document);
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            // And the connection goes on after it.
+            for _ in 0..2 {
+                let began = Instant::now();
+                let answer = client.get("/").await;
+                assert_eq!((answer.status, answer.json()["status"].as_u64()), (504, Some(504)));
+                assert!((100..2000).contains(&began.elapsed().as_millis()));
+            }
+        }
+    });
+}
+
+#[test]
+fn an_answer_that_takes_too_long_breaks_off() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            crate::harness::read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+            while matches!(stream.read(&mut [0; 100]).await, Ok(1..)) {}
+        });
+        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 100ms, ");
+        let harness = Harness::start(&document);
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let response = client.start(Request::get("/").body(full("")).unwrap()).await.unwrap();
+            assert_eq!(response.status(), 200);
+            response.into_body().collect().await.unwrap_err();
+        }
+    });
+}
+
+#[test]
+fn a_client_that_does_not_take_its_answer_in_time_is_left() {
+    block_on(async {
+        let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 64 << 20])) });
+        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 1s, ");
+        let harness = Harness::start(&document);
+        let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut begun = [0; 12];
+        stream.read_exact(&mut begun).await.unwrap();
+        assert_eq!(&begun, b"HTTP/1.1 200");
+        until("it is left", || harness.proxy.active_connections() == 0).await;
+    });
+}

@@ -1,0 +1,14 @@
+//! The data plane with real sockets: configuration goes in by [`DataPlane::apply`], requests by clients, and backends
+//! answer them.
+//!
+//! [`DataPlane::apply`]: signalbox_proxy::source::DataPlane::apply
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests to all but clippy")]
+
+mod forwarding;
+mod harness;
+mod limits;
+mod process;
+mod revisions;
+mod telling;
+mod upstreams;

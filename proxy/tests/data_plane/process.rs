@@ -1,0 +1,273 @@
+//! The program itself.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::Request;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::harness::{Backend, Client, block_on, forward_to, full, nobody, read_head, until};
+
+struct Process {
+    child: Child,
+    address: SocketAddr,
+    admin: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Process {
+    /// Runs a file with a listener `http`, and waits until it serves.
+    async fn start(document: &str, more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (address, admin) = (nobody(), nobody());
+        let file = dir.path().join("config.yaml");
+        std::fs::write(&file, format!("listeners: [{{name: http, address: '{address}'}}]\n{document}"))
+            .unwrap();
+        let child = spawn(&file, admin, more);
+        let process = Self { child, address, admin, _dir: dir };
+        while process.ask("/readyz").await != Some(200) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        process
+    }
+
+    async fn ask(&self, path: &str) -> Option<u16> {
+        let stream = TcpStream::connect(self.admin).await.ok()?;
+        drop(stream);
+        Some(Client::connect(self.admin).await.get(path).await.status)
+    }
+
+    fn terminate(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    }
+
+    async fn ended(&mut self) -> std::process::ExitStatus {
+        let mut status = None;
+        until("the process has ended", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(file: &Path, admin: SocketAddr, more: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_signalbox-proxy"))
+        .args(["--config", file.to_str().unwrap(), "--admin-address", &admin.to_string(), "--workers", "2"])
+        .args(["--access-log", "off"])
+        .args(more)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn the_admin_server_tells_of_the_proxy() {
+    block_on(async {
+        let document = "
+consumers: [{name: alice, credentials: [{key_auth: {key: secret}}]}]
+routes: [{name: r, respond: {body: ok}}]";
+        let process = Process::start(document, &[]).await;
+        let mut admin = Client::connect(process.admin).await;
+        let health = admin.get("/healthz").await.json();
+        assert_eq!(health["listeners"]["http"], process.address.to_string());
+        let config = admin.get("/config").await;
+        assert_eq!(config.json()["resources"]["routes"][0]["name"], "r");
+        assert!(config.text().contains("<redacted>"), "{}", config.text());
+        let revision = admin.get("/revision").await.json();
+        assert_eq!(revision["serving"]["revision"], config.json()["revision"]);
+        assert_eq!(revision["connected"], true);
+        let metrics = admin.get("/metrics").await;
+        assert!(metrics.text().contains("signalbox_revision{"));
+        assert_eq!(admin.get("/nothing").await.status, 404);
+        assert_eq!(admin.get("/drain").await.status, 405);
+    });
+}
+
+#[test]
+fn a_drain_loses_no_request() {
+    block_on(async {
+        let backend = Backend::start(|_| async {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            http::Response::new(full("ok"))
+        });
+        let mut process = Process::start(&forward_to(backend.address), &[]).await;
+        let address = process.address;
+        let ended = Arc::<AtomicBool>::default();
+        let answered = Arc::<AtomicUsize>::default();
+        let mut clients = JoinSet::new();
+        for index in 0..12 {
+            let (ended, answered) = (Arc::clone(&ended), Arc::clone(&answered));
+            clients.spawn(async move {
+                // Until connections are refused. Who was told that the connection ends opens another.
+                loop {
+                    let Ok(stream) = TcpStream::connect(address).await else { return };
+                    if index % 3 == 0 {
+                        drop(stream);
+                        http2_until_goaway(address, &answered).await;
+                    } else {
+                        http1_until_close(stream, &answered).await;
+                    }
+                    if ended.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        until("there is load", || answered.load(Ordering::Relaxed) > 500).await;
+        process.terminate();
+        until("it is not ready any more", || {
+            process.child.try_wait().unwrap().is_some() || answered.load(Ordering::Relaxed) > 600
+        })
+        .await;
+        let status = process.ended().await;
+        ended.store(true, Ordering::Relaxed);
+        assert!(status.success(), "{status}");
+        while let Some(done) = clients.join_next().await {
+            done.unwrap();
+        }
+    });
+}
+
+/// Asks until an answer says that the connection ends. An answer that does not come is an error.
+async fn http1_until_close(mut stream: TcpStream, answered: &AtomicUsize) {
+    loop {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let head = read_head(&mut stream).await.expect("an answer");
+        assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+        let mut body = [0; 2];
+        stream.read_exact(&mut body).await.unwrap();
+        answered.fetch_add(1, Ordering::Relaxed);
+        if head.contains("connection: close") {
+            return;
+        }
+    }
+}
+
+/// Asks until the connection takes no more requests. A request that it took must be answered.
+async fn http2_until_goaway(address: SocketAddr, answered: &AtomicUsize) {
+    let Ok(stream) = TcpStream::connect(address).await else { return };
+    let handshake = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    );
+    let Ok((mut sender, connection)) = handshake.await else { return };
+    tokio::spawn(connection);
+    while sender.ready().await.is_ok() && !sender.is_closed() {
+        let request = Request::get("http://a/").body(full("")).unwrap();
+        match sender.try_send_request(request).await {
+            Ok(response) => {
+                let answer = crate::harness::Answer::of(response).await.unwrap();
+                assert_eq!(answer.text(), "ok");
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+            // It came after GOAWAY, so it was not begun.
+            Err(error) => {
+                assert!(
+                    error.error().is_canceled() || error.message().is_some() || is_refused(error.error()),
+                    "{error:?}"
+                );
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a request was refused unprocessed (RFC 9113, section 6.8): the client may send it elsewhere.
+fn is_refused(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            return h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR)
+                || h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+        }
+        source = cause.source();
+    }
+    false
+}
+
+#[test]
+fn a_drain_waits_for_what_runs_but_not_longer_than_it_may() {
+    block_on(async {
+        let backend = Backend::start(|_| std::future::pending());
+        let mut process = Process::start(&forward_to(backend.address), &["--drain-timeout", "300ms"]).await;
+        let mut client = Client::connect(process.address).await;
+        let request =
+            tokio::spawn(
+                async move { client.start(Request::get("/").body(full("")).unwrap()).await.is_ok() },
+            );
+        until("it runs", || backend.connections() == 1).await;
+        let began = std::time::Instant::now();
+        process.terminate();
+        assert!(process.ended().await.success());
+        assert!(began.elapsed() >= Duration::from_millis(300));
+        assert!(!request.await.unwrap());
+    });
+}
+
+#[test]
+fn a_drain_can_be_asked_for() {
+    block_on(async {
+        let backend = Backend::start(|_| std::future::pending());
+        let mut process = Process::start(&forward_to(backend.address), &["--drain-timeout", "1s"]).await;
+        let mut client = Client::connect(process.address).await;
+        let request =
+            tokio::spawn(
+                async move { client.start(Request::get("/").body(full("")).unwrap()).await.is_ok() },
+            );
+        until("it runs", || backend.connections() == 1).await;
+        let mut admin = Client::connect(process.admin).await;
+        assert_eq!(admin.send(Request::post("/drain").body(full("")).unwrap()).await.status, 202);
+        assert_eq!(admin.get("/readyz").await.status, 503);
+        assert!(process.ended().await.success());
+        assert!(!request.await.unwrap());
+    });
+}
+
+#[test]
+fn a_port_that_another_proxy_shares_is_taken() {
+    block_on(async {
+        let process = Process::start("routes: [{name: r, respond: {body: first}}]", &[]).await;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        std::fs::write(&file, format!("listeners: [{{name: http, address: '{}'}}]", process.address))
+            .unwrap();
+        let admin = nobody();
+        let mut second =
+            Process { child: spawn(&file, admin, &[]), address: process.address, admin, _dir: dir };
+        loop {
+            if second.ask("/readyz").await == Some(503) {
+                let revision = Client::connect(admin).await.get("/revision").await.json();
+                if let Some(rejected) = revision["rejected"].get(0) {
+                    assert_eq!((&rejected["kind"], &rejected["name"]), (&"listener".into(), &"http".into()));
+                    assert!(rejected["message"].as_str().unwrap().contains("another process"));
+                    break;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // All requests are the first one's.
+        for _ in 0..20 {
+            assert_eq!(Client::connect(process.address).await.get("/").await.text(), "first");
+        }
+        second.terminate();
+        assert!(second.ended().await.success());
+    });
+}

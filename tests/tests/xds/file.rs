@@ -1,0 +1,148 @@
+//! A proxy that runs a file instead of asking a control plane.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use signalbox_proxy::source::{self, Source, StartError, Status};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::*;
+
+struct Follower {
+    recorder: Arc<Recorder>,
+    status: watch::Receiver<Status>,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), StartError>>,
+}
+
+impl Follower {
+    fn start(path: &Path) -> Self {
+        let recorder = Arc::new(Recorder::default());
+        let (sender, status) = watch::channel(Status::default());
+        let shutdown = CancellationToken::new();
+        let source = Source::File(path.to_owned());
+        let task = tokio::spawn(source::run(source, recorder.clone(), sender, shutdown.clone()));
+        Self { recorder, status, shutdown, task }
+    }
+
+    async fn until_serves(&self, names: &[&str]) {
+        eventually(&format!("it serves {names:?}"), || {
+            self.recorder.with(|recorded| {
+                recorded.resources.keys().map(ToString::to_string).eq(names.iter().map(ToString::to_string))
+            })
+        })
+        .await;
+    }
+
+    async fn until_rejects(&self, times: u64) -> Vec<String> {
+        let mut status = self.status.clone();
+        let rejected =
+            soon("it rejects", status.wait_for(|status| status.rejected_total >= times)).await.unwrap();
+        rejected.rejected.iter().map(ToString::to_string).collect()
+    }
+
+    fn applied(&self) -> Vec<(u64, usize)> {
+        self.recorder.with(|recorded| recorded.applied.clone())
+    }
+}
+
+const TWO: &str = "
+routes:
+  - {name: a, match: {}, respond: {status: 200, body: a}}
+  - {name: b, match: {}, respond: {status: 200, body: b}}
+";
+
+#[tokio::test]
+async fn a_file_is_applied_and_again_when_it_changes_and_costs_its_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("signalbox.yaml");
+    std::fs::write(&path, TWO).unwrap();
+    let follower = Follower::start(&path);
+    follower.until_serves(&["route/a", "route/b"]).await;
+    std::fs::write(&path, format!("{TWO}  - {{name: c, match: {{}}, respond: {{status: 204}}}}\n")).unwrap();
+    follower.until_serves(&["route/a", "route/b", "route/c"]).await;
+    assert_eq!(follower.applied(), [(1, 2), (2, 1)]);
+    follower.shutdown.cancel();
+    soon("it ends", follower.task).await.unwrap().unwrap();
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_behind_a_link_that_is_moved_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    for (version, text) in
+        [("one", TWO), ("two", "{kind: route, name: z, match: {}, respond: {status: 200}}")]
+    {
+        std::fs::create_dir(dir.path().join(version)).unwrap();
+        std::fs::write(dir.path().join(version).join("config"), text).unwrap();
+    }
+    let current = dir.path().join("current");
+    std::os::unix::fs::symlink("one", &current).unwrap();
+    let follower = Follower::start(&current.join("config"));
+    follower.until_serves(&["route/a", "route/b"]).await;
+    let next = dir.path().join("next");
+    std::os::unix::fs::symlink("two", &next).unwrap();
+    std::fs::rename(&next, &current).unwrap();
+    follower.until_serves(&["route/z"]).await;
+}
+
+#[tokio::test]
+async fn a_broken_file_keeps_the_last_good_one_and_says_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("signalbox.yaml");
+    let follower = Follower::start(&path);
+    let missing = follower.until_rejects(1).await;
+    assert!(missing[0].contains("cannot be read"), "{missing:?}");
+    // Replaced as a whole, for the first that is good is not looked at twice.
+    let new = dir.path().join("new");
+    std::fs::write(&new, TWO).unwrap();
+    std::fs::rename(&new, &path).unwrap();
+    follower.until_serves(&["route/a", "route/b"]).await;
+    eventually("nothing is wrong any more", || follower.status.borrow().rejected.is_empty()).await;
+    let cases = [
+        (
+            "routes: [{name: a, match: {}, respond: {status: 99}, colour: red}]",
+            &["respond.status", "colour"][..],
+        ),
+        ("routes: [", &["YAML"]),
+        (
+            "{kind: route, name: a, match: {}, forward: {upstreams: [{name: nowhere}]}}",
+            &["nowhere", "does not exist"],
+        ),
+        (
+            "routes: [{name: a, match: {}, respond: {status: 200}}, {name: a, match: {}, respond: {status: 200}}]",
+            &["twice"],
+        ),
+    ];
+    for (times, (text, parts)) in cases.into_iter().enumerate() {
+        std::fs::write(&path, text).unwrap();
+        let reasons = follower.until_rejects(times as u64 + 2).await.join("; ");
+        for part in parts {
+            assert!(reasons.contains(part), "{reasons}");
+        }
+    }
+    std::fs::write(&path, b"\xff\xfe").unwrap();
+    follower.until_rejects(6).await;
+    assert_eq!(follower.applied(), [(1, 2)]);
+    // As it was before all that: nothing has changed.
+    std::fs::write(&path, TWO).unwrap();
+    eventually("it is good again", || follower.status.borrow().rejected.is_empty()).await;
+    assert_eq!(follower.applied(), [(1, 2)]);
+}
+
+#[tokio::test]
+async fn what_the_host_stood_in_the_way_of_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("signalbox.yaml");
+    std::fs::write(&path, TWO).unwrap();
+    let follower = Follower::start(&path);
+    follower.until_serves(&["route/a", "route/b"]).await;
+    follower.recorder.refuse(Some("the port is taken"));
+    std::fs::write(&path, "{kind: route, name: z, match: {}, respond: {status: 200}}").unwrap();
+    let reasons = follower.until_rejects(1).await;
+    assert_eq!(reasons, ["listener/http: address: the port is taken"]);
+    follower.recorder.refuse(None);
+    follower.until_serves(&["route/z"]).await;
+}
