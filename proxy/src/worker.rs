@@ -42,6 +42,8 @@ pub struct Worker {
     pub pool: Pool,
     pub identifier: RefCell<Identifier>,
     pub log: Option<Log>,
+    /// For the heads of requests to targets.
+    pub buffers: RefCell<Vec<Vec<u8>>>,
     connections: RefCell<Slab<Rc<Downstream>>>,
     active: RefCell<Cache<Arc<ArcSwap<Active>>, Arc<Active>>>,
     serving: RefCell<Rc<Serving>>,
@@ -102,6 +104,7 @@ impl Worker {
             pool: Pool::default(),
             identifier: RefCell::default(),
             log: shared.log.clone().map(Log::new),
+            buffers: RefCell::default(),
             connections: RefCell::default(),
             active: RefCell::new(Cache::new(Arc::clone(&shared.active))),
             serving: RefCell::new(Rc::new(Serving(active))),

@@ -1,7 +1,6 @@
 //! Bodies on their way through: streamed as they come, without a box around them.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -12,7 +11,7 @@ use hyper::body::Incoming;
 
 use super::exchange::Exchange;
 use crate::telemetry::Flag;
-use crate::upstream::Connection;
+use crate::upstream::AnswerBody;
 
 /// The body of a request, on its way to a target.
 #[derive(Debug)]
@@ -153,8 +152,8 @@ pub struct ResponseBody {
 enum Source {
     Empty,
     Whole(Bytes),
-    /// From a target, with the connection it comes over; without one it is driven elsewhere.
-    Target(Incoming, Option<Box<Connection>>),
+    /// From a target.
+    Target(AnswerBody),
 }
 
 /// The answer cannot be finished: the connection to the client breaks off, for there is no other way to say so.
@@ -173,20 +172,20 @@ impl ResponseBody {
     }
 
     /// What a target answers.
-    pub fn target(incoming: Incoming, connection: Option<Box<Connection>>, mut exchange: Exchange) -> Self {
-        if incoming.is_end_stream() {
-            exchange.give_back(connection);
+    pub fn target(body: AnswerBody, mut exchange: Exchange) -> Self {
+        if body.is_end() {
+            exchange.give_back(body);
             exchange.complete();
             return Self { source: Source::Empty, exchange: None };
         }
-        Self { source: Source::Target(incoming, connection), exchange: Some(exchange) }
+        Self { source: Source::Target(body), exchange: Some(exchange) }
     }
 
     fn complete(&mut self) {
         let source = std::mem::replace(&mut self.source, Source::Empty);
         if let Some(mut exchange) = self.exchange.take() {
-            if let Source::Target(_, connection) = source {
-                exchange.give_back(connection);
+            if let Source::Target(body) = source {
+                exchange.give_back(body);
             }
             exchange.complete();
         }
@@ -203,21 +202,15 @@ impl Body for ResponseBody {
         let frame = match &mut this.source {
             Source::Empty => None,
             Source::Whole(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Source::Target(incoming, connection) => {
-                let polled = match connection {
-                    Some(connection) => connection.poll_body(cx, incoming),
-                    None => Pin::new(&mut *incoming).poll_frame(cx),
-                };
-                match polled {
-                    Poll::Ready(frame) => frame,
-                    Poll::Pending if exchange.is_late(cx) => {
-                        exchange.fail(Flag::Timeout);
-                        this.exchange = None;
-                        return Poll::Ready(Some(Err(Aborted)));
-                    }
-                    Poll::Pending => return Poll::Pending,
+            Source::Target(body) => match body.poll(cx) {
+                Poll::Ready(frame) => frame.map(|frame| frame.map_err(|_| Aborted)),
+                Poll::Pending if exchange.is_late(cx) => {
+                    exchange.fail(Flag::Timeout);
+                    this.exchange = None;
+                    return Poll::Ready(Some(Err(Aborted)));
                 }
-            }
+                Poll::Pending => return Poll::Pending,
+            },
         };
         match frame {
             None => {
@@ -228,7 +221,7 @@ impl Body for ResponseBody {
                 exchange.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64);
                 let ended = match &this.source {
                     Source::Empty | Source::Whole(_) => true,
-                    Source::Target(incoming, _) => incoming.is_end_stream(),
+                    Source::Target(body) => body.is_end(),
                 };
                 if ended || frame.is_trailers() {
                     this.complete();
@@ -251,13 +244,7 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Empty => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Target(incoming, _) => incoming.size_hint(),
+            Source::Target(body) => body.size_hint(),
         }
-    }
-}
-
-impl From<Infallible> for Aborted {
-    fn from(never: Infallible) -> Self {
-        match never {}
     }
 }

@@ -16,7 +16,7 @@ use crate::active::{ActiveListener, CompiledRoute};
 use crate::deadlines::Deadline;
 use crate::telemetry::access_log::Entry;
 use crate::telemetry::{Flag, Key};
-use crate::upstream::{Connection, InFlight, Target, Upstream};
+use crate::upstream::{AnswerBody, InFlight, Target, Upstream};
 use crate::worker::Serving;
 
 /// One request and its answer. When it is dropped before it is over, the client has gone.
@@ -197,8 +197,8 @@ impl Exchange {
 
     /// The answer has come: its connection can take another request.
     #[inline]
-    pub fn give_back(&mut self, connection: Option<Box<Connection>>) {
-        let Some((connection, upstream)) = connection.zip(self.upstream.as_ref()) else { return };
+    pub fn give_back(&mut self, body: AnswerBody) {
+        let (AnswerBody::Own(connection), Some(upstream)) = (body, &self.upstream) else { return };
         let now = Instant::now();
         self.ended = Some(now);
         self.downstream.worker.pool.put(connection, now, upstream.idle_timeout);

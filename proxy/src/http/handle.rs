@@ -16,7 +16,7 @@ use signalbox_config::router::{RequestParts, Slash};
 use signalbox_config::{Action, Forward, Redirect};
 use signalbox_plugins::{Exchange as Noted, Flow, PluginRequest, PluginResponse, Reply};
 
-use super::body::{Progress, RequestBody, ResponseBody, State};
+use super::body::{Progress, RequestBody, RequestBodyError, ResponseBody, State};
 use super::connection::Downstream;
 use super::exchange::Exchange;
 use super::head::{self, Origin, Special};
@@ -25,14 +25,14 @@ use super::problem::{self, Failure};
 use super::rewrite;
 use crate::active::{Active, Chain, CompiledRoute};
 use crate::telemetry::Flag;
-use crate::upstream::{ConnectError, Connection, SendError, Upstream};
+use crate::upstream::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing, Upstream};
 
 /// What the client is to get.
 enum Answer {
     /// From the proxy or a plugin.
     Own(Response<Bytes>),
-    /// From a target, over a connection; without one its body is read by a task of its own.
-    Target(response::Parts, Incoming, Option<Box<Connection>>),
+    /// From a target.
+    Target(response::Parts, AnswerBody),
 }
 
 /// What plugins leave for the answer. Made when there is a plugin.
@@ -83,9 +83,7 @@ pub async fn handle(
             let (parts, body) = response.into_parts();
             Response::from_parts(parts, ResponseBody::whole(body, exchange))
         }
-        Answer::Target(parts, incoming, connection) => {
-            Response::from_parts(parts, ResponseBody::target(incoming, connection, exchange))
-        }
+        Answer::Target(parts, body) => Response::from_parts(parts, ResponseBody::target(body, exchange)),
     })
 }
 
@@ -268,8 +266,8 @@ async fn read_whole(body: &mut RequestBody, cap: usize) -> Result<Bytes, Failure
     let mut size = 0;
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
         let frame = frame.map_err(|error| match error {
-            super::body::RequestBodyError::TooLarge => Failure::BodyTooLarge,
-            super::body::RequestBodyError::Client(_) => Failure::ClientBroke,
+            RequestBodyError::TooLarge => Failure::BodyTooLarge,
+            RequestBodyError::Client(_) => Failure::ClientBroke,
         })?;
         let Ok(data) = frame.into_data() else { continue };
         size += data.len();
@@ -314,12 +312,9 @@ async fn forward_to(
     if let Some(host) = &forward.rewrite.host {
         head.headers.insert(header::HOST, host.clone());
     }
-    if !body.is_empty() && body.size_hint().exact().is_none() {
-        // Said outright, for hyper assumes that a GET has no body.
-        head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    let idempotent = is_idempotent(&head.method);
-    let mut request = Request::from_parts(head, body);
+    let repeatable = is_idempotent(&head.method);
+    let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
+    let mut request = Outgoing::new(&head, body, buffer);
     let mut pooled = worker.pool.take(address);
     loop {
         let reused = pooled.is_some();
@@ -329,41 +324,35 @@ async fn forward_to(
         };
         exchange.attempts = exchange.attempts.saturating_add(1);
         let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
+        let error = match in_time(exchange, connection.send(&mut request, &mut head.headers)).await? {
+            Ok(answer) => {
+                exchange.upstream_answered(sent);
+                let mut parts = Response::new(()).into_parts().0;
+                parts.status = answer.status;
+                parts.headers = answer.headers;
+                // While the request's body is still on its way, a task of its own sends it: the client may want to send
+                // all of it before it reads the answer.
+                let body = if request.is_sent() {
+                    worker.buffers.borrow_mut().push(request.into_buffer());
+                    AnswerBody::Own(connection)
+                } else {
+                    AnswerBody::Shared(connection.share(request))
+                };
+                return Ok(Answer::Target(parts, body));
+            }
+            Err(error) => error,
+        };
         // A target may close an idle connection at the very moment at which it is used again. That is no failure of the
         // target, so the request is sent again, if it may be: RFC 9110, section 9.2.2.
-        let again = reused && idempotent && request.body().is_empty();
-        match in_time(exchange, connection.send(request, again)).await? {
-            Ok(response) => {
-                exchange.upstream_answered(sent);
-                let (parts, incoming) = response.into_parts();
-                return Ok(Answer::Target(parts, incoming, keep_or_detach(exchange, connection)));
-            }
-            Err(SendError { unsent: Some(unsent), .. }) if exchange.attempts == 1 => request = unsent,
-            Err(SendError { lost: Some(head), .. }) => request = replay(&head).ok_or(Failure::Reset)?,
-            Err(_) => {
-                return Err(match exchange.progress.as_ref().map(|progress| progress.state.get()) {
-                    Some(State::TooLarge) => Failure::BodyTooLarge,
-                    Some(State::Broken) => Failure::ClientBroke,
-                    _ => Failure::Reset,
-                });
-            }
+        let closed = matches!(error, ExchangeError::Closed { answered: false });
+        if !(closed && reused && request.rewind(repeatable)) {
+            return Err(match error {
+                ExchangeError::RequestBody(RequestBodyError::TooLarge) => Failure::BodyTooLarge,
+                ExchangeError::RequestBody(RequestBodyError::Client(_)) => Failure::ClientBroke,
+                ExchangeError::Closed { .. } | ExchangeError::Malformed(_) => Failure::Reset,
+            });
         }
     }
-}
-
-/// While the request's body is still on its way, the exchange is driven by a task of its own: the client may want to send
-/// all of it before it reads the answer.
-#[inline]
-fn keep_or_detach(exchange: &Exchange, connection: Box<Connection>) -> Option<Box<Connection>> {
-    let streaming = exchange
-        .progress
-        .as_ref()
-        .is_some_and(|progress| matches!(progress.state.get(), State::Untouched | State::Streaming));
-    if streaming {
-        connection.detach();
-        return None;
-    }
-    Some(connection)
 }
 
 async fn connect(
@@ -399,24 +388,6 @@ fn is_idempotent(method: &Method) -> bool {
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
     )
-}
-
-/// The request whose head was written as `bytes`, and which has no body.
-#[cold]
-fn replay(bytes: &[u8]) -> Option<Request<RequestBody>> {
-    let mut headers = vec![httparse::EMPTY_HEADER; 1100];
-    let mut parsed = httparse::Request::new(&mut headers);
-    if !parsed.parse(bytes).ok()?.is_complete() {
-        return None;
-    }
-    let mut request = Request::new(RequestBody::Empty);
-    *request.method_mut() = parsed.method?.parse().ok()?;
-    *request.uri_mut() = parsed.path?.parse().ok()?;
-    for header in parsed.headers.iter() {
-        let name = header::HeaderName::from_bytes(header.name.as_bytes()).ok()?;
-        request.headers_mut().append(name, HeaderValue::from_bytes(header.value).ok()?);
-    }
-    Some(request)
 }
 
 /// RFC 9110, section 15.4: only a method that stays the same under 301 for all clients gets one.

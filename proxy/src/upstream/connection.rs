@@ -1,25 +1,23 @@
-use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::task::AtomicWaker;
-use http::{Request, Response};
-use http_body::{Body, Frame};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderMap, Method, request};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio_util::io::poll_read_buf;
 
-use crate::http::body::RequestBody;
+use super::http1::{self, Decoded, Framing, Head, Malformed, RequestFraming};
+use crate::http::body::{RequestBody, RequestBodyError};
 use crate::telemetry::WorkerStats;
 
 /// A connection to a target, which carries one request after another.
@@ -27,17 +25,63 @@ use crate::telemetry::WorkerStats;
 /// It has no task of its own: whoever waits for an answer drives it, in the same task that serves the client. That saves
 /// two wake-ups and two passes through the scheduler for each request, and dropping the waiting future is all there is
 /// to cancelling a request. While it is idle nobody drives it; [`Connection::is_alive`] looks after it.
+///
+/// It is not hyper's: with nobody in between there is no channel to send a request through, no other for the answer, and
+/// no third for the body, which took 40 % of the instructions that a request needed.
 pub struct Connection {
     pub address: SocketAddr,
-    /// How many requests it carried.
-    pub requests: u32,
-    sender: http1::SendRequest<RequestBody>,
-    /// `None`: closed.
-    driver: Option<http1::Connection<TokioIo<TargetIo>, RequestBody>>,
-    relay: Arc<Relay>,
-    /// Wakes `relay`.
-    waker: Waker,
-    seen: Rc<Seen>,
+    stream: TcpStream,
+    /// What was read and not taken.
+    buffer: BytesMut,
+    /// How much to read at once.
+    read_size: usize,
+    answer: Answer,
+    stats: Arc<WorkerStats>,
+}
+
+/// How far the answer to the last request has come.
+enum Answer {
+    /// It was taken whole, and so can be the next.
+    Done,
+    /// Its head is to come; or it was left in the middle.
+    Expected,
+    Body {
+        framing: Framing,
+        keep_alive: bool,
+    },
+    /// It was taken whole, and is the last.
+    Last,
+}
+
+/// A request as it is written. Kept by who sends it, so that it can be sent again over another connection.
+pub struct Outgoing {
+    method: Method,
+    /// The head; behind it, and then in its place, what frames the body, and small parts of it.
+    buffer: Vec<u8>,
+    /// How much of the buffer was written.
+    written: usize,
+    /// Whether any of the head was written.
+    begun: bool,
+    /// Whether any of the body was taken.
+    taken: bool,
+    /// What comes behind the buffer.
+    data: Bytes,
+    /// What comes behind that.
+    tail: &'static [u8],
+    framing: RequestFraming,
+    body: RequestBody,
+    state: Sending,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    /// Nothing was written.
+    Fresh,
+    /// What is in the buffer is to be written before there is more.
+    Begun,
+    Done,
+    /// The target takes no more.
+    Broken,
 }
 
 /// Why there is no connection.
@@ -49,21 +93,24 @@ pub enum ConnectError {
     Timeout,
 }
 
-/// Why there is no answer.
+/// Why there is no answer, or no more of it.
 #[derive(Debug, thiserror::Error)]
-#[error("the target did not answer")]
-pub struct SendError {
-    #[source]
-    pub error: hyper::Error,
-    /// The request, when none of it was written.
-    pub unsent: Option<Request<RequestBody>>,
-    /// The head as it was written, when it was to be kept, and when nothing came back and the connection broke: the
-    /// target had closed it while the request was on its way.
-    pub lost: Option<Vec<u8>>,
+pub enum ExchangeError {
+    /// The target closed the connection, or it broke. `answered`: something had come of the answer.
+    #[error("the target closed the connection")]
+    Closed { answered: bool },
+    #[error("the target does not speak HTTP/1.1")]
+    Malformed(#[from] Malformed),
+    #[error("the request's body cannot be sent")]
+    RequestBody(#[from] RequestBodyError),
 }
 
-/// Most of what is read from a target before the client has taken it, bytes.
-const BUFFER: usize = 64 << 10;
+/// Bytes to read at once, to begin with and at most: 64 KiB at a time are fast, and memory for few.
+const READ: usize = 8 << 10;
+const MAX_READ: usize = 64 << 10;
+
+/// Parts of a body up to this size, bytes, are copied behind the head, for one plain write is faster than a vectored one.
+const COPY: usize = 4 << 10;
 
 impl Connection {
     pub async fn open(
@@ -77,250 +124,397 @@ impl Connection {
         };
         stream.set_nodelay(true).map_err(ConnectError::Refused)?;
         stats.upstream_connections.add(1);
-        let seen = Rc::new(Seen::default());
-        let io = TargetIo { stream, seen: Rc::clone(&seen), stats };
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(BUFFER)
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|error| ConnectError::Refused(io::Error::other(error)))?;
-        let relay = Arc::new(Relay::default());
-        let waker = Waker::from(Arc::clone(&relay));
-        let driver = Some(driver);
-        Ok(Box::new(Self { address, requests: 0, sender, driver, relay, waker, seen }))
+        let buffer = BytesMut::with_capacity(READ);
+        Ok(Box::new(Self { address, stream, buffer, read_size: READ, answer: Answer::Done, stats }))
     }
 
-    /// Sends a request, and waits for the head of its answer. `keep_head`: the head is kept for [`SendError::lost`].
+    /// Sends a request, and waits for the head of its answer, which takes the memory of `headers`. The request's body may
+    /// still be on its way then: see [`Outgoing::is_done`].
     ///
     /// Dropping the future leaves the connection useless.
     pub async fn send(
         &mut self,
-        request: Request<RequestBody>,
-        keep_head: bool,
-    ) -> Result<Response<Incoming>, SendError> {
-        self.requests += 1;
-        self.seen.begin(keep_head);
-        let mut response = pin!(self.sender.try_send_request(request));
-        let (driver, relay, waker) = (&mut self.driver, &*self.relay, &self.waker);
-        let result = poll_fn(|cx| {
-            relay.wakes(cx, || {
-                drive(driver, waker);
-                response.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-            })
+        request: &mut Outgoing,
+        headers: &mut HeaderMap,
+    ) -> Result<Head, ExchangeError> {
+        self.answer = Answer::Expected;
+        let mut answered = false;
+        poll_fn(|cx| {
+            // A target that takes no more may have answered already, or still do so.
+            if let Poll::Ready(Err(error)) = request.poll_write(&mut self.stream, &self.stats, cx) {
+                return Poll::Ready(Err(ExchangeError::RequestBody(error)));
+            }
+            loop {
+                if answered && let Some(head) = http1::parse_head(&mut self.buffer, &request.method, headers)?
+                {
+                    return Poll::Ready(Ok(head));
+                }
+                match ready!(self.poll_fill(cx)) {
+                    Ok(1..) => answered = true,
+                    Ok(0) | Err(_) => return Poll::Ready(Err(ExchangeError::Closed { answered })),
+                }
+            }
         })
-        .await;
-        result.map_err(|mut failed| {
-            let unsent = failed.take_message();
-            let error = failed.into_error();
-            let lost = (keep_head && unsent.is_none() && !self.seen.answered.get() && was_closed(&error))
-                .then(|| self.seen.head.take());
-            SendError { error, unsent, lost }
+        .await
+        .map(|mut head| {
+            let framing = std::mem::replace(&mut head.framing, Framing::Length(0));
+            let keep_alive = head.keep_alive;
+            self.answer = match framing {
+                Framing::Length(0) if keep_alive => Answer::Done,
+                Framing::Length(0) => Answer::Last,
+                framing => Answer::Body { framing, keep_alive },
+            };
+            head
         })
     }
 
     /// Reads on in the answer's body.
-    pub fn poll_body(
-        &mut self,
-        cx: &mut Context<'_>,
-        body: &mut Incoming,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let (driver, relay, waker) = (&mut self.driver, &*self.relay, &self.waker);
-        relay.wakes(cx, || {
-            drive(driver, waker);
-            Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()))
-        })
+    pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        let Answer::Body { framing, keep_alive } = &mut self.answer else {
+            return Poll::Ready(match self.answer {
+                Answer::Done | Answer::Last => None,
+                Answer::Expected | Answer::Body { .. } => Some(Err(ExchangeError::Closed { answered: true })),
+            });
+        };
+        loop {
+            let frame = match framing {
+                Framing::Length(left) => {
+                    let length = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
+                    if length > 0 {
+                        *left -= length as u64;
+                        let data = self.buffer.split_to(length).freeze();
+                        if *left == 0 {
+                            self.answer = if *keep_alive { Answer::Done } else { Answer::Last };
+                        }
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    None
+                }
+                Framing::Chunked(chunked) => {
+                    let decoded = chunked.decode(&mut self.buffer)?;
+                    if chunked.is_end() {
+                        self.answer = if *keep_alive { Answer::Done } else { Answer::Last };
+                        return Poll::Ready(match decoded {
+                            Decoded::Data(data) => Some(Ok(Frame::data(data))),
+                            Decoded::Trailers(trailers) => Some(Ok(Frame::trailers(trailers))),
+                            Decoded::End | Decoded::More => None,
+                        });
+                    }
+                    match decoded {
+                        Decoded::Data(data) => Some(data),
+                        Decoded::Trailers(_) | Decoded::End | Decoded::More => None,
+                    }
+                }
+                Framing::Close if self.buffer.is_empty() => None,
+                Framing::Close => Some(self.buffer.split().freeze()),
+            };
+            if let Some(data) = frame {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            // The connection is borrowed in parts.
+            let filled = fill(&mut self.stream, &mut self.buffer, &mut self.read_size, &self.stats, cx);
+            match ready!(filled) {
+                Ok(1..) => {}
+                Ok(0) if *framing == Framing::Close => {
+                    self.answer = Answer::Last;
+                    return Poll::Ready(None);
+                }
+                Ok(0) | Err(_) => {
+                    self.answer = Answer::Expected;
+                    return Poll::Ready(Some(Err(ExchangeError::Closed { answered: true })));
+                }
+            }
+        }
+    }
+
+    /// Whether all of the answer's body was taken.
+    #[inline]
+    pub fn is_end(&self) -> bool {
+        matches!(self.answer, Answer::Done | Answer::Last)
+    }
+
+    /// How much of the answer's body is to come.
+    pub fn size_hint(&self) -> SizeHint {
+        match &self.answer {
+            Answer::Done | Answer::Last => SizeHint::with_exact(0),
+            Answer::Body { framing: Framing::Length(left), .. } => SizeHint::with_exact(*left),
+            Answer::Body { .. } | Answer::Expected => SizeHint::default(),
+        }
     }
 
     /// Whether it can take another request: the last exchange is over, and the target has not closed it, as far as is
-    /// known without a system call when nothing has arrived.
+    /// known without a system call when nothing has happened.
+    #[inline]
     pub fn is_alive(&mut self) -> bool {
-        self.relay.idle();
-        drive(&mut self.driver, &self.waker);
-        self.relay.loud();
-        self.driver.is_some() && self.sender.is_ready()
-    }
-
-    /// Lets the exchange go on in a task of its own, after which the connection is closed.
-    pub fn detach(self) {
-        if let Some(driver) = self.driver {
-            let sender = self.sender;
-            tokio::task::spawn_local(async move {
-                // An error shows in the bodies of the exchange.
-                let _ = driver.await;
-                drop(sender);
-            });
+        if !matches!(self.answer, Answer::Done) || !self.buffer.is_empty() {
+            return false;
         }
-    }
-}
-
-fn drive(driver: &mut Option<http1::Connection<TokioIo<TargetIo>, RequestBody>>, waker: &Waker) {
-    if let Some(connection) = driver
-        && Pin::new(connection).poll(&mut Context::from_waker(waker)).is_ready()
-    {
-        // Dropping it tells those who still wait; an error reaches them through the answer or its body.
-        *driver = None;
-    }
-}
-
-/// Whether a connection broke, rather than that something wrong came over it.
-fn was_closed(error: &hyper::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<io::Error>() {
-            return matches!(
-                io.kind(),
-                BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
-            );
-        }
-        source = cause.source();
-    }
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed()
-}
-
-/// Passes the wake-ups of a connection on to the task that drives it now, except for those that arise while it does:
-/// they would only have it run once more for nothing.
-#[derive(Default)]
-struct Relay {
-    task: AtomicWaker,
-    quiet: AtomicBool,
-    woken: AtomicBool,
-}
-
-impl Relay {
-    /// Calls `poll` on behalf of the task of `cx`, again when it was woken meanwhile.
-    fn wakes<T>(&self, cx: &Context<'_>, mut poll: impl FnMut() -> Poll<T>) -> Poll<T> {
-        self.task.register(cx.waker());
-        self.quiet.store(true, Ordering::Relaxed);
-        let mut result = Poll::Pending;
-        // Twice at most: a task that has used up its share of time is woken at once to go on later.
-        for _ in 0..2 {
-            self.woken.store(false, Ordering::Relaxed);
-            result = poll();
-            if result.is_ready() || !self.woken.load(Ordering::Relaxed) {
-                break;
+        // Lets go of the task that used it, too.
+        match self.stream.poll_read_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => true,
+            Poll::Ready(Err(_)) => false,
+            // What comes without being asked is the end, or nonsense.
+            Poll::Ready(Ok(())) => {
+                let read = self.stream.try_read(&mut [0]);
+                read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
             }
         }
-        self.quiet.store(false, Ordering::Relaxed);
-        if result.is_pending() && self.woken.load(Ordering::Relaxed) {
-            self.task.wake();
-        }
-        result
     }
 
-    /// No task waits for it any more.
-    fn idle(&self) {
-        drop(self.task.take());
-        self.quiet.store(true, Ordering::Relaxed);
+    /// Lets the rest of `request` be written by a task of its own, while the answer is read.
+    pub fn share(self: Box<Self>, mut request: Outgoing) -> Shared {
+        let connection = Rc::new(RefCell::new(self));
+        let writing = Rc::clone(&connection);
+        let task = tokio::task::spawn_local(async move {
+            let written = poll_fn(|cx| {
+                let connection = &mut **writing.borrow_mut();
+                request.poll_write(&mut connection.stream, &connection.stats, cx)
+            })
+            .await;
+            if written.is_err() {
+                // Who reads the answer sees the connection end.
+                let connection = writing.borrow();
+                let _ = socket2::SockRef::from(&connection.stream).shutdown(std::net::Shutdown::Both);
+            }
+        });
+        Shared { connection, task: task.abort_handle() }
     }
 
-    fn loud(&self) {
-        self.quiet.store(false, Ordering::Relaxed);
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        fill(&mut self.stream, &mut self.buffer, &mut self.read_size, &self.stats, cx)
     }
 }
 
-impl Wake for Relay {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
+/// Reads what has come; 0 bytes are the end.
+#[inline]
+fn fill(
+    stream: &mut TcpStream,
+    buffer: &mut BytesMut,
+    size: &mut usize,
+    stats: &WorkerStats,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    if buffer.capacity() - buffer.len() < *size / 2 {
+        // The memory is used again when nobody holds on to what was read before.
+        buffer.reserve(*size);
+    }
+    let room = buffer.capacity() - buffer.len();
+    let read = ready!(poll_read_buf(Pin::new(stream), cx, buffer))?;
+    if read == room {
+        *size = (*size * 2).min(MAX_READ);
+    }
+    stats.upstream_in.add(read as u64);
+    Poll::Ready(Ok(read))
+}
+
+/// A connection whose answer is read while its request is still being written. It is closed afterwards.
+pub struct Shared {
+    connection: Rc<RefCell<Box<Connection>>>,
+    /// Writes.
+    task: AbortHandle,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The body of an answer, with the connection it comes over.
+pub enum AnswerBody {
+    Own(Box<Connection>),
+    Shared(Shared),
+}
+
+impl AnswerBody {
+    #[inline]
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        match self {
+            Self::Own(connection) => connection.poll_body(cx),
+            Self::Shared(shared) => shared.connection.borrow_mut().poll_body(cx),
+        }
     }
 
-    fn wake_by_ref(self: &Arc<Self>) {
-        if self.quiet.load(Ordering::Relaxed) {
-            self.woken.store(true, Ordering::Relaxed);
+    #[inline]
+    pub fn is_end(&self) -> bool {
+        match self {
+            Self::Own(connection) => connection.is_end(),
+            Self::Shared(shared) => shared.connection.borrow().is_end(),
+        }
+    }
+
+    pub fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(connection) => connection.size_hint(),
+            Self::Shared(shared) => shared.connection.borrow().size_hint(),
+        }
+    }
+}
+
+impl Outgoing {
+    /// Writes the head of `request` into `buffer`, which is cleared.
+    #[inline]
+    pub fn new(head: &request::Parts, body: RequestBody, mut buffer: Vec<u8>) -> Self {
+        let framing = if body.is_empty() {
+            RequestFraming::None
         } else {
-            self.task.wake();
-        }
-    }
-}
-
-/// What went over a connection since a request began.
-#[derive(Default)]
-struct Seen {
-    answered: Cell<bool>,
-    keep_head: Cell<bool>,
-    head: RefCell<Vec<u8>>,
-}
-
-impl Seen {
-    fn begin(&self, keep_head: bool) {
-        self.answered.set(false);
-        self.keep_head.set(keep_head);
-        self.head.borrow_mut().clear();
-    }
-
-    fn written<'a>(&self, n: usize, buffers: impl IntoIterator<Item = &'a [u8]>) {
-        if !self.keep_head.get() {
-            return;
-        }
-        let mut head = self.head.borrow_mut();
-        let mut left = n;
-        for buffer in buffers {
-            let (part, _) = buffer.split_at(left.min(buffer.len()));
-            head.extend_from_slice(part);
-            left -= part.len();
-        }
-    }
-}
-
-struct TargetIo {
-    stream: TcpStream,
-    seen: Rc<Seen>,
-    stats: Arc<WorkerStats>,
-}
-
-impl AsyncRead for TargetIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let read = buf.filled().len() - before;
-        if read > 0 {
-            self.seen.answered.set(true);
-            self.stats.upstream_in.add(read as u64);
-        }
-        result
-    }
-}
-
-impl AsyncWrite for TargetIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if let Poll::Ready(Ok(n)) = result {
-            self.seen.written(n, [buf]);
-            self.stats.upstream_out.add(n as u64);
-        }
-        result
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        // One buffer is the rule (a head without a body), and `write` is cheaper than `writev`.
-        let result = match bufs {
-            [only] => Pin::new(&mut self.stream).poll_write(cx, only),
-            several => Pin::new(&mut self.stream).poll_write_vectored(cx, several),
+            body.size_hint().exact().map_or(RequestFraming::Chunked, RequestFraming::Length)
         };
-        if let Poll::Ready(Ok(n)) = result {
-            self.seen.written(n, bufs.iter().map(|buf| &**buf));
-            self.stats.upstream_out.add(n as u64);
+        buffer.clear();
+        http1::encode_head(&mut buffer, head, framing);
+        Self {
+            method: head.method.clone(),
+            buffer,
+            written: 0,
+            begun: false,
+            taken: false,
+            data: Bytes::new(),
+            tail: b"",
+            framing,
+            body,
+            state: Sending::Fresh,
         }
-        result
     }
 
-    fn is_write_vectored(&self) -> bool {
+    /// The buffer, for the next request.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.buffer
+    }
+
+    /// Whether all of it was written, or as much as the target takes.
+    #[inline]
+    pub fn is_done(&self) -> bool {
+        matches!(self.state, Sending::Done | Sending::Broken)
+    }
+
+    /// Whether the target has taken all of it, so that the connection is in step.
+    #[inline]
+    pub fn is_sent(&self) -> bool {
+        self.state == Sending::Done
+    }
+
+    /// Begins anew, for another connection, if that is possible: nothing was written, or it is `repeatable`, and its body
+    /// is still whole.
+    pub fn rewind(&mut self, repeatable: bool) -> bool {
+        if self.taken || self.begun && !repeatable {
+            return false;
+        }
+        self.written = 0;
+        self.begun = false;
+        self.state = Sending::Fresh;
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    /// Writes as much as the target takes. Ready when there is no more to write.
+    #[inline]
+    fn poll_write(
+        &mut self,
+        stream: &mut TcpStream,
+        stats: &WorkerStats,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), RequestBodyError>> {
+        loop {
+            if self.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            // The first part of a body that is there already goes with the head.
+            if self.is_flushed() || self.state == Sending::Fresh && self.framing != RequestFraming::None {
+                self.state = Sending::Begun;
+                if self.framing == RequestFraming::None {
+                    self.state = Sending::Done;
+                } else if self.poll_next(cx)?.is_pending() && self.is_flushed() {
+                    return Poll::Pending;
+                }
+                continue;
+            }
+            self.state = Sending::Begun;
+            match ready!(self.poll_flush(stream, cx)) {
+                Ok(n @ 1..) => {
+                    stats.upstream_out.add(n as u64);
+                    self.begun = true;
+                    self.advance(n);
+                }
+                // What the target has to say of it is in the answer, or in the lack of one.
+                Ok(0) | Err(_) => self.state = Sending::Broken,
+            }
+        }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn is_flushed(&self) -> bool {
+        self.written == self.buffer.len() && self.data.is_empty() && self.tail.is_empty()
+    }
+
+    /// Takes the next part of the body behind what is to be written.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RequestBodyError>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.taken = true;
+        if self.written == self.buffer.len() {
+            self.buffer.clear();
+            self.written = 0;
+        }
+        let chunked = self.framing == RequestFraming::Chunked;
+        match frame {
+            None => {
+                if chunked {
+                    http1::encode_end(&mut self.buffer, None);
+                }
+                self.end();
+            }
+            Some(Err(error)) => return Poll::Ready(Err(error)),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => {
+                    if chunked {
+                        http1::encode_chunk_head(&mut self.buffer, data.len());
+                    }
+                    let end = self.body.is_end_stream();
+                    let tail: &'static [u8] = match (chunked, end) {
+                        (true, true) => b"\r\n0\r\n\r\n",
+                        (true, false) => b"\r\n",
+                        (false, _) => b"",
+                    };
+                    if data.len() <= COPY {
+                        self.buffer.extend_from_slice(&data);
+                        self.buffer.extend_from_slice(tail);
+                    } else {
+                        self.data = data;
+                        self.tail = tail;
+                    }
+                    if end {
+                        self.end();
+                    }
+                }
+                Err(frame) => {
+                    if chunked {
+                        http1::encode_end(&mut self.buffer, frame.into_trailers().ok());
+                    }
+                    self.end();
+                }
+            },
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// There is no more of the body.
+    fn end(&mut self) {
+        self.framing = RequestFraming::None;
+    }
+
+    fn poll_flush(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let rest = self.buffer.get(self.written..).unwrap_or_default();
+        if self.data.is_empty() && self.tail.is_empty() {
+            return Pin::new(stream).poll_write(cx, rest);
+        }
+        let slices = [IoSlice::new(rest), IoSlice::new(&self.data), IoSlice::new(self.tail)];
+        Pin::new(stream).poll_write_vectored(cx, &slices)
+    }
+
+    fn advance(&mut self, n: usize) {
+        let of_buffer = n.min(self.buffer.len() - self.written);
+        self.written += of_buffer;
+        let of_data = (n - of_buffer).min(self.data.len());
+        self.data.advance(of_data);
+        let of_tail = (n - of_buffer - of_data).min(self.tail.len());
+        self.tail = self.tail.get(of_tail..).unwrap_or_default();
     }
 }

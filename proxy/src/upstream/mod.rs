@@ -2,11 +2,13 @@
 
 mod balance;
 mod connection;
+mod http1;
 mod pool;
 mod resolve;
 
 pub use balance::Balancer;
-pub use connection::{ConnectError, Connection, SendError};
+pub use connection::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing};
+pub use http1::{Head, Malformed};
 pub use pool::Pool;
 pub use resolve::{Addresses, Resolver};
 
