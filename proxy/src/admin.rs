@@ -83,7 +83,7 @@ impl Admin {
             "/config" => json_response(StatusCode::OK, &self.config()),
             "/revision" => json_response(StatusCode::OK, &self.revision()),
             _ => {
-                let response = problem::response(StatusCode::NOT_FOUND, "There is nothing here.", "");
+                let response = problem::response(StatusCode::NOT_FOUND, "There is nothing here.", b"");
                 response.map(Full::new)
             }
         }
@@ -172,7 +172,7 @@ fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
 }
 
 fn not_allowed(allow: &'static str) -> Response<Full<Bytes>> {
-    let mut response = problem::response(StatusCode::METHOD_NOT_ALLOWED, "Use another method.", "");
+    let mut response = problem::response(StatusCode::METHOD_NOT_ALLOWED, "Use another method.", b"");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
     response.map(Full::new)
 }

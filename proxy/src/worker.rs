@@ -42,6 +42,8 @@ pub struct Worker {
     pub pool: Pool,
     pub identifier: RefCell<Identifier>,
     pub log: Option<Log>,
+    /// For what is written in one piece.
+    pub scratch: RefCell<Vec<u8>>,
     /// For the heads of requests to targets.
     pub buffers: RefCell<Vec<Vec<u8>>>,
     connections: RefCell<Slab<Rc<Downstream>>>,
@@ -104,6 +106,7 @@ impl Worker {
             pool: Pool::default(),
             identifier: RefCell::default(),
             log: shared.log.clone().map(Log::new),
+            scratch: RefCell::default(),
             buffers: RefCell::default(),
             connections: RefCell::default(),
             active: RefCell::new(Cache::new(Arc::clone(&shared.active))),

@@ -209,7 +209,10 @@ impl Body for ResponseBody {
                     this.exchange = None;
                     return Poll::Ready(Some(Err(Aborted)));
                 }
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    exchange.goes_on();
+                    return Poll::Pending;
+                }
             },
         };
         match frame {
@@ -225,6 +228,8 @@ impl Body for ResponseBody {
                 };
                 if ended || frame.is_trailers() {
                     this.complete();
+                } else {
+                    exchange.goes_on();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

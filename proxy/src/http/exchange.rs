@@ -10,7 +10,7 @@ use signalbox_config::Name;
 
 use super::body::Progress;
 use super::connection::Downstream;
-use super::head::TRACEPARENT;
+use super::identify::{RequestId, Traceparent};
 use super::problem::Failure;
 use crate::active::{ActiveListener, CompiledRoute};
 use crate::deadlines::Deadline;
@@ -31,7 +31,9 @@ pub struct Exchange {
     pub attempts: u8,
     pub progress: Option<Rc<Progress>>,
     pub in_flight: Option<InFlight>,
-    request_id: HeaderValue,
+    /// Whether plugins have seen it.
+    pub has_plugins: bool,
+    request_id: RequestId,
     route: Option<Arc<CompiledRoute>>,
     upstream: Option<Arc<Upstream>>,
     upstream_took: Option<Duration>,
@@ -39,7 +41,7 @@ pub struct Exchange {
     deadline: Option<Deadline>,
     status: u16,
     flag: Flag,
-    /// When it ended, once that was asked.
+    /// When it ended, if it has.
     ended: Option<Instant>,
     over: bool,
     /// With an access log.
@@ -54,7 +56,7 @@ struct Logged {
     version: Version,
     host: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
-    trace: Option<HeaderValue>,
+    trace: Option<Traceparent>,
     target: Option<Arc<Target>>,
     consumer: Option<Name>,
 }
@@ -106,6 +108,7 @@ impl Exchange {
             attempts: 0,
             progress: None,
             in_flight: None,
+            has_plugins: false,
             request_id,
             route: None,
             upstream: None,
@@ -120,11 +123,7 @@ impl Exchange {
         }
     }
 
-    pub fn request_id(&self) -> &str {
-        self.request_id.to_str().unwrap_or_default()
-    }
-
-    pub fn request_id_value(&self) -> &HeaderValue {
+    pub fn request_id(&self) -> &RequestId {
         &self.request_id
     }
 
@@ -165,14 +164,29 @@ impl Exchange {
     /// The upstream's answer has begun.
     #[inline]
     pub fn upstream_answered(&mut self, sent: Instant) {
-        self.upstream_took = Some(sent.elapsed());
+        let now = Instant::now();
+        self.upstream_took = Some(now.saturating_duration_since(sent));
+        self.ended = Some(now);
     }
 
-    /// What the log tells beside the head: who the client is, and the trace as the upstream is told of it.
-    pub fn noted(&mut self, consumer: Option<&Name>, headers: &http::HeaderMap) {
+    /// The answer goes on later: what the clock said is not now any more.
+    #[inline]
+    pub fn goes_on(&mut self) {
+        self.ended = None;
+    }
+
+    /// Who the client is, for the log.
+    pub fn consumer(&mut self, consumer: &Name) {
         if let Some(log) = &mut self.log {
-            log.consumer = consumer.cloned();
-            log.trace = headers.get(TRACEPARENT).cloned();
+            log.consumer = Some(consumer.clone());
+        }
+    }
+
+    /// The trace as the upstream is told of it, for the log.
+    #[inline]
+    pub fn traced(&mut self, traceparent: &[u8]) {
+        if let Some(log) = &mut self.log {
+            log.trace = traceparent.first_chunk().copied();
         }
     }
 
@@ -199,8 +213,7 @@ impl Exchange {
     #[inline]
     pub fn give_back(&mut self, body: AnswerBody) {
         let (AnswerBody::Own(connection), Some(upstream)) = (body, &self.upstream) else { return };
-        let now = Instant::now();
-        self.ended = Some(now);
+        let now = *self.ended.get_or_insert_with(Instant::now);
         self.downstream.worker.pool.put(connection, now, upstream.idle_timeout);
     }
 
@@ -251,9 +264,9 @@ impl Exchange {
         };
         Entry {
             time,
-            request_id: self.request_id.as_bytes(),
+            request_id: &self.request_id,
             // Version, trace, span, flags.
-            trace_id: log.trace.as_ref().and_then(|trace| trace.as_bytes().get(3..35)).unwrap_or_default(),
+            trace_id: log.trace.as_ref().and_then(|trace| trace.get(3..35)).unwrap_or_default(),
             client: self.downstream.client.as_bytes(),
             method: log.method.as_ref().map_or("", Method::as_str),
             host,

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request, response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request, response};
 use http_body::Body;
 use hyper::body::Incoming;
 use signalbox_config::router::{RequestParts, Slash};
@@ -19,7 +20,8 @@ use signalbox_plugins::{Exchange as Noted, Flow, PluginRequest, PluginResponse, 
 use super::body::{Progress, RequestBody, RequestBodyError, ResponseBody, State};
 use super::connection::Downstream;
 use super::exchange::Exchange;
-use super::head::{self, Origin, Special};
+use super::head::{self, Forwarded, Special};
+use super::identify::RequestId;
 use super::plugins::{Steps, Walk};
 use super::problem::{self, Failure};
 use super::rewrite;
@@ -108,27 +110,28 @@ async fn decide<'a>(
         return redirect_slash(slash, &head);
     }
     head::to_http1(&mut head).ok_or(Failure::BadRequest("The request's host is not a host name."))?;
-    {
-        let host = head.headers.get(header::HOST).cloned();
-        let origin = Origin { client: &exchange.downstream.client, host: host.as_ref() };
-        let mut identifier = exchange.downstream.worker.identifier.borrow_mut();
-        let id = exchange.request_id_value();
-        head::prepare_request(&mut head.headers, special, &origin, id, &mut identifier);
-    }
+    head::prepare_request(&mut head.headers, special);
+    // As the client asked for it; a plugin may change it.
+    let host = head.headers.get(header::HOST).cloned();
     let mut body = incoming(exchange, body)?;
     let chain = serving.chains.get(route.chain as usize);
     if let Some(chain) = chain.filter(|chain| !chain.steps.is_empty()) {
+        exchange.has_plugins = true;
         let left = left.insert(Box::new(Left { noted: Noted::default(), later: Steps::new() }));
         let run = run_plugins(exchange, serving, route, chain, &mut head, &mut body, left);
         if let Some(reply) = run.await? {
             return Ok(Answer::Own(reply_response(reply, exchange.request_id())));
         }
     }
-    let consumer = left.as_ref().and_then(|left| left.noted.identity.as_ref());
-    exchange.noted(consumer.map(|identity| &identity.consumer.name), &head.headers);
+    if let Some(identity) = left.as_ref().and_then(|left| left.noted.identity.as_ref()) {
+        exchange.consumer(&identity.consumer.name);
+    }
     match &route.route().action {
         Action::Forward(forward) => {
-            forward_to(exchange, serving, route, forward, head, body, prefix_len).await
+            let target = choose(exchange, serving, route)?;
+            let request = outgoing(exchange, forward, head, special, host.as_ref(), body, prefix_len)?;
+            let (request, headers) = request;
+            send(exchange, target, request, headers).await
         }
         Action::Redirect(redirect) => redirect_to(redirect, &head, prefix_len),
         Action::Respond(respond) => {
@@ -287,24 +290,40 @@ async fn read_whole(body: &mut RequestBody, cap: usize) -> Result<Bytes, Failure
     })
 }
 
-/// Sends the request to an upstream.
-async fn forward_to(
+/// Where a request goes.
+struct Chosen<'a> {
+    upstream: &'a Upstream,
+    address: SocketAddr,
+}
+
+/// Chooses an upstream of the route, and a target of it.
+#[inline]
+fn choose<'a>(
     exchange: &mut Exchange,
-    serving: &Active,
+    serving: &'a Active,
     route: &CompiledRoute,
-    forward: &Forward,
-    mut head: request::Parts,
-    body: RequestBody,
-    prefix_len: usize,
-) -> Result<Answer, Failure> {
-    let worker = Rc::clone(&exchange.downstream.worker);
+) -> Result<Chosen<'a>, Failure> {
     let slot = route.upstream(|total| fastrand::u32(..total)).ok_or(Failure::NoHealthyTarget)?;
     let upstream = serving.upstreams.get(slot as usize).and_then(Option::as_ref);
     let upstream = upstream.ok_or(Failure::NoHealthyTarget)?;
     exchange.upstream(upstream);
-    let target = upstream.pick(worker.index).ok_or(Failure::NoHealthyTarget)?;
+    let target = upstream.pick(exchange.downstream.worker.index).ok_or(Failure::NoHealthyTarget)?;
     exchange.targeted(upstream, target);
     let address = target.address().ok_or(Failure::NoHealthyTarget)?;
+    Ok(Chosen { upstream, address })
+}
+
+/// The request as it is to be written, and the memory of its headers. `host` is what the client asked for.
+#[inline]
+fn outgoing(
+    exchange: &mut Exchange,
+    forward: &Forward,
+    mut head: request::Parts,
+    special: Special,
+    host: Option<&HeaderValue>,
+    body: RequestBody,
+    prefix_len: usize,
+) -> Result<(Outgoing, HeaderMap), Failure> {
     if let Some(path) = &forward.rewrite.path {
         let path = rewrite::path(path, head.uri.path(), prefix_len);
         head.uri = rewrite::with_path(&head.uri, &path).ok_or(Failure::Misconfigured)?;
@@ -312,9 +331,39 @@ async fn forward_to(
     if let Some(host) = &forward.rewrite.host {
         head.headers.insert(header::HOST, host.clone());
     }
-    let repeatable = is_idempotent(&head.method);
+    let worker = Rc::clone(&exchange.downstream.worker);
+    let made = match head::traceparent(&head.headers, special) {
+        Some(trace) => {
+            exchange.traced(trace.as_bytes());
+            None
+        }
+        None => {
+            let made = worker.identifier.borrow_mut().traceparent();
+            exchange.traced(&made);
+            Some(made)
+        }
+    };
+    let forwarded = Forwarded {
+        request_id: exchange.request_id(),
+        client: &exchange.downstream.client,
+        host,
+        traceparent: made.as_ref(),
+    };
+    let by_plugins = exchange.has_plugins;
     let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
-    let mut request = Outgoing::new(&head, body, buffer);
+    let request = Outgoing::new(&head, body, buffer, |out| forwarded.write(out, &head.headers, by_plugins));
+    let repeatable = is_idempotent(&head.method);
+    Ok((request.repeatable(repeatable), head.headers))
+}
+
+/// Sends a request to its target. The answer takes the memory of `headers`.
+async fn send(
+    exchange: &mut Exchange,
+    Chosen { upstream, address }: Chosen<'_>,
+    mut request: Outgoing,
+    mut headers: HeaderMap,
+) -> Result<Answer, Failure> {
+    let worker = Rc::clone(&exchange.downstream.worker);
     let mut pooled = worker.pool.take(address);
     loop {
         let reused = pooled.is_some();
@@ -324,7 +373,7 @@ async fn forward_to(
         };
         exchange.attempts = exchange.attempts.saturating_add(1);
         let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
-        let error = match in_time(exchange, connection.send(&mut request, &mut head.headers)).await? {
+        let error = match in_time(exchange, connection.send(&mut request, &mut headers)).await? {
             Ok(answer) => {
                 exchange.upstream_answered(sent);
                 let mut parts = Response::new(()).into_parts().0;
@@ -345,7 +394,7 @@ async fn forward_to(
         // A target may close an idle connection at the very moment at which it is used again. That is no failure of the
         // target, so the request is sent again, if it may be: RFC 9110, section 9.2.2.
         let closed = matches!(error, ExchangeError::Closed { answered: false });
-        if !(closed && reused && request.rewind(repeatable)) {
+        if !(closed && reused && request.rewind()) {
             return Err(match error {
                 ExchangeError::RequestBody(RequestBodyError::TooLarge) => Failure::BodyTooLarge,
                 ExchangeError::RequestBody(RequestBodyError::Client(_)) => Failure::ClientBroke,
@@ -357,7 +406,7 @@ async fn forward_to(
 
 async fn connect(
     upstream: &Upstream,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     exchange: &Exchange,
 ) -> Result<Box<Connection>, Failure> {
     let stats = Arc::clone(&exchange.downstream.worker.stats);
@@ -419,7 +468,7 @@ fn redirect_response(status: StatusCode, location: &str) -> Result<Answer, Failu
 }
 
 #[expect(clippy::boxed_local, reason = "it comes in a box")]
-fn reply_response(reply: Box<Reply>, request_id: &str) -> Response<Bytes> {
+fn reply_response(reply: Box<Reply>, request_id: &RequestId) -> Response<Bytes> {
     match *reply {
         Reply::Response(response) => response,
         Reply::Problem { status, detail, headers } => {
@@ -442,7 +491,7 @@ fn see_response(parts: &mut response::Parts, exchange: &Exchange, left: &mut Lef
 
 /// What every answer has.
 #[inline]
-fn finish(headers: &mut http::HeaderMap, exchange: &Exchange, left: Option<&mut Left<'_>>) {
+fn finish(headers: &mut HeaderMap, exchange: &Exchange, left: Option<&mut Left<'_>>) {
     if let Some(left) = left {
         left.noted.write_response_headers(headers);
     }

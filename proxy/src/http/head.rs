@@ -5,15 +5,16 @@ use std::borrow::Cow;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
 use signalbox_plugins::Consumers;
+use smallvec::SmallVec;
 
-use super::identify::{Identifier, is_traceparent};
+use super::identify::{RequestId, Traceparent, is_traceparent};
 use super::problem::Failure;
 
-pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -38,6 +39,9 @@ impl Special {
     const COOKIES: Self = Self(1 << 12);
     const HOST: Self = Self(1 << 13);
     const HOSTS: Self = Self(1 << 14);
+    /// One of those that the proxy says itself.
+    const FORWARDED: Self = Self(1 << 15);
+    const HOP_BY_HOP: Self = Self(0b10_1111);
 
     /// What of the above `headers` has.
     #[inline]
@@ -64,6 +68,7 @@ impl Special {
             "proxy-authorization" => Self::PROXY_AUTHORIZATION,
             "expect" => Self::EXPECT,
             "traceparent" => Self::TRACEPARENT,
+            "x-request-id" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => Self::FORWARDED,
             "cookie" if self.has(Self::COOKIE) => Self::COOKIES,
             "cookie" => Self::COOKIE,
             name if name.starts_with("x-") && Consumers::HEADERS.iter().any(|header| *header == name) => {
@@ -80,29 +85,19 @@ impl Special {
     }
 }
 
-/// Who asks, as the upstream is told.
-#[derive(Debug)]
-pub struct Origin<'a> {
-    /// The client's address as text.
-    pub client: &'a HeaderValue,
-    /// The host the client asked for, with its port if it gave one; `None`: it gave none.
-    pub host: Option<&'a HeaderValue>,
+/// Removes what concerns only the connection to the client, and what only the proxy may say. No peer is trusted, so
+/// nothing that the client says of a client before it is kept.
+#[inline]
+pub fn prepare_request(headers: &mut HeaderMap, special: Special) {
+    // Host and cookie need nothing, and many requests have nothing else.
+    if special.0 & !(Special::HOST.0 | Special::COOKIE.0) != 0 {
+        clean_request(headers, special);
+    }
 }
 
-/// Removes what concerns only the connection to the client, and what only the proxy may say; says who asks. Returns the
-/// request's id.
-///
-/// No peer is trusted, so nothing that the client says of a client before it is kept.
-#[inline]
-pub fn prepare_request(
-    headers: &mut HeaderMap,
-    special: Special,
-    origin: &Origin<'_>,
-    request_id: &HeaderValue,
-    identifier: &mut Identifier,
-) {
+fn clean_request(headers: &mut HeaderMap, special: Special) {
     if special.has(Special::CONNECTION) {
-        remove_named_by_connection(headers, origin.host.is_some());
+        remove_named_by_connection(headers);
     }
     remove_hop_by_hop(headers, special);
     if special.has(Special::TE) {
@@ -130,21 +125,62 @@ pub fn prepare_request(
             headers.remove(name);
         }
     }
+    if special.has(Special::FORWARDED) {
+        for name in [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST] {
+            headers.remove(name);
+        }
+    }
+    if special.has(Special::TRACEPARENT)
+        && !headers.get(TRACEPARENT).is_some_and(|value| is_traceparent(value.as_bytes()))
+    {
+        headers.remove(TRACEPARENT);
+    }
     if special.has(Special::COOKIES) {
         join_cookies(headers);
     }
-    let kept_trace = special.has(Special::TRACEPARENT)
-        && headers.get(TRACEPARENT).is_some_and(|value| is_traceparent(value.as_bytes()));
-    if !kept_trace {
-        headers.insert(TRACEPARENT, identifier.traceparent());
+}
+
+/// What the proxy tells an upstream of a request. It is written behind the head that the client sent; plugins do not see it,
+/// but what a plugin says in its place counts.
+#[derive(Debug)]
+pub struct Forwarded<'a> {
+    pub request_id: &'a RequestId,
+    /// The client's address as text.
+    pub client: &'a HeaderValue,
+    /// The host the client asked for, with its port if it gave one; `None`: it gave none.
+    pub host: Option<&'a HeaderValue>,
+    /// `None`: the client's is passed on.
+    pub traceparent: Option<&'a Traceparent>,
+}
+
+impl Forwarded<'_> {
+    /// Writes it as header fields, except for what `headers` has already.
+    #[inline]
+    pub fn write(&self, out: &mut Vec<u8>, headers: &HeaderMap, by_plugins: bool) {
+        let mut field = |name: &HeaderName, value: &[u8]| {
+            if !(by_plugins && headers.contains_key(name)) {
+                out.extend_from_slice(name.as_str().as_bytes());
+                out.extend_from_slice(b": ");
+                out.extend_from_slice(value);
+                out.extend_from_slice(b"\r\n");
+            }
+        };
+        field(&X_REQUEST_ID, self.request_id);
+        field(&X_FORWARDED_FOR, self.client.as_bytes());
+        field(&X_FORWARDED_PROTO, b"http");
+        if let Some(host) = self.host {
+            field(&X_FORWARDED_HOST, host.as_bytes());
+        }
+        if let Some(traceparent) = self.traceparent {
+            field(&TRACEPARENT, traceparent);
+        }
     }
-    headers.insert(X_REQUEST_ID, request_id.clone());
-    headers.insert(X_FORWARDED_FOR, origin.client.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    match origin.host {
-        Some(host) => headers.insert(X_FORWARDED_HOST, host.clone()),
-        None => headers.remove(X_FORWARDED_HOST),
-    };
+}
+
+/// The `traceparent` that the client sent, if it is one; see [`prepare_request`].
+#[inline]
+pub fn traceparent(headers: &HeaderMap, special: Special) -> Option<&HeaderValue> {
+    if special.has(Special::TRACEPARENT) { headers.get(TRACEPARENT) } else { None }
 }
 
 /// Removes what concerns only the connection to the target.
@@ -155,7 +191,7 @@ pub fn prepare_response(headers: &mut HeaderMap) {
         return;
     }
     if special.has(Special::CONNECTION) {
-        remove_named_by_connection(headers, false);
+        remove_named_by_connection(headers);
     }
     remove_hop_by_hop(headers, special);
     if special.has(Special::TE) {
@@ -231,32 +267,39 @@ pub fn to_http1(head: &mut request::Parts) -> Option<()> {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap, special: Special) {
-    for (what, name) in [
+    static NAMES: [(Special, HeaderName); 5] = [
         (Special::CONNECTION, header::CONNECTION),
         (Special::KEEP_ALIVE, KEEP_ALIVE),
         (Special::PROXY_CONNECTION, PROXY_CONNECTION),
         (Special::TRANSFER_ENCODING, header::TRANSFER_ENCODING),
         (Special::UPGRADE, header::UPGRADE),
-    ] {
-        if special.has(what) {
+    ];
+    if !special.has(Special::HOP_BY_HOP) {
+        return;
+    }
+    for (what, name) in &NAMES {
+        if special.has(*what) {
             headers.remove(name);
         }
     }
 }
 
-/// Removes the headers that `Connection` names. A client must not be able to have removed what frames the message or what
-/// the upstream relies on; those stay.
-fn remove_named_by_connection(headers: &mut HeaderMap, keep_host: bool) {
-    let mut named: Vec<HeaderName> = Vec::new();
+/// Removes the headers that `Connection` names. Who sends it must not be able to have removed what frames the message or
+/// what the other side relies on; those stay.
+fn remove_named_by_connection(headers: &mut HeaderMap) {
+    let mut named: SmallVec<[HeaderName; 4]> = SmallVec::new();
     for value in headers.get_all(header::CONNECTION) {
-        let Ok(value) = value.to_str() else { continue };
-        named.extend(value.split(',').filter_map(|name| HeaderName::try_from(name.trim()).ok()));
+        for name in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            // What it says most of the time.
+            if !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close") {
+                named.extend(HeaderName::from_bytes(name));
+            }
+        }
     }
     for name in named {
-        let needed = [header::CONTENT_LENGTH, header::TE, header::AUTHORIZATION, header::COOKIE]
-            .contains(&name)
-            || keep_host && name == header::HOST;
-        if !needed {
+        let needed =
+            [header::HOST, header::CONTENT_LENGTH, header::TE, header::AUTHORIZATION, header::COOKIE];
+        if !needed.contains(&name) {
             headers.remove(name);
         }
     }
@@ -291,12 +334,14 @@ pub fn refused_upgrade(headers: &HeaderMap, special: Special) -> bool {
 mod tests {
     use http::Request;
 
+    use super::super::identify::Identifier;
     use super::*;
 
     fn parts(build: impl FnOnce(http::request::Builder) -> http::request::Builder) -> request::Parts {
         build(Request::builder()).body(()).unwrap().into_parts().0
     }
 
+    /// What the upstream gets of `headers`.
     fn prepared(headers: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
@@ -304,9 +349,21 @@ mod tests {
         }
         let host = map.get(header::HOST).cloned();
         let special = Special::of(&map);
-        let origin = Origin { client: &HeaderValue::from_static("192.0.2.1"), host: host.as_ref() };
-        let id = HeaderValue::from_static("id");
-        prepare_request(&mut map, special, &origin, &id, &mut Identifier::default());
+        prepare_request(&mut map, special);
+        let made = Identifier::default().traceparent();
+        let own = traceparent(&map, special).is_some();
+        let forwarded = Forwarded {
+            request_id: b"01890a5d-ac96-774b-bcce-b302099a8057",
+            client: &HeaderValue::from_static("192.0.2.1"),
+            host: host.as_ref(),
+            traceparent: (!own).then_some(&made),
+        };
+        let mut written = Vec::new();
+        forwarded.write(&mut written, &map, false);
+        for line in std::str::from_utf8(&written).unwrap().lines() {
+            let (name, value) = line.split_once(": ").unwrap();
+            map.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
         map
     }
 
@@ -400,11 +457,22 @@ mod tests {
             ("x-forwarded-for", "192.0.2.1"),
             ("x-forwarded-proto", "http"),
             ("x-forwarded-host", "a:81"),
-            ("x-request-id", "id"),
+            ("x-request-id", "01890a5d-ac96-774b-bcce-b302099a8057"),
         ] {
             assert_eq!(map.get_all(name).iter().collect::<Vec<_>>(), [value], "{name}");
         }
         assert!(is_traceparent(map["traceparent"].as_bytes()));
+    }
+
+    #[test]
+    fn what_a_plugin_says_counts() {
+        let id = HeaderValue::from_static("from-a-plugin");
+        let headers = HeaderMap::from_iter([(X_REQUEST_ID, id)]);
+        let client = HeaderValue::from_static("192.0.2.1");
+        let forwarded = Forwarded { request_id: &[b'x'; 36], client: &client, host: None, traceparent: None };
+        let mut written = Vec::new();
+        forwarded.write(&mut written, &headers, true);
+        assert_eq!(written, b"x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: http\r\n");
     }
 
     #[test]

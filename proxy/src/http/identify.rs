@@ -2,27 +2,24 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
-
 /// Makes identifiers, and tells the time of day without asking the kernel each time.
 pub struct Identifier {
-    buffer: BytesMut,
     random: fastrand::Rng,
     /// A moment on both clocks.
     known: (Instant, Duration),
 }
 
-const HEX: &[u8; 16] = b"0123456789abcdef";
+/// A UUID as text.
+pub type RequestId = [u8; 36];
 
-/// Memory is taken for so many bytes of identifiers at once.
-const CHUNK: usize = 8 << 10;
-const UUID: usize = 36;
-const TRACEPARENT: usize = 55;
+/// The value of a `traceparent` header.
+pub type Traceparent = [u8; 55];
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 impl Default for Identifier {
     fn default() -> Self {
-        Self { buffer: BytesMut::new(), random: fastrand::Rng::new(), known: (Instant::now(), since_epoch()) }
+        Self { random: fastrand::Rng::new(), known: (Instant::now(), since_epoch()) }
     }
 }
 
@@ -41,43 +38,35 @@ impl Identifier {
 
     /// A UUID of version 7 (RFC 9562): 48 bits of milliseconds, the rest random, which is enough to tell requests apart but
     /// nothing to keep a secret with.
-    pub fn request_id(&mut self, now: Instant) -> HeaderValue {
+    #[inline]
+    pub fn request_id(&mut self, now: Instant) -> RequestId {
         let millis = self.time_of_day(now).as_millis() as u64;
         let high = millis << 16 | 0x7000 | self.random.u64(..) & 0x0fff;
         let low = 1 << 63 | self.random.u64(..) >> 2;
         let digits = hex(high, low);
-        let mut text = [b'-'; UUID];
+        let mut text = [b'-'; 36];
         for (to, from) in [(0..8, 0..8), (9..13, 8..12), (14..18, 12..16), (19..23, 16..20), (24..36, 20..32)]
         {
             text[to].copy_from_slice(&digits[from]);
         }
-        self.value(&text)
+        text
     }
 
     /// A `traceparent` (W3C Trace Context) that begins a trace. It says "sampled", for what is behind the proxy should
     /// decide by its own rules and not be told to look away.
-    pub fn traceparent(&mut self) -> HeaderValue {
+    #[inline]
+    pub fn traceparent(&mut self) -> Traceparent {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
         // All zeros are not an identifier.
         text[3..35].copy_from_slice(&hex(self.random.u64(1..), self.random.u64(..)));
         text[36..52].copy_from_slice(&hex(self.random.u64(1..), 0)[..16]);
-        self.value(&text)
-    }
-
-    fn value(&mut self, text: &[u8]) -> HeaderValue {
-        if self.buffer.capacity() < text.len() {
-            self.buffer = BytesMut::with_capacity(CHUNK);
-        }
-        self.buffer.extend_from_slice(text);
-        let bytes: Bytes = self.buffer.split().freeze();
-        // Hexadecimal digits and dashes are a header value.
-        HeaderValue::from_maybe_shared(bytes).unwrap_or_else(|_| HeaderValue::from_static(""))
+        text
     }
 }
 
 /// Whether it is a `traceparent` to pass on: of version 00, or of a later one that begins in the same way.
 pub fn is_traceparent(value: &[u8]) -> bool {
-    let Some((head, rest)) = value.split_at_checked(TRACEPARENT) else { return false };
+    let Some((head, rest)) = value.split_at_checked(55) else { return false };
     let digits = |range: std::ops::Range<usize>| {
         head.get(range).is_some_and(|part| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
     };
@@ -90,9 +79,10 @@ pub fn is_traceparent(value: &[u8]) -> bool {
     shape && end && version != b"ff" && !zero(3..35) && !zero(36..52)
 }
 
+#[inline]
 fn hex(high: u64, low: u64) -> [u8; 32] {
     let mut digits = [0; 32];
-    let bytes = high.to_be_bytes().into_iter().chain(low.to_be_bytes());
+    let bytes = (u128::from(high) << 64 | u128::from(low)).to_be_bytes();
     for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
         pair[0] = HEX[usize::from(byte >> 4)];
         pair[1] = HEX[usize::from(byte & 15)];
@@ -114,7 +104,7 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for _ in 0..1000 {
             let id = identifier.request_id(Instant::now());
-            let uuid: uuid::Uuid = id.to_str().unwrap().parse().unwrap();
+            let uuid: uuid::Uuid = std::str::from_utf8(&id).unwrap().parse().unwrap();
             assert_eq!(uuid.get_version_num(), 7);
             assert_eq!(uuid.get_variant(), uuid::Variant::RFC4122);
             let (seconds, _) = uuid.get_timestamp().unwrap().to_unix();
@@ -126,7 +116,7 @@ mod tests {
     #[test]
     fn what_is_made_is_a_traceparent() {
         let mut identifier = Identifier::default();
-        assert!((0..100).all(|_| is_traceparent(identifier.traceparent().as_bytes())));
+        assert!((0..100).all(|_| is_traceparent(&identifier.traceparent())));
     }
 
     #[test]

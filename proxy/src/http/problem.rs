@@ -79,7 +79,7 @@ impl Failure {
 }
 
 /// `application/problem+json` (RFC 9457) as the proxy answers it.
-pub fn response(status: StatusCode, detail: &str, request_id: &str) -> Response<Bytes> {
+pub fn response(status: StatusCode, detail: &str, request_id: &[u8]) -> Response<Bytes> {
     let mut response = Response::new(json(status, detail, request_id));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -91,11 +91,11 @@ pub fn response(status: StatusCode, detail: &str, request_id: &str) -> Response<
 }
 
 /// The same as it is written to a connection that hyper does not answer on, which is closed after it.
-pub fn raw(failure: Failure, request_id: &str) -> Vec<u8> {
+pub fn raw(failure: Failure, request_id: &[u8]) -> Vec<u8> {
     let status = failure.status();
     let body = json(status, failure.detail(), request_id);
     let mut bytes = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\nx-request-id: {request_id}\r\ncontent-length: {}\r\nconnection: close\r\ndate: {}\r\n\r\n",
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\ndate: {}\r\n\r\n",
         body.len(),
         httpdate::fmt_http_date(std::time::SystemTime::now()),
     )
@@ -104,13 +104,13 @@ pub fn raw(failure: Failure, request_id: &str) -> Vec<u8> {
     bytes
 }
 
-fn json(status: StatusCode, detail: &str, request_id: &str) -> Bytes {
+fn json(status: StatusCode, detail: &str, request_id: &[u8]) -> Bytes {
     serde_json::json!({
         "type": "about:blank",
         "title": status.canonical_reason().unwrap_or("Error"),
         "status": status.as_u16(),
         "detail": detail,
-        "request_id": request_id,
+        "request_id": std::str::from_utf8(request_id).unwrap_or_default(),
     })
     .to_string()
     .into()
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_raw_answer_is_a_whole_response() {
-        let raw = String::from_utf8(raw(Failure::HeadTimeout, "id-1")).unwrap();
+        let raw = String::from_utf8(raw(Failure::HeadTimeout, b"id-1")).unwrap();
         let (head, body) = raw.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{head}");
         assert!(head.contains(&format!("content-length: {}\r\n", body.len())));

@@ -60,6 +60,8 @@ pub struct Outgoing {
     buffer: Vec<u8>,
     /// How much of the buffer was written.
     written: usize,
+    /// Whether it may be sent again when it is not known what became of it.
+    repeatable: bool,
     /// Whether any of the head was written.
     begun: bool,
     /// Whether any of the body was taken.
@@ -352,20 +354,26 @@ impl AnswerBody {
 }
 
 impl Outgoing {
-    /// Writes the head of `request` into `buffer`, which is cleared.
+    /// Writes the head of a request into `buffer`, which is cleared; `more` writes further fields.
     #[inline]
-    pub fn new(head: &request::Parts, body: RequestBody, mut buffer: Vec<u8>) -> Self {
+    pub fn new(
+        head: &request::Parts,
+        body: RequestBody,
+        mut buffer: Vec<u8>,
+        more: impl FnOnce(&mut Vec<u8>),
+    ) -> Self {
         let framing = if body.is_empty() {
             RequestFraming::None
         } else {
             body.size_hint().exact().map_or(RequestFraming::Chunked, RequestFraming::Length)
         };
         buffer.clear();
-        http1::encode_head(&mut buffer, head, framing);
+        http1::encode_head(&mut buffer, head, framing, more);
         Self {
             method: head.method.clone(),
             buffer,
             written: 0,
+            repeatable: false,
             begun: false,
             taken: false,
             data: Bytes::new(),
@@ -393,10 +401,16 @@ impl Outgoing {
         self.state == Sending::Done
     }
 
-    /// Begins anew, for another connection, if that is possible: nothing was written, or it is `repeatable`, and its body
-    /// is still whole.
-    pub fn rewind(&mut self, repeatable: bool) -> bool {
-        if self.taken || self.begun && !repeatable {
+    /// Says whether it may be sent again when it is not known what became of it.
+    #[must_use]
+    pub fn repeatable(self, repeatable: bool) -> Self {
+        Self { repeatable, ..self }
+    }
+
+    /// Begins anew, for another connection, if that is possible: nothing was written, or it is repeatable, and its body is
+    /// still whole.
+    pub fn rewind(&mut self) -> bool {
+        if self.taken || self.begun && !self.repeatable {
             return false;
         }
         self.written = 0;

@@ -59,13 +59,20 @@ const MAX_HEAD: usize = 64 << 10;
 const MAX_TRAILERS: usize = 16 << 10;
 const MAX_HEADERS: usize = 128;
 
-/// Writes the head of a request.
-pub(super) fn encode_head(out: &mut Vec<u8>, head: &request::Parts, framing: RequestFraming) {
+/// Writes the head of a request. `more` writes further fields.
+#[inline]
+pub(super) fn encode_head(
+    out: &mut Vec<u8>,
+    head: &request::Parts,
+    framing: RequestFraming,
+    more: impl FnOnce(&mut Vec<u8>),
+) {
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
     out.extend_from_slice(head.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     encode_fields(out, &head.headers);
+    more(out);
     match framing {
         RequestFraming::Length(length) if !head.headers.contains_key(header::CONTENT_LENGTH) => {
             // Writing to a vector does not fail; nor below.
@@ -498,8 +505,10 @@ mod tests {
             (None, RequestFraming::Chunked, "transfer-encoding: chunked\r\n"),
         ] {
             let mut out = Vec::new();
-            encode_head(&mut out, &request(length), framing);
-            let expected = format!("POST /a?b=c HTTP/1.1\r\nhost: x\r\n{expected}\r\n");
+            encode_head(&mut out, &request(length), framing, |out| out.extend_from_slice(b"more: 1\r\n"));
+            let own = if length.is_some() { expected } else { "" };
+            let added = if length.is_some() { "" } else { expected };
+            let expected = format!("POST /a?b=c HTTP/1.1\r\nhost: x\r\n{own}more: 1\r\n{added}\r\n");
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
     }
