@@ -591,6 +591,7 @@ export interface components {
             next_cursor?: string | null;
         };
         /**
+         * Format: byte-size
          * @description A number of bytes, or a text like "64KiB"
          * @example 64KiB
          * @example 1MiB
@@ -805,7 +806,10 @@ export interface components {
         KeyAuthSpec: {
             /** @description Tells a consumer's keys apart, and is sent as `X-Credential-Identifier`; absent: made from the key's hash. */
             id?: string | null;
-            /** @description The key. A literal is stored and sent as its SHA-256 only. */
+            /**
+             * @description The key, or `{env: NAME}` or `{file: PATH}` on the proxy's host. A literal is stored and sent as its SHA-256
+             *     only.
+             */
             key: components["schemas"]["Secret"];
         };
         /** @description What a resource can be. */
@@ -1432,9 +1436,14 @@ export interface components {
         };
         /** @description The secret, or {env: NAME} or {file: PATH} on the proxy's host; reads back as "<redacted>" */
         Secret: string | {
-            env?: string;
-            file?: string;
-            sha256?: string;
+            /** @example NAME */
+            env: string;
+        } | {
+            /** @example /run/secrets/name */
+            file: string;
+        } | {
+            /** @example 0000000000000000000000000000000000000000000000000000000000000000 */
+            sha256: string;
         };
         /** @description What `strict_slash` wants of the path. */
         Slash: "add" | "remove";
@@ -1609,6 +1618,7 @@ export interface components {
             /**
              * Format: uint32
              * @description Its share beside the others'; default 1; 0 takes it out; at most 1000000.
+             * @example 1
              */
             weight?: number | null;
         };
