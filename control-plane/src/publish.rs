@@ -1,7 +1,7 @@
 //! What this control plane holds in memory and publishes: the current set, kept in step with the store's log.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -214,12 +214,16 @@ pub struct Publisher {
     metrics: Arc<Metrics>,
     current: watch::Sender<Arc<Published>>,
     revisions: broadcast::Sender<Arc<RevisionSummary>>,
+    witness: OnceLock<Witness>,
     /// What the fleets got last, while resources name their fleets.
     views: Mutex<HashMap<Box<str>, Snapshot>>,
     /// Whoever holds it may publish: the follower, or the writer.
     turn: tokio::sync::Mutex<()>,
     health: watch::Sender<Health>,
 }
+
+/// Told of a revision and when it was committed, microseconds since 1970.
+type Witness = Box<dyn Fn(RevisionId, i64) + Send + Sync>;
 
 /// How the publisher stands to the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,6 +254,7 @@ impl Publisher {
             metrics,
             current: watch::Sender::new(Arc::new(loaded)),
             revisions: broadcast::Sender::new(1024),
+            witness: OnceLock::new(),
             views: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
             health: watch::Sender::new(Health::InSync),
@@ -269,6 +274,22 @@ impl Publisher {
     /// Sees every revision that is published; who is more than 1024 behind misses some.
     pub fn revisions(&self) -> broadcast::Receiver<Arc<RevisionSummary>> {
         self.revisions.subscribe()
+    }
+
+    /// Has `witness` told of every revision, in order, before anybody can see it: what follows from a revision can then
+    /// not be known before the revision. It is told of the current one at once. There is one witness; a second is
+    /// not told anything.
+    pub fn witness(&self, witness: impl Fn(RevisionId, i64) + Send + Sync + 'static) {
+        if self.witness.set(Box::new(witness)).is_ok() {
+            let snapshot = &self.current().snapshot;
+            self.tell(snapshot.id().clone(), snapshot.committed_at_us());
+        }
+    }
+
+    fn tell(&self, revision: RevisionId, committed_at_us: i64) {
+        if let Some(witness) = self.witness.get() {
+            witness(revision, committed_at_us);
+        }
     }
 
     /// How it stands to the database.
@@ -354,12 +375,18 @@ impl Publisher {
         });
     }
 
-    fn publish(&self, next: Published, summaries: impl IntoIterator<Item = RevisionSummary>) {
+    fn publish(&self, next: Published, summaries: Vec<RevisionSummary>) {
         for (key, errors) in &next.unreadable {
             if !self.current().unreadable.contains_key(key) {
                 note_unreadable(&self.metrics, key, errors);
             }
         }
+        let epoch = &next.snapshot.id().epoch;
+        for RevisionSummary { number, committed_at_us, .. } in &summaries {
+            self.tell(RevisionId { epoch: epoch.clone(), number: *number }, *committed_at_us);
+        }
+        // After a new epoch there are no summaries.
+        self.tell(next.snapshot.id().clone(), next.snapshot.committed_at_us());
         self.current.send_replace(Arc::new(next));
         for summary in summaries {
             // Nobody may be listening.
@@ -396,7 +423,7 @@ impl Turn<'_> {
                 from = %known.epoch, to = %head.epoch, revision = head.number,
                 "the database has a new epoch; loading everything"
             );
-            self.publisher.publish(load(store, metrics).await?, []);
+            self.publisher.publish(load(store, metrics).await?, Vec::new());
             return Ok(());
         }
         if head.number < known.number {
@@ -415,7 +442,7 @@ impl Turn<'_> {
             let size = revisions.iter().map(|revision| revision.changes.len()).sum();
             let fold = |state: Published, revision: &Revision| state.next_of_log(revision);
             let next = compute(size, || revisions.iter().fold((*published).clone(), fold));
-            self.publisher.publish(next, revisions.into_iter().map(|revision| revision.summary));
+            self.publisher.publish(next, revisions.into_iter().map(|revision| revision.summary).collect());
             published = self.publisher.current();
         }
         Ok(())
@@ -461,7 +488,7 @@ impl Turn<'_> {
             change_count: changes.len() as u32,
         };
         let next = compute(changes.len(), || current.next(&summary, &changes, Vec::new(), Some(relations)));
-        self.publisher.publish(next, [summary]);
+        self.publisher.publish(next, vec![summary]);
         Ok(committed)
     }
 }

@@ -300,7 +300,11 @@ async fn every_error_of_a_specification_comes_back_with_its_field() {
 
     let dangling = admin.put("/routes/r", route("missing")).await;
     expect(&dangling, 422);
-    assert_eq!(dangling.message("forward.upstreams[0].name"), "upstream \"missing\" does not exist", "{dangling}");
+    assert_eq!(
+        dangling.message("forward.upstreams[0].name"),
+        "upstream \"missing\" does not exist",
+        "{dangling}"
+    );
 
     let renamed = admin.put("/routes/r", json!({"name": "s", "respond": {}})).await;
     expect(&renamed, 422);

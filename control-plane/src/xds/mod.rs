@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use signalbox_config::RevisionId;
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -21,7 +20,7 @@ use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Delt
 use signalbox_proto::signalbox::report::v1::report_service_server::{ReportService, ReportServiceServer};
 use signalbox_proto::signalbox::report::v1::{ProxyReport, ReportSummary};
 use tokio::net::TcpListener;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
@@ -78,6 +77,11 @@ impl Xds {
         tokens: Arc<Tokens>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        // The board knows a revision before a proxy can have it.
+        let witness = Arc::clone(&board);
+        publisher.witness(move |revision, committed_at_us| {
+            witness.fold(Event::Published { revision, committed_at_us });
+        });
         Self { shared: Arc::new(Shared::new(publisher, board, tokens, metrics)) }
     }
 
@@ -105,7 +109,6 @@ impl Xds {
         let discovery = AggregatedDiscoveryServiceServer::new(Discovery(shared.clone()))
             .max_decoding_message_size(MAX_REQUEST);
         let reports = ReportServiceServer::new(Reports(shared.clone())).max_decoding_message_size(MAX_REPORT);
-        let publishing = shared.tasks.spawn(follow_publisher(shared.clone()));
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let served = server
             .add_service(discovery)
@@ -118,42 +121,7 @@ impl Xds {
         shared.shutdown.cancel();
         shared.tasks.close();
         shared.tasks.wait().await;
-        drop(publishing);
         served.map_err(XdsError::Transport)
-    }
-}
-
-/// Has the board know every revision, in order.
-async fn follow_publisher(shared: Arc<Shared>) {
-    let mut revisions = shared.publisher.revisions();
-    let mut current = shared.publisher.subscribe();
-    let publish = |revision, committed_at_us| {
-        shared.board.fold(Event::Published { revision, committed_at_us });
-    };
-    loop {
-        let published = current.borrow_and_update().clone();
-        let epoch = &published.snapshot.id().epoch;
-        // Each revision on its own, as far as it was announced …
-        loop {
-            match revisions.try_recv() {
-                Ok(summary) => {
-                    let revision = RevisionId { epoch: epoch.clone(), number: summary.number };
-                    publish(revision, summary.committed_at_us);
-                }
-                Err(broadcast::error::TryRecvError::Lagged(_)) => {}
-                Err(_) => break,
-            }
-        }
-        // … and what was not: at the start, and after a new epoch.
-        publish(published.snapshot.id().clone(), published.snapshot.committed_at_us());
-        tokio::select! {
-            () = shared.shutdown.cancelled() => return,
-            changed = current.changed() => if changed.is_err() {
-                return;
-            },
-        }
-        // The state changes before its revisions are announced.
-        tokio::task::yield_now().await;
     }
 }
 
