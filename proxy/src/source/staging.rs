@@ -416,7 +416,7 @@ pub(super) mod tests {
         type Spoil = fn(&mut WireResource);
         let cases: [(&str, Spoil, &str); 4] = [
             ("b", |resource| resource.name = "route/b".into(), "is route/a's"),
-            ("a", |resource| resource.name = "plugin/a".into(), "holds a route"),
+            ("a", |resource| resource.name = "plugin/a".into(), "holds a resource of kind route"),
             ("a", |resource| resource.resource = None, "is not a type.googleapis.com/signalbox"),
             (
                 "a",
