@@ -141,7 +141,14 @@ async fn explain_agrees_with_what_the_proxy_does() {
     let revision = api.apply(&json!({"routes": routes})).await.unwrap();
     api.wait_default(revision).await.unwrap();
 
-    let hosts = ["a.example.com", "x.example.com", "x.b.example.com", "elsewhere.test", "regex.test", "A.Example.COM"];
+    let hosts = [
+        "a.example.com",
+        "x.example.com",
+        "x.b.example.com",
+        "elsewhere.test",
+        "regex.test",
+        "A.Example.COM",
+    ];
     let paths = [
         "/",
         "/users",

@@ -208,7 +208,10 @@ async fn a_proxy_whose_port_is_taken_rejects_the_revision_is_shown_so_and_recove
     assert_eq!(shown["error"]["revision"], refused);
     let reason = &shown["error"]["resources"][0];
     assert_eq!((&reason["kind"], &reason["name"]), (&json!("listener"), &json!("second")), "{shown:#}");
-    assert!(reason["message"].as_str().is_some_and(|text| text.contains("another process listens there")), "{reason}");
+    assert!(
+        reason["message"].as_str().is_some_and(|text| text.contains("another process listens there")),
+        "{reason}"
+    );
     let shown = api.wait_proxy("good", "in sync", |shown| shown["state"] == "in_sync").await.unwrap();
     assert_eq!(shown["revision"]["applied"], refused);
     // Nothing of the revision is served where it was rejected.
