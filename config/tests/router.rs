@@ -280,7 +280,7 @@ fn some_route() -> impl Strategy<Value = Value> {
         prop::collection::vec(some_path_match(), 0..4),
         prop_oneof![
             2 => Just(Vec::new()),
-            1 => subsequence(vec!["GET", "POST", "HEAD"], 1..=2),
+            1 => subsequence(vec!["GET", "POST", "HEAD", "PURGE"], 1..=2),
         ],
         none_or(prop::collection::vec(some_condition(&["h", "i"]), 1..3).boxed()),
         none_or(prop::collection::vec(some_condition(&["q", "a"]), 1..3).boxed()),
@@ -311,7 +311,7 @@ fn some_request() -> impl Strategy<Value = Request> {
         .prop_map(|(name, value)| format!("{name}{value}"));
     (
         select(&["http", "other"][..]),
-        select(&[Method::GET, Method::POST, Method::HEAD][..]),
+        select(&["GET", "POST", "HEAD", "PURGE", "PURGES"][..]),
         select(&HOSTS[..]),
         prop_oneof![9 => some_path(&["a", "b", "c", ""]), 1 => Just("*".to_owned())],
         prop::option::of(prop::collection::vec(parameter, 0..3)),
@@ -319,7 +319,7 @@ fn some_request() -> impl Strategy<Value = Request> {
     )
         .prop_map(|(listener, method, host, path, query, headers)| Request {
             listener: listener.into(),
-            method,
+            method: method.parse().expect("a method"),
             host: host.into(),
             path,
             query: query.map(|pairs| pairs.join("&")),

@@ -266,8 +266,17 @@ fn head_is_a_method_of_its_own() {
         &[
             ("get", json!({"match": {"methods": ["GET"]}})),
             ("both", json!({"match": {"hosts": ["b"], "methods": ["GET", "HEAD"]}})),
+            ("own", json!({"match": {"hosts": ["c"], "methods": ["PURGE", "PUT"]}})),
         ],
-        &[("HEAD http://a/", "-"), ("GET http://a/", "get"), ("HEAD http://b/", "both")],
+        &[
+            ("HEAD http://a/", "-"),
+            ("PURGE http://b/", "-"),
+            ("PURGE http://c/", "own"),
+            ("PUT http://c/", "own"),
+            ("PURGES http://c/", "-"),
+            ("GET http://a/", "get"),
+            ("HEAD http://b/", "both"),
+        ],
     );
 }
 

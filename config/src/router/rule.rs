@@ -18,14 +18,14 @@ pub(super) struct Rule<T> {
     pub(super) name: Name,
     pub(super) priority: i32,
     pub(super) strict_slash: bool,
-    /// `None` when host and path are all that is asked, which is the usual case and then costs nothing.
+    methods: Methods,
+    /// `None` when host, path and method are all that is asked, which is the usual case and then costs nothing.
     conditions: Option<Box<Conditions>>,
     pub(super) value: T,
 }
 
 struct Conditions {
     listeners: Option<Box<[Name]>>,
-    methods: Box<[Method]>,
     headers: Box<[HeaderMatch]>,
     query: Box<[QueryMatch]>,
 }
@@ -42,14 +42,10 @@ pub(super) enum Mismatch<'i> {
 impl<T> Rule<T> {
     pub(super) fn new(route: &Route, value: T) -> Self {
         let matches = &route.matches;
-        let any = route.listeners.is_none()
-            && matches.methods.is_empty()
-            && matches.headers.is_empty()
-            && matches.query.is_empty();
+        let any = route.listeners.is_none() && matches.headers.is_empty() && matches.query.is_empty();
         let conditions = || {
             Box::new(Conditions {
                 listeners: route.listeners.clone(),
-                methods: matches.methods.clone(),
                 headers: matches.headers.clone(),
                 query: matches.query.clone(),
             })
@@ -58,6 +54,7 @@ impl<T> Rule<T> {
             name: route.name.clone(),
             priority: route.priority,
             strict_slash: route.strict_slash,
+            methods: Methods::new(&matches.methods),
             conditions: (!any).then(conditions),
             value,
         }
@@ -65,9 +62,9 @@ impl<T> Rule<T> {
 
     /// Whether a method is given, and how many header and query matches: more of each wins, in this order.
     pub(super) fn conditions_rank(&self) -> (bool, usize, usize) {
-        self.conditions.as_ref().map_or((false, 0, 0), |conditions| {
-            (!conditions.methods.is_empty(), conditions.headers.len(), conditions.query.len())
-        })
+        let conditions = self.conditions.as_ref();
+        let (headers, query) = conditions.map_or((0, 0), |all| (all.headers.len(), all.query.len()));
+        (!self.methods.is_any(), headers, query)
     }
 
     /// Whether the request meets the conditions.
@@ -76,15 +73,16 @@ impl<T> Rule<T> {
         request: &RequestParts<'r>,
         query: &Query<'r>,
     ) -> Result<(), Mismatch<'_>> {
-        let Some(conditions) = &self.conditions else { return Ok(()) };
-        if let Some(listeners) = &conditions.listeners
+        if let Some(conditions) = &self.conditions
+            && let Some(listeners) = &conditions.listeners
             && !listeners.iter().any(|name| name.as_str() == request.listener)
         {
             return Err(Mismatch::Listener);
         }
-        if !conditions.methods.is_empty() && !conditions.methods.contains(request.method) {
+        if !self.methods.take(request.method) {
             return Err(Mismatch::Method);
         }
+        let Some(conditions) = &self.conditions else { return Ok(()) };
         let header = |wanted: &&HeaderMatch| !header_matches(wanted, request.headers);
         if let Some(missed) = conditions.headers.iter().find(header) {
             return Err(Mismatch::Header(missed));
@@ -97,6 +95,48 @@ impl<T> Rule<T> {
             return Err(Mismatch::Query(missed));
         }
         Ok(())
+    }
+}
+
+/// Which methods. Those that everybody knows are bits, so that the usual ones cost no further look into memory.
+struct Methods {
+    known: u16,
+    others: Option<Box<[Method]>>,
+}
+
+impl Methods {
+    fn new(methods: &[Method]) -> Self {
+        let others: Box<[Method]> = methods.iter().filter(|method| bit_of(method) == 0).cloned().collect();
+        Self {
+            known: methods.iter().fold(0, |known, method| known | bit_of(method)),
+            others: (!others.is_empty()).then_some(others),
+        }
+    }
+
+    fn is_any(&self) -> bool {
+        self.known == 0 && self.others.is_none()
+    }
+
+    fn take(&self, method: &Method) -> bool {
+        self.is_any()
+            || self.known & bit_of(method) != 0
+            || self.others.as_ref().is_some_and(|others| others.contains(method))
+    }
+}
+
+/// The bit of a method that everybody knows; 0 for others.
+fn bit_of(method: &Method) -> u16 {
+    match method.as_str() {
+        "GET" => 1,
+        "POST" => 1 << 1,
+        "PUT" => 1 << 2,
+        "DELETE" => 1 << 3,
+        "HEAD" => 1 << 4,
+        "OPTIONS" => 1 << 5,
+        "PATCH" => 1 << 6,
+        "CONNECT" => 1 << 7,
+        "TRACE" => 1 << 8,
+        _ => 0,
     }
 }
 
