@@ -69,10 +69,10 @@ pub struct MatchSpec {
     /// Absent: any path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<PathSpec>,
-    /// Absent: any method.
+    /// Upper case; absent: any method. `HEAD` is a method of its own: `GET` does not stand for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<String>,
-    /// All of them must match.
+    /// All of them must match. Of a header that is there several times, any value may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<ValueMatchSpec>,
     /// All of them must match. Names and values are percent-decoded; of several with one name the first counts.
@@ -122,7 +122,7 @@ pub struct ValueMatchSpec {
     /// Whether it is there at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
-    /// Take the requests that do not match.
+    /// Take the requests that do not match, those without the header or parameter among them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub invert: bool,
 }

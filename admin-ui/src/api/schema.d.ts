@@ -895,11 +895,11 @@ export interface components {
         LostBy: "listener" | "method" | "header" | "query" | "priority" | "host_rank" | "path_kind" | "path_rank" | "slash_rank" | "method_rank" | "header_count" | "query_count" | "name";
         /** @description Which requests a route takes: one of each list that is there. */
         MatchSpec: {
-            /** @description All of them must match. */
+            /** @description All of them must match. Of a header that is there several times, any value may. */
             headers?: components["schemas"]["ValueMatchSpec"][];
             /** @description `admin.example.com`, or `*.example.org` for any number of labels in the star's place; absent: any host. */
             hosts?: string[];
-            /** @description Absent: any method. */
+            /** @description Upper case; absent: any method. `HEAD` is a method of its own: `GET` does not stand for it. */
             methods?: string[];
             /** @description Absent: any path. */
             paths?: components["schemas"]["PathSpec"][];
@@ -1590,7 +1590,7 @@ export interface components {
         ValueMatchSpec: {
             /** @description This value. */
             exact?: string | null;
-            /** @description Take the requests that do not match. */
+            /** @description Take the requests that do not match, those without the header or parameter among them. */
             invert?: boolean;
             /** @description Its name; a header's in any case. */
             name: string;
