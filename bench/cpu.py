@@ -136,6 +136,12 @@ def run_scenario(scenario, arguments, work):
         }
         for name in proxies
     }
+    for name in proxies:
+        # A variant is named "PROXY, what is different": round by round, what it takes more.
+        without = name.split(", ")[0]
+        if without != name:
+            more = statistics.median(a - b for a, b in zip(samples[name], samples[without]))
+            measured[name]["us_more_than_without"] = round(more, 2)
     for name, value in measured.items():
         print(f"{scenario.name}: {name}: {value}", file=sys.stderr, flush=True)
     return {"scenario": scenario.name, "title": scenario.title, "proxies": measured}
@@ -454,8 +460,9 @@ def publish(results, arguments):
         text.append("| proxy | µs of CPU a request (median) | least | most | requests a second |")
         text.append("| --- | --- | --- | --- | --- |")
         for name, value in result["proxies"].items():
+            more = f" ({value['us_more_than_without']:+.1f})" if "us_more_than_without" in value else ""
             text.append(
-                f"| {name} | {value['us_per_request']:.1f} | {value['min']:.1f} | {value['max']:.1f} | {value['requests_per_second']} |"
+                f"| {name} | {value['us_per_request']:.1f}{more} | {value['min']:.1f} | {value['max']:.1f} | {value['requests_per_second']} |"
             )
         text.append("")
     table = "\n".join(text)
