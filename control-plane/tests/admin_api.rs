@@ -329,6 +329,8 @@ async fn what_is_malformed_is_told_by_line_and_column() {
     let binary = put("application/json", b"{\"a\":\n\"\xff\"}".to_vec()).await;
     expect(&binary, 400);
     assert_eq!((&binary.body["line"], &binary.body["column"]), (&json!(2), &json!(2)), "{binary}");
+    // Which of two fields of one name counts would be anyone's guess.
+    expect(&put("application/json", b"{\"respond\": {}, \"respond\": {}}".to_vec()).await, 400);
     expect(&put("application/json", Vec::new()).await, 400);
     expect(&put("application/json", b"[1]".to_vec()).await, 422);
     expect(&put("multipart/form-data", b"{}".to_vec()).await, 415);

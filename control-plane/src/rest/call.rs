@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use signalbox_config::document::parse_json;
 use signalbox_config::{FieldError, HumanDuration, Kind, Name, ResourceKey, check_structure};
 
 use super::App;
@@ -185,7 +186,7 @@ impl Call {
         if text.trim().is_empty() {
             return Err(Problem::malformed("the body is empty; it must be JSON"));
         }
-        serde_json::from_str(text).map_err(|error| {
+        parse_json(text).map_err(|error| {
             Problem::malformed(format!("the body is not JSON: {error}"))
                 .member("line", error.line())
                 .member("column", error.column())
