@@ -455,6 +455,96 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn an_old_client_gets_an_answer_that_it_can_read() {
+    block_on(async {
+        let backend = Backend::start(|_| async {
+            let (sender, body) = fed();
+            tokio::spawn(async move {
+                for part in ["in ", "two parts"] {
+                    sender.send(Ok(Frame::data(part.into()))).await.unwrap();
+                }
+            });
+            Response::new(body)
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        let answer = raw(harness.address(), b"GET / HTTP/1.0\r\n\r\n").await;
+        assert!(
+            answer.starts_with("HTTP/1.0 200 OK") && answer.ends_with("\r\n\r\nin two parts"),
+            "{answer}"
+        );
+        assert!(!answer.contains("chunked"));
+    });
+}
+
+#[test]
+fn an_answer_that_ends_with_the_connection_is_passed_on_whole() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nuntil the end").await.unwrap();
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            for _ in 0..3 {
+                assert_eq!(client.get("/").await.text(), "until the end");
+            }
+        }
+        assert_eq!(backend.connections(), 6);
+    });
+}
+
+#[test]
+fn an_answer_that_ends_early_does_not_look_whole() {
+    block_on(async {
+        for answer in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nnonsense",
+        ] {
+            let backend = Backend::raw(move |mut stream| async move {
+                read_head(&mut stream).await;
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            });
+            let harness = Harness::start(&forward_to(backend.address));
+            for mut client in
+                [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+            {
+                // What is known to be broken before the head was written is not even begun.
+                if let Ok(response) = client.start(Request::get("/").body(full("")).unwrap()).await {
+                    assert_eq!(response.status(), 200);
+                    response.into_body().collect().await.unwrap_err();
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_target_may_answer_before_it_has_the_whole_request() {
+    block_on(async {
+        // Takes the head, refuses, and closes, while the client is still sending.
+        let backend = Backend::raw(|mut stream| async move {
+            read_head(&mut stream).await;
+            let answer = b"HTTP/1.1 413 Too Large\r\ncontent-length: 7\r\nconnection: close\r\n\r\nrefused";
+            stream.write_all(answer).await.unwrap();
+            let _ = stream.shutdown().await;
+            // Reads on for a while, as servers do, so that the answer is not reset.
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let body = full(vec![b'x'; 4 << 20]);
+            let answer = client.send(Request::post("/").body(body).unwrap()).await;
+            assert_eq!((answer.status, answer.text()), (413, "refused"));
+        }
+    });
+}
+
+#[test]
 fn plugins_and_consumers_take_part() {
     block_on(async {
         let backend = Backend::echo();
