@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::active::{Active, ActiveListener, RouteStats};
-use crate::deadlines::Deadlines;
+use crate::deadlines::{Deadline, Deadlines};
 use crate::http::connection::{self, Downstream};
 use crate::http::identify::Identifier;
 use crate::telemetry::WorkerStats;
@@ -46,6 +46,8 @@ pub struct Worker {
     pub scratch: RefCell<Vec<u8>>,
     /// For the heads of requests to targets.
     pub buffers: RefCell<Vec<Vec<u8>>>,
+    /// Of the request that has just begun on the HTTP/2 stream that is polled now, for who runs the stream.
+    pub stream_deadline: RefCell<Option<Rc<Deadline>>>,
     connections: RefCell<Slab<Rc<Downstream>>>,
     active: RefCell<Cache<Arc<ArcSwap<Active>>, Arc<Active>>>,
     serving: RefCell<Rc<Serving>>,
@@ -107,6 +109,7 @@ impl Worker {
             identifier: RefCell::default(),
             log: shared.log.clone().map(Log::new),
             scratch: RefCell::default(),
+            stream_deadline: RefCell::default(),
             buffers: RefCell::default(),
             connections: RefCell::default(),
             active: RefCell::new(Cache::new(Arc::clone(&shared.active))),

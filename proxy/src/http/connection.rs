@@ -223,7 +223,7 @@ async fn serve_http1(downstream: Rc<Downstream>, io: ClientIo) {
 async fn serve_http2(downstream: Rc<Downstream>, io: ClientIo) {
     downstream.http2.set(true);
     let limits = downstream.settings.borrow().limits.clone();
-    let mut builder = http2::Builder::new(LocalExecutor);
+    let mut builder = http2::Builder::new(LocalExecutor(Rc::clone(&downstream.worker)));
     builder
         .max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
@@ -275,12 +275,36 @@ async fn linger(mut io: ClientIo) {
 
 /// Runs the tasks of HTTP/2 streams on the worker's own thread.
 #[derive(Clone)]
-struct LocalExecutor;
+struct LocalExecutor(Rc<Worker>);
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        tokio::task::spawn_local(run_stream(Rc::clone(&self.0), future));
     }
+}
+
+/// Runs a stream to its end, or until the time of its request is over. A client that takes nothing keeps hyper from asking
+/// for more of the answer, so that the answer itself cannot notice.
+async fn run_stream(worker: Rc<Worker>, stream: impl Future<Output = ()>) {
+    let mut stream = pin!(stream);
+    let mut deadline: Option<Rc<Deadline>> = None;
+    poll_fn(|cx| {
+        if stream.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if let Some(begun) = worker.stream_deadline.take() {
+            deadline = Some(begun);
+        }
+        if let Some(running) = &deadline {
+            running.register(cx.waker());
+            // Of an exchange that is over nobody else has it.
+            if running.passed() && Rc::strong_count(running) > 1 {
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
+    })
+    .await;
 }
 
 /// The socket, and what passes through it.

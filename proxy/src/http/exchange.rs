@@ -38,7 +38,7 @@ pub struct Exchange {
     upstream: Option<Arc<Upstream>>,
     upstream_took: Option<Duration>,
     /// Of HTTP/2; that of HTTP/1.1 is its connection's.
-    deadline: Option<Deadline>,
+    deadline: Option<Rc<Deadline>>,
     status: u16,
     flag: Flag,
     /// When it ended, if it has.
@@ -134,8 +134,10 @@ impl Exchange {
         if let Some(timeout) = route.timeout() {
             let at = Some(self.started + timeout);
             if self.downstream.http2.get() {
-                let deadline = self.downstream.worker.deadlines.add();
+                let worker = &self.downstream.worker;
+                let deadline = Rc::new(worker.deadlines.add());
                 deadline.set(at);
+                worker.stream_deadline.replace(Some(Rc::clone(&deadline)));
                 self.deadline = Some(deadline);
             } else {
                 self.downstream.deadline.set(at);

@@ -174,14 +174,36 @@ fn an_answer_that_takes_too_long_breaks_off() {
 #[test]
 fn a_client_that_does_not_take_its_answer_in_time_is_left() {
     block_on(async {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(100);
         let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 64 << 20])) });
-        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 1s, ");
-        let harness = Harness::start(&document);
+        let document = forward_to(backend.address)
+            .replace("forward: {", "forward: {timeout: 1s, ")
+            .replace("prefix: /", "exact: /");
+        let harness = Harness::with_log(&document, Some(sender));
+        let mut left = String::new();
+        let mut expect_line = async |protocol: &str| {
+            until("it is left", || {
+                receiver.try_iter().for_each(|bytes| left.push_str(std::str::from_utf8(&bytes).unwrap()));
+                left.contains(protocol)
+            })
+            .await;
+            let line = left.lines().find(|line| line.contains(protocol)).unwrap();
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!((&line["status"], &line["flags"]), (&200.into(), &"UT".into()));
+        };
         let mut stream = TcpStream::connect(harness.address()).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut begun = [0; 12];
         stream.read_exact(&mut begun).await.unwrap();
         assert_eq!(&begun, b"HTTP/1.1 200");
-        until("it is left", || harness.proxy.active_connections() == 0).await;
+        expect_line("HTTP/1.1").await;
+        until("the connection is closed", || harness.proxy.active_connections() == 0).await;
+        // Of HTTP/2 only the stream is given up.
+        let mut client = Client::connect_http2(harness.address()).await;
+        let response = client.start(Request::get("/").body(full("")).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 200);
+        expect_line("HTTP/2").await;
+        assert_eq!(client.get("/nowhere").await.status, 404);
+        response.into_body().collect().await.unwrap_err();
     });
 }
