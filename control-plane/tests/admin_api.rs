@@ -1232,3 +1232,11 @@ async fn metrics_count_requests_by_template_and_class() {
         assert!(metrics.has(name), "{name}");
     }
 }
+
+#[test]
+fn the_ui_is_built_from_this_document() {
+    let copy = concat!(env!("CARGO_MANIFEST_DIR"), "/../admin-ui/openapi.json");
+    let copy = std::fs::read_to_string(copy).unwrap();
+    let current = signalbox_control_plane::rest::openapi_json();
+    assert!(copy.trim_end() == current.trim_end(), "run `npm run refresh` in admin-ui/");
+}
