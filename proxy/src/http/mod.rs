@@ -1,12 +1,13 @@
 //! The life of a request.
 //!
 //! [`connection`] reads it from a client, [`exchange`] is what is known of it until its last byte, and [`handle`] decides:
-//! it finds the route, runs the plugins, and answers or sends it on. [`head`], [`rewrite`] and [`problem`] are the rules of
-//! HTTP that this takes, as functions over values; [`body`] lets bodies through.
+//! it finds the route, runs the plugins, and answers or has it sent on by [`forward`]. [`head`], [`rewrite`] and [`problem`] are
+//! the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through.
 
 pub mod body;
 pub mod connection;
 pub mod exchange;
+mod forward;
 pub mod handle;
 pub mod head;
 pub mod identify;
