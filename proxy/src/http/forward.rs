@@ -17,7 +17,7 @@ use super::head::{self, Forwarded, Special};
 use super::problem::Failure;
 use super::rewrite;
 use crate::active::{Active, CompiledRoute};
-use crate::upstream::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing, Upstream};
+use crate::upstream::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing, Pick, Upstream};
 
 /// Where a request goes.
 pub(super) struct Chosen<'a> {
@@ -36,8 +36,10 @@ pub(super) fn choose<'a>(
     let upstream = serving.upstreams.get(slot as usize).and_then(Option::as_ref);
     let upstream = upstream.ok_or(Failure::NoHealthyTarget)?;
     exchange.upstream(upstream);
-    let target = upstream.pick(exchange.downstream.worker.index).ok_or(Failure::NoHealthyTarget)?;
-    exchange.targeted(upstream, target);
+    let pick =
+        Pick { worker: exchange.downstream.worker.index, now: exchange.started, hash: None, exclude: &[] };
+    let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
+    exchange.targeted(upstream, &target);
     let address = target.address().ok_or(Failure::NoHealthyTarget)?;
     Ok(Chosen { upstream, address })
 }

@@ -29,6 +29,9 @@ struct Place(AtomicUsize);
 /// [`Weights::at`] instead.
 const MAX_SEQUENCE: u64 = 4096;
 
+/// How often it is drawn again when a target was drawn that is not wanted.
+const REDRAWS: usize = 4;
+
 /// The golden ratio's fractional part in 64 bits: multiples of it fill the range most evenly (Knuth, TAOCP 6.4).
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -58,9 +61,33 @@ impl Balancer {
         self.policy
     }
 
-    /// The number of a target. `load` says how busy a target is.
+    /// The number of a target: one that is not `excluded`, if there is any. `load` says how busy a target is.
     #[inline]
-    pub fn pick(&self, worker: usize, load: impl Fn(usize) -> u32) -> Option<usize> {
+    pub fn pick(
+        &self,
+        worker: usize,
+        load: impl Fn(usize) -> u32,
+        excluded: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let first = self.draw(worker, &load)?;
+        if !excluded(first) {
+            return Some(first);
+        }
+        // Another draw keeps to the policy; when luck is out, any other will do.
+        for _ in 0..REDRAWS {
+            let other = self.draw(worker, &load)?;
+            if !excluded(other) {
+                return Some(other);
+            }
+        }
+        let count = self.weights.count();
+        let start = fastrand::usize(..count);
+        let other = (start..count).chain(0..start).find(|index| !excluded(*index));
+        Some(other.unwrap_or(first))
+    }
+
+    #[inline]
+    fn draw(&self, worker: usize, load: impl Fn(usize) -> u32) -> Option<usize> {
         if let Weights::Equal(1) = self.weights {
             return Some(0);
         }
@@ -98,6 +125,13 @@ impl Weights {
                 })
                 .collect(),
         )
+    }
+
+    fn count(&self) -> usize {
+        match self {
+            Self::Equal(count) => *count as usize,
+            Self::Sums(sums) => sums.len(),
+        }
     }
 
     /// The target at `point` of the whole range of numbers, of which each has its share.
@@ -154,7 +188,7 @@ mod tests {
 
     fn picks(policy: LoadBalancing, weights: &[u32], count: usize) -> Vec<usize> {
         let balancer = Balancer::new(policy, weights, 1, None);
-        (0..count).map(|_| balancer.pick(0, |_| 0).unwrap()).collect()
+        (0..count).map(|_| balancer.pick(0, |_| 0, |_| false).unwrap()).collect()
     }
 
     fn shares(picks: &[usize], targets: usize) -> Vec<usize> {
@@ -200,8 +234,9 @@ mod tests {
     fn the_less_busy_of_two_is_picked() {
         fastrand::seed(7);
         let balancer = Balancer::new(LoadBalancing::LeastRequest, &[1, 1], 1, None);
-        let picked: Vec<_> =
-            (0..1000).map(|_| balancer.pick(0, |index| if index == 0 { 9 } else { 1 }).unwrap()).collect();
+        let picked: Vec<_> = (0..1000)
+            .map(|_| balancer.pick(0, |index| if index == 0 { 9 } else { 1 }, |_| false).unwrap())
+            .collect();
         // The busy one only when it was drawn twice.
         assert!((200..300).contains(&shares(&picked, 2)[0]));
     }
@@ -209,15 +244,26 @@ mod tests {
     #[test]
     fn without_targets_there_is_nothing_to_pick() {
         for policy in [LoadBalancing::RoundRobin, LoadBalancing::LeastRequest, LoadBalancing::Random] {
-            assert_eq!(Balancer::new(policy, &[], 1, None).pick(0, |_| 0), None);
+            assert_eq!(Balancer::new(policy, &[], 1, None).pick(0, |_| 0, |_| false), None);
+        }
+    }
+
+    #[test]
+    fn one_that_was_tried_is_picked_only_when_there_is_no_other() {
+        for policy in [LoadBalancing::RoundRobin, LoadBalancing::LeastRequest, LoadBalancing::Random] {
+            let balancer = Balancer::new(policy, &[65_535, 1, 65_535], 1, None);
+            for _ in 0..100 {
+                assert_eq!(balancer.pick(0, |_| 0, |index| index != 1), Some(1));
+                assert!(balancer.pick(0, |_| 0, |_| true).is_some());
+            }
         }
     }
 
     #[test]
     fn a_changed_upstream_goes_on_where_it_was() {
         let before = Balancer::new(LoadBalancing::RoundRobin, &[1, 1, 1], 1, None);
-        before.pick(0, |_| 0);
+        before.pick(0, |_| 0, |_| false);
         let after = Balancer::new(LoadBalancing::RoundRobin, &[1, 1, 1], 1, Some(&before));
-        assert_eq!(after.pick(0, |_| 0), Some(1));
+        assert_eq!(after.pick(0, |_| 0, |_| false), Some(1));
     }
 }

@@ -13,9 +13,10 @@ pub use pool::Pool;
 pub use resolve::{Addresses, Resolver};
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signalbox_config::{LoadBalancing, Name};
 
@@ -54,6 +55,22 @@ pub struct Target {
 /// A target that has a request under way.
 #[derive(Debug)]
 pub struct InFlight(Arc<Target>);
+
+/// What a target is picked by.
+#[derive(Debug, Clone, Copy)]
+pub struct Pick<'a> {
+    /// The number of the worker that asks.
+    pub worker: usize,
+    /// When it asks; a little before will do.
+    pub now: Instant,
+    /// The hash of what the request is known by, where the balancing asks for it and the request has it.
+    pub hash: Option<u64>,
+    /// Targets that have had the request: another one is picked, if there is any.
+    pub exclude: &'a [Arc<Target>],
+}
+
+/// A target that was picked.
+pub struct Picked<'a>(&'a Arc<Target>);
 
 impl Upstream {
     pub fn new(
@@ -97,12 +114,16 @@ impl Upstream {
         }
     }
 
-    /// The target for the next request of worker number `worker`; `None`: there is none.
+    /// The target for the next request; `None`: there is none.
     #[inline]
-    pub fn pick(&self, worker: usize) -> Option<&Arc<Target>> {
-        let index =
-            self.balancer.pick(worker, |index| self.targets.get(index).map_or(0, |target| target.load()));
-        self.targets.get(index?)
+    pub fn pick(&self, by: &Pick<'_>) -> Option<Picked<'_>> {
+        let target = |index: usize| self.targets.get(index);
+        let index = self.balancer.pick(
+            by.worker,
+            |index| target(index).map_or(0, |target| target.load()),
+            |index| target(index).is_some_and(|it| by.exclude.iter().any(|tried| Arc::ptr_eq(it, tried))),
+        );
+        target(index?).map(Picked)
     }
 
     /// Notes a request to `target`, if the balancing asks for it.
@@ -124,6 +145,15 @@ impl Target {
     #[inline]
     pub fn address(&self) -> Option<SocketAddr> {
         self.addresses.one()
+    }
+}
+
+impl Deref for Picked<'_> {
+    type Target = Arc<Target>;
+
+    #[inline]
+    fn deref(&self) -> &Arc<Target> {
+        self.0
     }
 }
 
