@@ -44,7 +44,7 @@ pub struct Worker {
     pub log: Option<Log>,
     /// For what is written in one piece.
     pub scratch: RefCell<Vec<u8>>,
-    /// For the heads of requests to targets.
+    /// For the heads of requests: to targets, and in the access log.
     pub buffers: RefCell<Vec<Vec<u8>>>,
     /// Of the request that has just begun on the HTTP/2 stream that is polled now, for who runs the stream.
     pub stream_deadline: RefCell<Option<Rc<Deadline>>>,

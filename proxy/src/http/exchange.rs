@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Method, Uri, Version, header, request};
+use http::{HeaderValue, Version, header, request};
 use signalbox_config::Name;
 
 use super::body::Progress;
@@ -14,7 +14,7 @@ use super::identify::{RequestId, Traceparent};
 use super::problem::Failure;
 use crate::active::{ActiveListener, CompiledRoute};
 use crate::deadlines::Deadline;
-use crate::telemetry::access_log::Entry;
+use crate::telemetry::access_log::{self, Entry};
 use crate::telemetry::{Flag, Key};
 use crate::upstream::{AnswerBody, InFlight, Target, Upstream};
 use crate::worker::Serving;
@@ -51,11 +51,7 @@ pub struct Exchange {
 /// What only the access log tells.
 #[derive(Default)]
 struct Logged {
-    method: Option<Method>,
-    uri: Uri,
-    version: Version,
-    host: Option<HeaderValue>,
-    user_agent: Option<HeaderValue>,
+    head: access_log::Head,
     trace: Option<Traceparent>,
     target: Option<Arc<Target>>,
     consumer: Option<Name>,
@@ -70,14 +66,21 @@ impl Exchange {
     pub fn begin(downstream: Rc<Downstream>, head: &request::Parts) -> Self {
         let mut exchange = Self::new(downstream);
         if exchange.downstream.worker.log.is_some() {
-            exchange.log = Some(Box::new(Logged {
-                method: Some(head.method.clone()),
-                uri: head.uri.clone(),
-                version: head.version,
-                host: head.headers.get(header::HOST).cloned(),
-                user_agent: head.headers.get(header::USER_AGENT).cloned(),
-                ..Logged::default()
-            }));
+            let memory = exchange.downstream.worker.buffers.borrow_mut().pop().unwrap_or_default();
+            let header = |name| head.headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+            let host = match head.uri.authority() {
+                Some(authority) => authority.as_str().as_bytes(),
+                None => header(header::HOST),
+            };
+            let protocol = match head.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            };
+            let user_agent = header(header::USER_AGENT);
+            let (method, path) = (head.method.as_str(), head.uri.path());
+            let head = access_log::Head::new(memory, method, host, path, protocol, user_agent);
+            exchange.log = Some(Box::new(Logged { head, ..Logged::default() }));
         }
         exchange
     }
@@ -86,7 +89,8 @@ impl Exchange {
     pub fn begin_refused(downstream: Rc<Downstream>, failure: Failure) -> Self {
         let mut exchange = Self::new(downstream);
         if exchange.downstream.worker.log.is_some() {
-            exchange.log = Some(Box::default());
+            let head = access_log::Head::new(Vec::new(), "", b"", "", "", b"");
+            exchange.log = Some(Box::new(Logged { head, ..Logged::default() }));
         }
         exchange.status = failure.status().as_u16();
         exchange.flag = failure.flag();
@@ -252,33 +256,22 @@ impl Exchange {
             worker.stats.upstream_duration.record(took);
         }
         self.in_flight = None;
-        if let (Some(log), Some(entry)) = (&worker.log, &self.log) {
+        if let (Some(log), Some(entry)) = (&worker.log, self.log.take()) {
             let time = worker.identifier.borrow_mut().time_of_day(self.started);
-            log.write(&worker.stats, &self.entry(entry, time, duration));
+            log.write(&worker.stats, &self.entry(&entry, time, duration));
+            worker.buffers.borrow_mut().push(entry.head.into_memory());
         }
         self.downstream.request_ends(now);
     }
 
     fn entry<'a>(&'a self, log: &'a Logged, time: Duration, duration: Duration) -> Entry<'a> {
-        let host = match log.uri.authority() {
-            Some(authority) => authority.as_str().as_bytes(),
-            None => log.host.as_ref().map_or(&b""[..], |host| host.as_bytes()),
-        };
         Entry {
             time,
             request_id: &self.request_id,
             // Version, trace, span, flags.
             trace_id: log.trace.as_ref().and_then(|trace| trace.get(3..35)).unwrap_or_default(),
             client: self.downstream.client.as_bytes(),
-            method: log.method.as_ref().map_or("", Method::as_str),
-            host,
-            path: if log.method.is_some() { log.uri.path() } else { "" },
-            protocol: match log.version {
-                _ if log.method.is_none() => "",
-                Version::HTTP_2 => "HTTP/2",
-                Version::HTTP_10 => "HTTP/1.0",
-                _ => "HTTP/1.1",
-            },
+            head: &log.head,
             status: self.status,
             flags: self.flag.as_str(),
             route: self.route.as_ref().map_or("", |route| &route.stats.name),
@@ -290,7 +283,6 @@ impl Exchange {
             bytes_in: self.progress.as_ref().map_or(0, |progress| progress.bytes.get()),
             bytes_out: self.bytes_out,
             consumer: log.consumer.as_ref().map_or("", Name::as_str),
-            user_agent: log.user_agent.as_ref().map_or(&b""[..], |agent| agent.as_bytes()),
             revision: self.serving.id.number,
         }
     }

@@ -1,14 +1,15 @@
 //! The access log: a JSON object on a line for each request.
 //!
-//! Workers write lines into a buffer of their own, and hand over whole buffers to one thread, which writes them. When that
-//! thread does not keep up, buffers are dropped and their lines counted: a slow disk must not slow requests.
+//! Workers write lines into a buffer of their own, and hand over whole buffers to one thread, which writes them and gives
+//! them back. When that thread does not keep up, buffers are dropped and their lines counted: a slow disk must not slow
+//! requests.
 
 use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -24,11 +25,7 @@ pub struct Entry<'a> {
     pub request_id: &'a [u8],
     pub trace_id: &'a [u8],
     pub client: &'a [u8],
-    pub method: &'a str,
-    pub host: &'a [u8],
-    /// Without the query, which may hold secrets.
-    pub path: &'a str,
-    pub protocol: &'a str,
+    pub head: &'a Head,
     pub status: u16,
     pub flags: &'a str,
     pub route: &'a str,
@@ -40,12 +37,23 @@ pub struct Entry<'a> {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub consumer: &'a str,
-    pub user_agent: &'a [u8],
     pub revision: u64,
 }
 
-/// Where workers send buffers.
-pub type Sender = SyncSender<Vec<u8>>;
+/// What a line says of a request's head. Written when it has come, for holding on to the head would cost more.
+#[derive(Debug, Default)]
+pub struct Head {
+    text: Vec<u8>,
+    /// Where in `text` the user agent begins.
+    user_agent: usize,
+}
+
+/// Where workers send buffers, and get empty ones.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    full: SyncSender<Vec<u8>>,
+    written: Arc<Mutex<Vec<Vec<u8>>>>,
+}
 
 /// One worker's end of the log.
 pub struct Log {
@@ -67,12 +75,16 @@ struct Clock {
     text: [u8; 24],
 }
 
-/// A buffer is handed over when it has this size, bytes, or [`FLUSH`] after its first line.
-const BUFFER: usize = 64 << 10;
+/// A buffer is handed over when it has this size, bytes, or [`FLUSH`] after its first line. The kernel takes large pieces at
+/// half the cost of small ones.
+const BUFFER: usize = 256 << 10;
 const FLUSH: Duration = Duration::from_millis(200);
 
 /// Buffers that may wait for the writer; with all of them 16 MiB.
-const QUEUE: usize = 256;
+const QUEUE: usize = 64;
+
+/// Written buffers that are kept to be used again: fresh memory would cost a page fault for every ten lines.
+const KEPT: usize = 16;
 
 /// Starts the writer; `None`: there is no access log. The thread ends when no sender is left, and then the log is written.
 pub fn start(log: &AccessLog) -> io::Result<Option<(Sender, std::thread::JoinHandle<()>)>> {
@@ -81,15 +93,23 @@ pub fn start(log: &AccessLog) -> io::Result<Option<(Sender, std::thread::JoinHan
         AccessLog::Stdout => Box::new(io::stdout()),
         AccessLog::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
     };
-    let (sender, receiver) = sync_channel(QUEUE);
-    let thread =
-        std::thread::Builder::new().name("access-log".into()).spawn(|| write_all(receiver, output))?;
+    let (sender, receiver) = channel(QUEUE);
+    let written = Arc::clone(&sender.written);
+    let thread = std::thread::Builder::new()
+        .name("access-log".into())
+        .spawn(move || write_all(&receiver, &written, output))?;
     Ok(Some((sender, thread)))
 }
 
-fn write_all(receiver: Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>) {
+/// The two ends: for the workers, and for who writes; at most `capacity` buffers are on their way.
+pub fn channel(capacity: usize) -> (Sender, Receiver<Vec<u8>>) {
+    let (full, receiver) = sync_channel(capacity);
+    (Sender { full, written: Arc::default() }, receiver)
+}
+
+fn write_all(receiver: &Receiver<Vec<u8>>, written: &Mutex<Vec<Vec<u8>>>, mut output: Box<dyn Write + Send>) {
     let mut failed = false;
-    for buffer in receiver {
+    for mut buffer in receiver {
         match output.write_all(&buffer).and_then(|()| output.flush()) {
             Ok(()) => failed = false,
             Err(error) => {
@@ -98,13 +118,27 @@ fn write_all(receiver: Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>) {
                 }
             }
         }
+        buffer.clear();
+        if let Ok(mut written) = written.lock()
+            && written.len() < KEPT
+        {
+            written.push(buffer);
+        }
+    }
+}
+
+impl Sender {
+    /// An empty buffer. Waits for nobody.
+    fn buffer(&self) -> Vec<u8> {
+        let kept = self.written.try_lock().ok().and_then(|mut written| written.pop());
+        kept.unwrap_or_else(|| Vec::with_capacity(BUFFER + 1024))
     }
 }
 
 impl Log {
     pub fn new(sender: Sender) -> Self {
         let clock = Clock { millis: u64::MAX, text: *b"1970-01-01T00:00:00.000Z" };
-        let buffer = Buffer { bytes: Vec::with_capacity(BUFFER + 1024), lines: 0, clock, sender };
+        let buffer = Buffer { bytes: sender.buffer(), lines: 0, clock, sender };
         Self { buffer: Rc::new(RefCell::new(buffer)), begun: Rc::default() }
     }
 
@@ -138,15 +172,46 @@ impl Log {
     }
 }
 
+impl Head {
+    /// In `memory`, which is cleared. Empty text: there is none. The path comes without the query, which may hold secrets.
+    #[inline]
+    pub fn new(
+        mut memory: Vec<u8>,
+        method: &str,
+        host: &[u8],
+        path: &str,
+        protocol: &str,
+        user_agent: &[u8],
+    ) -> Self {
+        memory.clear();
+        plain(&mut memory, "\",\"method\":\"", method.as_bytes());
+        text(&mut memory, "\",\"host\":\"", host);
+        text(&mut memory, "\",\"path\":\"", path.as_bytes());
+        plain(&mut memory, "\",\"protocol\":\"", protocol.as_bytes());
+        let at = memory.len();
+        text(&mut memory, "\",\"user_agent\":\"", user_agent);
+        Self { text: memory, user_agent: at }
+    }
+
+    /// Its memory, for the next.
+    pub fn into_memory(self) -> Vec<u8> {
+        self.text
+    }
+}
+
 impl Buffer {
     fn hand_over(&mut self, stats: &WorkerStats) {
         if self.bytes.is_empty() {
             return;
         }
-        let bytes = std::mem::replace(&mut self.bytes, Vec::with_capacity(BUFFER + 1024));
         let lines = std::mem::take(&mut self.lines);
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.sender.try_send(bytes) {
+        let bytes = std::mem::replace(&mut self.bytes, self.sender.buffer());
+        if let Err(TrySendError::Full(mut bytes) | TrySendError::Disconnected(mut bytes)) =
+            self.sender.full.try_send(bytes)
+        {
             stats.log_dropped.add(lines);
+            bytes.clear();
+            self.bytes = bytes;
         }
     }
 
@@ -158,10 +223,8 @@ impl Buffer {
         plain(out, "\",\"request_id\":\"", entry.request_id);
         plain(out, "\",\"trace_id\":\"", entry.trace_id);
         plain(out, "\",\"client\":\"", entry.client);
-        plain(out, "\",\"method\":\"", entry.method.as_bytes());
-        text(out, "\",\"host\":\"", entry.host);
-        text(out, "\",\"path\":\"", entry.path.as_bytes());
-        plain(out, "\",\"protocol\":\"", entry.protocol.as_bytes());
+        let (request, user_agent) = entry.head.text.split_at(entry.head.user_agent);
+        out.extend_from_slice(request);
         number(out, "\",\"status\":", entry.status.into());
         plain(out, ",\"flags\":\"", entry.flags.as_bytes());
         plain(out, "\",\"route\":\"", entry.route.as_bytes());
@@ -176,7 +239,7 @@ impl Buffer {
         number(out, ",\"bytes_in\":", entry.bytes_in);
         number(out, ",\"bytes_out\":", entry.bytes_out);
         plain(out, ",\"consumer\":\"", entry.consumer.as_bytes());
-        text(out, "\",\"user_agent\":\"", entry.user_agent);
+        out.extend_from_slice(user_agent);
         number(out, "\",\"revision\":", entry.revision);
         out.extend_from_slice(b"}\n");
     }
@@ -297,16 +360,17 @@ fn push_digits(out: &mut Vec<u8>, mut value: u64) {
 mod tests {
     use super::*;
 
-    fn entry() -> Entry<'static> {
+    fn head() -> Head {
+        Head::new(Vec::new(), "GET", b"a.example", "/x", "HTTP/1.1", b"say \"hi\" \\ \x01\xff\xc3\xa4")
+    }
+
+    fn entry(head: &Head) -> Entry<'_> {
         Entry {
             time: Duration::from_millis(1_767_225_600_042),
             request_id: b"id-1",
             trace_id: b"",
             client: b"192.0.2.1",
-            method: "GET",
-            host: b"a.example",
-            path: "/x",
-            protocol: "HTTP/1.1",
+            head,
             status: 200,
             flags: "",
             route: "users",
@@ -318,16 +382,15 @@ mod tests {
             bytes_in: 0,
             bytes_out: u64::MAX,
             consumer: "alice",
-            user_agent: b"say \"hi\" \\ \x01\xff\xc3\xa4",
             revision: 7,
         }
     }
 
     #[test]
     fn a_line_is_json_with_the_documented_fields() {
-        let (sender, receiver) = sync_channel(1);
+        let (sender, receiver) = channel(1);
         let log = Log::new(sender);
-        log.write(&WorkerStats::default(), &entry());
+        log.write(&WorkerStats::default(), &entry(&head()));
         log.flush(&WorkerStats::default());
         let bytes = receiver.try_recv().unwrap();
         let line: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
@@ -354,12 +417,12 @@ mod tests {
 
     #[test]
     fn lines_that_the_writer_does_not_take_are_counted() {
-        let (sender, receiver) = sync_channel(1);
+        let (sender, receiver) = channel(1);
         let log = Log::new(sender);
         let stats = WorkerStats::default();
         for _ in 0..3 {
-            log.write(&stats, &entry());
-            log.write(&stats, &entry());
+            log.write(&stats, &entry(&head()));
+            log.write(&stats, &entry(&head()));
             log.flush(&stats);
         }
         assert_eq!(stats.log_dropped.value(), 4);

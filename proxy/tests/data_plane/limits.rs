@@ -174,7 +174,7 @@ fn an_answer_that_takes_too_long_breaks_off() {
 #[test]
 fn a_client_that_does_not_take_its_answer_in_time_is_left() {
     block_on(async {
-        let (sender, receiver) = std::sync::mpsc::sync_channel(100);
+        let (sender, receiver) = signalbox_proxy::telemetry::access_log::channel(100);
         let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 64 << 20])) });
         let document = forward_to(backend.address)
             .replace("forward: {", "forward: {timeout: 1s, ")

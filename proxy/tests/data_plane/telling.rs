@@ -1,7 +1,8 @@
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::Receiver;
 
 use http::Request;
 use signalbox_proxy::source::{DataPlane as _, Status, Traffic};
+use signalbox_proxy::telemetry::access_log;
 use signalbox_proxy::telemetry::render::render;
 
 use crate::harness::{Backend, Client, Harness, block_on, forward_to, full, nobody, raw, until};
@@ -77,7 +78,7 @@ fn traffic_is_what_came_since_it_was_asked() {
 #[test]
 fn the_access_log_tells_of_every_request() {
     block_on(async {
-        let (sender, receiver) = sync_channel(100);
+        let (sender, receiver) = access_log::channel(100);
         let backend = Backend::echo();
         let document = forward_to(backend.address).replace("prefix: /}", "prefix: /a}");
         let harness = Harness::with_log(&document, Some(sender));
@@ -136,7 +137,7 @@ fn the_access_log_tells_of_every_request() {
 #[test]
 fn a_client_that_went_away_is_told_apart() {
     block_on(async {
-        let (sender, receiver) = sync_channel(100);
+        let (sender, receiver) = access_log::channel(100);
         let backend = Backend::start(|_| std::future::pending());
         let harness = Harness::with_log(&forward_to(backend.address), Some(sender));
         let mut client = Client::connect(harness.address()).await;
