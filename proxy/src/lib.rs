@@ -14,6 +14,7 @@ pub mod listener;
 pub mod proxy;
 pub mod run;
 pub mod source;
+pub mod stream;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;

@@ -1,7 +1,6 @@
 //! A request on its way to a target.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,12 +16,14 @@ use super::head::{self, Forwarded, Special};
 use super::problem::Failure;
 use super::rewrite;
 use crate::active::{Active, CompiledRoute};
-use crate::upstream::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing, Pick, Upstream};
+use crate::upstream::{
+    AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Outgoing, Pick, Upstream,
+};
 
 /// Where a request goes.
 pub(super) struct Chosen<'a> {
     upstream: &'a Upstream,
-    address: SocketAddr,
+    endpoint: Endpoint,
 }
 
 /// Chooses an upstream of the route, and a target of it.
@@ -41,7 +42,7 @@ pub(super) fn choose<'a>(
     let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
     exchange.targeted(upstream, &target);
     let address = target.address().ok_or(Failure::NoHealthyTarget)?;
-    Ok(Chosen { upstream, address })
+    Ok(Chosen { upstream, endpoint: Endpoint { address, settings: 0 } })
 }
 
 /// The request as it is to be written, and the memory of its headers. `host` is what the client asked for.
@@ -90,17 +91,17 @@ pub(super) fn outgoing(
 /// Sends a request to its target. The answer takes the memory of `headers`.
 pub(super) async fn send(
     exchange: &mut Exchange,
-    Chosen { upstream, address }: Chosen<'_>,
+    Chosen { upstream, endpoint }: Chosen<'_>,
     mut request: Outgoing,
     mut headers: HeaderMap,
 ) -> Result<(response::Parts, AnswerBody), Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
-    let mut pooled = worker.pool.take(address);
+    let mut pooled = worker.pool.take(endpoint);
     loop {
         let reused = pooled.is_some();
         let mut connection = match pooled.take() {
             Some(connection) => connection,
-            None => in_time(exchange, Box::pin(connect(upstream, address, exchange))).await??,
+            None => in_time(exchange, Box::pin(connect(upstream, endpoint, exchange))).await??,
         };
         exchange.attempts = exchange.attempts.saturating_add(1);
         let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
@@ -137,13 +138,13 @@ pub(super) async fn send(
 
 async fn connect(
     upstream: &Upstream,
-    address: SocketAddr,
+    endpoint: Endpoint,
     exchange: &Exchange,
 ) -> Result<Box<Connection>, Failure> {
     let stats = Arc::clone(&exchange.downstream.worker.stats);
-    Connection::open(address, upstream.connect_timeout, stats).await.map_err(|error| {
+    Connection::open(endpoint, upstream.connect_timeout, stats).await.map_err(|error| {
         // Each one would be a line for each request; the flag in the access log and the metrics tell of it.
-        tracing::debug!(upstream = %upstream.name, %address, %error, "cannot connect");
+        tracing::debug!(upstream = %upstream.name, address = %endpoint.address, %error, "cannot connect");
         match error {
             ConnectError::Refused(_) | ConnectError::Timeout => Failure::ConnectFailure,
         }

@@ -1,11 +1,10 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -16,8 +15,10 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_util::io::poll_read_buf;
 
+use super::Endpoint;
 use super::http1::{self, Decoded, Framing, Head, Malformed, RequestFraming};
 use crate::http::body::{RequestBody, RequestBodyError};
+use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
 
 /// A connection to a target, which carries one request after another.
@@ -29,8 +30,8 @@ use crate::telemetry::WorkerStats;
 /// It is not hyper's: with nobody in between there is no channel to send a request through, no other for the answer, and
 /// no third for the body, which took 40 % of the instructions that a request needed.
 pub struct Connection {
-    pub address: SocketAddr,
-    stream: TcpStream,
+    pub endpoint: Endpoint,
+    stream: Stream,
     /// What was read and not taken.
     buffer: BytesMut,
     /// How much to read at once.
@@ -116,18 +117,19 @@ const COPY: usize = 4 << 10;
 
 impl Connection {
     pub async fn open(
-        address: SocketAddr,
+        endpoint: Endpoint,
         timeout: Duration,
         stats: Arc<WorkerStats>,
     ) -> Result<Box<Self>, ConnectError> {
-        let stream = match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
+        let stream = match tokio::time::timeout(timeout, TcpStream::connect(endpoint.address)).await {
             Ok(connected) => connected.map_err(ConnectError::Refused)?,
             Err(_) => return Err(ConnectError::Timeout),
         };
         stream.set_nodelay(true).map_err(ConnectError::Refused)?;
         stats.upstream_connections.add(1);
         let buffer = BytesMut::with_capacity(READ);
-        Ok(Box::new(Self { address, stream, buffer, read_size: READ, answer: Answer::Done, stats }))
+        let stream = Stream::Plain(stream);
+        Ok(Box::new(Self { endpoint, stream, buffer, read_size: READ, answer: Answer::Done, stats }))
     }
 
     /// Sends a request, and waits for the head of its answer, which takes the memory of `headers`. The request's body may
@@ -251,16 +253,7 @@ impl Connection {
         if !matches!(self.answer, Answer::Done) || !self.buffer.is_empty() {
             return false;
         }
-        // Lets go of the task that used it, too.
-        match self.stream.poll_read_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Pending => true,
-            Poll::Ready(Err(_)) => false,
-            // What comes without being asked is the end, or nonsense.
-            Poll::Ready(Ok(())) => {
-                let read = self.stream.try_read(&mut [0]);
-                read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-            }
-        }
+        self.stream.is_quiet()
     }
 
     /// Lets the rest of `request` be written by a task of its own, while the answer is read.
@@ -275,8 +268,7 @@ impl Connection {
             .await;
             if written.is_err() {
                 // Who reads the answer sees the connection end.
-                let connection = writing.borrow();
-                let _ = socket2::SockRef::from(&connection.stream).shutdown(std::net::Shutdown::Both);
+                writing.borrow().stream.abort();
             }
         });
         Shared { connection, task: task.abort_handle() }
@@ -290,7 +282,7 @@ impl Connection {
 /// Reads what has come; 0 bytes are the end.
 #[inline]
 fn fill(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     buffer: &mut BytesMut,
     size: &mut usize,
     stats: &WorkerStats,
@@ -423,7 +415,7 @@ impl Outgoing {
     #[inline]
     fn poll_write(
         &mut self,
-        stream: &mut TcpStream,
+        stream: &mut Stream,
         stats: &WorkerStats,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), RequestBodyError>> {
@@ -435,8 +427,13 @@ impl Outgoing {
             if self.is_flushed() || self.state == Sending::Fresh && self.framing != RequestFraming::None {
                 self.state = Sending::Begun;
                 if self.framing == RequestFraming::None {
-                    self.state = Sending::Done;
+                    self.state = match ready!(Pin::new(&mut *stream).poll_flush(cx)) {
+                        Ok(()) => Sending::Done,
+                        Err(_) => Sending::Broken,
+                    };
                 } else if self.poll_next(cx)?.is_pending() && self.is_flushed() {
+                    // What is left in it goes on when the socket or the body does.
+                    let _ = Pin::new(&mut *stream).poll_flush(cx);
                     return Poll::Pending;
                 }
                 continue;
@@ -514,7 +511,7 @@ impl Outgoing {
         self.framing = RequestFraming::None;
     }
 
-    fn poll_flush(&self, stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_flush(&self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let rest = self.buffer.get(self.written..).unwrap_or_default();
         if self.data.is_empty() && self.tail.is_empty() {
             return Pin::new(stream).poll_write(cx, rest);

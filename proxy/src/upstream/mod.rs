@@ -9,7 +9,7 @@ mod resolve;
 pub use balance::Balancer;
 pub use connection::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing};
 pub use http1::{Head, Malformed};
-pub use pool::Pool;
+pub use pool::{Endpoint, Pool};
 pub use resolve::{Addresses, Resolver};
 
 use std::net::SocketAddr;

@@ -7,10 +7,18 @@ use foldhash::fast::RandomState;
 
 use super::Connection;
 
-/// One worker's idle connections. They belong to an address, so they outlive revisions.
+/// Where a connection leads, and how: what has to be the same for another request to take it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// Which settings of TLS; 0: none.
+    pub settings: u64,
+}
+
+/// One worker's idle connections. They belong to an endpoint, so they outlive revisions.
 #[derive(Default)]
 pub struct Pool {
-    idle: RefCell<HashMap<SocketAddr, Vec<Idle>, RandomState>>,
+    idle: RefCell<HashMap<Endpoint, Vec<Idle>, RandomState>>,
 }
 
 struct Idle {
@@ -18,15 +26,15 @@ struct Idle {
     until: Instant,
 }
 
-/// Most idle connections of one worker to one address; what comes back beyond is closed.
+/// Most idle connections of one worker to one endpoint; what comes back beyond is closed.
 const MAX_IDLE: usize = 1024;
 
 impl Pool {
     /// The connection that came back last, if one is left that the target has not closed.
     #[inline]
-    pub fn take(&self, address: SocketAddr) -> Option<Box<Connection>> {
+    pub fn take(&self, endpoint: Endpoint) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&address)?;
+        let connections = idle.get_mut(&endpoint)?;
         while let Some(Idle { mut connection, .. }) = connections.pop() {
             if connection.is_alive() {
                 return Some(connection);
@@ -42,7 +50,7 @@ impl Pool {
             return;
         }
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(connection.address).or_default();
+        let connections = idle.entry(connection.endpoint).or_default();
         if connections.len() < MAX_IDLE {
             connections.push(Idle { connection, until: now + timeout });
         }
