@@ -129,6 +129,14 @@ impl Downstream {
         }
     }
 
+    /// What was sent can be read in two ways, or what comes behind it is no HTTP: of HTTP/1.1 no more is read.
+    pub fn distrust(&self) {
+        if !self.http2.get() {
+            self.ending.set(true);
+            self.unread.set(true);
+        }
+    }
+
     /// Whether answers must say that the connection ends.
     #[inline]
     pub fn says_close(&self) -> bool {

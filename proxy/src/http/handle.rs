@@ -56,6 +56,9 @@ pub async fn handle(
     let (mut answer, flag) = match answer {
         Ok(answer) => (answer, Flag::None),
         Err(failure) => {
+            if matches!(failure, Failure::BadRequest(_) | Failure::NotImplemented(_)) {
+                exchange.downstream.distrust();
+            }
             let detail = failure.detail();
             let response = problem::response(failure.status(), detail, exchange.request_id());
             (Answer::Own(response), failure.flag())
@@ -100,6 +103,7 @@ async fn decide<'a>(
     if head.method == Method::CONNECT {
         return Err(Failure::NotImplemented("CONNECT is not supported."));
     }
+    head::check(&head, special)?;
     if head::refused_upgrade(&head.headers, special) {
         return Err(Failure::NotImplemented("WebSockets are not supported."));
     }
@@ -108,10 +112,14 @@ async fn decide<'a>(
     if let Some(slash) = slash {
         return redirect_slash(slash, &head);
     }
-    head::to_http1(&mut head).ok_or(Failure::BadRequest("The request's host is not a host name."))?;
+    head::to_http1(&mut head, special)
+        .ok_or(Failure::BadRequest("The request's host is not a host name."))?;
     head::prepare_request(&mut head.headers, special);
     // As the client asked for it; a plugin may change it.
     let host = head.headers.get(header::HOST).cloned();
+    if body.is_end_stream() && head::announces_body(&head.headers, special) {
+        return Err(Failure::BadRequest("The request has less body than it says."));
+    }
     let mut body = incoming(exchange, body)?;
     let chain = serving.chains.get(route.chain as usize);
     if let Some(chain) = chain.filter(|chain| !chain.steps.is_empty()) {

@@ -41,6 +41,8 @@ impl Special {
     const HOSTS: Self = Self(1 << 14);
     /// One of those that the proxy says itself.
     const FORWARDED: Self = Self(1 << 15);
+    const LENGTH: Self = Self(1 << 16);
+    const LENGTHS: Self = Self(1 << 17);
     const HOP_BY_HOP: Self = Self(0b10_1111);
 
     /// What of the above `headers` has.
@@ -58,6 +60,8 @@ impl Special {
         let special = match name.as_str() {
             "host" if self.has(Self::HOST) => Self::HOSTS,
             "host" => Self::HOST,
+            "content-length" if self.has(Self::LENGTH) => Self::LENGTHS,
+            "content-length" => Self::LENGTH,
             "connection" => Self::CONNECTION,
             "keep-alive" => Self::KEEP_ALIVE,
             "proxy-connection" => Self::PROXY_CONNECTION,
@@ -85,12 +89,53 @@ impl Special {
     }
 }
 
+/// Refuses what others on the way may read in another way than the proxy does, beyond what hyper and h2 refuse.
+#[inline]
+pub fn check(head: &request::Parts, special: Special) -> Result<(), Failure> {
+    if special.0 & (Special::TRANSFER_ENCODING.0 | Special::LENGTHS.0) != 0 {
+        check_framing(&head.headers, special)?;
+    }
+    let path = head.uri.path();
+    if path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS) {
+        return Ok(());
+    }
+    // `OPTIONS http://host` has no path (RFC 9112, section 3.2.4); `GET host` has only an authority, and that is for CONNECT.
+    match head.uri.scheme() {
+        Some(_) if path.is_empty() => Ok(()),
+        _ => Err(Failure::BadRequest("The request's target is not a path.")),
+    }
+}
+
+/// hyper takes any codings of which `chunked` is the last, and removes a length beside them; but a target that does not see
+/// the codings takes the body for something else, and what comes before us may end it elsewhere. h2 looks at one length only.
+#[cold]
+fn check_framing(headers: &HeaderMap, special: Special) -> Result<(), Failure> {
+    if special.has(Special::LENGTHS) {
+        return Err(Failure::BadRequest("The request has more than one Content-Length header."));
+    }
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Failure::BadRequest("The request's Transfer-Encoding is not chunked.")),
+    }
+}
+
+/// Whether the head announces a body: one that then does not come would be waited for by the target.
+#[inline]
+pub fn announces_body(headers: &HeaderMap, special: Special) -> bool {
+    special.has(Special::LENGTH)
+        && headers
+            .get(header::CONTENT_LENGTH)
+            .is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0'))
+}
+
 /// Removes what concerns only the connection to the client, and what only the proxy may say. No peer is trusted, so
 /// nothing that the client says of a client before it is kept.
 #[inline]
 pub fn prepare_request(headers: &mut HeaderMap, special: Special) {
-    // Host and cookie need nothing, and many requests have nothing else.
-    if special.0 & !(Special::HOST.0 | Special::COOKIE.0) != 0 {
+    // These need nothing, and many requests have nothing else.
+    if special.0 & !(Special::HOST.0 | Special::COOKIE.0 | Special::LENGTH.0) != 0 {
         clean_request(headers, special);
     }
 }
@@ -206,22 +251,27 @@ pub fn prepare_response(headers: &mut HeaderMap) {
 /// to be told. Where the target names one it counts, else the `Host` header (RFC 9112, section 3.2.2).
 #[inline]
 pub fn host<'a>(head: &'a request::Parts, special: Special) -> Result<Cow<'a, str>, Failure> {
-    let given = match head.uri.authority() {
-        Some(authority) => {
-            // Nobody has business with a password in a target.
-            let text = authority.as_str();
-            text.rsplit_once('@').map_or(text, |(_, host)| host).as_bytes()
-        }
-        None if special.has(Special::HOSTS) => {
-            return Err(Failure::BadRequest("The request has more than one Host header."));
-        }
-        None => match head.headers.get(header::HOST) {
-            Some(host) => host.as_bytes(),
-            None if head.version == Version::HTTP_11 => {
+    // RFC 9112, section 3.2: also where the target names a host.
+    if special.has(Special::HOSTS) {
+        return Err(Failure::BadRequest("The request has more than one Host header."));
+    }
+    let header = head.headers.get(header::HOST);
+    let given = match (head.uri.authority(), header) {
+        (Some(authority), header) => {
+            let authority = authority.as_str().as_bytes();
+            if head.version == Version::HTTP_2 {
+                // RFC 9113, section 8.3.1.
+                if header.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority)) {
+                    return Err(Failure::BadRequest("The Host header and :authority disagree."));
+                }
+            } else if header.is_none() && head.version == Version::HTTP_11 {
                 return Err(Failure::BadRequest("The request has no Host header."));
             }
-            None => b"",
-        },
+            authority
+        }
+        (None, Some(host)) => host.as_bytes(),
+        (None, None) if head.version == Version::HTTP_10 => b"",
+        (None, None) => return Err(Failure::BadRequest("The request has no Host header.")),
     };
     normal_host(given).ok_or(Failure::BadRequest("The request's host is not a host name."))
 }
@@ -230,10 +280,14 @@ pub fn host<'a>(head: &'a request::Parts, special: Special) -> Result<Cow<'a, st
 #[inline]
 fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
     let mut upper = false;
+    let mut colons = 0;
+    let mut brackets = 0;
     for byte in given {
         match byte {
-            b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_' | b':' | b'[' | b']' => {}
+            b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_' => {}
             b'A'..=b'Z' => upper = true,
+            b':' => colons += 1,
+            b'[' | b']' => brackets += 1,
             // The rest of RFC 3986's reg-name.
             b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => {}
             _ => return None,
@@ -244,18 +298,24 @@ fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
     if port.is_some_and(|port| !port.bytes().all(|b| b.is_ascii_digit())) {
         return None;
     }
+    let is_literal = || brackets == 2 && host.starts_with('[') && host.ends_with(']');
+    if (brackets > 0 || colons > 1) && !is_literal() {
+        return None;
+    }
     let host = host.strip_suffix('.').unwrap_or(host);
     Some(if upper { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) })
 }
 
 /// Makes the head one that an HTTP/1.1 target understands: the target is a path, and the host a header.
 #[inline]
-pub fn to_http1(head: &mut request::Parts) -> Option<()> {
+pub fn to_http1(head: &mut request::Parts, special: Special) -> Option<()> {
     head.version = Version::HTTP_11;
+    if head.uri.authority().is_none() && !special.has(Special::HOST) {
+        // RFC 9112, section 3.2: HTTP/1.0 needs none.
+        head.headers.insert(header::HOST, HeaderValue::from_static(""));
+    }
     if let Some(authority) = head.uri.authority() {
-        let text = authority.as_str();
-        let host = text.rsplit_once('@').map_or(text, |(_, host)| host);
-        let host = HeaderValue::from_str(host).ok()?;
+        let host = HeaderValue::from_str(authority.as_str()).ok()?;
         head.headers.insert(header::HOST, host);
         head.uri = match head.uri.path_and_query() {
             Some(target) if head.method != Method::OPTIONS || target != "/" => Uri::from(target.clone()),
@@ -381,6 +441,11 @@ mod tests {
             ("a/b", None),
             ("a@b", None),
             ("a:b", None),
+            ("a:80:80", None),
+            ("[a", None),
+            ("a]", None),
+            ("[a]b]", None),
+            ("[[a]]", None),
             ("\u{e4}.example", None),
         ] {
             assert_eq!(normal_host(given.as_bytes()).as_deref(), expected, "{given}");
@@ -392,6 +457,8 @@ mod tests {
     fn the_target_names_the_host_before_the_header_does() {
         let head = parts(|b| b.uri("http://Target.example:81/x").header("host", "other.example"));
         assert_eq!(host(&head, Special::of(&head.headers)).unwrap(), "target.example");
+        let head = parts(|b| b.uri("http://user@target.example/x").header("host", "target.example"));
+        assert!(host(&head, Special::of(&head.headers)).is_err());
         let head = parts(|b| b.uri("/x").header("host", "Host.example"));
         assert_eq!(host(&head, Special::of(&head.headers)).unwrap(), "host.example");
     }
@@ -514,12 +581,14 @@ mod tests {
             ("OPTIONS", "http://a.example:81", "*"),
         ] {
             let mut head = parts(|b| b.method(method).uri(uri).header("host", "b"));
-            to_http1(&mut head).unwrap();
+            let special = Special::of(&head.headers);
+            to_http1(&mut head, special).unwrap();
             assert_eq!(head.uri.to_string(), expected);
             assert_eq!(head.headers["host"], "a.example:81");
         }
         let mut head = parts(|b| b.uri("/x").header("host", "b"));
-        to_http1(&mut head).unwrap();
+        let special = Special::of(&head.headers);
+        to_http1(&mut head, special).unwrap();
         assert_eq!(
             (head.uri.to_string().as_str(), &head.headers["host"]),
             ("/x", &HeaderValue::from_static("b"))

@@ -10,5 +10,7 @@ mod harness;
 mod limits;
 mod process;
 mod revisions;
+mod smuggling;
 mod telling;
 mod upstreams;
+mod wire;
