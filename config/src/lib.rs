@@ -11,6 +11,7 @@
 
 #![warn(missing_docs)]
 
+mod breaker;
 mod consumer;
 mod digest;
 pub mod document;
@@ -20,6 +21,7 @@ mod listener;
 mod plugin;
 mod relations;
 mod resource;
+mod retry;
 mod route;
 pub mod router;
 mod secret;
@@ -29,6 +31,7 @@ mod upstream;
 mod values;
 pub mod wire;
 
+pub use breaker::{CircuitBreaker, CircuitBreakerSpec, ErrorRate, UpstreamLimits};
 pub use consumer::{Consumer, ConsumerSpec, CredentialSpec, KeyAuthSpec, KeyCredential};
 pub use digest::{Digest, Fingerprint};
 pub use error::{Errors, FieldError};
@@ -37,9 +40,10 @@ pub use listener::{Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec}
 pub use plugin::{Plugin, PluginCatalog, PluginSpec};
 pub use relations::{Problem, Relations};
 pub use resource::{Body, Resource};
+pub use retry::{Retry, RetryOn, RetrySet, RetrySpec};
 pub use route::{
-    Action, Forward, HeaderMatch, HostMatch, PathMatch, PathRewrite, PathSpec, PrefixPath, QueryMatch,
-    Redirect, Respond, Rewrite, Route, RouteMatch, RouteSpec, ValueMatch, WeightedUpstream,
+    Action, Forward, HeaderMatch, HostMatch, Mirror, PathMatch, PathRewrite, PathSpec, PrefixPath,
+    QueryMatch, Redirect, Respond, Rewrite, Route, RouteMatch, RouteSpec, ValueMatch, WeightedUpstream,
 };
 pub use router::RouteIndex;
 pub use secret::{REDACTED, Secret, SecretSpec, sha256};

@@ -205,6 +205,10 @@ impl Resource {
                         let field = format!("forward.upstreams[{i}].name");
                         (ResourceKey::new(Kind::Upstream, name.clone()), field)
                     }));
+                    references.extend(forward.mirror.iter().map(|mirror| {
+                        let key = ResourceKey::new(Kind::Upstream, mirror.upstream.clone());
+                        (key, "forward.mirror.upstream".to_owned())
+                    }));
                 }
                 references
             }

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Errors, FieldError};
 use crate::key::Name;
 use crate::plugin::enabled;
+use crate::retry::{Retry, RetrySpec};
 use crate::router::template::Template;
-use crate::values::HumanDuration;
+use crate::values::{HumanDuration, millionths};
 
 /// A route as people write it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -139,6 +140,28 @@ pub struct ForwardSpec {
     /// For the whole request, from its head to the last byte of the answer; default 30s; `0s`: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<HumanDuration>,
+    /// How long nothing may move in either direction once the request was sent on; default 5m; `0s`: any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<HumanDuration>,
+    /// When it is sent once more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetrySpec>,
+    /// Sends a copy to another upstream, whose answer nobody sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorSpec>,
+}
+
+/// Sends copies of requests to another upstream, whose answers nobody sees. They have the header `x-mirrored-by`. A
+/// request whose body is larger than 1 MiB is not copied.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MirrorSpec {
+    /// The upstream.
+    pub upstream: String,
+    /// Of how many requests in a hundred, 0 to 100; default 100.
+    #[schemars(range(min = 0, max = 100), example = 100)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<f64>,
 }
 
 /// An upstream and its share.
@@ -346,6 +369,21 @@ pub struct Forward {
     pub rewrite: Rewrite,
     /// For the whole request; `None`: none.
     pub timeout: Option<Duration>,
+    /// How long nothing may move; `None`: any time.
+    pub idle_timeout: Option<Duration>,
+    /// When it is sent once more.
+    pub retry: Option<Box<Retry>>,
+    /// Where copies go.
+    pub mirror: Option<Mirror>,
+}
+
+/// Where copies of requests go.
+#[derive(Debug, Clone)]
+pub struct Mirror {
+    /// The upstream.
+    pub upstream: Name,
+    /// Of how many requests in a million.
+    pub millionths: u32,
 }
 
 /// An upstream and its share.
@@ -398,7 +436,7 @@ pub struct Redirect {
 }
 
 /// Answers itself.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Respond {
     /// The status.
     pub status: StatusCode,
@@ -416,6 +454,8 @@ const MAX_BODY: usize = 64 << 10;
 /// Compiled size of one regular expression; the crate's default is 10 MiB.
 const MAX_REGEX: usize = 1 << 20;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Envoy's.
+const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl RouteSpec {
     pub(crate) fn parse(&self, name: &Name) -> Result<Route, Vec<FieldError>> {
@@ -432,7 +472,7 @@ impl RouteSpec {
         let action = match (&self.forward, &self.redirect, &self.respond) {
             (Some(forward), None, None) => Some(Action::Forward(forward.parse(has_prefix, &mut errors))),
             (None, Some(redirect), None) => Some(Action::Redirect(redirect.parse(has_prefix, &mut errors))),
-            (None, None, Some(respond)) => Some(Action::Respond(respond.parse(&mut errors))),
+            (None, None, Some(respond)) => Some(Action::Respond(respond.parse("respond", &mut errors))),
             _ => {
                 errors.push("", "needs exactly one of forward, redirect and respond");
                 None
@@ -597,6 +637,7 @@ impl ForwardSpec {
             errors.push("forward.upstreams", format_args!("has {len} entries; at most {MAX_MATCHES}"));
         }
         let timeout = self.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.0);
+        let idle_timeout = self.idle_timeout.map_or(DEFAULT_IDLE_TIMEOUT, |timeout| timeout.0);
         Forward {
             upstreams: upstreams.into(),
             idle: idle.into(),
@@ -606,6 +647,9 @@ impl ForwardSpec {
                 .map(|rewrite| rewrite.parse(has_prefix, errors))
                 .unwrap_or_default(),
             timeout: (!timeout.is_zero()).then_some(timeout),
+            idle_timeout: (!idle_timeout.is_zero()).then_some(idle_timeout),
+            retry: self.retry.as_ref().map(|retry| Box::new(retry.parse("forward.retry", errors))),
+            mirror: self.mirror.as_ref().and_then(|mirror| mirror.parse("forward.mirror", errors)),
         }
     }
 }
@@ -621,6 +665,22 @@ impl Forward {
                 None => active.next().map(|upstream| &upstream.name),
             }
         })
+    }
+}
+
+impl MirrorSpec {
+    fn parse(&self, field: &str, errors: &mut Errors) -> Option<Mirror> {
+        let millionths = millionths(self.percent.unwrap_or(100.0) / 100.0);
+        if millionths.is_none() {
+            errors.push(format_args!("{field}.percent"), "must be from 0 to 100");
+        }
+        match self.upstream.parse() {
+            Ok(upstream) => Some(Mirror { upstream, millionths: millionths? }),
+            Err(message) => {
+                errors.push(format_args!("{field}.upstream"), message);
+                None
+            }
+        }
     }
 }
 
@@ -698,21 +758,24 @@ impl RedirectSpec {
 }
 
 impl RespondSpec {
-    fn parse(&self, errors: &mut Errors) -> Respond {
+    pub(crate) fn parse(&self, at: &str, errors: &mut Errors) -> Respond {
         let status = self.status.unwrap_or(200);
         if !(200..600).contains(&status) {
-            errors.push("respond.status", "must be from 200 to 599");
+            errors.push(format_args!("{at}.status"), "must be from 200 to 599");
         }
         let body = self.body.clone().unwrap_or_default();
         if body.len() > MAX_BODY {
-            errors.push("respond.body", format_args!("has {} bytes; at most {MAX_BODY}", body.len()));
+            errors.push(
+                format_args!("{at}.body"),
+                format_args!("has {} bytes; at most {MAX_BODY}", body.len()),
+            );
         }
         if matches!(status, 204 | 205 | 304) && !body.is_empty() {
-            errors.push("respond.body", format_args!("cannot be sent with status {status}"));
+            errors.push(format_args!("{at}.body"), format_args!("cannot be sent with status {status}"));
         }
         let mut headers = Vec::with_capacity(self.headers.len() + 1);
         for (name, value) in &self.headers {
-            let field = format!("respond.headers.{name}");
+            let field = format!("{at}.headers.{name}");
             match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
                 (Ok(name), _) if is_framing(&name) => errors.push(field, "is set by the proxy"),
                 (Ok(name), Ok(value)) => headers.push((name, value)),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::breaker::{CircuitBreaker, CircuitBreakerSpec};
 use crate::error::{Errors, FieldError};
 use crate::route::is_port;
 use crate::values::HumanDuration;
@@ -32,6 +33,9 @@ pub struct UpstreamSpec {
     /// How a target is picked.
     #[serde(default, skip_serializing_if = "is_default")]
     pub load_balancing: LoadBalancingSpec,
+    /// How much it may be given, and when it gets nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<CircuitBreakerSpec>,
     /// For a connection to be made; default 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<HumanDuration>,
@@ -89,6 +93,8 @@ pub struct Upstream {
     pub targets: Box<[Target]>,
     /// How a target is picked.
     pub load_balancing: LoadBalancing,
+    /// How much it may be given, and when it gets nothing.
+    pub circuit_breaker: CircuitBreaker,
     /// For a connection to be made.
     pub connect_timeout: Duration,
     /// How long an idle connection is kept.
@@ -146,6 +152,8 @@ impl UpstreamSpec {
                 targets.push(Target { host: host.into(), port, weight });
             }
         }
+        let circuit_breaker = self.circuit_breaker.as_ref();
+        let circuit_breaker = circuit_breaker.map(|spec| spec.parse("circuit_breaker", &mut errors));
         let mut timeout = |field: &str, value: Option<HumanDuration>, default: Duration| {
             let value = value.map_or(default, |value| value.0);
             if value < Duration::from_millis(1) || value > Duration::from_secs(3600) {
@@ -156,6 +164,7 @@ impl UpstreamSpec {
         let upstream = Upstream {
             targets: targets.into(),
             load_balancing: self.load_balancing.policy,
+            circuit_breaker: circuit_breaker.unwrap_or_default(),
             connect_timeout: timeout("connect_timeout", self.connect_timeout, Duration::from_secs(1)),
             idle_timeout: timeout("idle_timeout", self.idle_timeout, Duration::from_secs(60)),
         };

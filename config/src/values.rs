@@ -178,6 +178,11 @@ impl JsonSchema for ByteSize {
     }
 }
 
+/// A share from 0 to 1 in millionths, so that it can be compared and hashed; `None`: it is not one.
+pub(crate) fn millionths(share: f64) -> Option<u32> {
+    (0.0..=1.0).contains(&share).then(|| (share * 1e6).round() as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -89,7 +89,10 @@ fn a_reference_to_nothing_is_named_with_its_field() {
         Kind::Route,
         &json!({
             "name": "r", "listeners": ["http"], "plugins": ["p", "q"],
-            "forward": {"upstreams": [{"name": "z", "weight": 0}, {"name": "a"}, {"name": "b"}]},
+            "forward": {
+                "upstreams": [{"name": "z", "weight": 0}, {"name": "a"}, {"name": "b"}],
+                "mirror": {"upstream": "shadow"},
+            },
         }),
     );
     assert_eq!(
@@ -100,6 +103,7 @@ fn a_reference_to_nothing_is_named_with_its_field() {
             "route/r listeners[0]: listener \"http\" does not exist",
             "route/r forward.upstreams[0].name: upstream \"z\" does not exist",
             "route/r forward.upstreams[2].name: upstream \"b\" does not exist",
+            "route/r forward.mirror.upstream: upstream \"shadow\" does not exist",
         ]
     );
     assert_eq!(

@@ -40,6 +40,11 @@ pub struct CompiledRoute {
     pub upstreams: Box<[(u32, u32)]>,
     /// Slot of the plugin chain.
     pub chain: u32,
+    /// Slot of the upstream that gets copies, and of how many requests in a million.
+    mirror: Option<(u32, u32)>,
+    /// How long nothing may move, where that is less than the whole may take.
+    pub idle_timeout: Option<Duration>,
+    guarded: bool,
     pub stats: Arc<RouteStats>,
 }
 
@@ -108,10 +113,34 @@ impl CompiledRoute {
     pub fn new(
         resource: Arc<Resource>,
         upstreams: Box<[(u32, u32)]>,
+        mirror: Option<u32>,
         chain: u32,
         stats: Arc<RouteStats>,
     ) -> Option<Self> {
-        matches!(resource.body(), Body::Route(_)).then_some(Self { resource, upstreams, chain, stats })
+        let Body::Route(route) = resource.body() else { return None };
+        let forward = match &route.action {
+            Action::Forward(forward) => Some(forward),
+            Action::Redirect(_) | Action::Respond(_) => None,
+        };
+        let idle_timeout = forward.and_then(|forward| {
+            forward.idle_timeout.filter(|idle| forward.timeout.is_none_or(|timeout| *idle < timeout))
+        });
+        let share = forward.and_then(|forward| forward.mirror.as_ref()).map_or(0, |mirror| mirror.millionths);
+        let mirror = mirror.filter(|_| share > 0).map(|slot| (slot, share));
+        let guarded = mirror.is_some() || forward.is_some_and(|forward| forward.retry.is_some());
+        Some(Self { resource, upstreams, chain, mirror, idle_timeout, guarded, stats })
+    }
+
+    /// Whether it asks for more than that requests are sent on.
+    #[inline]
+    pub fn is_guarded(&self) -> bool {
+        self.guarded
+    }
+
+    /// The slot of the upstream that gets a copy of a request, if this one is copied; `draw` draws a number below another.
+    pub fn mirror(&self, draw: impl FnOnce(u32) -> u32) -> Option<u32> {
+        let (slot, share) = self.mirror?;
+        (share >= 1_000_000 || draw(1_000_000) < share).then_some(slot)
     }
 
     pub fn route(&self) -> &Route {

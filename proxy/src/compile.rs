@@ -261,6 +261,17 @@ impl Compiled {
                 }
             }
         }
+        let mirror = match &route.action {
+            Action::Forward(forward) => forward.mirror.as_ref(),
+            Action::Redirect(_) | Action::Respond(_) => None,
+        };
+        let mirror = mirror.and_then(|mirror| {
+            let slot = self.upstreams.numbers.get(&mirror.upstream).copied();
+            if slot.is_none() {
+                rejected.push(missing(key, "forward.mirror.upstream", Kind::Upstream, &mirror.upstream));
+            }
+            slot
+        });
         let stats = match self.route_stats.get(&key.name) {
             Some(stats) => Arc::clone(stats),
             None => {
@@ -272,7 +283,9 @@ impl Compiled {
                 stats
             }
         };
-        if let Some(compiled) = CompiledRoute::new(Arc::clone(resource), upstreams.into(), chain, stats) {
+        if let Some(compiled) =
+            CompiledRoute::new(Arc::clone(resource), upstreams.into(), mirror, chain, stats)
+        {
             self.active.routes.insert(route, Arc::new(compiled));
         }
     }

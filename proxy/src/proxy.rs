@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use signalbox_config::{Body, Kind, Name, ResourceKey, Snapshot};
 use signalbox_plugins::States;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{error, info};
 
@@ -92,6 +92,7 @@ impl Proxy {
             unrouted: Arc::new(RouteStats { name: "".into(), requests: Cells::new(settings.workers) }),
             epoch: Instant::now(),
             log: settings.access_log,
+            connections_wanted: (0..settings.workers).map(|_| Notify::new()).collect(),
         });
         let mut workers = Vec::new();
         let mut threads = Vec::new();

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 use slab::Slab;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::warn;
 
 use crate::active::{Active, ActiveListener, RouteStats};
@@ -31,6 +31,8 @@ pub struct Shared {
     /// A moment before all requests.
     pub epoch: Instant,
     pub log: Option<access_log::Sender>,
+    /// One for each worker: it is asked to give up idle connections that others wait for.
+    pub connections_wanted: Box<[Notify]>,
 }
 
 /// What only one thread ever sees.
@@ -48,6 +50,8 @@ pub struct Worker {
     pub buffers: RefCell<Vec<Vec<u8>>>,
     /// Of the request that has just begun on the HTTP/2 stream that is polled now, for who runs the stream.
     pub stream_deadline: RefCell<Option<Rc<Deadline>>>,
+    /// Copies of requests for mirrors that are under way.
+    pub mirrors: Cell<u32>,
     connections: RefCell<Slab<Rc<Downstream>>>,
     active: RefCell<Cache<Arc<ArcSwap<Active>>, Arc<Active>>>,
     serving: RefCell<Rc<Serving>>,
@@ -110,6 +114,7 @@ impl Worker {
             log: shared.log.clone().map(Log::new),
             scratch: RefCell::default(),
             stream_deadline: RefCell::default(),
+            mirrors: Cell::new(0),
             buffers: RefCell::default(),
             connections: RefCell::default(),
             active: RefCell::new(Cache::new(Arc::clone(&shared.active))),
@@ -134,6 +139,7 @@ impl Worker {
     async fn serve(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
         tokio::task::spawn_local(Rc::clone(&self.deadlines).run());
         tokio::task::spawn_local(Rc::clone(&self).sweep());
+        tokio::task::spawn_local(Rc::clone(&self).give_up_wanted());
         if let Some(log) = &self.log {
             tokio::task::spawn_local(log.flusher(Arc::clone(&self.stats)));
         }
@@ -242,6 +248,22 @@ impl Worker {
             if which(connection) {
                 connection.end_soon(at);
             }
+        }
+    }
+
+    /// Has the other workers close idle connections of upstreams that have as many as they may.
+    pub fn ask_for_connections(&self) {
+        for (index, wanted) in self.shared.connections_wanted.iter().enumerate() {
+            if index != self.index {
+                wanted.notify_one();
+            }
+        }
+    }
+
+    async fn give_up_wanted(self: Rc<Self>) {
+        while let Some(wanted) = self.shared.connections_wanted.get(self.index) {
+            wanted.notified().await;
+            self.pool.give_up_one(|load| load.is_awaited());
         }
     }
 

@@ -655,6 +655,13 @@ export interface components {
         };
         /** @description What happened to a resource. */
         ChangeAction: "created" | "updated" | "deleted";
+        /** @description What keeps an upstream that is in trouble from taking others along. */
+        CircuitBreakerSpec: {
+            /** @description Send nothing for a while when too much goes wrong. */
+            error_rate?: components["schemas"]["ErrorRateSpec"] | null;
+            /** @description How much may be under way at once, over all workers of a proxy. */
+            limits?: components["schemas"]["UpstreamLimitsSpec"] | null;
+        };
         /** @description A consumer as it is read: its specification without secrets, and its meta. */
         Consumer: {
             /** @description What it proves itself with. */
@@ -732,6 +739,36 @@ export interface components {
          * @example 5m
          */
         Duration: string;
+        /**
+         * @description Opens, so that nothing is sent, when too many requests fail: without an answer, with a status of 500 and above, or
+         *     later than `timeout`. After a while a few requests are let through; if they succeed it closes.
+         */
+        ErrorRateSpec: {
+            /** @description What is answered while it is open; absent: 503. */
+            fallback?: components["schemas"]["RespondSpec"] | null;
+            /**
+             * Format: uint32
+             * @description How many requests there must have been in `window`; default 20. As many failures in a row open it at once,
+             *     whatever came before.
+             * @example 20
+             */
+            min_requests?: number | null;
+            /** @description How long it stays open before requests are let through to try, 10ms to 1h; default 5s. */
+            open_for?: components["schemas"]["Duration"] | null;
+            /**
+             * Format: double
+             * @description It opens when this share of the requests in `window` failed, 0.01 to 1; default 0.5.
+             * @example 0.5
+             */
+            threshold?: number | null;
+            /**
+             * @description How long an answer may take to begin; a request that takes longer is broken off and has failed. Absent: as long as
+             *     the request may take.
+             */
+            timeout?: components["schemas"]["Duration"] | null;
+            /** @description How far back is counted, 100ms to 10m; default 10s. */
+            window?: components["schemas"]["Duration"] | null;
+        };
         /** @description What becomes of a request. */
         Explained: {
             /** @description What the route does; null: no route takes it, and it is answered 404. */
@@ -795,6 +832,12 @@ export interface components {
         };
         /** @description Sends the request to an upstream. */
         ForwardSpec: {
+            /** @description How long nothing may move in either direction once the request was sent on; default 5m; `0s`: any time. */
+            idle_timeout?: components["schemas"]["Duration"] | null;
+            /** @description Sends a copy to another upstream, whose answer nobody sees. */
+            mirror?: components["schemas"]["MirrorSpec"] | null;
+            /** @description When it is sent once more. */
+            retry?: components["schemas"]["RetrySpec"] | null;
             /** @description What is changed on the way. */
             rewrite?: components["schemas"]["RewriteSpec"] | null;
             /** @description For the whole request, from its head to the last byte of the answer; default 30s; `0s`: none. */
@@ -921,6 +964,20 @@ export interface components {
             updated_by: string;
             /** @description Its content hash; quoted it is the ETag. */
             version: string;
+        };
+        /**
+         * @description Sends copies of requests to another upstream, whose answers nobody sees. They have the header `x-mirrored-by`. A
+         *     request whose body is larger than 1 MiB is not copied.
+         */
+        MirrorSpec: {
+            /**
+             * Format: double
+             * @description Of how many requests in a hundred, 0 to 100; default 100.
+             * @example 100
+             */
+            percent?: number | null;
+            /** @description The upstream. */
+            upstream: string;
         };
         /** @description A token to be made. */
         NewToken: {
@@ -1226,6 +1283,33 @@ export interface components {
              */
             status?: number | null;
         };
+        /** @description After what a request is sent once more. */
+        RetryOn: "connect-failure" | "reset" | "5xx" | "gateway-error" | "retriable-4xx" | "cancelled" | "deadline-exceeded" | "internal" | "resource-exhausted" | "unavailable";
+        /** @description When a request is sent once more, as people write it. */
+        RetrySpec: {
+            /**
+             * Format: uint32
+             * @description How often it is sent again at most, 1 to 10; default 1.
+             * @example 1
+             */
+            attempts?: number | null;
+            /**
+             * Format: double
+             * @description Which share of the requests that run may be retries, 0 to 1, counted over the upstream's requests of routes that
+             *     retry; three at once always may; default 0.2.
+             * @example 0.2
+             */
+            budget?: number | null;
+            /**
+             * @description Methods that may be sent again when the target may have seen the request; default: the idempotent ones. A gRPC
+             *     call whose status `on` names is sent again whatever its method.
+             */
+            methods?: string[] | null;
+            /** @description After what; default `[connect-failure, reset, gateway-error]`. */
+            on?: components["schemas"]["RetryOn"][] | null;
+            /** @description How long one attempt may take until its answer begins; absent: as long as the request may. */
+            per_try_timeout?: components["schemas"]["Duration"] | null;
+        };
         /** @description What a write did, or would do. */
         Revised: {
             /** @description One for each resource that differs, by kind and name. */
@@ -1525,6 +1609,8 @@ export interface components {
         };
         /** @description A upstream as it is read: its specification without secrets, and its meta. */
         Upstream: {
+            /** @description How much it may be given, and when it gets nothing. */
+            circuit_breaker?: components["schemas"]["CircuitBreakerSpec"] | null;
             /** @description For a connection to be made; default 1s. */
             connect_timeout?: components["schemas"]["Duration"] | null;
             /** @description For people. */
@@ -1547,6 +1633,26 @@ export interface components {
             /** @description Where requests go; an upstream without targets answers 503. */
             targets: components["schemas"]["TargetSpec"][];
         };
+        /** @description How much may be under way at once, over all workers of a proxy. What is beyond is answered with 503. */
+        UpstreamLimitsSpec: {
+            /**
+             * Format: uint32
+             * @description Connections to its targets, idle ones included; absent: any number.
+             */
+            connections?: number | null;
+            /**
+             * Format: uint32
+             * @description Requests that wait for a connection when there are as many as there may be, each for at most `connect_timeout`;
+             *     default 1024; 0: none waits.
+             * @example 1024
+             */
+            pending?: number | null;
+            /**
+             * Format: uint32
+             * @description Requests; absent: any number.
+             */
+            requests?: number | null;
+        };
         /** @description What an upstream's targets speak. */
         UpstreamProtocol: "http1";
         /** @description An upstream of a route. */
@@ -1565,6 +1671,8 @@ export interface components {
         };
         /** @description An upstream as people write it. */
         UpstreamSpec: {
+            /** @description How much it may be given, and when it gets nothing. */
+            circuit_breaker?: components["schemas"]["CircuitBreakerSpec"] | null;
             /** @description For a connection to be made; default 1s. */
             connect_timeout?: components["schemas"]["Duration"] | null;
             /** @description For people. */

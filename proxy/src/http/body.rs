@@ -5,11 +5,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Idle};
 use crate::telemetry::Flag;
 use crate::upstream::AnswerBody;
 
@@ -19,6 +20,11 @@ pub enum RequestBody {
     Empty,
     /// What a plugin wanted to see whole.
     Whole(Option<Bytes>),
+    /// The same, when it may be sent again.
+    Replay {
+        bytes: Bytes,
+        next: Option<Bytes>,
+    },
     Stream(Box<Stream>),
 }
 
@@ -29,6 +35,36 @@ pub struct Stream {
     /// Bytes that may still come; `u64::MAX`: any number.
     left: u64,
     progress: Rc<Progress>,
+    /// Told of what comes.
+    idle: Option<Rc<Idle>>,
+    /// For sending it again.
+    kept: Option<Kept>,
+    /// For sending a copy elsewhere.
+    copy: Option<Copy>,
+}
+
+/// What has passed of a body, up to a cap.
+#[derive(Debug)]
+struct Kept {
+    cap: usize,
+    size: usize,
+    parts: Vec<Bytes>,
+    trailers: Option<HeaderMap>,
+    /// How many of the parts have passed again.
+    replayed: usize,
+    /// The client has sent all.
+    ended: bool,
+    /// It was larger than the cap.
+    lost: bool,
+}
+
+/// A copy of a body that is made while it passes, and what becomes of it.
+struct Copy {
+    parts: Vec<Bytes>,
+    size: usize,
+    cap: usize,
+    /// Called with the whole; dropped when it is larger than the cap, or the client breaks off.
+    done: Box<dyn FnOnce(Bytes)>,
 }
 
 /// How far a request's body has come, for those who no longer have it in their hands.
@@ -63,17 +99,163 @@ pub enum RequestBodyError {
 
 impl RequestBody {
     /// Streams `incoming`, up to `limit` bytes of it.
-    pub fn stream(incoming: Incoming, limit: Option<u64>, progress: Rc<Progress>) -> Self {
-        Self::Stream(Box::new(Stream { incoming, left: limit.unwrap_or(u64::MAX), progress }))
+    pub fn stream(
+        incoming: Incoming,
+        limit: Option<u64>,
+        progress: Rc<Progress>,
+        idle: Option<Rc<Idle>>,
+    ) -> Self {
+        let left = limit.unwrap_or(u64::MAX);
+        Self::Stream(Box::new(Stream { incoming, left, progress, idle, kept: None, copy: None }))
     }
 
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Empty | Self::Whole(None))
     }
+
+    /// Keeps up to `cap` bytes of it while they pass, so that it can be sent again.
+    pub fn keep(&mut self, cap: usize) {
+        match self {
+            Self::Empty | Self::Replay { .. } => {}
+            Self::Whole(bytes) => {
+                let bytes = bytes.take().unwrap_or_default();
+                *self = Self::Replay { next: Some(bytes.clone()), bytes };
+            }
+            Self::Stream(stream) => {
+                if stream.incoming.size_hint().lower() <= cap as u64 {
+                    stream.kept = Some(Kept {
+                        cap,
+                        size: 0,
+                        parts: Vec::new(),
+                        trailers: None,
+                        replayed: 0,
+                        ended: false,
+                        lost: false,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Lets what has passed pass again. `false`: it was not kept.
+    pub fn rewind(&mut self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Whole(_) => false,
+            Self::Replay { bytes, next } => {
+                *next = Some(bytes.clone());
+                true
+            }
+            Self::Stream(stream) => match &mut stream.kept {
+                Some(kept) if !kept.lost => {
+                    kept.replayed = 0;
+                    true
+                }
+                _ => false,
+            },
+        }
+    }
+
+    /// Calls `done` with a copy of it, when all of it has passed and it is not larger than `cap`.
+    pub fn copy(&mut self, cap: usize, done: impl FnOnce(Bytes) + 'static) {
+        match self {
+            Self::Empty | Self::Whole(None) => done(Bytes::new()),
+            Self::Whole(Some(bytes)) | Self::Replay { bytes, .. } => {
+                if bytes.len() <= cap {
+                    done(bytes.clone());
+                }
+            }
+            Self::Stream(stream) => {
+                if stream.incoming.size_hint().lower() <= cap as u64 {
+                    stream.copy = Some(Copy { parts: Vec::new(), size: 0, cap, done: Box::new(done) });
+                }
+            }
+        }
+    }
+}
+
+impl Kept {
+    /// Notes what passes.
+    fn note(&mut self, frame: Option<&Frame<Bytes>>) {
+        match frame {
+            None => self.ended = true,
+            Some(frame) => {
+                if let Some(data) = frame.data_ref() {
+                    self.size += data.len();
+                    if self.size > self.cap {
+                        self.lost = true;
+                        self.parts = Vec::new();
+                    } else if !self.lost {
+                        self.parts.push(data.clone());
+                    }
+                } else {
+                    self.trailers = frame.trailers_ref().cloned();
+                }
+            }
+        }
+        self.replayed = self.parts.len() + usize::from(self.trailers.is_some());
+    }
+
+    /// What passes again.
+    fn replay(&mut self) -> Option<Frame<Bytes>> {
+        let index = self.replayed;
+        let frame = match self.parts.get(index) {
+            Some(part) => Frame::data(part.clone()),
+            None if index == self.parts.len() => Frame::trailers(self.trailers.clone()?),
+            None => return None,
+        };
+        self.replayed += 1;
+        Some(frame)
+    }
+
+    /// Whether nothing is to pass again.
+    fn is_replayed(&self) -> bool {
+        self.replayed >= self.parts.len() + usize::from(self.trailers.is_some())
+    }
+}
+
+impl Copy {
+    /// Notes what passes. `None`: it is too large.
+    fn note(mut self, data: &Bytes) -> Option<Self> {
+        self.size += data.len();
+        self.parts.push(data.clone());
+        (self.size <= self.cap).then_some(self)
+    }
+
+    fn finish(self) {
+        (self.done)(joined(self.parts));
+    }
+}
+
+impl std::fmt::Debug for Copy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Copy").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+/// Parts of a body in one piece.
+pub fn joined(mut parts: Vec<Bytes>) -> Bytes {
+    match parts.as_mut_slice() {
+        [] => Bytes::new(),
+        [only] => std::mem::take(only),
+        several => {
+            let mut whole = BytesMut::with_capacity(several.iter().map(Bytes::len).sum());
+            several.iter().for_each(|part| whole.extend_from_slice(part));
+            whole.freeze()
+        }
+    }
 }
 
 impl Stream {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        if let Some(kept) = &mut self.kept {
+            if let Some(frame) = kept.replay() {
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            if kept.ended {
+                return Poll::Ready(None);
+            }
+        }
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Pending => {
                 if self.progress.state.get() == State::Untouched {
@@ -83,9 +265,13 @@ impl Stream {
             }
             Poll::Ready(frame) => frame,
         };
+        if let Some(idle) = &self.idle {
+            idle.moved();
+        }
         let result = match frame {
             None => {
                 self.progress.state.set(State::Done);
+                self.passed(None);
                 None
             }
             Some(Err(error)) => {
@@ -102,11 +288,43 @@ impl Stream {
                     self.left -= size;
                     let done = self.incoming.is_end_stream();
                     self.progress.state.set(if done { State::Done } else { State::Streaming });
+                    self.passed(Some(&frame));
+                    if done {
+                        self.passed(None);
+                    }
                     Some(Ok(frame))
                 }
             }
         };
         Poll::Ready(result)
+    }
+
+    /// `None`: all of it has passed.
+    #[inline]
+    fn passed(&mut self, frame: Option<&Frame<Bytes>>) {
+        if let Some(kept) = &mut self.kept {
+            kept.note(frame);
+        }
+        if self.copy.is_some() {
+            self.copy = match (self.copy.take(), frame) {
+                (Some(copy), Some(frame)) => match frame.data_ref() {
+                    Some(data) => copy.note(data),
+                    None => Some(copy),
+                },
+                (Some(copy), None) => {
+                    copy.finish();
+                    None
+                }
+                (None, _) => None,
+            };
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        match &self.kept {
+            Some(kept) => kept.is_replayed() && (kept.ended || self.incoming.is_end_stream()),
+            None => self.incoming.is_end_stream(),
+        }
     }
 }
 
@@ -120,7 +338,9 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Whole(bytes) | Self::Replay { next: bytes, .. } => {
+                Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+            }
             Self::Stream(stream) => stream.poll(cx),
         }
     }
@@ -129,7 +349,8 @@ impl Body for RequestBody {
         match self {
             Self::Empty | Self::Whole(None) => true,
             Self::Whole(Some(bytes)) => bytes.is_empty(),
-            Self::Stream(stream) => stream.incoming.is_end_stream(),
+            Self::Replay { next, .. } => next.as_ref().is_none_or(Bytes::is_empty),
+            Self::Stream(stream) => stream.is_end(),
         }
     }
 
@@ -137,6 +358,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty | Self::Whole(None) => SizeHint::with_exact(0),
             Self::Whole(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Replay { next, .. } => SizeHint::with_exact(next.as_ref().map_or(0, Bytes::len) as u64),
             Self::Stream(stream) => stream.incoming.size_hint(),
         }
     }
@@ -203,9 +425,14 @@ impl Body for ResponseBody {
             Source::Empty => None,
             Source::Whole(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
             Source::Target(body) => match body.poll(cx) {
-                Poll::Ready(frame) => frame.map(|frame| frame.map_err(|_| Aborted)),
+                Poll::Ready(frame) => {
+                    if let Some(idle) = &exchange.idle {
+                        idle.moved();
+                    }
+                    frame.map(|frame| frame.map_err(|_| Aborted))
+                }
                 Poll::Pending if exchange.is_late(cx) => {
-                    exchange.fail(Flag::Timeout);
+                    exchange.fail(exchange.lateness().flag());
                     this.exchange = None;
                     return Poll::Ready(Some(Err(Aborted)));
                 }

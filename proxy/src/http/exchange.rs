@@ -16,7 +16,7 @@ use crate::active::{ActiveListener, CompiledRoute};
 use crate::deadlines::Deadline;
 use crate::telemetry::access_log::{self, Entry};
 use crate::telemetry::{Flag, Key};
-use crate::upstream::{AnswerBody, InFlight, Target, Upstream};
+use crate::upstream::{AnswerBody, InFlight, Permit, Target, Upstream};
 use crate::worker::Serving;
 
 /// One request and its answer. When it is dropped before it is over, the client has gone.
@@ -31,6 +31,12 @@ pub struct Exchange {
     pub attempts: u8,
     pub progress: Option<Rc<Progress>>,
     pub in_flight: Option<InFlight>,
+    /// Of the requests that its upstream may have under way.
+    pub running: Option<Permit>,
+    /// What there is to tell of it although it was answered.
+    pub noted: Flag,
+    /// Where nothing moving for too long ends it.
+    pub idle: Option<Rc<Idle>>,
     /// Whether plugins have seen it.
     pub has_plugins: bool,
     request_id: RequestId,
@@ -39,6 +45,8 @@ pub struct Exchange {
     upstream_took: Option<Duration>,
     /// Of HTTP/2; that of HTTP/1.1 is its connection's.
     deadline: Option<Rc<Deadline>>,
+    /// Whether the client said how much time it has.
+    client_deadline: bool,
     status: u16,
     flag: Flag,
     /// When it ended, if it has.
@@ -46,6 +54,16 @@ pub struct Exchange {
     over: bool,
     /// With an access log.
     log: Option<Box<Logged>>,
+}
+
+/// Moves the deadline of an exchange on whenever something moves in it.
+pub struct Idle {
+    downstream: Rc<Downstream>,
+    /// As in the exchange.
+    deadline: Option<Rc<Deadline>>,
+    timeout: Duration,
+    /// When its time is over in any case.
+    due: Option<Instant>,
 }
 
 /// What only the access log tells.
@@ -112,6 +130,10 @@ impl Exchange {
             attempts: 0,
             progress: None,
             in_flight: None,
+            running: None,
+            noted: Flag::None,
+            idle: None,
+            client_deadline: false,
             has_plugins: false,
             request_id,
             route: None,
@@ -131,12 +153,24 @@ impl Exchange {
         &self.request_id
     }
 
-    /// A route takes it: its time is running.
+    /// A route takes it: its time is running. `limit`: how much the client gives it.
     #[inline]
-    pub fn routed(&mut self, route: &Arc<CompiledRoute>) {
+    pub fn routed(&mut self, route: &Arc<CompiledRoute>, limit: Option<Duration>) {
         self.route = Some(Arc::clone(route));
-        if let Some(timeout) = route.timeout() {
-            let at = Some(self.started + timeout);
+        let mut timeout = route.timeout();
+        if let Some(limit) = limit
+            && timeout.is_none_or(|timeout| limit < timeout)
+        {
+            timeout = Some(limit);
+            self.client_deadline = true;
+        }
+        let due = timeout.map(|timeout| self.started + timeout);
+        let idle = route.idle_timeout.filter(|idle| timeout.is_none_or(|timeout| *idle < timeout));
+        if due.is_some() || idle.is_some() {
+            let at = match idle {
+                Some(idle) => Some(self.started + idle),
+                None => due,
+            };
             if self.downstream.http2.get() {
                 let worker = &self.downstream.worker;
                 let deadline = Rc::new(worker.deadlines.add());
@@ -146,6 +180,23 @@ impl Exchange {
             } else {
                 self.downstream.deadline.set(at);
             }
+        }
+        self.idle = idle.map(|timeout| {
+            let (downstream, deadline) = (Rc::clone(&self.downstream), self.deadline.clone());
+            Rc::new(Idle { downstream, deadline, timeout, due })
+        });
+    }
+
+    /// Whether the client's own limit is what ends it.
+    pub fn has_client_deadline(&self) -> bool {
+        self.client_deadline
+    }
+
+    /// Why it is late, if it is.
+    pub fn lateness(&self) -> Failure {
+        match &self.idle {
+            Some(idle) if idle.due.is_none_or(|due| Instant::now() < due) => Failure::StreamIdle,
+            _ => Failure::Timeout,
         }
     }
 
@@ -220,7 +271,12 @@ impl Exchange {
     pub fn give_back(&mut self, body: AnswerBody) {
         let (AnswerBody::Own(connection), Some(upstream)) = (body, &self.upstream) else { return };
         let now = *self.ended.get_or_insert_with(Instant::now);
-        self.downstream.worker.pool.put(connection, now, upstream.idle_timeout);
+        let pool = &self.downstream.worker.pool;
+        if upstream.limits.is_some() {
+            pool.pass_on(connection, now, upstream.idle_timeout);
+        } else {
+            pool.put(connection, now, upstream.idle_timeout);
+        }
     }
 
     /// The last byte of the answer was handed over.
@@ -256,6 +312,7 @@ impl Exchange {
             worker.stats.upstream_duration.record(took);
         }
         self.in_flight = None;
+        self.running = None;
         if let (Some(log), Some(entry)) = (&worker.log, self.log.take()) {
             let time = worker.identifier.borrow_mut().time_of_day(self.started);
             log.write(&worker.stats, &self.entry(&entry, time, duration));
@@ -288,6 +345,21 @@ impl Exchange {
     }
 }
 
+impl Idle {
+    /// Something has moved, in either direction.
+    pub fn moved(&self) {
+        let at = Instant::now() + self.timeout;
+        let at = self.due.map_or(at, |due| due.min(at));
+        self.deadline.as_deref().unwrap_or(&self.downstream.deadline).set(Some(at));
+    }
+}
+
+impl std::fmt::Debug for Idle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Idle").field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.over {
@@ -297,7 +369,7 @@ impl Drop for Exchange {
             Some(deadline) => deadline.passed(),
             None => self.downstream.deadline.passed(),
         };
-        self.flag = if late { Flag::Timeout } else { Flag::DownstreamClosed };
+        self.flag = if late { self.lateness().flag() } else { Flag::DownstreamClosed };
         if self.status == 0 {
             self.status = CLIENT_CLOSED;
         }

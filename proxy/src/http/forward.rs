@@ -1,61 +1,86 @@
 //! A request on its way to a target.
+//!
+//! A route that neither retries nor mirrors, to an upstream without a circuit breaker, takes the short way: one target, one
+//! attempt. All others take [`guarded`], which asks the limits and the breaker, and decides what becomes of a failure.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Instant;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, header, request, response};
-use signalbox_config::Forward;
+use signalbox_config::{Forward, Respond, Retry, RetryOn};
+use smallvec::SmallVec;
 
 use super::body::{RequestBody, RequestBodyError};
 use super::exchange::Exchange;
+use super::handle::Answer;
 use super::head::{self, Forwarded, Special};
+use super::mirror;
 use super::problem::Failure;
 use super::rewrite;
 use crate::active::{Active, CompiledRoute};
+use crate::deadlines::Deadline;
+use crate::telemetry::Flag;
 use crate::upstream::{
-    AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Outgoing, Pick, Upstream,
+    AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Head, Outgoing, Permit, Pick,
+    RetryOutcome, Target, Trial, Upstream,
 };
+use crate::worker::Worker;
 
-/// Where a request goes.
-pub(super) struct Chosen<'a> {
-    upstream: &'a Upstream,
-    endpoint: Endpoint,
+/// A request as it came out of the plugins.
+pub(super) struct Request<'a> {
+    pub(super) head: request::Parts,
+    pub(super) special: Special,
+    /// What the client asked for.
+    pub(super) host: Option<&'a HeaderValue>,
+    pub(super) body: RequestBody,
+    /// How much of the path a prefix of the route matched.
+    pub(super) prefix_len: usize,
 }
 
-/// Chooses an upstream of the route, and a target of it.
+/// How much of a request's body is kept for a retry, bytes; larger ones are not sent again.
+const KEPT: usize = 64 << 10;
+
+/// Retries wait for a random time up to this, doubled for each, as Envoy's do.
+const BACKOFF: Duration = Duration::from_millis(25);
+const MAX_BACKOFF: Duration = Duration::from_millis(250);
+
+/// Sends a request to one of the route's upstreams.
 #[inline]
-pub(super) fn choose<'a>(
+pub(super) async fn forward(
     exchange: &mut Exchange,
-    serving: &'a Active,
+    serving: &Active,
     route: &CompiledRoute,
-) -> Result<Chosen<'a>, Failure> {
+    forward: &Forward,
+    request: Request<'_>,
+) -> Result<Answer, Failure> {
     let slot = route.upstream(|total| fastrand::u32(..total)).ok_or(Failure::NoHealthyTarget)?;
     let upstream = serving.upstreams.get(slot as usize).and_then(Option::as_ref);
     let upstream = upstream.ok_or(Failure::NoHealthyTarget)?;
     exchange.upstream(upstream);
+    if route.is_guarded() || upstream.is_guarded() {
+        return Box::pin(guarded(exchange, serving, route, forward, upstream, request)).await;
+    }
     let pick =
         Pick { worker: exchange.downstream.worker.index, now: exchange.started, hash: None, exclude: &[] };
     let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
     exchange.targeted(upstream, &target);
-    let address = target.address().ok_or(Failure::NoHealthyTarget)?;
-    Ok(Chosen { upstream, endpoint: Endpoint { address, settings: 0 } })
+    let endpoint = upstream.endpoint(&target).ok_or(Failure::NoHealthyTarget)?;
+    let Request { mut head, special, host, body, prefix_len } = request;
+    rewrite(forward, &mut head, prefix_len)?;
+    let (mut outgoing, mut headers) = encode(exchange, head, special, host, body, None);
+    let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut headers);
+    let (head, connection) = attempt.await?;
+    Ok(answer(exchange, head, connection, outgoing))
 }
 
-/// The request as it is to be written, and the memory of its headers. `host` is what the client asked for.
+/// Does what the route says of path and host.
 #[inline]
-pub(super) fn outgoing(
-    exchange: &mut Exchange,
-    forward: &Forward,
-    mut head: request::Parts,
-    special: Special,
-    host: Option<&HeaderValue>,
-    body: RequestBody,
-    prefix_len: usize,
-) -> Result<(Outgoing, HeaderMap), Failure> {
+fn rewrite(forward: &Forward, head: &mut request::Parts, prefix_len: usize) -> Result<(), Failure> {
     if let Some(path) = &forward.rewrite.path {
         let path = rewrite::path(path, head.uri.path(), prefix_len);
         head.uri = rewrite::with_path(&head.uri, &path).ok_or(Failure::Misconfigured)?;
@@ -63,6 +88,19 @@ pub(super) fn outgoing(
     if let Some(host) = &forward.rewrite.host {
         head.headers.insert(header::HOST, host.clone());
     }
+    Ok(())
+}
+
+/// The request as it is to be written, and the memory of its headers.
+#[inline]
+fn encode(
+    exchange: &mut Exchange,
+    head: request::Parts,
+    special: Special,
+    host: Option<&HeaderValue>,
+    mut body: RequestBody,
+    mirror: Option<&Arc<Upstream>>,
+) -> (Outgoing, HeaderMap) {
     let worker = Rc::clone(&exchange.downstream.worker);
     let made = match head::traceparent(&head.headers, special) {
         Some(trace) => {
@@ -82,44 +120,45 @@ pub(super) fn outgoing(
         traceparent: made.as_ref(),
     };
     let by_plugins = exchange.has_plugins;
+    if let Some(upstream) = mirror {
+        let mut said = Vec::new();
+        forwarded.write(&mut said, &head.headers, by_plugins);
+        mirror::send(&worker, upstream, &head, said, &mut body);
+    }
     let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
     let request = Outgoing::new(&head, body, buffer, |out| forwarded.write(out, &head.headers, by_plugins));
     let repeatable = is_idempotent(&head.method);
-    Ok((request.repeatable(repeatable), head.headers))
+    (request.repeatable(repeatable), head.headers)
 }
 
-/// Sends a request to its target. The answer takes the memory of `headers`.
-pub(super) async fn send(
+/// Sends a request to a target, once; a second time only if an idle connection turned out to be closed. The answer takes
+/// the memory of `headers`.
+async fn attempt(
     exchange: &mut Exchange,
-    Chosen { upstream, endpoint }: Chosen<'_>,
-    mut request: Outgoing,
-    mut headers: HeaderMap,
-) -> Result<(response::Parts, AnswerBody), Failure> {
+    upstream: &Upstream,
+    endpoint: Endpoint,
+    request: &mut Outgoing,
+    headers: &mut HeaderMap,
+) -> Result<(Head, Box<Connection>), Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
     let mut pooled = worker.pool.take(endpoint);
     loop {
-        let reused = pooled.is_some();
+        let mut reused = pooled.is_some();
         let mut connection = match pooled.take() {
             Some(connection) => connection,
-            None => in_time(exchange, Box::pin(connect(upstream, endpoint, exchange))).await??,
+            None => {
+                let (connection, idle) =
+                    in_time(exchange, Box::pin(connect(&worker, upstream, endpoint))).await??;
+                reused = idle;
+                connection
+            }
         };
         exchange.attempts = exchange.attempts.saturating_add(1);
         let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
-        let error = match in_time(exchange, connection.send(&mut request, &mut headers)).await? {
-            Ok(answer) => {
+        let error = match in_time(exchange, connection.send(request, headers)).await? {
+            Ok(head) => {
                 exchange.upstream_answered(sent);
-                let mut parts = Response::new(()).into_parts().0;
-                parts.status = answer.status;
-                parts.headers = answer.headers;
-                // While the request's body is still on its way, a task of its own sends it: the client may want to send
-                // all of it before it reads the answer.
-                let body = if request.is_sent() {
-                    worker.buffers.borrow_mut().push(request.into_buffer());
-                    AnswerBody::Own(connection)
-                } else {
-                    AnswerBody::Shared(connection.share(request))
-                };
-                return Ok((parts, body));
+                return Ok((head, connection));
             }
             Err(error) => error,
         };
@@ -136,19 +175,337 @@ pub(super) async fn send(
     }
 }
 
-async fn connect(
+/// A target's answer, for the client.
+#[inline]
+fn answer(exchange: &Exchange, head: Head, connection: Box<Connection>, request: Outgoing) -> Answer {
+    let mut parts: response::Parts = Response::new(()).into_parts().0;
+    parts.status = head.status;
+    parts.headers = head.headers;
+    // While the request's body is still on its way, a task of its own sends it: the client may want to send all of it
+    // before it reads the answer.
+    let body = if request.is_sent() {
+        exchange.downstream.worker.buffers.borrow_mut().push(request.into_buffer());
+        AnswerBody::Own(connection)
+    } else {
+        AnswerBody::Shared(connection.share(request))
+    };
+    Answer::Target(parts, body)
+}
+
+/// A connection to a target, and whether it was used before.
+pub(super) async fn connect(
+    worker: &Worker,
     upstream: &Upstream,
     endpoint: Endpoint,
-    exchange: &Exchange,
-) -> Result<Box<Connection>, Failure> {
-    let stats = Arc::clone(&exchange.downstream.worker.stats);
-    Connection::open(endpoint, upstream.connect_timeout, stats).await.map_err(|error| {
+) -> Result<(Box<Connection>, bool), Failure> {
+    let permit = match &upstream.limits {
+        None => upstream.load.connection(u32::MAX),
+        Some(limits) => match upstream.load.connection(limits.connections) {
+            Some(permit) => Some(permit),
+            None => match wait_for_connection(worker, upstream, endpoint, limits).await? {
+                Had::Idle(connection) => return Ok((connection, true)),
+                Had::Permit(permit) => Some(permit),
+            },
+        },
+    };
+    let permit = permit.ok_or(Failure::Overflow)?;
+    let stats = Arc::clone(&worker.stats);
+    let opened = Connection::open(endpoint, upstream.connect_timeout, stats, permit).await;
+    let connection = opened.map_err(|error| {
         // Each one would be a line for each request; the flag in the access log and the metrics tell of it.
         tracing::debug!(upstream = %upstream.name, address = %endpoint.address, %error, "cannot connect");
         match error {
             ConnectError::Refused(_) | ConnectError::Timeout => Failure::ConnectFailure,
         }
+    })?;
+    Ok((connection, false))
+}
+
+/// What ends the wait for a connection.
+enum Had {
+    Idle(Box<Connection>),
+    /// To open one.
+    Permit(Permit),
+}
+
+/// Waits until an upstream that has all the connections it may have can spare one.
+async fn wait_for_connection(
+    worker: &Worker,
+    upstream: &Upstream,
+    endpoint: Endpoint,
+    limits: &signalbox_config::UpstreamLimits,
+) -> Result<Had, Failure> {
+    let load = &upstream.load;
+    let _pending = load.pending(limits.pending).ok_or(Failure::Overflow)?;
+    let awaiting = worker.pool.wait(load);
+    let found = async {
+        let mut asked = false;
+        loop {
+            let mut woken = pin!(awaiting.wait());
+            // It must be waiting before it looks, or it could miss what comes back in between.
+            let early = poll_fn(|cx| Poll::Ready(woken.as_mut().poll(cx).is_ready())).await;
+            if let Some(connection) = worker.pool.take(endpoint) {
+                return Had::Idle(connection);
+            }
+            if let Some(permit) = load.connection(limits.connections) {
+                return Had::Permit(permit);
+            }
+            // One to another target is of no use, nor is one of another worker.
+            if worker.pool.give_up_one(|of| Arc::ptr_eq(of, load)) {
+                continue;
+            }
+            if !std::mem::replace(&mut asked, true) {
+                worker.ask_for_connections();
+            }
+            if !early {
+                woken.await;
+            }
+        }
+    };
+    let waited = tokio::time::timeout(upstream.connect_timeout, found).await;
+    waited.map_err(|_| Failure::Overflow)
+}
+
+/// What came of an attempt.
+type Tried = Result<(Head, Box<Connection>), Broken>;
+
+/// Why an attempt brought no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    /// The request's time is over.
+    Late,
+    /// The attempt's time is over.
+    TryLate,
+    Failed(Failure),
+}
+
+/// Sends a request as limits, circuit breaker and retries have it.
+async fn guarded(
+    exchange: &mut Exchange,
+    serving: &Active,
+    route: &CompiledRoute,
+    forward: &Forward,
+    upstream: &Arc<Upstream>,
+    Request { mut head, special, host, body, prefix_len }: Request<'_>,
+) -> Result<Answer, Failure> {
+    let worker = Rc::clone(&exchange.downstream.worker);
+    let retry = forward.retry.as_deref();
+    if upstream.limits.is_some() || retry.is_some() {
+        let limit = upstream.limits.map_or(u32::MAX, |limits| limits.requests);
+        exchange.running = Some(upstream.load.request(limit).ok_or(Failure::Overflow)?);
+    }
+    let Some(mut trial) = admit(upstream) else { return refuse(exchange, upstream) };
+    rewrite(forward, &mut head, prefix_len)?;
+    let mirror = route.mirror(|range| fastrand::u32(..range));
+    let mirror = mirror.and_then(|slot| serving.upstreams.get(slot as usize)?.as_ref());
+    let mut attempts = retry.map(|retry| Retries::new(retry, &head));
+    let (mut outgoing, mut headers) = encode(exchange, head, special, host, body, mirror);
+    if retry.is_some() {
+        outgoing.keep(KEPT);
+    }
+    let mut tried: SmallVec<[Arc<Target>; 4]> = SmallVec::new();
+    let mut permit: Option<Permit> = None;
+    loop {
+        let pick = Pick { worker: worker.index, now: exchange.started, hash: None, exclude: &tried };
+        let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
+        exchange.targeted(upstream, &target);
+        let result = match upstream.endpoint(&target) {
+            Some(endpoint) => {
+                let limit = [
+                    retry.and_then(|retry| retry.per_try_timeout),
+                    upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout),
+                ];
+                let limit = limit.into_iter().flatten().min();
+                let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut headers);
+                in_try_time(&worker, limit, attempt).await
+            }
+            None => Err(Broken::Failed(Failure::NoHealthyTarget)),
+        };
+        tell(trial.take(), exchange, &result);
+        let again = attempts.as_mut().and_then(|attempts| attempts.after(&result, &outgoing));
+        if permit.take().is_some() {
+            let outcome = if again.is_none() && result.is_ok() {
+                RetryOutcome::Succeeded
+            } else {
+                RetryOutcome::Failed
+            };
+            upstream.load.count_retry(outcome);
+        }
+        let wait = match again {
+            None => None,
+            Some(Again::Exhausted) => {
+                exchange.noted = Flag::RetriesExhausted;
+                None
+            }
+            Some(Again::After(wait)) => {
+                permit = retry.and_then(|retry| upstream.load.retry(retry.budget));
+                // Asked last, for what it has forgotten cannot be had back.
+                if permit.is_none() {
+                    upstream.load.count_retry(RetryOutcome::OverBudget);
+                    None
+                } else if !outgoing.restart() {
+                    upstream.load.count_retry(RetryOutcome::BodyGone);
+                    permit = None;
+                    None
+                } else {
+                    Some(wait)
+                }
+            }
+        };
+        let Some(wait) = wait else {
+            return match result {
+                Ok((head, connection)) => Ok(self::answer(exchange, head, connection, outgoing)),
+                Err(Broken::Late | Broken::TryLate) => Err(Failure::Timeout),
+                Err(Broken::Failed(failure)) => Err(failure),
+            };
+        };
+        if let Ok((head, connection)) = result {
+            headers = head.headers;
+            discard(&worker, upstream, connection);
+        }
+        exchange.in_flight = None;
+        tried.push(Arc::clone(&target));
+        in_time(exchange, Box::pin(tokio::time::sleep(wait))).await?;
+        let Some(next) = admit(upstream) else { return refuse(exchange, upstream) };
+        trial = next;
+    }
+}
+
+/// Asks the breaker. `None`: nothing is to be sent.
+#[expect(clippy::option_option, reason = "a breaker that lets the request through, and none at all")]
+fn admit(upstream: &Upstream) -> Option<Option<Trial>> {
+    match &upstream.breaker {
+        None => Some(None),
+        Some(breaker) => breaker.admit(Instant::now()).map(Some),
+    }
+}
+
+/// What is answered when nothing may be sent.
+fn refuse(exchange: &mut Exchange, upstream: &Upstream) -> Result<Answer, Failure> {
+    let fallback = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.fallback.as_ref());
+    let Some(fallback) = fallback else { return Err(Failure::Overflow) };
+    exchange.noted = Flag::Overflow;
+    Ok(Answer::Own(respond(fallback)))
+}
+
+/// An answer as the configuration has it.
+pub(super) fn respond(respond: &Respond) -> Response<Bytes> {
+    let mut response = Response::new(respond.body.clone());
+    *response.status_mut() = respond.status;
+    for (name, value) in &respond.headers {
+        response.headers_mut().append(name.clone(), value.clone());
+    }
+    response
+}
+
+/// Tells the breaker what came of a request.
+fn tell(trial: Option<Trial>, exchange: &Exchange, result: &Tried) {
+    let Some(trial) = trial else { return };
+    let succeeded = match result {
+        Ok((head, _)) => !head.status.is_server_error(),
+        // A client that gives the upstream no time does not make it a bad one.
+        Err(Broken::Late) if exchange.has_client_deadline() => return,
+        Err(Broken::Late | Broken::TryLate) => false,
+        Err(Broken::Failed(Failure::ConnectFailure | Failure::Reset | Failure::StreamIdle)) => false,
+        Err(Broken::Failed(_)) => return,
+    };
+    trial.report(exchange.downstream.worker.index, Instant::now(), succeeded);
+}
+
+/// What a route's retries have come to.
+struct Retries<'a> {
+    policy: &'a Retry,
+    /// Whether the target may see the request twice.
+    repeatable: bool,
+    grpc: bool,
+    made: u8,
+}
+
+/// A request is to be sent again.
+enum Again {
+    After(Duration),
+    /// It was sent often enough.
+    Exhausted,
+}
+
+impl<'a> Retries<'a> {
+    fn new(policy: &'a Retry, head: &request::Parts) -> Self {
+        let repeatable = match &policy.methods {
+            Some(methods) => methods.contains(&head.method),
+            None => is_idempotent(&head.method),
+        };
+        let grpc = policy.on.has_grpc() && head::is_grpc(&head.headers);
+        Self { policy, repeatable, grpc, made: 0 }
+    }
+
+    /// Whether to send the request again after `result`.
+    fn after(&mut self, result: &Tried, request: &Outgoing) -> Option<Again> {
+        let on = self.policy.on;
+        let wanted = match result {
+            Ok((head, _)) => {
+                (self.repeatable && on.has_status(head.status.as_u16()))
+                    || (self.grpc && grpc_status(head).is_some_and(|status| on.has_grpc_status(status)))
+            }
+            Err(Broken::Failed(Failure::ConnectFailure)) => on.has(RetryOn::ConnectFailure),
+            Err(Broken::Failed(Failure::Reset) | Broken::TryLate) => {
+                on.has(RetryOn::Reset) && (self.repeatable || !request.has_begun())
+            }
+            Err(Broken::Failed(_) | Broken::Late) => false,
+        };
+        if !wanted {
+            return None;
+        }
+        if self.made >= self.policy.attempts {
+            return Some(Again::Exhausted);
+        }
+        let most = (BACKOFF * 2u32.pow(self.made.into())).min(MAX_BACKOFF);
+        self.made += 1;
+        Some(Again::After(most.mul_f64(fastrand::f64())))
+    }
+}
+
+/// The status of a gRPC call that ended without an answer.
+fn grpc_status(head: &Head) -> Option<u8> {
+    head.headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// Lets go of an answer that is not wanted; its connection is kept if all of it has come.
+fn discard(worker: &Worker, upstream: &Upstream, mut connection: Box<Connection>) {
+    let mut cx = Context::from_waker(Waker::noop());
+    while let Poll::Ready(Some(Ok(_))) = connection.poll_body(&mut cx) {}
+    if connection.is_end() {
+        worker.pool.pass_on(connection, Instant::now(), upstream.idle_timeout);
+    }
+}
+
+/// Waits for an attempt as long as it may take.
+async fn in_try_time<T>(
+    worker: &Worker,
+    limit: Option<Duration>,
+    attempt: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Broken> {
+    let mut attempt = pin!(attempt);
+    let deadline: Option<Deadline> = limit.map(|limit| {
+        let deadline = worker.deadlines.add();
+        deadline.set(Some(Instant::now() + limit));
+        deadline
+    });
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = attempt.as_mut().poll(cx) {
+            return Poll::Ready(result.map_err(|failure| match failure {
+                Failure::Timeout => Broken::Late,
+                failure => Broken::Failed(failure),
+            }));
+        }
+        if let Some(deadline) = &deadline {
+            deadline.register(cx.waker());
+            if deadline.passed() {
+                return Poll::Ready(Err(Broken::TryLate));
+            }
+        }
+        Poll::Pending
     })
+    .await
 }
 
 /// Waits for `future` as long as the request may take.
@@ -157,7 +514,7 @@ pub(super) async fn in_time<F: Future>(exchange: &Exchange, future: F) -> Result
     let mut future = pin!(future);
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending if exchange.is_late(cx) => Poll::Ready(Err(Failure::Timeout)),
+        Poll::Pending if exchange.is_late(cx) => Poll::Ready(Err(exchange.lateness())),
         Poll::Pending => Poll::Pending,
     })
     .await

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request, response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -15,10 +15,10 @@ use signalbox_config::router::{RequestParts, Slash};
 use signalbox_config::{Action, Redirect};
 use signalbox_plugins::{Exchange as Noted, Flow, PluginRequest, PluginResponse, Reply};
 
-use super::body::{Progress, RequestBody, RequestBodyError, ResponseBody, State};
+use super::body::{Progress, RequestBody, RequestBodyError, ResponseBody, State, joined};
 use super::connection::Downstream;
 use super::exchange::Exchange;
-use super::forward::{choose, in_time, outgoing, send};
+use super::forward::{self, in_time, respond};
 use super::head::{self, Special};
 use super::identify::RequestId;
 use super::plugins::{Steps, Walk};
@@ -29,7 +29,7 @@ use crate::telemetry::Flag;
 use crate::upstream::AnswerBody;
 
 /// What the client is to get.
-enum Answer {
+pub(super) enum Answer {
     /// From the proxy or a plugin.
     Own(Response<Bytes>),
     /// From a target.
@@ -54,14 +54,18 @@ pub async fn handle(
     let mut left = None;
     let answer = decide(&mut exchange, &serving, head, body, &mut left).await;
     let (mut answer, flag) = match answer {
-        Ok(answer) => (answer, Flag::None),
+        Ok(answer) => (answer, exchange.noted),
         Err(failure) => {
             if matches!(failure, Failure::BadRequest(_) | Failure::NotImplemented(_)) {
                 exchange.downstream.distrust();
             }
             let detail = failure.detail();
             let response = problem::response(failure.status(), detail, exchange.request_id());
-            (Answer::Own(response), failure.flag())
+            let flag = match exchange.noted {
+                Flag::RetriesExhausted => failure.flag().exhausted(),
+                _ => failure.flag(),
+            };
+            (Answer::Own(response), flag)
         }
     };
     let status = match &mut answer {
@@ -108,7 +112,7 @@ async fn decide<'a>(
         return Err(Failure::NotImplemented("WebSockets are not supported."));
     }
     let (route, prefix_len, slash) = find(exchange, serving, &head, special)?;
-    exchange.routed(route);
+    exchange.routed(route, head::grpc_timeout(&head.headers, special));
     if let Some(slash) = slash {
         return redirect_slash(slash, &head);
     }
@@ -135,21 +139,11 @@ async fn decide<'a>(
     }
     match &route.route().action {
         Action::Forward(forward) => {
-            let target = choose(exchange, serving, route)?;
-            let request = outgoing(exchange, forward, head, special, host.as_ref(), body, prefix_len)?;
-            let (request, headers) = request;
-            let (parts, body) = send(exchange, target, request, headers).await?;
-            Ok(Answer::Target(parts, body))
+            let request = forward::Request { head, special, host: host.as_ref(), body, prefix_len };
+            forward::forward(exchange, serving, route, forward, request).await
         }
         Action::Redirect(redirect) => redirect_to(redirect, &head, prefix_len),
-        Action::Respond(respond) => {
-            let mut response = Response::new(respond.body.clone());
-            *response.status_mut() = respond.status;
-            for (name, value) in &respond.headers {
-                response.headers_mut().append(name.clone(), value.clone());
-            }
-            Ok(Answer::Own(response))
-        }
+        Action::Respond(respond) => Ok(Answer::Own(self::respond(respond))),
     }
 }
 
@@ -186,7 +180,7 @@ fn incoming(exchange: &mut Exchange, body: Incoming) -> Result<RequestBody, Fail
     if limit.is_some_and(|limit| body.size_hint().lower() > limit) {
         return Err(Failure::BodyTooLarge);
     }
-    Ok(RequestBody::stream(body, limit, progress))
+    Ok(RequestBody::stream(body, limit, progress, exchange.idle.clone()))
 }
 
 /// Runs the request's side of the plugins. `Some`: one of them answers.
@@ -287,15 +281,7 @@ async fn read_whole(body: &mut RequestBody, cap: usize) -> Result<Bytes, Failure
         }
         parts.push(data);
     }
-    Ok(match parts.as_mut_slice() {
-        [] => Bytes::new(),
-        [only] => std::mem::take(only),
-        several => {
-            let mut whole = BytesMut::with_capacity(size);
-            several.iter().for_each(|part| whole.extend_from_slice(part));
-            whole.freeze()
-        }
-    })
+    Ok(joined(parts))
 }
 
 /// RFC 9110, section 15.4: only a method that stays the same under 301 for all clients gets one.

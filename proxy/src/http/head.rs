@@ -1,6 +1,7 @@
 //! What is taken out of heads, and put into them, on the way through.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
@@ -43,6 +44,7 @@ impl Special {
     const FORWARDED: Self = Self(1 << 15);
     const LENGTH: Self = Self(1 << 16);
     const LENGTHS: Self = Self(1 << 17);
+    const GRPC_TIMEOUT: Self = Self(1 << 18);
     const HOP_BY_HOP: Self = Self(0b10_1111);
 
     /// What of the above `headers` has.
@@ -72,6 +74,7 @@ impl Special {
             "proxy-authorization" => Self::PROXY_AUTHORIZATION,
             "expect" => Self::EXPECT,
             "traceparent" => Self::TRACEPARENT,
+            "grpc-timeout" => Self::GRPC_TIMEOUT,
             "x-request-id" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => Self::FORWARDED,
             "cookie" if self.has(Self::COOKIE) => Self::COOKIES,
             "cookie" => Self::COOKIE,
@@ -226,6 +229,39 @@ impl Forwarded<'_> {
 #[inline]
 pub fn traceparent(headers: &HeaderMap, special: Special) -> Option<&HeaderValue> {
     if special.has(Special::TRACEPARENT) { headers.get(TRACEPARENT) } else { None }
+}
+
+/// How long a gRPC client waits, if it says so.
+#[inline]
+pub fn grpc_timeout(headers: &HeaderMap, special: Special) -> Option<Duration> {
+    if !special.has(Special::GRPC_TIMEOUT) || !is_grpc(headers) {
+        return None;
+    }
+    parse_grpc_timeout(headers.get("grpc-timeout")?.as_bytes())
+}
+
+/// Whether it is a gRPC call; gRPC-Web is not.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
+}
+
+/// At most eight digits and a unit ("gRPC over HTTP2", Requests).
+fn parse_grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = digits.iter().fold(0u64, |number, digit| number * 10 + u64::from(digit - b'0'));
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
 }
 
 /// Removes what concerns only the connection to the target.
@@ -593,6 +629,31 @@ mod tests {
             (head.uri.to_string().as_str(), &head.headers["host"]),
             ("/x", &HeaderValue::from_static("b"))
         );
+    }
+
+    #[test]
+    fn grpc_timeouts_are_read() {
+        for (text, expected) in [
+            ("1S", Some(Duration::from_secs(1))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("", None),
+            ("S", None),
+            ("1", None),
+            ("1s", None),
+            ("-1S", None),
+            ("123456789S", None),
+        ] {
+            let head = |content_type: &'static str| {
+                parts(|b| b.header("content-type", content_type).header("grpc-timeout", text)).headers
+            };
+            let call = head("application/grpc+proto");
+            assert_eq!(grpc_timeout(&call, Special::of(&call)), expected, "{text}");
+            let other = head("application/grpc-web");
+            assert_eq!(grpc_timeout(&other, Special::of(&other)), None);
+        }
     }
 
     #[test]

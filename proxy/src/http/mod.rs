@@ -11,6 +11,7 @@ mod forward;
 pub mod handle;
 pub mod head;
 pub mod identify;
+mod mirror;
 mod plugins;
 pub mod problem;
 pub mod rewrite;

@@ -20,9 +20,14 @@ pub enum Failure {
     // The upstream's.
     NoHealthyTarget,
     ConnectFailure,
+    /// It has all that it may have under way, or its circuit breaker is open.
+    Overflow,
     Timeout,
+    /// Nothing moved for too long.
+    StreamIdle,
     Reset,
     // Our own.
+    Overloaded,
     Misconfigured,
 }
 
@@ -36,8 +41,10 @@ impl Failure {
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::NoHealthyTarget | Self::ConnectFailure => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoHealthyTarget | Self::ConnectFailure | Self::Overflow | Self::Overloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Timeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
             Self::Reset => StatusCode::BAD_GATEWAY,
             Self::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -54,7 +61,10 @@ impl Failure {
             Self::NoRoute => Flag::NoRoute,
             Self::NoHealthyTarget => Flag::NoHealthyUpstream,
             Self::ConnectFailure => Flag::ConnectFailure,
+            Self::Overflow => Flag::Overflow,
             Self::Timeout => Flag::Timeout,
+            Self::StreamIdle => Flag::StreamIdle,
+            Self::Overloaded => Flag::Overloaded,
             Self::Reset => Flag::UpstreamReset,
         }
     }
@@ -71,7 +81,10 @@ impl Failure {
             Self::NoRoute => "No route takes this request.",
             Self::NoHealthyTarget => "The service is not available.",
             Self::ConnectFailure => "The service cannot be reached.",
+            Self::Overflow => "The service has no room for this request.",
             Self::Timeout => "The service did not answer in time.",
+            Self::StreamIdle => "Nothing came for too long.",
+            Self::Overloaded => "There is more to do than can be done.",
             Self::Reset => "The service broke off.",
             Self::Misconfigured => "The request cannot be sent on.",
         }
@@ -126,7 +139,10 @@ mod tests {
             (Failure::NoRoute, 404, "NR"),
             (Failure::NoHealthyTarget, 503, "UH"),
             (Failure::ConnectFailure, 503, "UF"),
+            (Failure::Overflow, 503, "UO"),
             (Failure::Timeout, 504, "UT"),
+            (Failure::StreamIdle, 504, "SI"),
+            (Failure::Overloaded, 503, "OM"),
             (Failure::Reset, 502, "UC"),
             (Failure::BodyTooLarge, 413, ""),
             (Failure::HeadTooLarge, 431, "DPE"),

@@ -41,6 +41,8 @@ pub struct WorkerStats {
     pub upstream_out: Counter,
     /// Access log lines that were dropped because the writer did not keep up.
     pub log_dropped: Counter,
+    /// Copies for mirrors that were given up before they were sent.
+    pub mirrors_dropped: Counter,
 }
 
 /// A number that one thread writes and any thread reads.
@@ -80,10 +82,17 @@ pub enum Flag {
     UpstreamReset,
     DownstreamClosed,
     DownstreamProtocol,
+    StreamIdle,
+    Overloaded,
+    RetriesExhausted,
+    // Retries were exhausted, and this is what the last of them came to.
+    ConnectFailureExhausted,
+    TimeoutExhausted,
+    UpstreamResetExhausted,
 }
 
 impl Flag {
-    pub const ALL: [Flag; 9] = [
+    pub const ALL: [Flag; 15] = [
         Flag::None,
         Flag::NoRoute,
         Flag::NoHealthyUpstream,
@@ -93,7 +102,24 @@ impl Flag {
         Flag::UpstreamReset,
         Flag::DownstreamClosed,
         Flag::DownstreamProtocol,
+        Flag::StreamIdle,
+        Flag::Overloaded,
+        Flag::RetriesExhausted,
+        Flag::ConnectFailureExhausted,
+        Flag::TimeoutExhausted,
+        Flag::UpstreamResetExhausted,
     ];
+
+    /// The same after as many retries as there may be.
+    #[must_use]
+    pub fn exhausted(self) -> Self {
+        match self {
+            Flag::ConnectFailure => Flag::ConnectFailureExhausted,
+            Flag::Timeout => Flag::TimeoutExhausted,
+            Flag::UpstreamReset => Flag::UpstreamResetExhausted,
+            other => other,
+        }
+    }
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -106,6 +132,12 @@ impl Flag {
             Flag::UpstreamReset => "UC",
             Flag::DownstreamClosed => "DC",
             Flag::DownstreamProtocol => "DPE",
+            Flag::StreamIdle => "SI",
+            Flag::Overloaded => "OM",
+            Flag::RetriesExhausted => "URX",
+            Flag::ConnectFailureExhausted => "UF,URX",
+            Flag::TimeoutExhausted => "UT,URX",
+            Flag::UpstreamResetExhausted => "UC,URX",
         }
     }
 }

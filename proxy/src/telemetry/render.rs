@@ -63,6 +63,12 @@ pub fn render(
             sum(|stats| stats.log_dropped.value()),
         ),
         (
+            "signalbox_mirrors_dropped_total",
+            "counter",
+            "Copies of requests given up: too many at once, or too large.",
+            sum(|stats| stats.mirrors_dropped.value()),
+        ),
+        (
             "signalbox_config_rejected_total",
             "counter",
             "Revisions that could not be served.",
@@ -139,6 +145,25 @@ fn upstreams(out: &mut String, compiled: &Compiled) {
     for upstream in upstreams() {
         let healthy = upstream.targets.iter().filter(|target| target.address().is_some()).count();
         line(out, name, &[("upstream", upstream.name.as_str())], healthy as u64);
+    }
+    let name = "signalbox_upstream_retries_total";
+    head(out, name, "counter", "Requests sent again, or not, by what came of it.");
+    for upstream in upstreams() {
+        for (outcome, count) in upstream.load.retries().into_iter().filter(|(_, count)| *count > 0) {
+            line(out, name, &[("upstream", upstream.name.as_str()), ("outcome", outcome)], count);
+        }
+    }
+    let breakers =
+        || upstreams().filter_map(|upstream| Some((upstream.name.as_str(), upstream.breaker.as_ref()?)));
+    let name = "signalbox_upstream_breaker_state";
+    head(out, name, "gauge", "0: closed, 1: half-open, 2: open.");
+    for (upstream, breaker) in breakers() {
+        line(out, name, &[("upstream", upstream)], breaker.position() as u64);
+    }
+    let name = "signalbox_upstream_breaker_opened_total";
+    head(out, name, "counter", "How often a circuit breaker opened.");
+    for (upstream, breaker) in breakers() {
+        line(out, name, &[("upstream", upstream)], breaker.opened());
     }
 }
 

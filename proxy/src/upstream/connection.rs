@@ -17,6 +17,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::Endpoint;
 use super::http1::{self, Decoded, Framing, Head, Malformed, RequestFraming};
+use super::load::{Load, Permit};
 use crate::http::body::{RequestBody, RequestBodyError};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
@@ -38,6 +39,7 @@ pub struct Connection {
     read_size: usize,
     answer: Answer,
     stats: Arc<WorkerStats>,
+    permit: Permit,
 }
 
 /// How far the answer to the last request has come.
@@ -74,6 +76,14 @@ pub struct Outgoing {
     framing: RequestFraming,
     body: RequestBody,
     state: Sending,
+    /// What it takes to send it again although some of its body was taken.
+    kept: Option<Kept>,
+}
+
+/// The head of a request and how its body is framed, for sending it again.
+struct Kept {
+    head: Box<[u8]>,
+    framing: RequestFraming,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +130,7 @@ impl Connection {
         endpoint: Endpoint,
         timeout: Duration,
         stats: Arc<WorkerStats>,
+        permit: Permit,
     ) -> Result<Box<Self>, ConnectError> {
         let stream = match tokio::time::timeout(timeout, TcpStream::connect(endpoint.address)).await {
             Ok(connected) => connected.map_err(ConnectError::Refused)?,
@@ -129,7 +140,13 @@ impl Connection {
         stats.upstream_connections.add(1);
         let buffer = BytesMut::with_capacity(READ);
         let stream = Stream::Plain(stream);
-        Ok(Box::new(Self { endpoint, stream, buffer, read_size: READ, answer: Answer::Done, stats }))
+        Ok(Box::new(Self { endpoint, stream, buffer, read_size: READ, answer: Answer::Done, stats, permit }))
+    }
+
+    /// Of the upstream that it was made for.
+    #[inline]
+    pub fn load(&self) -> &Arc<Load> {
+        self.permit.load()
     }
 
     /// Sends a request, and waits for the head of its answer, which takes the memory of `headers`. The request's body may
@@ -373,6 +390,7 @@ impl Outgoing {
             framing,
             body,
             state: Sending::Fresh,
+            kept: None,
         }
     }
 
@@ -399,11 +417,39 @@ impl Outgoing {
         Self { repeatable, ..self }
     }
 
+    /// Lets it be sent again after its body was taken: up to `cap` bytes of that are kept while they pass.
+    pub fn keep(&mut self, cap: usize) {
+        // Without a body the head stays where it is.
+        if self.framing != RequestFraming::None {
+            self.body.keep(cap);
+            self.kept = Some(Kept { head: self.buffer.as_slice().into(), framing: self.framing });
+        }
+    }
+
+    /// Whether the target may have seen some of it.
+    pub fn has_begun(&self) -> bool {
+        self.begun
+    }
+
     /// Begins anew, for another connection, if that is possible: nothing was written, or it is repeatable, and its body is
     /// still whole.
     pub fn rewind(&mut self) -> bool {
-        if self.taken || self.begun && !self.repeatable {
-            return false;
+        (self.repeatable || !self.begun) && self.restart()
+    }
+
+    /// Begins anew whatever the target has seen, if its body is still whole.
+    pub fn restart(&mut self) -> bool {
+        if self.taken {
+            let Some(kept) = &self.kept else { return false };
+            if !self.body.rewind() {
+                return false;
+            }
+            self.buffer.clear();
+            self.buffer.extend_from_slice(&kept.head);
+            self.framing = kept.framing;
+            self.data = Bytes::new();
+            self.tail = b"";
+            self.taken = false;
         }
         self.written = 0;
         self.begun = false;

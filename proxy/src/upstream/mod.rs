@@ -1,14 +1,18 @@
 //! Upstreams: which target gets a request, and the connections to it.
 
 mod balance;
+mod breaker;
 mod connection;
 mod http1;
+mod load;
 mod pool;
 mod resolve;
 
 pub use balance::Balancer;
+pub use breaker::{Breaker, Position, Trial};
 pub use connection::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing};
 pub use http1::{Head, Malformed};
+pub use load::{Load, Permit, RetryOutcome};
 pub use pool::{Endpoint, Pool};
 pub use resolve::{Addresses, Resolver};
 
@@ -18,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use signalbox_config::{LoadBalancing, Name};
+use signalbox_config::{LoadBalancing, Name, UpstreamLimits};
 
 use crate::compile::Services;
 use crate::telemetry::Cells;
@@ -33,6 +37,9 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     pub idle_timeout: Duration,
     pub stats: Arc<UpstreamStats>,
+    pub load: Arc<Load>,
+    pub limits: Option<UpstreamLimits>,
+    pub breaker: Option<Arc<Breaker>>,
 }
 
 /// What is counted of an upstream; kept when it changes.
@@ -111,7 +118,25 @@ impl Upstream {
                 || Arc::new(UpstreamStats { name: name.clone(), requests: Cells::new(services.workers) }),
                 |before| Arc::clone(&before.stats),
             ),
+            load: before.map_or_else(Arc::default, |before| Arc::clone(&before.load)),
+            limits: spec.circuit_breaker.limits,
+            breaker: spec.circuit_breaker.error_rate.as_ref().map(|settings| {
+                let before = before.and_then(|before| before.breaker.as_deref());
+                Arc::new(Breaker::new(name, settings, services.workers, before))
+            }),
         }
+    }
+
+    /// How connections to `target` are made; `None`: its name has not been resolved.
+    #[inline]
+    pub fn endpoint(&self, target: &Target) -> Option<Endpoint> {
+        Some(Endpoint { address: target.address()?, settings: 0 })
+    }
+
+    /// Whether requests must ask before they are sent to it.
+    #[inline]
+    pub fn is_guarded(&self) -> bool {
+        self.limits.is_some() || self.breaker.is_some()
     }
 
     /// The target for the next request; `None`: there is none.

@@ -1,11 +1,15 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 
-use super::Connection;
+use tokio::sync::Notify;
+
+use super::{Connection, Load};
 
 /// Where a connection leads, and how: what has to be the same for another request to take it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +23,21 @@ pub struct Endpoint {
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<HashMap<Endpoint, Vec<Idle>, RandomState>>,
+    /// Who waits on this worker for a connection of an upstream that has as many as it may.
+    waiting: RefCell<Vec<Waiting>>,
+}
+
+struct Waiting {
+    load: Arc<Load>,
+    count: u32,
+    came_back: Rc<Notify>,
+}
+
+/// A request of this worker that waits for a connection.
+pub struct Awaiting<'a> {
+    pool: &'a Pool,
+    load: &'a Arc<Load>,
+    came_back: Rc<Notify>,
 }
 
 struct Idle {
@@ -56,6 +75,53 @@ impl Pool {
         }
     }
 
+    /// The same for a connection of an upstream that may be waited for. It goes to this worker or to another by how many
+    /// wait there: to another by being closed, so that that one can open its own.
+    #[inline]
+    pub fn pass_on(&self, connection: Box<Connection>, now: Instant, timeout: Duration) {
+        if !connection.load().is_awaited() {
+            return self.put(connection, now, timeout);
+        }
+        let load = Arc::clone(connection.load());
+        let waiting = self.waiting.borrow();
+        let here = waiting.iter().find(|waiting| Arc::ptr_eq(&waiting.load, &load));
+        if let Some(here) = here
+            && fastrand::u32(..load.awaited().max(1)) < here.count
+        {
+            self.put(connection, now, timeout);
+            here.came_back.notify_one();
+        }
+    }
+
+    /// Notes that a connection of the upstream with this `load` is waited for.
+    pub fn wait<'a>(&'a self, load: &'a Arc<Load>) -> Awaiting<'a> {
+        let mut waiting = self.waiting.borrow_mut();
+        let came_back = match waiting.iter_mut().find(|waiting| Arc::ptr_eq(&waiting.load, load)) {
+            Some(waiting) => {
+                waiting.count += 1;
+                Rc::clone(&waiting.came_back)
+            }
+            None => {
+                let came_back = Rc::<Notify>::default();
+                waiting.push(Waiting { load: Arc::clone(load), count: 1, came_back: Rc::clone(&came_back) });
+                came_back
+            }
+        };
+        Awaiting { pool: self, load, came_back }
+    }
+
+    /// Closes an idle connection of an upstream whose connections `is_wanted`, if there is one.
+    pub fn give_up_one(&self, is_wanted: impl Fn(&Arc<Load>) -> bool) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        for connections in idle.values_mut() {
+            if let Some(index) = connections.iter().position(|idle| is_wanted(idle.connection.load())) {
+                connections.swap_remove(index);
+                return true;
+            }
+        }
+        false
+    }
+
     /// Closes what was idle for too long, and what the targets have closed.
     pub fn sweep(&self, now: Instant) {
         let mut idle = self.idle.borrow_mut();
@@ -68,5 +134,29 @@ impl Pool {
     /// Closes all of them.
     pub fn clear(&self) {
         self.idle.borrow_mut().clear();
+    }
+}
+
+impl Awaiting<'_> {
+    /// Ends when a connection may be had: one came back to this worker, or one of the upstream was closed.
+    pub async fn wait(&self) {
+        tokio::select! {
+            () = self.came_back.notified() => {}
+            () = self.load.wait() => {}
+        }
+    }
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.pool.waiting.borrow_mut();
+        if let Some(index) = waiting.iter().position(|waiting| Arc::ptr_eq(&waiting.load, self.load))
+            && let Some(here) = waiting.get_mut(index)
+        {
+            here.count -= 1;
+            if here.count == 0 {
+                waiting.swap_remove(index);
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ mod forwarding;
 mod harness;
 mod limits;
 mod process;
+mod resilience;
 mod revisions;
 mod smuggling;
 mod telling;

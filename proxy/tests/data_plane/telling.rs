@@ -7,14 +7,14 @@ use signalbox_proxy::telemetry::render::render;
 
 use crate::harness::{Backend, Client, Harness, block_on, forward_to, full, nobody, raw, until};
 
-fn metrics(harness: &Harness) -> String {
+pub(crate) fn metrics(harness: &Harness) -> String {
     harness.proxy.counted(|shared, compiled, labels, applies| {
         render(shared, compiled, labels, applies, &Status::default())
     })
 }
 
 /// The access log's lines, once there are `count`.
-async fn lines(receiver: &Receiver<Vec<u8>>, count: usize) -> Vec<serde_json::Value> {
+pub(crate) async fn lines(receiver: &Receiver<Vec<u8>>, count: usize) -> Vec<serde_json::Value> {
     let mut text = String::new();
     until("the log is written", || {
         receiver.try_iter().for_each(|bytes| text.push_str(std::str::from_utf8(&bytes).unwrap()));

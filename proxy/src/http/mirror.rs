@@ -1,0 +1,132 @@
+//! Copies of requests, to an upstream whose answers nobody sees.
+//!
+//! A copy is sent by a task of its own once all of the request's body has passed, so nothing it does can hold up the request.
+//! What would make it cost too much gives it up: too many of them at once, a large body, time.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, header, request};
+
+use super::body::RequestBody;
+use super::forward::connect;
+use super::problem::Failure;
+use crate::telemetry::{Flag, Key};
+use crate::upstream::{Connection, ExchangeError, Head, Outgoing, Pick, Upstream};
+use crate::worker::Worker;
+
+/// A copy to be sent.
+struct Copy {
+    worker: Rc<Worker>,
+    upstream: Arc<Upstream>,
+    head: request::Parts,
+    /// Header fields that the proxy says.
+    said: Vec<u8>,
+    sent: bool,
+}
+
+/// The largest body that is copied, bytes.
+const MAX_BODY: usize = 1 << 20;
+
+/// Copies of one worker at once, those whose request is still arriving among them.
+const MAX_COPIES: u32 = 64;
+
+/// For a copy, from its being sent to the end of its answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much of an answer is read so that its connection can be used again, bytes.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// Lets a copy of a request go to `upstream`. `said` are header fields beyond those of `head`.
+pub(super) fn send(
+    worker: &Rc<Worker>,
+    upstream: &Arc<Upstream>,
+    head: &request::Parts,
+    mut said: Vec<u8>,
+    body: &mut RequestBody,
+) {
+    if worker.mirrors.get() >= MAX_COPIES {
+        worker.stats.mirrors_dropped.add(1);
+        return;
+    }
+    worker.mirrors.set(worker.mirrors.get() + 1);
+    said.extend_from_slice(b"x-mirrored-by: signalbox\r\n");
+    let mut head = head.clone();
+    // The copy of a body has a length, and no trailers.
+    head.headers.remove(header::TRAILER);
+    let copy = Copy { worker: Rc::clone(worker), upstream: Arc::clone(upstream), head, said, sent: false };
+    body.copy(MAX_BODY, move |body| copy.start(body));
+}
+
+impl Copy {
+    fn start(mut self, body: Bytes) {
+        self.sent = true;
+        tokio::task::spawn_local(async move {
+            let (status, flag) = match tokio::time::timeout(TIMEOUT, self.run(body)).await {
+                Ok(Ok(status)) => (status, Flag::None),
+                Ok(Err(failure)) => (failure.status().as_u16(), failure.flag()),
+                Err(_) => (Failure::Timeout.status().as_u16(), Flag::Timeout),
+            };
+            let key = Key::new(0, status, flag).without_listener();
+            self.upstream.stats.requests.count(self.worker.index, key);
+        });
+    }
+
+    async fn run(&self, body: Bytes) -> Result<u16, Failure> {
+        let (worker, upstream) = (&self.worker, &self.upstream);
+        let limit = upstream.limits.map_or(u32::MAX, |limits| limits.requests);
+        let _running = upstream.load.request(limit).ok_or(Failure::Overflow)?;
+        let trial = match &upstream.breaker {
+            Some(breaker) => Some(breaker.admit(Instant::now()).ok_or(Failure::Overflow)?),
+            None => None,
+        };
+        let pick = Pick { worker: worker.index, now: Instant::now(), hash: None, exclude: &[] };
+        let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
+        let endpoint = upstream.endpoint(&target).ok_or(Failure::NoHealthyTarget)?;
+        let body = if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body)) };
+        let mut request =
+            Outgoing::new(&self.head, body, Vec::new(), |out| out.extend_from_slice(&self.said));
+        let limit = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout);
+        let answer = async {
+            let (mut connection, reused) = match worker.pool.take(endpoint) {
+                Some(connection) => (connection, true),
+                None => connect(worker, upstream, endpoint).await?,
+            };
+            let mut sent = connection.send(&mut request, &mut HeaderMap::new()).await;
+            if reused && matches!(sent, Err(ExchangeError::Closed { answered: false })) && request.rewind() {
+                connection = connect(worker, upstream, endpoint).await?.0;
+                sent = connection.send(&mut request, &mut HeaderMap::new()).await;
+            }
+            Ok::<(Box<Connection>, Head), Failure>((connection, sent.map_err(|_| Failure::Reset)?))
+        };
+        let answer = tokio::time::timeout(limit.unwrap_or(TIMEOUT), answer).await;
+        let answer = answer.map_err(|_| Failure::Timeout).flatten();
+        if let Some(trial) = trial {
+            let succeeded = answer.as_ref().is_ok_and(|(_, head)| !head.status.is_server_error());
+            trial.report(worker.index, Instant::now(), succeeded);
+        }
+        let (mut connection, head) = answer?;
+        let mut read = 0;
+        while let Some(Ok(frame)) = std::future::poll_fn(|cx| connection.poll_body(cx)).await {
+            read += frame.data_ref().map_or(0, Bytes::len);
+            if read > MAX_ANSWER {
+                break;
+            }
+        }
+        if request.is_sent() {
+            worker.pool.pass_on(connection, Instant::now(), upstream.idle_timeout);
+        }
+        Ok(head.status.as_u16())
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        self.worker.mirrors.set(self.worker.mirrors.get().saturating_sub(1));
+        if !self.sent {
+            self.worker.stats.mirrors_dropped.add(1);
+        }
+    }
+}

@@ -1,0 +1,650 @@
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use signalbox_proxy::telemetry::access_log;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::harness::{Answer, AnyBody, Backend, Client, Harness, block_on, full, nobody, read_head, until};
+use crate::telling::{lines, metrics};
+
+/// A document with one route that sends everything to the upstream `u`.
+fn document(targets: &[SocketAddr], upstream: &str, forward: &str) -> String {
+    let targets: Vec<_> = targets.iter().map(|target| format!("{{address: '{target}'}}")).collect();
+    format!(
+        "
+upstreams: [{{name: u, targets: [{}]{upstream}}}]
+routes: [{{name: all, forward: {{upstreams: [{{name: u}}]{forward}}}}}]
+",
+        targets.join(", ")
+    )
+}
+
+fn request(method: &str, body: AnyBody) -> Request<AnyBody> {
+    Request::builder().method(method).uri("/").body(body).unwrap()
+}
+
+fn status(status: u16, text: &'static str) -> Response<AnyBody> {
+    Response::builder().status(status).body(full(text)).unwrap()
+}
+
+/// A body of which the length is not known beforehand.
+fn streamed(parts: usize, part: &'static [u8]) -> AnyBody {
+    let parts =
+        (0..parts).map(move |_| Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(part))));
+    StreamBody::new(stream::iter(parts)).map_err(|never| match never {}).boxed()
+}
+
+/// Breaks off once it has a request.
+fn resets() -> Backend {
+    Backend::raw(|mut stream| async move {
+        read_head(&mut stream).await;
+    })
+}
+
+#[test]
+fn what_failed_is_sent_to_another_target() {
+    block_on(async {
+        let good = Backend::text("good");
+        let hangs = Backend::start(|_| std::future::pending());
+        let unavailable = Backend::start(|_| async { status(503, "bad") });
+        let broken = Backend::start(|_| async { status(500, "bad") });
+        let conflict = Backend::start(|_| async { status(409, "bad") });
+        let exhausted = Backend::start(|_| async {
+            let mut answer = status(200, "");
+            answer.headers_mut().insert("grpc-status", "8".parse().unwrap());
+            answer
+        });
+        let reset = resets();
+        let [on_reset, on_5xx, on_gateway] = ["[reset]", "[5xx]", "[gateway-error]"];
+        for (bad, on, method, retried) in [
+            (nobody(), "[connect-failure]", "GET", true),
+            (nobody(), on_5xx, "GET", true),
+            (nobody(), on_reset, "GET", false),
+            // It was surely not sent.
+            (nobody(), "[connect-failure]", "POST", true),
+            (reset.address, on_reset, "GET", true),
+            (reset.address, on_gateway, "PUT", true),
+            (reset.address, "[connect-failure]", "GET", false),
+            // It may have been done.
+            (reset.address, on_reset, "POST", false),
+            (reset.address, "[reset], methods: [POST]", "POST", true),
+            (reset.address, "[reset], methods: [POST]", "GET", false),
+            (hangs.address, "[reset], per_try_timeout: 30ms", "GET", true),
+            (unavailable.address, on_gateway, "GET", true),
+            (unavailable.address, on_5xx, "DELETE", true),
+            (unavailable.address, on_reset, "GET", false),
+            (unavailable.address, on_5xx, "POST", false),
+            (broken.address, on_5xx, "GET", true),
+            (broken.address, on_gateway, "GET", false),
+            (conflict.address, "[retriable-4xx]", "GET", true),
+            (conflict.address, on_5xx, "GET", false),
+            (exhausted.address, "[resource-exhausted]", "grpc", true),
+            (exhausted.address, "[unavailable]", "grpc", false),
+            (exhausted.address, "[resource-exhausted]", "GET", false),
+        ] {
+            let harness =
+                Harness::start(&document(&[bad, good.address], "", &format!(", retry: {{on: {on}}}")));
+            let mut client = Client::connect(harness.address()).await;
+            let mut answers = BTreeMap::<String, usize>::new();
+            for _ in 0..6 {
+                let mut request = match method {
+                    "grpc" => request("POST", full("")),
+                    method => request(method, full("")),
+                };
+                if method == "grpc" {
+                    request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+                }
+                *answers.entry(client.send(request).await.text().to_owned()).or_default() += 1;
+            }
+            // Half of them begin with the bad one.
+            let expected = if retried { 6 } else { 3 };
+            assert_eq!(answers.get("good"), Some(&expected), "{method} {on} at {bad}: {answers:?}");
+        }
+    });
+}
+
+#[test]
+fn retries_end_and_what_came_of_them_is_told() {
+    block_on(async {
+        let (sender, receiver) = access_log::channel(100);
+        let counts = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&counts);
+        let bad = Backend::start(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async { status(503, "from the target") }
+        });
+        let retry = ", retry: {attempts: 2, on: [5xx]}";
+        let mut harness = Harness::with_log(&document(&[bad.address], "", retry), Some(sender));
+        let answer = harness.get("/").await;
+        assert_eq!((answer.status, answer.text()), (503, "from the target"));
+        assert_eq!(counts.load(Ordering::Relaxed), 3);
+        harness.apply(&document(&[nobody()], "", retry)).unwrap();
+        assert_eq!(harness.get("/").await.status, 503);
+        let lines = lines(&receiver, 2).await;
+        assert_eq!((&lines[0]["attempts"], &lines[0]["flags"]), (&3.into(), &"URX".into()));
+        assert_eq!(lines[1]["flags"], "UF,URX");
+        let metrics = metrics(&harness);
+        let line = r#"signalbox_upstream_retries_total{upstream="u",outcome="failed"} 4"#;
+        assert!(metrics.lines().any(|found| found == line), "{metrics}");
+        // The connection of an answer that was not wanted is used again.
+        assert_eq!(bad.connections(), 1);
+    });
+}
+
+#[test]
+fn a_body_is_sent_again_as_it_was_up_to_a_size() {
+    block_on(async {
+        // Takes all of a body, and then breaks off.
+        let reset = Backend::raw(|mut stream| async move {
+            let head = read_head(&mut stream).await.unwrap();
+            if head.contains("chunked") {
+                let mut got = Vec::new();
+                while !got.ends_with(b"\r\n0\r\n\r\n") && stream.read_buf(&mut got).await.is_ok_and(|n| n > 0)
+                {
+                }
+            } else {
+                let mut body = vec![0; 60_000];
+                let _ = stream.read_exact(&mut body).await;
+            }
+        });
+        let echo = Backend::start(|request: Request<hyper::body::Incoming>| async move {
+            let body = request.into_body().collect().await.unwrap();
+            Response::new(full(body.to_bytes()))
+        });
+        let document = document(&[reset.address, echo.address], "", ", retry: {on: [reset]}");
+        let harness = Harness::start(&document);
+        let mut client = Client::connect(harness.address()).await;
+        let sized = Bytes::from((0..60_000u32).map(|index| index as u8).collect::<Vec<_>>());
+        for _ in 0..4 {
+            let answer = client.send(request("PUT", full(sized.clone()))).await;
+            assert!(answer.status == 200 && answer.body == sized);
+            let answer = client.send(request("PUT", streamed(600, &[b'x'; 100]))).await;
+            assert!(answer.status == 200 && answer.body == vec![b'x'; 60_000], "{}", answer.body.len());
+        }
+        // Of two one goes to the target that breaks off, and cannot be saved.
+        let mut statuses = Vec::new();
+        for _ in 0..2 {
+            let mut client = Client::connect(harness.address()).await;
+            statuses.push(client.send(request("PUT", streamed(700, &[b'x'; 100]))).await.status);
+        }
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 502]);
+        assert!(metrics(&harness).contains(r#"outcome="body_too_large"} 1"#));
+    });
+}
+
+#[test]
+fn retries_keep_to_their_budget() {
+    block_on(async {
+        let (tries, release) =
+            (Arc::new(Mutex::new(BTreeMap::<String, u32>::new())), Arc::new(Semaphore::new(0)));
+        let held = Arc::<AtomicUsize>::default();
+        let (seen, gate, holding) = (Arc::clone(&tries), Arc::clone(&release), Arc::clone(&held));
+        // Fails a request once, and holds on to it the second time.
+        let backend = Backend::start(move |request| {
+            let tries = {
+                let mut seen = seen.lock().unwrap();
+                let tries = seen.entry(request.uri().to_string()).or_default();
+                *tries += 1;
+                *tries
+            };
+            let (gate, holding) = (Arc::clone(&gate), Arc::clone(&holding));
+            async move {
+                if tries == 1 {
+                    return status(503, "bad");
+                }
+                holding.fetch_add(1, Ordering::Relaxed);
+                gate.acquire().await.unwrap().forget();
+                status(200, "good")
+            }
+        });
+        for (budget, expected) in [("0", 3), ("0.2", 10), ("1", 50)] {
+            let harness = Harness::start(&document(
+                &[backend.address],
+                "",
+                &format!(", retry: {{on: [5xx], budget: {budget}}}"),
+            ));
+            held.store(0, Ordering::Relaxed);
+            // What runs is the retries and these.
+            let mut clients = JoinSet::new();
+            let barrier = Arc::new(tokio::sync::Barrier::new(50));
+            let refused = Arc::<AtomicUsize>::default();
+            for index in 0..50 {
+                let (address, barrier, refused) =
+                    (harness.address(), Arc::clone(&barrier), Arc::clone(&refused));
+                let path = format!("/{budget}/{index}");
+                clients.spawn(async move {
+                    let mut client = Client::connect(address).await;
+                    barrier.wait().await;
+                    if client.get(&path).await.status == 503 {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            until("each is held or refused", || {
+                held.load(Ordering::Relaxed) + refused.load(Ordering::Relaxed) == 50
+            })
+            .await;
+            // As requests end there is less to take a share of; three may always.
+            let retried = held.load(Ordering::Relaxed);
+            assert!((3..=expected).contains(&retried), "{budget}: {retried}");
+            assert!(budget == "0.2" || retried == expected, "{budget}: {retried}");
+            release.add_permits(50);
+            while clients.join_next().await.is_some() {}
+            release.forget_permits(50);
+        }
+    });
+}
+
+#[test]
+fn a_stream_in_which_nothing_moves_is_ended() {
+    block_on(async {
+        let (sender, receiver) = access_log::channel(100);
+        let backend = Backend::raw(|mut stream| async move {
+            let head = read_head(&mut stream).await.unwrap();
+            if head.starts_with("GET /silent") {
+                std::future::pending::<()>().await;
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
+            // It goes on for longer than nothing may move.
+            for _ in 0..12 {
+                stream.write_all(b"x").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            std::future::pending::<()>().await;
+        });
+        let forward = ", timeout: 0s, idle_timeout: 300ms";
+        let harness = Harness::with_log(&document(&[backend.address], "", forward), Some(sender));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let answer = client.get("/silent").await;
+            assert_eq!(answer.status, 504);
+            let began = Instant::now();
+            let response = client.start(request("GET", full(""))).await.unwrap();
+            let mut body = response.into_body();
+            let mut got = 0;
+            while let Some(Ok(frame)) = body.frame().await {
+                got += frame.data_ref().map_or(0, Bytes::len);
+            }
+            assert_eq!(got, 12);
+            assert!(began.elapsed() > Duration::from_millis(800), "{:?}", began.elapsed());
+        }
+        let lines = lines(&receiver, 4).await;
+        assert!(lines.iter().all(|line| line["flags"] == "SI"), "{lines:?}");
+    });
+}
+
+#[test]
+fn a_grpc_client_limits_the_time_of_its_call() {
+    block_on(async {
+        let backend = Backend::start(|_| std::future::pending());
+        let harness = Harness::start(&document(&[backend.address], "", ""));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let mut call = request("POST", full(""));
+            call.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+            call.headers_mut().insert("grpc-timeout", "100m".parse().unwrap());
+            let began = Instant::now();
+            client.start(call).await.unwrap();
+            let took = began.elapsed();
+            assert!(took >= Duration::from_millis(100) && took < Duration::from_secs(5), "{took:?}");
+        }
+    });
+}
+
+#[test]
+fn an_upstream_gets_no_more_requests_than_it_may() {
+    block_on(async {
+        let (sender, receiver) = access_log::channel(100);
+        let release = Arc::new(Semaphore::new(0));
+        let held = Arc::<AtomicUsize>::default();
+        let (gate, holding) = (Arc::clone(&release), Arc::clone(&held));
+        let backend = Backend::start(move |_| {
+            let gate = Arc::clone(&gate);
+            holding.fetch_add(1, Ordering::Relaxed);
+            async move {
+                gate.acquire().await.unwrap().forget();
+                status(200, "ok")
+            }
+        });
+        let limits = ", circuit_breaker: {limits: {requests: 3}}";
+        let mut harness = Harness::with_log(&document(&[backend.address], limits, ""), Some(sender));
+        let address = harness.address();
+        let mut running = JoinSet::new();
+        for _ in 0..3 {
+            running.spawn(async move { Client::connect(address).await.get("/").await.status });
+        }
+        until("they are under way", || held.load(Ordering::Relaxed) == 3).await;
+        // By whatever worker, and over a revision that changes something else.
+        for _ in 0..10 {
+            assert_eq!(harness.get("/").await.status, 503);
+        }
+        harness.apply(&document(&[backend.address], &format!("{limits}, idle_timeout: 5s"), "")).unwrap();
+        let answer = harness.get("/").await;
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.headers["retry-after"], "1");
+        release.add_permits(4);
+        while let Some(status) = running.join_next().await {
+            assert_eq!(status.unwrap(), 200);
+        }
+        assert_eq!(harness.get("/").await.status, 200);
+        let lines = lines(&receiver, 15).await;
+        assert_eq!(lines.iter().filter(|line| line["flags"] == "UO" && line["status"] == 503).count(), 11);
+    });
+}
+
+#[test]
+fn an_upstream_gets_no_more_connections_than_it_may_and_who_waits_is_served() {
+    block_on(async {
+        let (open, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (opened, highest) = (Arc::clone(&open), Arc::clone(&most));
+        let targets: Vec<_> = (0..2)
+            .map(|_| {
+                let (opened, highest) = (Arc::clone(&opened), Arc::clone(&highest));
+                Backend::raw(move |mut stream| {
+                    let (opened, highest) = (Arc::clone(&opened), Arc::clone(&highest));
+                    async move {
+                        highest.fetch_max(opened.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        while read_head(&mut stream).await.is_some() {
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                            if stream.write_all(answer).await.is_err() {
+                                break;
+                            }
+                        }
+                        opened.fetch_sub(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        let targets: Vec<_> = targets.iter().map(|target| target.address).collect();
+        let upstream = ", connect_timeout: 10s, circuit_breaker: {limits: {connections: 3, pending: 40}}";
+        let harness = Harness::start(&document(&targets, upstream, ""));
+        let address = harness.address();
+        let mut clients = JoinSet::new();
+        for _ in 0..40 {
+            clients.spawn(async move {
+                let mut client = Client::connect(address).await;
+                for _ in 0..10 {
+                    assert_eq!(client.get("/").await.status, 200);
+                }
+            });
+        }
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+        // A target may see the next connection before it sees that one was closed.
+        assert!((1..=6).contains(&most.load(Ordering::SeqCst)), "{most:?}");
+    });
+}
+
+#[test]
+fn who_would_wait_too_long_or_with_too_many_is_refused() {
+    block_on(async {
+        let backend = Backend::start(|_| std::future::pending());
+        let upstream = ", connect_timeout: 300ms, circuit_breaker: {limits: {connections: 1, pending: 2}}";
+        let harness = Harness::start(&document(&[backend.address], upstream, ""));
+        let address = harness.address();
+        let hold = tokio::spawn(async move { Client::connect(address).await.get("/").await });
+        until("it has the connection", || backend.connections() == 1).await;
+        let began = Instant::now();
+        let mut clients = JoinSet::new();
+        for _ in 0..12 {
+            clients.spawn(async move {
+                let answer = Client::connect(address).await.get("/").await;
+                (answer.status, began.elapsed() >= Duration::from_millis(300))
+            });
+        }
+        let answers: Vec<_> = clients.join_all().await;
+        assert!(answers.iter().all(|(status, _)| *status == 503), "{answers:?}");
+        assert_eq!(answers.iter().filter(|(_, waited)| *waited).count(), 2, "{answers:?}");
+        hold.abort();
+    });
+}
+
+/// What clients saw: when, what status, and how long it took.
+type Seen = Arc<Mutex<Vec<(Instant, u16, Duration)>>>;
+
+/// Clients that ask for `path` one after the other until `stop`.
+fn load(
+    address: SocketAddr,
+    path: &'static str,
+    clients: usize,
+    stop: &Arc<AtomicBool>,
+) -> (JoinSet<()>, Seen) {
+    let seen = Seen::default();
+    let mut tasks = JoinSet::new();
+    for _ in 0..clients {
+        let (seen, stop) = (Arc::clone(&seen), Arc::clone(stop));
+        tasks.spawn(async move {
+            let mut client = Client::connect(address).await;
+            while !stop.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                let answer = client.get(path).await;
+                seen.lock().unwrap().push((Instant::now(), answer.status, began.elapsed()));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+    (tasks, seen)
+}
+
+fn p99(seen: &Seen, from: Instant, to: Instant) -> Duration {
+    let seen = seen.lock().unwrap();
+    let mut took: Vec<_> =
+        seen.iter().filter(|(at, ..)| (from..to).contains(at)).map(|(.., took)| *took).collect();
+    took.sort_unstable();
+    assert!(took.len() > 100, "{} requests say nothing", took.len());
+    took[took.len() * 99 / 100]
+}
+
+#[test]
+fn a_dependency_that_hangs_is_isolated_and_the_rest_does_not_feel_it() {
+    block_on(async {
+        let hangs = Arc::<AtomicBool>::default();
+        let hung = Arc::clone(&hangs);
+        let dependency = Backend::start(move |_| {
+            let hung = Arc::clone(&hung);
+            async move {
+                if hung.load(Ordering::Relaxed) {
+                    std::future::pending::<()>().await;
+                }
+                status(200, "ok")
+            }
+        });
+        let other = Backend::text("other");
+        let document = |extra: &str| {
+            format!(
+                "
+upstreams:
+- name: dependency
+  targets: [{{address: '{}'}}]
+  circuit_breaker:
+    error_rate: {{timeout: 800ms, window: 10s, min_requests: 20, open_for: 1s, fallback: {{status: 299, body: instead}}}}
+- {{name: other, targets: [{{address: '{}'}}]}}
+routes:
+- {{name: dependency, match: {{paths: [{{exact: /dependency}}]}}, forward: {{upstreams: [{{name: dependency}}]}}}}
+- {{name: other, match: {{paths: [{{exact: /other}}]}}, forward: {{upstreams: [{{name: other}}]}}}}
+{extra}",
+                dependency.address, other.address
+            )
+        };
+        let mut harness = Harness::start(&document(""));
+        let stop = Arc::<AtomicBool>::default();
+        let (dependent, dependents) = load(harness.address(), "/dependency", 30, &stop);
+        let (rest, others) = load(harness.address(), "/other", 8, &stop);
+        let began = Instant::now();
+        // Many good answers are in the window when it begins to hang.
+        until("there was traffic", || {
+            began.elapsed() > Duration::from_millis(1500) && dependents.lock().unwrap().len() > 1000
+        })
+        .await;
+        let hanging = Instant::now();
+        hangs.store(true, Ordering::Relaxed);
+        until("it is isolated", || dependents.lock().unwrap().iter().any(|(_, status, _)| *status == 299))
+            .await;
+        let isolated = dependents.lock().unwrap().iter().find(|(_, status, _)| *status == 299).unwrap().0;
+        let took = isolated.duration_since(hanging);
+        assert!(took <= Duration::from_millis(1200), "isolated after {took:?}");
+        assert!(metrics(&harness).contains(r#"signalbox_upstream_breaker_state{upstream="dependency"} 2"#));
+        // A revision that changes something else does not make it forget.
+        harness
+            .apply(&document("- {name: more, match: {paths: [{exact: /more}]}, respond: {status: 204}}"))
+            .unwrap();
+        until("it has been so for a while", || isolated.elapsed() > Duration::from_millis(1500)).await;
+        let end = Instant::now();
+        {
+            let seen = dependents.lock().unwrap();
+            // But for those that are let through to try, three each second, all are answered at once.
+            let after = isolated + Duration::from_millis(100);
+            let (quick, slow): (Vec<_>, Vec<_>) = seen
+                .iter()
+                .copied()
+                .filter(|(at, ..)| *at > after)
+                .partition(|(_, status, _)| *status == 299);
+            assert!(quick.len() > 1000 && slow.len() <= 6, "{} and {}", quick.len(), slow.len());
+            let failed = seen.iter().filter(|(_, status, _)| !matches!(status, 200 | 299 | 504)).count();
+            assert_eq!(failed, 0);
+        }
+        let (before, during) = (p99(&others, began, hanging), p99(&others, hanging, end));
+        println!("isolated after {took:?}; p99 of the rest {before:?} before, {during:?} during");
+        assert!(during < before * 3 + Duration::from_millis(10), "p99 {before:?} before, {during:?} during");
+        hangs.store(false, Ordering::Relaxed);
+        let recovered = Instant::now();
+        until("it is used again", || {
+            dependents.lock().unwrap().iter().any(|(at, status, _)| *at > recovered && *status == 200)
+                && metrics(&harness).contains(r#"signalbox_upstream_breaker_state{upstream="dependency"} 0"#)
+        })
+        .await;
+        stop.store(true, Ordering::Relaxed);
+        dependent.join_all().await;
+        rest.join_all().await;
+        assert!(others.lock().unwrap().iter().all(|(_, status, _)| *status == 200));
+    });
+}
+
+#[test]
+fn an_open_breaker_without_fallback_answers_503_and_stops_retries() {
+    block_on(async {
+        let (sender, receiver) = access_log::channel(100);
+        let backend = Backend::start(|_| async { status(500, "bad") });
+        let upstream = ", circuit_breaker: {error_rate: {min_requests: 3, open_for: 1h}}";
+        let forward = ", retry: {attempts: 10, on: [5xx]}";
+        let harness = Harness::with_log(&document(&[backend.address], upstream, forward), Some(sender));
+        for _ in 0..2 {
+            assert_eq!(harness.get("/").await.status, 503);
+        }
+        let lines = lines(&receiver, 2).await;
+        assert_eq!((&lines[0]["attempts"], &lines[0]["flags"]), (&3.into(), &"UO".into()));
+        assert_eq!((&lines[1]["attempts"], &lines[1]["flags"]), (&0.into(), &"UO".into()));
+    });
+}
+
+/// What a mirror got.
+type Copies = Arc<Mutex<Vec<(http::request::Parts, Bytes)>>>;
+
+fn shadow() -> (Backend, Copies) {
+    let copies = Copies::default();
+    let noted = Arc::clone(&copies);
+    let backend = Backend::start(move |request| {
+        let noted = Arc::clone(&noted);
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            noted.lock().unwrap().push((parts, body));
+            status(500, "nobody sees it")
+        }
+    });
+    (backend, copies)
+}
+
+fn mirrored(backend: SocketAddr, shadow: SocketAddr, percent: f64) -> String {
+    format!(
+        "
+upstreams: [{{name: u, targets: [{{address: '{backend}'}}]}}, {{name: shadow, targets: [{{address: '{shadow}'}}]}}]
+routes: [{{name: all, forward: {{upstreams: [{{name: u}}], rewrite: {{path: /there}}, mirror: {{upstream: shadow, percent: {percent}}}}}}}]
+"
+    )
+}
+
+#[test]
+fn a_mirror_gets_copies_with_their_bodies() {
+    block_on(async {
+        let backend = Backend::start(|request: Request<hyper::body::Incoming>| async move {
+            request.into_body().collect().await.unwrap();
+            status(200, "ok")
+        });
+        let (shadow, copies) = shadow();
+        let mut harness = Harness::start(&mirrored(backend.address, shadow.address, 100.0));
+        let mut client = Client::connect(harness.address()).await;
+        for body in [full(""), full("hello"), streamed(50, &[b'x'; 1000]), streamed(1049, &[b'x'; 1000])] {
+            let Answer { status, body, .. } = client.send(request("POST", body)).await;
+            assert_eq!((status, &*body), (200, &b"ok"[..]));
+        }
+        until("the copies are there", || copies.lock().unwrap().len() == 3).await;
+        {
+            let mut copies = copies.lock().unwrap();
+            copies.sort_by_key(|(_, body)| body.len());
+            assert!(copies[0].1.is_empty() && copies[1].1 == "hello" && copies[2].1 == vec![b'x'; 50_000]);
+            for (head, _) in &*copies {
+                assert_eq!((head.method.as_str(), head.uri.path()), ("POST", "/there"));
+                assert_eq!(head.headers["host"], "test.example");
+                assert_eq!(head.headers["x-mirrored-by"], "signalbox");
+                assert_eq!(head.headers["x-forwarded-for"], "127.0.0.1");
+            }
+            copies.clear();
+        }
+        let metrics = metrics(&harness);
+        for line in [
+            r#"signalbox_upstream_requests_total{upstream="shadow",code_class="5xx",flags=""} 3"#,
+            // The last one was larger than what is copied.
+            "signalbox_mirrors_dropped_total 1",
+        ] {
+            assert!(metrics.lines().any(|found| found == line), "{metrics}");
+        }
+        harness.apply(&mirrored(backend.address, shadow.address, 25.0)).unwrap();
+        for _ in 0..400 {
+            client.get("/").await;
+        }
+        harness.apply(&mirrored(backend.address, shadow.address, 0.0)).unwrap();
+        for _ in 0..20 {
+            client.get("/").await;
+        }
+        until("the copies are there", || copies.lock().unwrap().len() > 60).await;
+        assert!(copies.lock().unwrap().len() < 140, "{}", copies.lock().unwrap().len());
+    });
+}
+
+#[test]
+fn a_mirror_that_hangs_or_is_dead_takes_nothing_from_the_requests() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        let hangs = Backend::start(|_| std::future::pending());
+        let reset = resets();
+        for shadow in [hangs.address, reset.address, nobody()] {
+            let harness = Harness::start(&mirrored(backend.address, shadow, 100.0));
+            let mut client = Client::connect(harness.address()).await;
+            let began = Instant::now();
+            for round in 0..500 {
+                let body = if round % 2 == 0 { full("") } else { streamed(3, b"part") };
+                assert_eq!(client.send(request("POST", body)).await.status, 200);
+            }
+            // Each copy that hangs does so for ten seconds.
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        }
+        assert!(hangs.connections() <= 64, "{}", hangs.connections());
+    });
+}
