@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -73,6 +73,10 @@ pub struct Args {
     /// Threads that serve requests [default: number of cores].
     #[arg(long, env = "SIGNALBOX_WORKERS", value_name = "COUNT")]
     pub workers: Option<NonZeroUsize>,
+
+    /// Requests that one worker may have under way; what is beyond is answered with 503.
+    #[arg(long, env = "SIGNALBOX_MAX_REQUESTS", value_name = "COUNT", default_value = "8192")]
+    pub max_requests: NonZeroU32,
 
     /// At SIGTERM, how long running requests may take.
     #[arg(long, env = "SIGNALBOX_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
@@ -195,6 +199,7 @@ mod tests {
             "--listener=http=localhost:80",
             "--label=zone",
             "--workers=0",
+            "--max-requests=0",
             "--drain-timeout=5",
             "--tls-cert=a.pem",
         ] {

@@ -11,6 +11,7 @@ pub mod compile;
 pub mod deadlines;
 pub mod http;
 pub mod listener;
+pub mod overload;
 pub mod proxy;
 pub mod run;
 pub mod source;

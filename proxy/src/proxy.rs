@@ -27,6 +27,8 @@ pub struct Settings {
     pub workers: usize,
     /// Listener name to the address that overrides the configured one.
     pub listener_overrides: BTreeMap<String, SocketAddr>,
+    /// Requests that one worker may have under way; what is beyond is refused.
+    pub max_requests: u32,
     /// Where access log lines go; `None`: there is no access log.
     pub access_log: Option<access_log::Sender>,
 }
@@ -92,6 +94,7 @@ impl Proxy {
             unrouted: Arc::new(RouteStats { name: "".into(), requests: Cells::new(settings.workers) }),
             epoch: Instant::now(),
             log: settings.access_log,
+            max_requests: settings.max_requests,
             connections_wanted: (0..settings.workers).map(|_| Notify::new()).collect(),
         });
         let mut workers = Vec::new();

@@ -47,6 +47,7 @@ async fn serve(args: Args) -> Result<()> {
     let proxy = Proxy::start(Settings {
         workers,
         listener_overrides: args.listener_overrides(),
+        max_requests: args.max_requests.get(),
         access_log: log_sender,
     })
     .context("cannot start the workers")?;

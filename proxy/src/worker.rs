@@ -18,6 +18,7 @@ use crate::active::{Active, ActiveListener, RouteStats};
 use crate::deadlines::{Deadline, Deadlines};
 use crate::http::connection::{self, Downstream};
 use crate::http::identify::Identifier;
+use crate::overload::Overload;
 use crate::telemetry::WorkerStats;
 use crate::telemetry::access_log::{self, Log};
 use crate::upstream::Pool;
@@ -31,6 +32,8 @@ pub struct Shared {
     /// A moment before all requests.
     pub epoch: Instant,
     pub log: Option<access_log::Sender>,
+    /// Requests that one worker may have under way.
+    pub max_requests: u32,
     /// One for each worker: it is asked to give up idle connections that others wait for.
     pub connections_wanted: Box<[Notify]>,
 }
@@ -52,6 +55,7 @@ pub struct Worker {
     pub stream_deadline: RefCell<Option<Rc<Deadline>>>,
     /// Copies of requests for mirrors that are under way.
     pub mirrors: Cell<u32>,
+    pub overload: Overload,
     connections: RefCell<Slab<Rc<Downstream>>>,
     active: RefCell<Cache<Arc<ArcSwap<Active>>, Arc<Active>>>,
     serving: RefCell<Rc<Serving>>,
@@ -115,6 +119,7 @@ impl Worker {
             scratch: RefCell::default(),
             stream_deadline: RefCell::default(),
             mirrors: Cell::new(0),
+            overload: Overload::new(shared.max_requests),
             buffers: RefCell::default(),
             connections: RefCell::default(),
             active: RefCell::new(Cache::new(Arc::clone(&shared.active))),
@@ -140,6 +145,8 @@ impl Worker {
         tokio::task::spawn_local(Rc::clone(&self.deadlines).run());
         tokio::task::spawn_local(Rc::clone(&self).sweep());
         tokio::task::spawn_local(Rc::clone(&self).give_up_wanted());
+        let worker = Rc::clone(&self);
+        tokio::task::spawn_local(async move { worker.overload.watch().await });
         if let Some(log) = &self.log {
             tokio::task::spawn_local(log.flusher(Arc::clone(&self.stats)));
         }
@@ -196,7 +203,10 @@ impl Worker {
             tokio::select! {
                 biased;
                 closed = &mut stopped => break closed.ok(),
-                accepted = listener.accept() => match accepted {
+                accepted = async {
+                    self.overload.may_accept().await;
+                    listener.accept().await
+                } => match accepted {
                     Ok((stream, peer)) => self.begin(stream, peer, &mut socket),
                     Err(error) if is_of_one_connection(&error) => {}
                     Err(error) => {

@@ -137,6 +137,13 @@ impl Downstream {
         }
     }
 
+    /// Lets it end with the answer to the request that has just begun, unless there may be others.
+    pub fn end_after_this(&self) {
+        if !self.http2.get() {
+            self.ending.set(true);
+        }
+    }
+
     /// Whether answers must say that the connection ends.
     #[inline]
     pub fn says_close(&self) -> bool {
@@ -146,6 +153,7 @@ impl Downstream {
     /// A request begins.
     #[inline]
     pub fn request_begins(&self) {
+        self.worker.overload.begin();
         self.running.set(self.running.get() + 1);
         self.phase.set(Phase::Request);
         self.deadline.set(None);
@@ -154,6 +162,7 @@ impl Downstream {
     /// The last byte of its answer was handed over.
     #[inline]
     pub fn request_ends(&self, now: Instant) {
+        self.worker.overload.end();
         let running = self.running.get().saturating_sub(1);
         self.running.set(running);
         if running > 0 {

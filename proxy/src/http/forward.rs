@@ -331,6 +331,7 @@ async fn guarded(
             };
             upstream.load.count_retry(outcome);
         }
+        let in_step = outgoing.is_sent();
         let wait = match again {
             None => None,
             Some(Again::Exhausted) => {
@@ -339,7 +340,6 @@ async fn guarded(
             }
             Some(Again::After(wait)) => {
                 permit = retry.and_then(|retry| upstream.load.retry(retry.budget));
-                // Asked last, for what it has forgotten cannot be had back.
                 if permit.is_none() {
                     upstream.load.count_retry(RetryOutcome::OverBudget);
                     None
@@ -361,7 +361,10 @@ async fn guarded(
         };
         if let Ok((head, connection)) = result {
             headers = head.headers;
-            discard(&worker, upstream, connection);
+            // A target that still expects some of this request would take the next one for it.
+            if in_step {
+                discard(&worker, upstream, connection);
+            }
         }
         exchange.in_flight = None;
         tried.push(Arc::clone(&target));

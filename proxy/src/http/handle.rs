@@ -52,7 +52,16 @@ pub async fn handle(
     let mut exchange = Exchange::begin(downstream, &head);
     let serving = Rc::clone(&exchange.serving);
     let mut left = None;
-    let answer = decide(&mut exchange, &serving, head, body, &mut left).await;
+    let overload = &exchange.downstream.worker.overload;
+    let answer = if overload.refuses() {
+        // Of those who come too fast some are to go elsewhere.
+        if overload.is_too_late() {
+            exchange.downstream.end_after_this();
+        }
+        Err(Failure::Overloaded)
+    } else {
+        decide(&mut exchange, &serving, head, body, &mut left).await
+    };
     let (mut answer, flag) = match answer {
         Ok(answer) => (answer, exchange.noted),
         Err(failure) => {

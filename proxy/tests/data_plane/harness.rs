@@ -54,9 +54,19 @@ impl Harness {
     }
 
     pub(crate) fn with_log(document: &str, access_log: Option<access_log::Sender>) -> Self {
+        Self::with_limit(document, access_log, 1000)
+    }
+
+    /// With at most `max_requests` under way in a worker.
+    pub(crate) fn with_limit(
+        document: &str,
+        access_log: Option<access_log::Sender>,
+        max_requests: u32,
+    ) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener_overrides = BTreeMap::from([("http".to_owned(), any)]);
-        let proxy = Proxy::start(Settings { workers: 2, listener_overrides, access_log }).unwrap();
+        let proxy =
+            Proxy::start(Settings { workers: 2, listener_overrides, max_requests, access_log }).unwrap();
         let mut harness = Self { proxy, snapshot: Snapshot::empty("test") };
         harness.apply(document).expect("the document can be served");
         harness

@@ -185,6 +185,63 @@ fn a_body_is_sent_again_as_it_was_up_to_a_size() {
 }
 
 #[test]
+fn a_connection_on_which_a_request_was_left_unfinished_carries_no_other() {
+    block_on(async {
+        // Answers before it has the body, and notes what comes next on the same connection.
+        let next = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&next);
+        let early = Backend::raw(move |mut stream| {
+            let noted = Arc::clone(&noted);
+            async move {
+                read_head(&mut stream).await.unwrap();
+                let answer = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+                noted.lock().unwrap().push(String::from_utf8_lossy(&rest).into_owned());
+            }
+        });
+        let good = Backend::start(|request: Request<hyper::body::Incoming>| async move {
+            let body = request.into_body().collect().await.unwrap();
+            Response::new(full(body.to_bytes()))
+        });
+        let harness = Harness::start(&document(
+            &[early.address, good.address],
+            "",
+            ", retry: {on: [5xx], attempts: 3, budget: 1}",
+        ));
+        let address = harness.address();
+        let mut clients = JoinSet::new();
+        for _ in 0..8 {
+            clients.spawn(async move {
+                let mut client = Client::connect(address).await;
+                let parts = stream::unfold(0, |part| async move {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    (part < 5).then(|| {
+                        (Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from("part "))), part + 1)
+                    })
+                });
+                let answer = client
+                    .send(request(
+                        "PUT",
+                        BodyExt::boxed(StreamBody::new(Box::pin(parts)).map_err(|never| match never {})),
+                    ))
+                    .await;
+                assert_eq!((answer.status, answer.text()), (200, "part part part part part "));
+            });
+        }
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+        until("all are closed", || next.lock().unwrap().len() == early.connections()).await;
+        assert!(early.connections() > 0);
+        for rest in next.lock().unwrap().iter() {
+            assert!(!rest.contains("HTTP/1.1"), "{rest:?}");
+        }
+    });
+}
+
+#[test]
 fn retries_keep_to_their_budget() {
     block_on(async {
         let (tries, release) =
@@ -646,5 +703,40 @@ fn a_mirror_that_hangs_or_is_dead_takes_nothing_from_the_requests() {
             assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         }
         assert!(hangs.connections() <= 64, "{}", hangs.connections());
+    });
+}
+
+#[test]
+fn a_worker_has_no_more_requests_than_it_may() {
+    block_on(async {
+        let (sender, receiver) = access_log::channel(100);
+        let backend = Backend::start(|_| std::future::pending());
+        let harness = Harness::with_limit(&document(&[backend.address], "", ""), Some(sender), 5);
+        let address = harness.address();
+        for http2 in [false, true] {
+            let mut clients = JoinSet::new();
+            let refused = Arc::<AtomicUsize>::default();
+            for _ in 0..30 {
+                let refused = Arc::clone(&refused);
+                clients.spawn(async move {
+                    let mut client = match http2 {
+                        true => Client::connect_http2(address).await,
+                        false => Client::connect(address).await,
+                    };
+                    assert_eq!(client.get("/").await.status, 503);
+                    refused.fetch_add(1, Ordering::Relaxed);
+                    // The connection is as good as before.
+                    assert_eq!(client.get("/").await.status, 503);
+                });
+            }
+            // Two workers.
+            until("the others are refused", || refused.load(Ordering::Relaxed) >= 20).await;
+            assert!(refused.load(Ordering::Relaxed) <= 25, "{refused:?}");
+            clients.abort_all();
+            while clients.join_next().await.is_some() {}
+            until("they are gone", || harness.proxy.active_connections() == 0).await;
+        }
+        let lines = lines(&receiver, 60).await;
+        assert!(lines.iter().filter(|line| line["flags"] == "OM" && line["status"] == 503).count() >= 40);
     });
 }
