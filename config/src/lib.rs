@@ -49,5 +49,5 @@ pub use router::RouteIndex;
 pub use secret::{REDACTED, Secret, SecretSpec, sha256};
 pub use snapshot::{Change, RevisionId, Snapshot};
 pub use structure::check_structure;
-pub use upstream::{LoadBalancing, Target, Upstream, UpstreamSpec};
+pub use upstream::{LoadBalancing, Target, Upstream, UpstreamProtocol, UpstreamSpec};
 pub use values::{ByteSize, HumanDuration};

@@ -27,7 +27,7 @@ const NOT_SUPPORTED_YET: &[(&str, &[&str])] = &[
 /// Values of the design that this version refuses by name.
 const VALUES_NOT_SUPPORTED_YET: &[(&str, &str, &[&str])] = &[
     ("listener", "protocol", &["https"]),
-    ("upstream", "protocol", &["http2", "auto"]),
+    ("upstream", "protocol", &["auto"]),
     ("upstream", "load_balancing.policy", &["peak_ewma", "ring_hash", "maglev"]),
 ];
 

@@ -51,6 +51,8 @@ pub enum UpstreamProtocol {
     /// HTTP/1.1
     #[default]
     Http1,
+    /// HTTP/2, known beforehand; gRPC needs it.
+    Http2,
 }
 
 /// One target as people write it.
@@ -89,6 +91,8 @@ pub enum LoadBalancing {
 /// An upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Upstream {
+    /// What the targets speak.
+    pub protocol: UpstreamProtocol,
     /// Where requests go; those of weight 0 are left out.
     pub targets: Box<[Target]>,
     /// How a target is picked.
@@ -162,6 +166,7 @@ impl UpstreamSpec {
             value
         };
         let upstream = Upstream {
+            protocol: self.protocol,
             targets: targets.into(),
             load_balancing: self.load_balancing.policy,
             circuit_breaker: circuit_breaker.unwrap_or_default(),

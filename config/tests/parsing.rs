@@ -300,7 +300,7 @@ fn all_errors_of_an_upstream_come_at_once() {
         Kind::Upstream,
         json!({
             "name": "u",
-            "protocol": "http2",
+            "protocol": "auto",
             "targets": [
                 {"address": "10.0.0.1:80"},
                 {"address": "10.0.0.1:80", "weight": 70_000},
@@ -323,7 +323,7 @@ fn all_errors_of_an_upstream_come_at_once() {
             "idle_timeout": "0s",
         }),
         &[
-            "protocol: \"http2\" is not supported by this version; must be http1",
+            "protocol: \"auto\" is not supported by this version; must be one of http1, http2",
             "targets[1].address: \"10.0.0.1:80\" is listed twice",
             "targets[1].weight: must be at most 65535",
             "targets[2].address: \"nowhere\" is not HOST:PORT, like 10.0.0.1:8080, [::1]:8080 or users.internal:8080",

@@ -1654,7 +1654,7 @@ export interface components {
             requests?: number | null;
         };
         /** @description What an upstream's targets speak. */
-        UpstreamProtocol: "http1";
+        UpstreamProtocol: "http1" | "http2";
         /** @description An upstream of a route. */
         UpstreamShare: {
             /** @description How one of its targets is picked. */

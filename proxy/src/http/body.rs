@@ -156,6 +156,15 @@ impl RequestBody {
         }
     }
 
+    /// It is not going to be sent again: what passes from now on is not kept.
+    pub fn forget(&mut self) {
+        if let Self::Stream(stream) = self
+            && stream.kept.as_ref().is_some_and(|kept| kept.is_replayed() && !kept.ended)
+        {
+            stream.kept = None;
+        }
+    }
+
     /// Calls `done` with a copy of it, when all of it has passed and it is not larger than `cap`.
     pub fn copy(&mut self, cap: usize, done: impl FnOnce(Bytes) + 'static) {
         match self {

@@ -6,7 +6,7 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Version, header, request};
-use signalbox_config::Name;
+use signalbox_config::{Name, UpstreamProtocol};
 
 use super::body::Progress;
 use super::connection::Downstream;
@@ -218,6 +218,12 @@ impl Exchange {
         self.upstream = Some(Arc::clone(upstream));
     }
 
+    /// Whether its upstream's targets speak HTTP/2.
+    #[inline]
+    pub fn speaks_http2(&self) -> bool {
+        self.upstream.as_ref().is_some_and(|upstream| upstream.protocol == UpstreamProtocol::Http2)
+    }
+
     /// The upstream's answer has begun.
     #[inline]
     pub fn upstream_answered(&mut self, sent: Instant) {
@@ -269,7 +275,7 @@ impl Exchange {
     /// The answer has come: its connection can take another request.
     #[inline]
     pub fn give_back(&mut self, body: AnswerBody) {
-        let (AnswerBody::Own(connection), Some(upstream)) = (body, &self.upstream) else { return };
+        let (Some(connection), Some(upstream)) = (body.into_connection(), &self.upstream) else { return };
         let now = *self.ended.get_or_insert_with(Instant::now);
         let pool = &self.downstream.worker.pool;
         if upstream.limits.is_some() {

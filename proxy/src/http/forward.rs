@@ -11,8 +11,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Response, header, request, response};
-use signalbox_config::{Forward, Respond, Retry, RetryOn};
+use signalbox_config::{Forward, Respond, Retry, RetryOn, UpstreamProtocol};
 use smallvec::SmallVec;
 
 use super::body::{RequestBody, RequestBodyError};
@@ -27,7 +28,7 @@ use crate::deadlines::Deadline;
 use crate::telemetry::Flag;
 use crate::upstream::{
     AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Head, Outgoing, Permit, Pick,
-    RetryOutcome, Target, Trial, Upstream,
+    RetryOutcome, SendError, Target, Trial, Upstream,
 };
 use crate::worker::Worker;
 
@@ -72,10 +73,10 @@ pub(super) async fn forward(
     let endpoint = upstream.endpoint(&target).ok_or(Failure::NoHealthyTarget)?;
     let Request { mut head, special, host, body, prefix_len } = request;
     rewrite(forward, &mut head, prefix_len)?;
-    let (mut outgoing, mut headers) = encode(exchange, head, special, host, body, None);
+    let (mut outgoing, mut headers) = encode(exchange, head, special, host, body, None)?;
     let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut headers);
-    let (head, connection) = attempt.await?;
-    Ok(answer(exchange, head, connection, outgoing))
+    let (head, body) = attempt.await?;
+    Ok(answer(exchange, head, body, outgoing))
 }
 
 /// Does what the route says of path and host.
@@ -95,12 +96,12 @@ fn rewrite(forward: &Forward, head: &mut request::Parts, prefix_len: usize) -> R
 #[inline]
 fn encode(
     exchange: &mut Exchange,
-    head: request::Parts,
+    mut head: request::Parts,
     special: Special,
     host: Option<&HeaderValue>,
     mut body: RequestBody,
     mirror: Option<&Arc<Upstream>>,
-) -> (Outgoing, HeaderMap) {
+) -> Result<(Outgoing, HeaderMap), Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
     let made = match head::traceparent(&head.headers, special) {
         Some(trace) => {
@@ -125,10 +126,15 @@ fn encode(
         forwarded.write(&mut said, &head.headers, by_plugins);
         mirror::send(&worker, upstream, &head, said, &mut body);
     }
+    let repeatable = is_idempotent(&head.method);
+    if exchange.speaks_http2() {
+        forwarded.insert(&mut head.headers, by_plugins);
+        let request = Outgoing::http2(head, body, &Scheme::HTTP).ok_or(Failure::Misconfigured)?;
+        return Ok((request.repeatable(repeatable), HeaderMap::new()));
+    }
     let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
     let request = Outgoing::new(&head, body, buffer, |out| forwarded.write(out, &head.headers, by_plugins));
-    let repeatable = is_idempotent(&head.method);
-    (request.repeatable(repeatable), head.headers)
+    Ok((request.repeatable(repeatable), head.headers))
 }
 
 /// Sends a request to a target, once; a second time only if an idle connection turned out to be closed. The answer takes
@@ -139,8 +145,19 @@ async fn attempt(
     endpoint: Endpoint,
     request: &mut Outgoing,
     headers: &mut HeaderMap,
-) -> Result<(Head, Box<Connection>), Failure> {
+) -> Result<(Head, AnswerBody), Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
+    if upstream.protocol == UpstreamProtocol::Http2 {
+        exchange.attempts = exchange.attempts.saturating_add(1);
+        let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
+        let sending = worker.pool.http2.send(endpoint, upstream, request, &worker.stats);
+        let (head, answer) = in_time(exchange, sending).await?.map_err(|error| match error {
+            SendError::Connect(error) => not_connected(upstream, endpoint, &error),
+            SendError::Exchange(error) => not_answered(&error),
+        })?;
+        exchange.upstream_answered(sent);
+        return Ok((head, AnswerBody::Http2(answer)));
+    }
     let mut pooled = worker.pool.take(endpoint);
     loop {
         let mut reused = pooled.is_some();
@@ -158,7 +175,7 @@ async fn attempt(
         let error = match in_time(exchange, connection.send(request, headers)).await? {
             Ok(head) => {
                 exchange.upstream_answered(sent);
-                return Ok((head, connection));
+                return Ok((head, AnswerBody::Own(connection)));
             }
             Err(error) => error,
         };
@@ -166,28 +183,42 @@ async fn attempt(
         // target, so the request is sent again, if it may be: RFC 9110, section 9.2.2.
         let closed = matches!(error, ExchangeError::Closed { answered: false });
         if !(closed && reused && request.rewind()) {
-            return Err(match error {
-                ExchangeError::RequestBody(RequestBodyError::TooLarge) => Failure::BodyTooLarge,
-                ExchangeError::RequestBody(RequestBodyError::Client(_)) => Failure::ClientBroke,
-                ExchangeError::Closed { .. } | ExchangeError::Malformed(_) => Failure::Reset,
-            });
+            return Err(not_answered(&error));
+        }
+    }
+}
+
+fn not_answered(error: &ExchangeError) -> Failure {
+    match error {
+        ExchangeError::RequestBody(RequestBodyError::TooLarge) => Failure::BodyTooLarge,
+        ExchangeError::RequestBody(RequestBodyError::Client(_)) => Failure::ClientBroke,
+        ExchangeError::Closed { .. } | ExchangeError::Malformed(_) | ExchangeError::Http2(_) => {
+            Failure::Reset
         }
     }
 }
 
 /// A target's answer, for the client.
 #[inline]
-fn answer(exchange: &Exchange, head: Head, connection: Box<Connection>, request: Outgoing) -> Answer {
+fn answer(exchange: &Exchange, head: Head, body: AnswerBody, request: Outgoing) -> Answer {
     let mut parts: response::Parts = Response::new(()).into_parts().0;
     parts.status = head.status;
     parts.headers = head.headers;
     // While the request's body is still on its way, a task of its own sends it: the client may want to send all of it
     // before it reads the answer.
-    let body = if request.is_sent() {
-        exchange.downstream.worker.buffers.borrow_mut().push(request.into_buffer());
-        AnswerBody::Own(connection)
-    } else {
-        AnswerBody::Shared(connection.share(request))
+    let body = match body {
+        AnswerBody::Own(connection) if request.is_sent() => {
+            exchange.downstream.worker.buffers.borrow_mut().push(request.into_buffer());
+            AnswerBody::Own(connection)
+        }
+        AnswerBody::Own(connection) => AnswerBody::Shared(connection.share(request)),
+        AnswerBody::Http2(mut answer) => {
+            if !request.is_sent() {
+                answer.write_beside(request);
+            }
+            AnswerBody::Http2(answer)
+        }
+        shared @ AnswerBody::Shared(_) => shared,
     };
     Answer::Target(parts, body)
 }
@@ -211,14 +242,17 @@ pub(super) async fn connect(
     let permit = permit.ok_or(Failure::Overflow)?;
     let stats = Arc::clone(&worker.stats);
     let opened = Connection::open(endpoint, upstream.connect_timeout, stats, permit).await;
-    let connection = opened.map_err(|error| {
-        // Each one would be a line for each request; the flag in the access log and the metrics tell of it.
-        tracing::debug!(upstream = %upstream.name, address = %endpoint.address, %error, "cannot connect");
-        match error {
-            ConnectError::Refused(_) | ConnectError::Timeout => Failure::ConnectFailure,
-        }
-    })?;
+    let connection = opened.map_err(|error| not_connected(upstream, endpoint, &error))?;
     Ok((connection, false))
+}
+
+fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &ConnectError) -> Failure {
+    // Each one would be a line for each request; the flag in the access log and the metrics tell of it.
+    tracing::debug!(upstream = %upstream.name, address = %endpoint.address, %error, "cannot connect");
+    match error {
+        ConnectError::Refused(_) | ConnectError::Timeout => Failure::ConnectFailure,
+        ConnectError::TooMany => Failure::Overflow,
+    }
 }
 
 /// What ends the wait for a connection.
@@ -267,7 +301,7 @@ async fn wait_for_connection(
 }
 
 /// What came of an attempt.
-type Tried = Result<(Head, Box<Connection>), Broken>;
+type Tried = Result<(Head, AnswerBody), Broken>;
 
 /// Why an attempt brought no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,7 +333,7 @@ async fn guarded(
     let mirror = route.mirror(|range| fastrand::u32(..range));
     let mirror = mirror.and_then(|slot| serving.upstreams.get(slot as usize)?.as_ref());
     let mut attempts = retry.map(|retry| Retries::new(retry, &head));
-    let (mut outgoing, mut headers) = encode(exchange, head, special, host, body, mirror);
+    let (mut outgoing, mut headers) = encode(exchange, head, special, host, body, mirror)?;
     if retry.is_some() {
         outgoing.keep(KEPT);
     }
@@ -354,16 +388,16 @@ async fn guarded(
         };
         let Some(wait) = wait else {
             return match result {
-                Ok((head, connection)) => Ok(self::answer(exchange, head, connection, outgoing)),
+                Ok((head, body)) => Ok(self::answer(exchange, head, body, outgoing)),
                 Err(Broken::Late | Broken::TryLate) => Err(Failure::Timeout),
                 Err(Broken::Failed(failure)) => Err(failure),
             };
         };
-        if let Ok((head, connection)) = result {
+        if let Ok((head, body)) = result {
             headers = head.headers;
             // A target that still expects some of this request would take the next one for it.
             if in_step {
-                discard(&worker, upstream, connection);
+                discard(&worker, upstream, body);
             }
         }
         exchange.in_flight = None;
@@ -473,10 +507,12 @@ fn grpc_status(head: &Head) -> Option<u8> {
 }
 
 /// Lets go of an answer that is not wanted; its connection is kept if all of it has come.
-fn discard(worker: &Worker, upstream: &Upstream, mut connection: Box<Connection>) {
+fn discard(worker: &Worker, upstream: &Upstream, mut body: AnswerBody) {
     let mut cx = Context::from_waker(Waker::noop());
-    while let Poll::Ready(Some(Ok(_))) = connection.poll_body(&mut cx) {}
-    if connection.is_end() {
+    while let Poll::Ready(Some(Ok(_))) = body.poll(&mut cx) {}
+    if body.is_end()
+        && let Some(connection) = body.into_connection()
+    {
         worker.pool.pass_on(connection, Instant::now(), upstream.idle_timeout);
     }
 }

@@ -205,14 +205,30 @@ impl Forwarded<'_> {
     /// Writes it as header fields, except for what `headers` has already.
     #[inline]
     pub fn write(&self, out: &mut Vec<u8>, headers: &HeaderMap, by_plugins: bool) {
-        let mut field = |name: &HeaderName, value: &[u8]| {
+        self.each(|name, value| {
             if !(by_plugins && headers.contains_key(name)) {
                 out.extend_from_slice(name.as_str().as_bytes());
                 out.extend_from_slice(b": ");
                 out.extend_from_slice(value);
                 out.extend_from_slice(b"\r\n");
             }
-        };
+        });
+    }
+
+    /// Puts it into `headers`, except for what is there already.
+    pub fn insert(&self, headers: &mut HeaderMap, by_plugins: bool) {
+        headers.reserve(5);
+        self.each(|name, value| {
+            if !(by_plugins && headers.contains_key(name))
+                && let Ok(value) = HeaderValue::from_bytes(value)
+            {
+                headers.insert(name, value);
+            }
+        });
+    }
+
+    #[inline]
+    fn each(&self, mut field: impl FnMut(&HeaderName, &[u8])) {
         field(&X_REQUEST_ID, self.request_id);
         field(&X_FORWARDED_FOR, self.client.as_bytes());
         field(&X_FORWARDED_PROTO, b"http");

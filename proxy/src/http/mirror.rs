@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, header, request};
+use http::header::{self, HeaderName};
+use http::uri::Scheme;
+use http::{HeaderMap, HeaderValue, request};
+use signalbox_config::UpstreamProtocol;
 
 use super::body::RequestBody;
 use super::forward::connect;
 use super::problem::Failure;
 use crate::telemetry::{Flag, Key};
-use crate::upstream::{Connection, ExchangeError, Head, Outgoing, Pick, Upstream};
+use crate::upstream::{AnswerBody, ExchangeError, Head, Outgoing, Pick, Upstream};
 use crate::worker::Worker;
 
 /// A copy to be sent.
@@ -86,10 +89,23 @@ impl Copy {
         let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
         let endpoint = upstream.endpoint(&target).ok_or(Failure::NoHealthyTarget)?;
         let body = if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body)) };
-        let mut request =
-            Outgoing::new(&self.head, body, Vec::new(), |out| out.extend_from_slice(&self.said));
+        let mut request = match upstream.protocol {
+            UpstreamProtocol::Http1 => {
+                Outgoing::new(&self.head, body, Vec::new(), |out| out.extend_from_slice(&self.said))
+            }
+            UpstreamProtocol::Http2 => {
+                let mut head = self.head.clone();
+                head.headers.extend(fields(&self.said));
+                Outgoing::http2(head, body, &Scheme::HTTP).ok_or(Failure::Misconfigured)?
+            }
+        };
         let limit = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout);
         let answer = async {
+            if upstream.protocol == UpstreamProtocol::Http2 {
+                let sent = worker.pool.http2.send(endpoint, upstream, &mut request, &worker.stats).await;
+                let (head, answer) = sent.map_err(|_| Failure::Reset)?;
+                return Ok((AnswerBody::Http2(answer), head));
+            }
             let (mut connection, reused) = match worker.pool.take(endpoint) {
                 Some(connection) => (connection, true),
                 None => connect(worker, upstream, endpoint).await?,
@@ -99,7 +115,8 @@ impl Copy {
                 connection = connect(worker, upstream, endpoint).await?.0;
                 sent = connection.send(&mut request, &mut HeaderMap::new()).await;
             }
-            Ok::<(Box<Connection>, Head), Failure>((connection, sent.map_err(|_| Failure::Reset)?))
+            let head = sent.map_err(|_| Failure::Reset)?;
+            Ok::<(AnswerBody, Head), Failure>((AnswerBody::Own(connection), head))
         };
         let answer = tokio::time::timeout(limit.unwrap_or(TIMEOUT), answer).await;
         let answer = answer.map_err(|_| Failure::Timeout).flatten();
@@ -107,19 +124,31 @@ impl Copy {
             let succeeded = answer.as_ref().is_ok_and(|(_, head)| !head.status.is_server_error());
             trial.report(worker.index, Instant::now(), succeeded);
         }
-        let (mut connection, head) = answer?;
+        let (mut answer, head) = answer?;
         let mut read = 0;
-        while let Some(Ok(frame)) = std::future::poll_fn(|cx| connection.poll_body(cx)).await {
+        while let Some(Ok(frame)) = std::future::poll_fn(|cx| answer.poll(cx)).await {
             read += frame.data_ref().map_or(0, Bytes::len);
             if read > MAX_ANSWER {
                 break;
             }
         }
-        if request.is_sent() {
+        if request.is_sent()
+            && let Some(connection) = answer.into_connection()
+        {
             worker.pool.pass_on(connection, Instant::now(), upstream.idle_timeout);
         }
         Ok(head.status.as_u16())
     }
+}
+
+/// Header fields that were written.
+fn fields(written: &[u8]) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    written.split(|byte| *byte == b'\n').filter_map(|line| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let (name, value) = line.split_at_checked(colon)?;
+        let value = HeaderValue::from_bytes(value.get(1..)?.trim_ascii()).ok()?;
+        Some((HeaderName::from_bytes(name).ok()?, value))
+    })
 }
 
 impl Drop for Copy {

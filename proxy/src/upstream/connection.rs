@@ -1,4 +1,4 @@
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use http::uri::Scheme;
 use http::{HeaderMap, Method, request};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::AsyncWrite;
@@ -17,6 +18,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::Endpoint;
 use super::http1::{self, Decoded, Framing, Head, Malformed, RequestFraming};
+use super::http2::{self, Sender};
 use super::load::{Load, Permit};
 use crate::http::body::{RequestBody, RequestBodyError};
 use crate::stream::Stream;
@@ -64,9 +66,9 @@ pub struct Outgoing {
     /// How much of the buffer was written.
     written: usize,
     /// Whether it may be sent again when it is not known what became of it.
-    repeatable: bool,
+    pub(super) repeatable: bool,
     /// Whether any of the head was written.
-    begun: bool,
+    pub(super) begun: bool,
     /// Whether any of the body was taken.
     taken: bool,
     /// What comes behind the buffer.
@@ -74,10 +76,12 @@ pub struct Outgoing {
     /// What comes behind that.
     tail: &'static [u8],
     framing: RequestFraming,
-    body: RequestBody,
+    pub(super) body: RequestBody,
     state: Sending,
     /// What it takes to send it again although some of its body was taken.
     kept: Option<Kept>,
+    /// For HTTP/2, which has its own form of all of this but the body.
+    pub(super) http2: Option<Box<Sender>>,
 }
 
 /// The head of a request and how its body is framed, for sending it again.
@@ -104,6 +108,19 @@ pub enum ConnectError {
     Refused(#[source] io::Error),
     #[error("the target did not accept the connection in time")]
     Timeout,
+    #[error("there are as many connections to the target as there may be, and all are in use")]
+    TooMany,
+}
+
+impl ConnectError {
+    /// The same, for another request that waited for the same connection.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::Refused(error) => Self::Refused(error.kind().into()),
+            Self::Timeout => Self::Timeout,
+            Self::TooMany => Self::TooMany,
+        }
+    }
 }
 
 /// Why there is no answer, or no more of it.
@@ -114,6 +131,8 @@ pub enum ExchangeError {
     Closed { answered: bool },
     #[error("the target does not speak HTTP/1.1")]
     Malformed(#[from] Malformed),
+    #[error("the target broke the stream off, or does not speak HTTP/2")]
+    Http2(#[source] h2::Error),
     #[error("the request's body cannot be sent")]
     RequestBody(#[from] RequestBodyError),
 }
@@ -121,6 +140,9 @@ pub enum ExchangeError {
 /// Bytes to read at once, to begin with and at most: 64 KiB at a time are fast, and memory for few.
 const READ: usize = 8 << 10;
 const MAX_READ: usize = 64 << 10;
+
+/// What is kept of a body for a target that speaks HTTP/2, bytes.
+const KEEP: usize = 64 << 10;
 
 /// Parts of a body up to this size, bytes, are copied behind the head, for one plain write is faster than a vectored one.
 const COPY: usize = 4 << 10;
@@ -277,6 +299,8 @@ impl Connection {
     pub fn share(self: Box<Self>, mut request: Outgoing) -> Shared {
         let connection = Rc::new(RefCell::new(self));
         let writing = Rc::clone(&connection);
+        let in_step = Rc::<Cell<bool>>::default();
+        let sent = Rc::clone(&in_step);
         let task = tokio::task::spawn_local(async move {
             let written = poll_fn(|cx| {
                 let connection = &mut **writing.borrow_mut();
@@ -287,8 +311,9 @@ impl Connection {
                 // Who reads the answer sees the connection end.
                 writing.borrow().stream.abort();
             }
+            sent.set(request.is_sent());
         });
-        Shared { connection, task: task.abort_handle() }
+        Shared { connection: Some(connection), task: task.abort_handle(), in_step }
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -318,11 +343,21 @@ fn fill(
     Poll::Ready(Ok(read))
 }
 
-/// A connection whose answer is read while its request is still being written. It is closed afterwards.
+/// A connection whose answer is read while its request is still being written.
 pub struct Shared {
-    connection: Rc<RefCell<Box<Connection>>>,
+    /// `None`: it was taken out.
+    connection: Option<Rc<RefCell<Box<Connection>>>>,
     /// Writes.
     task: AbortHandle,
+    /// Whether the target has taken all of the request.
+    in_step: Rc<Cell<bool>>,
+}
+
+impl Shared {
+    /// Does something with the connection; `None`: it was taken out.
+    fn with<T>(&self, f: impl FnOnce(&mut Connection) -> T) -> Option<T> {
+        self.connection.as_ref().map(|connection| f(&mut connection.borrow_mut()))
+    }
 }
 
 impl Drop for Shared {
@@ -335,6 +370,7 @@ impl Drop for Shared {
 pub enum AnswerBody {
     Own(Box<Connection>),
     Shared(Shared),
+    Http2(Box<http2::Answer>),
 }
 
 impl AnswerBody {
@@ -342,7 +378,10 @@ impl AnswerBody {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         match self {
             Self::Own(connection) => connection.poll_body(cx),
-            Self::Shared(shared) => shared.connection.borrow_mut().poll_body(cx),
+            Self::Shared(shared) => {
+                shared.with(|connection| connection.poll_body(cx)).unwrap_or(Poll::Ready(None))
+            }
+            Self::Http2(answer) => answer.poll(cx),
         }
     }
 
@@ -350,14 +389,28 @@ impl AnswerBody {
     pub fn is_end(&self) -> bool {
         match self {
             Self::Own(connection) => connection.is_end(),
-            Self::Shared(shared) => shared.connection.borrow().is_end(),
+            Self::Shared(shared) => shared.with(|connection| connection.is_end()).unwrap_or(true),
+            Self::Http2(answer) => answer.is_end(),
+        }
+    }
+
+    /// The connection, if it can carry another request once the answer has been taken.
+    #[inline]
+    pub fn into_connection(self) -> Option<Box<Connection>> {
+        match self {
+            Self::Own(connection) => Some(connection),
+            Self::Shared(mut shared) if shared.in_step.get() => {
+                Rc::try_unwrap(shared.connection.take()?).ok().map(RefCell::into_inner)
+            }
+            Self::Shared(_) | Self::Http2(_) => None,
         }
     }
 
     pub fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(connection) => connection.size_hint(),
-            Self::Shared(shared) => shared.connection.borrow().size_hint(),
+            Self::Shared(shared) => shared.with(|connection| connection.size_hint()).unwrap_or_default(),
+            Self::Http2(answer) => answer.size_hint(),
         }
     }
 }
@@ -391,7 +444,31 @@ impl Outgoing {
             body,
             state: Sending::Fresh,
             kept: None,
+            http2: None,
         }
+    }
+
+    /// The same for a target that speaks HTTP/2. `None`: the head has no form there.
+    pub fn http2(head: request::Parts, mut body: RequestBody, scheme: &Scheme) -> Option<Self> {
+        let method = head.method.clone();
+        let sender = Sender::new(head, &body, scheme)?;
+        // For a target that says that it has not looked at it.
+        body.keep(KEEP);
+        Some(Self {
+            method,
+            buffer: Vec::new(),
+            written: 0,
+            repeatable: false,
+            begun: false,
+            taken: false,
+            data: Bytes::new(),
+            tail: b"",
+            framing: RequestFraming::None,
+            body,
+            state: Sending::Fresh,
+            kept: None,
+            http2: Some(Box::new(sender)),
+        })
     }
 
     /// The buffer, for the next request.
@@ -408,6 +485,9 @@ impl Outgoing {
     /// Whether the target has taken all of it, so that the connection is in step.
     #[inline]
     pub fn is_sent(&self) -> bool {
+        if let Some(sender) = &self.http2 {
+            return sender.is_done();
+        }
         self.state == Sending::Done
     }
 
@@ -439,6 +519,9 @@ impl Outgoing {
 
     /// Begins anew whatever the target has seen, if its body is still whole.
     pub fn restart(&mut self) -> bool {
+        if let Some(sender) = &mut self.http2 {
+            return sender.restart() && self.body.rewind();
+        }
         if self.taken {
             let Some(kept) = &self.kept else { return false };
             if !self.body.rewind() {

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, request};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, request, response};
 
 /// How the body of a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,14 @@ pub struct Head {
     pub(super) keep_alive: bool,
 }
 
+impl Head {
+    /// Of an answer over HTTP/2, whose body is framed by its stream.
+    pub(super) fn over_http2(head: response::Parts) -> Self {
+        let response::Parts { status, headers, .. } = head;
+        Self { status, headers, framing: Framing::Length(0), keep_alive: false }
+    }
+}
+
 /// What a target said is not HTTP/1.1, or more than is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
@@ -55,7 +63,7 @@ pub enum Malformed {
 }
 
 /// The largest head of an answer, bytes; and trailers, and what a chunk says of itself.
-const MAX_HEAD: usize = 64 << 10;
+pub(super) const MAX_HEAD: usize = 64 << 10;
 const MAX_TRAILERS: usize = 16 << 10;
 const MAX_HEADERS: usize = 128;
 
@@ -93,22 +101,26 @@ pub(super) fn encode_chunk_head(out: &mut Vec<u8>, length: usize) {
 pub(super) fn encode_end(out: &mut Vec<u8>, trailers: Option<HeaderMap>) {
     out.extend_from_slice(b"0\r\n");
     if let Some(mut trailers) = trailers {
-        // RFC 9110, section 6.5.1: what frames or routes a message does not belong behind it.
-        for name in [
-            header::CONTENT_LENGTH,
-            header::TRANSFER_ENCODING,
-            header::HOST,
-            header::CONNECTION,
-            header::TRAILER,
-            header::TE,
-            header::UPGRADE,
-            header::AUTHORIZATION,
-        ] {
-            trailers.remove(name);
-        }
+        remove_unfit_trailers(&mut trailers);
         encode_fields(out, &trailers);
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// RFC 9110, section 6.5.1: what frames or routes a message does not belong behind it.
+pub(super) fn remove_unfit_trailers(trailers: &mut HeaderMap) {
+    for name in [
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::HOST,
+        header::CONNECTION,
+        header::TRAILER,
+        header::TE,
+        header::UPGRADE,
+        header::AUTHORIZATION,
+    ] {
+        trailers.remove(name);
+    }
 }
 
 fn encode_fields(out: &mut Vec<u8>, fields: &HeaderMap) {

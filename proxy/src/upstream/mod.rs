@@ -4,6 +4,7 @@ mod balance;
 mod breaker;
 mod connection;
 mod http1;
+mod http2;
 mod load;
 mod pool;
 mod resolve;
@@ -12,6 +13,7 @@ pub use balance::Balancer;
 pub use breaker::{Breaker, Position, Trial};
 pub use connection::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing};
 pub use http1::{Head, Malformed};
+pub use http2::SendError;
 pub use load::{Load, Permit, RetryOutcome};
 pub use pool::{Endpoint, Pool};
 pub use resolve::{Addresses, Resolver};
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use signalbox_config::{LoadBalancing, Name, UpstreamLimits};
+use signalbox_config::{LoadBalancing, Name, UpstreamLimits, UpstreamProtocol};
 
 use crate::compile::Services;
 use crate::telemetry::Cells;
@@ -34,6 +36,7 @@ pub struct Upstream {
     pub name: Name,
     pub targets: Box<[Arc<Target>]>,
     balancer: Balancer,
+    pub protocol: UpstreamProtocol,
     pub connect_timeout: Duration,
     pub idle_timeout: Duration,
     pub stats: Arc<UpstreamStats>,
@@ -112,6 +115,7 @@ impl Upstream {
                 services.workers,
                 before.map(|it| &it.balancer),
             ),
+            protocol: spec.protocol,
             connect_timeout: spec.connect_timeout,
             idle_timeout: spec.idle_timeout,
             stats: before.map_or_else(

@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 
 use tokio::sync::Notify;
 
-use super::{Connection, Load};
+use super::{Connection, Load, http2};
 
 /// Where a connection leads, and how: what has to be the same for another request to take it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +23,8 @@ pub struct Endpoint {
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<HashMap<Endpoint, Vec<Idle>, RandomState>>,
+    /// Those that speak HTTP/2, idle or not.
+    pub http2: http2::Connections,
     /// Who waits on this worker for a connection of an upstream that has as many as it may.
     waiting: RefCell<Vec<Waiting>>,
 }
@@ -124,6 +126,7 @@ impl Pool {
 
     /// Closes what was idle for too long, and what the targets have closed.
     pub fn sweep(&self, now: Instant) {
+        self.http2.sweep();
         let mut idle = self.idle.borrow_mut();
         idle.retain(|_, connections| {
             connections.retain_mut(|idle| idle.until > now && idle.connection.is_alive());
@@ -133,6 +136,7 @@ impl Pool {
 
     /// Closes all of them.
     pub fn clear(&self) {
+        self.http2.clear();
         self.idle.borrow_mut().clear();
     }
 }

@@ -152,6 +152,17 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> AnyBody {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed()
 }
 
+/// What is spoken over a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Http1,
+    Http2,
+}
+
+impl Wire {
+    pub(crate) const BOTH: [Self; 2] = [Self::Http1, Self::Http2];
+}
+
 /// A client with one connection.
 pub(crate) enum Client {
     Http1(http1::SendRequest<AnyBody>),
@@ -159,6 +170,13 @@ pub(crate) enum Client {
 }
 
 impl Client {
+    pub(crate) async fn speaking(wire: Wire, address: SocketAddr) -> Self {
+        match wire {
+            Wire::Http1 => Self::connect(address).await,
+            Wire::Http2 => Self::connect_http2(address).await,
+        }
+    }
+
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -223,8 +241,19 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// Answers by `answer`.
+    /// Answers by `answer`, over HTTP/1.1.
     pub(crate) fn start<F>(answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Response<AnyBody>> + Send + 'static,
+    {
+        Self::speaking(Wire::Http1, answer)
+    }
+
+    /// Answers by `answer`, over `wire`.
+    pub(crate) fn speaking<F>(
+        wire: Wire,
+        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = Response<AnyBody>> + Send + 'static,
     {
@@ -243,10 +272,18 @@ impl Backend {
                     let answer = answer(request);
                     async move { Ok::<_, Infallible>(answer.await) }
                 });
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service),
-                );
+                let io = TokioIo::new(stream);
+                match wire {
+                    Wire::Http1 => {
+                        tokio::spawn(
+                            hyper::server::conn::http1::Builder::new().serve_connection(io, service),
+                        );
+                    }
+                    Wire::Http2 => {
+                        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                        tokio::spawn(builder.serve_connection(io, service));
+                    }
+                }
             }
         });
         Self { address, connections }
@@ -318,6 +355,15 @@ pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
 /// An address where nobody listens.
 pub(crate) fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// The same to one that speaks `wire`.
+pub(crate) fn forward_over(wire: Wire, backend: SocketAddr) -> String {
+    let protocol = match wire {
+        Wire::Http1 => "http1",
+        Wire::Http2 => "http2",
+    };
+    forward_to(backend).replace("{name: u, targets", &format!("{{name: u, protocol: {protocol}, targets"))
 }
 
 /// A document with one route that forwards everything to `backend`.

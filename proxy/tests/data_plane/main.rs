@@ -7,7 +7,9 @@
 
 mod forwarding;
 mod harness;
+mod http2_targets;
 mod limits;
+mod pairings;
 mod process;
 mod resilience;
 mod revisions;

@@ -1,0 +1,740 @@
+//! HTTP/2 as it is spoken to targets (RFC 9113): connections that many requests share.
+//!
+//! Each connection has a task, which reads and writes for all its requests; a request's own task sends and takes what is
+//! its own. Memory: a stream holds at most [`STREAM_WINDOW`] that its client does not take, and a connection's window is
+//! that of all its streams together, so that a client that takes nothing holds up nobody else.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Uri, Version, header, request, response};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use super::connection::{ConnectError, ExchangeError, Outgoing};
+use super::http1::{Head, MAX_HEAD, remove_unfit_trailers};
+use super::load::Permit;
+use super::{Endpoint, Upstream};
+use crate::http::body::{RequestBody, RequestBodyError};
+use crate::stream::Stream;
+use crate::telemetry::WorkerStats;
+
+/// One worker's HTTP/2 connections. They belong to an endpoint, so they outlive revisions.
+#[derive(Default)]
+pub struct Connections {
+    groups: RefCell<HashMap<Endpoint, Group, RandomState>>,
+}
+
+/// The connections to one endpoint.
+struct Group {
+    connections: Vec<Rc<Connection>>,
+    /// How many streams the target takes over one connection, as it said last.
+    max_streams: u32,
+}
+
+struct Connection {
+    phase: Cell<Phase>,
+    /// `None`: it is not there yet, or takes no more requests.
+    sender: RefCell<Option<SendRequest<Bytes>>>,
+    error: RefCell<Option<ConnectError>>,
+    /// Tells those who wait for it that it is there, or will not be.
+    made: Notify,
+    /// Requests under way, those included that wait for it.
+    streams: Cell<u32>,
+    /// Whether there was a request since the last sweep.
+    used: Cell<bool>,
+    /// Sweeps without a request.
+    unused: Cell<u32>,
+    idle_timeout: Cell<Duration>,
+    /// Whether an answer has come over it.
+    proven: Cell<bool>,
+    /// Whether anything was read since the last sweep.
+    heard: Rc<Cell<bool>>,
+    watch: RefCell<Watch>,
+    task: RefCell<Option<AbortHandle>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Connecting,
+    Open,
+    /// Takes no more requests; what runs is finished.
+    Leaving,
+    Over,
+}
+
+/// Finds out whether the target is still there.
+#[derive(Default)]
+struct Watch {
+    pings: Option<PingPong>,
+    state: Watching,
+}
+
+/// In sweeps, which are a second apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watching {
+    Silent(u32),
+    /// It was asked, and has not answered.
+    Asked(u32),
+    /// It answered, and has nothing else to say.
+    Answered(u32),
+}
+
+/// A request's place on a connection.
+struct Place(Rc<Connection>);
+
+/// A request as it is sent, and what is needed to send it again.
+pub(super) struct Sender {
+    head: Request<()>,
+    has_body: bool,
+    stream: Option<SendStream<Bytes>>,
+    /// Waits for the target to take more; and whether it is the last.
+    held: Option<(Bytes, bool)>,
+}
+
+/// The body of an answer.
+pub struct Answer {
+    body: RecvStream,
+    /// Bytes to come, where the target said how many.
+    left: Option<u64>,
+    data_over: bool,
+    over: bool,
+    /// Sends the rest of the request.
+    writer: Option<AbortHandle>,
+    _place: Place,
+}
+
+/// What a stream may hold that its client has not taken, bytes.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// Requests over one connection at one time; fewer if the target says so.
+const MAX_STREAMS: u32 = 100;
+/// Of one worker to one endpoint.
+const MAX_CONNECTIONS: usize = 64;
+/// How often a request is sent at most when targets say that they have not looked at it.
+const MAX_SENDS: u32 = 4;
+/// What waits to be sent of one stream, bytes.
+const SEND_BUFFER: usize = 64 << 10;
+/// A target that is silent for so many sweeps while it has requests is asked whether it is there.
+const ASK_AFTER: u32 = 5;
+/// One that does not answer in so many more is given up.
+const GIVE_UP_AFTER: u32 = 5;
+/// One that is there but has nothing to say is asked again after so many: gRPC servers close connections on which they are
+/// asked more often (gRPC proposal A8).
+const ASK_AGAIN_AFTER: u32 = 300;
+
+impl Connections {
+    /// A place for a request to `endpoint`, on a connection that may still be being made. `None`: all that may be made are
+    /// full.
+    fn take(
+        &self,
+        endpoint: Endpoint,
+        upstream: &Upstream,
+        avoid: Option<&Place>,
+        stats: &Arc<WorkerStats>,
+    ) -> Option<Place> {
+        let mut groups = self.groups.borrow_mut();
+        let group = groups.entry(endpoint).or_default();
+        let avoided = |connection: &Rc<Connection>| avoid.is_some_and(|it| Rc::ptr_eq(&it.0, connection));
+        for connection in &group.connections {
+            if !avoided(connection) && connection.has_room(&mut group.max_streams) {
+                connection.idle_timeout.set(upstream.idle_timeout);
+                return Some(Place::on(connection));
+            }
+        }
+        group.connections.retain(|connection| connection.phase.get() != Phase::Over);
+        if group.connections.len() >= MAX_CONNECTIONS {
+            return None;
+        }
+        let limit = upstream.limits.map_or(u32::MAX, |limits| limits.connections);
+        let permit = upstream.load.connection(limit)?;
+        let connection = Rc::new(Connection {
+            phase: Cell::new(Phase::Connecting),
+            sender: RefCell::default(),
+            error: RefCell::default(),
+            made: Notify::new(),
+            streams: Cell::new(0),
+            used: Cell::new(true),
+            unused: Cell::new(0),
+            idle_timeout: Cell::new(upstream.idle_timeout),
+            proven: Cell::new(false),
+            heard: Rc::default(),
+            watch: RefCell::default(),
+            task: RefCell::default(),
+        });
+        let run = Rc::clone(&connection).run(endpoint, upstream.connect_timeout, Arc::clone(stats), permit);
+        *connection.task.borrow_mut() = Some(tokio::task::spawn_local(run).abort_handle());
+        group.connections.push(Rc::clone(&connection));
+        Some(Place::on(&connection))
+    }
+
+    /// Sends a request, and waits for the head of its answer. One that the target has surely not looked at goes over another
+    /// connection.
+    pub async fn send(
+        &self,
+        endpoint: Endpoint,
+        upstream: &Upstream,
+        request: &mut Outgoing,
+        stats: &Arc<WorkerStats>,
+    ) -> Result<(Head, Box<Answer>), SendError> {
+        let mut avoid = None;
+        for left in (0..MAX_SENDS).rev() {
+            let place = self.take(endpoint, upstream, avoid.as_ref(), stats).ok_or(ConnectError::TooMany)?;
+            if place.is_connecting() {
+                Box::pin(place.made()).await?;
+            }
+            let proven = place.is_proven();
+            let error = match place.send(request).await {
+                Ok((head, body)) => {
+                    let answer = Box::new(place.answer(&head, body));
+                    return Ok((Head::over_http2(head), answer));
+                }
+                Err(error) => error,
+            };
+            request.begun = !matches!(error, NotAnswered::Unseen);
+            let again = match &error {
+                NotAnswered::Unseen => request.restart(),
+                // As for a connection that the target closes at the moment at which it is used again: RFC 9110, section
+                // 9.2.2.
+                NotAnswered::Closed => proven && request.rewind(),
+                NotAnswered::Stream(_) | NotAnswered::RequestBody(_) => false,
+            };
+            if left == 0 || !again {
+                return Err(SendError::Exchange(error.into()));
+            }
+            avoid = Some(place);
+        }
+        Err(SendError::Connect(ConnectError::TooMany))
+    }
+
+    /// Once a second: closes what is idle for too long, and gives up targets that are gone.
+    pub fn sweep(&self) {
+        self.groups.borrow_mut().retain(|_, group| {
+            group.connections.retain(|connection| connection.sweep());
+            !group.connections.is_empty()
+        });
+    }
+
+    /// Lets all of them end with their last answer.
+    pub fn clear(&self) {
+        for (_, group) in self.groups.borrow_mut().drain() {
+            group.connections.iter().for_each(|connection| connection.leave());
+        }
+    }
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        Self { connections: Vec::new(), max_streams: MAX_STREAMS }
+    }
+}
+
+impl Connection {
+    /// `max_streams` is what the target said last; it may be known better now.
+    fn has_room(&self, max_streams: &mut u32) -> bool {
+        match self.phase.get() {
+            Phase::Connecting => {}
+            Phase::Open => {
+                if let Some(sender) = &*self.sender.borrow() {
+                    let max = u32::try_from(sender.current_max_send_streams()).unwrap_or(u32::MAX);
+                    *max_streams = max.min(MAX_STREAMS);
+                }
+            }
+            Phase::Leaving | Phase::Over => return false,
+        }
+        self.streams.get() < *max_streams
+    }
+
+    /// Makes it, and then drives it to its end.
+    async fn run(
+        self: Rc<Self>,
+        endpoint: Endpoint,
+        timeout: Duration,
+        stats: Arc<WorkerStats>,
+        _permit: Permit,
+    ) {
+        let heard = Rc::clone(&self.heard);
+        let opened = tokio::time::timeout(timeout, open(endpoint, heard, stats)).await;
+        match opened.unwrap_or(Err(ConnectError::Timeout)) {
+            Ok((sender, mut connection)) => {
+                self.watch.borrow_mut().pings = connection.ping_pong();
+                *self.sender.borrow_mut() = Some(sender);
+                self.phase.set(Phase::Open);
+                self.made.notify_waiters();
+                // How it ended is told to its requests.
+                let _ = connection.await;
+            }
+            Err(error) => *self.error.borrow_mut() = Some(error),
+        }
+        self.phase.set(Phase::Over);
+        self.sender.take();
+        self.made.notify_waiters();
+    }
+
+    fn leave(&self) {
+        if self.phase.get() == Phase::Open {
+            self.phase.set(Phase::Leaving);
+            self.sender.take();
+        }
+    }
+
+    /// Looks after it; `false`: it is over.
+    fn sweep(&self) -> bool {
+        if self.phase.get() == Phase::Over {
+            return false;
+        }
+        if self.streams.get() > 0 || self.used.replace(false) {
+            self.unused.set(0);
+        } else {
+            self.unused.set(self.unused.get() + 1);
+            if u64::from(self.unused.get()) >= self.idle_timeout.get().as_secs().max(1) {
+                self.leave();
+            }
+        }
+        let heard = self.heard.replace(false);
+        if self.watch.borrow_mut().is_gone(heard, self.streams.get() > 0) {
+            self.phase.set(Phase::Over);
+            // Its requests see it end.
+            if let Some(task) = &*self.task.borrow() {
+                task.abort();
+            }
+            self.sender.take();
+            return false;
+        }
+        true
+    }
+}
+
+/// The connection to a target, and what sends requests over it.
+type Opened = (SendRequest<Bytes>, h2::client::Connection<Io, Bytes>);
+
+async fn open(
+    endpoint: Endpoint,
+    heard: Rc<Cell<bool>>,
+    stats: Arc<WorkerStats>,
+) -> Result<Opened, ConnectError> {
+    let stream = TcpStream::connect(endpoint.address).await.map_err(ConnectError::Refused)?;
+    stream.set_nodelay(true).map_err(ConnectError::Refused)?;
+    stats.upstream_connections.add(1);
+    let mut builder = h2::client::Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(STREAM_WINDOW * MAX_STREAMS)
+        .initial_max_send_streams(MAX_STREAMS as usize)
+        .max_header_list_size(MAX_HEAD as u32)
+        .max_send_buffer_size(SEND_BUFFER);
+    let broken = |error: h2::Error| {
+        ConnectError::Refused(error.into_io().unwrap_or_else(|| io::ErrorKind::InvalidData.into()))
+    };
+    builder.handshake(Io { stream: Stream::Plain(stream), heard, stats }).await.map_err(broken)
+}
+
+impl Watch {
+    /// One sweep on. `heard`: something was read since the last. `busy`: there are requests.
+    fn is_gone(&mut self, heard: bool, busy: bool) -> bool {
+        let Some(pings) = &mut self.pings else { return false };
+        let mut ask = false;
+        self.state = match self.state {
+            Watching::Asked(_) if pings.poll_pong(&mut Context::from_waker(Waker::noop())).is_ready() => {
+                Watching::Answered(0)
+            }
+            Watching::Asked(_) if heard => Watching::Asked(0),
+            Watching::Asked(sweeps) if sweeps + 1 >= GIVE_UP_AFTER => return true,
+            Watching::Asked(sweeps) => Watching::Asked(sweeps + 1),
+            _ if heard || !busy => Watching::Silent(0),
+            Watching::Silent(sweeps) if sweeps + 1 >= ASK_AFTER => {
+                ask = true;
+                Watching::Asked(0)
+            }
+            Watching::Silent(sweeps) => Watching::Silent(sweeps + 1),
+            Watching::Answered(sweeps) if sweeps + 1 >= ASK_AGAIN_AFTER => {
+                ask = true;
+                Watching::Asked(0)
+            }
+            Watching::Answered(sweeps) => Watching::Answered(sweeps + 1),
+        };
+        if ask && pings.send_ping(Ping::opaque()).is_err() {
+            // It is ending, or another ping is on its way.
+            self.state = Watching::Silent(0);
+        }
+        false
+    }
+}
+
+impl Default for Watching {
+    fn default() -> Self {
+        Self::Silent(0)
+    }
+}
+
+impl Place {
+    fn on(connection: &Rc<Connection>) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        connection.used.set(true);
+        Self(Rc::clone(connection))
+    }
+
+    /// Whether the connection is still being made.
+    #[inline]
+    fn is_connecting(&self) -> bool {
+        self.0.phase.get() == Phase::Connecting
+    }
+
+    /// Whether an answer has come over the connection before.
+    fn is_proven(&self) -> bool {
+        self.0.proven.get()
+    }
+
+    /// Waits until the connection is made.
+    async fn made(&self) -> Result<(), ConnectError> {
+        while self.is_connecting() {
+            // Nothing comes between the check and this: there is one thread.
+            self.0.made.notified().await;
+        }
+        self.0.error.borrow().as_ref().map_or(Ok(()), |error| Err(error.again()))
+    }
+
+    /// Sends a request, and waits for the head of its answer. The request's body may still be on its way then.
+    async fn send(
+        &self,
+        Outgoing { http2, body, .. }: &mut Outgoing,
+    ) -> Result<(response::Parts, RecvStream), NotAnswered> {
+        let Some(sender) = http2 else { return Err(NotAnswered::Closed) };
+        let mut answer = self.begin(sender)?;
+        poll_fn(|cx| {
+            // A target that takes no more may have answered already, or still do so.
+            if let Poll::Ready(Err(error)) = sender.poll_write(body, cx) {
+                return Poll::Ready(Err(NotAnswered::RequestBody(error)));
+            }
+            match ready!(Pin::new(&mut answer).poll(cx)) {
+                Ok(answer) => Poll::Ready(Ok(answer.into_parts())),
+                Err(error) => Poll::Ready(Err(self.not_answered(error))),
+            }
+        })
+        .await
+    }
+
+    fn begin(&self, sender: &mut Sender) -> Result<ResponseFuture, NotAnswered> {
+        let mut open = self.0.sender.borrow_mut();
+        let Some(requests) = &mut *open else { return Err(NotAnswered::Unseen) };
+        match requests.send_request(sender.head.clone(), !sender.has_body) {
+            Ok((answer, stream)) => {
+                sender.stream = sender.has_body.then_some(stream);
+                Ok(answer)
+            }
+            Err(error) => {
+                drop(open);
+                if error.is_go_away() || error.is_io() {
+                    self.0.leave();
+                }
+                // Whatever it was, nothing was sent.
+                Err(NotAnswered::Unseen)
+            }
+        }
+    }
+
+    fn not_answered(&self, error: h2::Error) -> NotAnswered {
+        let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+        // Only streams that the target says it has not looked at end with its GOAWAY (RFC 9113, section 6.8).
+        if error.is_remote() && (refused || error.is_go_away()) {
+            if error.is_go_away() {
+                self.0.leave();
+            }
+            return NotAnswered::Unseen;
+        }
+        if error.is_io() {
+            self.0.leave();
+            return NotAnswered::Closed;
+        }
+        NotAnswered::Stream(error)
+    }
+
+    /// The rest of the answer that `head` begins. It keeps the place.
+    fn answer(self, head: &response::Parts, body: RecvStream) -> Answer {
+        self.0.proven.set(true);
+        let left = head.headers.get(header::CONTENT_LENGTH).filter(|_| !body.is_end_stream());
+        Answer {
+            left: left.and_then(|length| length.to_str().ok()?.parse().ok()),
+            over: body.is_end_stream(),
+            data_over: false,
+            body,
+            writer: None,
+            _place: self,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get().saturating_sub(1));
+    }
+}
+
+/// Why a request was not answered, for who sends it.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Exchange(ExchangeError),
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+enum NotAnswered {
+    /// The target has surely not looked at the request.
+    Unseen,
+    /// The connection broke.
+    Closed,
+    Stream(h2::Error),
+    RequestBody(RequestBodyError),
+}
+
+impl From<NotAnswered> for ExchangeError {
+    fn from(error: NotAnswered) -> Self {
+        match error {
+            NotAnswered::Unseen | NotAnswered::Closed => Self::Closed { answered: false },
+            NotAnswered::Stream(error) => Self::Http2(error),
+            NotAnswered::RequestBody(error) => Self::RequestBody(error),
+        }
+    }
+}
+
+impl Sender {
+    /// `head` is as an HTTP/1.1 target would get it. `None`: it has no form in HTTP/2.
+    pub(super) fn new(mut head: request::Parts, body: &RequestBody, scheme: &Scheme) -> Option<Self> {
+        if let Some(host) = head.headers.remove(header::HOST) {
+            let mut uri = http::uri::Parts::default();
+            uri.scheme = Some(scheme.clone());
+            uri.authority = Some(Authority::try_from(host.as_bytes()).ok()?);
+            uri.path_and_query = match head.uri.into_parts().path_and_query {
+                Some(path) => Some(path),
+                None => Some(PathAndQuery::from_static("/")),
+            };
+            head.uri = Uri::from_parts(uri).ok()?;
+            head.version = Version::HTTP_2;
+        }
+        // What hyper knows of it is of no use.
+        head.extensions = http::Extensions::new();
+        let head = Request::from_parts(head, ());
+        Some(Self { head, has_body: !body.is_empty(), stream: None, held: None })
+    }
+
+    /// Sends as much as the target takes. Ready when there is no more to send.
+    #[inline]
+    fn poll_write(
+        &mut self,
+        body: &mut RequestBody,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), RequestBodyError>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(())) };
+        loop {
+            if let Some((data, end)) = self.held.take() {
+                while stream.capacity() == 0 {
+                    match stream.poll_capacity(cx) {
+                        Poll::Ready(Some(Ok(_))) => {}
+                        // The target takes no more. What it has to say of that is in the answer, or in the lack of one.
+                        Poll::Ready(Some(Err(_)) | None) => {
+                            self.stream = None;
+                            return Poll::Ready(Ok(()));
+                        }
+                        Poll::Pending => {
+                            self.held = Some((data, end));
+                            return Poll::Pending;
+                        }
+                    }
+                }
+                if stream.send_data(data, end).is_err() || end {
+                    self.stream = None;
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let part = ready!(Pin::new(&mut *body).poll_frame(cx));
+            match part.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => {
+                    let end = body.is_end_stream();
+                    if !data.is_empty() {
+                        stream.reserve_capacity(1);
+                        self.held = Some((data, end));
+                        continue;
+                    }
+                    if !end {
+                        continue;
+                    }
+                    let _ = stream.send_data(data, true);
+                }
+                Some(Ok(Err(frame))) => {
+                    let mut trailers = frame.into_trailers().unwrap_or_default();
+                    remove_unfit_trailers(&mut trailers);
+                    let _ = stream.send_trailers(trailers);
+                }
+                None => {
+                    let _ = stream.send_data(Bytes::new(), true);
+                }
+                Some(Err(error)) => {
+                    stream.send_reset(Reason::CANCEL);
+                    self.stream = None;
+                    return Poll::Ready(Err(error));
+                }
+            }
+            self.stream = None;
+            return Poll::Ready(Ok(()));
+        }
+    }
+
+    /// Whether there is no more to send.
+    #[inline]
+    pub(super) fn is_done(&self) -> bool {
+        self.stream.is_none()
+    }
+
+    /// Begins anew. The body has to, too.
+    pub(super) fn restart(&mut self) -> bool {
+        self.stream = None;
+        self.held = None;
+        true
+    }
+}
+
+impl Answer {
+    /// Lets the rest of the request be sent by a task of its own, while the answer is read: the client may want to send all
+    /// of it before it reads the answer.
+    pub fn write_beside(&mut self, request: Outgoing) {
+        let Outgoing { http2: Some(mut sender), mut body, .. } = request else { return };
+        body.forget();
+        let task = tokio::task::spawn_local(async move {
+            // A body that breaks off resets the stream, which who reads the answer sees.
+            let _ = poll_fn(|cx| sender.poll_write(&mut body, cx)).await;
+        });
+        self.writer = Some(task.abort_handle());
+    }
+
+    /// Reads on.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        while !self.data_over {
+            match ready!(self.body.poll_data(cx)) {
+                None => self.data_over = true,
+                Some(Ok(data)) => {
+                    // It only fails when more is released than was taken.
+                    let _ = self.body.flow_control().release_capacity(data.len());
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    self.over = self.body.is_end_stream();
+                    if !data.is_empty() {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                    if self.over {
+                        return Poll::Ready(None);
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(ExchangeError::Http2(error)))),
+            }
+        }
+        let trailers = ready!(self.body.poll_trailers(cx));
+        self.over = true;
+        Poll::Ready(match trailers {
+            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Err(error) => Some(Err(ExchangeError::Http2(error))),
+        })
+    }
+
+    #[inline]
+    pub(super) fn is_end(&self) -> bool {
+        self.over
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        match self.left {
+            _ if self.over => SizeHint::with_exact(0),
+            Some(left) => SizeHint::with_exact(left),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Dropping what it sends with resets the stream, if it was not done.
+        if let Some(writer) = &self.writer {
+            writer.abort();
+        }
+    }
+}
+
+/// The socket, and whether anything is heard from it.
+struct Io {
+    stream: Stream,
+    heard: Rc<Cell<bool>>,
+    stats: Arc<WorkerStats>,
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let result = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        if read > 0 {
+            this.heard.set(true);
+            this.stats.upstream_in.add(read as u64);
+        }
+        result
+    }
+}
+
+impl Io {
+    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(n)) = result {
+            self.stats.upstream_out.add(*n as u64);
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.wrote(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.wrote(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,259 @@
+//! Connections to targets that speak HTTP/2: how many there are, and how they end.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+
+use crate::harness::{Backend, Client, Harness, Wire, block_on, forward_over, full, until};
+
+/// A request of HTTP/2 is met with this.
+#[derive(Debug, Clone, Copy)]
+enum Reaction {
+    Answer,
+    /// `REFUSED_STREAM`.
+    Refuse,
+    /// `GOAWAY`: nothing after this stream was looked at. Then the connection ends.
+    GoAway(u32),
+    /// The connection ends.
+    Close,
+    /// From now on nothing, not even to pings.
+    FallSilent,
+}
+
+/// Frame types and flags of RFC 9113, section 6.
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const ACK: u8 = 1;
+const END_STREAM_AND_HEADERS: u8 = 5;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Serves a connection frame by frame; its requests meet what `next` says.
+async fn react(mut stream: TcpStream, next: impl Fn() -> Reaction) {
+    let mut preface = [0; 24];
+    let _ = stream.read_exact(&mut preface).await;
+    let _ = stream.write_all(&frame(SETTINGS, 0, 0, &[])).await;
+    let mut head = [0; 9];
+    while stream.read_exact(&mut head).await.is_ok() {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let mut payload = vec![0; length];
+        if stream.read_exact(&mut payload).await.is_err() {
+            return;
+        }
+        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let reply = match (head[3], head[4]) {
+            (SETTINGS, 0) => frame(SETTINGS, ACK, 0, &[]),
+            (PING, 0) => frame(PING, ACK, 0, &payload),
+            (HEADERS, _) => match next() {
+                // `:status: 200` is number 8 of HPACK's static table.
+                Reaction::Answer => frame(HEADERS, END_STREAM_AND_HEADERS, id, &[0x88]),
+                Reaction::Refuse => frame(RST_STREAM, 0, id, &7u32.to_be_bytes()),
+                Reaction::GoAway(last) => {
+                    let mut payload = last.to_be_bytes().to_vec();
+                    payload.extend([0; 4]);
+                    let _ = stream.write_all(&frame(GOAWAY, 0, 0, &payload)).await;
+                    return;
+                }
+                Reaction::Close => return,
+                Reaction::FallSilent => return std::future::pending().await,
+            },
+            _ => continue,
+        };
+        let _ = stream.write_all(&reply).await;
+    }
+}
+
+/// A backend whose requests meet `reactions` in turn, over whichever connection they come; and how many came.
+fn reacting(reactions: &[Reaction]) -> (Backend, Arc<AtomicUsize>) {
+    let reactions = Arc::new(Mutex::new(VecDeque::from(reactions.to_vec())));
+    let met = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&met);
+    let backend = Backend::raw(move |stream| {
+        let (reactions, met) = (Arc::clone(&reactions), Arc::clone(&counted));
+        react(stream, move || {
+            met.fetch_add(1, Ordering::Relaxed);
+            reactions.lock().unwrap().pop_front().unwrap_or(Reaction::Close)
+        })
+    });
+    (backend, met)
+}
+
+#[test]
+fn what_the_target_has_surely_not_seen_is_sent_again() {
+    use Reaction::{Answer, Close, GoAway, Refuse};
+    block_on(async {
+        for (method, reactions, status, connections) in [
+            ("POST", &[Answer, Answer][..], 200, 1),
+            ("POST", &[Answer, Refuse, Answer], 200, 2),
+            ("POST", &[Answer, GoAway(1), Answer], 200, 2),
+            ("POST", &[Answer, GoAway(1), Refuse, Answer], 200, 3),
+            // It may have been seen.
+            ("POST", &[Answer, GoAway(3), Answer], 502, 1),
+            ("POST", &[Answer, Close, Answer], 502, 1),
+            // It may be seen twice; a connection that never answered is not used again, though.
+            ("GET", &[Answer, Close, Answer], 200, 2),
+            ("GET", &[Answer, Close, Close, Answer], 502, 2),
+            // Somebody has to give up.
+            ("POST", &[Answer, Refuse, Refuse, Refuse, Refuse, Answer], 502, 5),
+        ] {
+            let (backend, met) = reacting(reactions);
+            let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
+            let mut client = Client::connect(harness.address()).await;
+            let first = client.get("/").await;
+            assert_eq!(first.status, 200);
+            let request = Request::builder().method(method).uri("/").body(full("hello")).unwrap();
+            let answer = client.send(request).await;
+            let case = format!("{method} {reactions:?}: {}", answer.text());
+            assert_eq!(answer.status, status, "{case}");
+            assert!(backend.connections() <= connections, "{case}: {}", backend.connections());
+            let left = usize::from(status != 200);
+            assert_eq!(met.load(Ordering::Relaxed), reactions.len() - left, "{case}");
+        }
+    });
+}
+
+#[test]
+fn a_target_that_is_silent_is_asked_and_given_up() {
+    block_on(async {
+        let (backend, _) = reacting(&[Reaction::FallSilent]);
+        let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
+        let answer = harness.get("/").await;
+        assert_eq!(answer.status, 502, "long before the route's 30 s");
+    });
+}
+
+/// Answers when it is allowed to; counts what waits.
+fn waiting(max_streams: Option<u32>) -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
+    let allowed = Arc::new(Semaphore::new(0));
+    let waits = Arc::<AtomicUsize>::default();
+    let (allow, count) = (Arc::clone(&allowed), Arc::clone(&waits));
+    let backend = Backend::raw(move |stream| {
+        let (allow, count) = (Arc::clone(&allow), Arc::clone(&count));
+        let service = service_fn(move |_| {
+            let (allow, count) = (Arc::clone(&allow), Arc::clone(&count));
+            async move {
+                count.fetch_add(1, Ordering::Relaxed);
+                let _ = allow.acquire().await;
+                Ok::<_, std::convert::Infallible>(Response::new(full("waited")))
+            }
+        });
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.max_concurrent_streams(max_streams);
+        async move {
+            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        }
+    });
+    (backend, allowed, waits)
+}
+
+#[test]
+fn requests_share_connections_as_far_as_the_target_lets_them() {
+    block_on(async {
+        for (max_streams, requests, connections) in [(None, 100, 1), (Some(20), 100, 5), (None, 150, 2)] {
+            let (backend, allowed, waits) = waiting(max_streams);
+            let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
+            let Client::Http2(sender) = Client::connect_http2(harness.address()).await else {
+                unreachable!()
+            };
+            let mut running = tokio::task::JoinSet::new();
+            for round in 0..2 {
+                let begin = |running: &mut tokio::task::JoinSet<_>| {
+                    let mut client = Client::Http2(sender.clone());
+                    running.spawn(async move { client.get("/").await.status });
+                };
+                // The first tells what the target allows.
+                if round == 0 {
+                    begin(&mut running);
+                    until("the first has come", || waits.load(Ordering::Relaxed) == 1).await;
+                    allowed.add_permits(1);
+                    assert_eq!(running.join_next().await.unwrap().unwrap(), 200);
+                    waits.store(0, Ordering::Relaxed);
+                    let _ = allowed.acquire().await.map(tokio::sync::SemaphorePermit::forget);
+                    continue;
+                }
+                (0..requests).for_each(|_| begin(&mut running));
+                until("all are there at once", || waits.load(Ordering::Relaxed) == requests).await;
+                assert_eq!(backend.connections(), connections, "{max_streams:?} {requests}");
+                allowed.add_permits(Semaphore::MAX_PERMITS / 2);
+                while let Some(status) = running.join_next().await {
+                    assert_eq!(status.unwrap(), 200);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_connection_outlives_revisions_and_ends_when_it_is_idle() {
+    block_on(async {
+        let gone = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&gone);
+        let backend = Backend::raw(move |stream| {
+            let counted = Arc::clone(&counted);
+            async move {
+                react(stream, || Reaction::Answer).await;
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let document = forward_over(Wire::Http2, backend.address);
+        let mut harness = Harness::start(&document);
+        let mut client = Client::connect(harness.address()).await;
+        assert_eq!(client.get("/").await.status, 200);
+        let impatient = document.replace("protocol: http2", "protocol: http2, idle_timeout: 1s");
+        harness.apply(&impatient).unwrap();
+        assert_eq!(client.get("/").await.status, 200);
+        assert_eq!(backend.connections(), 1);
+        until("it was idle for too long", || gone.load(Ordering::Relaxed) == 1).await;
+        assert_eq!(client.get("/").await.status, 200);
+        assert_eq!(backend.connections(), 2);
+    });
+}
+
+#[test]
+fn one_client_that_takes_nothing_holds_up_nobody_else() {
+    block_on(async {
+        let large: Bytes = vec![b'x'; 8 << 20].into();
+        let backend = Backend::speaking(Wire::Http2, move |request| {
+            let large = large.clone();
+            async move {
+                Response::new(full(if request.uri().path() == "/large" { large } else { "small".into() }))
+            }
+        });
+        let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
+        // All at one worker: over one connection.
+        let Client::Http2(sender) = Client::connect_http2(harness.address()).await else { unreachable!() };
+        let mut held = Vec::new();
+        for _ in 0..20 {
+            let mut client = Client::Http2(sender.clone());
+            held.push(client.start(Request::get("/large").body(full("")).unwrap()).await.expect("a head"));
+        }
+        tokio::time::timeout(Duration::from_secs(5), async {
+            // The client's own connection is full by now, so others ask.
+            for _ in 0..20 {
+                assert_eq!(harness.get("/").await.text(), "small");
+            }
+        })
+        .await
+        .expect("nobody waits for who takes nothing");
+        assert!(backend.connections() <= 2);
+    });
+}
