@@ -12,12 +12,14 @@
 #![warn(missing_docs)]
 
 mod breaker;
+mod cidr;
 mod consumer;
 mod digest;
 pub mod document;
 mod error;
 mod key;
 mod listener;
+pub mod path;
 mod plugin;
 mod relations;
 mod resource;
@@ -32,11 +34,12 @@ mod values;
 pub mod wire;
 
 pub use breaker::{CircuitBreaker, CircuitBreakerSpec, ErrorRate, UpstreamLimits};
+pub use cidr::Cidr;
 pub use consumer::{Consumer, ConsumerSpec, CredentialSpec, KeyAuthSpec, KeyCredential};
 pub use digest::{Digest, Fingerprint};
 pub use error::{Errors, FieldError};
 pub use key::{Kind, Name, ResourceKey};
-pub use listener::{Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec};
+pub use listener::{Edge, Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec, ProxyProtocol};
 pub use plugin::{Plugin, PluginCatalog, PluginSpec};
 pub use relations::{Problem, Relations};
 pub use resource::{Body, Resource};

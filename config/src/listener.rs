@@ -5,7 +5,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cidr::Cidr;
 use crate::error::{Errors, FieldError};
+use crate::path::EscapedSlashes;
 use crate::values::{ByteSize, HumanDuration};
 
 /// A listener as people write it.
@@ -28,9 +30,39 @@ pub struct ListenerSpec {
     /// What is spoken: HTTP/1.1, and HTTP/2 with prior knowledge.
     #[serde(default)]
     pub protocol: ListenerProtocol,
+    /// Whether connections begin with who the client is, as load balancers for TCP tell it (PROXY protocol, versions 1
+    /// and 2); default `off`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// Addresses of proxies before this one, like `10.0.0.0/8`; at most 256. What they say of the client is believed: the
+    /// client is the last address of `X-Forwarded-For` that is not among these, and `X-Forwarded-Proto`, `X-Forwarded-Host`
+    /// and `X-Request-Id` are kept. What others say is replaced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<String>,
+    /// Whether paths are brought into one form before they are matched and sent on: `.` and `..` resolved, `//` made `/`,
+    /// characters that need no percent-encoding decoded. A path that leads above the root, has a backslash, a control
+    /// character or a wrong encoding is answered 400. Default true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalize_path: Option<bool>,
+    /// What becomes of `%2F` and `%5C` in paths that are normalised; default `reject`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escaped_slashes: Option<EscapedSlashes>,
     /// What a client may send.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsSpec>,
+}
+
+/// Whether connections begin with a PROXY protocol header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// They do not.
+    #[default]
+    Off,
+    /// Those of `trusted_proxies` may; those of others do not.
+    Accept,
+    /// They must, and come from `trusted_proxies` if any are given; others are closed.
+    Require,
 }
 
 /// What is spoken on a listener.
@@ -55,6 +87,9 @@ pub struct LimitsSpec {
     /// Request body; absent: no limit, for bodies are streamed. Beyond: 413.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_size: Option<ByteSize>,
+    /// The longest pause between parts of a request's body; default 60s. Beyond: 408.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_timeout: Option<HumanDuration>,
     /// From the first byte of a request's head to its last; default 15s. Beyond: 408.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header_timeout: Option<HumanDuration>,
@@ -72,6 +107,36 @@ pub struct Listener {
     pub protocol: ListenerProtocol,
     /// What a client may send.
     pub limits: Limits,
+    /// What is believed of a client, and what is made of its requests before anything else.
+    pub edge: Edge,
+}
+
+/// What is believed of a client, and what is made of its requests before anything else.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Edge {
+    /// Whether connections begin with a PROXY protocol header.
+    pub proxy_protocol: ProxyProtocol,
+    /// Whose word counts.
+    pub trusted_proxies: Box<[Cidr]>,
+    /// How paths are normalised; `None`: they are not.
+    pub normalize_path: Option<EscapedSlashes>,
+}
+
+impl Edge {
+    /// Whether what comes from `address` is believed.
+    pub fn trusts(&self, address: std::net::IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|range| range.contains(address))
+    }
+}
+
+impl Default for Edge {
+    fn default() -> Self {
+        Self {
+            proxy_protocol: ProxyProtocol::Off,
+            trusted_proxies: Box::default(),
+            normalize_path: Some(EscapedSlashes::Reject),
+        }
+    }
 }
 
 /// What a client of a listener may send.
@@ -85,6 +150,8 @@ pub struct Limits {
     pub body_size: Option<u64>,
     /// For the head of a request.
     pub header_timeout: Duration,
+    /// Between parts of a request's body.
+    pub body_timeout: Duration,
     /// Between requests.
     pub idle_timeout: Duration,
 }
@@ -96,6 +163,7 @@ impl Default for Limits {
             header_count: 100,
             body_size: None,
             header_timeout: Duration::from_secs(15),
+            body_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(75),
         }
     }
@@ -116,9 +184,42 @@ impl ListenerSpec {
             }
         };
         let limits = self.limits.as_ref().map_or_else(Limits::default, |spec| spec.parse(&mut errors));
-        errors.finish(address.map(|address| Listener { address, protocol: self.protocol, limits }))
+        let edge = self.edge(&mut errors);
+        errors.finish(address.map(|address| Listener { address, protocol: self.protocol, limits, edge }))
+    }
+
+    fn edge(&self, errors: &mut Errors) -> Edge {
+        if self.trusted_proxies.len() > MAX_TRUSTED {
+            errors.push("trusted_proxies", format_args!("has more than {MAX_TRUSTED} ranges"));
+        }
+        let mut trusted = Vec::new();
+        for (index, range) in self.trusted_proxies.iter().take(MAX_TRUSTED).enumerate() {
+            match range.parse() {
+                Ok(range) => trusted.push(range),
+                Err(message) => errors.push(format_args!("trusted_proxies[{index}]"), message),
+            }
+        }
+        let proxy_protocol = self.proxy_protocol.unwrap_or_default();
+        if proxy_protocol == ProxyProtocol::Accept && self.trusted_proxies.is_empty() {
+            errors.push(
+                "proxy_protocol",
+                "needs trusted_proxies with accept, for anybody could claim any address",
+            );
+        }
+        let normalize = self.normalize_path.unwrap_or(true);
+        if !normalize && self.escaped_slashes.is_some() {
+            errors.push("escaped_slashes", "needs normalize_path");
+        }
+        Edge {
+            proxy_protocol,
+            trusted_proxies: trusted.into(),
+            normalize_path: normalize.then(|| self.escaped_slashes.unwrap_or_default()),
+        }
     }
 }
+
+/// How many ranges of trusted proxies a listener may have.
+const MAX_TRUSTED: usize = 256;
 
 impl LimitsSpec {
     fn parse(&self, errors: &mut Errors) -> Limits {
@@ -144,7 +245,62 @@ impl LimitsSpec {
             header_count,
             body_size: self.body_size.map(|size| size.0),
             header_timeout: timeout("header_timeout", self.header_timeout, default.header_timeout),
+            body_timeout: timeout("body_timeout", self.body_timeout, default.body_timeout),
             idle_timeout: timeout("idle_timeout", self.idle_timeout, default.idle_timeout),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &serde_json::Value) -> Result<Listener, Vec<String>> {
+        let mut spec = serde_json::json!({"name": "http", "address": "0.0.0.0:8080"});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let spec: ListenerSpec = serde_json::from_value(spec).unwrap();
+        spec.parse().map_err(|errors| errors.into_iter().map(|error| error.field).collect())
+    }
+
+    #[test]
+    fn nobody_is_trusted_and_paths_are_normalised_by_default() {
+        let listener = parse(&serde_json::json!({})).unwrap();
+        assert_eq!(listener.edge, Edge::default());
+        assert!(!listener.edge.trusts([127, 0, 0, 1].into()));
+        assert_eq!(listener.limits.body_timeout, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn what_the_edge_is_told_is_read() {
+        let edge = parse(&serde_json::json!({
+            "proxy_protocol": "accept",
+            "trusted_proxies": ["10.0.0.0/8", "::1"],
+            "escaped_slashes": "keep",
+            "limits": {"body_timeout": "5s"},
+        }))
+        .unwrap()
+        .edge;
+        assert_eq!(edge.proxy_protocol, ProxyProtocol::Accept);
+        assert!(edge.trusts([10, 1, 1, 1].into()) && !edge.trusts([11, 1, 1, 1].into()));
+        assert_eq!(edge.normalize_path, Some(EscapedSlashes::Keep));
+        assert_eq!(parse(&serde_json::json!({"normalize_path": false})).unwrap().edge.normalize_path, None);
+    }
+
+    #[test]
+    fn everything_that_is_wrong_with_the_edge_is_told() {
+        let wrong = parse(&serde_json::json!({
+            "proxy_protocol": "accept",
+            "normalize_path": false,
+            "escaped_slashes": "keep",
+            "limits": {"body_timeout": "2h"},
+        }));
+        assert_eq!(wrong.unwrap_err(), ["limits.body_timeout", "proxy_protocol", "escaped_slashes"]);
+        let ranges =
+            parse(&serde_json::json!({"trusted_proxies": ["10.0.0.0/8", "10.0.0.1/8", "example.com"]}));
+        assert_eq!(ranges.unwrap_err(), ["trusted_proxies[1]", "trusted_proxies[2]"]);
+        assert_eq!(
+            parse(&serde_json::json!({"trusted_proxies": vec!["::1"; 257]})).unwrap_err(),
+            ["trusted_proxies"]
+        );
     }
 }

@@ -19,7 +19,7 @@ pub fn check_structure(schema: &Schema, value: &mut Value, kind: &str) -> Vec<Fi
 
 /// Fields of the design that this version refuses by name, so that nobody takes them for working.
 const NOT_SUPPORTED_YET: &[(&str, &[&str])] = &[
-    ("listener", &["tls", "trusted_proxies", "proxy_protocol", "normalize_path"]),
+    ("listener", &["tls"]),
     ("upstream", &["targets.zone", "load_balancing.hash_on", "health_check", "tls"]),
     ("consumer", &["credentials.basic_auth", "credentials.jwt", "credentials.hmac_auth"]),
 ];

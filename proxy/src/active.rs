@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use imbl::shared_ptr::DefaultSharedPtr;
 use imbl::{GenericHashMap, Vector};
-use signalbox_config::{Action, Body, Limits, Name, Resource, RevisionId, Route, RouteIndex};
+use signalbox_config::{Action, Body, Edge, Limits, Name, Resource, RevisionId, Route, RouteIndex};
 use signalbox_plugins::{Consumers, Plugin};
 
 use crate::telemetry::{Cells, Histograms};
@@ -70,6 +70,7 @@ pub struct ActiveListener {
     /// The number of the name, for counting.
     pub label: u16,
     pub limits: Limits,
+    pub edge: Edge,
 }
 
 /// Plugins in the order in which they run.

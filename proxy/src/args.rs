@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -77,6 +77,11 @@ pub struct Args {
     /// Requests that one worker may have under way; what is beyond is answered with 503.
     #[arg(long, env = "SIGNALBOX_MAX_REQUESTS", value_name = "COUNT", default_value = "8192")]
     pub max_requests: NonZeroU32,
+
+    /// Client connections at once; beyond, idle ones are closed, and new ones wait [default: what the limit on open files
+    /// allows when each needs one more to a target].
+    #[arg(long, env = "SIGNALBOX_MAX_CONNECTIONS", value_name = "COUNT")]
+    pub max_connections: Option<NonZeroU64>,
 
     /// At SIGTERM, how long running requests may take.
     #[arg(long, env = "SIGNALBOX_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]

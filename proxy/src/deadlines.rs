@@ -14,7 +14,7 @@ use std::time::Instant;
 use slab::Slab;
 
 /// All deadlines of a worker.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Deadlines {
     entries: RefCell<Slab<Entry>>,
     /// No deadline lies before it; `None`: there is none.
@@ -23,7 +23,7 @@ pub struct Deadlines {
     timer: RefCell<Option<Waker>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Entry {
     at: Option<Instant>,
     passed: bool,
@@ -31,6 +31,7 @@ struct Entry {
 }
 
 /// One deadline, which can be set again and again.
+#[derive(Debug)]
 pub struct Deadline {
     all: Rc<Deadlines>,
     key: usize,

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use signalbox_config::{Body, Kind, Name, ResourceKey, Snapshot};
+use signalbox_config::{Body, Kind, Listener, Name, ResourceKey, Snapshot};
 use signalbox_plugins::States;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
@@ -31,6 +31,8 @@ pub struct Settings {
     pub max_requests: u32,
     /// Where access log lines go; `None`: there is no access log.
     pub access_log: Option<access_log::Sender>,
+    /// Client connections at once; beyond, no more are accepted until others end.
+    pub max_connections: u64,
 }
 
 /// The data plane. Dropping it ends the workers without regard to what runs; see [`Proxy::drain`].
@@ -96,6 +98,7 @@ impl Proxy {
             log: settings.access_log,
             max_requests: settings.max_requests,
             connections_wanted: (0..settings.workers).map(|_| Notify::new()).collect(),
+            max_connections: settings.max_connections,
         });
         let mut workers = Vec::new();
         let mut threads = Vec::new();
@@ -218,14 +221,14 @@ impl Proxy {
     }
 
     /// The listeners of `snapshot` at their addresses.
-    fn wanted(&self, snapshot: &Snapshot) -> Vec<(Name, SocketAddr, signalbox_config::Limits)> {
+    fn wanted(&self, snapshot: &Snapshot) -> Vec<(Name, SocketAddr, Listener)> {
         snapshot
             .of_kind(Kind::Listener, None)
             .filter_map(|resource| {
                 let Body::Listener(listener) = resource.body() else { return None };
                 let name = resource.key().name.clone();
                 let address = self.overrides.get(name.as_str()).copied().unwrap_or(listener.address);
-                Some((name, address, listener.limits.clone()))
+                Some((name, address, listener.clone()))
             })
             .collect()
     }
@@ -312,7 +315,7 @@ impl Plan {
     fn make(
         sockets: &[Option<BoundSocket>],
         labels: &mut Vec<Name>,
-        wanted: Vec<(Name, SocketAddr, signalbox_config::Limits)>,
+        wanted: Vec<(Name, SocketAddr, Listener)>,
         workers: usize,
         draining: bool,
     ) -> Result<Self, Vec<Rejected>> {
@@ -322,7 +325,7 @@ impl Plan {
         let mut kept = BTreeSet::new();
         let mut to_bind = Vec::new();
         let mut listeners: Vec<(usize, ActiveListener)> = Vec::new();
-        for (name, asked, limits) in wanted {
+        for (name, asked, listener) in wanted {
             let known = sockets.iter().enumerate().find_map(|(index, socket)| {
                 let socket = socket.as_ref()?;
                 // Any free port is another one for each listener.
@@ -330,7 +333,7 @@ impl Plan {
                 (same && !kept.contains(&index)).then_some(index)
             });
             let label = label_of(labels, &name);
-            let settings = ActiveListener { name, label, limits };
+            let settings = ActiveListener { name, label, limits: listener.limits, edge: listener.edge };
             match known {
                 Some(index) => {
                     kept.insert(index);

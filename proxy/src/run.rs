@@ -1,10 +1,12 @@
 //! The process: from its arguments to its end.
 
 use std::io::IsTerminal as _;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -21,6 +23,9 @@ use crate::telemetry::access_log;
 
 /// How often what nobody uses any more is looked for.
 const FORGET: Duration = Duration::from_secs(1);
+
+/// Open files that are no connection of a client or to a target.
+const OTHER_FILES: u64 = 256;
 
 /// Runs a proxy until it is told to end, and has drained.
 pub fn run(args: Args) -> Result<()> {
@@ -42,6 +47,7 @@ async fn serve(args: Args) -> Result<()> {
         Some(workers) => workers.get(),
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
+    let max_connections = max_connections(args.max_connections);
     let log = access_log::start(&args.access_log).context("cannot open the access log")?;
     let (log_sender, log_thread) = log.unzip();
     let proxy = Proxy::start(Settings {
@@ -49,12 +55,13 @@ async fn serve(args: Args) -> Result<()> {
         listener_overrides: args.listener_overrides(),
         max_requests: args.max_requests.get(),
         access_log: log_sender,
+        max_connections,
     })
     .context("cannot start the workers")?;
     let listener = TcpListener::bind(args.admin_address)
         .await
         .with_context(|| format!("cannot listen on the admin address {}", args.admin_address))?;
-    info!(address = %listener.local_addr()?, workers, "admin server");
+    info!(address = %listener.local_addr()?, workers, max_connections, "admin server");
     let (status, watched) = watch::channel(Status::default());
     let drain = CancellationToken::new();
     let admin = Admin { proxy: Arc::clone(&proxy), status: watched, drain: drain.clone() };
@@ -94,6 +101,25 @@ async fn serve(args: Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Raises the limit on open files as far as this process may, and says how many clients' connections it allows.
+fn max_connections(asked: Option<NonZeroU64>) -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "the limit on open files cannot be raised");
+    }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let allowed = (files.saturating_sub(OTHER_FILES) / 2).max(1);
+    match asked.map(NonZeroU64::get) {
+        Some(asked) if asked > allowed => {
+            warn!(asked, files, "the limit on open files is lower than --max-connections needs");
+            asked
+        }
+        Some(asked) => asked,
+        None => allowed,
+    }
 }
 
 fn source_ended(ended: Result<Result<(), StartError>, tokio::task::JoinError>) -> Result<()> {
@@ -146,6 +172,6 @@ fn start_log(format: Option<LogFormat>) {
     // A log that was started before, by a test, stays.
     let _ = match format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
         LogFormat::Text => builder.with_ansi(terminal).try_init(),
-        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
 }

@@ -36,6 +36,8 @@ pub struct Shared {
     pub max_requests: u32,
     /// One for each worker: it is asked to give up idle connections that others wait for.
     pub connections_wanted: Box<[Notify]>,
+    /// Client connections at once, over all workers.
+    pub max_connections: u64,
 }
 
 /// What only one thread ever sees.
@@ -60,6 +62,8 @@ pub struct Worker {
     active: RefCell<Cache<Arc<ArcSwap<Active>>, Arc<Active>>>,
     serving: RefCell<Rc<Serving>>,
     draining: Cell<bool>,
+    /// When idle connections were let go of for want of room.
+    relieved: Cell<Option<Instant>>,
 }
 
 /// A revision as long as requests of this worker use it. Counted by the worker alone, so that no two workers write to one
@@ -91,6 +95,11 @@ const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// How often idle connections to targets are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// While there are as many connections as there may be, how often it is looked whether there still are, and how often those
+/// that are idle are let go of.
+const FULL_PAUSE: Duration = Duration::from_millis(20);
+const FULL_RELIEF: Duration = Duration::from_millis(500);
 
 /// After `accept` failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -125,6 +134,7 @@ impl Worker {
             active: RefCell::new(Cache::new(Arc::clone(&shared.active))),
             serving: RefCell::new(Rc::new(Serving(active))),
             draining: Cell::new(false),
+            relieved: Cell::new(None),
             shared,
         }
     }
@@ -200,13 +210,15 @@ impl Worker {
         mut stopped: oneshot::Receiver<oneshot::Sender<()>>,
     ) {
         let closed = loop {
+            let full = self.is_full();
             tokio::select! {
                 biased;
                 closed = &mut stopped => break closed.ok(),
+                () = self.relieve(), if full => {}
                 accepted = async {
                     self.overload.may_accept().await;
                     listener.accept().await
-                } => match accepted {
+                }, if !full => match accepted {
                     Ok((stream, peer)) => self.begin(stream, peer, &mut socket),
                     Err(error) if is_of_one_connection(&error) => {}
                     Err(error) => {
@@ -229,6 +241,25 @@ impl Worker {
             let _ = closed.send(());
         }
         self.end_connections(|connection| connection.socket == socket.number);
+    }
+
+    /// Whether there are as many connections as there may be. Workers may exceed it by one each.
+    fn is_full(&self) -> bool {
+        let open: u64 = self.shared.stats.iter().map(|stats| stats.active_connections.value()).sum();
+        open >= self.shared.max_connections
+    }
+
+    /// Waits a little, and lets idle connections end: who has a request goes before who has none. New ones wait in the
+    /// kernel's queue meanwhile.
+    async fn relieve(&self) {
+        let now = Instant::now();
+        if self.relieved.get().is_none_or(|at| now >= at + FULL_RELIEF) {
+            self.relieved.set(Some(now));
+            for (_, connection) in &*self.connections.borrow() {
+                connection.end_if_idle(now + LAST_REQUEST);
+            }
+        }
+        tokio::time::sleep(FULL_PAUSE).await;
     }
 
     fn begin(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, socket: &mut Socket) {

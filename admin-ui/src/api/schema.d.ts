@@ -769,6 +769,8 @@ export interface components {
             /** @description How far back is counted, 100ms to 10m; default 10s. */
             window?: components["schemas"]["Duration"] | null;
         };
+        /** @description What becomes of a slash or backslash that is percent-encoded in a path: some targets read `%2F` as `/`. */
+        EscapedSlashes: "reject" | "keep";
         /** @description What becomes of a request. */
         Explained: {
             /** @description What the route does; null: no route takes it, and it is answered 404. */
@@ -861,6 +863,8 @@ export interface components {
         LimitsSpec: {
             /** @description Request body; absent: no limit, for bodies are streamed. Beyond: 413. */
             body_size?: components["schemas"]["ByteSize"] | null;
+            /** @description The longest pause between parts of a request's body; default 60s. Beyond: 408. */
+            body_timeout?: components["schemas"]["Duration"] | null;
             /**
              * Format: uint16
              * @description Number of header fields; default 100, at most 1000. Beyond: 431.
@@ -879,6 +883,8 @@ export interface components {
             address: string;
             /** @description For people. */
             description?: string | null;
+            /** @description What becomes of `%2F` and `%5C` in paths that are normalised; default `reject`. */
+            escaped_slashes?: components["schemas"]["EscapedSlashes"] | null;
             /** @description Which fleets get it; absent: all. */
             fleets?: string[] | null;
             /** @description For people and selectors. */
@@ -891,10 +897,27 @@ export interface components {
             /** @description Unique among listeners. */
             name: string;
             /**
+             * @description Whether paths are brought into one form before they are matched and sent on: `.` and `..` resolved, `//` made `/`,
+             *     characters that need no percent-encoding decoded. A path that leads above the root, has a backslash, a control
+             *     character or a wrong encoding is answered 400. Default true.
+             */
+            normalize_path?: boolean | null;
+            /**
              * @description What is spoken: HTTP/1.1, and HTTP/2 with prior knowledge.
              * @default http
              */
             protocol: components["schemas"]["ListenerProtocol"];
+            /**
+             * @description Whether connections begin with who the client is, as load balancers for TCP tell it (PROXY protocol, versions 1
+             *     and 2); default `off`.
+             */
+            proxy_protocol?: components["schemas"]["ProxyProtocol"] | null;
+            /**
+             * @description Addresses of proxies before this one, like `10.0.0.0/8`; at most 256. What they say of the client is believed: the
+             *     client is the last address of `X-Forwarded-For` that is not among these, and `X-Forwarded-Proto`, `X-Forwarded-Host`
+             *     and `X-Request-Id` are kept. What others say is replaced.
+             */
+            trusted_proxies?: string[];
         };
         /** @description What is spoken on a listener. */
         ListenerProtocol: "http";
@@ -904,6 +927,8 @@ export interface components {
             address: string;
             /** @description For people. */
             description?: string | null;
+            /** @description What becomes of `%2F` and `%5C` in paths that are normalised; default `reject`. */
+            escaped_slashes?: components["schemas"]["EscapedSlashes"] | null;
             /** @description Which fleets get it; absent: all. */
             fleets?: string[] | null;
             /** @description For people and selectors. */
@@ -915,10 +940,27 @@ export interface components {
             /** @description Unique among listeners. */
             name: string;
             /**
+             * @description Whether paths are brought into one form before they are matched and sent on: `.` and `..` resolved, `//` made `/`,
+             *     characters that need no percent-encoding decoded. A path that leads above the root, has a backslash, a control
+             *     character or a wrong encoding is answered 400. Default true.
+             */
+            normalize_path?: boolean | null;
+            /**
              * @description What is spoken: HTTP/1.1, and HTTP/2 with prior knowledge.
              * @default http
              */
             protocol: components["schemas"]["ListenerProtocol"];
+            /**
+             * @description Whether connections begin with who the client is, as load balancers for TCP tell it (PROXY protocol, versions 1
+             *     and 2); default `off`.
+             */
+            proxy_protocol?: components["schemas"]["ProxyProtocol"] | null;
+            /**
+             * @description Addresses of proxies before this one, like `10.0.0.0/8`; at most 256. What they say of the client is believed: the
+             *     client is the last address of `X-Forwarded-For` that is not among these, and `X-Forwarded-Proto`, `X-Forwarded-Host`
+             *     and `X-Request-Id` are kept. What others say is replaced.
+             */
+            trusted_proxies?: string[];
         };
         /** @description How a target is picked. */
         LoadBalancing: "round_robin" | "least_request" | "random";
@@ -1131,6 +1173,8 @@ export interface components {
             /** @description For the next page; null: there is none. */
             next_cursor?: string | null;
         };
+        /** @description Whether connections begin with a PROXY protocol header. */
+        ProxyProtocol: "off" | "accept" | "require";
         /** @description What was wrong with a resource. */
         ProxyResourceError: {
             /** @description The field; may be empty. */

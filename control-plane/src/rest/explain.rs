@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use signalbox_config::router::{Explanation, RequestParts};
 use signalbox_config::{
-    Action, Body, FieldError, Kind, LoadBalancing, Name, Plugin, Resource, ResourceKey, RevisionId, Snapshot,
+    Action, Body, Edge, FieldError, Kind, LoadBalancing, Name, Plugin, Resource, ResourceKey, RevisionId,
+    Snapshot, path,
 };
 use signalbox_plugins::TYPES;
 
@@ -170,7 +171,7 @@ struct Request {
 async fn explain(call: Call) -> Result<Response, Problem> {
     let question: Question = call.json_as()?;
     let revision = question.revision;
-    let request = Request::read(question).map_err(Problem::invalid)?;
+    let mut request = Request::read(question).map_err(Problem::invalid)?;
     let current = call.app.publisher.current();
     let published = match revision.filter(|number| *number != current.snapshot.id().number) {
         None => current,
@@ -185,6 +186,7 @@ async fn explain(call: Call) -> Result<Response, Problem> {
             )
         }
     };
+    request.arrive(&published).map_err(Problem::invalid)?;
     ok(&request.explain(&published))
 }
 
@@ -230,10 +232,30 @@ impl Request {
         })
     }
 
+    /// Makes of it what its listener does before a route is looked for.
+    fn arrive(&mut self, published: &Published) -> Result<(), Vec<FieldError>> {
+        let set = &published.snapshot;
+        if self.listener.is_none() {
+            let first = set.of_kind(Kind::Listener, None).next();
+            self.listener = first.map(|listener| listener.key().name.to_string());
+        }
+        let listener = self.listener.as_ref().and_then(|name| find(set, Kind::Listener, name));
+        let edge = match listener.map(|resource| resource.body()) {
+            Some(Body::Listener(listener)) => listener.edge.clone(),
+            _ => Edge::default(),
+        };
+        if let Some(slashes) = edge.normalize_path {
+            let normal = path::normalize(&self.path, slashes).map_err(|wrong| {
+                vec![FieldError::new("url", format!("is answered 400: {}", wrong.as_str()))]
+            })?;
+            self.path = normal.into_owned();
+        }
+        Ok(())
+    }
+
     fn explain(&self, published: &Published) -> Explained {
         let set = &published.snapshot;
-        let first = set.of_kind(Kind::Listener, None).next().map(|listener| listener.key().name.to_string());
-        let listener = self.listener.clone().or(first);
+        let listener = self.listener.clone();
         let explanation = published.routes.explain(&RequestParts {
             listener: listener.as_deref().unwrap_or_default(),
             method: &self.method,

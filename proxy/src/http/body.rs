@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -11,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::{Exchange, Idle};
+use crate::deadlines::{Deadline, Deadlines};
 use crate::telemetry::Flag;
 use crate::upstream::AnswerBody;
 
@@ -34,6 +36,7 @@ pub struct Stream {
     incoming: Incoming,
     /// Bytes that may still come; `u64::MAX`: any number.
     left: u64,
+    patience: Patience,
     progress: Rc<Progress>,
     /// Told of what comes.
     idle: Option<Rc<Idle>>,
@@ -67,6 +70,16 @@ struct Copy {
     done: Box<dyn FnOnce(Bytes)>,
 }
 
+/// How long the next part of a body is waited for. A body that is there at once needs no deadline, so that is made when it
+/// is not.
+#[derive(Debug)]
+pub struct Patience {
+    deadlines: Rc<Deadlines>,
+    timeout: Duration,
+    deadline: Option<Deadline>,
+    waiting: bool,
+}
+
 /// How far a request's body has come, for those who no longer have it in their hands.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -93,6 +106,8 @@ pub enum State {
 pub enum RequestBodyError {
     #[error("the request's body is larger than the listener allows")]
     TooLarge,
+    #[error("the client does not send on")]
+    Late,
     #[error("the client broke off")]
     Client(#[source] hyper::Error),
 }
@@ -102,11 +117,12 @@ impl RequestBody {
     pub fn stream(
         incoming: Incoming,
         limit: Option<u64>,
+        patience: Patience,
         progress: Rc<Progress>,
         idle: Option<Rc<Idle>>,
     ) -> Self {
         let left = limit.unwrap_or(u64::MAX);
-        Self::Stream(Box::new(Stream { incoming, left, progress, idle, kept: None, copy: None }))
+        Self::Stream(Box::new(Stream { incoming, left, patience, progress, idle, kept: None, copy: None }))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -255,6 +271,22 @@ pub fn joined(mut parts: Vec<Bytes>) -> Bytes {
     }
 }
 
+impl Patience {
+    pub fn new(deadlines: &Rc<Deadlines>, timeout: Duration) -> Self {
+        Self { deadlines: Rc::clone(deadlines), timeout, deadline: None, waiting: false }
+    }
+
+    /// Whether nothing came for too long; else the task is woken when that is so.
+    fn is_over(&mut self, cx: &Context<'_>) -> bool {
+        let deadline = self.deadline.get_or_insert_with(|| self.deadlines.add());
+        if !std::mem::replace(&mut self.waiting, true) {
+            deadline.set(Some(Instant::now() + self.timeout));
+        }
+        deadline.register(cx.waker());
+        deadline.passed()
+    }
+}
+
 impl Stream {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         if let Some(kept) = &mut self.kept {
@@ -270,13 +302,18 @@ impl Stream {
                 if self.progress.state.get() == State::Untouched {
                     self.progress.state.set(State::Streaming);
                 }
-                return Poll::Pending;
+                if !self.patience.is_over(cx) {
+                    return Poll::Pending;
+                }
+                self.progress.state.set(State::Broken);
+                return Poll::Ready(Some(Err(RequestBodyError::Late)));
             }
             Poll::Ready(frame) => frame,
         };
         if let Some(idle) = &self.idle {
             idle.moved();
         }
+        self.patience.waiting = false;
         let result = match frame {
             None => {
                 self.progress.state.set(State::Done);

@@ -1,6 +1,6 @@
 //! A client's connection: which protocol it speaks, how long it may take, and how it ends.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -10,16 +10,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use signalbox_config::ProxyProtocol;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::exchange::Exchange;
 use super::handle::handle;
 use super::problem::{self, Failure};
+use super::proxy_protocol;
+use super::trust::Client;
 use crate::active::ActiveListener;
 use crate::deadlines::Deadline;
 use crate::worker::Worker;
@@ -27,14 +29,17 @@ use crate::worker::Worker;
 /// What a connection and its requests know of each other.
 pub struct Downstream {
     pub worker: Rc<Worker>,
-    pub peer: SocketAddr,
-    /// The peer's address as text.
-    pub client: HeaderValue,
     /// The number of the socket it was accepted on.
     pub socket: u16,
     /// Of HTTP/1.1: of whatever it is doing. Of HTTP/2: of being idle.
     pub deadline: Deadline,
     pub http2: Cell<bool>,
+    /// Who connected.
+    peer: Client,
+    /// Who connected before that, as a load balancer told.
+    proxied: OnceCell<Client>,
+    /// Whether what the peer says of a client is believed.
+    trusts_peer: Cell<bool>,
     /// The listener's settings as they were last known: a revision may take it away.
     settings: RefCell<Arc<ActiveListener>>,
     phase: Cell<Phase>,
@@ -90,11 +95,11 @@ const COPY: usize = 4 << 10;
 impl Downstream {
     pub fn new(worker: Rc<Worker>, peer: SocketAddr, socket: u16, settings: Arc<ActiveListener>) -> Self {
         let deadline = worker.deadlines.add();
-        // A canonical address: an IPv4 client of an IPv6 socket is an IPv4 client.
-        let client = HeaderValue::from_str(&peer.ip().to_canonical().to_string());
+        let peer = Client::new(peer.ip());
         Self {
+            trusts_peer: Cell::new(settings.edge.trusts(peer.address)),
             peer,
-            client: client.unwrap_or_else(|_| HeaderValue::from_static("unknown")),
+            proxied: OnceCell::new(),
             socket,
             deadline,
             http2: Cell::new(false),
@@ -115,8 +120,27 @@ impl Downstream {
             && !Arc::ptr_eq(listener, &settings)
         {
             *settings = Arc::clone(listener);
+            self.trusts_peer.set(listener.edge.trusts(self.peer().address));
         }
         Arc::clone(&settings)
+    }
+
+    /// Who connected, as far as is known without a request.
+    #[inline]
+    pub fn peer(&self) -> &Client {
+        self.proxied.get().unwrap_or(&self.peer)
+    }
+
+    /// Whether what the peer says of a client is believed.
+    #[inline]
+    pub fn trusts_peer(&self) -> bool {
+        self.trusts_peer.get()
+    }
+
+    /// A load balancer told who connected to it.
+    fn proxied(&self, source: SocketAddr) {
+        let client = self.proxied.get_or_init(|| Client::new(source.ip()));
+        self.trusts_peer.set(self.settings.borrow().edge.trusts(client.address));
     }
 
     /// Lets it end with its next answer, or at `at` when none is due.
@@ -126,6 +150,17 @@ impl Downstream {
             self.deadline.wake();
         } else if matches!(self.phase.get(), Phase::Idle | Phase::Flushing) {
             self.deadline.hasten(at);
+        }
+    }
+
+    /// Lets it end if it is waiting for a request.
+    pub fn end_if_idle(&self, at: Instant) {
+        let idle = match self.http2.get() {
+            true => self.running.get() == 0 && self.deadline.is_set(),
+            false => self.phase.get() == Phase::Idle,
+        };
+        if idle {
+            self.end_soon(at);
         }
     }
 
@@ -189,6 +224,11 @@ pub async fn serve(downstream: Rc<Downstream>, stream: TcpStream) {
     downstream.deadline.hasten(Instant::now() + idle);
     let mut io =
         ClientIo { stream, downstream: Rc::clone(&downstream), begun: [0; 24], begun_len: 0, replayed: 0 };
+    let proxied = downstream.settings.borrow().edge.proxy_protocol != ProxyProtocol::Off;
+    // Boxed, for few need it and all would have its size.
+    if proxied && Box::pin(io.read_proxied()).await.is_none() {
+        return;
+    }
     match io.sniff().await {
         Sniffed::Http1 => serve_http1(downstream, io).await,
         Sniffed::Http2 => Box::pin(serve_http2(downstream, io)).await,
@@ -343,6 +383,25 @@ enum Sniffed {
 }
 
 impl ClientIo {
+    /// Reads who connected to the load balancer before us. `None`: the connection is not to be served.
+    async fn read_proxied(&mut self) -> Option<()> {
+        let settings = Arc::clone(&self.downstream.settings.borrow());
+        let edge = &settings.edge;
+        let required = edge.proxy_protocol == ProxyProtocol::Require;
+        if !edge.trusted_proxies.is_empty() && !self.downstream.trusts_peer() {
+            // Who is not trusted is not asked.
+            return (!required).then_some(());
+        }
+        let read = proxy_protocol::read(&self.stream, !required);
+        let begun = tokio::time::timeout(settings.limits.header_timeout, read).await.ok()?.ok()?;
+        if let Some(source) = begun.source {
+            self.downstream.proxied(source);
+        }
+        self.begun.get_mut(..begun.rest.len())?.copy_from_slice(&begun.rest);
+        self.begun_len = begun.rest.len() as u8;
+        Some(())
+    }
+
     /// Reads as far as needed to tell HTTP/2 with prior knowledge (RFC 9113, section 3.3) from HTTP/1.1.
     async fn sniff(&mut self) -> Sniffed {
         poll_fn(|cx| {

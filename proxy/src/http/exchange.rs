@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Version, header, request};
+use http::{HeaderMap, HeaderValue, Version, header, request};
 use signalbox_config::{Name, UpstreamProtocol};
 
 use super::body::Progress;
 use super::connection::Downstream;
 use super::identify::{RequestId, Traceparent};
 use super::problem::Failure;
+use super::trust::{self, Client, Told};
 use crate::active::{ActiveListener, CompiledRoute};
 use crate::deadlines::Deadline;
 use crate::telemetry::access_log::{self, Entry};
@@ -39,6 +40,8 @@ pub struct Exchange {
     pub idle: Option<Rc<Idle>>,
     /// Whether plugins have seen it.
     pub has_plugins: bool,
+    /// What a trusted peer said of the client.
+    told: Option<Box<Told>>,
     request_id: RequestId,
     route: Option<Arc<CompiledRoute>>,
     upstream: Option<Arc<Upstream>>,
@@ -135,6 +138,7 @@ impl Exchange {
             idle: None,
             client_deadline: false,
             has_plugins: false,
+            told: None,
             request_id,
             route: None,
             upstream: None,
@@ -149,8 +153,29 @@ impl Exchange {
         }
     }
 
-    pub fn request_id(&self) -> &RequestId {
-        &self.request_id
+    pub fn request_id(&self) -> &[u8] {
+        match self.told.as_ref().and_then(|told| told.request_id.as_ref()) {
+            Some(kept) => kept.as_bytes(),
+            None => &self.request_id,
+        }
+    }
+
+    /// The peer is trusted: what it says of the client counts.
+    pub fn believe(&mut self, headers: &mut HeaderMap) {
+        let told = trust::believe(headers, &self.listener.edge, self.downstream.peer());
+        self.told = Some(Box::new(told));
+    }
+
+    /// Whether a trusted peer spoke for the client.
+    #[inline]
+    pub fn is_told(&self) -> bool {
+        self.told.is_some()
+    }
+
+    /// Who sent the request, as far as is known.
+    #[inline]
+    pub fn client(&self) -> &Client {
+        self.told.as_ref().map_or_else(|| self.downstream.peer(), |told| &told.client)
     }
 
     /// A route takes it: its time is running. `limit`: how much the client gives it.
@@ -330,10 +355,10 @@ impl Exchange {
     fn entry<'a>(&'a self, log: &'a Logged, time: Duration, duration: Duration) -> Entry<'a> {
         Entry {
             time,
-            request_id: &self.request_id,
+            request_id: self.request_id(),
             // Version, trace, span, flags.
             trace_id: log.trace.as_ref().and_then(|trace| trace.get(3..35)).unwrap_or_default(),
-            client: self.downstream.client.as_bytes(),
+            client: self.client().text.as_bytes(),
             head: &log.head,
             status: self.status,
             flags: self.flag.as_str(),

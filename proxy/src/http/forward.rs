@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, header, request, response};
 use signalbox_config::{Forward, Respond, Retry, RetryOn, UpstreamProtocol};
 use smallvec::SmallVec;
 
-use super::body::{RequestBody, RequestBodyError};
+use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::handle::Answer;
 use super::head::{self, Forwarded, Special};
@@ -116,24 +116,24 @@ fn encode(
     };
     let forwarded = Forwarded {
         request_id: exchange.request_id(),
-        client: &exchange.downstream.client,
+        client: &exchange.client().text,
         host,
         traceparent: made.as_ref(),
     };
-    let by_plugins = exchange.has_plugins;
+    let by_others = exchange.has_plugins || exchange.is_told();
     if let Some(upstream) = mirror {
         let mut said = Vec::new();
-        forwarded.write(&mut said, &head.headers, by_plugins);
+        forwarded.write(&mut said, &head.headers, by_others);
         mirror::send(&worker, upstream, &head, said, &mut body);
     }
     let repeatable = is_idempotent(&head.method);
     if exchange.speaks_http2() {
-        forwarded.insert(&mut head.headers, by_plugins);
+        forwarded.insert(&mut head.headers, by_others);
         let request = Outgoing::http2(head, body, &Scheme::HTTP).ok_or(Failure::Misconfigured)?;
         return Ok((request.repeatable(repeatable), HeaderMap::new()));
     }
     let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
-    let request = Outgoing::new(&head, body, buffer, |out| forwarded.write(out, &head.headers, by_plugins));
+    let request = Outgoing::new(&head, body, buffer, |out| forwarded.write(out, &head.headers, by_others));
     Ok((request.repeatable(repeatable), head.headers))
 }
 
@@ -190,8 +190,7 @@ async fn attempt(
 
 fn not_answered(error: &ExchangeError) -> Failure {
     match error {
-        ExchangeError::RequestBody(RequestBodyError::TooLarge) => Failure::BodyTooLarge,
-        ExchangeError::RequestBody(RequestBodyError::Client(_)) => Failure::ClientBroke,
+        ExchangeError::RequestBody(error) => Failure::of_body(error),
         ExchangeError::Closed { .. } | ExchangeError::Malformed(_) | ExchangeError::Http2(_) => {
             Failure::Reset
         }

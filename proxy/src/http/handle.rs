@@ -15,12 +15,11 @@ use signalbox_config::router::{RequestParts, Slash};
 use signalbox_config::{Action, Redirect};
 use signalbox_plugins::{Exchange as Noted, Flow, PluginRequest, PluginResponse, Reply};
 
-use super::body::{Progress, RequestBody, RequestBodyError, ResponseBody, State, joined};
+use super::body::{Patience, Progress, RequestBody, ResponseBody, State, joined};
 use super::connection::Downstream;
 use super::exchange::Exchange;
 use super::forward::{self, in_time, respond};
 use super::head::{self, Special};
-use super::identify::RequestId;
 use super::plugins::{Steps, Walk};
 use super::problem::{self, Failure};
 use super::rewrite;
@@ -116,7 +115,13 @@ async fn decide<'a>(
     if head.method == Method::CONNECT {
         return Err(Failure::NotImplemented("CONNECT is not supported."));
     }
+    if exchange.downstream.trusts_peer() {
+        exchange.believe(&mut head.headers);
+    }
     head::check(&head, special)?;
+    if let Some(slashes) = exchange.listener.edge.normalize_path {
+        rewrite::normalize(&mut head.uri, slashes)?;
+    }
     if head::refused_upgrade(&head.headers, special) {
         return Err(Failure::NotImplemented("WebSockets are not supported."));
     }
@@ -127,7 +132,7 @@ async fn decide<'a>(
     }
     head::to_http1(&mut head, special)
         .ok_or(Failure::BadRequest("The request's host is not a host name."))?;
-    head::prepare_request(&mut head.headers, special);
+    head::prepare_request(&mut head.headers, special, exchange.is_told());
     // As the client asked for it; a plugin may change it.
     let host = head.headers.get(header::HOST).cloned();
     if body.is_end_stream() && head::announces_body(&head.headers, special) {
@@ -183,13 +188,15 @@ fn incoming(exchange: &mut Exchange, body: Incoming) -> Result<RequestBody, Fail
     if body.is_end_stream() {
         return Ok(RequestBody::Empty);
     }
-    let limit = exchange.listener.limits.body_size;
+    let limits = &exchange.listener.limits;
+    let limit = limits.body_size;
+    let patience = Patience::new(&exchange.downstream.worker.deadlines, limits.body_timeout);
     let progress = Rc::<Progress>::default();
     exchange.progress = Some(Rc::clone(&progress));
     if limit.is_some_and(|limit| body.size_hint().lower() > limit) {
         return Err(Failure::BodyTooLarge);
     }
-    Ok(RequestBody::stream(body, limit, progress, exchange.idle.clone()))
+    Ok(RequestBody::stream(body, limit, patience, progress, exchange.idle.clone()))
 }
 
 /// Runs the request's side of the plugins. `Some`: one of them answers.
@@ -211,7 +218,7 @@ async fn run_plugins<'a>(
     let mut request = PluginRequest {
         head,
         route: &route.route().name,
-        client: exchange.downstream.peer.ip().to_canonical(),
+        client: exchange.client().address,
         now: exchange.started.saturating_duration_since(exchange.downstream.worker.shared.epoch),
         consumers: &serving.consumers,
         exchange: &mut left.noted,
@@ -279,10 +286,7 @@ async fn read_whole(body: &mut RequestBody, cap: usize) -> Result<Bytes, Failure
     let mut parts: Vec<Bytes> = Vec::new();
     let mut size = 0;
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-        let frame = frame.map_err(|error| match error {
-            RequestBodyError::TooLarge => Failure::BodyTooLarge,
-            RequestBodyError::Client(_) => Failure::ClientBroke,
-        })?;
+        let frame = frame.map_err(|error| Failure::of_body(&error))?;
         let Ok(data) = frame.into_data() else { continue };
         size += data.len();
         if size > cap {
@@ -322,7 +326,7 @@ fn redirect_response(status: StatusCode, location: &str) -> Result<Answer, Failu
 }
 
 #[expect(clippy::boxed_local, reason = "it comes in a box")]
-fn reply_response(reply: Box<Reply>, request_id: &RequestId) -> Response<Bytes> {
+fn reply_response(reply: Box<Reply>, request_id: &[u8]) -> Response<Bytes> {
     match *reply {
         Reply::Response(response) => response,
         Reply::Problem { status, detail, headers } => {

@@ -8,13 +8,13 @@ use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
 use signalbox_plugins::Consumers;
 use smallvec::SmallVec;
 
-use super::identify::{RequestId, Traceparent, is_traceparent};
+use super::identify::{Traceparent, is_traceparent};
 use super::problem::Failure;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -75,7 +75,9 @@ impl Special {
             "expect" => Self::EXPECT,
             "traceparent" => Self::TRACEPARENT,
             "grpc-timeout" => Self::GRPC_TIMEOUT,
-            "x-request-id" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" => Self::FORWARDED,
+            "x-request-id" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "forwarded" => {
+                Self::FORWARDED
+            }
             "cookie" if self.has(Self::COOKIE) => Self::COOKIES,
             "cookie" => Self::COOKIE,
             name if name.starts_with("x-") && Consumers::HEADERS.iter().any(|header| *header == name) => {
@@ -133,17 +135,17 @@ pub fn announces_body(headers: &HeaderMap, special: Special) -> bool {
             .is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0'))
 }
 
-/// Removes what concerns only the connection to the client, and what only the proxy may say. No peer is trusted, so
-/// nothing that the client says of a client before it is kept.
+/// Removes what concerns only the connection to the client, and what only the proxy may say. Unless the peer is `trusted`,
+/// nothing that it says of a client before it is kept.
 #[inline]
-pub fn prepare_request(headers: &mut HeaderMap, special: Special) {
+pub fn prepare_request(headers: &mut HeaderMap, special: Special, trusted: bool) {
     // These need nothing, and many requests have nothing else.
     if special.0 & !(Special::HOST.0 | Special::COOKIE.0 | Special::LENGTH.0) != 0 {
-        clean_request(headers, special);
+        clean_request(headers, special, trusted);
     }
 }
 
-fn clean_request(headers: &mut HeaderMap, special: Special) {
+fn clean_request(headers: &mut HeaderMap, special: Special, trusted: bool) {
     if special.has(Special::CONNECTION) {
         remove_named_by_connection(headers);
     }
@@ -173,8 +175,8 @@ fn clean_request(headers: &mut HeaderMap, special: Special) {
             headers.remove(name);
         }
     }
-    if special.has(Special::FORWARDED) {
-        for name in [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST] {
+    if special.has(Special::FORWARDED) && !trusted {
+        for name in [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED] {
             headers.remove(name);
         }
     }
@@ -189,10 +191,10 @@ fn clean_request(headers: &mut HeaderMap, special: Special) {
 }
 
 /// What the proxy tells an upstream of a request. It is written behind the head that the client sent; plugins do not see it,
-/// but what a plugin says in its place counts.
+/// but what a plugin or a trusted proxy says in its place counts.
 #[derive(Debug)]
 pub struct Forwarded<'a> {
-    pub request_id: &'a RequestId,
+    pub request_id: &'a [u8],
     /// The client's address as text.
     pub client: &'a HeaderValue,
     /// The host the client asked for, with its port if it gave one; `None`: it gave none.
@@ -204,9 +206,9 @@ pub struct Forwarded<'a> {
 impl Forwarded<'_> {
     /// Writes it as header fields, except for what `headers` has already.
     #[inline]
-    pub fn write(&self, out: &mut Vec<u8>, headers: &HeaderMap, by_plugins: bool) {
+    pub fn write(&self, out: &mut Vec<u8>, headers: &HeaderMap, by_others: bool) {
         self.each(|name, value| {
-            if !(by_plugins && headers.contains_key(name)) {
+            if !(by_others && headers.contains_key(name)) {
                 out.extend_from_slice(name.as_str().as_bytes());
                 out.extend_from_slice(b": ");
                 out.extend_from_slice(value);
@@ -216,10 +218,10 @@ impl Forwarded<'_> {
     }
 
     /// Puts it into `headers`, except for what is there already.
-    pub fn insert(&self, headers: &mut HeaderMap, by_plugins: bool) {
+    pub fn insert(&self, headers: &mut HeaderMap, by_others: bool) {
         headers.reserve(5);
         self.each(|name, value| {
-            if !(by_plugins && headers.contains_key(name))
+            if !(by_others && headers.contains_key(name))
                 && let Ok(value) = HeaderValue::from_bytes(value)
             {
                 headers.insert(name, value);
@@ -330,7 +332,7 @@ pub fn host<'a>(head: &'a request::Parts, special: Special) -> Result<Cow<'a, st
 
 /// See [`host`]. `None`: it has a character that no host has.
 #[inline]
-fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
+pub(super) fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
     let mut upper = false;
     let mut colons = 0;
     let mut brackets = 0;
@@ -461,7 +463,7 @@ mod tests {
         }
         let host = map.get(header::HOST).cloned();
         let special = Special::of(&map);
-        prepare_request(&mut map, special);
+        prepare_request(&mut map, special, false);
         let made = Identifier::default().traceparent();
         let own = traceparent(&map, special).is_some();
         let forwarded = Forwarded {
@@ -568,10 +570,12 @@ mod tests {
             ("x-forwarded-for", "203.0.113.9"),
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "b"),
+            ("forwarded", "for=203.0.113.9"),
             ("x-request-id", "mine"),
             ("traceparent", "nonsense"),
         ]);
         assert!(Consumers::HEADERS.iter().all(|name| !map.contains_key(name)));
+        assert!(!map.contains_key("forwarded"));
         for (name, value) in [
             ("x-forwarded-for", "192.0.2.1"),
             ("x-forwarded-proto", "http"),

@@ -14,4 +14,6 @@ pub mod identify;
 mod mirror;
 mod plugins;
 pub mod problem;
+mod proxy_protocol;
 pub mod rewrite;
+pub mod trust;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
+use super::body::RequestBodyError;
 use crate::telemetry::Flag;
 
 /// Why a request cannot be answered by what it was meant for.
@@ -16,6 +17,7 @@ pub enum Failure {
     UriTooLong,
     HeadTimeout,
     ClientBroke,
+    BodyTimeout,
     NoRoute,
     // The upstream's.
     NoHealthyTarget,
@@ -32,6 +34,15 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Of a request whose body does not come whole.
+    pub fn of_body(error: &RequestBodyError) -> Self {
+        match error {
+            RequestBodyError::TooLarge => Self::BodyTooLarge,
+            RequestBodyError::Late => Self::BodyTimeout,
+            RequestBodyError::Client(_) => Self::ClientBroke,
+        }
+    }
+
     pub fn status(self) -> StatusCode {
         match self {
             Self::BadRequest(_) | Self::ClientBroke => StatusCode::BAD_REQUEST,
@@ -39,7 +50,7 @@ impl Failure {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
-            Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::HeadTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoHealthyTarget | Self::ConnectFailure | Self::Overflow | Self::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -56,6 +67,7 @@ impl Failure {
             | Self::HeadTooLarge
             | Self::UriTooLong
             | Self::HeadTimeout
+            | Self::BodyTimeout
             | Self::ClientBroke => Flag::DownstreamProtocol,
             Self::NotImplemented(_) | Self::BodyTooLarge | Self::Misconfigured => Flag::None,
             Self::NoRoute => Flag::NoRoute,
@@ -77,6 +89,7 @@ impl Failure {
             Self::HeadTooLarge => "The request's headers are larger or more than what is accepted here.",
             Self::UriTooLong => "The request's target is longer than what is accepted here.",
             Self::HeadTimeout => "The request's head did not arrive in time.",
+            Self::BodyTimeout => "The request's body did not come in time.",
             Self::ClientBroke => "The request's body did not arrive as announced.",
             Self::NoRoute => "No route takes this request.",
             Self::NoHealthyTarget => "The service is not available.",

@@ -5,7 +5,11 @@ use std::fmt::Write as _;
 
 use http::Uri;
 use http::uri::PathAndQuery;
-use signalbox_config::{PathRewrite, Redirect, router::Slash};
+use signalbox_config::path::EscapedSlashes;
+use signalbox_config::router::Slash;
+use signalbox_config::{PathRewrite, Redirect};
+
+use super::problem::Failure;
 
 /// The path after `rewrite`; `prefix_len` bytes of `path` are what a prefix of the route matched.
 pub fn path<'a>(rewrite: &'a PathRewrite, path: &'a str, prefix_len: usize) -> Cow<'a, str> {
@@ -26,6 +30,24 @@ pub fn path<'a>(rewrite: &'a PathRewrite, path: &'a str, prefix_len: usize) -> C
             let new = pattern.replace_all(path, &**substitution);
             if new.starts_with('/') { new } else { Cow::Owned(format!("/{new}")) }
         }
+    }
+}
+
+/// Brings the path of `uri` into the form that is matched and sent on.
+#[inline]
+pub fn normalize(uri: &mut Uri, slashes: EscapedSlashes) -> Result<(), Failure> {
+    match signalbox_config::path::normalize(uri.path(), slashes) {
+        Ok(Cow::Borrowed(_)) => Ok(()),
+        Ok(Cow::Owned(path)) => {
+            let target =
+                with_path(uri, &path).ok_or(Failure::BadRequest("The request's path is not one."))?;
+            let mut parts = std::mem::take(uri).into_parts();
+            parts.path_and_query = target.into_parts().path_and_query;
+            *uri =
+                Uri::from_parts(parts).map_err(|_| Failure::BadRequest("The request's path is not one."))?;
+            Ok(())
+        }
+        Err(bad) => Err(Failure::BadRequest(bad.as_str())),
     }
 }
 

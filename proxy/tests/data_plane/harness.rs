@@ -65,8 +65,14 @@ impl Harness {
     ) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener_overrides = BTreeMap::from([("http".to_owned(), any)]);
-        let proxy =
-            Proxy::start(Settings { workers: 2, listener_overrides, max_requests, access_log }).unwrap();
+        let proxy = Proxy::start(Settings {
+            workers: 2,
+            listener_overrides,
+            max_requests,
+            max_connections: u64::MAX,
+            access_log,
+        })
+        .unwrap();
         let mut harness = Self { proxy, snapshot: Snapshot::empty("test") };
         harness.apply(document).expect("the document can be served");
         harness

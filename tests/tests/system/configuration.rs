@@ -167,6 +167,7 @@ async fn explain_agrees_with_what_the_proxy_does() {
         "/users/me?v=2",
         "/users/x/y?v=2&w=3",
         "/%75sers/me",
+        "/x/..//users/./%6de",
     ];
     let headers: [&[(&str, &str)]; 3] = [&[], &[("x-env", "beta")], &[("x-env", "beta"), ("x-debug", "1")]];
     let mut winners = std::collections::BTreeSet::new();

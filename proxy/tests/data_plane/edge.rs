@@ -1,0 +1,286 @@
+//! Whom the proxy believes, and what it makes of paths.
+
+use std::time::{Duration, Instant};
+
+use http::Request;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{Answer, Backend, Client, Harness, block_on, forward_to, full, raw, until};
+
+/// `document` with a listener `http` that has `fields` more.
+fn with_listener(fields: &str, document: &str) -> String {
+    format!("listeners: [{{name: http, address: '127.0.0.1:8080', {fields}}}]\n{document}")
+}
+
+/// The values of a header in what the backend was asked.
+fn told(answer: &Answer, name: &str) -> Vec<String> {
+    let told = answer.json();
+    let headers = told["headers"].as_array().unwrap().iter();
+    let values =
+        headers.filter(|header| header[0] == name).map(|header| header[1].as_str().unwrap().to_owned());
+    values.collect()
+}
+
+const SAID: [(&str, &str); 5] = [
+    ("x-forwarded-for", "198.51.100.1, 203.0.113.7, 127.0.0.9"),
+    ("x-forwarded-proto", "https"),
+    ("x-forwarded-host", "shop.example.com"),
+    ("x-request-id", "from-the-edge-1"),
+    ("forwarded", "for=198.51.100.1"),
+];
+
+fn saying(said: &[(&str, &str)]) -> Request<crate::harness::AnyBody> {
+    let mut request = Request::get("/").header("host", "a.example");
+    for (name, value) in said {
+        request = request.header(*name, *value);
+    }
+    request.body(full("")).unwrap()
+}
+
+#[test]
+fn who_the_client_is_is_believed_of_trusted_peers_only() {
+    block_on(async {
+        let backend = Backend::echo();
+        for (trusted, expected, client, id) in [
+            (
+                "trusted_proxies: [127.0.0.0/8]",
+                [
+                    &["198.51.100.1, 203.0.113.7, 127.0.0.9, 127.0.0.1"][..],
+                    &["https"],
+                    &["shop.example.com"],
+                    &["from-the-edge-1"],
+                    &["for=198.51.100.1"],
+                ],
+                "203.0.113.7",
+                true,
+            ),
+            (
+                "trusted_proxies: [10.0.0.0/8, '::1']",
+                [&["127.0.0.1"], &["http"], &["a.example"], &[], &[]],
+                "127.0.0.1",
+                false,
+            ),
+        ] {
+            let (sender, receiver) = signalbox_proxy::telemetry::access_log::channel(100);
+            let harness =
+                Harness::with_log(&with_listener(trusted, &forward_to(backend.address)), Some(sender));
+            for http2 in [false, true] {
+                let mut connection = match http2 {
+                    false => Client::connect(harness.address()).await,
+                    true => Client::connect_http2(harness.address()).await,
+                };
+                // Each request is one of its own, also on a connection that is used again.
+                let plain = connection.send(saying(&[])).await;
+                assert_eq!(told(&plain, "x-forwarded-for"), ["127.0.0.1"]);
+                assert_eq!(told(&plain, "x-request-id")[0].len(), 36);
+                let answer = connection.send(saying(&SAID)).await;
+                for ((name, said), expected) in SAID.iter().zip(expected) {
+                    let told = told(&answer, name);
+                    match (*name, id) {
+                        ("x-request-id", false) => assert!(told.len() == 1 && told[0] != *said),
+                        _ => assert_eq!(told, expected, "{name} {trusted} http2: {http2}"),
+                    }
+                }
+                let mut log = String::new();
+                until("both are logged", || {
+                    receiver.try_iter().for_each(|bytes| log.push_str(std::str::from_utf8(&bytes).unwrap()));
+                    log.lines().count() == 2
+                })
+                .await;
+                let line: Value = serde_json::from_str(log.lines().nth(1).unwrap()).unwrap();
+                assert_eq!((&line["client"], line["request_id"] == "from-the-edge-1"), (&client.into(), id));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_limit_by_address_counts_the_client_behind_a_trusted_proxy() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        let document = forward_to(backend.address).replace("forward:", "plugins: [limit], forward:")
+            + "plugins: [{name: limit, type: rate-limit, config: {limit: 1, window: 1h, by: ip}}]\n";
+        let harness = Harness::start(&with_listener("trusted_proxies: [127.0.0.1]", &document));
+        let mut client = Client::connect(harness.address()).await;
+        for (address, expected) in [("203.0.113.1", 200), ("203.0.113.2", 200), ("203.0.113.1", 429)] {
+            // What the client itself says in front of it changes nothing.
+            for (chain, expected) in [(address.to_owned(), expected), (format!("192.0.2.9, {address}"), 429)]
+            {
+                assert_eq!(
+                    client.send(saying(&[("x-forwarded-for", &chain)])).await.status,
+                    expected,
+                    "{chain}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn a_load_balancer_tells_who_connected() {
+    let version_2 = |command: u8, family: u8, addresses: &[u8]| {
+        let length = u16::try_from(addresses.len()).unwrap().to_be_bytes();
+        [b"\r\n\r\n\0\r\nQUIT\n", &[command, family][..], &length, addresses].concat()
+    };
+    let v1 = b"PROXY TCP4 203.0.113.7 10.0.0.1 4711 80\r\n".to_vec();
+    let v2 = version_2(0x21, 0x11, &[203, 0, 113, 7, 10, 0, 0, 1, 0x12, 0x67, 0, 80, 4, 0, 1, 9]);
+    let probe = version_2(0x20, 0, &[]);
+    let nonsense = b"PROXY TCP4 203.0.113.7 10.0.0.1 4711\r\n".to_vec();
+    let theirs = Some("203.0.113.7");
+    let own = Some("127.0.0.1");
+    block_on(async {
+        let backend = Backend::echo();
+        for (fields, begins, expected) in [
+            ("proxy_protocol: require", &v1, theirs),
+            ("proxy_protocol: require", &v2, theirs),
+            ("proxy_protocol: require", &probe, own),
+            ("proxy_protocol: require", &nonsense, None),
+            ("proxy_protocol: require", &Vec::new(), None),
+            ("proxy_protocol: require, trusted_proxies: [127.0.0.1]", &v1, theirs),
+            ("proxy_protocol: require, trusted_proxies: [10.0.0.1]", &v1, None),
+            ("proxy_protocol: accept, trusted_proxies: [127.0.0.1]", &v1, theirs),
+            ("proxy_protocol: accept, trusted_proxies: [127.0.0.1]", &v2, theirs),
+            ("proxy_protocol: accept, trusted_proxies: [127.0.0.1]", &Vec::new(), own),
+            ("proxy_protocol: accept, trusted_proxies: [10.0.0.1]", &Vec::new(), own),
+            // To somebody who is not to send it, it is a bad request.
+            ("proxy_protocol: accept, trusted_proxies: [10.0.0.1]", &v1, None),
+            ("proxy_protocol: off", &v1, None),
+        ] {
+            let harness = Harness::start(&with_listener(fields, &forward_to(backend.address)));
+            let get = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+            let whole = [&begins[..], &get[..]].concat();
+            // In one piece, and byte by byte.
+            for pieces in [whole.len(), 1] {
+                let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                for piece in whole.chunks(pieces) {
+                    let _ = stream.write_all(piece).await;
+                    if pieces == 1 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                let mut answer = Vec::new();
+                // Who is closed with what was sent unread is reset.
+                let _ = stream.read_to_end(&mut answer).await;
+                let answer = String::from_utf8(answer).unwrap();
+                assert_eq!(
+                    answer.starts_with("HTTP/1.1 200"),
+                    expected.is_some(),
+                    "{fields} {begins:?} {answer}"
+                );
+                if let Some(expected) = expected {
+                    assert!(answer.contains(&format!(r#"["x-forwarded-for","{expected}"]"#)), "{answer}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_load_balancer_that_tells_nothing_is_closed_in_time() {
+    block_on(async {
+        let backend = Backend::echo();
+        let fields = "proxy_protocol: require, limits: {header_timeout: 100ms}";
+        let harness = Harness::start(&with_listener(fields, &forward_to(backend.address)));
+        for begun in [&b""[..], b"PROXY TCP4", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c"] {
+            let began = Instant::now();
+            assert_eq!(raw(harness.address(), begun).await, "");
+            assert!((100..5000).contains(&began.elapsed().as_millis()));
+        }
+        until("all are closed", || harness.proxy.active_connections() == 0).await;
+    });
+}
+
+#[test]
+fn a_path_is_brought_into_one_form_before_it_is_matched_and_sent_on() {
+    block_on(async {
+        let backend = Backend::echo();
+        let document = format!(
+            "
+upstreams: [{{name: u, targets: [{{address: '{}'}}]}}]
+routes:
+- {{name: all, match: {{paths: [{{prefix: /}}]}}, forward: {{upstreams: [{{name: u}}]}}}}
+- {{name: admin, match: {{paths: [{{prefix: /admin}}]}}, respond: {{status: 403}}}}
+",
+            backend.address
+        );
+        let default = Harness::start(&document);
+        let keep = Harness::start(&with_listener("escaped_slashes: keep", &document));
+        let off = Harness::start(&with_listener("normalize_path: false", &document));
+        for (harness, target, expected) in [
+            (&default, "/a/b?x=%2e/../y", Ok("/a/b?x=%2e/../y")),
+            (&default, "//a/./%62/../c%2d?q", Ok("/a/c-?q")),
+            (&default, "/x/../admin", Err(403)),
+            (&default, "//admin", Err(403)),
+            (&default, "/%61dmin/x", Err(403)),
+            (&default, "/admin/../x", Ok("/x")),
+            (&default, "/..", Err(400)),
+            (&default, "/a/%2e%2e/%2E%2E/etc", Err(400)),
+            (&default, "/a%2fb", Err(400)),
+            (&default, "/a\\b", Err(400)),
+            (&default, "/a%00", Err(400)),
+            (&default, "/a%", Err(400)),
+            (&default, "http://b/x/../y?z", Ok("/y?z")),
+            (&keep, "/a%2fb/..%5c", Ok("/a%2Fb/..%5C")),
+            (&keep, "/a/../%61dmin", Err(403)),
+            (&off, "//a/../%62", Ok("//a/../%62")),
+            (&off, "/x/../admin", Ok("/x/../admin")),
+        ] {
+            let request = format!("GET {target} HTTP/1.1\r\nhost: b\r\nconnection: close\r\n\r\n");
+            let answer = raw(harness.address(), request.as_bytes()).await;
+            let status: u16 = answer[9..12].parse().unwrap();
+            match expected {
+                Err(expected) => assert_eq!(status, expected, "{target}"),
+                Ok(expected) => {
+                    assert!(answer.contains(&format!(r#""target":"{expected}""#)), "{target} {answer}");
+                }
+            }
+        }
+        let mut client = Client::connect_http2(default.address()).await;
+        assert_eq!(client.get("/x/..//admin").await.status, 403);
+        assert_eq!(client.get("/./y").await.json()["target"], "/y");
+        assert_eq!(client.get("/../y").await.status, 400);
+    });
+}
+
+#[test]
+fn a_body_that_does_not_go_on_is_answered_408() {
+    block_on(async {
+        let backend = Backend::echo();
+        let document = forward_to(backend.address);
+        let harness = Harness::start(&with_listener("limits: {body_timeout: 200ms}", &document));
+        // Who sends slowly, but goes on, has the time it takes.
+        let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+        let head = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 8\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut interval = tokio::time::interval(Duration::from_millis(60));
+        for byte in *b"slowly.." {
+            interval.tick().await;
+            stream.write_all(&[byte]).await.unwrap();
+        }
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("slowly.."), "{answer}");
+        for begun in [
+            "content-length: 8\r\n\r\nhalf",
+            "content-length: 8\r\n\r\n",
+            "transfer-encoding: chunked\r\n\r\n8\r\nhalf",
+        ] {
+            let began = Instant::now();
+            let answer =
+                raw(harness.address(), format!("POST / HTTP/1.1\r\nhost: a\r\n{begun}").as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+            assert!((200..5000).contains(&began.elapsed().as_millis()));
+        }
+        let mut client = Client::connect_http2(harness.address()).await;
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        sender.send(Ok(http_body::Frame::data("half".into()))).await.unwrap();
+        let body = http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receiver));
+        let request = Request::post("/").body(http_body_util::BodyExt::boxed(body)).unwrap();
+        assert_eq!(client.start(request).await.unwrap().status(), 408);
+        assert_eq!(client.get("/").await.status, 200);
+        drop(sender);
+    });
+}
