@@ -11,12 +11,14 @@
 
 #![warn(missing_docs)]
 
+mod balancing;
 mod breaker;
 mod cidr;
 mod consumer;
 mod digest;
 pub mod document;
 mod error;
+mod health;
 mod key;
 mod listener;
 pub mod path;
@@ -33,11 +35,13 @@ mod upstream;
 mod values;
 pub mod wire;
 
+pub use balancing::{HashOn, LoadBalancing};
 pub use breaker::{CircuitBreaker, CircuitBreakerSpec, ErrorRate, UpstreamLimits};
 pub use cidr::Cidr;
 pub use consumer::{Consumer, ConsumerSpec, CredentialSpec, KeyAuthSpec, KeyCredential};
 pub use digest::{Digest, Fingerprint};
 pub use error::{Errors, FieldError};
+pub use health::{ActiveCheck, HealthCheck, PassiveCheck, Probe};
 pub use key::{Kind, Name, ResourceKey};
 pub use listener::{Edge, Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec, ProxyProtocol};
 pub use plugin::{Plugin, PluginCatalog, PluginSpec};
@@ -52,5 +56,5 @@ pub use router::RouteIndex;
 pub use secret::{REDACTED, Secret, SecretSpec, sha256};
 pub use snapshot::{Change, RevisionId, Snapshot};
 pub use structure::check_structure;
-pub use upstream::{LoadBalancing, Target, Upstream, UpstreamProtocol, UpstreamSpec};
+pub use upstream::{Target, Upstream, UpstreamProtocol, UpstreamSpec};
 pub use values::{ByteSize, HumanDuration};

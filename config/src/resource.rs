@@ -35,10 +35,10 @@ pub struct Resource {
 pub enum Body {
     /// A listener.
     Listener(Listener),
-    /// A route. Boxed, for it is by far the largest.
+    /// A route. Boxed, for it is by far the largest, with upstreams.
     Route(Box<Route>),
     /// An upstream.
-    Upstream(Upstream),
+    Upstream(Box<Upstream>),
     /// A plugin.
     Plugin(Plugin),
     /// A consumer.
@@ -89,9 +89,9 @@ impl Resource {
             Kind::Route => Self::build(kind, source, errors, |spec: &RouteSpec, name| {
                 spec.parse(name).map(|route| Body::Route(Box::new(route)))
             }),
-            Kind::Upstream => {
-                Self::build(kind, source, errors, |spec: &UpstreamSpec, _| spec.parse().map(Body::Upstream))
-            }
+            Kind::Upstream => Self::build(kind, source, errors, |spec: &UpstreamSpec, _| {
+                spec.parse().map(|upstream| Body::Upstream(Box::new(upstream)))
+            }),
             Kind::Plugin => Self::build(kind, source, errors, |spec: &PluginSpec, _| {
                 spec.parse(catalog).map(Body::Plugin)
             }),

@@ -20,16 +20,13 @@ pub fn check_structure(schema: &Schema, value: &mut Value, kind: &str) -> Vec<Fi
 /// Fields of the design that this version refuses by name, so that nobody takes them for working.
 const NOT_SUPPORTED_YET: &[(&str, &[&str])] = &[
     ("listener", &["tls"]),
-    ("upstream", &["targets.zone", "load_balancing.hash_on", "health_check", "tls"]),
+    ("upstream", &["tls"]),
     ("consumer", &["credentials.basic_auth", "credentials.jwt", "credentials.hmac_auth"]),
 ];
 
 /// Values of the design that this version refuses by name.
-const VALUES_NOT_SUPPORTED_YET: &[(&str, &str, &[&str])] = &[
-    ("listener", "protocol", &["https"]),
-    ("upstream", "protocol", &["auto"]),
-    ("upstream", "load_balancing.policy", &["peak_ewma", "ring_hash", "maglev"]),
-];
+const VALUES_NOT_SUPPORTED_YET: &[(&str, &str, &[&str])] =
+    &[("listener", "protocol", &["https"]), ("upstream", "protocol", &["auto"])];
 
 struct Check<'a> {
     root: &'a Value,

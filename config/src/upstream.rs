@@ -5,8 +5,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::balancing::{HashOn, LoadBalancing, LoadBalancingSpec};
 use crate::breaker::{CircuitBreaker, CircuitBreakerSpec};
 use crate::error::{Errors, FieldError};
+use crate::health::{HealthCheck, HealthCheckSpec};
 use crate::route::is_port;
 use crate::values::HumanDuration;
 
@@ -36,6 +38,9 @@ pub struct UpstreamSpec {
     /// How much it may be given, and when it gets nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<CircuitBreakerSpec>,
+    /// How it is found out which targets work; default: all count as healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheckSpec>,
     /// For a connection to be made; default 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<HumanDuration>,
@@ -64,28 +69,9 @@ pub struct TargetSpec {
     /// Its share of the requests beside the others'; 0 takes it out; default 100, at most 65535.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
-}
-
-/// How a target is picked, as people write it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LoadBalancingSpec {
-    /// The policy.
-    #[serde(default)]
-    pub policy: LoadBalancing,
-}
-
-/// How a target is picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LoadBalancing {
-    /// In turn, smoothly weighted.
-    #[default]
-    RoundRobin,
-    /// The less busy of two that are drawn by weight.
-    LeastRequest,
-    /// Drawn by weight.
-    Random,
+    /// Where it is. Proxies of the same zone (`--label zone=NAME`) prefer it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// An upstream.
@@ -99,6 +85,12 @@ pub struct Upstream {
     pub load_balancing: LoadBalancing,
     /// How much it may be given, and when it gets nothing.
     pub circuit_breaker: CircuitBreaker,
+    /// What a request is known by; always there when the policy needs a hash.
+    pub hash_on: Option<HashOn>,
+    /// How long a target takes to get its full share.
+    pub slow_start: Option<Duration>,
+    /// How it is found out which targets work.
+    pub health_check: HealthCheck,
     /// For a connection to be made.
     pub connect_timeout: Duration,
     /// How long an idle connection is kept.
@@ -114,11 +106,14 @@ pub struct Target {
     pub port: u16,
     /// Its share.
     pub weight: NonZeroU32,
+    /// Where it is.
+    pub zone: Option<Box<str>>,
 }
 
 const DEFAULT_WEIGHT: u32 = 100;
 const MAX_WEIGHT: u32 = 65_535;
 const MAX_TARGETS: usize = 10_000;
+const MAX_ZONE: usize = 128;
 
 impl UpstreamSpec {
     pub(crate) fn parse(&self) -> Result<Upstream, Vec<FieldError>> {
@@ -152,12 +147,22 @@ impl UpstreamSpec {
                     format_args!("{:?} is listed twice", spec.address),
                 );
             }
+            if spec.zone.as_ref().is_some_and(|zone| zone.is_empty() || zone.len() > MAX_ZONE) {
+                errors.push(
+                    format_args!("targets[{index}].zone"),
+                    format_args!("needs from 1 to {MAX_ZONE} characters"),
+                );
+            }
             if let Some(weight) = NonZeroU32::new(weight) {
-                targets.push(Target { host: host.into(), port, weight });
+                let zone = spec.zone.as_deref().map(Box::from);
+                targets.push(Target { host: host.into(), port, weight, zone });
             }
         }
         let circuit_breaker = self.circuit_breaker.as_ref();
         let circuit_breaker = circuit_breaker.map(|spec| spec.parse("circuit_breaker", &mut errors));
+        let (hash_on, slow_start) = self.load_balancing.parse(&mut errors);
+        let health_check =
+            self.health_check.as_ref().map_or_else(HealthCheck::default, |spec| spec.parse(&mut errors));
         let mut timeout = |field: &str, value: Option<HumanDuration>, default: Duration| {
             let value = value.map_or(default, |value| value.0);
             if value < Duration::from_millis(1) || value > Duration::from_secs(3600) {
@@ -170,6 +175,9 @@ impl UpstreamSpec {
             targets: targets.into(),
             load_balancing: self.load_balancing.policy,
             circuit_breaker: circuit_breaker.unwrap_or_default(),
+            hash_on,
+            slow_start,
+            health_check,
             connect_timeout: timeout("connect_timeout", self.connect_timeout, Duration::from_secs(1)),
             idle_timeout: timeout("idle_timeout", self.idle_timeout, Duration::from_secs(60)),
         };

@@ -306,11 +306,15 @@ fn all_errors_of_an_upstream_come_at_once() {
                 {"address": "10.0.0.1:80", "weight": 70_000},
                 {"address": "nowhere"},
                 {"weight": 1},
-                {"address": "h:80", "zone": "a"},
+                {"address": "h:80", "zone": ""},
                 7,
             ],
-            "load_balancing": {"policy": "maglev", "hash_on": {"header": "x"}},
-            "health_check": {},
+            "load_balancing": {"policy": "maglev", "slow_start": "1ms"},
+            "health_check": {
+                "active": {"type": "tcp", "path": "x", "statuses": [99], "interval": "1ms", "timeout": "2m", "healthy_after": 0},
+                "passive": {"consecutive_failures": 0, "ejection": "2h", "max_ejected_percent": 0},
+                "panic_threshold_percent": 101,
+            },
             "circuit_breaker": {
                 "limits": {"connections": 0, "requests": 2_000_000, "pending": -1},
                 "error_rate": {
@@ -328,11 +332,21 @@ fn all_errors_of_an_upstream_come_at_once() {
             "targets[1].weight: must be at most 65535",
             "targets[2].address: \"nowhere\" is not HOST:PORT, like 10.0.0.1:8080, [::1]:8080 or users.internal:8080",
             "targets[3].address: is required",
-            "targets[4].zone: is not supported by this version",
+            "targets[4].zone: needs from 1 to 128 characters",
             "targets[5]: must be an object, is a number",
-            "load_balancing.policy: \"maglev\" is not supported by this version; must be one of round_robin, least_request, random",
-            "load_balancing.hash_on: is not supported by this version",
-            "health_check: is not supported by this version",
+            "load_balancing.hash_on: is needed by ring_hash and maglev",
+            "load_balancing.slow_start: must be from 100ms to 1h",
+            "health_check.active.path: is only for checks of the type http",
+            "health_check.active.statuses: is only for checks of the type http",
+            "health_check.active.path: must begin with / and have up to 1024 visible ASCII characters, spaces encoded",
+            "health_check.active.statuses[0]: must be from 200 to 599",
+            "health_check.active.interval: must be from 100ms to 1h",
+            "health_check.active.timeout: must be from 10ms to 1m",
+            "health_check.active.healthy_after: must be from 1 to 100",
+            "health_check.passive.consecutive_failures: must be from 1 to 10000",
+            "health_check.passive.ejection: must be from 100ms to 1h",
+            "health_check.passive.max_ejected_percent: must be from 1 to 100",
+            "health_check.panic_threshold_percent: must be from 0 to 100",
             "circuit_breaker.limits.connections: must be from 1 to 1000000",
             "circuit_breaker.limits.requests: must be from 1 to 1000000",
             "circuit_breaker.limits.pending: must be at least 0",
@@ -351,12 +365,34 @@ fn all_errors_of_an_upstream_come_at_once() {
     refused(
         Kind::Upstream,
         json!({"name": "u", "targets": [], "load_balancing": {"policy": "fastest"}}),
-        &["load_balancing.policy: must be one of round_robin, least_request, random, is \"fastest\""],
+        &[
+            "load_balancing.policy: must be one of round_robin, least_request, random, peak_ewma, ring_hash, maglev, is \"fastest\"",
+        ],
     );
     refused(
         Kind::Upstream,
+        json!({"name": "u", "targets": [], "load_balancing": {"policy": "maglev", "hash_on": {"cookie": {"name": "a b", "path": "x;y", "ttl": "10ms"}}}}),
+        &[
+            "load_balancing.hash_on.cookie.name: is not a cookie name",
+            "load_balancing.hash_on.cookie.path: is not a path",
+            "load_balancing.hash_on.cookie.ttl: must be from 1s to 365d",
+        ],
+    );
+    for (hash_on, error) in [
+        (json!({"header": "a b"}), "load_balancing.hash_on.header: \"a b\" is not a header name"),
+        (json!({"query": ""}), "load_balancing.hash_on.query: needs from 1 to 256 characters"),
+        (json!({"body": "x"}), "load_balancing.hash_on: needs exactly one of header, cookie, query"),
+        (json!("client"), "load_balancing.hash_on: must be one of source_ip, consumer, is \"client\""),
+    ] {
+        let spec = json!({"name": "u", "targets": [], "load_balancing": {"policy": "ring_hash", "hash_on": hash_on}});
+        refused(Kind::Upstream, spec, &[error]);
+    }
+    refused(
+        Kind::Upstream,
         json!({"name": "u", "targets": [], "load_balancing": {"policy": 1}}),
-        &["load_balancing.policy: must be one of round_robin, least_request, random, is a number"],
+        &[
+            "load_balancing.policy: must be one of round_robin, least_request, random, peak_ewma, ring_hash, maglev, is a number",
+        ],
     );
 }
 
@@ -592,6 +628,23 @@ fn examples() -> Vec<(Kind, Value)> {
         (
             Kind::Upstream,
             json!({"name": "u", "protocol": "http1", "targets": [{"address": "10.0.0.1:80", "weight": 0}, {"address": "h:1"}], "load_balancing": {"policy": "random"}, "connect_timeout": "60s", "idle_timeout": "90s"}),
+        ),
+        (
+            Kind::Upstream,
+            json!({
+                "name": "u",
+                "targets": [{"address": "h:1", "zone": "a"}],
+                "load_balancing": {"policy": "maglev", "hash_on": {"cookie": {"name": "sid", "path": "/x", "ttl": "1h"}}, "slow_start": "30s"},
+                "health_check": {
+                    "active": {"type": "grpc", "service": "s", "host": "h", "interval": "1s", "timeout": "2s", "healthy_after": 1, "unhealthy_after": 1},
+                    "passive": {"consecutive_failures": 1, "interval": "1s", "ejection": "1s", "max_ejected_percent": 100},
+                    "panic_threshold_percent": 0,
+                },
+            }),
+        ),
+        (
+            Kind::Upstream,
+            json!({"name": "u", "targets": [], "load_balancing": {"policy": "ring_hash", "hash_on": "source_ip"}, "health_check": {"active": {"path": "/h?x", "statuses": [200, 204]}}}),
         ),
         (
             Kind::Plugin,

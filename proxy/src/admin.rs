@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -23,6 +23,7 @@ use crate::http::problem;
 use crate::proxy::Proxy;
 use crate::source::{DataPlane, Status};
 use crate::telemetry::render::render;
+use crate::upstream::{Target, Upstream};
 
 /// What the server tells of.
 pub struct Admin {
@@ -73,7 +74,9 @@ impl Admin {
                 json_response(StatusCode::ACCEPTED, &json!({"state": "draining"}))
             }
             "/drain" => not_allowed("POST"),
-            "/healthz" | "/readyz" | "/metrics" | "/config" | "/revision" if !get => not_allowed("GET, HEAD"),
+            "/healthz" | "/readyz" | "/metrics" | "/config" | "/revision" | "/debug/upstreams" if !get => {
+                not_allowed("GET, HEAD")
+            }
             "/healthz" => {
                 let body = json!({"status": "ok", "listeners": self.proxy.listeners()});
                 json_response(StatusCode::OK, &body)
@@ -82,6 +85,7 @@ impl Admin {
             "/metrics" => self.metrics(),
             "/config" => json_response(StatusCode::OK, &self.config()),
             "/revision" => json_response(StatusCode::OK, &self.revision()),
+            "/debug/upstreams" => json_response(StatusCode::OK, &self.upstreams()),
             _ => {
                 let response = problem::response(StatusCode::NOT_FOUND, "There is nothing here.", b"");
                 response.map(Full::new)
@@ -130,6 +134,15 @@ impl Admin {
         })
     }
 
+    /// The upstreams with their targets, and what is known of them.
+    fn upstreams(&self) -> Value {
+        let mut upstreams: Vec<_> = self.proxy.counted(|_, compiled, _, _| {
+            compiled.active.upstreams.iter().flatten().map(Arc::clone).collect()
+        });
+        upstreams.sort_by(|a, b| a.name.cmp(&b.name));
+        upstreams.iter().map(|upstream| upstream_report(upstream)).collect()
+    }
+
     fn revision(&self) -> Value {
         let status = self.status.borrow();
         let rejected: Vec<_> = status
@@ -162,6 +175,45 @@ impl Admin {
             "rejected": rejected,
         })
     }
+}
+
+fn upstream_report(upstream: &Upstream) -> Value {
+    let view = upstream.members.view();
+    let now = Instant::now();
+    let target = |(index, target): (usize, &Arc<Target>)| {
+        let health = target.health();
+        let mut why = Vec::new();
+        if health.checks.passed == Some(false) {
+            why.push(format!(
+                "its checks fail: {}",
+                health.checks.failure.as_deref().unwrap_or("now and then")
+            ));
+        }
+        if let Some(until) = health.ejection.until {
+            let left = until.saturating_duration_since(now).as_secs_f64();
+            why.push(format!("requests to it failed: ejected for another {left:.1} s"));
+        }
+        json!({
+            "target": target.label,
+            "address": target.address,
+            "health": if health.healthy { "healthy" } else { "unhealthy" },
+            "why": why,
+            "since": health.since.to_string(),
+            "checked": health.checks.passed,
+            "warming": health.warming.is_some(),
+            "failures": target.failures(),
+            "share": view.share(index),
+            "in_flight": upstream.counts_in_flight().then(|| target.in_flight()),
+        })
+    };
+    json!({
+        "upstream": upstream.name.as_str(),
+        "healthy": view.healthy,
+        "panic": view.panic,
+        "ejections": upstream.members.ejections(),
+        "unresolved": upstream.members.unresolved(),
+        "targets": view.targets.iter().enumerate().map(target).collect::<Vec<_>>(),
+    })
 }
 
 fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {

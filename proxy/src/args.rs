@@ -1,7 +1,7 @@
 //! What the command line and the environment say.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_FLEET", value_name = "NAME", default_value = "default")]
     pub fleet: Name,
 
-    /// What selectors see of it; repeatable.
+    /// What selectors see of it; repeatable. `zone=NAME` is where it is: it prefers targets of that zone.
     #[arg(long = "label", env = "SIGNALBOX_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub labels: Vec<Label>,
 
@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long = "listener", env = "SIGNALBOX_LISTENER", value_name = "NAME=ADDRESS", value_delimiter = ',')]
     pub listeners: Vec<ListenerOverride>,
 
-    /// Where the proxy tells of itself: /healthz, /readyz, /metrics, /config, /revision, /drain.
+    /// Where the proxy tells of itself: /healthz, /readyz, /metrics, /config, /revision, /drain, /debug/upstreams.
     #[arg(long, env = "SIGNALBOX_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:9082")]
     pub admin_address: SocketAddr,
 
@@ -83,6 +83,10 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_MAX_CONNECTIONS", value_name = "COUNT")]
     pub max_connections: Option<NonZeroU64>,
 
+    /// Where the names of targets are resolved, instead of what /etc/resolv.conf says; repeatable.
+    #[arg(long = "dns-server", env = "SIGNALBOX_DNS_SERVER", value_name = "ADDRESS", value_delimiter = ',', value_parser = parse_dns_server)]
+    pub dns_servers: Vec<SocketAddr>,
+
     /// At SIGTERM, how long running requests may take.
     #[arg(long, env = "SIGNALBOX_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
@@ -100,6 +104,11 @@ impl Args {
     /// Listener name to the address that overrides the configured one.
     pub fn listener_overrides(&self) -> BTreeMap<String, SocketAddr> {
         self.listeners.iter().map(|item| (item.name.as_str().to_owned(), item.address)).collect()
+    }
+
+    /// Where this proxy is.
+    pub fn zone(&self) -> Option<&str> {
+        self.labels.iter().find(|label| label.key == "zone").map(|label| label.value.as_str())
     }
 }
 
@@ -173,6 +182,14 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     text.parse::<HumanDuration>().map(|duration| duration.0)
 }
 
+/// `192.0.2.53` or `192.0.2.53:53`
+fn parse_dns_server(text: &str) -> Result<SocketAddr, String> {
+    let with_port = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    text.parse()
+        .or_else(|_| with_port())
+        .map_err(|_| format!("{text:?} is not an IP address, with a port or without"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +205,7 @@ mod tests {
             "--workers=2",
             "--drain-timeout=800ms",
             "--access-log=off",
+            "--dns-server=192.0.2.1,[2001:db8::1]:5353",
         ])
         .unwrap();
         assert_eq!(args.control_plane, ["http://a:1", "http://b:2"]);
@@ -195,6 +213,11 @@ mod tests {
         assert_eq!(args.listener_overrides()["http"], "127.0.0.1:0".parse().unwrap());
         assert_eq!(args.drain_timeout, Duration::from_millis(800));
         assert_eq!(args.access_log, AccessLog::Off);
+        assert_eq!(args.zone(), Some("a"));
+        assert_eq!(
+            args.dns_servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["192.0.2.1:53", "[2001:db8::1]:5353"]
+        );
     }
 
     #[test]
@@ -207,6 +230,7 @@ mod tests {
             "--max-requests=0",
             "--drain-timeout=5",
             "--tls-cert=a.pem",
+            "--dns-server=dns.example",
         ] {
             assert!(Args::try_parse_from(["signalbox-proxy", bad]).is_err(), "{bad}");
         }

@@ -14,7 +14,7 @@ use signalbox_plugins::{Consumers, Context, PluginType, States, TYPES};
 use crate::active::{Active, Chain, CompiledRoute, Map, PluginStats, RouteStats, Step, TypeSet};
 use crate::source::{Candidate, Rejected};
 use crate::telemetry::{Cells, Histograms};
-use crate::upstream::{Resolver, Upstream};
+use crate::upstream::{Checking, Resolver, Upstream};
 
 /// A revision, compiled, with what it takes to compile the next one. A clone is cheap.
 #[derive(Clone)]
@@ -41,6 +41,9 @@ pub struct Services {
     /// State of plugins that outlives a revision.
     pub states: States,
     pub resolver: Arc<Resolver>,
+    pub checking: Checking,
+    /// Where this proxy is.
+    pub zone: Option<Box<str>>,
     pub workers: usize,
 }
 
@@ -541,8 +544,9 @@ mod tests {
         fn start() -> Self {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-            let resolver = Arc::new(Resolver::new(runtime.handle().clone()));
-            let services = Services { states: States::default(), resolver, workers: 1 };
+            let resolver = Arc::new(Resolver::new(runtime.handle().clone(), Vec::new()));
+            let checking = Checking::new(runtime.handle().clone());
+            let services = Services { states: States::default(), resolver, checking, zone: None, workers: 1 };
             Self { runtime, services, compiled: Compiled::empty() }
         }
 
@@ -584,7 +588,7 @@ mod tests {
         fn target(&self, path: &str) -> String {
             let slot = self.route(path).upstreams[0].0;
             let upstream = self.compiled.active.upstreams[slot as usize].as_ref().expect("an upstream");
-            upstream.targets[0].label.to_string()
+            upstream.members.view().targets[0].label.to_string()
         }
 
         fn chain(&self, path: &str) -> Vec<&str> {
@@ -627,7 +631,7 @@ routes:
         let mut steps = Steps::start();
         let upstream = |targets: &str| format!("upstreams: [{{name: u, targets: [{targets}]}}]");
         let target = |steps: &Steps, index: usize| {
-            Arc::clone(&steps.compiled.active.upstreams[0].as_ref().unwrap().targets[index])
+            Arc::clone(&steps.compiled.active.upstreams[0].as_ref().unwrap().members.view().targets[index])
         };
         steps.next(&upstream("{address: '10.0.0.1:80'}, {address: '10.0.0.2:80'}")).unwrap();
         let second = target(&steps, 1);

@@ -19,7 +19,7 @@ use crate::compile::{Compiled, Services};
 use crate::listener;
 use crate::source::{Candidate, DataPlane, Rejected, Traffic};
 use crate::telemetry::{Cells, Histogram, Totals, WorkerStats, access_log};
-use crate::upstream::Resolver;
+use crate::upstream::{Checking, Resolver};
 use crate::worker::{self, Command, Shared};
 
 /// What a proxy is made of.
@@ -33,6 +33,10 @@ pub struct Settings {
     pub access_log: Option<access_log::Sender>,
     /// Client connections at once; beyond, no more are accepted until others end.
     pub max_connections: u64,
+    /// Where this proxy is: it prefers targets of the same zone.
+    pub zone: Option<String>,
+    /// Where names of targets are resolved; none: as this host does it.
+    pub dns_servers: Vec<SocketAddr>,
 }
 
 /// The data plane. Dropping it ends the workers without regard to what runs; see [`Proxy::drain`].
@@ -115,7 +119,9 @@ impl Proxy {
         }
         let services = Services {
             states: States::default(),
-            resolver: Arc::new(Resolver::new(handle)),
+            resolver: Arc::new(Resolver::new(handle.clone(), settings.dns_servers)),
+            checking: Checking::new(handle),
+            zone: settings.zone.map(String::into_boxed_str),
             workers: settings.workers,
         };
         let control = Control {

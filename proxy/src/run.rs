@@ -56,6 +56,8 @@ async fn serve(args: Args) -> Result<()> {
         max_requests: args.max_requests.get(),
         access_log: log_sender,
         max_connections,
+        zone: args.zone().map(str::to_owned),
+        dns_servers: args.dns_servers.clone(),
     })
     .context("cannot start the workers")?;
     let listener = TcpListener::bind(args.admin_address)

@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod client;
 pub mod control_plane;
+pub mod nginx;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
@@ -11,6 +12,7 @@ pub mod proxy;
 pub use backend::{Backend, Behaviour, Echo};
 pub use client::{Answer, Load, LoadReport, Protocol, eventually, get};
 pub use control_plane::{Api, ApiAnswer, ControlPlane, Metrics};
+pub use nginx::Nginx;
 pub use postgres::Postgres;
 pub use process::{Daemon, free_port};
 pub use proxy::Proxy;

@@ -561,6 +561,33 @@ export interface components {
     schemas: {
         /** @description What a route does. */
         ActionKind: "forward" | "redirect" | "respond";
+        /** @description Active checks as people write them. */
+        ActiveCheckSpec: {
+            /**
+             * Format: uint32
+             * @description So many checks in a row must succeed before an unhealthy target is healthy; default 2.
+             */
+            healthy_after?: number | null;
+            /** @description Of http and grpc: the host that is asked for; default: the target's address. */
+            host?: string | null;
+            /** @description From one check to the next, give or take a tenth; default 5s. */
+            interval?: components["schemas"]["Duration"] | null;
+            /** @description Of http: path and query; default `/`. */
+            path?: string | null;
+            /** @description Of grpc: the service that is asked for; default: the server as a whole. */
+            service?: string | null;
+            /** @description Of http: the statuses that are good; default `[200]`. */
+            statuses?: number[] | null;
+            /** @description A check that takes longer has failed; default 1s. */
+            timeout?: components["schemas"]["Duration"] | null;
+            /** @description What is asked. */
+            type?: components["schemas"]["CheckKind"];
+            /**
+             * Format: uint32
+             * @description So many checks in a row must fail before a healthy target is unhealthy; default 3.
+             */
+            unhealthy_after?: number | null;
+        };
         /** @description How a plugin comes to be in a chain. */
         Attachment: "route" | "global";
         /** @description One entry of the audit trail. */
@@ -655,6 +682,8 @@ export interface components {
         };
         /** @description What happened to a resource. */
         ChangeAction: "created" | "updated" | "deleted";
+        /** @description What an active check asks. */
+        CheckKind: "http" | "tcp" | "grpc";
         /** @description What keeps an upstream that is in trouble from taking others along. */
         CircuitBreakerSpec: {
             /** @description Send nothing for a while when too much goes wrong. */
@@ -704,6 +733,15 @@ export interface components {
             name: string;
             /** @description Plugins that run on its requests, in the place of the route's of the same type. */
             plugins?: string[];
+        };
+        /** @description A cookie as people write it. */
+        CookieSpec: {
+            /** @description Its name. */
+            name: string;
+            /** @description For which paths it is set; default `/`. */
+            path?: string | null;
+            /** @description How long it lasts; default: as long as the browser's session. */
+            ttl?: components["schemas"]["Duration"] | null;
         };
         /** @description A token that was made. */
         CreatedToken: {
@@ -847,6 +885,29 @@ export interface components {
             /** @description One of these, drawn by weight for each request. */
             upstreams: components["schemas"]["WeightedSpec"][];
         };
+        /** @description What a request is known by, as people write it. */
+        HashOnSpec: {
+            header: string;
+        } | {
+            cookie: components["schemas"]["CookieSpec"];
+        } | {
+            query: string;
+        } | "source_ip" | "consumer";
+        /** @description How it is found out which targets work, as people write it. */
+        HealthCheckSpec: {
+            /**
+             * @description The proxy asks each target again and again. A target counts as healthy until its first check, which is made at
+             *     once and decides alone.
+             */
+            active?: components["schemas"]["ActiveCheckSpec"] | null;
+            /**
+             * Format: uint8
+             * @description When fewer than this many percent of the targets are healthy, all are used; 0: never; default 50.
+             */
+            panic_threshold_percent?: number | null;
+            /** @description The proxy watches what becomes of requests, and ejects targets that fail. */
+            passive?: components["schemas"]["PassiveCheckSpec"] | null;
+        };
         /** @description An API key. */
         KeyAuthSpec: {
             /** @description Tells a consumer's keys apart, and is sent as `X-Credential-Identifier`; absent: made from the key's hash. */
@@ -963,14 +1024,24 @@ export interface components {
             trusted_proxies?: string[];
         };
         /** @description How a target is picked. */
-        LoadBalancing: "round_robin" | "least_request" | "random";
+        LoadBalancing: "round_robin" | "least_request" | "random" | "peak_ewma" | "ring_hash" | "maglev";
         /** @description How a target is picked, as people write it. */
         LoadBalancingSpec: {
+            /**
+             * @description What ring_hash and maglev know a request by; other policies do not look at it. A request without it is sent
+             *     anywhere, by weight.
+             */
+            hash_on?: components["schemas"]["HashOnSpec"] | null;
             /**
              * @description The policy.
              * @default round_robin
              */
             policy: components["schemas"]["LoadBalancing"];
+            /**
+             * @description How long it takes until a target that comes back, or is new, gets its full share: it begins with a tenth. Not for
+             *     ring_hash and maglev. Default: none.
+             */
+            slow_start?: components["schemas"]["Duration"] | null;
         };
         /** @description A token to log in with. */
         LogIn: {
@@ -1027,6 +1098,24 @@ export interface components {
             name: string;
             /** @description What it may do. */
             role: components["schemas"]["Role"];
+        };
+        /** @description Passive checks as people write them. */
+        PassiveCheckSpec: {
+            /**
+             * Format: uint32
+             * @description A target is ejected when so many requests in a row fail: no connection, a reset, a timeout, or a status of 500
+             *     and above; default 5.
+             */
+            consecutive_failures?: number | null;
+            /** @description How long a target is out the first time; the second time twice as long and so on, up to 5m; default 30s. */
+            ejection?: components["schemas"]["Duration"] | null;
+            /** @description How long a target must be back for one of its ejections to be forgotten; default 10s. */
+            interval?: components["schemas"]["Duration"] | null;
+            /**
+             * Format: uint8
+             * @description No more than this share of the targets is out at a time, but always one may be; default 50.
+             */
+            max_ejected_percent?: number | null;
         };
         /** @description A replacement by regular expression. */
         PathRegexSpec: {
@@ -1621,6 +1710,8 @@ export interface components {
              * @description Its share of the requests beside the others'; 0 takes it out; default 100, at most 65535.
              */
             weight?: number | null;
+            /** @description Where it is. Proxies of the same zone (`--label zone=NAME`) prefer it. */
+            zone?: string | null;
         };
         /** @description A token. */
         Token: {
@@ -1661,6 +1752,8 @@ export interface components {
             description?: string | null;
             /** @description Which fleets get it; absent: all. */
             fleets?: string[] | null;
+            /** @description How it is found out which targets work; default: all count as healthy. */
+            health_check?: components["schemas"]["HealthCheckSpec"] | null;
             /** @description How long an idle connection is kept for reuse; default 60s. */
             idle_timeout?: components["schemas"]["Duration"] | null;
             /** @description For people and selectors. */
@@ -1723,6 +1816,8 @@ export interface components {
             description?: string | null;
             /** @description Which fleets get it; absent: all. */
             fleets?: string[] | null;
+            /** @description How it is found out which targets work; default: all count as healthy. */
+            health_check?: components["schemas"]["HealthCheckSpec"] | null;
             /** @description How long an idle connection is kept for reuse; default 60s. */
             idle_timeout?: components["schemas"]["Duration"] | null;
             /** @description For people and selectors. */

@@ -17,7 +17,7 @@ use crate::active::{ActiveListener, CompiledRoute};
 use crate::deadlines::Deadline;
 use crate::telemetry::access_log::{self, Entry};
 use crate::telemetry::{Flag, Key};
-use crate::upstream::{AnswerBody, InFlight, Permit, Target, Upstream};
+use crate::upstream::{AnswerBody, InFlight, Outcome, Permit, Target, Upstream};
 use crate::worker::Serving;
 
 /// One request and its answer. When it is dropped before it is over, the client has gone.
@@ -31,7 +31,9 @@ pub struct Exchange {
     /// How often it was sent to a target.
     pub attempts: u8,
     pub progress: Option<Rc<Progress>>,
-    pub in_flight: Option<InFlight>,
+    in_flight: Option<InFlight>,
+    /// For the answer: by it the client is sent to the same target again.
+    pub set_cookie: Option<Box<HeaderValue>>,
     /// Of the requests that its upstream may have under way.
     pub running: Option<Permit>,
     /// What there is to tell of it although it was answered.
@@ -133,6 +135,7 @@ impl Exchange {
             attempts: 0,
             progress: None,
             in_flight: None,
+            set_cookie: None,
             running: None,
             noted: Flag::None,
             idle: None,
@@ -249,6 +252,14 @@ impl Exchange {
         self.upstream.as_ref().is_some_and(|upstream| upstream.protocol == UpstreamProtocol::Http2)
     }
 
+    /// What became of the request at its target, if that is to be told before the exchange is over: another target gets
+    /// it.
+    pub fn attempt_ended(&mut self, outcome: Outcome) {
+        if let (Some(upstream), Some(in_flight)) = (&self.upstream, self.in_flight.take()) {
+            upstream.end(&in_flight, outcome, None, Instant::now());
+        }
+    }
+
     /// The upstream's answer has begun.
     #[inline]
     pub fn upstream_answered(&mut self, sent: Instant) {
@@ -342,7 +353,9 @@ impl Exchange {
         if let Some(took) = self.upstream_took {
             worker.stats.upstream_duration.record(took);
         }
-        self.in_flight = None;
+        if let (Some(upstream), Some(in_flight)) = (&self.upstream, self.in_flight.take()) {
+            upstream.end(&in_flight, self.outcome(), self.upstream_took, now);
+        }
         self.running = None;
         if let (Some(log), Some(entry)) = (&worker.log, self.log.take()) {
             let time = worker.identifier.borrow_mut().time_of_day(self.started);
@@ -388,6 +401,21 @@ impl Idle {
 impl std::fmt::Debug for Idle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Idle").field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+impl Exchange {
+    /// What its target is to blame for.
+    fn outcome(&self) -> Outcome {
+        match self.flag {
+            Flag::None if self.upstream_took.is_none() => Outcome::Abandoned,
+            Flag::None if self.status >= 500 => Outcome::ServerError,
+            Flag::None => Outcome::Good,
+            Flag::ConnectFailure => Outcome::ConnectFailure,
+            Flag::UpstreamReset => Outcome::Reset,
+            Flag::Timeout => Outcome::Timeout,
+            _ => Outcome::Abandoned,
+        }
     }
 }
 

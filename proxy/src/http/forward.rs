@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Response, header, request, response};
-use signalbox_config::{Forward, Respond, Retry, RetryOn, UpstreamProtocol};
+use signalbox_config::{Forward, Name, Respond, Retry, RetryOn, UpstreamProtocol};
 use smallvec::SmallVec;
 
+use super::affinity;
 use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::handle::Answer;
@@ -27,7 +28,7 @@ use crate::active::{Active, CompiledRoute};
 use crate::deadlines::Deadline;
 use crate::telemetry::Flag;
 use crate::upstream::{
-    AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Head, Outgoing, Permit, Pick,
+    AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Head, Outcome, Outgoing, Permit, Pick,
     RetryOutcome, SendError, Target, Trial, Upstream,
 };
 use crate::worker::Worker;
@@ -38,6 +39,8 @@ pub(super) struct Request<'a> {
     pub(super) special: Special,
     /// What the client asked for.
     pub(super) host: Option<&'a HeaderValue>,
+    /// Who the client is.
+    pub(super) consumer: Option<&'a Name>,
     pub(super) body: RequestBody,
     /// How much of the path a prefix of the route matched.
     pub(super) prefix_len: usize,
@@ -63,15 +66,17 @@ pub(super) async fn forward(
     let upstream = serving.upstreams.get(slot as usize).and_then(Option::as_ref);
     let upstream = upstream.ok_or(Failure::NoHealthyTarget)?;
     exchange.upstream(upstream);
+    let hash_on = upstream.hash_on.as_ref();
+    let hash = hash_on.and_then(|on| affinity::hash(on, exchange, &request.head, request.consumer));
     if route.is_guarded() || upstream.is_guarded() {
-        return Box::pin(guarded(exchange, serving, route, forward, upstream, request)).await;
+        return Box::pin(guarded(exchange, serving, route, forward, upstream, request, hash)).await;
     }
-    let pick =
-        Pick { worker: exchange.downstream.worker.index, now: exchange.started, hash: None, exclude: &[] };
+    let pick = Pick { worker: exchange.downstream.worker.index, now: exchange.started, hash, exclude: &[] };
     let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
     exchange.targeted(upstream, &target);
-    let endpoint = upstream.endpoint(&target).ok_or(Failure::NoHealthyTarget)?;
-    let Request { mut head, special, host, body, prefix_len } = request;
+    let endpoint = upstream.endpoint(&target);
+    drop(target);
+    let Request { mut head, special, host, body, prefix_len, .. } = request;
     rewrite(forward, &mut head, prefix_len)?;
     let (mut outgoing, mut headers) = encode(exchange, head, special, host, body, None)?;
     let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut headers);
@@ -319,7 +324,8 @@ async fn guarded(
     route: &CompiledRoute,
     forward: &Forward,
     upstream: &Arc<Upstream>,
-    Request { mut head, special, host, body, prefix_len }: Request<'_>,
+    Request { mut head, special, host, body, prefix_len, .. }: Request<'_>,
+    hash: Option<u64>,
 ) -> Result<Answer, Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
     let retry = forward.retry.as_deref();
@@ -339,21 +345,20 @@ async fn guarded(
     let mut tried: SmallVec<[Arc<Target>; 4]> = SmallVec::new();
     let mut permit: Option<Permit> = None;
     loop {
-        let pick = Pick { worker: worker.index, now: exchange.started, hash: None, exclude: &tried };
-        let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
+        let pick = Pick { worker: worker.index, now: exchange.started, hash, exclude: &tried };
+        let target = Arc::clone(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
         exchange.targeted(upstream, &target);
-        let result = match upstream.endpoint(&target) {
-            Some(endpoint) => {
-                let limit = [
-                    retry.and_then(|retry| retry.per_try_timeout),
-                    upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout),
-                ];
-                let limit = limit.into_iter().flatten().min();
-                let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut headers);
-                in_try_time(&worker, limit, attempt).await
-            }
-            None => Err(Broken::Failed(Failure::NoHealthyTarget)),
-        };
+        let limit = [
+            retry.and_then(|retry| retry.per_try_timeout),
+            upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout),
+        ];
+        let limit = limit.into_iter().flatten().min();
+        let endpoint = upstream.endpoint(&target);
+        let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut headers);
+        let result = in_try_time(&worker, limit, attempt).await;
+        if let Some(outcome) = failed(&result) {
+            exchange.attempt_ended(outcome);
+        }
         tell(trial.take(), exchange, &result);
         let again = attempts.as_mut().and_then(|attempts| attempts.after(&result, &outgoing));
         if permit.take().is_some() {
@@ -399,12 +404,23 @@ async fn guarded(
                 discard(&worker, upstream, body);
             }
         }
-        exchange.in_flight = None;
-        tried.push(Arc::clone(&target));
+        tried.push(target);
         in_time(exchange, Box::pin(tokio::time::sleep(wait))).await?;
         let Some(next) = admit(upstream) else { return refuse(exchange, upstream) };
         trial = next;
     }
+}
+
+/// What a target is to blame for, if an attempt failed.
+fn failed(result: &Tried) -> Option<Outcome> {
+    Some(match result {
+        Ok((head, _)) if head.status.is_server_error() => Outcome::ServerError,
+        Ok(_) => return None,
+        Err(Broken::Late | Broken::TryLate) => Outcome::Timeout,
+        Err(Broken::Failed(Failure::ConnectFailure)) => Outcome::ConnectFailure,
+        Err(Broken::Failed(Failure::Reset)) => Outcome::Reset,
+        Err(Broken::Failed(_)) => Outcome::Abandoned,
+    })
 }
 
 /// Asks the breaker. `None`: nothing is to be sent.

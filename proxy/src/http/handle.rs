@@ -86,6 +86,9 @@ pub async fn handle(
             if let Some(left) = left.as_deref_mut() {
                 see_response(parts, &exchange, left);
             }
+            if let Some(cookie) = exchange.set_cookie.take() {
+                parts.headers.append(header::SET_COOKIE, *cookie);
+            }
             finish(&mut parts.headers, &exchange, left.as_deref_mut());
             parts.status
         }
@@ -148,12 +151,14 @@ async fn decide<'a>(
             return Ok(Answer::Own(reply_response(reply, exchange.request_id())));
         }
     }
-    if let Some(identity) = left.as_ref().and_then(|left| left.noted.identity.as_ref()) {
-        exchange.consumer(&identity.consumer.name);
+    let identity = left.as_ref().and_then(|left| left.noted.identity.as_ref());
+    let consumer = identity.map(|identity| &identity.consumer.name);
+    if let Some(consumer) = consumer {
+        exchange.consumer(consumer);
     }
     match &route.route().action {
         Action::Forward(forward) => {
-            let request = forward::Request { head, special, host: host.as_ref(), body, prefix_len };
+            let request = forward::Request { head, special, host: host.as_ref(), consumer, body, prefix_len };
             forward::forward(exchange, serving, route, forward, request).await
         }
         Action::Redirect(redirect) => redirect_to(redirect, &head, prefix_len),

@@ -86,8 +86,7 @@ impl Copy {
             None => None,
         };
         let pick = Pick { worker: worker.index, now: Instant::now(), hash: None, exclude: &[] };
-        let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
-        let endpoint = upstream.endpoint(&target).ok_or(Failure::NoHealthyTarget)?;
+        let endpoint = upstream.endpoint(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
         let body = if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body)) };
         let mut request = match upstream.protocol {
             UpstreamProtocol::Http1 => {

@@ -4,6 +4,7 @@
 //! it finds the route, runs the plugins, and answers or has it sent on by [`forward`]. [`head`], [`rewrite`] and [`problem`] are
 //! the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through.
 
+mod affinity;
 pub mod body;
 pub mod connection;
 pub mod exchange;

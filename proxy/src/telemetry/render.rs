@@ -141,9 +141,9 @@ fn upstreams(out: &mut String, compiled: &Compiled) {
         }
     }
     let name = "signalbox_upstream_healthy_targets";
-    head(out, name, "gauge", "Targets that can get requests.");
+    head(out, name, "gauge", "Targets that are healthy.");
     for upstream in upstreams() {
-        let healthy = upstream.targets.iter().filter(|target| target.address().is_some()).count();
+        let healthy = upstream.members.view().healthy;
         line(out, name, &[("upstream", upstream.name.as_str())], healthy as u64);
     }
     let name = "signalbox_upstream_retries_total";
@@ -164,6 +164,17 @@ fn upstreams(out: &mut String, compiled: &Compiled) {
     head(out, name, "counter", "How often a circuit breaker opened.");
     for (upstream, breaker) in breakers() {
         line(out, name, &[("upstream", upstream)], breaker.opened());
+    }
+    let name = "signalbox_upstream_targets";
+    head(out, name, "gauge", "Targets, healthy or not; a name of DNS counts for each of its addresses.");
+    for upstream in upstreams() {
+        let count = upstream.members.view().targets.len();
+        line(out, name, &[("upstream", upstream.name.as_str())], count as u64);
+    }
+    let name = "signalbox_upstream_ejections_total";
+    head(out, name, "counter", "Targets that were ejected because requests to them failed.");
+    for upstream in upstreams() {
+        line(out, name, &[("upstream", upstream.name.as_str())], upstream.members.ejections());
     }
 }
 

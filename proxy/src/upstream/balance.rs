@@ -1,17 +1,30 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use signalbox_config::LoadBalancing;
 
+use super::hash::Table;
+
 /// Picks targets by their weights.
 #[derive(Debug)]
-pub struct Balancer {
+pub(super) struct Balancer {
     policy: LoadBalancing,
+    /// The numbers of those that have a weight; `None`: all have.
+    chosen: Option<Box<[u32]>>,
+    /// Of the chosen.
     weights: Weights,
-    /// Of round robin: the targets' numbers in the order in which they are picked.
+    /// Of round robin: the chosen in the order in which they are picked.
     sequence: Box<[u32]>,
-    /// Each worker's place in `sequence`; each has its own, so that no two write to one cache line.
-    places: Box<[Place]>,
+    places: Arc<Places>,
+    /// Of the policies that hash.
+    table: Option<Arc<Table>>,
+    /// Of the policies that hash: whether a target has a weight.
+    usable: Box<[bool]>,
 }
+
+/// Each worker's place in the sequence of round robin; each has its own, so that no two write to one cache line.
+#[derive(Debug)]
+pub(super) struct Places(Box<[Place]>);
 
 #[derive(Debug)]
 enum Weights {
@@ -35,77 +48,113 @@ const REDRAWS: usize = 4;
 /// The golden ratio's fractional part in 64 bits: multiples of it fill the range most evenly (Knuth, TAOCP 6.4).
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
+impl Places {
+    pub(super) fn new(workers: usize) -> Self {
+        // Not all workers begin with the same target.
+        Self((0..workers).map(|worker| Place(AtomicUsize::new(worker))).collect())
+    }
+}
+
 impl Balancer {
-    /// For targets of these weights, none of which is 0. Goes on where `before` stands.
-    pub fn new(policy: LoadBalancing, weights: &[u32], workers: usize, before: Option<&Self>) -> Self {
-        let places = (0..workers).map(|worker| {
-            let place = match before.and_then(|before| before.places.get(worker)) {
-                Some(place) => place.0.load(Ordering::Relaxed),
-                // Not all workers begin with the same target.
-                None => worker,
-            };
-            Place(AtomicUsize::new(place))
-        });
+    /// For targets of these weights; one of weight 0 is not picked. `table`, for policies that hash, is of all of them.
+    pub(super) fn new(
+        policy: LoadBalancing,
+        weights: &[u32],
+        places: Arc<Places>,
+        table: Option<Arc<Table>>,
+    ) -> Self {
+        let some = weights.contains(&0);
+        let chosen: Vec<u32> =
+            (0..).zip(weights).filter(|(_, it)| **it > 0).map(|(index, _)| index).collect();
+        let usable = table.is_some().then(|| weights.iter().map(|weight| *weight > 0).collect());
+        let weights: Vec<u32> = weights.iter().copied().filter(|weight| *weight > 0).collect();
         Self {
             policy,
-            places: places.collect(),
-            weights: Weights::of(weights),
+            chosen: some.then(|| chosen.into()),
+            weights: Weights::of(&weights),
             sequence: match policy {
-                LoadBalancing::RoundRobin => sequence(weights).into(),
-                LoadBalancing::LeastRequest | LoadBalancing::Random => Box::default(),
+                LoadBalancing::RoundRobin => sequence(&weights).into(),
+                LoadBalancing::LeastRequest
+                | LoadBalancing::Random
+                | LoadBalancing::PeakEwma
+                | LoadBalancing::RingHash
+                | LoadBalancing::Maglev => Box::default(),
             },
+            places,
+            table,
+            usable: usable.unwrap_or_default(),
         }
     }
 
-    pub fn policy(&self) -> LoadBalancing {
-        self.policy
-    }
-
-    /// The number of a target: one that is not `excluded`, if there is any. `load` says how busy a target is.
+    /// The number of a target: one that is not `excluded`, if there is any. `hash` is the request's, if it has one; `cost`
+    /// says how dear a target is.
     #[inline]
-    pub fn pick(
+    pub(super) fn pick(
         &self,
         worker: usize,
-        load: impl Fn(usize) -> u32,
+        hash: Option<u64>,
+        cost: impl Fn(usize) -> f64,
         excluded: impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        let first = self.draw(worker, &load)?;
+        if let (Some(table), Some(hash)) = (&self.table, hash) {
+            let usable = |index: usize| self.usable.get(index).is_some_and(|usable| *usable);
+            if let Some(found) = table.find(hash, |index| usable(index) && !excluded(index)) {
+                return Some(found);
+            }
+        }
+        let first = self.draw(worker, &cost)?;
         if !excluded(first) {
             return Some(first);
         }
         // Another draw keeps to the policy; when luck is out, any other will do.
         for _ in 0..REDRAWS {
-            let other = self.draw(worker, &load)?;
+            let other = self.draw(worker, &cost)?;
             if !excluded(other) {
                 return Some(other);
             }
         }
         let count = self.weights.count();
         let start = fastrand::usize(..count);
-        let other = (start..count).chain(0..start).find(|index| !excluded(*index));
-        Some(other.unwrap_or(first))
+        let mut others = (start..count).chain(0..start).filter_map(|index| self.number(index));
+        Some(others.find(|index| !excluded(*index)).unwrap_or(first))
     }
 
     #[inline]
-    fn draw(&self, worker: usize, load: impl Fn(usize) -> u32) -> Option<usize> {
+    fn draw(&self, worker: usize, cost: impl Fn(usize) -> f64) -> Option<usize> {
         if let Weights::Equal(1) = self.weights {
-            return Some(0);
+            return self.number(0);
         }
         match self.policy {
             LoadBalancing::RoundRobin => {
-                let place = &self.places.get(worker)?.0;
+                let place = &self.places.0.get(worker)?.0;
                 let turn = place.load(Ordering::Relaxed);
                 place.store(turn.wrapping_add(1), Ordering::Relaxed);
-                match self.sequence.len() {
+                let index = match self.sequence.len() {
                     0 => self.weights.at((turn as u64).wrapping_mul(GOLDEN)),
                     len => self.sequence.get(turn % len).map(|index| *index as usize),
-                }
+                };
+                self.number(index?)
             }
-            LoadBalancing::Random => self.weights.at(fastrand::u64(..)),
-            LoadBalancing::LeastRequest => {
-                let (one, other) = (self.weights.at(fastrand::u64(..))?, self.weights.at(fastrand::u64(..))?);
-                Some(if load(other) < load(one) { other } else { one })
+            // Those that hash: for requests that have no hash.
+            LoadBalancing::Random | LoadBalancing::RingHash | LoadBalancing::Maglev => self.by_weight(),
+            LoadBalancing::LeastRequest | LoadBalancing::PeakEwma => {
+                let (one, other) = (self.by_weight()?, self.by_weight()?);
+                Some(if cost(other) < cost(one) { other } else { one })
             }
+        }
+    }
+
+    #[inline]
+    fn by_weight(&self) -> Option<usize> {
+        self.number(self.weights.at(fastrand::u64(..))?)
+    }
+
+    /// The target's number of one of the chosen.
+    #[inline]
+    fn number(&self, index: usize) -> Option<usize> {
+        match &self.chosen {
+            None => Some(index),
+            Some(chosen) => chosen.get(index).map(|index| *index as usize),
         }
     }
 }
@@ -186,9 +235,13 @@ fn gcd(a: u32, b: u32) -> u32 {
 mod tests {
     use super::*;
 
+    fn balancer(policy: LoadBalancing, weights: &[u32]) -> Balancer {
+        Balancer::new(policy, weights, Arc::new(Places::new(1)), None)
+    }
+
     fn picks(policy: LoadBalancing, weights: &[u32], count: usize) -> Vec<usize> {
-        let balancer = Balancer::new(policy, weights, 1, None);
-        (0..count).map(|_| balancer.pick(0, |_| 0, |_| false).unwrap()).collect()
+        let balancer = balancer(policy, weights);
+        (0..count).map(|_| balancer.pick(0, None, |_| 0.0, |_| false).unwrap()).collect()
     }
 
     fn shares(picks: &[usize], targets: usize) -> Vec<usize> {
@@ -233,9 +286,9 @@ mod tests {
     #[test]
     fn the_less_busy_of_two_is_picked() {
         fastrand::seed(7);
-        let balancer = Balancer::new(LoadBalancing::LeastRequest, &[1, 1], 1, None);
+        let balancer = balancer(LoadBalancing::LeastRequest, &[1, 1]);
         let picked: Vec<_> = (0..1000)
-            .map(|_| balancer.pick(0, |index| if index == 0 { 9 } else { 1 }, |_| false).unwrap())
+            .map(|_| balancer.pick(0, None, |index| if index == 0 { 9.0 } else { 1.0 }, |_| false).unwrap())
             .collect();
         // The busy one only when it was drawn twice.
         assert!((200..300).contains(&shares(&picked, 2)[0]));
@@ -244,26 +297,67 @@ mod tests {
     #[test]
     fn without_targets_there_is_nothing_to_pick() {
         for policy in [LoadBalancing::RoundRobin, LoadBalancing::LeastRequest, LoadBalancing::Random] {
-            assert_eq!(Balancer::new(policy, &[], 1, None).pick(0, |_| 0, |_| false), None);
+            assert_eq!(balancer(policy, &[0]).pick(0, Some(1), |_| 0.0, |_| false), None);
+            assert_eq!(balancer(policy, &[]).pick(0, Some(1), |_| 0.0, |_| false), None);
         }
     }
 
     #[test]
     fn one_that_was_tried_is_picked_only_when_there_is_no_other() {
         for policy in [LoadBalancing::RoundRobin, LoadBalancing::LeastRequest, LoadBalancing::Random] {
-            let balancer = Balancer::new(policy, &[65_535, 1, 65_535], 1, None);
+            let balancer = balancer(policy, &[65_535, 1, 65_535]);
             for _ in 0..100 {
-                assert_eq!(balancer.pick(0, |_| 0, |index| index != 1), Some(1));
-                assert!(balancer.pick(0, |_| 0, |_| true).is_some());
+                assert_eq!(balancer.pick(0, None, |_| 0.0, |index| index != 1), Some(1));
+                assert!(balancer.pick(0, None, |_| 0.0, |_| true).is_some());
             }
         }
     }
 
     #[test]
+    fn one_without_weight_is_not_picked() {
+        let policies = [
+            LoadBalancing::RoundRobin,
+            LoadBalancing::LeastRequest,
+            LoadBalancing::Random,
+            LoadBalancing::PeakEwma,
+        ];
+        for policy in policies {
+            let shares = shares(&picks(policy, &[1, 0, 1, 0], 1000), 4);
+            assert_eq!((shares[1], shares[3]), (0, 0), "{policy:?}");
+            assert!(shares[0].abs_diff(500) < 80, "{policy:?}: {shares:?}");
+        }
+        assert_eq!(picks(LoadBalancing::RoundRobin, &[0, 0, 7], 2), [2, 2]);
+    }
+
+    #[test]
+    fn a_hash_leads_to_its_target_and_past_those_that_are_not_wanted() {
+        let targets = [("a", 1), ("b", 1), ("c", 1)];
+        for (policy, table) in [
+            (LoadBalancing::RingHash, Table::ring(&targets)),
+            (LoadBalancing::Maglev, Table::maglev(&targets)),
+        ] {
+            let (table, places) = (Some(Arc::new(table)), Arc::new(Places::new(1)));
+            let all = Balancer::new(policy, &[1, 1, 1], Arc::clone(&places), table.clone());
+            let some = Balancer::new(policy, &[1, 0, 1], places, table);
+            for hash in (0..1000).map(|key: u64| key.wrapping_mul(GOLDEN)) {
+                let pick =
+                    |of: &Balancer, tried: usize| of.pick(0, Some(hash), |_| 0.0, |index| index == tried);
+                let own = pick(&all, 9).unwrap();
+                assert_eq!(pick(&all, 9), Some(own));
+                assert_ne!(pick(&all, own), Some(own));
+                assert_eq!(pick(&some, 9).unwrap() == own, own != 1);
+            }
+            let anywhere: Vec<_> = (0..300).map(|_| all.pick(0, None, |_| 0.0, |_| false).unwrap()).collect();
+            assert!(shares(&anywhere, 3).iter().all(|share| share.abs_diff(100) < 60), "{anywhere:?}");
+        }
+    }
+
+    #[test]
     fn a_changed_upstream_goes_on_where_it_was() {
-        let before = Balancer::new(LoadBalancing::RoundRobin, &[1, 1, 1], 1, None);
-        before.pick(0, |_| 0, |_| false);
-        let after = Balancer::new(LoadBalancing::RoundRobin, &[1, 1, 1], 1, Some(&before));
-        assert_eq!(after.pick(0, |_| 0, |_| false), Some(1));
+        let places = Arc::new(Places::new(1));
+        let of =
+            |weights: &[u32]| Balancer::new(LoadBalancing::RoundRobin, weights, Arc::clone(&places), None);
+        assert_eq!(of(&[1, 1, 1]).pick(0, None, |_| 0.0, |_| false), Some(0));
+        assert_eq!(of(&[1, 1, 1]).pick(0, None, |_| 0.0, |_| false), Some(1));
     }
 }

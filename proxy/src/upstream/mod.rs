@@ -2,29 +2,32 @@
 
 mod balance;
 mod breaker;
+mod check;
 mod connection;
+pub mod hash;
 mod http1;
 mod http2;
 mod load;
+mod members;
 mod pool;
 mod resolve;
+mod target;
 
-pub use balance::Balancer;
 pub use breaker::{Breaker, Position, Trial};
+pub use check::Checking;
 pub use connection::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing};
 pub use http1::{Head, Malformed};
 pub use http2::SendError;
 pub use load::{Load, Permit, RetryOutcome};
+pub use members::{Changes, Members, Picked, View};
 pub use pool::{Endpoint, Pool};
 pub use resolve::{Addresses, Resolver};
+pub use target::{Outcome, Target};
 
-use std::net::SocketAddr;
-use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use signalbox_config::{LoadBalancing, Name, UpstreamLimits, UpstreamProtocol};
+use signalbox_config::{HashOn, LoadBalancing, Name, UpstreamLimits, UpstreamProtocol};
 
 use crate::compile::Services;
 use crate::telemetry::Cells;
@@ -34,8 +37,11 @@ use crate::telemetry::Cells;
 #[derive(Debug)]
 pub struct Upstream {
     pub name: Name,
-    pub targets: Box<[Arc<Target>]>,
-    balancer: Balancer,
+    pub members: Arc<Members>,
+    /// What a request is known by, if the policy asks for it.
+    pub hash_on: Option<HashOn>,
+    /// Whether it matters how many requests a target has under way, and how they end.
+    watches: Watches,
     pub protocol: UpstreamProtocol,
     pub connect_timeout: Duration,
     pub idle_timeout: Duration,
@@ -45,21 +51,20 @@ pub struct Upstream {
     pub breaker: Option<Arc<Breaker>>,
 }
 
+/// What is looked at of requests; all off, they cost nothing.
+#[derive(Debug, Clone, Copy)]
+struct Watches {
+    in_flight: bool,
+    latency: bool,
+    /// Failures in a row that matter.
+    failures: Option<u32>,
+}
+
 /// What is counted of an upstream; kept when it changes.
 #[derive(Debug)]
 pub struct UpstreamStats {
     pub name: Name,
     pub requests: Cells,
-}
-
-/// One address of an upstream.
-#[derive(Debug)]
-pub struct Target {
-    /// As it was configured: `users.internal:8080`, `[::1]:80`.
-    pub label: Box<str>,
-    pub addresses: Addresses,
-    /// Requests that are under way, where the balancing asks for it.
-    in_flight: AtomicU32,
 }
 
 /// A target that has a request under way.
@@ -79,9 +84,6 @@ pub struct Pick<'a> {
     pub exclude: &'a [Arc<Target>],
 }
 
-/// A target that was picked.
-pub struct Picked<'a>(&'a Arc<Target>);
-
 impl Upstream {
     pub fn new(
         name: &Name,
@@ -89,32 +91,17 @@ impl Upstream {
         before: Option<&Self>,
         services: &Services,
     ) -> Self {
-        let targets = spec.targets.iter().map(|target| {
-            let label = if target.host.contains(':') {
-                format!("[{}]:{}", target.host, target.port)
-            } else {
-                format!("{}:{}", target.host, target.port)
-            };
-            let kept = before.and_then(|before| before.targets.iter().find(|known| *known.label == *label));
-            match kept {
-                Some(kept) => Arc::clone(kept),
-                None => Arc::new(Target {
-                    label: label.into(),
-                    addresses: services.resolver.addresses(&target.host, target.port),
-                    in_flight: AtomicU32::new(0),
-                }),
-            }
-        });
-        let weights: Vec<u32> = spec.targets.iter().map(|target| target.weight.get()).collect();
+        let policy = spec.load_balancing;
+        let failures = spec.health_check.passive.as_ref().map(|passive| passive.consecutive_failures);
         Self {
             name: name.clone(),
-            targets: targets.collect(),
-            balancer: Balancer::new(
-                spec.load_balancing,
-                &weights,
-                services.workers,
-                before.map(|it| &it.balancer),
-            ),
+            members: Members::new(spec, before.map(|before| &*before.members), services),
+            hash_on: spec.hash_on.clone(),
+            watches: Watches {
+                in_flight: matches!(policy, LoadBalancing::LeastRequest | LoadBalancing::PeakEwma),
+                latency: policy == LoadBalancing::PeakEwma,
+                failures,
+            },
             protocol: spec.protocol,
             connect_timeout: spec.connect_timeout,
             idle_timeout: spec.idle_timeout,
@@ -131,10 +118,10 @@ impl Upstream {
         }
     }
 
-    /// How connections to `target` are made; `None`: its name has not been resolved.
+    /// How connections to `target` are made.
     #[inline]
-    pub fn endpoint(&self, target: &Target) -> Option<Endpoint> {
-        Some(Endpoint { address: target.address()?, settings: 0 })
+    pub fn endpoint(&self, target: &Target) -> Endpoint {
+        Endpoint { address: target.address, settings: 0 }
     }
 
     /// Whether requests must ask before they are sent to it.
@@ -146,48 +133,41 @@ impl Upstream {
     /// The target for the next request; `None`: there is none.
     #[inline]
     pub fn pick(&self, by: &Pick<'_>) -> Option<Picked<'_>> {
-        let target = |index: usize| self.targets.get(index);
-        let index = self.balancer.pick(
-            by.worker,
-            |index| target(index).map_or(0, |target| target.load()),
-            |index| target(index).is_some_and(|it| by.exclude.iter().any(|tried| Arc::ptr_eq(it, tried))),
-        );
-        target(index?).map(Picked)
+        self.members.pick(by)
     }
 
-    /// Notes a request to `target`, if the balancing asks for it.
+    /// Notes a request to `target`, if anybody asks for it.
     #[inline]
     pub fn begin(&self, target: &Arc<Target>) -> Option<InFlight> {
-        (self.balancer.policy() == LoadBalancing::LeastRequest).then(|| {
-            target.in_flight.fetch_add(1, Ordering::Relaxed);
+        let Watches { in_flight, failures, .. } = self.watches;
+        (in_flight || failures.is_some()).then(|| {
+            target.begin();
             InFlight(Arc::clone(target))
         })
     }
-}
 
-impl Target {
-    fn load(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+    /// Notes what became of a request that was noted; `took` is how long the head of its answer did, if there was one.
+    #[inline]
+    pub fn end(&self, request: &InFlight, outcome: Outcome, took: Option<Duration>, now: Instant) {
+        let target = &request.0;
+        if self.watches.latency {
+            target.took(took, outcome, now);
+        }
+        if let Some(limit) = self.watches.failures
+            && target.count(outcome, limit)
+        {
+            self.members.changed();
+        }
     }
 
-    /// One of its addresses; `None`: the name has not been resolved.
-    #[inline]
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.addresses.one()
-    }
-}
-
-impl Deref for Picked<'_> {
-    type Target = Arc<Target>;
-
-    #[inline]
-    fn deref(&self) -> &Arc<Target> {
-        self.0
+    /// Whether requests that are under way are counted for each target.
+    pub fn counts_in_flight(&self) -> bool {
+        self.watches.in_flight || self.watches.failures.is_some()
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.end();
     }
 }

@@ -1,129 +1,250 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
-/// How often names are resolved again: `getaddrinfo` does not tell a record's lifetime.
-const INTERVAL: Duration = Duration::from_secs(5);
+use super::members::Changes;
+
+/// What a name server says of how long addresses hold is kept within these.
+const MIN_TTL: Duration = Duration::from_secs(1);
+const MAX_TTL: Duration = Duration::from_secs(300);
 
 /// A lookup that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How soon a lookup that failed is made again: twice as late each time, up to the last.
+const RETRY: Duration = Duration::from_secs(1);
+const MAX_RETRY: Duration = Duration::from_secs(30);
+
 /// How long a revision that brings a new name waits for its first address, so that its first requests find one.
 const FIRST_LOOKUP: Duration = Duration::from_millis(300);
+
+/// Addresses of a name beyond these are not used.
+const MAX_ADDRESSES: usize = 256;
+
+/// Files that say how names are resolved on this host.
+const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 /// Where a target is.
 #[derive(Debug)]
 pub enum Addresses {
     Fixed(SocketAddr),
-    Name(Arc<Resolved>),
+    Name { name: Arc<Resolved>, port: u16 },
 }
 
 /// What a name resolves to, kept up to date; what was found last stays when the name server does not answer.
 #[derive(Debug)]
 pub struct Resolved {
     host: Box<str>,
-    port: u16,
-    found: ArcSwap<Vec<SocketAddr>>,
+    found: Mutex<Found>,
 }
 
-type HostAndPort = (Box<str>, u16);
+#[derive(Debug, Default)]
+struct Found {
+    /// Sorted.
+    addresses: Arc<[IpAddr]>,
+    /// Who is told when they change.
+    users: Vec<Weak<watch::Sender<()>>>,
+}
 
-/// Resolves names on the control side, again and again, for as long as a target uses them.
+/// Resolves names on the control side, again and again as their records run out, for as long as a target uses them.
 #[derive(Debug)]
 pub struct Resolver {
     handle: Handle,
-    names: Mutex<HashMap<HostAndPort, Weak<Resolved>>>,
+    names: Mutex<HashMap<Box<str>, Weak<Resolved>>>,
+    client: Arc<Client>,
 }
 
+/// Asks the name servers.
+struct Client {
+    /// Instead of those of this host.
+    servers: Vec<SocketAddr>,
+    /// Made from the files as they were then.
+    current: Mutex<Option<(Stamps, TokioResolver)>>,
+}
+
+type Stamps = [Option<SystemTime>; FILES.len()];
+
 impl Addresses {
-    /// One of them, another each time; `None`: the name has not been resolved yet.
-    #[inline]
-    pub fn one(&self) -> Option<SocketAddr> {
+    /// All there are now; none: the name has not been resolved yet.
+    pub fn all(&self) -> Vec<SocketAddr> {
         match self {
-            Self::Fixed(address) => Some(*address),
-            Self::Name(name) => {
-                let found = name.found.load();
-                match found.as_slice() {
-                    [] => None,
-                    [only] => Some(*only),
-                    several => several.get(fastrand::usize(..several.len())).copied(),
-                }
+            Self::Fixed(address) => vec![*address],
+            Self::Name { name, port } => {
+                let found = Arc::clone(&name.known().addresses);
+                found.iter().map(|ip| SocketAddr::new(*ip, *port)).collect()
             }
         }
     }
 }
 
 impl Resolver {
-    /// Resolves on the runtime of `handle`.
-    pub fn new(handle: Handle) -> Self {
-        Self { handle, names: Mutex::default() }
+    /// Resolves on the runtime of `handle`, at these name servers; if there are none, as this host does.
+    pub fn new(handle: Handle, servers: Vec<SocketAddr>) -> Self {
+        let client = Arc::new(Client { servers, current: Mutex::new(None) });
+        Self { handle, names: Mutex::default(), client }
     }
 
-    /// The addresses of `host`, which is an IP address or a name. Waits a little for a name that is new.
+    /// The addresses of `host`, which is an IP address or a name. Waits a little for a name that is new. When they change,
+    /// `changes` is told.
     ///
     /// Must not be called on a thread that drives the resolver's runtime.
-    pub fn addresses(&self, host: &str, port: u16) -> Addresses {
+    pub fn addresses(&self, host: &str, port: u16, changes: &Changes) -> Addresses {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Addresses::Fixed(SocketAddr::new(ip, port));
         }
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (Box::from(host), port);
-        if let Some(known) = names.get(&key).and_then(Weak::upgrade) {
-            return Addresses::Name(known);
+        if let Some(known) = names.get(host).and_then(Weak::upgrade) {
+            known.tell(changes);
+            return Addresses::Name { name: known, port };
         }
         names.retain(|_, name| name.strong_count() > 0);
-        let resolved = Arc::new(Resolved { host: host.into(), port, found: ArcSwap::default() });
-        names.insert(key, Arc::downgrade(&resolved));
+        let resolved = Arc::new(Resolved { host: host.into(), found: Mutex::default() });
+        resolved.tell(changes);
+        names.insert(host.into(), Arc::downgrade(&resolved));
         drop(names);
         let (first_done, first) = std::sync::mpsc::sync_channel(1);
-        self.handle.spawn(keep_resolved(Arc::downgrade(&resolved), first_done));
+        self.handle.spawn(keep_resolved(Arc::downgrade(&resolved), Arc::clone(&self.client), first_done));
         if first.recv_timeout(FIRST_LOOKUP).is_err() {
             debug!(host, "not resolved yet");
         }
-        Addresses::Name(resolved)
+        Addresses::Name { name: resolved, port }
     }
 }
 
 /// Ends when nobody uses the name any more.
-async fn keep_resolved(name: Weak<Resolved>, first_done: std::sync::mpsc::SyncSender<()>) {
-    let mut interval = tokio::time::interval(INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+async fn keep_resolved(
+    name: Weak<Resolved>,
+    client: Arc<Client>,
+    first_done: std::sync::mpsc::SyncSender<()>,
+) {
+    let mut retry = RETRY;
     loop {
-        interval.tick().await;
-        let Some(name) = name.upgrade() else { return };
-        name.resolve().await;
+        let Some(resolved) = name.upgrade() else { return };
+        let wait = match client.lookup(&resolved.host).await {
+            Ok((addresses, ttl)) => {
+                resolved.set(addresses);
+                retry = RETRY;
+                ttl.clamp(MIN_TTL, MAX_TTL)
+            }
+            Err(error) => {
+                let kept = resolved.known().addresses.len();
+                warn!(host = %resolved.host, error, kept, "cannot resolve the name of a target");
+                let wait = retry;
+                retry = (retry * 2).min(MAX_RETRY);
+                // Many names fail at a time when their server does.
+                wait.mul_f64(0.75 + 0.5 * fastrand::f64())
+            }
+        };
+        drop(resolved);
         // Nobody waits after the first time.
         let _ = first_done.try_send(());
+        tokio::time::sleep(wait).await;
     }
 }
 
 impl Resolved {
-    async fn resolve(&self) {
-        let lookup = tokio::net::lookup_host((&*self.host, self.port));
-        let error = match tokio::time::timeout(TIMEOUT, lookup).await {
-            Ok(Ok(found)) => {
-                let mut found: Vec<_> = found.collect();
-                found.sort_unstable();
-                found.dedup();
-                if !found.is_empty() {
-                    if **self.found.load() != found {
-                        debug!(host = %self.host, ?found, "resolved");
-                        self.found.store(Arc::new(found));
-                    }
-                    return;
-                }
-                "it has no address".to_owned()
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the name server does not answer".to_owned(),
+    fn known(&self) -> std::sync::MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells `changes` from now on.
+    fn tell(&self, changes: &Changes) {
+        let mut found = self.known();
+        found.users.retain(|user| user.strong_count() > 0);
+        if !found.users.iter().any(|user| std::ptr::eq(user.as_ptr(), Arc::as_ptr(changes))) {
+            found.users.push(Arc::downgrade(changes));
+        }
+    }
+
+    fn set(&self, addresses: Vec<IpAddr>) {
+        let mut found = self.known();
+        if *found.addresses == *addresses {
+            return;
+        }
+        debug!(host = %self.host, ?addresses, "resolved");
+        found.addresses = addresses.into();
+        for user in found.users.iter().filter_map(Weak::upgrade) {
+            user.send_replace(());
+        }
+    }
+}
+
+impl Client {
+    /// The addresses of `host`, sorted, and how long they hold.
+    async fn lookup(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), String> {
+        let resolver = self.resolver()?;
+        let found = match tokio::time::timeout(TIMEOUT, resolver.lookup_ip(host)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(_) => return Err("the name server does not answer".to_owned()),
         };
-        let kept = self.found.load().len();
-        warn!(host = %self.host, error, kept, "cannot resolve the name of a target");
+        let mut addresses: Vec<IpAddr> = found.iter().collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.truncate(MAX_ADDRESSES);
+        if addresses.is_empty() {
+            return Err("it has no address".to_owned());
+        }
+        Ok((addresses, found.valid_until().saturating_duration_since(Instant::now())))
+    }
+
+    /// As the files say now.
+    fn resolver(&self) -> Result<TokioResolver, String> {
+        let stamps = FILES.map(|file| Path::new(file).metadata().and_then(|it| it.modified()).ok());
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, resolver)) = &*current
+            && *known == stamps
+        {
+            return Ok(resolver.clone());
+        }
+        let resolver = self.build().map_err(|error| format!("no resolver: {error}"))?;
+        *current = Some((stamps, resolver.clone()));
+        Ok(resolver)
+    }
+
+    fn build(&self) -> Result<TokioResolver, hickory_resolver::net::NetError> {
+        let system = self.servers.is_empty().then(TokioResolver::builder_tokio).transpose();
+        let system = system.unwrap_or_else(|error| {
+            warn!(%error, "cannot read {}: only {} is known", FILES[0], FILES[1]);
+            None
+        });
+        let mut builder = system.unwrap_or_else(|| {
+            let server = |address: &SocketAddr| {
+                let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                    connection.port = address.port();
+                    connection
+                });
+                NameServerConfig::new(address.ip(), true, connections.into())
+            };
+            let servers = self.servers.iter().map(server).collect();
+            let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        });
+        let options = builder.options_mut();
+        options.use_hosts_file = ResolveHosts::Always;
+        // A host of both families is one target, not two; and many a proxy has no way to IPv6.
+        options.ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
+        // Names are asked for when they run out.
+        options.cache_size = 0;
+        options.timeout = Duration::from_secs(1);
+        builder.build()
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("servers", &self.servers).finish_non_exhaustive()
     }
 }
 
@@ -131,25 +252,34 @@ impl Resolved {
 mod tests {
     use super::*;
 
-    #[test]
-    fn names_and_addresses_are_resolved() {
+    fn changes() -> Changes {
+        Arc::new(watch::Sender::new(()))
+    }
+
+    fn resolver() -> (tokio::runtime::Runtime, Resolver) {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let resolver = Resolver::new(runtime.handle().clone());
-        assert_eq!(resolver.addresses("::1", 80).one(), Some("[::1]:80".parse().unwrap()));
-        let name = resolver.addresses("localhost", 81);
-        assert!(name.one().is_some_and(|address| address.ip().is_loopback() && address.port() == 81));
-        assert_eq!(resolver.addresses("does-not-exist.invalid", 80).one(), None);
+        let resolver = Resolver::new(runtime.handle().clone(), Vec::new());
+        (runtime, resolver)
+    }
+
+    #[test]
+    fn names_and_addresses_are_resolved() {
+        let (_runtime, resolver) = resolver();
+        assert_eq!(resolver.addresses("::1", 80, &changes()).all(), ["[::1]:80".parse().unwrap()]);
+        let name = resolver.addresses("localhost", 81, &changes()).all();
+        assert!(name.iter().all(|address| address.ip().is_loopback() && address.port() == 81), "{name:?}");
+        assert_eq!(name.len(), 1);
+        assert_eq!(resolver.addresses("does-not-exist.invalid", 80, &changes()).all(), []);
     }
 
     #[test]
     fn a_name_is_resolved_once_for_all_its_targets() {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let resolver = Resolver::new(runtime.handle().clone());
-        let (Addresses::Name(one), Addresses::Name(other)) =
-            (resolver.addresses("localhost", 81), resolver.addresses("localhost", 81))
-        else {
+        let (_runtime, resolver) = resolver();
+        let (Addresses::Name { name: one, .. }, Addresses::Name { name: other, .. }) = (
+            resolver.addresses("localhost", 81, &changes()),
+            resolver.addresses("localhost", 82, &changes()),
+        ) else {
             panic!("localhost is a name");
         };
         assert!(Arc::ptr_eq(&one, &other));

@@ -54,7 +54,7 @@ impl Harness {
     }
 
     pub(crate) fn with_log(document: &str, access_log: Option<access_log::Sender>) -> Self {
-        Self::with_limit(document, access_log, 1000)
+        Self::with(document, |settings| settings.access_log = access_log)
     }
 
     /// With at most `max_requests` under way in a worker.
@@ -63,16 +63,27 @@ impl Harness {
         access_log: Option<access_log::Sender>,
         max_requests: u32,
     ) -> Self {
+        Self::with(document, |settings| {
+            settings.access_log = access_log;
+            settings.max_requests = max_requests;
+        })
+    }
+
+    /// With other settings.
+    pub(crate) fn with(document: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener_overrides = BTreeMap::from([("http".to_owned(), any)]);
-        let proxy = Proxy::start(Settings {
+        let mut settings = Settings {
             workers: 2,
             listener_overrides,
-            max_requests,
+            max_requests: 1000,
             max_connections: u64::MAX,
-            access_log,
-        })
-        .unwrap();
+            access_log: None,
+            zone: None,
+            dns_servers: Vec::new(),
+        };
+        change(&mut settings);
+        let proxy = Proxy::start(settings).unwrap();
         let mut harness = Self { proxy, snapshot: Snapshot::empty("test") };
         harness.apply(document).expect("the document can be served");
         harness

@@ -11,3 +11,4 @@ mod fixture;
 mod outage;
 mod replicas;
 mod rollout;
+mod targets;

@@ -1,0 +1,93 @@
+//! What a request is known by, where the balancing sends those that are known by the same to the same target.
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, HeaderValue, header, request};
+use percent_encoding::percent_decode_str;
+use signalbox_config::{HashOn, Name};
+
+use super::exchange::Exchange;
+use crate::upstream::hash::stable_hash;
+
+/// The hash of what the request is known by; `None`: it has nothing of the kind. Where that is a cookie, one is made and
+/// noted for the answer.
+pub(super) fn hash(
+    on: &HashOn,
+    exchange: &mut Exchange,
+    head: &request::Parts,
+    consumer: Option<&Name>,
+) -> Option<u64> {
+    match on {
+        HashOn::Header(name) => head
+            .headers
+            .get(name)
+            .filter(|value| !value.is_empty())
+            .map(|value| stable_hash(value.as_bytes())),
+        HashOn::Cookie { name, attributes } => {
+            if let Some(value) = cookie(&head.headers, name) {
+                return Some(stable_hash(value));
+            }
+            let value = format!("{:016x}", fastrand::u64(..));
+            let text = format!("{name}={value}{attributes}");
+            exchange.set_cookie = HeaderValue::try_from(text).ok().map(Box::new);
+            Some(stable_hash(value.as_bytes()))
+        }
+        HashOn::Query(name) => parameter(head.uri.query()?, name).map(|value| stable_hash(value.as_bytes())),
+        HashOn::SourceIp => Some(stable_hash(exchange.client().text.as_bytes())),
+        HashOn::Consumer => consumer.map(|name| stable_hash(name.as_str().as_bytes())),
+    }
+}
+
+/// The value of the first cookie of this name that has one.
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
+        .find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        .filter(|value| !value.is_empty())
+}
+
+/// The value of the first query parameter of this name, decoded.
+fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+    let decoded = |text: &'a str| percent_decode_str(text).decode_utf8_lossy();
+    query
+        .split('&')
+        .filter_map(|parameter| parameter.split_once('='))
+        .find(|(key, _)| decoded(key) == name)
+        .map(|(_, value)| decoded(value))
+        .filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_are_found_by_their_whole_name() {
+        for (header, value) in [
+            ("sid=1", Some("1")),
+            ("a=b; sid=2", Some("2")),
+            ("xsid=1;sid=3;sid=4", Some("3")),
+            ("sidx=1", None),
+            ("sid=", None),
+            ("sid", None),
+        ] {
+            let headers = HeaderMap::from_iter([(header::COOKIE, HeaderValue::from_static(header))]);
+            assert_eq!(cookie(&headers, "sid"), value.map(str::as_bytes), "{header}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_found_decoded() {
+        for (query, value) in [
+            ("user=1", Some("1")),
+            ("a=b&us%65r=%31&user=2", Some("1")),
+            ("users=1", None),
+            ("user=", None),
+            ("user", None),
+        ] {
+            assert_eq!(parameter(query, "user").as_deref(), value, "{query}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Active checks: one task for each target, on the control side, for as long as an upstream has the target.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response};
+use prost::Message;
+use signalbox_config::{ActiveCheck, Probe, UpstreamProtocol};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use super::members::Changes;
+use super::target::Target;
+
+/// Checks a target again and again until it is dropped.
+#[derive(Debug)]
+pub(super) struct Checker {
+    plan: Plan,
+    task: AbortHandle,
+}
+
+/// How a target is checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) check: ActiveCheck,
+    /// What the targets of the upstream speak.
+    pub(super) protocol: UpstreamProtocol,
+}
+
+/// What checks are made with.
+#[derive(Debug, Clone)]
+pub struct Checking {
+    handle: Handle,
+    /// Checks under way, of all upstreams.
+    running: Arc<Semaphore>,
+}
+
+/// `grpc.health.v1.HealthCheckRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `grpc.health.v1.HealthCheckResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+const SERVING: i32 = 1;
+
+/// Checks at once; more wait. Each needs a socket.
+const MAX_RUNNING: usize = 256;
+
+/// Of the head of an answer, or of a message, bytes.
+const MAX_ANSWER: usize = 64 << 10;
+
+const USER_AGENT: &str = "signalbox-health-check";
+
+impl Checking {
+    /// On the runtime of `handle`.
+    pub fn new(handle: Handle) -> Self {
+        Self { handle, running: Arc::new(Semaphore::new(MAX_RUNNING)) }
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Checker {
+    /// Makes the first check at once. When the verdict turns, `changes` is told.
+    pub(super) fn start(target: &Arc<Target>, plan: &Plan, changes: &Changes, checking: &Checking) -> Self {
+        let run = run(Arc::clone(target), plan.clone(), Arc::clone(changes), Arc::clone(&checking.running));
+        Self { plan: plan.clone(), task: checking.handle.spawn(run).abort_handle() }
+    }
+
+    /// Whether this is what it does.
+    pub(super) fn is(&self, plan: &Plan) -> bool {
+        self.plan == *plan
+    }
+}
+
+impl Drop for Checker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(target: Arc<Target>, plan: Plan, changes: Changes, running: Arc<Semaphore>) {
+    let check = &plan.check;
+    loop {
+        let Ok(permit) = running.acquire().await else { return };
+        let result = match tokio::time::timeout(check.timeout, probe(&target, &plan)).await {
+            Ok(result) => result,
+            Err(_) => Err("no answer in time".to_owned()),
+        };
+        drop(permit);
+        if target.health().checks.note(result, check.healthy_after, check.unhealthy_after) {
+            changes.send_replace(());
+        }
+        tokio::time::sleep(jittered(check.interval)).await;
+    }
+}
+
+/// Give or take a tenth, so that the checks of many proxies do not meet.
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
+/// Makes one check; an error says what is wrong with the target.
+async fn probe(target: &Target, Plan { check, protocol }: &Plan) -> Result<(), String> {
+    let stream =
+        TcpStream::connect(target.address).await.map_err(|error| format!("cannot connect: {error}"))?;
+    let host = check.host.as_deref().unwrap_or(&target.label);
+    match &check.probe {
+        Probe::Tcp => Ok(()),
+        Probe::Http { path, statuses } => {
+            let status = match protocol {
+                UpstreamProtocol::Http1 => get(stream, host, path).await?,
+                UpstreamProtocol::Http2 => get_http2(stream, host, path).await?,
+            };
+            if statuses.contains(&status) { Ok(()) } else { Err(format!("answers {status}")) }
+        }
+        Probe::Grpc { service } => grpc(stream, host, service).await,
+    }
+}
+
+/// The status of a GET over HTTP/1.1.
+async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, path: &str) -> Result<u16, String> {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {USER_AGENT}\r\naccept: */*\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.map_err(|error| format!("cannot send: {error}"))?;
+    let mut buffer = BytesMut::with_capacity(4 << 10);
+    loop {
+        let read = stream.read_buf(&mut buffer).await.map_err(|error| format!("no answer: {error}"))?;
+        if read == 0 {
+            return Err("closed without an answer".to_owned());
+        }
+        let mut headers = [httparse::EMPTY_HEADER; 128];
+        let mut head = httparse::Response::new(&mut headers);
+        match head.parse(&buffer) {
+            // An interim answer.
+            Ok(httparse::Status::Complete(length)) if head.code.is_some_and(|code| code < 200) => {
+                drop(buffer.split_to(length));
+            }
+            Ok(httparse::Status::Complete(_)) => {
+                return head.code.ok_or_else(|| "answers without a status".to_owned());
+            }
+            Ok(httparse::Status::Partial) if buffer.len() < MAX_ANSWER => {}
+            Ok(httparse::Status::Partial) => return Err("answers with too large a head".to_owned()),
+            Err(error) => return Err(format!("does not speak HTTP/1.1: {error}")),
+        }
+    }
+}
+
+/// The status of a GET over HTTP/2.
+async fn get_http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    host: &str,
+    path: &str,
+) -> Result<u16, String> {
+    let (head, _, _) = exchange(stream, request(Method::GET, host, path)?, None).await?;
+    Ok(head.status.as_u16())
+}
+
+/// The head of a request over HTTP/2.
+fn request(method: Method, host: &str, path: &str) -> Result<Request<()>, String> {
+    let uri = Uri::builder().scheme("http").authority(host).path_and_query(path).build();
+    let uri = uri.map_err(|error| format!("cannot be asked: {error}"))?;
+    let mut request = Request::new(());
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+    Ok(request)
+}
+
+/// Asks `grpc.health.v1.Health`.
+async fn grpc(stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, service: &str) -> Result<(), String> {
+    let mut request = request(Method::POST, host, "/grpc.health.v1.Health/Check")?;
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    let message = HealthCheckRequest { service: service.to_owned() };
+    let mut body = BytesMut::new();
+    body.put_u8(0);
+    body.put_u32(message.encoded_len() as u32);
+    body.extend_from_slice(&message.encode_to_vec());
+    let (head, data, trailers) = exchange(stream, request, Some(body.freeze())).await?;
+    if head.status != StatusCode::OK {
+        return Err(format!("answers {}", head.status.as_u16()));
+    }
+    let headers = head.headers;
+    let status =
+        trailers.as_ref().unwrap_or(&headers).get("grpc-status").or_else(|| headers.get("grpc-status"));
+    match status.and_then(|status| status.to_str().ok()) {
+        Some("0") => {}
+        // The gRPC health checking protocol: the service is not known.
+        Some("5") => return Err(format!("does not know the service {service:?}")),
+        Some(status) => return Err(format!("answers with the gRPC status {status}")),
+        None => return Err("answers without a gRPC status".to_owned()),
+    }
+    let message = data.get(5..).ok_or("answers with no message")?;
+    match HealthCheckResponse::decode(message) {
+        Ok(HealthCheckResponse { status: SERVING }) => Ok(()),
+        Ok(HealthCheckResponse { status }) => Err(format!("says that it is not serving ({status})")),
+        Err(error) => Err(format!("answers with nonsense: {error}")),
+    }
+}
+
+/// One request over HTTP/2, on a connection of its own.
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<()>,
+    body: Option<Bytes>,
+) -> Result<(response::Parts, Bytes, Option<HeaderMap>), String> {
+    let wrong = |error: h2::Error| format!("does not speak HTTP/2: {error}");
+    let (sender, mut connection) = h2::client::handshake(stream).await.map_err(wrong)?;
+    let talk = async {
+        let mut sender = sender.ready().await.map_err(wrong)?;
+        let (response, mut sending) = sender.send_request(request, body.is_none()).map_err(wrong)?;
+        if let Some(body) = body {
+            sending.send_data(body, true).map_err(wrong)?;
+        }
+        let (head, mut answer) = response.await.map_err(wrong)?.into_parts();
+        let mut data = BytesMut::new();
+        while let Some(part) = answer.data().await {
+            let part = part.map_err(wrong)?;
+            // Giving back fails only when the stream is over.
+            let _ = answer.flow_control().release_capacity(part.len());
+            data.extend_from_slice(&part);
+            if data.len() > MAX_ANSWER {
+                return Err("answers with too long a message".to_owned());
+            }
+        }
+        let trailers = answer.trailers().await.map_err(wrong)?;
+        Ok((head, data.freeze(), trailers))
+    };
+    tokio::select! {
+        biased;
+        answer = talk => answer,
+        ended = poll_fn(|cx| std::pin::Pin::new(&mut connection).poll(cx)) => Err(match ended {
+            Ok(()) => "closed without an answer".to_owned(),
+            Err(error) => wrong(error),
+        }),
+    }
+}

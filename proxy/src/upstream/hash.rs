@@ -1,0 +1,275 @@
+//! Consistent hashing: hashes that are the same on every proxy and in every version, and the tables that lead from them
+//! to targets.
+
+/// A table that leads from a hash to a target, made when the targets or their weights change and not when their health
+/// does: on the way to a target that cannot be used, [`Table::find`] goes on.
+#[derive(Debug)]
+pub enum Table {
+    Ring(Box<[Point]>),
+    /// The number of a target in each place.
+    Maglev(Box<[u32]>),
+}
+
+/// A target's point on the ring.
+#[derive(Debug, Clone, Copy)]
+pub struct Point {
+    hash: u64,
+    target: u32,
+}
+
+/// Points on the ring for a target of mean weight, about: shares are within a tenth of what is due, mostly.
+const POINTS: f64 = 256.0;
+
+/// On the whole ring, at most: 16 MiB.
+const MAX_POINTS: f64 = (1 << 20) as f64;
+
+/// Places of a Maglev table: a prime, which the paper and Envoy use too. Shares are within 1 % of what is due for up to
+/// about 650 targets.
+const PLACES: usize = 65_537;
+
+/// How far [`Table::find`] goes on before it takes just any target.
+const RING_STEPS: usize = 4096;
+const MAGLEV_PROBES: u64 = 64;
+
+/// FNV-1a, its bits mixed by MurmurHash3's last step, for FNV alone spreads short texts badly. Who can choose keys can
+/// choose targets by them; it is no hash for secrets.
+#[inline]
+pub fn stable_hash(bytes: &[u8]) -> u64 {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    mix(hash)
+}
+
+#[inline]
+fn mix(mut hash: u64) -> u64 {
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+/// The same hash for the next try.
+#[inline]
+fn again(hash: u64, round: u64) -> u64 {
+    mix(hash.wrapping_add(round.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+}
+
+impl Table {
+    /// A ring of targets, each with its name, which is what it is known by on all proxies, and its weight.
+    pub fn ring(targets: &[(&str, u32)]) -> Self {
+        let sum: f64 = targets.iter().map(|(_, weight)| f64::from(*weight)).sum();
+        // Points for each unit of weight: a power of two, so that it stays the same when the mean weight changes a little,
+        // and a target that leaves takes away its own points and no others.
+        let mean = sum / targets.len().max(1) as f64;
+        let mut density = (POINTS / mean.max(1.0)).log2().round().exp2();
+        while sum * density > MAX_POINTS {
+            density /= 2.0;
+        }
+        let mut points = Vec::with_capacity((sum * density) as usize + targets.len());
+        for (target, (name, weight)) in (0..).zip(targets) {
+            let share = (f64::from(*weight) * density).round().max(1.0) as u64;
+            let own = stable_hash(name.as_bytes());
+            points.extend((0..share).map(|number| Point { hash: again(own, number + 1), target }));
+        }
+        // Where two meet, the order of the list must not decide.
+        points.sort_unstable_by_key(|point| {
+            (point.hash, targets.get(point.target as usize).map(|(name, _)| *name))
+        });
+        Self::Ring(points.into())
+    }
+
+    /// A Maglev table: Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", section 3.4. Weights
+    /// as in Envoy: the heaviest takes its turn each round, others less often.
+    pub fn maglev(targets: &[(&str, u32)]) -> Self {
+        struct Candidate {
+            target: u32,
+            weight: f64,
+            next: u64,
+            skip: u64,
+            due: f64,
+        }
+        let size = PLACES as u64;
+        let heaviest = targets.iter().map(|(_, weight)| *weight).max().unwrap_or(1).max(1);
+        // The same order on all proxies.
+        let mut order: Vec<u32> = (0..targets.len() as u32).collect();
+        order.sort_by_key(|target| targets.get(*target as usize).map(|(name, _)| *name));
+        let mut candidates: Vec<Candidate> = order
+            .into_iter()
+            .filter_map(|target| {
+                let (name, weight) = targets.get(target as usize)?;
+                let own = stable_hash(name.as_bytes());
+                let (next, skip) = (again(own, 1) % size, again(own, 2) % (size - 1) + 1);
+                Some(Candidate {
+                    target,
+                    weight: f64::from(*weight) / f64::from(heaviest),
+                    next,
+                    skip,
+                    due: 0.0,
+                })
+            })
+            .collect();
+        let mut places = vec![u32::MAX; PLACES];
+        let mut left = if candidates.is_empty() { 0 } else { PLACES };
+        let mut round = 0.0;
+        while left > 0 {
+            round += 1.0;
+            for candidate in &mut candidates {
+                if left == 0 || round * candidate.weight < candidate.due {
+                    continue;
+                }
+                candidate.due += 1.0;
+                while places[candidate.next as usize] != u32::MAX {
+                    candidate.next = (candidate.next + candidate.skip) % size;
+                }
+                places[candidate.next as usize] = candidate.target;
+                left -= 1;
+            }
+        }
+        if candidates.is_empty() {
+            places.clear();
+        }
+        Self::Maglev(places.into())
+    }
+
+    /// The first target for `hash` that is `usable`. `None`: there was none among those that were looked at.
+    #[inline]
+    pub fn find(&self, hash: u64, usable: impl Fn(usize) -> bool) -> Option<usize> {
+        match self {
+            Self::Ring(points) => {
+                let start = points.partition_point(|point| point.hash < hash);
+                let (before, after) = points.split_at_checked(start)?;
+                let mut walk = after.iter().chain(before).take(RING_STEPS).map(|point| point.target as usize);
+                walk.find(|target| usable(*target))
+            }
+            Self::Maglev(places) => {
+                let place = |hash: u64| places.get((hash % PLACES as u64) as usize).map(|it| *it as usize);
+                let first = place(hash)?;
+                if usable(first) {
+                    return Some(first);
+                }
+                (1..=MAGLEV_PROBES).filter_map(|round| place(again(hash, round))).find(|it| usable(*it))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: u32 = 100_000;
+
+    fn names(count: u32) -> Vec<String> {
+        (1..=count).map(|number| format!("10.0.{}.{}:8080", number / 256, number % 256)).collect()
+    }
+
+    fn weighted(names: &[String], weight: impl Fn(usize) -> u32) -> Vec<(&str, u32)> {
+        names.iter().enumerate().map(|(index, name)| (name.as_str(), weight(index))).collect()
+    }
+
+    /// The name of the target of each key.
+    fn targets<'a>(table: &Table, of: &[(&'a str, u32)], usable: impl Fn(usize) -> bool) -> Vec<&'a str> {
+        let keys = (0..KEYS).map(|key| stable_hash(format!("user-{key}").as_bytes()));
+        keys.map(|key| of[table.find(key, &usable).unwrap()].0).collect()
+    }
+
+    type Maker = fn(&[(&str, u32)]) -> Table;
+    const MAKERS: [(&str, Maker); 2] = [("ring", Table::ring), ("maglev", Table::maglev)];
+
+    #[test]
+    fn a_target_that_leaves_moves_hardly_more_keys_than_its_own() {
+        for count in [3, 10, 50] {
+            let names = names(count);
+            let all = weighted(&names, |_| 100);
+            let gone = all[1].0;
+            let rest: Vec<_> = all.iter().copied().filter(|(name, _)| *name != gone).collect();
+            for (kind, make) in MAKERS {
+                let before = targets(&make(&all), &all, |_| true);
+                let after = targets(&make(&rest), &rest, |_| true);
+                let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+                let own = before.iter().filter(|name| **name == gone).count();
+                let (moved, own) = (moved as f64 / f64::from(KEYS), own as f64 / f64::from(KEYS));
+                let ideal = 1.0 / f64::from(count);
+                println!(
+                    "{kind}: of {count} targets one leaves: {:.2} % of the keys move, ideal {:.2} %, its own {:.2} %",
+                    moved * 100.0,
+                    ideal * 100.0,
+                    own * 100.0
+                );
+                match kind {
+                    "ring" => {
+                        assert_eq!(moved, own, "of the ring only its own keys move");
+                        assert!((own / ideal - 1.0).abs() < 0.25, "{own} is far from {ideal}");
+                    }
+                    _ => {
+                        assert!((own / ideal - 1.0).abs() < 0.05, "{own} is far from {ideal}");
+                        assert!(moved < own + 0.05, "{moved} for {own}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_keys_of_an_unhealthy_target_are_spread_and_no_others_move() {
+        let names = names(10);
+        let all = weighted(&names, |_| 100);
+        for (kind, make) in MAKERS {
+            let table = make(&all);
+            let (before, after) = (targets(&table, &all, |_| true), targets(&table, &all, |it| it != 4));
+            let mut heirs = std::collections::BTreeMap::<&str, usize>::new();
+            for (before, after) in before.iter().zip(&after) {
+                if *before == all[4].0 {
+                    *heirs.entry(after).or_default() += 1;
+                } else {
+                    assert_eq!(before, after, "{kind}");
+                }
+            }
+            assert_eq!(heirs.len(), 9, "{kind}: {heirs:?}");
+            assert!(heirs.values().all(|share| *share < 3_500), "{kind}: {heirs:?}");
+        }
+    }
+
+    #[test]
+    fn keys_are_shared_by_weight() {
+        let names = names(4);
+        let all = weighted(&names, |index| [10, 20, 30, 40][index]);
+        for (kind, make) in MAKERS {
+            let picked = targets(&make(&all), &all, |_| true);
+            for (name, weight) in &all {
+                let share = picked.iter().filter(|it| *it == name).count() as f64 / f64::from(KEYS) * 100.0;
+                let off = (share - f64::from(*weight)).abs();
+                assert!(off < if kind == "ring" { 5.0 } else { 0.5 }, "{kind}: {share} for {weight}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_in_which_targets_are_listed_does_not_matter() {
+        let names = names(7);
+        let all = weighted(&names, |index| index as u32 + 1);
+        let turned: Vec<_> = all.iter().copied().rev().collect();
+        for (kind, make) in MAKERS {
+            let (one, other) = (make(&all), make(&turned));
+            assert_eq!(targets(&one, &all, |_| true), targets(&other, &turned, |_| true), "{kind}");
+        }
+    }
+
+    #[test]
+    fn hashes_are_for_ever() {
+        assert_eq!(stable_hash(b""), mix(0xcbf2_9ce4_8422_2325));
+        // FNV-1a of "foobar", from its authors' test vectors.
+        assert_eq!(stable_hash(b"foobar"), mix(0x8594_4171_f739_67e8));
+    }
+
+    #[test]
+    fn without_targets_nothing_is_found() {
+        for (kind, make) in MAKERS {
+            assert_eq!(make(&[]).find(7, |_| true), None, "{kind}");
+            assert_eq!(make(&[("a", 1)]).find(7, |_| false), None, "{kind}");
+            assert_eq!(make(&[("a", 1)]).find(7, |_| true), Some(0), "{kind}");
+        }
+    }
+}

@@ -1,0 +1,552 @@
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Guard};
+use signalbox_config::{HealthCheck, LoadBalancing};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::balance::{Balancer, Places};
+use super::check::{Checker, Checking, Plan};
+use super::hash::Table;
+use super::target::{Checks, Health, Target};
+use super::{Addresses, Pick};
+use crate::compile::Services;
+
+/// The targets of an upstream, and which of them are to be picked now.
+///
+/// Requests see a [`View`], in which everything is decided: who is healthy, what zones and slow starts make of the
+/// weights, whether there is a panic. Whenever something changes, [`Members::update`] makes the next one on the control
+/// side. An upstream in which nothing can change has one view for good.
+#[derive(Debug)]
+pub struct Members {
+    settings: Settings,
+    configured: Box<[Configured]>,
+    /// `Some`: it never changes.
+    fixed: Option<Arc<View>>,
+    view: ArcSwap<View>,
+    known: Mutex<Known>,
+    changes: Changes,
+    places: Arc<Places>,
+}
+
+/// Told whenever something has happened that a view must follow. An upstream has one as long as it lives, over all its
+/// revisions.
+pub type Changes = Arc<watch::Sender<()>>;
+
+#[derive(Debug)]
+struct Settings {
+    policy: LoadBalancing,
+    slow_start: Option<Duration>,
+    health_check: HealthCheck,
+    /// Of active checks.
+    plan: Option<Plan>,
+}
+
+/// A target as the configuration has it: an address, or a name that stands for several.
+#[derive(Debug)]
+struct Configured {
+    label: Box<str>,
+    addresses: Addresses,
+    weight: u32,
+    /// In the proxy's own zone.
+    near: bool,
+}
+
+/// What requests see.
+#[derive(Debug)]
+pub struct View {
+    pub targets: Box<[Arc<Target>]>,
+    balancer: Balancer,
+    /// By which the balancer goes; 0: not to be picked.
+    weights: Box<[u32]>,
+    /// How many are healthy.
+    pub healthy: usize,
+    /// Too few are healthy, so all are used.
+    pub panic: bool,
+}
+
+/// What [`Members::update`] goes on from.
+#[derive(Debug, Default)]
+struct Known {
+    members: Vec<Member>,
+    table: Option<Arc<Table>>,
+    ejections: u64,
+}
+
+#[derive(Debug)]
+struct Member {
+    target: Arc<Target>,
+    weight: u32,
+    near: bool,
+    checker: Option<Arc<Checker>>,
+}
+
+/// A target that was picked. To be held only for a moment, never while waiting: a thread can look at few views at a time
+/// without writing to their counters.
+pub struct Picked<'a> {
+    target: Guarded<'a>,
+}
+
+enum Guarded<'a> {
+    Fixed(&'a Arc<Target>),
+    Current { view: Guard<Arc<View>>, index: usize },
+}
+
+/// What a target's share is computed from.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    weight: u32,
+    healthy: bool,
+    near: bool,
+    /// The part of its weight that counts, up to 1: less than that in a slow start.
+    warmth: f64,
+}
+
+/// With a smaller healthy part of its own zone a proxy sends the missing part of the requests to other zones: Envoy's
+/// overprovisioning factor of 1.4.
+const ENOUGH_NEAR: f64 = 1.0 / 1.4;
+
+/// With what a slow start begins; Envoy's `min_weight_percent`.
+const COLD: f64 = 0.1;
+
+/// In how many steps a slow start goes.
+const STEPS: u32 = 20;
+
+/// Weights that are not those of the configuration are fractions of this.
+const SCALE: f64 = 10_000.0;
+
+impl Members {
+    /// Those of `spec`. What `before` knows of targets goes on.
+    pub fn new(spec: &signalbox_config::Upstream, before: Option<&Self>, services: &Services) -> Arc<Self> {
+        let changes =
+            before.map_or_else(|| Arc::new(watch::Sender::new(())), |before| Arc::clone(&before.changes));
+        let configured: Box<[Configured]> = spec
+            .targets
+            .iter()
+            .map(|target| Configured {
+                label: if target.host.contains(':') {
+                    format!("[{}]:{}", target.host, target.port).into()
+                } else {
+                    format!("{}:{}", target.host, target.port).into()
+                },
+                addresses: services.resolver.addresses(&target.host, target.port, &changes),
+                weight: target.weight.get(),
+                near: services.zone.is_some() && target.zone == services.zone,
+            })
+            .collect();
+        let places = before
+            .map_or_else(|| Arc::new(Places::new(services.workers)), |before| Arc::clone(&before.places));
+        let checks = &spec.health_check;
+        let names = configured.iter().any(|it| matches!(it.addresses, Addresses::Name { .. }));
+        let changing =
+            names || checks.active.is_some() || checks.passive.is_some() || spec.slow_start.is_some();
+        let empty = View {
+            targets: Box::default(),
+            balancer: Balancer::new(spec.load_balancing, &[], Arc::clone(&places), None),
+            weights: Box::default(),
+            healthy: 0,
+            panic: false,
+        };
+        let known = before.map_or_else(Known::default, |before| {
+            let known = before.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let members = known.members.iter().map(|member| Member {
+                target: Arc::clone(&member.target),
+                checker: member.checker.clone(),
+                ..*member
+            });
+            let table = known.table.clone().filter(|_| before.settings.policy == spec.load_balancing);
+            Known { members: members.collect(), table, ejections: known.ejections }
+        });
+        let mut members = Self {
+            settings: Settings {
+                policy: spec.load_balancing,
+                slow_start: spec.slow_start,
+                health_check: checks.clone(),
+                plan: checks.active.clone().map(|check| Plan { check, protocol: spec.protocol }),
+            },
+            configured,
+            fixed: None,
+            view: ArcSwap::from_pointee(empty),
+            known: Mutex::new(known),
+            changes,
+            places,
+        };
+        members.update(Instant::now(), before.is_none(), &services.checking);
+        if !changing {
+            members.fixed = Some(members.view.load_full());
+            return Arc::new(members);
+        }
+        let members = Arc::new(members);
+        let keep = keep(Arc::downgrade(&members), members.changes.subscribe(), services.checking.clone());
+        services.checking.handle().spawn(keep);
+        members
+    }
+
+    /// The target for a request.
+    #[inline]
+    pub fn pick(&self, by: &Pick<'_>) -> Option<Picked<'_>> {
+        let target = match &self.fixed {
+            Some(view) => Guarded::Fixed(view.targets.get(view.pick(by, self.settings.policy)?)?),
+            None => {
+                let view = self.view.load();
+                let index = view.pick(by, self.settings.policy)?;
+                view.targets.get(index)?;
+                Guarded::Current { view, index }
+            }
+        };
+        Some(Picked { target })
+    }
+
+    /// What requests see now.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// How often a target was ejected.
+    pub fn ejections(&self) -> u64 {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).ejections
+    }
+
+    /// The names that have no address.
+    pub fn unresolved(&self) -> Vec<&str> {
+        let unresolved = |it: &&Configured| it.addresses.all().is_empty();
+        self.configured.iter().filter(unresolved).map(|it| &*it.label).collect()
+    }
+
+    /// Something has happened to a target.
+    pub fn changed(&self) {
+        self.changes.send_replace(());
+    }
+
+    /// Follows what has happened, and makes the view of it. Returns when that must be done again if nothing happens.
+    fn update(&self, now: Instant, first: bool, checking: &Checking) -> Option<Instant> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut *known;
+        let same = self.follow_addresses(known, now, first, checking);
+        let settings = &self.settings;
+        let mut next: Option<Instant> = None;
+        let mut at = |moment: Option<Instant>| next = [next, moment].into_iter().flatten().min();
+        self.eject(known, now);
+        let slow_start = settings.slow_start;
+        let mut standings = Vec::with_capacity(known.members.len());
+        for member in &known.members {
+            let mut health = member.target.health();
+            if settings.health_check.active.is_none() && health.checks.passed.is_some() {
+                health.checks = Checks::default();
+            }
+            let checked = health.checks.passed != Some(false);
+            let ejected = settings.health_check.passive.is_some() && health.ejection.until.is_some();
+            let healthy = checked && !ejected;
+            if health.set(healthy, now, slow_start.is_some()) {
+                tell(&member.target, &health);
+            }
+            if ejected {
+                at(health.ejection.until);
+            }
+            let mut warmth = 1.0;
+            if let (Some(began), Some(lasts)) = (health.warming, slow_start) {
+                let passed = now.saturating_duration_since(began);
+                if passed >= lasts {
+                    health.warming = None;
+                } else {
+                    let part = passed.as_secs_f64() / lasts.as_secs_f64();
+                    warmth = COLD + (1.0 - COLD) * part;
+                    at(Some(now + lasts / STEPS));
+                }
+            }
+            drop(health);
+            standings.push(Standing { weight: member.weight, healthy, near: member.near, warmth });
+        }
+        let threshold = settings.health_check.panic_threshold_percent;
+        let panic = is_panic(&standings, threshold);
+        let weights = weights(&standings, panic, settings.policy.hashes());
+        let healthy = standings.iter().filter(|it| it.healthy).count();
+        let before = self.view.load();
+        if same && *before.weights == *weights && before.healthy == healthy && before.panic == panic {
+            return next;
+        }
+        if panic && !before.panic {
+            warn!(healthy, of = standings.len(), "too few targets are healthy: all are used");
+        }
+        if !same || (settings.policy.hashes() && known.table.is_none()) {
+            known.table = table(settings.policy, &known.members);
+        }
+        let view = View {
+            targets: known.members.iter().map(|member| Arc::clone(&member.target)).collect(),
+            balancer: Balancer::new(settings.policy, &weights, Arc::clone(&self.places), known.table.clone()),
+            weights: weights.into(),
+            healthy,
+            panic,
+        };
+        self.view.store(Arc::new(view));
+        next
+    }
+
+    /// Makes the members those that the configuration and the name servers say. Whether they are the same as before.
+    fn follow_addresses(&self, known: &mut Known, now: Instant, first: bool, checking: &Checking) -> bool {
+        let running = !first && !known.members.is_empty();
+        let mut before = std::mem::take(&mut known.members);
+        let count = before.len();
+        let labels: Vec<Arc<Target>> = before.iter().map(|member| Arc::clone(&member.target)).collect();
+        let mut places: Option<HashMap<(&str, SocketAddr), usize>> = None;
+        let mut same = true;
+        for configured in &self.configured {
+            for address in configured.addresses.all() {
+                let next = known.members.len();
+                let is = |target: &Arc<Target>| target.address == address && target.label == configured.label;
+                let found = match labels.get(next) {
+                    // Mostly they are where they were.
+                    Some(target) if is(target) => Some(next),
+                    _ => {
+                        let all = labels.iter().zip(0..).map(|(it, index)| ((&*it.label, it.address), index));
+                        let places = places.get_or_insert_with(|| all.collect());
+                        places.get(&(&*configured.label, address)).copied()
+                    }
+                };
+                same &= found == Some(next);
+                let (target, checker) = match found.and_then(|index| before.get_mut(index)) {
+                    Some(member) => {
+                        same &= member.weight == configured.weight && member.near == configured.near;
+                        (Arc::clone(&member.target), member.checker.take())
+                    }
+                    None => {
+                        let target = Arc::new(Target::new(&configured.label, address, now));
+                        if running && self.settings.slow_start.is_some() {
+                            target.health().warming = Some(now);
+                        }
+                        (target, None)
+                    }
+                };
+                let checker =
+                    self.settings.plan.as_ref().map(|plan| match checker.filter(|it| it.is(plan)) {
+                        Some(checker) => checker,
+                        None => Arc::new(Checker::start(&target, plan, &self.changes, checking)),
+                    });
+                let Configured { weight, near, .. } = *configured;
+                known.members.push(Member { target, weight, near, checker });
+            }
+        }
+        same && count == known.members.len()
+    }
+
+    /// Lets back whose time is over, and ejects who has failed, within the share that may be out.
+    fn eject(&self, known: &mut Known, now: Instant) {
+        let Some(passive) = &self.settings.health_check.passive else { return };
+        let mut out = 0;
+        for member in &known.members {
+            let mut health = member.target.health();
+            if health.ejection.ease(now) {
+                member.target.forget_failures();
+            }
+            out += usize::from(health.ejection.until.is_some());
+        }
+        let most = (known.members.len() * usize::from(passive.max_ejected_percent) / 100).max(1);
+        for member in &known.members {
+            if out >= most {
+                return;
+            }
+            if member.target.failures() < passive.consecutive_failures {
+                continue;
+            }
+            let mut health = member.target.health();
+            if health.ejection.until.is_none() {
+                health.ejection.eject(passive.ejection, passive.interval, now);
+                out += 1;
+                known.ejections += 1;
+            }
+        }
+    }
+}
+
+/// Keeps the view up to date for as long as the members are used.
+async fn keep(members: Weak<Members>, mut changes: watch::Receiver<()>, checking: Checking) {
+    loop {
+        let next = match members.upgrade() {
+            Some(members) => members.update(Instant::now(), false, &checking),
+            None => return,
+        };
+        let later = async {
+            match next {
+                Some(next) => tokio::time::sleep_until(next.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = later => {}
+        }
+    }
+}
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        // Who keeps them sees that there is nothing to keep.
+        self.changes.send_replace(());
+    }
+}
+
+impl View {
+    #[inline]
+    fn pick(&self, by: &Pick<'_>, policy: LoadBalancing) -> Option<usize> {
+        let target = |index: usize| self.targets.get(index);
+        self.balancer.pick(
+            by.worker,
+            by.hash,
+            |index| match target(index) {
+                None => f64::MAX,
+                Some(target) if policy == LoadBalancing::PeakEwma => target.cost(by.now),
+                Some(target) => f64::from(target.in_flight()),
+            },
+            |index| target(index).is_some_and(|it| by.exclude.iter().any(|tried| Arc::ptr_eq(it, tried))),
+        )
+    }
+
+    /// The share of the requests that the target of this number is to get, where the policy goes by weight.
+    pub fn share(&self, index: usize) -> f64 {
+        let sum: f64 = self.weights.iter().map(|weight| f64::from(*weight)).sum();
+        self.weights.get(index).map_or(0.0, |weight| f64::from(*weight) / sum.max(1.0))
+    }
+}
+
+impl Deref for Picked<'_> {
+    type Target = Arc<Target>;
+
+    #[inline]
+    fn deref(&self) -> &Arc<Target> {
+        match &self.target {
+            Guarded::Fixed(target) => target,
+            // Looked up before; views do not change.
+            Guarded::Current { view, index } => &view.targets[*index],
+        }
+    }
+}
+
+/// Says that a target's health has turned.
+fn tell(target: &Target, health: &Health) {
+    let Target { label, address, .. } = target;
+    let failure = health.checks.failure.as_deref();
+    match health.healthy {
+        true => info!(target = %label, %address, "a target is healthy again"),
+        false if health.checks.passed == Some(false) => {
+            warn!(target = %label, %address, failure, "a target is unhealthy: its checks fail");
+        }
+        false => warn!(target = %label, %address, "a target is ejected: requests to it failed"),
+    }
+}
+
+fn table(policy: LoadBalancing, members: &[Member]) -> Option<Arc<Table>> {
+    let make = match policy {
+        LoadBalancing::RingHash => Table::ring,
+        LoadBalancing::Maglev => Table::maglev,
+        LoadBalancing::RoundRobin
+        | LoadBalancing::LeastRequest
+        | LoadBalancing::Random
+        | LoadBalancing::PeakEwma => return None,
+    };
+    // A name's targets differ in their addresses.
+    let names: Vec<String> = members.iter().map(|member| member.target.address.to_string()).collect();
+    let targets: Vec<(&str, u32)> =
+        names.iter().zip(members).map(|(name, member)| (name.as_str(), member.weight)).collect();
+    Some(Arc::new(make(&targets)))
+}
+
+/// Whether too few are healthy to bear the load of all.
+fn is_panic(standings: &[Standing], threshold_percent: u8) -> bool {
+    let healthy = standings.iter().filter(|it| it.healthy).count();
+    healthy * 100 < standings.len() * usize::from(threshold_percent)
+}
+
+/// The weights to pick by; 0: not at all. With `plain`, zones and slow starts do not count.
+fn weights(standings: &[Standing], panic: bool, plain: bool) -> Vec<u32> {
+    let used = |it: &Standing| panic || it.healthy;
+    let sum = |near: bool, all: bool| -> f64 {
+        standings
+            .iter()
+            .filter(|it| it.near == near && (all || used(it)))
+            .map(|it| f64::from(it.weight))
+            .sum()
+    };
+    let (near, far) = (sum(true, false), sum(false, false));
+    // The share of the requests for the own zone, where there is a choice.
+    let choice = !plain && !panic && near > 0.0 && far > 0.0;
+    let share = choice.then(|| (near / sum(true, true) / ENOUGH_NEAR).min(1.0));
+    let factor = |it: &Standing| match share {
+        None => 1.0,
+        Some(share) if it.near => share / near,
+        Some(share) => (1.0 - share) / far,
+    };
+    let cold = |it: &Standing| used(it) && it.warmth < 1.0 && !plain;
+    if share.is_none() && !standings.iter().any(cold) {
+        return standings.iter().map(|it| if used(it) { it.weight } else { 0 }).collect();
+    }
+    let effective: Vec<f64> = standings
+        .iter()
+        .map(|it| if used(it) { f64::from(it.weight) * it.warmth * factor(it) } else { 0.0 })
+        .collect();
+    let greatest = effective.iter().copied().fold(0.0, f64::max);
+    let scaled = |weight: f64| match weight / greatest * SCALE {
+        part if part > 0.0 => part.round().max(1.0) as u32,
+        _ => 0,
+    };
+    effective.into_iter().map(scaled).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `H` a healthy target, `u` one that is not, both far; `N` and `n` in the own zone; `c` one that begins cold.
+    fn standings(text: &str) -> Vec<Standing> {
+        text.chars()
+            .map(|kind| Standing {
+                weight: 100,
+                healthy: matches!(kind, 'H' | 'N' | 'c'),
+                near: matches!(kind, 'N' | 'n'),
+                warmth: if kind == 'c' { COLD } else { 1.0 },
+            })
+            .collect()
+    }
+
+    #[test]
+    fn all_are_used_when_too_few_are_healthy() {
+        for (targets, threshold, panic) in [
+            ("HHHH", 50, false),
+            ("HHuu", 50, false),
+            ("Huuu", 50, true),
+            ("uuuu", 50, true),
+            ("uuuu", 0, false),
+            ("Huuu", 25, false),
+            ("HHHu", 100, true),
+            ("", 50, false),
+        ] {
+            assert_eq!(is_panic(&standings(targets), threshold), panic, "{targets} {threshold}");
+        }
+    }
+
+    #[test]
+    fn weights_follow_health_zone_and_slow_start() {
+        for (targets, panic, plain, expected) in [
+            ("HHu", false, false, &[100, 100, 0][..]),
+            ("uuu", false, false, &[0, 0, 0]),
+            ("Huu", true, false, &[100, 100, 100]),
+            // A tenth to begin with.
+            ("HcH", false, false, &[10_000, 1_000, 10_000]),
+            ("HcH", false, true, &[100, 100, 100]),
+            // The own zone alone, while it is well.
+            ("NNHH", false, false, &[10_000, 10_000, 0, 0]),
+            ("NNNnHH", false, false, &[10_000, 10_000, 10_000, 0, 0, 0]),
+            // Half of it is down: 70 % stay, and the others get the rest.
+            ("NnHH", false, false, &[10_000, 0, 2_143, 2_143]),
+            ("nnHH", false, false, &[0, 0, 100, 100]),
+            ("Nnuu", false, false, &[100, 0, 0, 0]),
+            ("NNHH", false, true, &[100, 100, 100, 100]),
+            ("nnnH", true, false, &[100, 100, 100, 100]),
+        ] {
+            assert_eq!(weights(&standings(targets), panic, plain), expected, "{targets}");
+        }
+    }
+}

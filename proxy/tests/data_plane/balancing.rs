@@ -1,0 +1,600 @@
+//! Which targets get requests: their health, their zone, what a request is known by, what DNS says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Request, Response, StatusCode};
+use tokio::net::UdpSocket;
+
+use crate::harness::{Answer, Backend, Client, Harness, block_on, full, nobody, until};
+
+/// A backend that answers with its name, and can be told to answer 500, not to answer checks, and to take its time.
+struct Service {
+    backend: Backend,
+    broken: Arc<AtomicBool>,
+    ill: Arc<AtomicBool>,
+    slow_ms: Arc<AtomicU32>,
+    requests: Arc<AtomicUsize>,
+    checks: Arc<AtomicUsize>,
+}
+
+impl Service {
+    fn start(name: &'static str) -> Self {
+        let (broken, ill) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (slow_ms, requests) = (Arc::<AtomicU32>::default(), Arc::<AtomicUsize>::default());
+        let checks = Arc::<AtomicUsize>::default();
+        let its = (
+            Arc::clone(&broken),
+            Arc::clone(&ill),
+            Arc::clone(&slow_ms),
+            Arc::clone(&requests),
+            Arc::clone(&checks),
+        );
+        let backend = Backend::start(move |request| {
+            let (broken, ill, slow_ms, requests, checks) = its.clone();
+            async move {
+                let check = request.uri().path() == "/health";
+                if check {
+                    checks.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    requests.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(slow_ms.load(Ordering::Relaxed).into())).await;
+                }
+                let mut response = Response::new(full(name));
+                if if check { &ill } else { &broken }.load(Ordering::Relaxed) {
+                    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                }
+                response
+            }
+        });
+        Self { backend, broken, ill, slow_ms, requests, checks }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.backend.address
+    }
+
+    fn requests(&self) -> usize {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+/// A document that forwards everything to these targets; `fields` are further fields of the upstream.
+fn upstream(targets: &[(SocketAddr, &str)], fields: &str) -> String {
+    let targets: Vec<_> =
+        targets.iter().map(|(address, fields)| format!("{{address: '{address}'{fields}}}")).collect();
+    format!(
+        "
+upstreams: [{{name: u, targets: [{}]{fields}}}]
+routes: [{{name: all, forward: {{upstreams: [{{name: u}}]}}}}]
+",
+        targets.join(", ")
+    )
+}
+
+fn of(services: &[&Service], fields: &str) -> String {
+    let targets: Vec<_> = services.iter().map(|service| (service.address(), "")).collect();
+    upstream(&targets, fields)
+}
+
+/// How many targets of the upstream are healthy.
+fn healthy(harness: &Harness) -> usize {
+    harness.proxy.counted(|_, compiled, _, _| {
+        compiled.active.upstreams.iter().flatten().map(|upstream| upstream.members.view().healthy).sum()
+    })
+}
+
+fn ejections(harness: &Harness) -> u64 {
+    harness.proxy.counted(|_, compiled, _, _| {
+        compiled.active.upstreams.iter().flatten().map(|upstream| upstream.members.ejections()).sum()
+    })
+}
+
+/// How many of `count` requests each target answers.
+async fn shares(client: &mut Client, count: usize) -> BTreeMap<String, usize> {
+    let mut shares = BTreeMap::new();
+    for _ in 0..count {
+        *shares.entry(client.get("/").await.text().to_owned()).or_default() += 1;
+    }
+    shares
+}
+
+async fn get_with(client: &mut Client, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = Request::get(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    client.send(request.body(full("")).unwrap()).await
+}
+
+const PASSIVE: &str = ", health_check: {passive: {consecutive_failures: 3, ejection: 400ms, interval: 60s}, panic_threshold_percent: 0}";
+
+#[test]
+fn a_target_whose_requests_fail_is_ejected_comes_back_and_stays_away_longer_the_next_time() {
+    block_on(async {
+        let (a, b) = (Service::start("a"), Service::start("b"));
+        let harness = Harness::start(&of(&[&a, &b], PASSIVE));
+        let mut client = Client::connect(harness.address()).await;
+        b.broken.store(true, Ordering::Relaxed);
+        let mut away = Vec::new();
+        for round in 1..=2 {
+            let before = b.requests();
+            while ejections(&harness) < round {
+                client.get("/").await;
+            }
+            let ejected = Instant::now();
+            // Those under way when the third failed may have been more.
+            assert!(b.requests() - before >= 3, "three failures in a row");
+            assert_eq!(healthy(&harness), 1);
+            let failed = b.requests();
+            assert_eq!(shares(&mut client, 50).await, BTreeMap::from([("a".to_owned(), 50)]));
+            assert_eq!(b.requests(), failed);
+            until("it is back", || healthy(&harness) == 2).await;
+            away.push(ejected.elapsed());
+        }
+        assert!(away[0] >= Duration::from_millis(300) && away[0] < Duration::from_millis(790), "{away:?}");
+        assert!(away[1] >= Duration::from_millis(700), "{away:?}");
+        b.broken.store(false, Ordering::Relaxed);
+        assert_eq!(shares(&mut client, 50).await["b"], 25);
+    });
+}
+
+#[test]
+fn every_kind_of_failure_ejects() {
+    block_on(async {
+        let closes = Backend::raw(|mut stream| async move {
+            crate::harness::read_head(&mut stream).await;
+        });
+        let hangs = Backend::start(|_| std::future::pending::<Response<_>>());
+        for (kind, bad) in
+            [("no connection", nobody()), ("reset", closes.address), ("timeout", hangs.address)]
+        {
+            let good = Service::start("good");
+            let document = upstream(&[(bad, ""), (good.address(), "")], PASSIVE)
+                .replace("[{name: u}]}", "[{name: u}], timeout: 50ms}");
+            let harness = Harness::start(&document);
+            let mut client = Client::connect(harness.address()).await;
+            let mut failed = 0;
+            while ejections(&harness) == 0 {
+                failed += usize::from(client.get("/").await.status >= 500);
+                assert!(failed < 10, "{kind} does not eject");
+            }
+            assert!(failed >= 3, "{kind}");
+        }
+    });
+}
+
+#[test]
+fn no_more_targets_are_ejected_than_may_be() {
+    block_on(async {
+        let services: Vec<_> = ["a", "b", "c", "d"].into_iter().map(Service::start).collect();
+        services.iter().for_each(|service| service.broken.store(true, Ordering::Relaxed));
+        let fields = ", health_check: {passive: {consecutive_failures: 1, ejection: 1h, max_ejected_percent: 50}, panic_threshold_percent: 0}";
+        let harness = Harness::start(&of(&services.iter().collect::<Vec<_>>(), fields));
+        let mut client = Client::connect(harness.address()).await;
+        while ejections(&harness) < 2 {
+            client.get("/").await;
+        }
+        for _ in 0..100 {
+            client.get("/").await;
+        }
+        assert_eq!((healthy(&harness), ejections(&harness)), (2, 2));
+    });
+}
+
+#[test]
+fn with_too_few_healthy_targets_all_are_used() {
+    block_on(async {
+        let (a, b, c) = (Service::start("a"), Service::start("b"), Service::start("c"));
+        let active = |panic: u8| {
+            format!(
+                ", health_check: {{active: {{path: /health, interval: 100ms, unhealthy_after: 1, healthy_after: 1}}, panic_threshold_percent: {panic}}}"
+            )
+        };
+        let mut harness = Harness::start(&of(&[&a, &b, &c], &active(50)));
+        let mut client = Client::connect(harness.address()).await;
+        c.ill.store(true, Ordering::Relaxed);
+        until("one is ill", || healthy(&harness) == 2).await;
+        let shares_now = shares(&mut client, 60).await;
+        assert_eq!(shares_now.keys().collect::<Vec<_>>(), ["a", "b"], "{shares_now:?}");
+        b.ill.store(true, Ordering::Relaxed);
+        until("two are ill", || healthy(&harness) == 1).await;
+        assert_eq!(shares(&mut client, 60).await.len(), 3, "a third is less than half: panic");
+        harness.apply(&of(&[&a, &b, &c], &active(0))).unwrap();
+        assert_eq!(shares(&mut client, 60).await, BTreeMap::from([("a".to_owned(), 60)]));
+        a.ill.store(true, Ordering::Relaxed);
+        until("all are ill", || healthy(&harness) == 0).await;
+        assert_eq!(client.get("/").await.status, 503);
+    });
+}
+
+#[test]
+fn checks_find_out_at_once_what_works() {
+    block_on(async {
+        let (good, ill, tcp) = (Service::start("good"), Service::start("ill"), Service::start("tcp"));
+        ill.ill.store(true, Ordering::Relaxed);
+        let serving = GrpcHealth::start("serving");
+        let (other, plain) = (GrpcHealth::start("other"), Service::start("plain"));
+        for (protocol, check, targets, expected) in [
+            ("http1", "type: http, path: /health", vec![good.address(), ill.address(), nobody()], 1),
+            (
+                "http1",
+                "type: http, path: /health, statuses: [200, 500]",
+                vec![good.address(), ill.address()],
+                2,
+            ),
+            ("http1", "type: tcp", vec![tcp.address(), ill.address(), nobody()], 2),
+            // Of the server as a whole, and of a service.
+            ("http1", "type: grpc", vec![serving.address, other.address, plain.address(), nobody()], 2),
+            // As the upstream's targets speak: these know HTTP/2 alone, and that HTTP/1.1 alone.
+            ("http2", "type: http, path: /health", vec![serving.address, good.address()], 1),
+            ("http1", "type: grpc, service: serving", vec![serving.address, other.address], 1),
+        ] {
+            let targets: Vec<_> = targets.into_iter().map(|address| (address, "")).collect();
+            let fields = format!(
+                ", protocol: {protocol}, health_check: {{active: {{{check}, interval: 1h}}, panic_threshold_percent: 0}}"
+            );
+            let harness = Harness::start(&upstream(&targets, &fields));
+            until(&format!("{expected} are healthy by {check}"), || healthy(&harness) == expected).await;
+        }
+    });
+}
+
+#[test]
+fn health_survives_revisions_that_leave_the_target_alone() {
+    block_on(async {
+        let (a, b, c) = (Service::start("a"), Service::start("b"), Service::start("c"));
+        let fields = ", health_check: {active: {path: /health, interval: 1h}, passive: {consecutive_failures: 2, ejection: 1h}, panic_threshold_percent: 0}";
+        c.ill.store(true, Ordering::Relaxed);
+        let all = [&a, &b, &c].map(|service| (service.address(), ""));
+        let mut harness = Harness::start(&upstream(&all, fields));
+        let mut client = Client::connect(harness.address()).await;
+        b.broken.store(true, Ordering::Relaxed);
+        while ejections(&harness) == 0 {
+            client.get("/").await;
+        }
+        until("the first check has failed", || healthy(&harness) == 1).await;
+        let only_a = |count: usize| BTreeMap::from([("a".to_owned(), count)]);
+        let checks = c.checks.load(Ordering::Relaxed);
+        // Something else; their weights; the upstream's other settings; another one beside them.
+        let other = format!("{}\nconsumers: [{{name: x}}]", upstream(&all, fields));
+        let weights =
+            [(a.address(), ", weight: 1"), (b.address(), ", weight: 60000"), (c.address(), ", weight: 7")];
+        let documents = [
+            other,
+            upstream(&weights, fields),
+            upstream(&weights, &format!("{fields}, load_balancing: {{policy: random}}, idle_timeout: 5s")),
+            upstream(&[weights[2], weights[0], weights[1]], fields),
+        ];
+        for document in documents {
+            harness.apply(&document).unwrap();
+            assert_eq!(shares(&mut client, 40).await, only_a(40), "{document}");
+            assert_eq!((healthy(&harness), ejections(&harness)), (1, 1), "{document}");
+        }
+        assert_eq!(c.checks.load(Ordering::Relaxed), checks, "the checks go on as they were");
+        // Who leaves and comes back is another one.
+        harness.apply(&upstream(&all[..1], fields)).unwrap();
+        harness.apply(&upstream(&all[..2], fields)).unwrap();
+        assert_eq!(healthy(&harness), 2);
+    });
+}
+
+#[test]
+fn the_faster_target_gets_more_by_peak_ewma() {
+    block_on(async {
+        let (fast, slow) = (Service::start("fast"), Service::start("slow"));
+        slow.slow_ms.store(40, Ordering::Relaxed);
+        let harness = Harness::start(&of(&[&fast, &slow], ", load_balancing: {policy: peak_ewma}"));
+        let shares = shares(&mut Client::connect(harness.address()).await, 200).await;
+        // The slow one when it is drawn twice.
+        assert!(shares["fast"] >= 120, "{shares:?}");
+        assert!(shares["slow"] >= 20, "{shares:?}");
+    });
+}
+
+#[test]
+fn requests_that_are_known_by_the_same_go_to_the_same_target() {
+    block_on(async {
+        let services: Vec<_> = ["a", "b", "c", "d", "e"].into_iter().map(Service::start).collect();
+        let all: Vec<_> = services.iter().collect();
+        for policy in ["ring_hash", "maglev"] {
+            let fields = |on: &str| format!(", load_balancing: {{policy: {policy}, hash_on: {on}}}");
+            let mut harness = Harness::start(&of(&all, &fields("{header: x-user}")));
+            let mut client = Client::connect(harness.address()).await;
+            let mut homes = BTreeMap::new();
+            for round in 0..3 {
+                for user in 0..40 {
+                    let user = user.to_string();
+                    let home = get_with(&mut client, "/", &[("x-user", &user)]).await.text().to_owned();
+                    let known = homes.entry(user.clone()).or_insert_with(|| home.clone());
+                    assert_eq!(*known, home, "{policy}: user {user} in round {round}");
+                }
+            }
+            assert_eq!(homes.values().collect::<BTreeSet<_>>().len(), 5, "{homes:?}");
+            assert_eq!(shares(&mut client, 100).await.len(), 5, "without a key: anywhere");
+            // Without one target, hardly any but its own users move.
+            harness.apply(&of(&all[1..], &fields("{header: x-user}"))).unwrap();
+            let mut moved = 0;
+            for (user, home) in &homes {
+                let now = get_with(&mut client, "/", &[("x-user", user)]).await;
+                moved += usize::from(home != "a" && now.text() != home);
+            }
+            assert!(moved <= if policy == "ring_hash" { 0 } else { 4 }, "{policy}: {moved}");
+
+            harness.apply(&of(&all, &fields("{query: user}"))).unwrap();
+            let paths: Vec<_> = (0..20).map(|user| format!("/x?a=b&user={user}")).collect();
+            for path in &paths {
+                let home = client.get(path).await;
+                assert_eq!(client.get(&format!("{path}&c")).await.text(), home.text());
+            }
+            harness.apply(&of(&all, &fields("source_ip"))).unwrap();
+            assert_eq!(shares(&mut client, 20).await.len(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_cookie_is_set_that_leads_back_to_the_same_target() {
+    block_on(async {
+        let services: Vec<_> = ["a", "b", "c"].into_iter().map(Service::start).collect();
+        let all: Vec<_> = services.iter().collect();
+        let fields =
+            ", load_balancing: {policy: maglev, hash_on: {cookie: {name: route, path: /app, ttl: 1h}}}";
+        let harness = Harness::start(&of(&all, fields));
+        let mut client = Client::connect(harness.address()).await;
+        let mut homes = BTreeSet::new();
+        for _ in 0..20 {
+            let first = client.get("/").await;
+            let set = first.headers["set-cookie"].to_str().unwrap();
+            let (cookie, attributes) = set.split_once(';').unwrap();
+            assert!(cookie.starts_with("route=") && cookie.len() == 22, "{set}");
+            assert_eq!(attributes, " Path=/app; Max-Age=3600; HttpOnly");
+            homes.insert(first.text().to_owned());
+            for _ in 0..5 {
+                let again = get_with(&mut client, "/", &[("cookie", &format!("x=y; {cookie}"))]).await;
+                assert_eq!(again.text(), first.text());
+                assert!(!again.headers.contains_key("set-cookie"));
+            }
+        }
+        assert_eq!(homes.len(), 3);
+    });
+}
+
+#[test]
+fn a_consumer_goes_to_the_same_target() {
+    block_on(async {
+        let services: Vec<_> = ["a", "b", "c", "d"].into_iter().map(Service::start).collect();
+        let all: Vec<_> = services.iter().collect();
+        let consumers: Vec<_> = (0..12)
+            .map(|it| format!("{{name: c{it}, credentials: [{{key_auth: {{key: the-key-of-{it}}}}}]}}"))
+            .collect();
+        let document = format!(
+            "{}\nplugins: [{{name: k, type: key-auth, global: true}}]\nconsumers: [{}]",
+            of(&all, ", load_balancing: {policy: ring_hash, hash_on: consumer}"),
+            consumers.join(", ")
+        );
+        let harness = Harness::start(&document);
+        let mut client = Client::connect(harness.address()).await;
+        let mut homes = BTreeSet::new();
+        for it in 0..12 {
+            let key = format!("the-key-of-{it}");
+            let first = get_with(&mut client, "/", &[("apikey", &key)]).await;
+            assert_eq!(first.status, 200);
+            for _ in 0..4 {
+                assert_eq!(get_with(&mut client, "/", &[("apikey", &key)]).await.text(), first.text());
+            }
+            homes.insert(first.text().to_owned());
+        }
+        assert!(homes.len() >= 3, "{homes:?}");
+    });
+}
+
+#[test]
+fn a_target_that_comes_back_starts_slowly() {
+    block_on(async {
+        let (a, b) = (Service::start("a"), Service::start("b"));
+        b.ill.store(true, Ordering::Relaxed);
+        let fields = ", load_balancing: {slow_start: 2s}, health_check: {active: {path: /health, interval: 100ms, healthy_after: 1}, panic_threshold_percent: 0}";
+        let harness = Harness::start(&of(&[&a, &b], fields));
+        let mut client = Client::connect(harness.address()).await;
+        until("it is ill", || healthy(&harness) == 1).await;
+        b.ill.store(false, Ordering::Relaxed);
+        until("it is back", || healthy(&harness) == 2).await;
+        let cold = shares(&mut client, 44).await;
+        assert!((1..=12).contains(&cold["b"]), "a tenth of its weight to begin with: {cold:?}");
+        let share = || {
+            harness.proxy.counted(|_, compiled, _, _| {
+                compiled.active.upstreams.iter().flatten().map(|it| it.members.view().share(1)).sum::<f64>()
+            })
+        };
+        let mut seen = vec![share()];
+        until("it has its share", || {
+            let now = share();
+            if now != seen[seen.len() - 1] {
+                seen.push(now);
+            }
+            (now - 0.5).abs() < 1e-9
+        })
+        .await;
+        assert!(seen.is_sorted() && seen.len() > 5, "it grows: {seen:?}");
+        assert_eq!(shares(&mut client, 40).await["b"], 20);
+    });
+}
+
+#[test]
+fn the_own_zone_is_preferred_while_it_is_well() {
+    block_on(async {
+        let (near, also_near, far) =
+            (Service::start("near"), Service::start("also near"), Service::start("far"));
+        let targets =
+            [(near.address(), ", zone: a"), (also_near.address(), ", zone: a"), (far.address(), ", zone: b")];
+        let fields = ", health_check: {active: {path: /health, interval: 100ms, unhealthy_after: 1, healthy_after: 1}, panic_threshold_percent: 30}";
+        let document = upstream(&targets, fields);
+        let harness = Harness::with(&document, |settings| settings.zone = Some("a".to_owned()));
+        let mut client = Client::connect(harness.address()).await;
+        let all_near = BTreeMap::from([("also near".to_owned(), 50), ("near".to_owned(), 50)]);
+        assert_eq!(shares(&mut client, 100).await, all_near);
+        also_near.ill.store(true, Ordering::Relaxed);
+        until("one is ill", || healthy(&harness) == 2).await;
+        let spilled = shares(&mut client, 200).await;
+        assert_eq!(spilled["near"] + spilled["far"], 200);
+        assert!(spilled["far"].abs_diff(60) < 10, "half of the zone is worth 70 %: {spilled:?}");
+        near.ill.store(true, Ordering::Relaxed);
+        until("the zone is gone", || healthy(&harness) == 1).await;
+        assert_eq!(shares(&mut client, 20).await["far"], 20);
+        let elsewhere = Harness::with(&document, |settings| settings.zone = Some("b".to_owned()));
+        assert_eq!(shares(&mut Client::connect(elsewhere.address()).await, 20).await["far"], 20);
+    });
+}
+
+#[test]
+fn names_are_resolved_again_when_their_records_run_out() {
+    block_on(async {
+        let service = Service::start("a");
+        let port = service.address().port();
+        let dns = DnsServer::start(1).await;
+        dns.set(&["127.0.0.1"]);
+        let document =
+            upstream(&[], "").replace("targets: []", &format!("targets: [{{address: 'users.test:{port}'}}]"));
+        let harness = Harness::with(&document, |settings| settings.dns_servers = vec![dns.address]);
+        let mut client = Client::connect(harness.address()).await;
+        assert_eq!(client.get("/").await.text(), "a");
+        let targets = || {
+            harness.proxy.counted(|_, compiled, _, _| {
+                let upstream = compiled.active.upstreams[0].as_ref().unwrap();
+                upstream
+                    .members
+                    .view()
+                    .targets
+                    .iter()
+                    .map(|it| it.address.ip().to_string())
+                    .collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(targets(), ["127.0.0.1"]);
+        // Each address is a target.
+        let changed = Instant::now();
+        dns.set(&["127.0.0.1", "127.0.0.3"]);
+        until("there are two", || targets() == ["127.0.0.1", "127.0.0.3"]).await;
+        assert!(changed.elapsed() < Duration::from_millis(2500), "its time to live is a second");
+        let served = shares(&mut client, 20).await;
+        assert_eq!(served["a"], 10, "nobody listens at the other: {served:?}");
+        let asked = dns.asked();
+        // A server that fails takes nothing away.
+        dns.fail(true);
+        until("it was asked", || dns.asked() > asked + 1).await;
+        assert_eq!(targets(), ["127.0.0.1", "127.0.0.3"]);
+        dns.set(&["127.0.0.1"]);
+        dns.fail(false);
+        until("there is one", || targets() == ["127.0.0.1"]).await;
+        assert_eq!(shares(&mut client, 10).await["a"], 10);
+    });
+}
+
+/// A DNS server for A records of any name, over UDP.
+struct DnsServer {
+    address: SocketAddr,
+    answers: Arc<Mutex<Vec<Ipv4Addr>>>,
+    fails: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl DnsServer {
+    async fn start(ttl: u32) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let answers = Arc::<Mutex<Vec<Ipv4Addr>>>::default();
+        let (fails, asked) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let (its, failing, counted) = (Arc::clone(&answers), Arc::clone(&fails), Arc::clone(&asked));
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+                let query = &buffer[..length];
+                // Behind the header: labels, an empty one, type and class.
+                let end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+                let is_a = query[end - 4..end - 2] == [0, 1];
+                let found = if is_a { its.lock().unwrap().clone() } else { Vec::new() };
+                counted.fetch_add(usize::from(is_a), Ordering::Relaxed);
+                let fails = failing.load(Ordering::Relaxed);
+                let mut answer = BytesMut::new();
+                answer.put_slice(&query[..2]);
+                // An answer, recursion is there; SERVFAIL.
+                answer.put_u16(if fails { 0x8182 } else { 0x8180 });
+                answer.put_u16(1);
+                answer.put_u16(if fails { 0 } else { found.len() as u16 });
+                answer.put_u32(0);
+                answer.put_slice(&query[12..end]);
+                for ip in found.iter().filter(|_| !fails) {
+                    // The name as in the question, an A record of IN.
+                    answer.put_slice(&[0xc0, 12, 0, 1, 0, 1]);
+                    answer.put_u32(ttl);
+                    answer.put_u16(4);
+                    answer.put_slice(&ip.octets());
+                }
+                let _ = socket.send_to(&answer, peer).await;
+            }
+        });
+        Self { address, answers, fails, asked }
+    }
+
+    fn set(&self, addresses: &[&str]) {
+        *self.answers.lock().unwrap() = addresses.iter().map(|it| it.parse().unwrap()).collect();
+    }
+
+    fn fail(&self, fails: bool) {
+        self.fails.store(fails, Ordering::Relaxed);
+    }
+
+    /// How often A records were asked for.
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+/// A server of `grpc.health.v1.Health` that serves as a whole, and one service by name.
+struct GrpcHealth {
+    address: SocketAddr,
+}
+
+impl GrpcHealth {
+    fn start(service: &'static str) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                    while let Some(Ok((request, mut respond))) = connection.accept().await {
+                        if request.uri().path() == "/health" {
+                            respond.send_response(Response::new(()), true).unwrap();
+                            continue;
+                        }
+                        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                        tokio::spawn(async move {
+                            let mut body = request.into_body();
+                            let message = body.data().await.unwrap().unwrap();
+                            // A frame's head, the field's tag and length, the name.
+                            let asked = message.get(7..).unwrap_or_default();
+                            let known = asked.is_empty() || asked == service.as_bytes();
+                            let mut trailers = HeaderMap::new();
+                            trailers.insert("grpc-status", if known { "0" } else { "5" }.parse().unwrap());
+                            let head = Response::builder().header("content-type", "application/grpc");
+                            let mut stream = respond.send_response(head.body(()).unwrap(), false).unwrap();
+                            if known {
+                                stream.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false).unwrap();
+                            }
+                            stream.send_trailers(trailers).unwrap();
+                        });
+                    }
+                });
+            }
+        });
+        Self { address }
+    }
+}

@@ -1,0 +1,78 @@
+//! Targets that fail, and come back, under load.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use signalbox_tests::{Load, Nginx, Proxy, eventually, get};
+
+use crate::fixture::Gateway;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How many targets of the upstream are healthy.
+async fn healthy(proxy: &Proxy) -> f64 {
+    let metrics = proxy.metrics().await.unwrap();
+    metrics.sum("signalbox_upstream_healthy_targets", &["upstream=\"nginx\""])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nginx_is_killed_hangs_and_comes_back_and_no_request_notices() {
+    let gateway = Gateway::start(1).await;
+    let proxy = &gateway.proxies[0];
+    let mut backends: Vec<Nginx> =
+        ["a", "b", "c"].into_iter().map(|name| Nginx::start(name).unwrap()).collect();
+    let targets: Vec<_> =
+        backends.iter().map(|backend| json!({"address": backend.address().to_string()})).collect();
+    let upstream = json!({
+        "targets": targets,
+        "health_check": {
+            "active": {"path": "/", "interval": "200ms", "timeout": "300ms", "healthy_after": 2, "unhealthy_after": 2},
+            "passive": {"consecutive_failures": 3, "ejection": "500ms"},
+        },
+    });
+    gateway.put("upstreams", "nginx", &upstream).await;
+    let retry = json!({"attempts": 3, "on": ["connect-failure", "reset", "5xx"], "per_try_timeout": "300ms", "budget": 1.0});
+    let route = json!({
+        "match": {"paths": [{"prefix": "/"}]},
+        "forward": {"upstreams": [{"name": "nginx"}], "retry": retry, "timeout": "5s"},
+    });
+    gateway.put("routes", "nginx", &route).await;
+    let load = Load::on([proxy.http()])
+        .connections(8)
+        .pace(Duration::from_millis(4))
+        .check(|answer| match answer.text().as_str() {
+            "a" | "b" | "c" if answer.status == 200 => Ok(()),
+            other => Err(format!("{} {other}", answer.status)),
+        })
+        .start()
+        .await
+        .unwrap();
+    load.wait_for(200).await.unwrap();
+    assert_eq!(healthy(proxy).await, 3.0);
+    for way in ["killed", "frozen"] {
+        match way {
+            "killed" => backends[1].kill9(),
+            _ => backends[1].freeze(),
+        }
+        let found = eventually(DEADLINE, async || healthy(proxy).await == 2.0).await;
+        assert!(found, "{way}: {}", proxy.metrics().await.unwrap().0);
+        let told = get(proxy.admin(), "admin", "/debug/upstreams").await.unwrap();
+        let told: Value = serde_json::from_slice(&told.body).unwrap();
+        let upstream = told.as_array().unwrap().iter().find(|it| it["upstream"] == "nginx").unwrap();
+        let ill: Vec<_> =
+            upstream["targets"].as_array().unwrap().iter().filter(|it| it["health"] != "healthy").collect();
+        assert_eq!(ill.len(), 1, "{told}");
+        assert_eq!(ill[0]["address"], backends[1].address().to_string());
+        assert!(!ill[0]["why"].as_array().unwrap().is_empty() && ill[0]["since"].is_string(), "{told}");
+        load.wait_for(200).await.unwrap();
+        match way {
+            "killed" => backends[1].restart().unwrap(),
+            _ => backends[1].thaw(),
+        }
+        let back = eventually(DEADLINE, async || healthy(proxy).await == 3.0).await;
+        assert!(back, "{way} and back: {}", proxy.metrics().await.unwrap().0);
+        load.wait_for(200).await.unwrap();
+    }
+    let report = load.finish();
+    report.assert_flawless(1000);
+}
