@@ -12,10 +12,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 from cpu import PROXIES, add_arguments
 from peers import ONE_HOST, ONE_PATH, Bench, Setup, free_port, require
 
+# Seconds after the last request: a proxy may give up memory that it does not need.
+SETTLED = 3
 TITLES = {False: "HTTP/1.1", True: "HTTP/1.1 over TLS 1.3"}
 
 
@@ -47,6 +50,7 @@ def measure(bench, name, tls):
         pass
     before = program.memory()
     with hold(bench, port, tls, bench.options.connections):
+        time.sleep(SETTLED)
         grown = program.memory() - before
     bench.stop_all()
     measured = {"before": before, "per_connection": grown / bench.options.connections}

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -49,6 +50,8 @@ pub struct Downstream {
     ending: Cell<bool>,
     /// The client may still be sending what nobody will read.
     unread: Cell<bool>,
+    /// How long it may stay without a request.
+    idle_until: Cell<Instant>,
 }
 
 /// What an HTTP/1.1 connection is doing.
@@ -74,6 +77,8 @@ enum End {
     Silent,
     /// A head did not come in time.
     SlowHead,
+    /// It is left alone until something comes.
+    Rest,
 }
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -85,6 +90,10 @@ const BUFFER: usize = 64 << 10;
 /// kernel resets a connection that is closed with unread data.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 16 << 20;
+
+/// An HTTP/1.1 connection without a request for so long gives up the memory for requests, about 20 KiB, until the next one,
+/// which has to get it again. That takes a microsecond or two: nothing for one that comes so seldom.
+const REST: Duration = Duration::from_secs(1);
 
 const MAX_STREAMS: u32 = 256;
 
@@ -108,6 +117,7 @@ impl Downstream {
             running: Cell::new(0),
             ending: Cell::new(false),
             unread: Cell::new(false),
+            idle_until: Cell::new(Instant::now()),
             worker,
         }
     }
@@ -209,7 +219,20 @@ impl Downstream {
         } else {
             self.settings.borrow().limits.idle_timeout
         };
-        self.deadline.set(Some(now + patience));
+        self.idle_until.set(now + patience);
+        self.deadline.set(Some(now + patience.min(REST)));
+    }
+
+    /// What an HTTP/1.1 connection without a request does when its deadline has passed.
+    fn tires(&self) -> Option<End> {
+        if self.ending.get() || Instant::now() >= self.idle_until.get() {
+            return Some(End::Silent);
+        }
+        if self.phase.get() == Phase::Idle {
+            return Some(End::Rest);
+        }
+        self.deadline.set(Some(self.idle_until.get()));
+        None
     }
 
     /// The client was told to close while it may still be sending.
@@ -222,22 +245,37 @@ impl Downstream {
 pub async fn serve(downstream: Rc<Downstream>, stream: TcpStream) {
     let idle = downstream.settings.borrow().limits.idle_timeout;
     downstream.deadline.hasten(Instant::now() + idle);
-    let mut io =
-        ClientIo { stream, downstream: Rc::clone(&downstream), begun: [0; 24], begun_len: 0, replayed: 0 };
+    let mut io = ClientIo {
+        stream,
+        downstream: Rc::clone(&downstream),
+        begun: [0; 24],
+        begun_len: 0,
+        replayed: 0,
+        rest: Bytes::new(),
+    };
     let proxied = downstream.settings.borrow().edge.proxy_protocol != ProxyProtocol::Off;
     // Boxed, for few need it and all would have its size.
     if proxied && Box::pin(io.read_proxied()).await.is_none() {
         return;
     }
-    match io.sniff().await {
-        Sniffed::Http1 => serve_http1(downstream, io).await,
-        Sniffed::Http2 => Box::pin(serve_http2(downstream, io)).await,
-        Sniffed::Slow => refuse_slow(io).await,
-        Sniffed::Closed => {}
+    let mut rested = false;
+    loop {
+        // In boxes, so that they take no memory while it rests.
+        match io.sniff().await {
+            Sniffed::Http2 if !rested => return Box::pin(serve_http2(downstream, io)).await,
+            Sniffed::Http1 | Sniffed::Http2 => match Box::pin(serve_http1(&downstream, io)).await {
+                Some(resting) => io = resting,
+                None => return,
+            },
+            Sniffed::Slow => return Box::pin(refuse_slow(io)).await,
+            Sniffed::Closed => return,
+        }
+        rested = true;
     }
 }
 
-async fn serve_http1(downstream: Rc<Downstream>, io: ClientIo) {
+/// Returns when the connection has ended, or the socket when it rests.
+async fn serve_http1(downstream: &Rc<Downstream>, io: ClientIo) -> Option<ClientIo> {
     let limits = downstream.settings.borrow().limits.clone();
     let mut builder = http1::Builder::new();
     builder
@@ -248,7 +286,7 @@ async fn serve_http1(downstream: Rc<Downstream>, io: ClientIo) {
     if limits.header_count != 100 {
         builder.max_headers(limits.header_count);
     }
-    let service = service_fn(|request| handle(Rc::clone(&downstream), request));
+    let service = service_fn(|request| handle(Rc::clone(downstream), request));
     let mut connection = builder.serve_connection(TokioIo::new(io), service);
     let end = poll_fn(|cx| {
         downstream.deadline.register(cx.waker());
@@ -262,8 +300,11 @@ async fn serve_http1(downstream: Rc<Downstream>, io: ClientIo) {
             }
             Phase::Head if downstream.deadline.passed() => return Poll::Ready(End::SlowHead),
             // A request that is late and could be told so has been by now; one that is late in its body cannot be helped.
-            Phase::Idle | Phase::Request | Phase::Flushing if downstream.deadline.passed() => {
-                return Poll::Ready(End::Silent);
+            Phase::Request if downstream.deadline.passed() => return Poll::Ready(End::Silent),
+            Phase::Idle | Phase::Flushing if downstream.deadline.passed() => {
+                if let Some(end) = downstream.tires() {
+                    return Poll::Ready(end);
+                }
             }
             Phase::Idle | Phase::Head | Phase::Request | Phase::Flushing => {}
         }
@@ -274,7 +315,14 @@ async fn serve_http1(downstream: Rc<Downstream>, io: ClientIo) {
         End::Closed if downstream.unread.get() => linger(connection.into_parts().io.into_inner()).await,
         End::Closed | End::Silent => {}
         End::SlowHead => refuse_slow(connection.into_parts().io.into_inner()).await,
+        End::Rest => {
+            let parts = connection.into_parts();
+            let mut io = parts.io.into_inner();
+            io.rest(&parts.read_buf);
+            return Some(io);
+        }
     }
+    None
 }
 
 async fn serve_http2(downstream: Rc<Downstream>, io: ClientIo) {
@@ -372,6 +420,8 @@ struct ClientIo {
     begun: [u8; 24],
     begun_len: u8,
     replayed: u8,
+    /// Likewise, behind that: the part of a head that was there before the connection rested.
+    rest: Bytes,
 }
 
 enum Sniffed {
@@ -404,6 +454,10 @@ impl ClientIo {
 
     /// Reads as far as needed to tell HTTP/2 with prior knowledge (RFC 9113, section 3.3) from HTTP/1.1.
     async fn sniff(&mut self) -> Sniffed {
+        if !self.rest.is_empty() {
+            self.head_begins();
+            return Sniffed::Http1;
+        }
         poll_fn(|cx| {
             let downstream = &self.downstream;
             downstream.deadline.register(cx.waker());
@@ -423,9 +477,7 @@ impl ClientIo {
                         self.begun_len += read as u8;
                         downstream.worker.stats.downstream_in.add(read as u64);
                         if downstream.phase.get() == Phase::Idle {
-                            downstream.phase.set(Phase::Head);
-                            let time = downstream.settings.borrow().limits.header_timeout;
-                            downstream.deadline.set(Some(Instant::now() + time));
+                            self.head_begins();
                         }
                     }
                     Poll::Ready(_) => return Poll::Ready(Sniffed::Closed),
@@ -436,6 +488,22 @@ impl ClientIo {
             }
         })
         .await
+    }
+
+    fn head_begins(&self) {
+        let downstream = &self.downstream;
+        downstream.phase.set(Phase::Head);
+        let time = downstream.settings.borrow().limits.header_timeout;
+        downstream.deadline.set(Some(Instant::now() + time));
+    }
+
+    /// Waits for more, before which `read` was read.
+    fn rest(&mut self, read: &[u8]) {
+        self.begun_len = 0;
+        self.replayed = 0;
+        // Not all that it is a part of.
+        self.rest = Bytes::copy_from_slice(read);
+        self.downstream.deadline.set(Some(self.downstream.idle_until.get()));
     }
 
     /// Notes a refusal, and says what is to be written.
@@ -486,6 +554,11 @@ impl AsyncRead for ClientIo {
             let part = rest.get(..buf.remaining()).unwrap_or(rest);
             buf.put_slice(part);
             this.replayed += part.len() as u8;
+            return Poll::Ready(Ok(()));
+        }
+        if !this.rest.is_empty() {
+            let part = this.rest.split_to(this.rest.len().min(buf.remaining()));
+            buf.put_slice(&part);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();

@@ -63,6 +63,18 @@ fn what_cannot_be_read_is_answered_with_a_problem() {
 }
 
 #[test]
+fn a_head_that_began_with_the_request_before_has_its_time_too() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = start("{header_timeout: 100ms}", backend.address);
+        let both = b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /second HT";
+        let answers = raw(small(&harness), both).await;
+        assert!(answers.starts_with("HTTP/1.1 200 OK\r\n"), "{answers}");
+        assert!(answers.contains("HTTP/1.1 408 Request Timeout\r\n"), "{answers}");
+    });
+}
+
+#[test]
 fn a_head_that_does_not_come_in_time_is_answered_408() {
     block_on(async {
         let backend = Backend::echo();

@@ -8,8 +8,10 @@ use http_body_util::Full;
 use serde_json::json;
 use signalbox_tests::client::send;
 use signalbox_tests::{Answer, Backend, Behaviour, Echo, Load, Protocol, Proxy, eventually, free_port, get};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::fixture::{Gateway, forward, upstream, with};
+use crate::fixture::{Gateway, forward, respond, upstream, with};
 
 /// `GET path` with these headers.
 async fn ask(proxy: &Proxy, path: &str, headers: &[(&str, &str)]) -> Answer {
@@ -183,6 +185,49 @@ async fn what_goes_wrong_upstream_is_answered_and_counted_by_its_flag() {
             metrics.sum("signalbox_requests_total", &[&format!("flags=\"{flag}\"")]) == 1.0
         });
         assert!(counted.await, "{path} is not counted as {flag}: {}", proxy.metrics().await.unwrap().0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn idle_connections_take_little_memory_and_serve_again() {
+    const COUNT: usize = 1500;
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let gateway = Gateway::start(1).await;
+    gateway.put("routes", "r", &respond("/", "here")).await;
+    let proxy = &gateway.proxies[0];
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.pid().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+    };
+    let mut streams = Vec::new();
+    let ask = async |stream: &mut TcpStream| {
+        stream.write_all(REQUEST).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\nhere") {
+            assert_ne!(
+                stream.read_buf(&mut answer).await.unwrap(),
+                0,
+                "{}",
+                String::from_utf8_lossy(&answer)
+            );
+        }
+    };
+    ask(&mut TcpStream::connect(proxy.http()).await.unwrap()).await;
+    let before = resident();
+    // It takes three seconds, so that most of them have had none of their own for long.
+    let mut pace = tokio::time::interval(Duration::from_millis(2));
+    for _ in 0..COUNT {
+        pace.tick().await;
+        let mut stream = TcpStream::connect(proxy.http()).await.unwrap();
+        ask(&mut stream).await;
+        streams.push(stream);
+    }
+    // A request needs 20 KiB, which the next ones use again.
+    let grown = resident() - before;
+    assert!(grown < 12 * COUNT, "{grown} KiB for {COUNT} connections");
+    for stream in &mut streams {
+        ask(stream).await;
     }
 }
 
