@@ -163,7 +163,8 @@ fn a_body_is_sent_again_as_it_was_up_to_a_size() {
             Response::new(full(body.to_bytes()))
         });
         let document = document(&[reset.address, echo.address], "", ", retry: {on: [reset]}");
-        let harness = Harness::start(&document);
+        // One worker, for each has its own turns.
+        let harness = Harness::with(&document, |settings| settings.workers = 1);
         let mut client = Client::connect(harness.address()).await;
         let sized = Bytes::from((0..60_000u32).map(|index| index as u8).collect::<Vec<_>>());
         for _ in 0..4 {

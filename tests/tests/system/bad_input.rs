@@ -126,10 +126,10 @@ fn cases() -> Vec<Case> {
         case(
             "not supported yet",
             Method::PUT,
-            "/upstreams/new",
-            json_bytes(&json!({"targets": [], "health_check": {"active": {"path": "/"}}})),
+            "/consumers/new",
+            json_bytes(&json!({"credentials": [{"hmac_auth": {"key_id": "a", "secret": "b"}}]})),
             422,
-            Some(("health_check", "not supported")),
+            Some(("credentials[0]", "not supported")),
         ),
         case(
             "another name in the body",
