@@ -10,6 +10,11 @@ const POLICIES = [
     description: "The less busy of two that are drawn by weight",
   },
   { value: "random", label: "Random", description: "Drawn by weight" },
+  {
+    value: "peak_ewma",
+    label: "Peak EWMA",
+    description: "The faster, and less busy, of two that are drawn by weight",
+  },
 ];
 
 export function UpstreamForm({ creating }: { creating: boolean }) {
