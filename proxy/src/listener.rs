@@ -8,6 +8,9 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
+/// The same while there is too much to do.
+const SHORT_BACKLOG: i32 = 511;
+
 /// One listening socket for each of `workers`, all at one address, among which the kernel spreads connections. Returns the
 /// address with the port the kernel chose, if it was to.
 ///
@@ -45,6 +48,12 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     Ok(socket)
+}
+
+/// Has few connections wait to be accepted, or as many as usual.
+pub fn set_backlog(listener: &tokio::net::TcpListener, short: bool) {
+    // It listens already, so there is nothing that could fail.
+    let _ = socket2::SockRef::from(listener).listen(if short { SHORT_BACKLOG } else { BACKLOG });
 }
 
 /// Whether listening at one of them keeps others from listening at the other.

@@ -4,9 +4,10 @@
 //! that runs only while requests come. Refusing a request costs a third to a half of what answering it does, so refusing
 //! alone would only use up the time that is short; what helps is to have fewer clients. Hence two steps:
 //!
-//! 1. Beyond [`LATE`], connections are accepted one by one: others wait in the kernel's queue, which is bounded and costs
-//!    nothing.
-//! 2. Beyond [`TOO_LATE`], twice in a row, requests are refused with 503 and `Connection: close`, until the lag has halved.
+//! 1. Beyond [`LATE`], connections are accepted one by one, and the kernel keeps only a few that wait: the others it leaves
+//!    unanswered, which costs nothing. A long queue would be full of clients that have left by the time it is their turn.
+//! 2. Beyond [`TOO_LATE`], twice in a row, some requests are refused with 503 and `Connection: close`: the more the further it
+//!    is to half of that, and at most half of them, so that each round of requests is a smaller one.
 //!
 //! Beside that, a worker has a bounded number of requests under way, whatever they wait for.
 
@@ -21,6 +22,8 @@ pub struct Overload {
     most: u32,
     running: Cell<u32>,
     level: Cell<Level>,
+    /// Which share of the requests is refused, of 256.
+    share: Cell<u8>,
     /// Whether a request began since the lag was measured last.
     busy: Cell<bool>,
     /// The timer waits for a request.
@@ -28,6 +31,17 @@ pub struct Overload {
     request: Notify,
     /// A connection may be accepted.
     accept: Notify,
+    /// Measures since it was late last, up to [`CALM`].
+    calm: Cell<u32>,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// As many as may be are under way.
+    TooMany,
+    /// There are too many clients.
+    TooLate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,16 +51,19 @@ enum Level {
     Late,
     /// The next measure decides.
     Suspect,
-    /// Requests are refused.
+    /// Some requests are refused.
     TooLate,
 }
 
-/// The lag beyond which connections are accepted one by one, and that beyond which requests are refused.
+/// The lag beyond which connections are accepted one by one, and that beyond which some requests are refused.
 const LATE: Duration = Duration::from_millis(150);
 const TOO_LATE: Duration = Duration::from_millis(500);
 
 /// How often the lag is measured.
 const TICK: Duration = Duration::from_millis(20);
+
+/// After so many measures that were fine it is over.
+const CALM: u32 = 50;
 
 impl Overload {
     /// With at most `most` requests under way.
@@ -55,10 +72,12 @@ impl Overload {
             most,
             running: Cell::new(0),
             level: Cell::new(Level::Fine),
+            share: Cell::new(0),
             busy: Cell::new(false),
             parked: Cell::new(true),
             request: Notify::new(),
             accept: Notify::new(),
+            calm: Cell::new(CALM),
         }
     }
 
@@ -79,16 +98,20 @@ impl Overload {
         self.running.set(self.running.get().saturating_sub(1));
     }
 
-    /// Whether the request that has just begun is to be refused.
+    /// Whether the request that has just begun is to be refused; and if so, whether its client is to go elsewhere.
     #[inline]
-    pub fn refuses(&self) -> bool {
-        self.running.get() > self.most || self.is_too_late()
+    pub fn refuses(&self) -> Option<Refusal> {
+        match self.share.get() {
+            0 if self.running.get() <= self.most => None,
+            share if share > 0 && fastrand::u8(..) < share => Some(Refusal::TooLate),
+            _ if self.running.get() > self.most => Some(Refusal::TooMany),
+            _ => None,
+        }
     }
 
-    /// Whether clients are to go elsewhere.
-    #[inline]
-    pub fn is_too_late(&self) -> bool {
-        self.level.get() == Level::TooLate
+    /// Whether few connections are to wait to be accepted.
+    pub fn wants_few_waiting(&self) -> bool {
+        self.calm.get() < CALM
     }
 
     /// Waits until another connection may be accepted.
@@ -103,7 +126,7 @@ impl Overload {
         loop {
             self.parked.set(true);
             self.request.notified().await;
-            while self.busy.replace(false) || self.level.get() > Level::Fine {
+            while self.busy.replace(false) || self.wants_few_waiting() {
                 let due = Instant::now() + TICK;
                 tokio::time::sleep_until(due.into()).await;
                 self.see(Instant::now().saturating_duration_since(due));
@@ -115,6 +138,8 @@ impl Overload {
         let before = self.level.get();
         let level = before.after(lag);
         self.level.set(level);
+        self.share.set(if level == Level::TooLate { excess(lag) } else { 0 });
+        self.calm.set(if level == Level::Fine { (self.calm.get() + 1).min(CALM) } else { 0 });
         match level {
             Level::Fine if before > Level::Fine => self.accept.notify_waiters(),
             Level::Fine => {}
@@ -124,6 +149,12 @@ impl Overload {
             tracing::debug!(?lag, ?level, "load shedding");
         }
     }
+}
+
+/// Half of the share, of 256, by which there are more requests than those that take half of [`TOO_LATE`].
+fn excess(lag: Duration) -> u8 {
+    let more = lag.saturating_sub(TOO_LATE / 2).as_micros() * 128 / lag.as_micros().max(1);
+    u8::try_from(more).unwrap_or(u8::MAX).max(1)
 }
 
 impl Level {
@@ -172,10 +203,24 @@ mod tests {
     fn requests_beyond_what_may_be_under_way_are_refused() {
         let overload = Overload::new(2);
         (0..2).for_each(|_| overload.begin());
-        assert!(!overload.refuses());
+        assert_eq!(overload.refuses(), None);
         overload.begin();
-        assert!(overload.refuses());
+        assert_eq!(overload.refuses(), Some(Refusal::TooMany));
         overload.end();
-        assert!(!overload.refuses());
+        assert_eq!(overload.refuses(), None);
+    }
+
+    #[test]
+    fn the_more_is_refused_the_later_it_is_but_at_most_half() {
+        let refused = |lag: u64| {
+            let overload = Overload::new(10);
+            (0..2).for_each(|_| overload.see(Duration::from_millis(lag)));
+            (0..10_000).filter(|_| overload.refuses() == Some(Refusal::TooLate)).count()
+        };
+        fastrand::seed(7);
+        for (lag, expected) in [(400, 0..1), (510, 2300..2700), (1000, 3500..4000), (60_000, 4700..5100)] {
+            let refused = refused(lag);
+            assert!(expected.contains(&refused), "{lag}: {refused}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::active::{Active, ActiveListener, RouteStats};
 use crate::deadlines::{Deadline, Deadlines};
 use crate::http::connection::{self, Downstream};
 use crate::http::identify::Identifier;
+use crate::listener;
 use crate::overload::Overload;
 use crate::telemetry::WorkerStats;
 use crate::telemetry::access_log::{self, Log};
@@ -209,8 +210,13 @@ impl Worker {
         listener: TcpListener,
         mut stopped: oneshot::Receiver<oneshot::Sender<()>>,
     ) {
+        let mut few_waiting = false;
         let closed = loop {
             let full = self.is_full();
+            if self.overload.wants_few_waiting() != few_waiting {
+                few_waiting = !few_waiting;
+                listener::set_backlog(&listener, few_waiting);
+            }
             tokio::select! {
                 biased;
                 closed = &mut stopped => break closed.ok(),

@@ -409,11 +409,11 @@ impl Exchange {
     fn outcome(&self) -> Outcome {
         match self.flag {
             Flag::None if self.upstream_took.is_none() => Outcome::Abandoned,
-            Flag::None if self.status >= 500 => Outcome::ServerError,
-            Flag::None => Outcome::Good,
-            Flag::ConnectFailure => Outcome::ConnectFailure,
-            Flag::UpstreamReset => Outcome::Reset,
-            Flag::Timeout => Outcome::Timeout,
+            Flag::None | Flag::RetriesExhausted if self.status >= 500 => Outcome::ServerError,
+            Flag::None | Flag::RetriesExhausted => Outcome::Good,
+            Flag::ConnectFailure | Flag::ConnectFailureExhausted => Outcome::ConnectFailure,
+            Flag::UpstreamReset | Flag::UpstreamResetExhausted => Outcome::Reset,
+            Flag::Timeout | Flag::TimeoutExhausted | Flag::StreamIdle => Outcome::Timeout,
             _ => Outcome::Abandoned,
         }
     }

@@ -24,6 +24,7 @@ use super::plugins::{Steps, Walk};
 use super::problem::{self, Failure};
 use super::rewrite;
 use crate::active::{Active, Chain, CompiledRoute};
+use crate::overload::Refusal;
 use crate::telemetry::Flag;
 use crate::upstream::AnswerBody;
 
@@ -52,14 +53,14 @@ pub async fn handle(
     let serving = Rc::clone(&exchange.serving);
     let mut left = None;
     let overload = &exchange.downstream.worker.overload;
-    let answer = if overload.refuses() {
-        // Of those who come too fast some are to go elsewhere.
-        if overload.is_too_late() {
-            exchange.downstream.end_after_this();
+    let answer = match overload.refuses() {
+        None => decide(&mut exchange, &serving, head, body, &mut left).await,
+        Some(refusal) => {
+            if refusal == Refusal::TooLate {
+                exchange.downstream.end_after_this();
+            }
+            Err(Failure::Overloaded)
         }
-        Err(Failure::Overloaded)
-    } else {
-        decide(&mut exchange, &serving, head, body, &mut left).await
     };
     let (mut answer, flag) = match answer {
         Ok(answer) => (answer, exchange.noted),

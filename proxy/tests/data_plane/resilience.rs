@@ -173,14 +173,16 @@ fn a_body_is_sent_again_as_it_was_up_to_a_size() {
             let answer = client.send(request("PUT", streamed(600, &[b'x'; 100]))).await;
             assert!(answer.status == 200 && answer.body == vec![b'x'; 60_000], "{}", answer.body.len());
         }
-        // Of two one goes to the target that breaks off, and cannot be saved.
-        let mut statuses = Vec::new();
-        for _ in 0..2 {
+        // Sooner or later one goes to the target that breaks off, and cannot be saved.
+        let mut status = 200;
+        for _ in 0..50 {
             let mut client = Client::connect(harness.address()).await;
-            statuses.push(client.send(request("PUT", streamed(700, &[b'x'; 100]))).await.status);
+            status = client.send(request("PUT", streamed(700, &[b'x'; 100]))).await.status;
+            if status != 200 {
+                break;
+            }
         }
-        statuses.sort_unstable();
-        assert_eq!(statuses, [200, 502]);
+        assert_eq!(status, 502);
         assert!(metrics(&harness).contains(r#"outcome="body_too_large"} 1"#));
     });
 }
@@ -739,5 +741,72 @@ fn a_worker_has_no_more_requests_than_it_may() {
         }
         let lines = lines(&receiver, 60).await;
         assert!(lines.iter().filter(|line| line["flags"] == "OM" && line["status"] == 503).count() >= 40);
+    });
+}
+
+/// What `clients` get in `time` who ask again as soon as they have an answer: how long each answer took, and how many were
+/// refused.
+async fn storm(address: SocketAddr, clients: usize, time: Duration) -> (Vec<Duration>, usize) {
+    let end = Instant::now() + time;
+    let mut tasks = JoinSet::new();
+    for _ in 0..clients {
+        tasks.spawn(async move {
+            let (mut answered, mut refused) = (Vec::new(), 0);
+            let mut connection = None;
+            while Instant::now() < end {
+                let began = Instant::now();
+                let mut stream = match connection.take() {
+                    Some(stream) => stream,
+                    None => tokio::net::TcpStream::connect(address).await.unwrap(),
+                };
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: test.example\r\n\r\n").await.unwrap();
+                let mut answer = Vec::with_capacity(1024);
+                while !(answer.ends_with(b"answered") || answer.ends_with(b"}")) {
+                    assert!(stream.read_buf(&mut answer).await.unwrap() > 0);
+                }
+                if answer.starts_with(b"HTTP/1.1 200") {
+                    answered.push(began.elapsed());
+                    connection = Some(stream);
+                } else {
+                    assert!(answer.starts_with(b"HTTP/1.1 503"));
+                    refused += 1;
+                }
+            }
+            (answered, refused)
+        });
+    }
+    let (mut answered, mut refused) = (Vec::new(), 0);
+    for (answers, refusals) in tasks.join_all().await {
+        answered.extend(answers);
+        refused += refusals;
+    }
+    answered.sort_unstable();
+    (answered, refused)
+}
+
+#[test]
+fn many_times_as_many_clients_as_it_takes_get_as_much_answered_in_bounded_time() {
+    block_on(async {
+        let backend = Backend::text("answered");
+        let harness = Harness::start(&document(&[backend.address], "", ""));
+        let time = Duration::from_secs(1);
+        let p99 = |took: &[Duration]| took[took.len() * 99 / 100];
+        // In turns, for the machine may have other things to do; a proxy that breaks down does so each time.
+        for round in 1.. {
+            let (enough, _) = storm(harness.address(), 32, time).await;
+            let (many, refused) = storm(harness.address(), 640, time).await;
+            let told = format!(
+                "32 clients: {} answers, p99 {:?}; 640: {}, p99 {:?}, {refused} refused",
+                enough.len(),
+                p99(&enough),
+                many.len(),
+                p99(&many)
+            );
+            println!("{told}");
+            if many.len() * 2 > enough.len() && p99(&many) < Duration::from_secs(1) {
+                break;
+            }
+            assert!(round < 6, "{told}");
+        }
     });
 }

@@ -1,0 +1,313 @@
+//! What comes through a proxy that is asked for more than it can do.
+//!
+//! First its capacity, with 64 clients that ask again as soon as they have an answer. Then requests at a fixed rate, at one,
+//! two and three times that, whether answers come or not, as many users would send them: over a connection that is free, else
+//! over a new one. An answer later than two seconds counts as none, for the user has left.
+//!
+//! The proxy has core 0, together with as many busy loops as are asked for: they make it slow enough that one other core
+//! can ask too much of it. Load and backend are in this process, on core 1.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use serde::Serialize;
+use signalbox_bench::{Quantiles, publish, raise_open_files, resident, table};
+use signalbox_tests::Proxy;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Measures a proxy that has too much to do.
+#[derive(Parser)]
+struct Args {
+    /// The proxy; default: the one that was built beside this program.
+    #[arg(long)]
+    proxy: Option<PathBuf>,
+    /// How long each rate is kept.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Busy loops that share the proxy's core.
+    #[arg(long, default_value_t = 3)]
+    spinners: u32,
+    /// Where the results go.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    capacity_per_second: f64,
+    rates: Vec<Rate>,
+}
+
+#[derive(Serialize)]
+struct Rate {
+    /// Of the capacity.
+    factor: f64,
+    offered_per_second: f64,
+    answered_per_second: f64,
+    /// From when it was due to its answer, ms.
+    latency: Quantiles,
+    refused_per_second: f64,
+    /// No connection, or no answer in time.
+    given_up_per_second: f64,
+    most_connections: u32,
+    proxy_memory: u64,
+}
+
+/// What became of requests.
+#[derive(Default)]
+struct Seen {
+    answered: RefCell<Vec<Duration>>,
+    refused: Cell<u64>,
+    given_up: Cell<u64>,
+    idle: RefCell<Vec<TcpStream>>,
+    open: Cell<u32>,
+    most_open: Cell<u32>,
+}
+
+/// Who waits longer has left.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+const CLIENTS: usize = 64;
+
+const REQUEST: &[u8] = b"GET /a/b HTTP/1.1\r\nhost: test.example\r\naccept: */*\r\n\r\n";
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 100\r\n\r\n\
+0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789";
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    raise_open_files()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, measure(args))
+}
+
+async fn measure(args: Args) -> Result<()> {
+    let backend = backend().await?;
+    let dir = tempfile::tempdir()?;
+    let config = dir.path().join("proxy.yaml");
+    std::fs::write(
+        &config,
+        format!(
+            "listeners: [{{name: http, address: '127.0.0.1:8080'}}]
+upstreams: [{{name: u, targets: [{{address: '{backend}'}}]}}]
+routes: [{{name: r, match: {{paths: [{{prefix: /a}}]}}, forward: {{upstreams: [{{name: u}}]}}}}]
+"
+        ),
+    )?;
+    let mut builder = Proxy::builder().config(&config);
+    if let Some(program) = &args.proxy {
+        builder = builder.program(program.clone());
+    }
+    let proxy = builder.start().await?;
+    let pid = proxy.pid().context("the proxy has ended")?;
+    pin(pid, 0)?;
+    pin(std::process::id(), 1)?;
+    let _spinners = (0..args.spinners).map(|_| Spinner::start()).collect::<Result<Vec<_>>>()?;
+    let time = Duration::from_secs(args.seconds);
+    let capacity = capacity(proxy.http(), time).await? / time.as_secs_f64();
+    let mut rates = Vec::new();
+    for factor in [0.5, 1.0, 2.0, 3.0] {
+        rates.push(offer(proxy.http(), factor, capacity * factor, time, pid).await?);
+    }
+    let result = Measured { capacity_per_second: capacity, rates };
+    let rows: Vec<Vec<String>> = result
+        .rates
+        .iter()
+        .map(|rate| {
+            vec![
+                format!("{}×", rate.factor),
+                format!("{:.0}", rate.offered_per_second),
+                format!("{:.0}", rate.answered_per_second),
+                format!("{:.1}", rate.latency.p50),
+                format!("{:.1}", rate.latency.p99),
+                format!("{:.0}", rate.refused_per_second),
+                format!("{:.0}", rate.given_up_per_second),
+                rate.most_connections.to_string(),
+                format!("{:.0}", rate.proxy_memory as f64 / f64::from(1 << 20)),
+            ]
+        })
+        .collect();
+    let heading = [
+        "rate",
+        "offered/s",
+        "answered/s",
+        "p50 ms",
+        "p99 ms",
+        "refused/s",
+        "given up/s",
+        "connections",
+        "MiB",
+    ];
+    publish(&args.out, "overload", &result, &table(&heading, &rows))
+}
+
+/// Has a process run on one core only.
+fn pin(pid: u32, core: u32) -> Result<()> {
+    let status = Command::new("taskset")
+        .args(["-a", "-p", "-c", &core.to_string(), &pid.to_string()])
+        .stdout(Stdio::null())
+        .status()
+        .context("cannot run taskset")?;
+    ensure!(status.success(), "taskset: {status}");
+    Ok(())
+}
+
+/// A busy loop on the proxy's core.
+struct Spinner(Child);
+
+impl Spinner {
+    fn start() -> Result<Self> {
+        let child = Command::new("taskset").args(["-c", "0", "sh", "-c", "while :; do :; done"]).spawn()?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn backend() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::task::spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // It only fails when the connection is gone.
+            let _ = stream.set_nodelay(true);
+            tokio::task::spawn_local(async move {
+                let mut head = Vec::with_capacity(4096);
+                loop {
+                    head.clear();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        match stream.read_buf(&mut head).await {
+                            Ok(1..) => {}
+                            _ => return,
+                        }
+                    }
+                    if stream.write_all(ANSWER).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// How many requests are answered in `time` when there is always another one to answer.
+async fn capacity(address: SocketAddr, time: Duration) -> Result<f64> {
+    let end = Instant::now() + time;
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..CLIENTS {
+        clients.spawn_local(async move {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let mut count = 0u32;
+            while Instant::now() < end {
+                ask(&mut stream).await?;
+                count += 1;
+            }
+            anyhow::Ok(count)
+        });
+    }
+    let mut total = 0;
+    while let Some(client) = clients.join_next().await {
+        total += client??;
+    }
+    Ok(f64::from(total))
+}
+
+/// Offers `rate` requests a second for `time`.
+async fn offer(address: SocketAddr, factor: f64, rate: f64, time: Duration, pid: u32) -> Result<Rate> {
+    let seen = Rc::<Seen>::default();
+    let began = Instant::now();
+    let mut sent = 0u64;
+    let mut clients = tokio::task::JoinSet::new();
+    while began.elapsed() < time {
+        let due = (began.elapsed().as_secs_f64() * rate) as u64;
+        while sent < due {
+            let at = began + Duration::from_secs_f64(sent as f64 / rate);
+            clients.spawn_local(one(address, Rc::clone(&seen), at));
+            sent += 1;
+        }
+        while clients.try_join_next().is_some() {}
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let memory = resident(pid)?;
+    while clients.join_next().await.is_some() {}
+    let seconds = time.as_secs_f64();
+    let answered = seen.answered.borrow();
+    Ok(Rate {
+        factor,
+        offered_per_second: sent as f64 / seconds,
+        answered_per_second: answered.len() as f64 / seconds,
+        latency: Quantiles::of(&answered),
+        refused_per_second: seen.refused.get() as f64 / seconds,
+        given_up_per_second: seen.given_up.get() as f64 / seconds,
+        most_connections: seen.most_open.get(),
+        proxy_memory: memory,
+    })
+}
+
+/// One user's request, due at `at`.
+async fn one(address: SocketAddr, seen: Rc<Seen>, at: Instant) {
+    let idle = seen.idle.borrow_mut().pop();
+    let exchange = async {
+        let mut stream = match idle {
+            Some(stream) => stream,
+            None => {
+                seen.open.set(seen.open.get() + 1);
+                seen.most_open.set(seen.most_open.get().max(seen.open.get()));
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                stream
+            }
+        };
+        let (status, keep) = ask(&mut stream).await?;
+        anyhow::Ok((status, keep.then_some(stream)))
+    };
+    let kept = match tokio::time::timeout_at((at + PATIENCE).into(), exchange).await {
+        Ok(Ok((status, stream))) => {
+            match status {
+                _ if at.elapsed() > PATIENCE => seen.given_up.set(seen.given_up.get() + 1),
+                200 => seen.answered.borrow_mut().push(at.elapsed()),
+                _ => seen.refused.set(seen.refused.get() + 1),
+            }
+            stream
+        }
+        Ok(Err(_)) | Err(_) => {
+            seen.given_up.set(seen.given_up.get() + 1);
+            None
+        }
+    };
+    match kept {
+        Some(stream) => seen.idle.borrow_mut().push(stream),
+        None => seen.open.set(seen.open.get().saturating_sub(1)),
+    }
+}
+
+/// Sends a request; its status, and whether the connection stays.
+async fn ask(stream: &mut TcpStream) -> Result<(u16, bool)> {
+    stream.write_all(REQUEST).await?;
+    let mut answer = Vec::with_capacity(1024);
+    loop {
+        ensure!(stream.read_buf(&mut answer).await? > 0, "it was closed");
+        let Some(head) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let text = String::from_utf8_lossy(answer.get(..head).unwrap_or_default()).to_ascii_lowercase();
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let length: usize = field("content-length:").context("no length")?.parse()?;
+        if answer.len() >= head + 4 + length {
+            let status = text.get(9..12).context("no status")?.parse()?;
+            return Ok((status, field("connection:") != Some("close")));
+        }
+    }
+}
