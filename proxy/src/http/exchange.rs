@@ -413,6 +413,8 @@ impl Exchange {
             Flag::None | Flag::RetriesExhausted => Outcome::Good,
             Flag::ConnectFailure | Flag::ConnectFailureExhausted => Outcome::ConnectFailure,
             Flag::UpstreamReset | Flag::UpstreamResetExhausted => Outcome::Reset,
+            // A client that is in a hurry must not be able to get a target ejected.
+            Flag::Timeout if self.client_deadline => Outcome::Abandoned,
             Flag::Timeout | Flag::TimeoutExhausted | Flag::StreamIdle => Outcome::Timeout,
             _ => Outcome::Abandoned,
         }

@@ -356,7 +356,7 @@ async fn guarded(
         let endpoint = upstream.endpoint(&target);
         let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut headers);
         let result = in_try_time(&worker, limit, attempt).await;
-        if let Some(outcome) = failed(&result) {
+        if let Some(outcome) = failed(exchange, &result) {
             exchange.attempt_ended(outcome);
         }
         tell(trial.take(), exchange, &result);
@@ -412,10 +412,11 @@ async fn guarded(
 }
 
 /// What a target is to blame for, if an attempt failed.
-fn failed(result: &Tried) -> Option<Outcome> {
+fn failed(exchange: &Exchange, result: &Tried) -> Option<Outcome> {
     Some(match result {
         Ok((head, _)) if head.status.is_server_error() => Outcome::ServerError,
         Ok(_) => return None,
+        Err(Broken::Late) if exchange.has_client_deadline() => Outcome::Abandoned,
         Err(Broken::Late | Broken::TryLate) => Outcome::Timeout,
         Err(Broken::Failed(Failure::ConnectFailure)) => Outcome::ConnectFailure,
         Err(Broken::Failed(Failure::Reset)) => Outcome::Reset,

@@ -169,6 +169,29 @@ fn every_kind_of_failure_ejects() {
 }
 
 #[test]
+fn a_client_in_a_hurry_ejects_nothing() {
+    block_on(async {
+        for retry in ["", ", retry: {on: [reset]}"] {
+            let hangs = Backend::start(|_| std::future::pending::<Response<_>>());
+            let document = upstream(&[(hangs.address, "")], PASSIVE)
+                .replace("[{name: u}]}", &format!("[{{name: u}}], timeout: 100ms{retry}}}"));
+            let harness = Harness::start(&document);
+            let mut client = Client::connect(harness.address()).await;
+            let hurried = [("content-type", "application/grpc"), ("grpc-timeout", "5m")];
+            for _ in 0..6 {
+                get_with(&mut client, "/", &hurried).await;
+            }
+            // The route's own timeout counts, and nothing did before.
+            for failed in 0..3 {
+                assert_eq!((failed, ejections(&harness)), (failed, 0));
+                client.get("/").await;
+            }
+            until("it is ejected", || ejections(&harness) == 1).await;
+        }
+    });
+}
+
+#[test]
 fn no_more_targets_are_ejected_than_may_be() {
     block_on(async {
         let services: Vec<_> = ["a", "b", "c", "d"].into_iter().map(Service::start).collect();
