@@ -71,9 +71,15 @@ impl Admin {
         match request.uri().path() {
             "/drain" if request.method() == Method::POST => {
                 self.drain.cancel();
-                json_response(StatusCode::ACCEPTED, &json!({"state": "draining"}))
+                let body = json!({"state": "draining", "connections": self.proxy.active_connections()});
+                json_response(StatusCode::ACCEPTED, &body)
             }
-            "/drain" => not_allowed("POST"),
+            "/drain" if get => {
+                let state = if self.drain.is_cancelled() { "draining" } else { "serving" };
+                let body = json!({"state": state, "connections": self.proxy.active_connections()});
+                json_response(StatusCode::OK, &body)
+            }
+            "/drain" => not_allowed("GET, HEAD, POST"),
             "/healthz" | "/readyz" | "/metrics" | "/config" | "/revision" | "/debug/upstreams" if !get => {
                 not_allowed("GET, HEAD")
             }

@@ -91,6 +91,15 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
 
+    /// At a drain, how long connections are still accepted after /readyz says that it drains, for load balancers to notice.
+    #[arg(long, env = "SIGNALBOX_DRAIN_GRACE", value_name = "DURATION", default_value = "300ms", value_parser = parse_duration)]
+    pub drain_grace: Duration,
+
+    /// Unix socket by which a proxy takes the listening sockets over from the one that runs with the same flag, which
+    /// then drains: a new version without a refused connection.
+    #[arg(long, env = "SIGNALBOX_TAKEOVER", value_name = "PATH")]
+    pub takeover: Option<PathBuf>,
+
     /// Where the access log goes: `stdout`, `off` or a file's path.
     #[arg(long, env = "SIGNALBOX_ACCESS_LOG", value_name = "WHERE", default_value = "stdout")]
     pub access_log: AccessLog,

@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod run;
 pub mod source;
 pub mod stream;
+pub mod takeover;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use crate::active::{Active, ActiveListener, RouteStats};
 use crate::compile::{Compiled, Services};
 use crate::listener;
 use crate::source::{Candidate, DataPlane, Rejected, Traffic};
+use crate::takeover::Handed;
 use crate::telemetry::{Cells, Histogram, Totals, WorkerStats, access_log};
 use crate::upstream::{Checking, Resolver};
 use crate::worker::{self, Command, Shared};
@@ -37,6 +38,10 @@ pub struct Settings {
     pub zone: Option<String>,
     /// Where names of targets are resolved; none: as this host does it.
     pub dns_servers: Vec<SocketAddr>,
+    /// Sockets of the proxy before this one, for listeners at their addresses.
+    pub inherited: Vec<Handed>,
+    /// Whether sockets may be handed over: see [`Proxy::sockets`].
+    pub hands_over: bool,
 }
 
 /// The data plane. Dropping it ends the workers without regard to what runs; see [`Proxy::drain`].
@@ -65,6 +70,9 @@ struct Control {
     applies: Histogram,
     /// No socket is opened any more.
     draining: bool,
+    inherited: Vec<Handed>,
+    /// All that listen, by number, when they may be handed over.
+    held: Option<BTreeMap<u16, Arc<[TcpListener]>>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,9 +92,6 @@ struct Reported {
 
 /// How long closing a socket may take: the workers only have to take what waits.
 const CLOSE: Duration = Duration::from_secs(1);
-
-/// At a drain, how long connections are still accepted: who balances between proxies takes that long to hear of it.
-const ACCEPT_GRACE: Duration = Duration::from_millis(300);
 
 impl Proxy {
     /// Starts the workers, which serve nothing yet. Names are resolved on the runtime this is called in.
@@ -132,6 +137,8 @@ impl Proxy {
             retired: Vec::new(),
             applies: Histogram::default(),
             draining: false,
+            inherited: settings.inherited,
+            held: settings.hands_over.then(BTreeMap::new),
         };
         Ok(Arc::new(Self {
             active,
@@ -174,14 +181,31 @@ impl Proxy {
         self.control().retired.len()
     }
 
-    /// Accepts no more connections, lets those there are end with their next answer, and waits for that up to `limit`.
-    /// Returns whether all ended.
-    pub async fn drain(&self, limit: Duration) -> bool {
+    /// The sockets that listen, and where: for a successor. None, unless the settings say that there may be one.
+    pub fn sockets(&self) -> Vec<(SocketAddr, Arc<[TcpListener]>)> {
+        let control = self.control();
+        let held = control.held.iter().flatten();
+        held.filter_map(|(number, sockets)| {
+            let socket = control.sockets.get(usize::from(*number))?.as_ref()?;
+            Some((socket.bound, Arc::clone(sockets)))
+        })
+        .collect()
+    }
+
+    /// Closes inherited sockets that no listener wanted.
+    pub fn forget_inherited(&self) {
+        self.control().inherited.clear();
+    }
+
+    /// Accepts connections for `grace` longer, then no more; lets those there are end with their next answer, and waits for
+    /// that up to `limit` in all. Returns whether all ended.
+    pub async fn drain(&self, grace: Duration, limit: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + limit;
-        tokio::time::sleep(ACCEPT_GRACE.min(limit / 4)).await;
+        tokio::time::sleep(grace.min(limit / 2)).await;
         let closing: Vec<_> = {
             let mut control = self.control();
             control.draining = true;
+            control.held = None;
             let sockets = control.sockets.iter().enumerate().filter(|(_, socket)| socket.is_some());
             sockets.flat_map(|(socket, _)| self.unlisten(socket as u16)).collect()
         };
@@ -252,6 +276,7 @@ impl DataPlane for Proxy {
             self.wanted(&candidate.snapshot),
             self.workers.len(),
             control.draining,
+            &mut control.inherited,
         )?;
         // From here on nothing fails.
         next.active.listeners = plan.active;
@@ -263,13 +288,22 @@ impl DataPlane for Proxy {
         control.retired.push(before);
         for (socket, listeners) in plan.opened {
             let Some(settings) = settings.get(usize::from(socket)).and_then(Option::as_ref) else { continue };
-            for (worker, listener) in self.workers.iter().zip(listeners) {
+            if let Some(held) = &mut control.held {
+                // Without a file descriptor to spare there is nothing to be handed over, and all else goes on.
+                let copies: io::Result<Vec<_>> = listeners.iter().map(TcpListener::try_clone).collect();
+                held.extend(copies.ok().map(|copies| (socket, copies.into())));
+            }
+            // Inherited ones may be more than there are workers.
+            for (worker, listener) in self.workers.iter().cycle().zip(listeners) {
                 let settings = Arc::clone(settings);
                 // A worker that has ended has said so.
                 let _ = worker.send(Command::Listen { socket, listener, settings });
             }
         }
         control.applies.record(began.elapsed());
+        if let Some(held) = &mut control.held {
+            held.retain(|socket, _| !plan.closed.contains(socket));
+        }
         let closing: Vec<_> = plan.closed.into_iter().flat_map(|socket| self.unlisten(socket)).collect();
         for worker in &self.workers {
             let _ = worker.send(Command::Refresh);
@@ -312,7 +346,7 @@ impl DataPlane for Proxy {
 struct Plan {
     sockets: Vec<Option<BoundSocket>>,
     active: Vec<Option<Arc<ActiveListener>>>,
-    opened: Vec<(u16, Vec<std::net::TcpListener>)>,
+    opened: Vec<(u16, Vec<TcpListener>)>,
     closed: Vec<u16>,
 }
 
@@ -324,6 +358,7 @@ impl Plan {
         wanted: Vec<(Name, SocketAddr, Listener)>,
         workers: usize,
         draining: bool,
+        inherited: &mut Vec<Handed>,
     ) -> Result<Self, Vec<Rejected>> {
         let mut plan =
             Self { sockets: sockets.to_vec(), active: Vec::new(), opened: Vec::new(), closed: Vec::new() };
@@ -353,7 +388,7 @@ impl Plan {
                 continue;
             }
             let shared = plan.sockets.iter().flatten().any(|socket| listener::overlap(socket.bound, asked));
-            match listener::bind(asked, workers, shared) {
+            match take_or_bind(inherited, asked, workers, shared) {
                 Ok((bound, opened)) => {
                     let socket = BoundSocket { listener: settings.name.clone(), asked, bound };
                     // Numbers of sockets that are to be closed are still in use.
@@ -397,6 +432,23 @@ impl Plan {
         }
         Ok(plan)
     }
+}
+
+/// The sockets of the proxy before this one, if it listened at `address`; else new ones.
+fn take_or_bind(
+    inherited: &mut Vec<Handed>,
+    address: SocketAddr,
+    workers: usize,
+    shared: bool,
+) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    let Some(index) = inherited.iter().position(|handed| handed.address == address) else {
+        return listener::bind(address, workers, shared);
+    };
+    let mut sockets = inherited.swap_remove(index).sockets;
+    if let Some(missing) = workers.checked_sub(sockets.len()).filter(|missing| *missing > 0) {
+        sockets.extend(listener::bind(address, missing, true)?.1);
+    }
+    Ok((address, sockets))
 }
 
 /// The number of a listener's name.

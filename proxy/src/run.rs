@@ -1,8 +1,10 @@
 //! The process: from its arguments to its end.
 
 use std::io::IsTerminal as _;
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -12,13 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::admin::{self, Admin};
 use crate::args::{Args, LogFormat};
 use crate::proxy::{Proxy, Settings};
 use crate::source::{self, ControlPlanes, DataPlane, Source, StartError, Status, Tls};
+use crate::takeover::{self, Handed, Predecessor};
 use crate::telemetry::access_log;
 
 /// How often what nobody uses any more is looked for.
@@ -50,6 +53,13 @@ async fn serve(args: Args) -> Result<()> {
     let max_connections = max_connections(args.max_connections);
     let log = access_log::start(&args.access_log).context("cannot open the access log")?;
     let (log_sender, log_thread) = log.unzip();
+    let taken = match &args.takeover {
+        Some(path) => takeover::take(path)
+            .with_context(|| format!("cannot take over from the proxy at {}", path.display()))?,
+        None => None,
+    };
+    let (mut inherited, predecessor) = taken.unzip();
+    let admin_socket = inherited.as_mut().and_then(|handed| admin_socket(handed, args.admin_address));
     let proxy = Proxy::start(Settings {
         workers,
         listener_overrides: args.listener_overrides(),
@@ -58,20 +68,37 @@ async fn serve(args: Args) -> Result<()> {
         max_connections,
         zone: args.zone().map(str::to_owned),
         dns_servers: args.dns_servers.clone(),
+        inherited: inherited.unwrap_or_default(),
+        hands_over: args.takeover.is_some(),
     })
     .context("cannot start the workers")?;
-    let listener = TcpListener::bind(args.admin_address)
-        .await
-        .with_context(|| format!("cannot listen on the admin address {}", args.admin_address))?;
+    let listener = match admin_socket {
+        Some(socket) => Ok(socket),
+        None => std::net::TcpListener::bind(args.admin_address),
+    };
+    let listener = listener
+        .and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            let copy = listener.try_clone()?;
+            Ok((TcpListener::from_std(listener)?, copy))
+        })
+        .with_context(|| format!("cannot listen on the admin address {}", args.admin_address));
+    let (listener, admin_copy) = listener?;
     info!(address = %listener.local_addr()?, workers, max_connections, "admin server");
     let (status, watched) = watch::channel(Status::default());
+    let serving = watched.clone();
     let drain = CancellationToken::new();
     let admin = Admin { proxy: Arc::clone(&proxy), status: watched, drain: drain.clone() };
     let admin = tokio::spawn(admin::serve(listener, Arc::new(admin)));
     let forgetting = tokio::spawn(forget_retired(Arc::clone(&proxy)));
     let stop_source = CancellationToken::new();
     let data_plane: Arc<dyn DataPlane> = Arc::clone(&proxy) as _;
-    let drain_timeout = args.drain_timeout;
+    let (drain_grace, drain_timeout) = (args.drain_grace, args.drain_timeout);
+    let replaced = CancellationToken::new();
+    if let Some(path) = args.takeover.clone() {
+        let succession = Succession { path, predecessor, admin_copy, replaced: replaced.clone() };
+        tokio::spawn(succession.run(Arc::downgrade(&proxy), serving));
+    }
     let mut source = tokio::spawn(source::run(source_of(args), data_plane, status, stop_source.clone()));
     tokio::select! {
         signal = end_signal() => {
@@ -79,11 +106,18 @@ async fn serve(args: Args) -> Result<()> {
             drain.cancel();
         }
         () = drain.cancelled() => {}
+        () = replaced.cancelled() => {
+            drain.cancel();
+            // Its successor answers there.
+            admin.abort();
+        }
         ended = &mut source => return source_ended(ended),
     }
-    info!(timeout = ?drain_timeout, "draining");
+    info!(timeout = ?drain_timeout, replaced = replaced.is_cancelled(), "draining");
+    // Who replaces it accepts already.
+    let drain_grace = if replaced.is_cancelled() { Duration::ZERO } else { drain_grace };
     stop_source.cancel();
-    if proxy.drain(drain_timeout).await {
+    if proxy.drain(drain_grace, drain_timeout).await {
         info!("drained");
     } else {
         warn!(connections = proxy.active_connections(), "the time for draining is over");
@@ -103,6 +137,59 @@ async fn serve(args: Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// From the proxy before this one to the one after it.
+struct Succession {
+    path: PathBuf,
+    predecessor: Option<Predecessor>,
+    admin_copy: std::net::TcpListener,
+    /// Cancelled once a successor serves.
+    replaced: CancellationToken,
+}
+
+impl Succession {
+    /// Lets the predecessor go once this proxy serves, and then waits for a successor.
+    async fn run(self, proxy: Weak<Proxy>, mut status: watch::Receiver<Status>) {
+        if status.wait_for(|status| status.serving.is_some()).await.is_err() {
+            return;
+        }
+        // It may wait for a successor for good, and has nothing that must be ended in order.
+        std::thread::spawn(move || self.succeed(&proxy));
+    }
+
+    fn succeed(self, proxy: &Weak<Proxy>) {
+        if let Some(proxy) = proxy.upgrade() {
+            proxy.forget_inherited();
+        }
+        if let Some(predecessor) = self.predecessor {
+            match predecessor.replaced() {
+                Ok(()) => info!("took over from the proxy before"),
+                Err(error) => warn!(%error, "the proxy before does not know that it is replaced"),
+            }
+        }
+        let offer = match takeover::Offer::at(&self.path) {
+            Ok(offer) => offer,
+            Err(error) => {
+                error!(%error, path = %self.path.display(), "no successor will be able to take over");
+                return;
+            }
+        };
+        offer.serve(|| {
+            let mut sockets = proxy.upgrade().map(|proxy| proxy.sockets()).unwrap_or_default();
+            if let (Ok(address), Ok(copy)) = (self.admin_copy.local_addr(), self.admin_copy.try_clone()) {
+                sockets.push((address, Arc::new([copy])));
+            }
+            sockets
+        });
+        self.replaced.cancel();
+    }
+}
+
+/// The admin server's socket among those that were handed over.
+fn admin_socket(handed: &mut Vec<Handed>, address: SocketAddr) -> Option<std::net::TcpListener> {
+    let index = handed.iter().position(|handed| handed.address == address)?;
+    handed.swap_remove(index).sockets.pop()
 }
 
 /// Raises the limit on open files as far as this process may, and says how many clients' connections it allows.

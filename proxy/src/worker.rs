@@ -174,11 +174,20 @@ impl Worker {
                     Err(error) => warn!(%error, "cannot listen"),
                 },
                 Command::Unlisten { socket, closed } => {
-                    if let Some(index) = accepting.iter().position(|(known, _)| *known == socket) {
-                        let (_, stop) = accepting.swap_remove(index);
+                    let mut closing = Vec::new();
+                    while let Some(index) = accepting.iter().position(|(known, _)| *known == socket) {
+                        let (sender, receiver) = oneshot::channel();
                         // An accept loop that has ended has closed its socket.
-                        let _ = stop.send(closed);
+                        if accepting.swap_remove(index).1.send(sender).is_ok() {
+                            closing.push(receiver);
+                        }
                     }
+                    tokio::task::spawn_local(async move {
+                        for closed in closing {
+                            let _ = closed.await;
+                        }
+                        let _ = closed.send(());
+                    });
                     self.end_connections(|connection| connection.socket == socket);
                 }
                 Command::Refresh => drop(self.serving()),

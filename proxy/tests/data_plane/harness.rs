@@ -78,6 +78,8 @@ impl Harness {
             listener_overrides,
             max_requests: 1000,
             max_connections: u64::MAX,
+            inherited: Vec::new(),
+            hands_over: false,
             access_log: None,
             zone: None,
             dns_servers: Vec::new(),

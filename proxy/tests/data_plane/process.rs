@@ -14,16 +14,16 @@ use tokio::task::JoinSet;
 
 use crate::harness::{Backend, Client, block_on, forward_to, full, nobody, read_head, until};
 
-struct Process {
+pub(crate) struct Process {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     admin: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
 impl Process {
     /// Runs a file with a listener `http`, and waits until it serves.
-    async fn start(document: &str, more: &[&str]) -> Self {
+    pub(crate) async fn start(document: &str, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (address, admin) = (nobody(), nobody());
         let file = dir.path().join("config.yaml");
@@ -35,6 +35,23 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         process
+    }
+
+    /// Starts another one with the same addresses.
+    fn successor(&self, document: &str, more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        let listener = format!("listeners: [{{name: http, address: '{}'}}]", self.address);
+        std::fs::write(&file, format!("{listener}\n{document}")).unwrap();
+        let child = spawn(&file, self.admin, more);
+        Self { child, address: self.address, admin: self.admin, _dir: dir }
+    }
+
+    /// The most memory it had at once, bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
     }
 
     async fn ask(&self, path: &str) -> Option<u16> {
@@ -68,7 +85,8 @@ impl Drop for Process {
 
 fn spawn(file: &Path, admin: SocketAddr, more: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_signalbox-proxy"))
-        .args(["--config", file.to_str().unwrap(), "--admin-address", &admin.to_string(), "--workers", "2"])
+        .args(["--config", file.to_str().unwrap(), "--admin-address", &admin.to_string()])
+        .args(if more.contains(&"--workers") { &[][..] } else { &["--workers", "2"] })
         .args(["--access-log", "off"])
         .args(more)
         .stdin(Stdio::null())
@@ -97,7 +115,7 @@ routes: [{name: r, respond: {body: ok}}]";
         let metrics = admin.get("/metrics").await;
         assert!(metrics.text().contains("signalbox_revision{"));
         assert_eq!(admin.get("/nothing").await.status, 404);
-        assert_eq!(admin.get("/drain").await.status, 405);
+        assert_eq!(admin.get("/drain").await.json()["state"], "serving");
     });
 }
 
@@ -269,5 +287,85 @@ fn a_port_that_another_proxy_shares_is_taken() {
         }
         second.terminate();
         assert!(second.ended().await.success());
+    });
+}
+
+#[test]
+fn a_new_version_takes_over_without_a_failed_request() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("takeover.sock");
+        let takeover = ["--takeover", path.to_str().unwrap()];
+        let document = |version: &str| format!("routes: [{{name: r, respond: {{body: '{version}'}}}}]");
+        let mut process = Process::start(&document("v0"), &takeover).await;
+        let address = process.address;
+        let ended = Arc::<AtomicBool>::default();
+        let answered = Arc::<AtomicUsize>::default();
+        let mut clients = JoinSet::new();
+        for index in 0..8 {
+            let (ended, answered) = (Arc::clone(&ended), Arc::clone(&answered));
+            clients.spawn(async move {
+                while !ended.load(Ordering::Relaxed) {
+                    // Nobody is ever refused, reset, or left without an answer.
+                    let mut stream = TcpStream::connect(address).await.unwrap();
+                    if index % 4 == 0 {
+                        // Asks until it is told that the connection ends.
+                        http1_until_close(stream, &answered).await;
+                        continue;
+                    }
+                    let request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+                    stream.write_all(request).await.unwrap();
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer).await.unwrap();
+                    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        until("there is load", || answered.load(Ordering::Relaxed) > 200).await;
+        until("it offers its sockets", || path.exists()).await;
+        // One that cannot serve changes nothing.
+        let mut broken = process.successor("routes: [{name: r, nonsense: 1}]", &takeover);
+        let before = answered.load(Ordering::Relaxed);
+        until("it goes on", || answered.load(Ordering::Relaxed) > before + 200).await;
+        assert!(process.child.try_wait().unwrap().is_none());
+        broken.child.kill().unwrap();
+        broken.child.wait().unwrap();
+        // With fewer and with more workers.
+        for (version, workers) in [("v1", "1"), ("v2", "3"), ("v3", "2")] {
+            let more = [&takeover[..], &["--workers", workers]].concat();
+            let next = process.successor(&document(version), &more);
+            assert!(process.ended().await.success());
+            process = next;
+            let before = answered.load(Ordering::Relaxed);
+            until("the load goes on", || answered.load(Ordering::Relaxed) > before + 200).await;
+            for _ in 0..8 {
+                assert_eq!(Client::connect(address).await.get("/").await.text(), version);
+            }
+            assert_eq!(process.ask("/readyz").await, Some(200));
+        }
+        ended.store(true, Ordering::Relaxed);
+        process.terminate();
+        while let Some(done) = clients.join_next().await {
+            done.unwrap();
+        }
+        assert!(process.ended().await.success());
+    });
+}
+
+#[test]
+fn a_drain_goes_on_accepting_for_a_grace() {
+    block_on(async {
+        let document = "routes: [{name: r, respond: {body: ok}}]";
+        let mut process = Process::start(document, &["--drain-grace", "1s"]).await;
+        let mut admin = Client::connect(process.admin).await;
+        assert_eq!(admin.send(Request::post("/drain").body(full("")).unwrap()).await.status, 202);
+        // Who balances between proxies sees it at once, and may still send.
+        assert_eq!(admin.get("/readyz").await.status, 503);
+        assert_eq!(admin.get("/drain").await.json()["state"], "draining");
+        for _ in 0..20 {
+            assert_eq!(Client::connect(process.address).await.get("/").await.text(), "ok");
+        }
+        assert!(process.ended().await.success());
     });
 }
