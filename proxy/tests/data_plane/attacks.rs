@@ -1,0 +1,244 @@
+//! Clients that mean harm: each costs bounded memory and time, and others are served meanwhile.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{Backend, Client, Harness, block_on, forward_to, full};
+use crate::process::Process;
+use crate::wire::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS,
+    frame, get, literals,
+};
+
+/// RFC 9113, section 7.
+const REFUSED_STREAM: u32 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// What any one of these attacks may cost in memory, bytes.
+const MEMORY: u64 = 64 << 20;
+
+fn code(frame: &Frame) -> u32 {
+    let at = if frame.kind == GOAWAY { 4 } else { 0 };
+    frame.payload.get(at..at + 4).map_or(0, |code| u32::from_be_bytes(code.try_into().unwrap()))
+}
+
+/// Sends `flood` again and again and reads what comes, until the proxy ends the connection. Returns the code of its GOAWAY, and
+/// how often it took the flood.
+async fn until_left(
+    frames: &mut Frames,
+    mut flood: impl FnMut(u32) -> Vec<u8>,
+    most: u32,
+) -> (Option<u32>, u32) {
+    let mut sent = 0;
+    while sent < most && frames.send(&flood(sent)).await {
+        sent += 1;
+    }
+    loop {
+        match frames.next_within(Duration::from_secs(5)).await {
+            Some(frame) if frame.kind == GOAWAY && code(&frame) != 0 => return (Some(code(&frame)), sent),
+            Some(_) => {}
+            None => return (None, sent),
+        }
+    }
+}
+
+/// Sends `flood` without reading, until the proxy takes no more or `most` bytes were sent.
+async fn without_reading(address: SocketAddr, flood: &[u8], most: usize) {
+    let mut frames = Frames::connect(address, &[]).await;
+    let mut sent = 0;
+    while sent < most {
+        match tokio::time::timeout(Duration::from_secs(1), frames.stream.write_all(flood)).await {
+            Ok(Ok(())) => sent += flood.len(),
+            // It waits until its answers are read, or has closed.
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+/// Another client is served at once.
+async fn expect_service(address: SocketAddr) {
+    let began = Instant::now();
+    assert_eq!(Client::connect(address).await.get("/").await.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[test]
+fn floods_of_frames_cost_little_and_end() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        let process = Process::start(&forward_to(backend.address), &[]).await;
+        let address = process.address;
+        expect_service(address).await;
+        let before = process.peak_memory();
+
+        // Rapid reset (CVE-2023-44487): streams that are reset as soon as they are opened.
+        let mut frames = Frames::connect(address, &[]).await;
+        let cancel = 8u32.to_be_bytes();
+        let reset = |n: u32| [get(1 + 2 * n), frame(RST_STREAM, 0, 1 + 2 * n, &cancel)].concat();
+        let (left, sent) = until_left(&mut frames, reset, 200_000).await;
+        assert!(left.is_none_or(|code| code == ENHANCE_YOUR_CALM) && sent < 200_000, "{left:?} {sent}");
+        expect_service(address).await;
+
+        // CONTINUATION without end (CVE-2024-27316).
+        let mut frames = Frames::connect(address, &[]).await;
+        let fields = literals(&[("x-filler", &*"y".repeat(16_000))]);
+        let begin = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+        frames.send(&frame(HEADERS, END_STREAM, 1, &literals(&begin))).await;
+        let (_, sent) = until_left(&mut frames, |_| frame(CONTINUATION, 0, 1, &fields), 20_000).await;
+        assert!(sent < 20_000, "{sent}");
+        expect_service(address).await;
+
+        // One entry of the table, named again and again: 4 KB each for a byte (RFC 7541, section 7.3).
+        let mut frames = Frames::connect(address, &[]).await;
+        let mut block = literals(&begin);
+        // Enters the dynamic table, where it is the first entry, 62.
+        let bomb = literals(&[("x-bomb", &*"b".repeat(4_000))]);
+        block.push(0x40);
+        block.extend_from_slice(&bomb[1..]);
+        block.extend_from_slice(&vec![0x80 | 62; 10_000]);
+        frames.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &block)).await;
+        let outcome = loop {
+            match frames.next_within(Duration::from_secs(5)).await {
+                Some(frame) if frame.kind == HEADERS => break Some(frame.payload),
+                Some(frame) if matches!(frame.kind, GOAWAY | RST_STREAM) => break None,
+                Some(_) => {}
+                None => break None,
+            }
+        };
+        assert!(outcome.is_none_or(|block| block.first() != Some(&0x88)), "it is not taken for a request");
+        expect_service(address).await;
+
+        // Frames that ask for an answer, and nobody who reads the answers.
+        let pings = frame(PING, 0, 0, &[0; 8]).repeat(1000);
+        let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).repeat(1000);
+        for flood in [&pings, &settings] {
+            without_reading(address, flood, 64 << 20).await;
+            expect_service(address).await;
+        }
+
+        // DATA without data on an open stream.
+        let mut frames = Frames::connect(address, &[]).await;
+        let post = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+        frames.send(&frame(HEADERS, END_HEADERS, 1, &literals(&post))).await;
+        let empty = frame(DATA, 0, 1, &[]).repeat(1000);
+        for _ in 0..1000 {
+            if !frames.send(&empty).await {
+                break;
+            }
+        }
+        expect_service(address).await;
+
+        let more = process.peak_memory().saturating_sub(before);
+        assert!(more < MEMORY, "{more} bytes more");
+    });
+}
+
+#[test]
+fn a_client_that_opens_no_window_holds_little() {
+    block_on(async {
+        let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 8 << 20])) });
+        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 3s, ").replace(
+            "routes: [",
+            "routes: [{name: own, match: {paths: [{exact: /own}]}, respond: {body: own}}, ",
+        );
+        let process = Process::start(&document, &[]).await;
+        let before = process.peak_memory();
+        // No window, for 64 answers of 8 MiB.
+        let mut frames = Frames::connect(process.address, &[(4, 0)]).await;
+        for stream in 0..64 {
+            assert!(frames.send(&get(1 + 2 * stream)).await);
+        }
+        // A stream is given up when its time is over.
+        loop {
+            let frame = frames.next_within(Duration::from_secs(10)).await.expect("streams are reset");
+            assert!(frame.kind != DATA || frame.payload.is_empty(), "there is no window");
+            if frame.kind == RST_STREAM {
+                break;
+            }
+        }
+        let more = process.peak_memory().saturating_sub(before);
+        assert!(more < MEMORY, "{more} bytes more for 512 MiB of answers");
+        assert_eq!(Client::connect(process.address).await.get("/own").await.text(), "own");
+    });
+}
+
+#[test]
+fn streams_beyond_the_limit_are_refused() {
+    block_on(async {
+        let backend = Backend::start(|_| std::future::pending());
+        let harness = Harness::start(&forward_to(backend.address));
+        let mut frames = Frames::connect(harness.address(), &[]).await;
+        for stream in 0..300 {
+            assert!(frames.send(&get(1 + 2 * stream)).await);
+        }
+        let mut refused = Vec::new();
+        while refused.len() < 44 {
+            let frame = frames.next_within(Duration::from_secs(5)).await.expect("a refusal");
+            if frame.kind == RST_STREAM {
+                assert_eq!(code(&frame), REFUSED_STREAM);
+                refused.push(frame.stream);
+            }
+        }
+        assert_eq!(refused, (256..300).map(|stream| 1 + 2 * stream).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn many_small_fields_are_refused() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        let harness = Harness::start(&forward_to(backend.address));
+        let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", "a:b\r\n".repeat(5_000));
+        let answer = crate::harness::raw(harness.address(), request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+        let mut frames = Frames::connect(harness.address(), &[]).await;
+        let begin = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+        let block = [literals(&begin), literals(&[("a", "b")]).repeat(3_000)].concat();
+        frames.send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &block)).await;
+        loop {
+            let frame = frames.next_within(Duration::from_secs(5)).await.expect("an answer");
+            match frame.kind {
+                // 431 is not in the static table, 200 is.
+                HEADERS => break assert_ne!(frame.payload.first(), Some(&0x88)),
+                GOAWAY | RST_STREAM => break,
+                _ => {}
+            }
+        }
+        assert_eq!(backend.connections(), 0);
+        expect_service(harness.address()).await;
+    });
+}
+
+#[test]
+fn idle_connections_make_room_for_requests() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        let process = Process::start(&forward_to(backend.address), &["--max-connections", "8"]).await;
+        // Some have said nothing, some have been answered.
+        let mut idle = Vec::new();
+        for index in 0..8 {
+            let mut stream = TcpStream::connect(process.address).await.unwrap();
+            if index % 2 == 0 {
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                crate::harness::read_head(&mut stream).await.unwrap();
+            }
+            idle.push(stream);
+        }
+        let began = Instant::now();
+        for _ in 0..8 {
+            assert_eq!(Client::connect(process.address).await.get("/").await.status, 200);
+        }
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+        // They were closed, and not reset.
+        let mut closed = 0;
+        for mut stream in idle {
+            let mut rest = Vec::new();
+            let read = tokio::time::timeout(Duration::from_millis(500), stream.read_to_end(&mut rest)).await;
+            closed += usize::from(matches!(read, Ok(Ok(_))));
+        }
+        assert!(closed > 0);
+    });
+}
