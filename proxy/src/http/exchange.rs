@@ -44,6 +44,8 @@ pub struct Exchange {
     pub has_plugins: bool,
     /// What a trusted peer said of the client.
     told: Option<Box<Told>>,
+    /// It is a gRPC call: what the proxy answers by itself has to be one of gRPC's statuses.
+    pub is_grpc: bool,
     request_id: RequestId,
     route: Option<Arc<CompiledRoute>>,
     upstream: Option<Arc<Upstream>>,
@@ -142,6 +144,7 @@ impl Exchange {
             client_deadline: false,
             has_plugins: false,
             told: None,
+            is_grpc: false,
             request_id,
             route: None,
             upstream: None,

@@ -59,6 +59,7 @@ pub async fn handle(
             if refusal == Refusal::TooLate {
                 exchange.downstream.end_after_this();
             }
+            exchange.is_grpc = head::is_grpc(&head.headers);
             Err(Failure::Overloaded)
         }
     };
@@ -79,6 +80,9 @@ pub async fn handle(
     };
     let status = match &mut answer {
         Answer::Own(response) => {
+            if exchange.is_grpc {
+                problem::to_grpc(response);
+            }
             finish(response.headers_mut(), &exchange, left.as_deref_mut());
             response.status()
         }
@@ -116,6 +120,7 @@ async fn decide<'a>(
     left: &mut Option<Box<Left<'a>>>,
 ) -> Result<Answer, Failure> {
     let special = Special::of(&head.headers);
+    exchange.is_grpc = head::is_grpc_call(&head.headers, special);
     if head.method == Method::CONNECT {
         return Err(Failure::NotImplemented("CONNECT is not supported."));
     }

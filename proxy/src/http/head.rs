@@ -258,6 +258,12 @@ pub fn grpc_timeout(headers: &HeaderMap, special: Special) -> Option<Duration> {
     parse_grpc_timeout(headers.get("grpc-timeout")?.as_bytes())
 }
 
+/// Whether it is a gRPC call, found at no cost for other requests: each call has `te: trailers`.
+#[inline]
+pub fn is_grpc_call(headers: &HeaderMap, special: Special) -> bool {
+    special.has(Special::TE) && is_grpc(headers)
+}
+
 /// Whether it is a gRPC call; gRPC-Web is not.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);

@@ -1,7 +1,9 @@
 //! What the proxy answers by itself when something is wrong.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::header::{self, HeaderName};
+use http::{HeaderValue, Response, StatusCode};
+use percent_encoding::{AsciiSet, CONTROLS};
 
 use super::body::RequestBodyError;
 use crate::telemetry::Flag;
@@ -116,7 +118,47 @@ pub fn response(status: StatusCode, detail: &str, request_id: &[u8]) -> Response
     response
 }
 
-/// The same as it is written to a connection that hyper does not answer on, which is closed after it.
+/// Makes an answer of the proxy one that a gRPC client understands: a status without a message, which stands in the head
+/// (gRPC's "Trailers-Only"). What was meant for people becomes `grpc-message`.
+pub fn to_grpc(response: &mut Response<Bytes>) {
+    if response.headers().get(header::CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(GRPC)) {
+        return;
+    }
+    let status = response.status();
+    let body = std::mem::take(response.body_mut());
+    let problem: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+    let detail = problem.as_ref().and_then(|problem| problem.get("detail")?.as_str());
+    let message = detail.or(status.canonical_reason()).unwrap_or_default();
+    let message = percent_encoding::utf8_percent_encode(message, GRPC_MESSAGE).to_string();
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(grpc_status(status)));
+    // What is percent-encoded is a value.
+    headers.extend(HeaderValue::try_from(message).map(|value| (HeaderName::from_static("grpc-message"), value)));
+}
+
+const GRPC: &[u8] = b"application/grpc";
+const GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
+
+/// As gRPC has it in "HTTP to gRPC Status Code Mapping", but for what has a status of its own: a time that is over, a
+/// message that is too large, a method that is not there.
+fn grpc_status(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        200..300 => 0,
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 | 501 => 12,
+        408 | 504 => 4,
+        413 | 431 => 8,
+        429 | 502 | 503 => 14,
+        _ => 2,
+    }
+}
+
+/// A problem as it is written to a connection that hyper does not answer on, which is closed after it.
 pub fn raw(failure: Failure, request_id: &[u8]) -> Vec<u8> {
     let status = failure.status();
     let body = json(status, failure.detail(), request_id);

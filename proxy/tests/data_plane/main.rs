@@ -9,6 +9,7 @@ mod attacks;
 mod balancing;
 mod edge;
 mod forwarding;
+mod grpc;
 mod harness;
 mod http2_targets;
 mod limits;
