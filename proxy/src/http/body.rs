@@ -439,6 +439,11 @@ impl ResponseBody {
         Self { source: Source::Whole(bytes), exchange: Some(exchange) }
     }
 
+    /// Of an answer that has none, and whose exchange goes on elsewhere.
+    pub fn none() -> Self {
+        Self { source: Source::Empty, exchange: None }
+    }
+
     /// What a target answers.
     pub fn target(body: AnswerBody, mut exchange: Exchange) -> Self {
         if body.is_end() {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use signalbox_config::ProxyProtocol;
+use signalbox_config::{Action, ProxyProtocol};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -23,8 +23,10 @@ use super::handle::handle;
 use super::problem::{self, Failure};
 use super::proxy_protocol;
 use super::trust::Client;
+use super::tunnel::Tunnel;
 use crate::active::ActiveListener;
 use crate::deadlines::Deadline;
+use crate::upstream::AnswerBody;
 use crate::worker::Worker;
 
 /// What a connection and its requests know of each other.
@@ -52,6 +54,8 @@ pub struct Downstream {
     unread: Cell<bool>,
     /// How long it may stay without a request.
     idle_until: Cell<Instant>,
+    /// Its last answer lets it switch to another protocol.
+    tunnel: RefCell<Option<Box<Tunnel>>>,
 }
 
 /// What an HTTP/1.1 connection is doing.
@@ -118,6 +122,7 @@ impl Downstream {
             ending: Cell::new(false),
             unread: Cell::new(false),
             idle_until: Cell::new(Instant::now()),
+            tunnel: RefCell::default(),
             worker,
         }
     }
@@ -235,6 +240,17 @@ impl Downstream {
         None
     }
 
+    /// Both sides have agreed to switch to another protocol, over the connection that `body` came by.
+    pub fn switches(&self, exchange: Exchange, body: AnswerBody) {
+        let Some(target) = body.into_connection() else { return };
+        let idle_timeout = exchange.route().and_then(|route| match &route.route().action {
+            Action::Forward(forward) => forward.idle_timeout,
+            Action::Redirect(_) | Action::Respond(_) => None,
+        });
+        let tunnel = Tunnel::new(exchange, target.into_switched(), idle_timeout);
+        *self.tunnel.borrow_mut() = Some(Box::new(tunnel));
+    }
+
     /// The client was told to close while it may still be sending.
     pub fn leaves_unread(&self) {
         self.unread.set(true);
@@ -311,7 +327,12 @@ async fn serve_http1(downstream: &Rc<Downstream>, io: ClientIo) -> Option<Client
         Poll::Pending
     })
     .await;
+    let tunnel = downstream.tunnel.take();
     match end {
+        End::Closed if let Some(tunnel) = tunnel => {
+            let parts = connection.into_parts();
+            Box::pin(tunnel.run(parts.io.into_inner(), &parts.read_buf)).await;
+        }
         End::Closed if downstream.unread.get() => linger(connection.into_parts().io.into_inner()).await,
         End::Closed | End::Silent => {}
         End::SlowHead => refuse_slow(connection.into_parts().io.into_inner()).await,

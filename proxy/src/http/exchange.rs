@@ -46,6 +46,8 @@ pub struct Exchange {
     told: Option<Box<Told>>,
     /// It is a gRPC call: what the proxy answers by itself has to be one of gRPC's statuses.
     pub is_grpc: bool,
+    /// The protocol that the client wants to switch to.
+    pub upgrade: Option<HeaderValue>,
     request_id: RequestId,
     route: Option<Arc<CompiledRoute>>,
     upstream: Option<Arc<Upstream>>,
@@ -145,6 +147,7 @@ impl Exchange {
             has_plugins: false,
             told: None,
             is_grpc: false,
+            upgrade: None,
             request_id,
             route: None,
             upstream: None,
@@ -330,7 +333,13 @@ impl Exchange {
         self.end();
     }
 
-    /// The answer ended early.
+    /// So many bytes of the client passed after it had switched to another protocol.
+    pub fn tunnelled(&mut self, bytes: u64) {
+        let progress = self.progress.get_or_insert_default();
+        progress.bytes.set(progress.bytes.get() + bytes);
+    }
+
+    /// The answer ended early, or with nothing to be given back.
     pub fn fail(&mut self, flag: Flag) {
         self.flag = flag;
         self.end();

@@ -133,13 +133,16 @@ fn encode(
     }
     let repeatable = is_idempotent(&head.method);
     if exchange.speaks_http2() {
+        if exchange.upgrade.is_some() {
+            return Err(Failure::NotImplemented("The service takes no WebSockets."));
+        }
         forwarded.insert(&mut head.headers, by_others);
         let request = Outgoing::http2(head, body, &Scheme::HTTP).ok_or(Failure::Misconfigured)?;
         return Ok((request.repeatable(repeatable), HeaderMap::new()));
     }
     let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
     let request = Outgoing::new(&head, body, buffer, |out| forwarded.write(out, &head.headers, by_others));
-    Ok((request.repeatable(repeatable), head.headers))
+    Ok((request.repeatable(repeatable).switching(exchange.upgrade.is_some()), head.headers))
 }
 
 /// Sends a request to a target, once; a second time only if an idle connection turned out to be closed. The answer takes

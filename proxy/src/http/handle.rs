@@ -63,6 +63,7 @@ pub async fn handle(
             Err(Failure::Overloaded)
         }
     };
+    let answer = answer.and_then(|answer| switched(&exchange, answer));
     let (mut answer, flag) = match answer {
         Ok(answer) => (answer, exchange.noted),
         Err(failure) => {
@@ -88,6 +89,11 @@ pub async fn handle(
         }
         Answer::Target(parts, ..) => {
             head::prepare_response(&mut parts.headers);
+            if parts.status == StatusCode::SWITCHING_PROTOCOLS
+                && let Some(protocol) = exchange.upgrade.clone()
+            {
+                head::insert_upgrade(&mut parts.headers, protocol);
+            }
             if let Some(left) = left.as_deref_mut() {
                 see_response(parts, &exchange, left);
             }
@@ -107,8 +113,24 @@ pub async fn handle(
             let (parts, body) = response.into_parts();
             Response::from_parts(parts, ResponseBody::whole(body, exchange))
         }
+        Answer::Target(parts, body) if parts.status == StatusCode::SWITCHING_PROTOCOLS => {
+            let downstream = Rc::clone(&exchange.downstream);
+            downstream.switches(exchange, body);
+            Response::from_parts(parts, ResponseBody::none())
+        }
         Answer::Target(parts, body) => Response::from_parts(parts, ResponseBody::target(body, exchange)),
     })
+}
+
+/// Refuses an answer by which the target switches to another protocol than it was asked for.
+fn switched(exchange: &Exchange, answer: Answer) -> Result<Answer, Failure> {
+    if let Answer::Target(parts, _) = &answer
+        && parts.status == StatusCode::SWITCHING_PROTOCOLS
+        && !exchange.upgrade.as_ref().is_some_and(|protocol| head::switches_to(&parts.headers, protocol))
+    {
+        return Err(Failure::Reset);
+    }
+    Ok(answer)
 }
 
 /// Finds the route, runs its plugins, and does what it says.
@@ -131,9 +153,7 @@ async fn decide<'a>(
     if let Some(slashes) = exchange.listener.edge.normalize_path {
         rewrite::normalize(&mut head.uri, slashes)?;
     }
-    if head::refused_upgrade(&head.headers, special) {
-        return Err(Failure::NotImplemented("WebSockets are not supported."));
-    }
+    exchange.upgrade = head::wanted_upgrade(&head, special);
     let (route, prefix_len, slash) = find(exchange, serving, &head, special)?;
     exchange.routed(route, head::grpc_timeout(&head.headers, special));
     if let Some(slash) = slash {
@@ -164,6 +184,9 @@ async fn decide<'a>(
     }
     match &route.route().action {
         Action::Forward(forward) => {
+            if let Some(protocol) = exchange.upgrade.clone() {
+                head::insert_upgrade(&mut head.headers, protocol);
+            }
             let request = forward::Request { head, special, host: host.as_ref(), consumer, body, prefix_len };
             forward::forward(exchange, serving, route, forward, request).await
         }
@@ -364,7 +387,9 @@ fn finish(headers: &mut HeaderMap, exchange: &Exchange, left: Option<&mut Left<'
     if let Some(left) = left {
         left.noted.write_response_headers(headers);
     }
-    if exchange.downstream.says_close() {
+    if exchange.downstream.says_close()
+        && !(exchange.upgrade.is_some() && headers.contains_key(header::UPGRADE))
+    {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }

@@ -439,15 +439,38 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// What an `Upgrade` asks for that the proxy cannot do, if a client depends on it. `h2c` is only an offer.
-pub fn refused_upgrade(headers: &HeaderMap, special: Special) -> bool {
-    special.has(Special::UPGRADE)
+/// The protocol that the client wants to switch to, of those that are passed on: `websocket`. All others are only offers
+/// (`h2c`), which a server may pass over.
+pub fn wanted_upgrade(head: &request::Parts, special: Special) -> Option<HeaderValue> {
+    if !(special.has(Special::UPGRADE)
         && special.has(Special::CONNECTION)
-        && headers.get_all(header::UPGRADE).iter().any(|value| {
-            value.to_str().is_ok_and(|value| {
-                value.split(',').any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
-            })
-        })
+        && head.version == Version::HTTP_11)
+    {
+        return None;
+    }
+    let asked = list(&head.headers, &header::CONNECTION, b"upgrade");
+    (asked && list(&head.headers, &header::UPGRADE, b"websocket"))
+        .then(|| HeaderValue::from_static("websocket"))
+}
+
+/// Says that the message is about switching to `protocol`.
+pub fn insert_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}
+
+/// Whether a target that switches protocols switches to `protocol`, and to nothing else.
+pub fn switches_to(headers: &HeaderMap, protocol: &HeaderValue) -> bool {
+    let mut told = headers.get_all(header::UPGRADE).iter();
+    told.next().is_some_and(|told| told.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()))
+        && told.next().is_none()
+}
+
+/// Whether a header that is a list has `token`.
+fn list(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
+    headers.get_all(name).iter().any(|value| {
+        value.as_bytes().split(|byte| *byte == b',').any(|it| it.trim_ascii().eq_ignore_ascii_case(token))
+    })
 }
 
 #[cfg(test)]
@@ -683,12 +706,21 @@ mod tests {
     }
 
     #[test]
-    fn only_web_sockets_are_refused() {
-        let refused = |upgrade: &'static str| {
-            let head = parts(|b| b.header("connection", "upgrade").header("upgrade", upgrade));
-            refused_upgrade(&head.headers, Special::of(&head.headers))
-        };
-        assert!(refused("websocket"));
-        assert!(!refused("h2c"));
+    fn only_web_sockets_are_switched_to() {
+        for (connection, upgrade, wanted) in [
+            ("upgrade", "websocket", true),
+            ("keep-alive, Upgrade", "h2c, WebSocket", true),
+            ("keep-alive", "websocket", false),
+            ("upgrade", "h2c", false),
+            ("upgrade", "websocket/13", false),
+        ] {
+            let head = parts(|b| b.header("connection", connection).header("upgrade", upgrade));
+            let found = wanted_upgrade(&head, Special::of(&head.headers));
+            assert_eq!(found.is_some(), wanted, "{connection} {upgrade}");
+        }
+        let old = parts(|b| {
+            b.version(Version::HTTP_10).header("connection", "upgrade").header("upgrade", "websocket")
+        });
+        assert_eq!(wanted_upgrade(&old, Special::of(&old.headers)), None);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`connection`] reads it from a client, [`exchange`] is what is known of it until its last byte, and [`handle`] decides:
 //! it finds the route, runs the plugins, and answers or has it sent on by [`forward`]. [`head`], [`rewrite`] and [`problem`] are
-//! the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through.
+//! the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through, and [`tunnel`]
+//! what is no longer HTTP.
 
 mod affinity;
 pub mod body;
@@ -18,3 +19,4 @@ pub mod problem;
 mod proxy_protocol;
 pub mod rewrite;
 pub mod trust;
+mod tunnel;

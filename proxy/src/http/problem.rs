@@ -136,7 +136,8 @@ pub fn to_grpc(response: &mut Response<Bytes>) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(grpc_status(status)));
     // What is percent-encoded is a value.
-    headers.extend(HeaderValue::try_from(message).map(|value| (HeaderName::from_static("grpc-message"), value)));
+    headers
+        .extend(HeaderValue::try_from(message).map(|value| (HeaderName::from_static("grpc-message"), value)));
 }
 
 const GRPC: &[u8] = b"application/grpc";

@@ -58,6 +58,15 @@ enum Answer {
     Last,
 }
 
+/// A connection to a target over which another protocol is spoken.
+pub struct Switched {
+    pub stream: Stream,
+    /// What was read of it already.
+    pub buffer: BytesMut,
+    pub stats: Arc<WorkerStats>,
+    _permit: Permit,
+}
+
 /// A request as it is written. Kept by who sends it, so that it can be sent again over another connection.
 pub struct Outgoing {
     method: Method,
@@ -67,6 +76,8 @@ pub struct Outgoing {
     written: usize,
     /// Whether it may be sent again when it is not known what became of it.
     pub(super) repeatable: bool,
+    /// Whether the target may switch to another protocol.
+    switches: bool,
     /// Whether any of the head was written.
     pub(super) begun: bool,
     /// Whether any of the body was taken.
@@ -188,7 +199,9 @@ impl Connection {
                 return Poll::Ready(Err(ExchangeError::RequestBody(error)));
             }
             loop {
-                if answered && let Some(head) = http1::parse_head(&mut self.buffer, &request.method, headers)?
+                if answered
+                    && let Some(head) =
+                        http1::parse_head(&mut self.buffer, &request.method, request.switches, headers)?
                 {
                     return Poll::Ready(Ok(head));
                 }
@@ -268,6 +281,13 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// What is left of it when both sides speak something else from now on.
+    #[expect(clippy::boxed_local, reason = "it comes in a box")]
+    pub fn into_switched(self: Box<Self>) -> Switched {
+        let Self { stream, buffer, stats, permit, .. } = *self;
+        Switched { stream, buffer, stats, _permit: permit }
     }
 
     /// Whether all of the answer's body was taken.
@@ -436,6 +456,7 @@ impl Outgoing {
             buffer,
             written: 0,
             repeatable: false,
+            switches: false,
             begun: false,
             taken: false,
             data: Bytes::new(),
@@ -459,6 +480,7 @@ impl Outgoing {
             buffer: Vec::new(),
             written: 0,
             repeatable: false,
+            switches: false,
             begun: false,
             taken: false,
             data: Bytes::new(),
@@ -495,6 +517,12 @@ impl Outgoing {
     #[must_use]
     pub fn repeatable(self, repeatable: bool) -> Self {
         Self { repeatable, ..self }
+    }
+
+    /// Says whether the target may switch to another protocol.
+    #[must_use]
+    pub fn switching(self, switches: bool) -> Self {
+        Self { switches, ..self }
     }
 
     /// Lets it be sent again after its body was taken: up to `cap` bytes of that are kept while they pass.

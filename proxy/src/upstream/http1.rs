@@ -133,10 +133,11 @@ fn encode_fields(out: &mut Vec<u8>, fields: &HeaderMap) {
 }
 
 /// Takes the head of an answer to a request with `method` from `buffer`, if all of it is there. `headers` is cleared and
-/// used, so that its memory is. Interim answers (1xx) are passed over.
+/// used, so that its memory is. Interim answers (1xx) are passed over, but for 101 if the target may switch protocols.
 pub(super) fn parse_head(
     buffer: &mut BytesMut,
     method: &Method,
+    switches: bool,
     headers: &mut HeaderMap,
 ) -> Result<Option<Head>, Malformed> {
     loop {
@@ -154,7 +155,7 @@ pub(super) fn parse_head(
             Err(_) => return Err(Malformed::Head),
         };
         let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed::Head)?;
-        if status.is_informational() {
+        if status.is_informational() && !(switches && status == StatusCode::SWITCHING_PROTOCOLS) {
             if status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(Malformed::Upgrade);
             }
@@ -226,8 +227,12 @@ fn build_head(
         headers.append(name, value);
     }
     // RFC 9112, section 6.3, in its order.
-    let bodiless =
-        *method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodiless = *method == Method::HEAD
+        || matches!(
+            status,
+            StatusCode::SWITCHING_PROTOCOLS | StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
+    keep_alive &= status != StatusCode::SWITCHING_PROTOCOLS;
     let framing = if bodiless {
         Framing::Length(0)
     } else if coded {
@@ -402,7 +407,7 @@ mod tests {
         let mut buffer = BytesMut::from(text);
         let mut headers = HeaderMap::new();
         headers.insert("x-old", HeaderValue::from_static("1"));
-        let head = parse_head(&mut buffer, &method.parse().unwrap(), &mut headers)?;
+        let head = parse_head(&mut buffer, &method.parse().unwrap(), false, &mut headers)?;
         if let Some(head) = &head {
             assert!(!head.headers.contains_key("x-old"));
             assert_eq!(buffer, "REST", "what follows stays");

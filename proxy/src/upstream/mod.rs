@@ -15,7 +15,7 @@ mod target;
 
 pub use breaker::{Breaker, Position, Trial};
 pub use check::Checking;
-pub use connection::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing};
+pub use connection::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing, Switched};
 pub use http1::{Head, Malformed};
 pub use http2::SendError;
 pub use load::{Load, Permit, RetryOutcome};

@@ -414,9 +414,6 @@ fn what_the_proxy_cannot_do_it_refuses() {
     block_on(async {
         let backend = Backend::echo();
         let harness = Harness::start(&forward_to(backend.address));
-        let upgrade =
-            b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\r\n";
-        assert!(raw(harness.address(), upgrade).await.starts_with("HTTP/1.1 501 "));
         let connect = b"CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\nconnection: close\r\n\r\n";
         assert!(raw(harness.address(), connect).await.starts_with("HTTP/1.1 501 "));
     });

@@ -19,5 +19,6 @@ mod resilience;
 mod revisions;
 mod smuggling;
 mod telling;
+mod upgrades;
 mod upstreams;
 mod wire;
