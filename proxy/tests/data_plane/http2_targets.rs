@@ -178,7 +178,15 @@ fn requests_share_connections_as_far_as_the_target_lets_them() {
             for round in 0..2 {
                 let begin = |running: &mut tokio::task::JoinSet<_>| {
                     let mut client = Client::Http2(sender.clone());
-                    running.spawn(async move { client.get("/").await.status });
+                    // On a busy machine the proxy may shed some.
+                    running.spawn(async move {
+                        loop {
+                            match client.get("/").await.status {
+                                503 => {}
+                                status => return status,
+                            }
+                        }
+                    });
                 };
                 // The first tells what the target allows.
                 if round == 0 {

@@ -13,6 +13,7 @@ mod grpc;
 mod harness;
 mod http2_targets;
 mod limits;
+mod memory;
 mod pairings;
 mod process;
 mod resilience;
