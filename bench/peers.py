@@ -46,6 +46,8 @@ class Bench:
         self.running = []
         self.backends = {}
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+        # So that what was started is ended.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
         self.directories = 0
 
     def directory(self, name):
