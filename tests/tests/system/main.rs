@@ -11,4 +11,5 @@ mod fixture;
 mod outage;
 mod replicas;
 mod rollout;
+mod soak;
 mod targets;
