@@ -1,5 +1,6 @@
 import type { ReactNode } from "react";
-import type { KindPlural } from "./api/types";
+import type { KindPlural, Meta } from "./api/types";
+import { CertificateForm } from "./forms/CertificateForm";
 import { GenericForm } from "./forms/GenericForm";
 import { PluginForm } from "./forms/PluginForm";
 import { RouteForm } from "./forms/RouteForm";
@@ -15,7 +16,7 @@ export type KindInfo = {
   /** Whether it can be switched off. */
   switchable: boolean;
   /** `minor`: left out where the window is narrow. */
-  columns: { title: string; mono?: boolean; minor?: boolean; cell: (spec: JsonObject) => ReactNode }[];
+  columns: { title: string; mono?: boolean; minor?: boolean; cell: (spec: JsonObject, meta: Meta) => ReactNode }[];
   /** What a new one starts with. */
   initial: JsonObject;
   /** Objects that mean nothing when they are empty, and are left out then. */
@@ -106,7 +107,36 @@ export const KINDS: KindInfo[] = [
     optional: [],
     form: (creating) => <GenericForm kind="listeners" title="Listener" creating={creating} />,
   },
+  {
+    plural: "certificates",
+    singular: "certificate",
+    title: "Certificates",
+    about: "A certificate with its private key: what https listeners show to clients, and upstreams to targets.",
+    switchable: false,
+    columns: [
+      {
+        title: "Names",
+        mono: true,
+        cell: (spec, meta) => few(Array.isArray(spec.snis) ? texts(spec.snis) : (meta.certificate?.names ?? []), "none"),
+      },
+      { title: "Expires", cell: (_, meta) => expiry(meta) },
+      { title: "Issuer", mono: true, minor: true, cell: (_, meta) => meta.certificate?.issuer ?? "–" },
+    ],
+    initial: { name: "", certificate: "", private_key: "" },
+    optional: [],
+    form: (creating) => <CertificateForm creating={creating} />,
+  },
 ];
+
+/** The day, and how far that is from today where it is near. */
+function expiry(meta: Meta): string {
+  const until = meta.certificate?.not_after;
+  if (until === undefined) return "–";
+  const days = Math.floor((until - Date.now() / 1000) / 86_400);
+  const day = new Date(until * 1000).toISOString().replace(/T.*/, "");
+  if (days < 0) return `${day}: expired`;
+  return days < 30 ? `${day}: in ${days} days` : day;
+}
 
 function action(spec: JsonObject): string {
   if (isObject(spec.forward)) {

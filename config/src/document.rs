@@ -185,10 +185,6 @@ fn split_one(document: Value, path: &str, entries: &mut Vec<Entry>, errors: &mut
                 Some(Ok(kind)) => {
                     entries.push(Entry { kind, spec: Value::Object(object), path: path.to_owned() });
                 }
-                Some(Err(_)) if object.get("kind").is_some_and(|kind| kind == "certificate") => {
-                    let message = "certificate is not supported by this version";
-                    errors.push(FieldError::new(crate::error::join(path, "kind"), message));
-                }
                 Some(Err(message)) => errors.push(FieldError::new(crate::error::join(path, "kind"), message)),
                 None => errors.push(FieldError::new(crate::error::join(path, "kind"), "must be a string")),
             }
@@ -206,9 +202,6 @@ fn split_one(document: Value, path: &str, entries: &mut Vec<Entry>, errors: &mut
                     }
                     (Some(_), Value::Null) => {}
                     (Some(_), _) => errors.push(FieldError::new(path, "must be a list")),
-                    (None, _) if field == "certificates" => {
-                        errors.push(FieldError::new(path, "is not supported by this version"));
-                    }
                     (None, _) => {
                         let known: Vec<_> = Kind::ALL.iter().map(|kind| kind.plural()).collect();
                         errors.push(FieldError::new(

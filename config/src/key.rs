@@ -19,11 +19,14 @@ pub enum Kind {
     Plugin,
     /// A known caller with credentials.
     Consumer,
+    /// A certificate with its private key.
+    Certificate,
 }
 
 impl Kind {
     /// Every kind, in the order in which documents list them.
-    pub const ALL: [Kind; 5] = [Kind::Listener, Kind::Route, Kind::Upstream, Kind::Plugin, Kind::Consumer];
+    pub const ALL: [Kind; 6] =
+        [Kind::Listener, Kind::Route, Kind::Upstream, Kind::Plugin, Kind::Consumer, Kind::Certificate];
 
     /// `route`
     pub fn as_str(self) -> &'static str {
@@ -33,6 +36,7 @@ impl Kind {
             Kind::Upstream => "upstream",
             Kind::Plugin => "plugin",
             Kind::Consumer => "consumer",
+            Kind::Certificate => "certificate",
         }
     }
 
@@ -44,6 +48,16 @@ impl Kind {
             Kind::Upstream => "upstreams",
             Kind::Plugin => "plugins",
             Kind::Consumer => "consumers",
+            Kind::Certificate => "certificates",
+        }
+    }
+
+    /// Whether `spec`, canonical JSON of a resource of this kind, holds a secret that must not lie about in the clear.
+    pub fn holds_secret(self, spec: &[u8]) -> bool {
+        match self {
+            Kind::Certificate => crate::certificate::holds_secret(spec),
+            // Of API keys only the hash is there.
+            Kind::Listener | Kind::Route | Kind::Upstream | Kind::Plugin | Kind::Consumer => false,
         }
     }
 

@@ -13,6 +13,7 @@
 
 mod balancing;
 mod breaker;
+mod certificate;
 mod cidr;
 mod consumer;
 mod digest;
@@ -37,13 +38,17 @@ pub mod wire;
 
 pub use balancing::{HashOn, LoadBalancing};
 pub use breaker::{CircuitBreaker, CircuitBreakerSpec, ErrorRate, UpstreamLimits};
+pub use certificate::{Certificate, CertificateFacts, CertificateSpec, ClientCertificate, PrivateKey};
 pub use cidr::Cidr;
 pub use consumer::{Consumer, ConsumerSpec, CredentialSpec, KeyAuthSpec, KeyCredential};
 pub use digest::{Digest, Fingerprint};
 pub use error::{Errors, FieldError};
 pub use health::{ActiveCheck, HealthCheck, PassiveCheck, Probe};
 pub use key::{Kind, Name, ResourceKey};
-pub use listener::{Edge, Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec, ProxyProtocol};
+pub use listener::{
+    ClientAuth, Edge, Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec, ListenerTls,
+    ProxyProtocol, TlsVersion,
+};
 pub use plugin::{Plugin, PluginCatalog, PluginSpec};
 pub use relations::{Problem, Relations};
 pub use resource::{Body, Resource};
@@ -56,5 +61,5 @@ pub use router::RouteIndex;
 pub use secret::{REDACTED, Secret, SecretSpec, sha256};
 pub use snapshot::{Change, RevisionId, Snapshot};
 pub use structure::check_structure;
-pub use upstream::{Target, Upstream, UpstreamProtocol, UpstreamSpec};
+pub use upstream::{Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
 pub use values::{ByteSize, HumanDuration};

@@ -2,11 +2,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::parse_authorities;
 use crate::cidr::Cidr;
 use crate::error::{Errors, FieldError};
+use crate::key::Name;
 use crate::path::EscapedSlashes;
 use crate::values::{ByteSize, HumanDuration};
 
@@ -27,9 +30,12 @@ pub struct ListenerSpec {
     pub fleets: Option<Vec<String>>,
     /// IP address and port: `0.0.0.0:8080`, `[::]:8080`. A proxy's `--listener NAME=ADDRESS` overrides it.
     pub address: String,
-    /// What is spoken: HTTP/1.1, and HTTP/2 with prior knowledge.
+    /// What is spoken.
     #[serde(default)]
     pub protocol: ListenerProtocol,
+    /// How TLS is spoken, where the protocol is `https`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ListenerTlsSpec>,
     /// Whether connections begin with who the client is, as load balancers for TCP tell it (PROXY protocol, versions 1
     /// and 2); default `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,6 +78,62 @@ pub enum ListenerProtocol {
     /// Cleartext HTTP/1.1 and HTTP/2 with prior knowledge.
     #[default]
     Http,
+    /// HTTP/1.1 and HTTP/2 over TLS, chosen by ALPN. The certificate is the one whose `snis` have the name that the
+    /// client asks for.
+    Https,
+}
+
+/// How TLS is spoken on a listener, as people write it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerTlsSpec {
+    /// The lowest version of TLS that is spoken.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+    /// Whether clients show a certificate of theirs; absent: they are not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_auth: Option<ClientAuthSpec>,
+    /// The name of the certificate for clients that ask for no name, or for one that no certificate has. Absent: they
+    /// are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_certificate: Option<String>,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+pub enum TlsVersion {
+    /// TLS 1.2
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    /// TLS 1.3
+    #[serde(rename = "1.3")]
+    V1_3,
+}
+
+/// What clients have to show, as people write it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClientAuthSpec {
+    /// Whether they must.
+    #[serde(default)]
+    pub mode: ClientAuthMode,
+    /// Who may have issued their certificates, in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+/// Whether clients must show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuthMode {
+    /// They are not asked.
+    #[default]
+    None,
+    /// They may; one that is not trusted is refused.
+    Optional,
+    /// They must.
+    Required,
 }
 
 /// What a client of a listener may send, as people write it.
@@ -105,6 +167,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// What it speaks.
     pub protocol: ListenerProtocol,
+    /// How it speaks TLS; `None`: it does not.
+    pub tls: Option<ListenerTls>,
     /// What a client may send.
     pub limits: Limits,
     /// What is believed of a client, and what is made of its requests before anything else.
@@ -137,6 +201,29 @@ impl Default for Edge {
             normalize_path: Some(EscapedSlashes::Reject),
         }
     }
+}
+
+/// How a listener speaks TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct ListenerTls {
+    /// The lowest version.
+    pub min_version: TlsVersion,
+    /// What clients have to show.
+    pub client_auth: ClientAuth,
+    /// Where none has the name that a client asks for.
+    pub default_certificate: Option<Name>,
+}
+
+/// What clients have to show.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum ClientAuth {
+    /// Nothing.
+    #[default]
+    None,
+    /// They may show a certificate that one of these issued.
+    Optional(Box<[CertificateDer<'static>]>),
+    /// They must.
+    Required(Box<[CertificateDer<'static>]>),
 }
 
 /// What a client of a listener may send.
@@ -184,8 +271,18 @@ impl ListenerSpec {
             }
         };
         let limits = self.limits.as_ref().map_or_else(Limits::default, |spec| spec.parse(&mut errors));
+        let tls = match (self.protocol, &self.tls) {
+            (ListenerProtocol::Https, Some(spec)) => Some(spec.parse(&mut errors)),
+            (ListenerProtocol::Https, None) => Some(ListenerTls::default()),
+            (ListenerProtocol::Http, None) => None,
+            (ListenerProtocol::Http, Some(spec)) => {
+                errors.push("tls", "is for the protocol https");
+                spec.parse(&mut errors);
+                None
+            }
+        };
         let edge = self.edge(&mut errors);
-        errors.finish(address.map(|address| Listener { address, protocol: self.protocol, limits, edge }))
+        errors.finish(address.map(|address| Listener { address, protocol: self.protocol, tls, limits, edge }))
     }
 
     fn edge(&self, errors: &mut Errors) -> Edge {
@@ -215,6 +312,31 @@ impl ListenerSpec {
             trusted_proxies: trusted.into(),
             normalize_path: normalize.then(|| self.escaped_slashes.unwrap_or_default()),
         }
+    }
+}
+
+impl ListenerTlsSpec {
+    fn parse(&self, errors: &mut Errors) -> ListenerTls {
+        let default_certificate = self.default_certificate.as_ref().and_then(|name| {
+            name.parse().map_err(|message: String| errors.push("tls.default_certificate", message)).ok()
+        });
+        let client_auth = match &self.client_auth {
+            None => ClientAuth::None,
+            Some(ClientAuthSpec { mode, ca }) => {
+                let field = "tls.client_auth.ca";
+                let trusted = ca.as_deref().map(parse_authorities).transpose();
+                match (mode, trusted.map_err(|message| errors.push(field, message))) {
+                    (ClientAuthMode::Optional, Ok(Some(ca))) => ClientAuth::Optional(ca),
+                    (ClientAuthMode::Required, Ok(Some(ca))) => ClientAuth::Required(ca),
+                    (ClientAuthMode::Optional | ClientAuthMode::Required, Ok(None)) => {
+                        errors.push(field, "is required: who may have issued the clients' certificates");
+                        ClientAuth::None
+                    }
+                    (ClientAuthMode::None, _) | (_, Err(())) => ClientAuth::None,
+                }
+            }
+        };
+        ListenerTls { min_version: self.min_version, client_auth, default_certificate }
     }
 }
 

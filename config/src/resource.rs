@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
@@ -7,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::certificate::{Certificate, CertificateSpec};
 use crate::consumer::{Consumer, ConsumerSpec};
 use crate::digest::Fingerprint;
 use crate::error::{Errors, FieldError};
@@ -20,7 +22,6 @@ use crate::upstream::{Upstream, UpstreamSpec};
 use crate::wire;
 
 /// One named, parsed object, with the bytes it is stored and sent as.
-#[derive(Debug)]
 pub struct Resource {
     key: ResourceKey,
     /// As it is sent: the specification's canonical JSON in its wrapping.
@@ -43,6 +44,8 @@ pub enum Body {
     Plugin(Plugin),
     /// A consumer.
     Consumer(Consumer),
+    /// A certificate.
+    Certificate(Certificate),
 }
 
 impl Resource {
@@ -97,6 +100,9 @@ impl Resource {
             }),
             Kind::Consumer => Self::build(kind, source, errors, |spec: &ConsumerSpec, name| {
                 spec.parse(name).map(Body::Consumer)
+            }),
+            Kind::Certificate => Self::build(kind, source, errors, |spec: &CertificateSpec, _| {
+                spec.parse().map(Body::Certificate)
             }),
         }
     }
@@ -190,7 +196,17 @@ impl Resource {
                 .collect()
         };
         match &self.body {
-            Body::Listener(_) | Body::Upstream(_) => Vec::new(),
+            Body::Listener(listener) => {
+                let name = listener.tls.as_ref().and_then(|tls| tls.default_certificate.clone());
+                let key = name.map(|name| ResourceKey::new(Kind::Certificate, name));
+                key.into_iter().map(|key| (key, "tls.default_certificate".to_owned())).collect()
+            }
+            Body::Upstream(upstream) => {
+                let name = upstream.tls.as_ref().and_then(|tls| tls.certificate.clone());
+                let key = name.map(|name| ResourceKey::new(Kind::Certificate, name));
+                key.into_iter().map(|key| (key, "tls.certificate".to_owned())).collect()
+            }
+            Body::Certificate(_) => Vec::new(),
             Body::Plugin(plugin) => plugin.references.to_vec(),
             Body::Consumer(consumer) => list(Kind::Plugin, &consumer.plugins, "plugins"),
             Body::Route(route) => {
@@ -215,7 +231,8 @@ impl Resource {
         }
     }
 
-    /// What only one resource may have, each with the field that claims it: a listener's address, an API key.
+    /// What only one resource may have, each with the field that claims it: a listener's address, an API key, a server
+    /// name.
     pub fn claims(&self) -> Vec<(String, String)> {
         match &self.body {
             Body::Listener(listener) => vec![(format!("address {}", listener.address), "address".to_owned())],
@@ -231,30 +248,57 @@ impl Resource {
                     Secret::Env(_) | Secret::File(_) => None,
                 })
                 .collect(),
+            Body::Certificate(certificate) => {
+                let snis = certificate.snis.iter();
+                snis.map(|sni| (format!("the server name {sni}"), "snis".to_owned())).collect()
+            }
             Body::Route(_) | Body::Upstream(_) | Body::Plugin(_) => Vec::new(),
         }
     }
 
     /// The specification for people: without what is secret.
     pub fn redacted(&self) -> Value {
-        let mut value = serde_json::from_slice(self.spec()).unwrap_or(Value::Null);
-        if self.key.kind == Kind::Consumer
-            && let Ok(mut spec) = serde_json::from_value::<ConsumerSpec>(value.clone())
-        {
-            spec.redact();
-            value = serde_json::to_value(spec).unwrap_or(Value::Null);
+        match self.key.kind {
+            Kind::Consumer => redacted(self.spec(), ConsumerSpec::redact),
+            Kind::Certificate => redacted(self.spec(), CertificateSpec::redact),
+            Kind::Listener | Kind::Route | Kind::Upstream | Kind::Plugin => {
+                serde_json::from_slice(self.spec()).unwrap_or(Value::Null)
+            }
         }
-        value
     }
 
     /// Puts the secrets of this stored resource where `value`, a new specification of it, has the text that stands
     /// for them. What is not well-formed stays as it is, for [`Resource::parse`] to complain of.
     pub fn restore_secrets(&self, value: &mut Value) {
-        if self.key.kind == Kind::Consumer
-            && let Ok(stored) = serde_json::from_slice::<ConsumerSpec>(self.spec())
-        {
-            stored.restore(value);
+        match self.key.kind {
+            Kind::Consumer => {
+                if let Ok(stored) = serde_json::from_slice::<ConsumerSpec>(self.spec()) {
+                    stored.restore(value);
+                }
+            }
+            Kind::Certificate => {
+                if let Ok(stored) = serde_json::from_slice::<CertificateSpec>(self.spec()) {
+                    stored.restore(value);
+                }
+            }
+            Kind::Listener | Kind::Route | Kind::Upstream | Kind::Plugin => {}
         }
+    }
+}
+
+fn redacted<S: Spec>(spec: &[u8], redact: fn(&mut S)) -> Value {
+    // What it was parsed from can be read again; else nothing is told.
+    let Ok(mut spec) = serde_json::from_slice::<S>(spec) else { return Value::Null };
+    redact(&mut spec);
+    serde_json::to_value(spec).unwrap_or(Value::Null)
+}
+
+/// Without the bytes, which hold what is secret.
+impl fmt::Debug for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Resource");
+        out.field("key", &self.key).field("version", &self.version()).field("fleets", &self.fleets);
+        out.field("body", &self.body).finish()
     }
 }
 
@@ -373,3 +417,4 @@ spec!(RouteSpec);
 spec!(UpstreamSpec);
 spec!(PluginSpec);
 spec!(ConsumerSpec, ConsumerSpec::canonical);
+spec!(CertificateSpec);

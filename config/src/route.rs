@@ -850,7 +850,7 @@ fn parse_host(host: &str) -> Result<HostMatch, String> {
 }
 
 /// A name of labels, an IPv4 address, or an IPv6 address in brackets.
-fn is_host_name(host: &str) -> bool {
+pub(crate) fn is_host_name(host: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63

@@ -18,15 +18,11 @@ pub fn check_structure(schema: &Schema, value: &mut Value, kind: &str) -> Vec<Fi
 }
 
 /// Fields of the design that this version refuses by name, so that nobody takes them for working.
-const NOT_SUPPORTED_YET: &[(&str, &[&str])] = &[
-    ("listener", &["tls"]),
-    ("upstream", &["tls"]),
-    ("consumer", &["credentials.basic_auth", "credentials.jwt", "credentials.hmac_auth"]),
-];
+const NOT_SUPPORTED_YET: &[(&str, &[&str])] =
+    &[("consumer", &["credentials.basic_auth", "credentials.jwt", "credentials.hmac_auth"])];
 
 /// Values of the design that this version refuses by name.
-const VALUES_NOT_SUPPORTED_YET: &[(&str, &str, &[&str])] =
-    &[("listener", "protocol", &["https"]), ("upstream", "protocol", &["auto"])];
+const VALUES_NOT_SUPPORTED_YET: &[(&str, &str, &[&str])] = &[("upstream", "protocol", &["auto"])];
 
 struct Check<'a> {
     root: &'a Value,

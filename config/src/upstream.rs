@@ -2,13 +2,16 @@ use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use rustls::pki_types::{CertificateDer, ServerName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::balancing::{HashOn, LoadBalancing, LoadBalancingSpec};
 use crate::breaker::{CircuitBreaker, CircuitBreakerSpec};
+use crate::certificate::parse_authorities;
 use crate::error::{Errors, FieldError};
-use crate::health::{HealthCheck, HealthCheckSpec};
+use crate::health::{HealthCheck, HealthCheckSpec, Probe};
+use crate::key::Name;
 use crate::route::is_port;
 use crate::values::HumanDuration;
 
@@ -47,6 +50,28 @@ pub struct UpstreamSpec {
     /// How long an idle connection is kept for reuse; default 60s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<HumanDuration>,
+    /// How TLS is spoken to the targets; absent: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<UpstreamTlsSpec>,
+}
+
+/// How TLS is spoken to targets, as people write it. `{}` is good for targets with certificates that the proxy's host
+/// trusts.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTlsSpec {
+    /// The name that is asked for, and that the target's certificate must have; absent: the host of its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sni: Option<String>,
+    /// Who may have issued the targets' certificates, in PEM; absent: whom the proxy's host trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// The name of the certificate that is shown to targets that ask for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+    /// Whether the targets' certificates are checked; default true. Without it anybody in between can read along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<bool>,
 }
 
 /// What an upstream's targets speak.
@@ -95,6 +120,21 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
+    /// How TLS is spoken to the targets; `None`: it is not.
+    pub tls: Option<UpstreamTls>,
+}
+
+/// How TLS is spoken to targets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct UpstreamTls {
+    /// The name that their certificates must have; `None`: the host of each target.
+    pub sni: Option<Box<str>>,
+    /// Who may have issued them; `None`: whom the proxy's host trusts.
+    pub ca: Option<Box<[CertificateDer<'static>]>>,
+    /// What is shown to them.
+    pub certificate: Option<Name>,
+    /// Whether their certificates are checked.
+    pub verify: bool,
 }
 
 /// One target.
@@ -163,6 +203,11 @@ impl UpstreamSpec {
         let (hash_on, slow_start) = self.load_balancing.parse(&mut errors);
         let health_check =
             self.health_check.as_ref().map_or_else(HealthCheck::default, |spec| spec.parse(&mut errors));
+        let tls = self.tls.as_ref().map(|spec| spec.parse(&mut errors));
+        // Checks are made in the clear, which such targets do not understand.
+        if tls.is_some() && health_check.active.as_ref().is_some_and(|active| active.probe != Probe::Tcp) {
+            errors.push("health_check.active.type", "must be tcp where targets speak TLS");
+        }
         let mut timeout = |field: &str, value: Option<HumanDuration>, default: Duration| {
             let value = value.map_or(default, |value| value.0);
             if value < Duration::from_millis(1) || value > Duration::from_secs(3600) {
@@ -172,6 +217,7 @@ impl UpstreamSpec {
         };
         let upstream = Upstream {
             protocol: self.protocol,
+            tls,
             targets: targets.into(),
             load_balancing: self.load_balancing.policy,
             circuit_breaker: circuit_breaker.unwrap_or_default(),
@@ -182,6 +228,26 @@ impl UpstreamSpec {
             idle_timeout: timeout("idle_timeout", self.idle_timeout, Duration::from_secs(60)),
         };
         errors.finish(Some(upstream))
+    }
+}
+
+impl UpstreamTlsSpec {
+    fn parse(&self, errors: &mut Errors) -> UpstreamTls {
+        let verify = self.verify.unwrap_or(true);
+        if let Some(sni) = self.sni.as_ref().filter(|sni| ServerName::try_from(sni.as_str()).is_err()) {
+            errors.push("tls.sni", format_args!("{sni:?} is not a host name"));
+        }
+        let ca = self
+            .ca
+            .as_deref()
+            .and_then(|pem| parse_authorities(pem).map_err(|message| errors.push("tls.ca", message)).ok());
+        if !verify && self.ca.is_some() {
+            errors.push("tls.ca", "is not used where verify is false");
+        }
+        let certificate = self.certificate.as_ref().and_then(|name| {
+            name.parse().map_err(|message: String| errors.push("tls.certificate", message)).ok()
+        });
+        UpstreamTls { sni: self.sni.as_deref().map(Into::into), ca, certificate, verify }
     }
 }
 

@@ -34,11 +34,10 @@ pub fn decode(name: &str, bytes: Bytes) -> Result<Payload, String> {
         Some(WireKind::Upstream(spec)) => (Kind::Upstream, spec),
         Some(WireKind::Plugin(spec)) => (Kind::Plugin, spec),
         Some(WireKind::Consumer(spec)) => (Kind::Consumer, spec),
+        Some(WireKind::Certificate(spec)) => (Kind::Certificate, spec),
         Some(WireKind::Revision(revision)) if name == MARKER_NAME => return Ok(Payload::Marker(revision)),
         Some(WireKind::Revision(_)) => return Err(format!("{name} is a commit marker under another name")),
-        Some(WireKind::Certificate(_)) | None => {
-            return Err(format!("{name} is of a kind that this version does not know"));
-        }
+        None => return Err(format!("{name} is of a kind that this version does not know")),
     };
     let key: ResourceKey = name.parse()?;
     if key.kind == kind {
@@ -86,6 +85,7 @@ pub(crate) fn encode_spec(kind: Kind, json: &[u8]) -> Bytes {
         Kind::Upstream => 3,
         Kind::Plugin => 4,
         Kind::Consumer => 5,
+        Kind::Certificate => 6,
     };
     let len = json.len() as u64;
     let mut bytes = BytesMut::with_capacity(key_len(tag) + encoded_len_varint(len) + json.len());

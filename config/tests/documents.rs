@@ -91,14 +91,12 @@ fn what_is_no_document_is_refused_with_its_place() {
         ("kind: 5\n", "kind: must be a string"),
         (
             "kind: rout\n",
-            "kind: unknown kind \"rout\"; known are listener, route, upstream, plugin, consumer",
+            "kind: unknown kind \"rout\"; known are listener, route, upstream, plugin, consumer, certificate",
         ),
-        ("kind: certificate\n", "kind: certificate is not supported by this version"),
-        ("certificates: []\n", "certificates: is not supported by this version"),
         ("routes: {a: b}\n", "routes: must be a list"),
         (
             "name: a\n",
-            "name: unknown field; known are kind (of a single resource), listeners, routes, upstreams, plugins, consumers",
+            "name: unknown field; known are kind (of a single resource), listeners, routes, upstreams, plugins, consumers, certificates",
         ),
     ] {
         refused(text, &[error]);
@@ -110,9 +108,9 @@ fn all_errors_of_a_document_come_at_once() {
     refused(
         "routes: 5\nfoo: []\n---\nkind: x\n---\n- kind: route\n  name: a\n- 7\n---\nkind: route\nname: a\n",
         &[
-            "document[0].foo: unknown field; known are kind (of a single resource), listeners, routes, upstreams, plugins, consumers",
+            "document[0].foo: unknown field; known are kind (of a single resource), listeners, routes, upstreams, plugins, consumers, certificates",
             "document[0].routes: must be a list",
-            "document[1].kind: unknown kind \"x\"; known are listener, route, upstream, plugin, consumer",
+            "document[1].kind: unknown kind \"x\"; known are listener, route, upstream, plugin, consumer, certificate",
             "document[2][1]: must be an object with a kind, or with a list for each kind",
             "document[3].name: route \"a\" is in the document twice, first at document[2][0]",
         ],

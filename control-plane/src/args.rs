@@ -34,6 +34,15 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_PROXY_TOKEN", hide_env_values = true)]
     pub proxy_token: Option<String>,
 
+    /// The key that secrets are encrypted with in the database: 64 hexadecimal digits; absent, with SQLite: made, in a
+    /// file beside the database
+    #[arg(long, env = "SIGNALBOX_SECRETS_KEY", hide_env_values = true, conflicts_with = "secrets_key_file")]
+    pub secrets_key: Option<String>,
+
+    /// A file with that key
+    #[arg(long, env = "SIGNALBOX_SECRETS_KEY_FILE")]
+    pub secrets_key_file: Option<PathBuf>,
+
     /// PEM file with the certificate chain of the admin address
     #[arg(long, env = "SIGNALBOX_ADMIN_TLS_CERT", requires = "admin_tls_key")]
     pub admin_tls_cert: Option<PathBuf>,

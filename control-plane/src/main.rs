@@ -17,7 +17,7 @@ use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rest::{self, Services};
 use signalbox_control_plane::serve::{self, Site};
-use signalbox_control_plane::store::{self, Role, Store, StoreError};
+use signalbox_control_plane::store::{self, KeySource, Role, Store, StoreError};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Refused, Writer};
 use signalbox_control_plane::xds::{Xds, XdsTls};
 use tokio::net::TcpListener;
@@ -116,6 +116,7 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
     part(tasks, serve::serve(admin, tls, site.clone(), shutdown.clone()));
 
     let store = open(&args.database_url).await?;
+    let store = store::seal(store, key_source(&args)?).await.context("the database cannot be used")?;
     if args.new_epoch {
         let head = store.new_epoch().await.context("a new epoch could not be started")?;
         tracing::warn!(epoch = %head.epoch, revision = head.number, "a new epoch was started");
@@ -182,6 +183,18 @@ async fn open(url: &str) -> Result<Arc<dyn Store>> {
             Err(error) => bail!(anyhow::Error::new(error).context("the database cannot be opened")),
         }
     }
+}
+
+/// Where the key for secrets is.
+fn key_source(args: &Args) -> Result<KeySource> {
+    if let Some(key) = &args.secrets_key {
+        return Ok(KeySource::Given(key.clone()));
+    }
+    if let Some(path) = &args.secrets_key_file {
+        let read = std::fs::read_to_string(path);
+        return Ok(KeySource::Given(read.with_context(|| format!("{} cannot be read", path.display()))?));
+    }
+    Ok(store::key_beside(&args.database_url).map_or(KeySource::None, KeySource::Made))
 }
 
 /// Makes what was configured stand; where nothing was, and nothing is stored, makes tokens and prints them this once.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use signalbox_config::document::Entry;
 use signalbox_config::{
-    Change, Errors, FieldError, Kind, Name, Problem, Relations, Resource, ResourceKey, RevisionId,
+    Body, Change, Errors, FieldError, Kind, Name, Problem, Relations, Resource, ResourceKey, RevisionId,
 };
 use signalbox_plugins::Catalog;
 
@@ -217,7 +217,14 @@ async fn write(
     for _ in 0..ATTEMPTS {
         let current = turn.current();
         let size = operation.size(&current);
-        let plan = compute(size, || operation.plan(&current).and_then(|plan| plan.check(&current)));
+        let plan = compute(size, || {
+            let plan = operation.plan(&current)?;
+            // A rollback brings back what was, even if it is good for less than it was.
+            if !matches!(operation, Operation::Restore(_)) {
+                plan.refuse_expired(jiff::Timestamp::now())?;
+            }
+            plan.check(&current)
+        });
         let (changes, relations) = match plan {
             Ok((changes, relations)) if mode == Mode::Store && !changes.is_empty() => (changes, relations),
             refused_or_nothing_to_do => {
@@ -261,7 +268,7 @@ impl Operation {
         let mut prepared = Vec::with_capacity(entries.len());
         let mut paths: HashMap<ResourceKey, String> = HashMap::with_capacity(entries.len());
         for Entry { kind, spec, path } in entries {
-            let kept = (kind == Kind::Consumer).then(|| spec.clone());
+            let kept = matches!(kind, Kind::Consumer | Kind::Certificate).then(|| spec.clone());
             match parse_restoring(kind, spec, current) {
                 Ok(resource) => {
                     // Names are compared before they are parsed too, but `name` may have been wrong there.
@@ -425,6 +432,23 @@ impl Plan {
         let keys: BTreeSet<&ResourceKey> =
             known.chain(current.unreadable.keys()).filter(|key| !kept.contains(*key)).collect();
         self.changes.extend(keys.into_iter().cloned().map(Change::Delete));
+    }
+
+    /// A proxy goes on with a certificate that has expired, but nobody should begin to.
+    fn refuse_expired(&self, now: jiff::Timestamp) -> Result<(), Refused> {
+        let mut errors = Vec::new();
+        for change in &self.changes {
+            if let Change::Put(resource) = change
+                && let Body::Certificate(certificate) = resource.body()
+                && certificate.facts.not_after < now.as_second()
+            {
+                let expired = jiff::Timestamp::from_second(certificate.facts.not_after);
+                let when = expired.map_or_else(|_| "long ago".to_owned(), |at| format!("on {at}"));
+                let error = FieldError::new("certificate", format!("expired {when}"));
+                errors.push(self.locate(resource.key(), &error));
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Refused::Invalid(errors)) }
     }
 
     /// The changes and the relations after them, or why the set would not be closed.

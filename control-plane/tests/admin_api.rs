@@ -16,7 +16,7 @@ use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rest::{self, Services};
 use signalbox_control_plane::serve::{self, Site};
-use signalbox_control_plane::store::{self, NewChange, NewRevision, Role, Store};
+use signalbox_control_plane::store::{self, KeySource, NewChange, NewRevision, Role, Store};
 use signalbox_control_plane::xds::Xds;
 use signalbox_tests::control_plane::send;
 use signalbox_tests::{Api, ApiAnswer, eventually};
@@ -51,7 +51,9 @@ impl Admin {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("signalbox.db");
-        let store = store::open(&format!("sqlite://{}", database.display())).await.unwrap();
+        let url = format!("sqlite://{}", database.display());
+        let store = store::open(&url).await.unwrap();
+        let store = store::seal(store, KeySource::Made(store::key_beside(&url).unwrap())).await.unwrap();
         Self::start_on(store, database, Arc::new(dir)).await
     }
 
@@ -637,6 +639,94 @@ async fn secrets_do_not_come_back_and_stay_when_they_are_not_written() {
         admin.put("/consumers/bob", json!({"credentials": [{"key_auth": {"key": "open-sesame"}}]})).await;
     expect(&same_key, 409);
     assert!(same_key.message("credentials[0].key_auth.key").contains("consumer/alice"), "{same_key}");
+}
+
+/// A certificate for `name`, which is good until a time given in years from 1970, and its key.
+fn certificate(name: &str, until: i32) -> Value {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(until, 1, 1);
+    let made = params.self_signed(&key).unwrap();
+    json!({"certificate": made.pem(), "private_key": key.serialize_pem()})
+}
+
+#[tokio::test]
+async fn a_certificates_key_is_kept_and_told_to_nobody() {
+    let admin = Admin::start().await;
+    let first = certificate("a.example", 4000);
+    let key = first["private_key"].as_str().unwrap().lines().nth(1).unwrap().to_owned();
+    let created = admin.put("/certificates/c", first.clone()).await;
+    expect(&created, 201);
+    assert_eq!(created.body["meta"]["certificate"]["names"], json!(["a.example"]));
+    assert_eq!(created.body["meta"]["certificate"]["not_after"], json!(64_060_588_800_i64));
+    let one = created.revision().unwrap();
+
+    // Another certificate with its key, and back again.
+    expect(&admin.put("/certificates/c", certificate("a.example", 4000)).await, 200);
+    for path in [
+        "/certificates/c",
+        "/certificates",
+        "/revisions/1",
+        "/revisions/2",
+        "/export",
+        "/revisions/1/diff",
+        "/revisions/2/diff",
+        "/export?revision=1",
+        "/audit",
+    ] {
+        let text = admin.get(path).await.body.to_string();
+        assert!(path == "/audit" || text.contains("<redacted>"), "{path}: {text}");
+        assert!(!text.contains("PRIVATE KEY") && !text.contains(&key), "{path}: {text}");
+    }
+    expect(&admin.post(&format!("/revisions/{one}/rollback"), json!({})).await, 200);
+    let read = admin.get("/certificates/c").await.body;
+    assert_eq!(read["meta"]["version"], created.body["meta"]["version"], "the key is the first again");
+    let mut again = read.clone();
+    again["description"] = json!("renewed by hand");
+    expect(&admin.put("/certificates/c", again).await, 200);
+    let exported = admin.get("/export?format=json").await.body;
+    let unchanged = admin.post("/apply?prune=true", exported).await;
+    assert_eq!((unchanged.status.as_u16(), &unchanged.body["revision"]), (200, &Value::Null), "{unchanged}");
+
+    let raw = std::fs::read(&admin.database).unwrap();
+    let wal = std::fs::read(admin.database.with_extension("db-wal")).unwrap_or_default();
+    let disk = [raw, wal].concat();
+    assert!(!disk.windows(key.len()).any(|window| window == key.as_bytes()));
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_serve_is_refused_with_the_reason() {
+    let admin = Admin::start().await;
+    let expired = admin.put("/certificates/c", certificate("a.example", 2020)).await;
+    expect(&expired, 422);
+    assert_eq!(expired.message("certificate"), "expired on 2020-01-01T00:00:00Z");
+    let document = json!({"certificates": [{"name": "c"}]});
+    expect(&admin.post("/apply", document).await, 422);
+
+    expect(&admin.put("/certificates/c", certificate("a.example", 4000)).await, 201);
+    let taken = admin.put("/certificates/d", certificate("a.example", 4000)).await;
+    expect(&taken, 409);
+    assert!(taken.message("snis").contains("certificate/c"), "{taken}");
+    let listener =
+        json!({"address": "127.0.0.1:8443", "protocol": "https", "tls": {"default_certificate": "x"}});
+    let dangling = admin.put("/listeners/https", listener).await;
+    expect(&dangling, 422);
+    assert_eq!(dangling.fields(), ["tls.default_certificate"]);
+    let upstream = json!({"targets": [], "tls": {"certificate": "c"}});
+    expect(&admin.put("/upstreams/u", upstream).await, 201);
+    expect(&admin.call(Method::DELETE, "/certificates/c", None).await, 409);
+}
+
+#[tokio::test]
+async fn without_a_key_a_secret_is_refused_and_the_flag_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("signalbox.db");
+    let store = store::open(&format!("sqlite://{}", database.display())).await.unwrap();
+    let store = store::seal(store, KeySource::None).await.unwrap();
+    let admin = Admin::start_on(store, database, Arc::new(dir)).await;
+    let refused = admin.put("/certificates/c", certificate("a.example", 4000)).await;
+    expect(&refused, 422);
+    assert!(refused.to_string().contains("--secrets-key-file"), "{refused}");
 }
 
 #[tokio::test]

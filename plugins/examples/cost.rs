@@ -67,6 +67,7 @@ fn measure(what: &str, chain: &[Arc<dyn Plugin>], consumers: &Consumers, count: 
                 head,
                 route: &route,
                 client: IpAddr::from([192, 0, 2, 1]),
+                certificate: None,
                 now: Duration::from_micros((round * REQUESTS + number) as u64 * 200),
                 consumers,
                 exchange: &mut exchange,

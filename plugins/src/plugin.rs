@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request, response};
 use serde::Serialize;
-use signalbox_config::Name;
+use signalbox_config::{ClientCertificate, Name};
 use smallvec::SmallVec;
 
 use crate::consumers::{Consumers, Identity};
@@ -128,6 +128,8 @@ pub struct PluginRequest<'r> {
     pub route: &'r Name,
     /// The client's address, as far as it can be trusted.
     pub client: IpAddr,
+    /// What the client proved to be with a certificate of its own; `None`: it showed none.
+    pub certificate: Option<&'r ClientCertificate>,
     /// Monotonic time since some moment before the process served requests: it never jumps.
     pub now: Duration,
     /// All consumers of this request's revision.

@@ -60,6 +60,7 @@ impl Client {
             head: &mut self.head,
             route: &self.route,
             client: self.address,
+            certificate: None,
             now: self.now,
             consumers: &self.consumers,
             exchange: &mut self.exchange,

@@ -70,6 +70,7 @@ fn allocations(chain: &[Arc<dyn Plugin>], uri: &str, headers: &[(&'static str, &
             head: &mut head,
             route: &route,
             client: IpAddr::from([192, 0, 2, 1]),
+            certificate: None,
             now: Duration::from_millis(number),
             consumers: &consumers,
             exchange: &mut exchange,

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use signalbox_config::{ConsumerSpec, ListenerSpec, PluginSpec, RouteSpec, UpstreamSpec};
+use signalbox_config::{CertificateSpec, ConsumerSpec, ListenerSpec, PluginSpec, RouteSpec, UpstreamSpec};
 use signalbox_plugins::{PluginType, TYPES};
 
 #[test]
@@ -52,6 +52,7 @@ fn with_fields(page: &str) -> String {
         ("upstream", schemars::schema_for!(UpstreamSpec)),
         ("plugin", schemars::schema_for!(PluginSpec)),
         ("consumer", schemars::schema_for!(ConsumerSpec)),
+        ("certificate", schemars::schema_for!(CertificateSpec)),
     ] {
         let (start, end) = (format!("<!-- fields: {kind} -->\n"), "<!-- end -->\n");
         let (before, rest) = page.split_once(&start).unwrap();

@@ -9,6 +9,7 @@ use signalbox_config::{Action, Body, Edge, Limits, Name, Resource, RevisionId, R
 use signalbox_plugins::{Consumers, Plugin};
 
 use crate::telemetry::{Cells, Histograms};
+use crate::tls::ListenerTls;
 use crate::upstream::Upstream;
 
 /// A persistent map: a clone is cheap, a change costs itself.
@@ -71,6 +72,8 @@ pub struct ActiveListener {
     pub label: u16,
     pub limits: Limits,
     pub edge: Edge,
+    /// `None`: it speaks in the clear.
+    pub tls: Option<Arc<ListenerTls>>,
 }
 
 /// Plugins in the order in which they run.

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use imbl::{OrdSet, Vector};
 use signalbox_config::{
     Action, Body, Change, Consumer, Kind, Name, Resource, ResourceKey, RevisionId, RouteIndex, Secret,
-    Snapshot, sha256,
+    Snapshot, UpstreamProtocol, sha256,
 };
 use signalbox_plugins::{Consumers, Context, PluginType, States, TYPES};
 
 use crate::active::{Active, Chain, CompiledRoute, Map, PluginStats, RouteStats, Step, TypeSet};
 use crate::source::{Candidate, Rejected};
 use crate::telemetry::{Cells, Histograms};
+use crate::tls::{self, Certificates, ListenerTls, UpstreamTls};
 use crate::upstream::{Checking, Resolver, Upstream};
 
 /// A revision, compiled, with what it takes to compile the next one. A clone is cheap.
@@ -34,6 +35,11 @@ pub struct Compiled {
     /// The list of a slot, and how many routes use it.
     chain_uses: Map<u32, (Arc<[Name]>, u32)>,
     route_stats: Map<Name, Arc<RouteStats>>,
+    certificates: Certificates,
+    /// The upstreams that show a certificate.
+    certificate_upstreams: OrdSet<(Name, Name)>,
+    /// Of the listeners that speak TLS.
+    listener_tls: Map<Name, Arc<ListenerTls>>,
 }
 
 /// What compiling needs besides the configuration.
@@ -84,6 +90,9 @@ impl Compiled {
             chains: Slots::default(),
             chain_uses: Map::default(),
             route_stats: Map::default(),
+            certificates: Certificates::default(),
+            certificate_upstreams: OrdSet::new(),
+            listener_tls: Map::default(),
         };
         // The chain of routes without plugins stays for good.
         compiled.chains.take(&Arc::from([]));
@@ -106,13 +115,20 @@ impl Compiled {
                 Kind::Consumer => 2,
                 Kind::Route => 3,
                 Kind::Listener => 4,
+                Kind::Certificate => 5,
             };
             changes[order].push(change);
             let count = &mut next.counts[change.key().kind as usize];
             *count += u64::from(matches!(change, Change::Put(_)));
             *count -= u64::from(self.snapshot.find(change.key()).is_some());
         }
-        let [plugins, upstreams, consumers, routes, _] = changes;
+        let [plugins, mut upstreams, consumers, routes, listeners, certificates] = changes;
+        next.change_certificates(&certificates, &self.snapshot, &mut rejected);
+        if !(certificates.is_empty() && listeners.is_empty()) {
+            next.rebuild_listener_tls(!certificates.is_empty(), &mut rejected);
+        }
+        let with_other_certificate = next.upstreams_that_show(&certificates, &upstreams);
+        upstreams.extend(&with_other_certificate);
         let mut affected = Affected::default();
         for change in plugins {
             next.change_plugin(change, services, &mut affected, &mut rejected);
@@ -122,7 +138,7 @@ impl Compiled {
         let (added, deleted): (Vec<_>, Vec<_>) =
             upstreams.into_iter().partition(|change| matches!(change, Change::Put(_)));
         for change in added {
-            next.change_upstream(change, services);
+            next.change_upstream(change, &self.snapshot, services, &mut rejected);
         }
         for change in consumers {
             next.change_consumer(change, &self.snapshot, &mut affected, &mut rejected);
@@ -131,10 +147,15 @@ impl Compiled {
             next.change_route(change, &self.snapshot, services, &mut affected, &mut rejected);
         }
         for change in deleted {
-            next.change_upstream(change, services);
+            next.change_upstream(change, &self.snapshot, services, &mut rejected);
         }
         next.rebuild_chains(&affected, &mut rejected);
         if rejected.is_empty() { Ok(next) } else { Err(rejected) }
+    }
+
+    /// How a listener speaks TLS; `None`: it does not.
+    pub fn listener_tls(&self, name: &Name) -> Option<&Arc<ListenerTls>> {
+        self.listener_tls.get(name)
     }
 
     /// What is counted of routes that saw requests or could.
@@ -173,14 +194,131 @@ impl Compiled {
         }
     }
 
-    fn change_upstream(&mut self, change: &Change, services: &Services) {
+    fn change_certificates(&mut self, changes: &[&Change], before: &Snapshot, rejected: &mut Vec<Rejected>) {
+        // A name may go from one to another.
+        for change in changes {
+            if let Some(Body::Certificate(certificate)) = before.find(change.key()).map(|it| it.body()) {
+                self.certificates.remove(&change.key().name, &certificate.snis);
+            }
+        }
+        for change in changes {
+            let Change::Put(resource) = change else { continue };
+            let Body::Certificate(certificate) = resource.body() else { continue };
+            let key = resource.key();
+            match tls::certified(certificate) {
+                Ok(certified) => self.certificates.insert(&key.name, &certificate.snis, &certified),
+                Err(message) => rejected.push(Rejected {
+                    key: Some(key.clone()),
+                    field: "private_key".to_owned(),
+                    message,
+                }),
+            }
+        }
+    }
+
+    /// `all`: a certificate changed. Else only listeners did.
+    fn rebuild_listener_tls(&mut self, all: bool, rejected: &mut Vec<Rejected>) {
+        let mut rebuilt = Map::default();
+        for resource in self.snapshot.of_kind(Kind::Listener, None) {
+            let Body::Listener(listener) = resource.body() else { continue };
+            let Some(spec) = &listener.tls else { continue };
+            let key = resource.key();
+            if let Some(missing_name) =
+                spec.default_certificate.as_ref().filter(|name| self.certificates.named(name).is_none())
+            {
+                rejected.push(missing(key, "tls.default_certificate", Kind::Certificate, missing_name));
+                continue;
+            }
+            let before = self.listener_tls.get(&key.name);
+            let tls = match before.filter(|before| !all && before.is_of(spec)) {
+                Some(same) => Ok(Arc::clone(same)),
+                None => ListenerTls::new(spec, &self.certificates, before.map(Arc::as_ref)).map(Arc::new),
+            };
+            match tls {
+                Ok(tls) => {
+                    rebuilt.insert(key.name.clone(), tls);
+                }
+                Err(message) => {
+                    rejected.push(Rejected { key: Some(key.clone()), field: "tls".to_owned(), message });
+                }
+            }
+        }
+        self.listener_tls = rebuilt;
+    }
+
+    /// The upstreams that show one of the changed certificates, but do not change themselves.
+    fn upstreams_that_show(&self, certificates: &[&Change], changed: &[&Change]) -> Vec<Change> {
+        let lowest: Name = "0".parse().expect("a digit is a name, and none sorts before it");
+        let mut found = Vec::new();
+        for certificate in certificates {
+            let name = &certificate.key().name;
+            let upstreams = self
+                .certificate_upstreams
+                .range((name.clone(), lowest.clone())..)
+                .take_while(|(certificate, _)| certificate == name)
+                .map(|(_, upstream)| ResourceKey::new(Kind::Upstream, upstream.clone()))
+                .filter(|key| changed.iter().all(|change| change.key() != key));
+            found.extend(upstreams.filter_map(|key| self.snapshot.find(&key).cloned()).map(Change::Put));
+        }
+        found
+    }
+
+    /// How the targets of an upstream are spoken to through TLS, if they are.
+    fn upstream_tls(
+        &self,
+        spec: &signalbox_config::Upstream,
+        before: Option<&UpstreamTls>,
+    ) -> Result<Option<Arc<UpstreamTls>>, (&'static str, String)> {
+        let Some(tls) = &spec.tls else { return Ok(None) };
+        let certificate = match &tls.certificate {
+            None => None,
+            Some(name) => {
+                let key = ResourceKey::new(Kind::Certificate, name.clone());
+                let found = self.certificates.named(name).zip(self.snapshot.find(&key));
+                let (certified, resource) = found
+                    .ok_or_else(|| ("tls.certificate", format!("certificate {name:?} does not exist")))?;
+                Some((certified, resource.version()))
+            }
+        };
+        let certificate = certificate.as_ref().map(|(certified, version)| (*certified, version.as_str()));
+        let protocols: &[&[u8]] = match spec.protocol {
+            UpstreamProtocol::Http1 => &[b"http/1.1"],
+            UpstreamProtocol::Http2 => &[b"h2"],
+        };
+        let made = UpstreamTls::new(tls, certificate, protocols, &spec.targets, before);
+        made.map(|made| Some(Arc::new(made))).map_err(|message| ("tls", message))
+    }
+
+    fn change_upstream(
+        &mut self,
+        change: &Change,
+        before: &Snapshot,
+        services: &Services,
+        rejected: &mut Vec<Rejected>,
+    ) {
+        let name = &change.key().name;
+        if let Some(Body::Upstream(old)) = before.find(change.key()).map(|resource| resource.body())
+            && let Some(certificate) = old.tls.as_ref().and_then(|tls| tls.certificate.as_ref())
+        {
+            self.certificate_upstreams.remove(&(certificate.clone(), name.clone()));
+        }
         match change {
             Change::Put(resource) => {
                 let Body::Upstream(spec) = resource.body() else { return };
-                let name = &resource.key().name;
                 let slot = self.upstreams.take(name) as usize;
                 let before = self.active.upstreams.get(slot).and_then(Option::as_ref);
-                let upstream = Arc::new(Upstream::new(name, spec, before.map(Arc::as_ref), services));
+                let tls = match self.upstream_tls(spec, before.and_then(|before| before.tls.as_deref())) {
+                    Ok(tls) => tls,
+                    Err((field, message)) => {
+                        let key = Some(resource.key().clone());
+                        rejected.push(Rejected { key, field: field.to_owned(), message });
+                        None
+                    }
+                };
+                let upstream = Arc::new(Upstream::new(name, spec, tls, before.map(Arc::as_ref), services));
+                if let Some(certificate) = spec.tls.as_ref().and_then(|tls| tls.certificate.as_ref()) {
+                    self.certificate_upstreams.insert((certificate.clone(), name.clone()));
+                }
                 if slot < self.active.upstreams.len() {
                     self.active.upstreams.set(slot, Some(upstream));
                 } else {
@@ -739,8 +877,8 @@ routes: [{{name: r, plugins: [own], respond: {{body: x}}}}]"
         let mut steps = Steps::start();
         steps.next(&with_upstreams("10.0.0.1:80", "10.0.0.2:80")).unwrap();
         steps.next(&with_upstreams("10.0.0.3:80", "10.0.0.2:80")).unwrap();
-        assert_eq!(steps.compiled.counts, [0, 2, 2, 0, 0]);
+        assert_eq!(steps.compiled.counts, [0, 2, 2, 0, 0, 0]);
         steps.next("routes: []").unwrap();
-        assert_eq!(steps.compiled.counts, [0; 5]);
+        assert_eq!(steps.compiled.counts, [0; 6]);
     }
 }

@@ -18,5 +18,6 @@ pub mod source;
 pub mod stream;
 pub mod takeover;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod worker;

@@ -20,6 +20,7 @@ use crate::listener;
 use crate::source::{Candidate, DataPlane, Rejected, Traffic};
 use crate::takeover::Handed;
 use crate::telemetry::{Cells, Histogram, Totals, WorkerStats, access_log};
+use crate::tls::ListenerTls;
 use crate::upstream::{Checking, Resolver};
 use crate::worker::{self, Command, Shared};
 
@@ -251,14 +252,15 @@ impl Proxy {
     }
 
     /// The listeners of `snapshot` at their addresses.
-    fn wanted(&self, snapshot: &Snapshot) -> Vec<(Name, SocketAddr, Listener)> {
+    fn wanted(&self, snapshot: &Snapshot, compiled: &Compiled) -> Vec<Wanted> {
         snapshot
             .of_kind(Kind::Listener, None)
             .filter_map(|resource| {
                 let Body::Listener(listener) = resource.body() else { return None };
                 let name = resource.key().name.clone();
                 let address = self.overrides.get(name.as_str()).copied().unwrap_or(listener.address);
-                Some((name, address, listener.clone()))
+                let tls = compiled.listener_tls(&name).cloned();
+                Some((name, address, listener.clone(), tls))
             })
             .collect()
     }
@@ -273,7 +275,7 @@ impl DataPlane for Proxy {
         let plan = Plan::make(
             &control.sockets,
             &mut control.labels,
-            self.wanted(&candidate.snapshot),
+            self.wanted(&candidate.snapshot, &next),
             self.workers.len(),
             control.draining,
             &mut control.inherited,
@@ -342,6 +344,9 @@ impl DataPlane for Proxy {
     }
 }
 
+/// A listener of a revision: its name, its address, and what is spoken there.
+type Wanted = (Name, SocketAddr, Listener, Option<Arc<ListenerTls>>);
+
 /// How the sockets of a revision come from those of the one before.
 struct Plan {
     sockets: Vec<Option<BoundSocket>>,
@@ -355,7 +360,7 @@ impl Plan {
     fn make(
         sockets: &[Option<BoundSocket>],
         labels: &mut Vec<Name>,
-        wanted: Vec<(Name, SocketAddr, Listener)>,
+        wanted: Vec<Wanted>,
         workers: usize,
         draining: bool,
         inherited: &mut Vec<Handed>,
@@ -366,7 +371,7 @@ impl Plan {
         let mut kept = BTreeSet::new();
         let mut to_bind = Vec::new();
         let mut listeners: Vec<(usize, ActiveListener)> = Vec::new();
-        for (name, asked, listener) in wanted {
+        for (name, asked, listener, tls) in wanted {
             let known = sockets.iter().enumerate().find_map(|(index, socket)| {
                 let socket = socket.as_ref()?;
                 // Any free port is another one for each listener.
@@ -374,7 +379,8 @@ impl Plan {
                 (same && !kept.contains(&index)).then_some(index)
             });
             let label = label_of(labels, &name);
-            let settings = ActiveListener { name, label, limits: listener.limits, edge: listener.edge };
+            let Listener { limits, edge, .. } = listener;
+            let settings = ActiveListener { name, label, limits, edge, tls };
             match known {
                 Some(index) => {
                     kept.insert(index);

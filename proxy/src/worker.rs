@@ -65,6 +65,8 @@ pub struct Worker {
     draining: Cell<bool>,
     /// When idle connections were let go of for want of room.
     relieved: Cell<Option<Instant>>,
+    /// TLS handshakes under way.
+    pub handshakes: Cell<u32>,
 }
 
 /// A revision as long as requests of this worker use it. Counted by the worker alone, so that no two workers write to one
@@ -136,6 +138,7 @@ impl Worker {
             serving: RefCell::new(Rc::new(Serving(active))),
             draining: Cell::new(false),
             relieved: Cell::new(None),
+            handshakes: Cell::new(0),
             shared,
         }
     }

@@ -1,4 +1,8 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { call, connectedProxies, DEADLINE, launch, open, openLoggedIn, openWay, token, unique, url, write } from "./system.js";
 
@@ -80,6 +84,52 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     await page.getByText("Route für die Benutzer").first().waitFor();
     await page.locator(`[data-testid=convergence] [data-revision="${revision}"]`).getByText("live").waitFor();
     for (const id of proxies) await served(page, id, revision);
+  });
+
+  test("a certificate is made and renewed by hand, and its key is never shown", async (t) => {
+    const page = await openLoggedIn(t, browser, "/certificates");
+    const name = unique("cert");
+    const made = () => {
+      const directory = mkdtempSync(join(tmpdir(), "certificate-"));
+      const [key, certificate] = ["key.pem", "cert.pem"].map((file) => join(directory, file));
+      const curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "365"];
+      const names = ["-subj", `/CN=${name}`, "-addext", `subjectAltName=DNS:${name}.example`];
+      execFileSync("openssl", ["req", "-x509", ...curve, ...names, "-keyout", key, "-out", certificate], {
+        stdio: "ignore",
+      });
+      return { key: readFileSync(key, "utf8"), certificate: readFileSync(certificate, "utf8") };
+    };
+    const [first, second] = [made(), made()];
+    await page.getByRole("link", { name: "New certificate" }).first().click();
+    await field(page, "Name").fill(name);
+    await field(page, "Certificate").fill(first.certificate);
+    await field(page, "Private key").fill(second.key);
+    await page.getByRole("button", { name: "Create certificate" }).click();
+    await invalid(page, "Private key");
+    await page.getByText("is not the key of the certificate").first().waitFor();
+    await field(page, "Private key").fill(first.key);
+    await create(page, "certificate");
+
+    await page.reload();
+    await field(page, "Certificate").waitFor();
+    assert.equal(await field(page, "Private key").inputValue(), "<redacted>");
+    await field(page, "Description").fill("of this test");
+    const save = page.getByRole("button", { name: "Save" });
+    await save.click();
+    await until(async () => (await call("GET", `/certificates/${name}`)).json.description === "of this test");
+    await field(page, "Certificate").fill(second.certificate);
+    await field(page, "Private key").fill(second.key);
+    await save.click();
+    const stored = async () => (await call("GET", `/certificates/${name}`)).json;
+    await until(async () => (await stored()).certificate.trim() === second.certificate.trim());
+    assert.equal((await stored()).private_key, "<redacted>");
+
+    await navigate(page, "Certificates");
+    const row = page.getByRole("row").filter({ hasText: name });
+    await row.getByText(`${name}.example`).first().waitFor();
+    const lastDay = new Date((await stored()).meta.certificate.not_after * 1000).toISOString().slice(0, 10);
+    await row.getByText(lastDay).waitFor();
+    assert.ok(!(await page.content()).includes("PRIVATE KEY"));
   });
 
   test("what is wrong with a field stands at the field", async (t) => {
@@ -319,6 +369,15 @@ async function create(page, singular) {
     old,
   );
   return Number((await shown.textContent()).replace(/\D/g, ""));
+}
+
+/** Waits until a condition holds. */
+async function until(condition) {
+  const deadline = Date.now() + DEADLINE;
+  while (!(await condition())) {
+    assert.ok(Date.now() < deadline, "waited in vain");
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
 }
 
 async function invalid(page, label) {

@@ -39,6 +39,8 @@ pub struct ControlPlane {
 pub const ADMIN_TOKEN: &str = "admin-token-of-the-system-tests";
 /// What the proxies of the tests present.
 pub const PROXY_TOKEN: &str = "proxy-token-of-the-system-tests";
+/// What control planes encrypt secrets with.
+pub const SECRETS_KEY: &str = "5eedc0de5eedc0de5eedc0de5eedc0de5eedc0de5eedc0de5eedc0de5eedc0de";
 
 /// How long a control plane may take to be ready, in a debug build on a busy machine.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -84,6 +86,7 @@ impl ControlPlaneBuilder {
             format!("--xds-address=127.0.0.1:{xds_port}"),
             format!("--admin-token={ADMIN_TOKEN}"),
             format!("--proxy-token={PROXY_TOKEN}"),
+            format!("--secrets-key={SECRETS_KEY}"),
             "--log-format=text".to_owned(),
         ];
         arguments.extend(self.arguments);

@@ -280,6 +280,7 @@ const SPEC_SCHEMAS: Record<KindPlural, string> = {
   plugins: "PluginSpec",
   consumers: "ConsumerSpec",
   listeners: "ListenerSpec",
+  certificates: "CertificateSpec",
 };
 
 /** The JSON schema of a kind's specification, and the document in which its references lie. */

@@ -38,6 +38,44 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/certificates": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Certificates, by name */
+        get: operations["listCertificates"];
+        put?: never;
+        /** Create a certificate */
+        post: operations["createCertificate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/certificates/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** One certificate */
+        get: operations["getCertificate"];
+        /** Create or replace a certificate */
+        put: operations["putCertificate"];
+        post?: never;
+        /** Delete a certificate */
+        delete: operations["deleteCertificate"];
+        options?: never;
+        head?: never;
+        /** Change fields of a certificate: a JSON merge patch (RFC 7396) */
+        patch: operations["patchCertificate"];
+        trace?: never;
+    };
     "/consumers": {
         parameters: {
             query?: never;
@@ -651,6 +689,80 @@ export interface components {
             /** @description The redirect that `strict_slash` asks for, if the route wins. */
             slash?: components["schemas"]["Slash"] | null;
         };
+        /** @description A certificate as it is read: its specification without secrets, and its meta. */
+        Certificate: {
+            /** @description The certificate in PEM, and behind it those of the authorities that issued it, each issued by the next. */
+            certificate: string;
+            /** @description For people. */
+            description?: string | null;
+            /** @description Which fleets get it; absent: all. */
+            fleets?: string[] | null;
+            /** @description For people and selectors. */
+            labels?: {
+                [key: string]: string;
+            };
+            meta: components["schemas"]["Meta"];
+            /** @description Unique among certificates. */
+            name: string;
+            /** @description What its authority says of its revocation, stapled to handshakes: an OCSP response in PEM, or its DER in base64. */
+            ocsp_staple?: string | null;
+            /**
+             * @description Its private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or `{env: NAME}` or
+             *     `{file: PATH}` on the proxy's host, which is not checked before a proxy reads it. Never read back.
+             */
+            private_key: components["schemas"]["Secret"];
+            /**
+             * @description Server names for which it is chosen: `example.com`, `*.example.com`. The certificate must be good for them.
+             *     Absent: all of the certificate's own; empty: none, so that it serves only where it is named.
+             */
+            snis?: string[] | null;
+        };
+        /** @description What a certificate says of itself. */
+        CertificateFacts: {
+            /** @description Who issued it. */
+            issuer: string;
+            /** @description The host names it is good for. */
+            names: string[];
+            /**
+             * Format: int64
+             * @description Until when, seconds since 1970.
+             */
+            not_after: number;
+            /**
+             * Format: int64
+             * @description From when it is good, seconds since 1970.
+             */
+            not_before: number;
+            /** @description Whose it is: `CN=example.com, O=Example`. */
+            subject: string;
+        };
+        /** @description A certificate as people write it. */
+        CertificateSpec: {
+            /** @description The certificate in PEM, and behind it those of the authorities that issued it, each issued by the next. */
+            certificate: string;
+            /** @description For people. */
+            description?: string | null;
+            /** @description Which fleets get it; absent: all. */
+            fleets?: string[] | null;
+            /** @description For people and selectors. */
+            labels?: {
+                [key: string]: string;
+            };
+            /** @description Unique among certificates. */
+            name: string;
+            /** @description What its authority says of its revocation, stapled to handshakes: an OCSP response in PEM, or its DER in base64. */
+            ocsp_staple?: string | null;
+            /**
+             * @description Its private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or `{env: NAME}` or
+             *     `{file: PATH}` on the proxy's host, which is not checked before a proxy reads it. Never read back.
+             */
+            private_key: components["schemas"]["Secret"];
+            /**
+             * @description Server names for which it is chosen: `example.com`, `*.example.com`. The certificate must be good for them.
+             *     Absent: all of the certificate's own; empty: none, so that it serves only where it is named.
+             */
+            snis?: string[] | null;
+        };
         /** @description One plugin of a chain. */
         ChainStep: {
             /** @description How it comes to be in the chain. */
@@ -690,6 +802,18 @@ export interface components {
             error_rate?: components["schemas"]["ErrorRateSpec"] | null;
             /** @description How much may be under way at once, over all workers of a proxy. */
             limits?: components["schemas"]["UpstreamLimitsSpec"] | null;
+        };
+        /** @description Whether clients must show a certificate. */
+        ClientAuthMode: "none" | "optional" | "required";
+        /** @description What clients have to show, as people write it. */
+        ClientAuthSpec: {
+            /** @description Who may have issued their certificates, in PEM. */
+            ca?: string | null;
+            /**
+             * @description Whether they must.
+             * @default none
+             */
+            mode: components["schemas"]["ClientAuthMode"];
         };
         /** @description A consumer as it is read: its specification without secrets, and its meta. */
         Consumer: {
@@ -919,7 +1043,7 @@ export interface components {
             key: components["schemas"]["Secret"];
         };
         /** @description What a resource can be. */
-        Kind: "listener" | "route" | "upstream" | "plugin" | "consumer";
+        Kind: "listener" | "route" | "upstream" | "plugin" | "consumer" | "certificate";
         /** @description What a client of a listener may send, as people write it. */
         LimitsSpec: {
             /** @description Request body; absent: no limit, for bodies are streamed. Beyond: 413. */
@@ -964,7 +1088,7 @@ export interface components {
              */
             normalize_path?: boolean | null;
             /**
-             * @description What is spoken: HTTP/1.1, and HTTP/2 with prior knowledge.
+             * @description What is spoken.
              * @default http
              */
             protocol: components["schemas"]["ListenerProtocol"];
@@ -973,6 +1097,8 @@ export interface components {
              *     and 2); default `off`.
              */
             proxy_protocol?: components["schemas"]["ProxyProtocol"] | null;
+            /** @description How TLS is spoken, where the protocol is `https`. */
+            tls?: components["schemas"]["ListenerTlsSpec"] | null;
             /**
              * @description Addresses of proxies before this one, like `10.0.0.0/8`; at most 256. What they say of the client is believed: the
              *     client is the last address of `X-Forwarded-For` that is not among these, and `X-Forwarded-Proto`, `X-Forwarded-Host`
@@ -981,7 +1107,7 @@ export interface components {
             trusted_proxies?: string[];
         };
         /** @description What is spoken on a listener. */
-        ListenerProtocol: "http";
+        ListenerProtocol: "http" | "https";
         /** @description A listener as people write it. */
         ListenerSpec: {
             /** @description IP address and port: `0.0.0.0:8080`, `[::]:8080`. A proxy's `--listener NAME=ADDRESS` overrides it. */
@@ -1007,7 +1133,7 @@ export interface components {
              */
             normalize_path?: boolean | null;
             /**
-             * @description What is spoken: HTTP/1.1, and HTTP/2 with prior knowledge.
+             * @description What is spoken.
              * @default http
              */
             protocol: components["schemas"]["ListenerProtocol"];
@@ -1016,12 +1142,29 @@ export interface components {
              *     and 2); default `off`.
              */
             proxy_protocol?: components["schemas"]["ProxyProtocol"] | null;
+            /** @description How TLS is spoken, where the protocol is `https`. */
+            tls?: components["schemas"]["ListenerTlsSpec"] | null;
             /**
              * @description Addresses of proxies before this one, like `10.0.0.0/8`; at most 256. What they say of the client is believed: the
              *     client is the last address of `X-Forwarded-For` that is not among these, and `X-Forwarded-Proto`, `X-Forwarded-Host`
              *     and `X-Request-Id` are kept. What others say is replaced.
              */
             trusted_proxies?: string[];
+        };
+        /** @description How TLS is spoken on a listener, as people write it. */
+        ListenerTlsSpec: {
+            /** @description Whether clients show a certificate of theirs; absent: they are not asked. */
+            client_auth?: components["schemas"]["ClientAuthSpec"] | null;
+            /**
+             * @description The name of the certificate for clients that ask for no name, or for one that no certificate has. Absent: they
+             *     are refused.
+             */
+            default_certificate?: string | null;
+            /**
+             * @description The lowest version of TLS that is spoken.
+             * @default 1.2
+             */
+            min_version: components["schemas"]["TlsVersion"];
         };
         /** @description How a target is picked. */
         LoadBalancing: "round_robin" | "least_request" | "random" | "peak_ewma" | "ring_hash" | "maglev";
@@ -1064,6 +1207,8 @@ export interface components {
         };
         /** @description What a resource has beside its specification. */
         Meta: {
+            /** @description Of a certificate: what it says of itself. */
+            certificate?: components["schemas"]["CertificateFacts"] | null;
             /** @description RFC 3339. */
             created_at: string;
             /**
@@ -1713,6 +1858,8 @@ export interface components {
             /** @description Where it is. Proxies of the same zone (`--label zone=NAME`) prefer it. */
             zone?: string | null;
         };
+        /** @description A version of TLS. */
+        TlsVersion: "1.2" | "1.3";
         /** @description A token. */
         Token: {
             /** @description RFC 3339. */
@@ -1769,6 +1916,8 @@ export interface components {
             protocol?: components["schemas"]["UpstreamProtocol"];
             /** @description Where requests go; an upstream without targets answers 503. */
             targets: components["schemas"]["TargetSpec"][];
+            /** @description How TLS is spoken to the targets; absent: it is not. */
+            tls?: components["schemas"]["UpstreamTlsSpec"] | null;
         };
         /** @description How much may be under way at once, over all workers of a proxy. What is beyond is answered with 503. */
         UpstreamLimitsSpec: {
@@ -1832,6 +1981,22 @@ export interface components {
             protocol?: components["schemas"]["UpstreamProtocol"];
             /** @description Where requests go; an upstream without targets answers 503. */
             targets: components["schemas"]["TargetSpec"][];
+            /** @description How TLS is spoken to the targets; absent: it is not. */
+            tls?: components["schemas"]["UpstreamTlsSpec"] | null;
+        };
+        /**
+         * @description How TLS is spoken to targets, as people write it. `{}` is good for targets with certificates that the proxy's host
+         *     trusts.
+         */
+        UpstreamTlsSpec: {
+            /** @description Who may have issued the targets' certificates, in PEM; absent: whom the proxy's host trusts. */
+            ca?: string | null;
+            /** @description The name of the certificate that is shown to targets that ask for one. */
+            certificate?: string | null;
+            /** @description The name that is asked for, and that the target's certificate must have; absent: the host of its address. */
+            sni?: string | null;
+            /** @description Whether the targets' certificates are checked; default true. Without it anybody in between can read along. */
+            verify?: boolean | null;
         };
         /** @description What a header or a query parameter must be. */
         ValueMatchSpec: {
@@ -1935,6 +2100,7 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": {
+                    certificates?: components["schemas"]["CertificateSpec"][];
                     consumers?: components["schemas"]["ConsumerSpec"][];
                     listeners?: components["schemas"]["ListenerSpec"][];
                     plugins?: components["schemas"]["PluginSpec"][];
@@ -1942,6 +2108,7 @@ export interface operations {
                     upstreams?: components["schemas"]["UpstreamSpec"][];
                 };
                 "application/yaml": {
+                    certificates?: components["schemas"]["CertificateSpec"][];
                     consumers?: components["schemas"]["ConsumerSpec"][];
                     listeners?: components["schemas"]["ListenerSpec"][];
                     plugins?: components["schemas"]["PluginSpec"][];
@@ -2049,6 +2216,501 @@ export interface operations {
             429: components["responses"]["TooManyRequests"];
             /** @description The database is away */
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listCertificates: {
+        parameters: {
+            query?: {
+                /** @description How many at most */
+                limit?: number;
+                /** @description `next_cursor` of the page before */
+                cursor?: string;
+                /** @description Only those with this text in their name or in any other text of theirs, in any case */
+                q?: string;
+                /** @description Only those with this label, `KEY=VALUE`; repeatable: with all of them */
+                label?: string[];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of them */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        items: components["schemas"]["Certificate"][];
+                        /** @description For the next page; null: there is none */
+                        next_cursor: string | null;
+                    };
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    createCertificate: {
+        parameters: {
+            query?: {
+                /** @description Check it and answer what would change; store nothing */
+                dry_run?: boolean;
+                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                wait?: string;
+            };
+            header?: {
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CertificateSpec"];
+            };
+        };
+        responses: {
+            /** @description With `dry_run`: what would change */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Revised"];
+                };
+            };
+            /** @description It was created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Certificate"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description It conflicts with what is there */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is of another type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It is not valid: every error, by field */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database is away */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It was not so in time */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getCertificate: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Only if it does not have this ETag */
+                "If-None-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Certificate"];
+                };
+            };
+            /** @description It is still the version of If-None-Match */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    putCertificate: {
+        parameters: {
+            query?: {
+                /** @description Check it and answer what would change; store nothing */
+                dry_run?: boolean;
+                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                wait?: string;
+            };
+            header?: {
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Only if it has this ETag; `*`: only if it is there */
+                "If-Match"?: string;
+                /** @description `*`: only if it is not there */
+                "If-None-Match"?: "*";
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CertificateSpec"];
+            };
+        };
+        responses: {
+            /** @description It was replaced, or nothing differed; with `dry_run`: what would change */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Certificate"] | components["schemas"]["Revised"];
+                };
+            };
+            /** @description It was created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Certificate"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description It conflicts with what is there */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description If-Match or If-None-Match does not hold */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is of another type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It is not valid: every error, by field */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database is away */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It was not so in time */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    deleteCertificate: {
+        parameters: {
+            query?: {
+                /** @description Check it and answer what would change; store nothing */
+                dry_run?: boolean;
+                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                wait?: string;
+            };
+            header?: {
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Only if it has this ETag; `*`: only if it is there */
+                "If-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description With `dry_run`: what would change */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Revised"];
+                };
+            };
+            /** @description It was deleted */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It conflicts with what is there */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description If-Match or If-None-Match does not hold */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database is away */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It was not so in time */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    patchCertificate: {
+        parameters: {
+            query?: {
+                /** @description Check it and answer what would change; store nothing */
+                dry_run?: boolean;
+                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                wait?: string;
+            };
+            header?: {
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Only if it has this ETag; `*`: only if it is there */
+                "If-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/merge-patch+json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description It as it is now; with `dry_run`: what would change */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Certificate"] | components["schemas"]["Revised"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It conflicts with what is there */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description If-Match or If-None-Match does not hold */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is of another type */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It is not valid: every error, by field */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database is away */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description It was not so in time */
+            504: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2656,6 +3318,7 @@ export interface operations {
                 };
                 content: {
                     "application/json": {
+                        certificates?: components["schemas"]["CertificateSpec"][];
                         consumers?: components["schemas"]["ConsumerSpec"][];
                         listeners?: components["schemas"]["ListenerSpec"][];
                         plugins?: components["schemas"]["PluginSpec"][];
@@ -2663,6 +3326,7 @@ export interface operations {
                         upstreams?: components["schemas"]["UpstreamSpec"][];
                     };
                     "application/yaml": {
+                        certificates?: components["schemas"]["CertificateSpec"][];
                         consumers?: components["schemas"]["ConsumerSpec"][];
                         listeners?: components["schemas"]["ListenerSpec"][];
                         plugins?: components["schemas"]["PluginSpec"][];

@@ -17,7 +17,7 @@ export type PluginType = Omit<Schemas["PluginType"], "schema"> & { schema: JsonO
 export type Session = Schemas["Caller"];
 export type Meta = Schemas["Meta"];
 
-export type KindPlural = "routes" | "upstreams" | "plugins" | "consumers" | "listeners";
+export type KindPlural = "routes" | "upstreams" | "plugins" | "consumers" | "listeners" | "certificates";
 
 /**
  * A resource as the forms take it: its specification, which they treat as plain JSON because what they do not know

@@ -128,7 +128,7 @@ function Rows({ kind, items }: { kind: KindInfo; items: Resource[] }) {
                   miw={90}
                   visibleFrom={column.minor ? "lg" : undefined}
                 >
-                  {column.cell(resource.spec)}
+                  {column.cell(resource.spec, resource.meta)}
                 </Table.Td>
               ))}
               <Table.Td>

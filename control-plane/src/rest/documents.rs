@@ -56,7 +56,9 @@ const FORMAT: Parameter = Parameter {
 };
 
 fn document_schema(generator: &mut schemars::SchemaGenerator) -> Schema {
-    use signalbox_config::{ConsumerSpec, ListenerSpec, PluginSpec, RouteSpec, UpstreamSpec};
+    use signalbox_config::{
+        CertificateSpec, ConsumerSpec, ListenerSpec, PluginSpec, RouteSpec, UpstreamSpec,
+    };
     let mut properties = serde_json::Map::new();
     for kind in Kind::ALL {
         let item = match kind {
@@ -65,6 +67,7 @@ fn document_schema(generator: &mut schemars::SchemaGenerator) -> Schema {
             Kind::Upstream => generator.subschema_for::<UpstreamSpec>(),
             Kind::Plugin => generator.subschema_for::<PluginSpec>(),
             Kind::Consumer => generator.subschema_for::<ConsumerSpec>(),
+            Kind::Certificate => generator.subschema_for::<CertificateSpec>(),
         };
         properties.insert(kind.plural().to_owned(), json!({"type": "array", "items": item}));
     }

@@ -133,6 +133,7 @@ fn add_resource(schemas: &mut Map<String, Value>, kind: Kind) {
         Kind::Upstream => ("UpstreamSpec", "Upstream"),
         Kind::Plugin => ("PluginSpec", "Plugin"),
         Kind::Consumer => ("ConsumerSpec", "Consumer"),
+        Kind::Certificate => ("CertificateSpec", "Certificate"),
     };
     let Some(mut schema) = schemas.get(spec).cloned() else { return };
     schema["properties"]["meta"] = json!({"$ref": "#/components/schemas/Meta"});

@@ -124,6 +124,7 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Stale => Self::unavailable("another write came first; try again", 1),
             StoreError::Unavailable(_) => Self::unavailable("the database is not available", 5),
+            error @ StoreError::NoSecretsKey => Self::invalid(vec![FieldError::new("", error.to_string())]),
             StoreError::Broken(_) => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "the database is not as it should be; the control plane's log says more",

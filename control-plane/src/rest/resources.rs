@@ -9,7 +9,8 @@ use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde_json::{Value, json};
 use signalbox_config::{
-    ConsumerSpec, Kind, ListenerSpec, Name, PluginSpec, Resource, ResourceKey, RouteSpec, UpstreamSpec,
+    Body, CertificateFacts, CertificateSpec, ConsumerSpec, Kind, ListenerSpec, Name, PluginSpec, Resource,
+    ResourceKey, RouteSpec, UpstreamSpec,
 };
 
 use super::call::{Call, json_response, no_content, ok, rfc3339};
@@ -34,6 +35,7 @@ fn of_kind(kind: Kind) -> Vec<Endpoint> {
         Kind::Upstream => ("/upstreams", "/upstreams/{name}", "Upstream"),
         Kind::Plugin => ("/plugins", "/plugins/{name}", "Plugin"),
         Kind::Consumer => ("/consumers", "/consumers/{name}", "Consumer"),
+        Kind::Certificate => ("/certificates", "/certificates/{name}", "Certificate"),
     };
     let (spec, view, page) = schemas(kind);
     let editor = Access::Role(Role::Editor);
@@ -150,6 +152,9 @@ pub(super) struct Meta {
     updated_at: String,
     /// The name of the token that wrote it last.
     updated_by: String,
+    /// Of a certificate: what it says of itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<CertificateFacts>,
 }
 
 /// What a write did, or would do.
@@ -242,6 +247,7 @@ fn schemas(kind: Kind) -> (SchemaOf, SchemaOf, SchemaOf) {
         Kind::Upstream => of!(UpstreamSpec, "Upstream"),
         Kind::Plugin => of!(PluginSpec, "Plugin"),
         Kind::Consumer => of!(ConsumerSpec, "Consumer"),
+        Kind::Certificate => of!(CertificateSpec, "Certificate"),
     }
 }
 
@@ -262,6 +268,7 @@ fn view_or_revised(kind: Kind) -> SchemaOf {
         Kind::Upstream => of!("Upstream"),
         Kind::Plugin => of!("Plugin"),
         Kind::Consumer => of!("Consumer"),
+        Kind::Certificate => of!("Certificate"),
     }
 }
 
@@ -470,6 +477,10 @@ fn view(published: &Published, resource: &Resource) -> Value {
             created_at: rfc3339(meta.created_at_us),
             updated_at: rfc3339(meta.updated_at_us),
             updated_by: meta.updated_by.to_string(),
+            certificate: match resource.body() {
+                Body::Certificate(certificate) => Some(certificate.facts.clone()),
+                _ => None,
+            },
         };
         object.insert("meta".to_owned(), serde_json::to_value(meta).unwrap_or_default());
     }

@@ -3,9 +3,13 @@
 
 mod postgres;
 mod row;
+mod sealed;
 mod sqlite;
 
+pub use sealed::{KeySource, SecretsKey, seal};
+
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +35,14 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
         // Without the URL, for it may hold a password.
         Err(StoreError::Broken("its URL starts with neither sqlite:// nor postgres://".into()))
     }
+}
+
+/// Where the key for secrets lies when none is given: beside the file of a SQLite database.
+pub fn key_beside(url: &str) -> Option<PathBuf> {
+    let file = sqlite::file_of(url)?;
+    let mut name = file.file_name()?.to_owned();
+    name.push(".secrets-key");
+    Some(file.with_file_name(name))
 }
 
 /// Where everything is kept.
@@ -106,6 +118,12 @@ pub trait Store: Send + Sync {
 
     /// Notes an action that makes no revision (a token created or revoked).
     async fn note(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError>;
+
+    /// What tells whether a key is the one that secrets are encrypted with; `None`: there has been none.
+    async fn key_check(&self) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Keeps that, unless there is one already; returns the one that is kept.
+    async fn keep_key_check(&self, check: &[u8]) -> Result<Vec<u8>, StoreError>;
 }
 
 /// Why the store did not do it.
@@ -117,6 +135,11 @@ pub enum StoreError {
     /// The database is away, or too slow. A commit may or may not have happened: read the head to know.
     #[error("the database is not available")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A secret is to be stored, and there is no key to encrypt it with.
+    #[error(
+        "a secret cannot be stored without a key: start the control plane with --secrets-key or --secrets-key-file"
+    )]
+    NoSecretsKey,
     /// The database answers, but not with what it should have.
     #[error("the database is not as it should be: {0}")]
     Broken(String),

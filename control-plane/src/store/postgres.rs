@@ -360,6 +360,23 @@ impl Store for Postgres {
         })
         .await
     }
+
+    async fn key_check(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        within(CALL, async { query_scalar(row::KEY_CHECK).fetch_optional(&self.pool).await.map_err(failed) })
+            .await
+    }
+
+    async fn keep_key_check(&self, check: &[u8]) -> Result<Vec<u8>, StoreError> {
+        within(CALL, async {
+            query("INSERT INTO secrets (key_check) VALUES ($1) ON CONFLICT DO NOTHING")
+                .bind(check)
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            query_scalar(row::KEY_CHECK).fetch_one(&self.pool).await.map_err(failed)
+        })
+        .await
+    }
 }
 
 /// A commit, in one statement, which is a transaction and one round trip however many its changes.
@@ -532,7 +549,10 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/postgres/0001_store.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../migrations/postgres/0001_store.sql"),
+    include_str!("../../../migrations/postgres/0002_secrets.sql"),
+];
 
 /// "signalbx"
 const MIGRATION_LOCK: i64 = 0x7369_676e_616c_6278;

@@ -188,6 +188,8 @@ pub(super) fn token((name, role, hash, created_at_us): TokenColumns) -> Result<T
     Ok(TokenRow { name, role, hash, created_at_us })
 }
 
+pub(super) const KEY_CHECK: &str = "SELECT key_check FROM secrets";
+
 pub(super) const AUDIT: &str =
     "SELECT id, at_us, actor, action, detail, revision FROM audit WHERE id < $1 ORDER BY id DESC LIMIT $2";
 pub(super) const NOTE: &str = "INSERT INTO audit (at_us, actor, action, detail) VALUES ($1, $2, $3, $4)";

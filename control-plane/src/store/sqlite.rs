@@ -3,7 +3,7 @@
 //! One connection writes and a few read; in WAL mode neither waits for the other. A second process that opens the
 //! file is kept apart from this one by SQLite's locks, and learns of its commits by reading the head.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -367,6 +367,25 @@ impl Store for Sqlite {
         })
         .await
     }
+
+    async fn key_check(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        within(CALL, async {
+            query_scalar(row::KEY_CHECK).fetch_optional(&self.readers).await.map_err(failed)
+        })
+        .await
+    }
+
+    async fn keep_key_check(&self, check: &[u8]) -> Result<Vec<u8>, StoreError> {
+        within(CALL, async {
+            query("INSERT INTO secrets (only_row, key_check) VALUES (1, $1) ON CONFLICT DO NOTHING")
+                .bind(check)
+                .execute(&self.writer)
+                .await
+                .map_err(failed)?;
+            query_scalar(row::KEY_CHECK).fetch_one(&self.writer).await.map_err(failed)
+        })
+        .await
+    }
 }
 
 async fn head(connection: &mut SqliteConnection) -> Result<RevisionId, StoreError> {
@@ -421,6 +440,12 @@ const ADD_REVISION: &str = "
 
 const ADD_AUDIT: &str =
     "INSERT INTO audit (at_us, actor, action, detail, revision) VALUES ($2, $3, $6, $4, $1)";
+
+/// The file of a URL, if it is one of SQLite that names one.
+pub(super) fn file_of(url: &str) -> Option<PathBuf> {
+    let options = url.starts_with("sqlite:").then(|| SqliteConnectOptions::from_str(url).ok())??;
+    Some(options.get_filename().to_owned()).filter(|file| !file.as_os_str().is_empty())
+}
 
 /// Makes the directory of a database file, for its owner alone: the file holds what the configuration keeps secret.
 fn make_directory(file: &Path) -> Result<(), StoreError> {
@@ -486,7 +511,10 @@ async fn migrate(options: &SqliteConnectOptions) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_store.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../migrations/sqlite/0001_store.sql"),
+    include_str!("../../../migrations/sqlite/0002_secrets.sql"),
+];
 
 /// What marks a file as ours: "Sgbx".
 const APPLICATION_ID: i64 = 0x5367_6278;

@@ -10,7 +10,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use signalbox_config::ResourceKey;
 use signalbox_control_plane::store::{
-    Meta, NewChange, NewRevision, ProxyRow, Role, RolloutRow, Store, StoreError, StoredResource, TokenRow,
+    KeySource, Meta, NewChange, NewRevision, ProxyRow, Role, RolloutRow, Store, StoreError, StoredResource,
+    TokenRow, seal,
 };
 
 use crate::places::Place;
@@ -493,6 +494,57 @@ pub(crate) fn revision(changes: &[(&str, Option<&str>)]) -> NewRevision {
 pub(crate) async fn put(store: &dyn Store, base: u64, resources: &[(&str, &str)]) -> u64 {
     let changes: Vec<_> = resources.iter().map(|(key, spec)| (*key, Some(*spec))).collect();
     store.commit(base, revision(&changes)).await.unwrap().number
+}
+
+/// A certificate with this key, as it is stored.
+fn certificate(key: &str) -> String {
+    let name = "a-name-that-can-be-found";
+    serde_json::json!({"name": "c", "description": name, "certificate": "x", "private_key": key}).to_string()
+}
+
+pub(crate) async fn secrets_cannot_be_read_in_the_database(place: &dyn Place) {
+    let found = |text: &str| place.raw().windows(text.len()).any(|window| window == text.as_bytes());
+    let key = || KeySource::Given("ab".repeat(32));
+    let store = seal(place.open().await, key()).await.unwrap();
+    let (first, second) = (certificate("the-first-secret"), certificate("the-second-secret"));
+    put(&*store, 0, &[("certificate/c", &first), ("certificate/d", &first), ("route/r", "as-it-is")]).await;
+    put(&*store, 1, &[("certificate/c", &second)]).await;
+    store.commit(2, revision(&[("certificate/c", None)])).await.unwrap();
+    assert!(found("as-it-is"), "what is no secret is found where it is looked for");
+    for hidden in ["the-first-secret", "the-second-secret", &"ab".repeat(32), "\u{ab}\u{ab}\u{ab}\u{ab}"] {
+        assert!(!found(hidden), "{hidden}");
+    }
+    assert!(!found(&first));
+
+    let store = seal(place.open().await, key()).await.unwrap();
+    let loaded = store.load().await.unwrap().resources;
+    assert_eq!(loaded[1].spec, first.as_bytes());
+    let log = store.revisions_after(0, 10).await.unwrap();
+    assert_eq!(log[1].changes[0].before.as_deref(), Some(first.as_bytes()));
+    assert_eq!(log[1].changes[0].after.as_deref(), Some(second.as_bytes()));
+    assert_eq!(store.revision(3).await.unwrap().unwrap(), log[2]);
+    let past = store.set_at(2).await.unwrap().unwrap();
+    assert!(past.iter().any(|resource| resource.spec == second.as_bytes()));
+
+    for (source, expected) in [
+        (KeySource::Given("cd".repeat(32)), "encrypted with another key than that of --secrets-key"),
+        (KeySource::None, "--secrets-key-file"),
+        (KeySource::Given("short".to_owned()), "must be 64 hexadecimal digits"),
+    ] {
+        let error = seal(place.open().await, source).await.map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+pub(crate) async fn a_secret_is_not_stored_without_a_key(place: &dyn Place) {
+    let store = seal(place.open().await, KeySource::None).await.unwrap();
+    put(&*store, 0, &[("route/r", "{}")]).await;
+    let error = store.commit(1, revision(&[("certificate/c", Some(&certificate("x")))])).await.unwrap_err();
+    assert!(matches!(error, StoreError::NoSecretsKey), "{error:?}");
+    assert_eq!(store.head().await.unwrap().number, 1);
+    // A reference is none.
+    let reference = r#"{"name":"c","certificate":"x","private_key":{"file":"/key.pem"}}"#;
+    put(&*store, 1, &[("certificate/c", reference)]).await;
 }
 
 /// All that a commit writes to, as text.

@@ -46,6 +46,8 @@ on_both! {
     the_audit_trail_has_commits_and_notes,
     a_dropped_commit_is_there_wholly_or_not_at_all,
     a_hundred_thousand_resources_are_one_commit,
+    secrets_cannot_be_read_in_the_database,
+    a_secret_is_not_stored_without_a_key,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,6 +14,9 @@ use tempfile::TempDir;
 pub(crate) trait Place: Send + Sync {
     fn url(&self) -> String;
 
+    /// All that is in it, as somebody sees it who has the disk or a dump.
+    fn raw(&self) -> Vec<u8>;
+
     /// Opens it, as one more control plane would.
     async fn open(&self) -> Arc<dyn Store> {
         store::open(&self.url()).await.unwrap()
@@ -34,6 +37,11 @@ impl OnSqlite {
 impl Place for OnSqlite {
     fn url(&self) -> String {
         format!("sqlite://{}/store.db", self.dir.path().display())
+    }
+
+    fn raw(&self) -> Vec<u8> {
+        let files = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        files.flat_map(|file| std::fs::read(file).unwrap()).collect()
     }
 }
 
@@ -75,4 +83,22 @@ impl Place for OnPostgres {
     fn url(&self) -> String {
         self.url.clone()
     }
+
+    fn raw(&self) -> Vec<u8> {
+        let tables = ["resources", "resource_versions", "revisions", "audit", "secrets"];
+        let rows = |table: &str| {
+            // A row as text has its bytes in hexadecimal digits.
+            let text = self.sql(&format!("COPY (SELECT * FROM {table}) TO STDOUT"));
+            text.split("\\\\x").flat_map(from_hex).collect::<Vec<u8>>()
+        };
+        tables.into_iter().flat_map(rows).collect()
+    }
+}
+
+/// The bytes of the digits that `text` begins with, and then the rest as it is.
+fn from_hex(text: &str) -> Vec<u8> {
+    let end = text.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    let pairs = digits.as_bytes().chunks_exact(2).map(|pair| std::str::from_utf8(pair).unwrap());
+    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).chain(rest.bytes()).collect()
 }

@@ -30,7 +30,7 @@ async fn a_newer_schema_is_refused() {
     place.sql("INSERT INTO signalbox_schema VALUES (99, now())");
     match store::open(&place.url()).await {
         Err(StoreError::Broken(message)) => {
-            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 1");
+            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 2");
         }
         other => panic!("{:?}", other.err()),
     }

@@ -56,7 +56,7 @@ async fn a_newer_schema_is_refused() {
     let file = dir.path().join("store.db");
     open(&file).await.unwrap();
     sql(&file, "PRAGMA user_version = 99").await;
-    assert_broken(open(&file).await, "has schema version 99, made by a newer Signalbox; this one knows 1");
+    assert_broken(open(&file).await, "has schema version 99, made by a newer Signalbox; this one knows 2");
 }
 
 #[tokio::test]
@@ -88,6 +88,25 @@ async fn a_lock_that_another_process_keeps_is_unavailable() {
     assert_eq!(store.head().await.unwrap().number, 1);
     sqlx::raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
     assert_eq!(put(&*store, 1, &[("route/a", "2")]).await, 2);
+}
+
+#[tokio::test]
+async fn the_key_for_secrets_is_made_beside_the_file_and_missed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = OnSqlite::new();
+    let path = store::key_beside(&place.url()).unwrap();
+    assert_eq!(path, PathBuf::from(format!("{}.secrets-key", place.file().display())));
+    let made = || store::KeySource::Made(path.clone());
+    store::seal(place.open().await, made()).await.unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = std::fs::read_to_string(&path).unwrap();
+    store::seal(place.open().await, made()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    std::fs::remove_file(&path).unwrap();
+    assert_broken(store::seal(place.open().await, made()).await, "which is gone");
+    assert!(!path.exists(), "no other is made in its place");
+    store::seal(place.open().await, store::KeySource::Given(text)).await.unwrap();
+    assert!(store::key_beside("postgres://localhost/x").is_none());
 }
 
 /// This test program runs itself as the writer, and kills it.

@@ -14,7 +14,8 @@ use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use signalbox_config::{Action, ProxyProtocol};
+use rustls::HandshakeKind;
+use signalbox_config::{Action, ClientCertificate, ProxyProtocol};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -26,6 +27,8 @@ use super::trust::Client;
 use super::tunnel::Tunnel;
 use crate::active::ActiveListener;
 use crate::deadlines::Deadline;
+use crate::stream::Stream;
+use crate::tls::{self, HandshakeFailure, ListenerTls};
 use crate::upstream::AnswerBody;
 use crate::worker::Worker;
 
@@ -43,6 +46,10 @@ pub struct Downstream {
     proxied: OnceCell<Client>,
     /// Whether what the peer says of a client is believed.
     trusts_peer: Cell<bool>,
+    /// Whether it speaks TLS.
+    pub https: bool,
+    /// What the client proved to be with a certificate of its own.
+    pub certificate: OnceCell<ClientCertificate>,
     /// The listener's settings as they were last known: a revision may take it away.
     settings: RefCell<Arc<ActiveListener>>,
     phase: Cell<Phase>,
@@ -95,6 +102,9 @@ const BUFFER: usize = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 16 << 20;
 
+/// Handshakes of one worker at a time: one takes some 50 KB and up to a millisecond. Who comes beyond is turned away.
+const MAX_HANDSHAKES: u32 = 1024;
+
 /// An HTTP/1.1 connection without a request for so long gives up the memory for requests, about 20 KiB, until the next one,
 /// which has to get it again. That takes a microsecond or two: nothing for one that comes so seldom.
 const REST: Duration = Duration::from_secs(1);
@@ -116,6 +126,8 @@ impl Downstream {
             socket,
             deadline,
             http2: Cell::new(false),
+            https: settings.tls.is_some(),
+            certificate: OnceCell::new(),
             settings: RefCell::new(settings),
             phase: Cell::new(Phase::Idle),
             running: Cell::new(0),
@@ -259,8 +271,27 @@ impl Downstream {
 
 /// Serves a connection to its end.
 pub async fn serve(downstream: Rc<Downstream>, stream: TcpStream) {
-    let idle = downstream.settings.borrow().limits.idle_timeout;
-    downstream.deadline.hasten(Instant::now() + idle);
+    let (idle, tls) = {
+        let settings = downstream.settings.borrow();
+        (settings.limits.idle_timeout, settings.tls.clone())
+    };
+    let proxied = downstream.settings.borrow().edge.proxy_protocol != ProxyProtocol::Off;
+    // Boxed, for few need it and all would have its size.
+    let begun = match proxied {
+        false => Some(Vec::new()),
+        true => Box::pin(read_proxied(&downstream, &stream)).await,
+    };
+    let Some(begun) = begun else { return };
+    let (stream, known) = match tls {
+        None => {
+            downstream.deadline.hasten(Instant::now() + idle);
+            (Stream::Plain(stream), None)
+        }
+        Some(tls) => match Box::pin(shake_hands(&downstream, &tls, stream, &begun)).await {
+            Some(shaken) => shaken,
+            None => return,
+        },
+    };
     let mut io = ClientIo {
         stream,
         downstream: Rc::clone(&downstream),
@@ -269,15 +300,21 @@ pub async fn serve(downstream: Rc<Downstream>, stream: TcpStream) {
         replayed: 0,
         rest: Bytes::new(),
     };
-    let proxied = downstream.settings.borrow().edge.proxy_protocol != ProxyProtocol::Off;
-    // Boxed, for few need it and all would have its size.
-    if proxied && Box::pin(io.read_proxied()).await.is_none() {
-        return;
+    if !downstream.https
+        && let Some(room) = io.begun.get_mut(..begun.len())
+    {
+        room.copy_from_slice(&begun);
+        io.begun_len = begun.len() as u8;
     }
+    let mut known = known;
     let mut rested = false;
     loop {
         // In boxes, so that they take no memory while it rests.
-        match io.sniff().await {
+        let protocol = match known.take() {
+            Some(protocol) => protocol,
+            None => io.sniff().await,
+        };
+        match protocol {
             Sniffed::Http2 if !rested => return Box::pin(serve_http2(downstream, io)).await,
             Sniffed::Http1 | Sniffed::Http2 => match Box::pin(serve_http1(&downstream, io)).await {
                 Some(resting) => io = resting,
@@ -288,6 +325,83 @@ pub async fn serve(downstream: Rc<Downstream>, stream: TcpStream) {
         }
         rested = true;
     }
+}
+
+/// Reads who connected to the load balancer before us, and returns what came of the client itself. `None`: the connection is
+/// not to be served.
+async fn read_proxied(downstream: &Downstream, stream: &TcpStream) -> Option<Vec<u8>> {
+    let settings = Arc::clone(&downstream.settings.borrow());
+    let edge = &settings.edge;
+    let required = edge.proxy_protocol == ProxyProtocol::Require;
+    if !edge.trusted_proxies.is_empty() && !downstream.trusts_peer() {
+        // Who is not trusted is not asked.
+        return (!required).then(Vec::new);
+    }
+    let read = proxy_protocol::read(stream, !required);
+    let begun = tokio::time::timeout(settings.limits.header_timeout, read).await.ok()?.ok()?;
+    if let Some(source) = begun.source {
+        downstream.proxied(source);
+    }
+    Some(begun.rest)
+}
+
+/// Makes a connection one through TLS, and says what is spoken if that was agreed on.
+async fn shake_hands(
+    downstream: &Downstream,
+    tls: &ListenerTls,
+    stream: TcpStream,
+    begun: &[u8],
+) -> Option<(Stream, Option<Sniffed>)> {
+    let worker = &downstream.worker;
+    let (idle, patience) = {
+        let limits = &downstream.settings.borrow().limits;
+        (limits.idle_timeout, limits.header_timeout)
+    };
+    downstream.deadline.hasten(Instant::now() + patience);
+    let shaken = if worker.handshakes.get() < MAX_HANDSHAKES {
+        worker.handshakes.set(worker.handshakes.get() + 1);
+        let mut accepting = pin!(tls::accept(tls, stream, begun));
+        let shaken = poll_fn(|cx| {
+            downstream.deadline.register(cx.waker());
+            match accepting.as_mut().poll(cx) {
+                Poll::Pending if downstream.deadline.passed() => Poll::Ready(Err(HandshakeFailure::Timeout)),
+                shaken => shaken,
+            }
+        })
+        .await;
+        worker.handshakes.set(worker.handshakes.get() - 1);
+        shaken
+    } else {
+        Err(HandshakeFailure::Overload)
+    };
+    let stream = match shaken {
+        Ok(stream) => stream,
+        Err(failure) => {
+            tracing::debug!(client = %downstream.peer.address, reason = failure.as_str(), "no handshake");
+            if let Some(counter) = worker.stats.handshake_failures.get(failure as usize) {
+                counter.add(1);
+            }
+            return None;
+        }
+    };
+    let (_, session) = stream.get_ref();
+    worker.stats.handshakes.add(1);
+    if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+        worker.stats.handshakes_resumed.add(1);
+    }
+    let certificate = session.peer_certificates().and_then(<[_]>::first);
+    if let Some(certificate) = certificate.and_then(|certificate| ClientCertificate::read(certificate)) {
+        // It is new.
+        let _ = downstream.certificate.set(certificate);
+    }
+    let protocol = match session.alpn_protocol() {
+        Some(b"h2") => Some(Sniffed::Http2),
+        Some(_) => Some(Sniffed::Http1),
+        None => None,
+    };
+    let patience = if downstream.ending.get() { Duration::from_secs(1) } else { idle };
+    downstream.deadline.set(Some(Instant::now() + patience));
+    Some((Stream::Tls(stream), protocol))
 }
 
 /// Returns when the connection has ended, or the socket when it rests.
@@ -435,7 +549,7 @@ async fn run_stream(worker: Rc<Worker>, stream: impl Future<Output = ()>) {
 
 /// The socket, and what passes through it.
 struct ClientIo {
-    stream: TcpStream,
+    stream: Stream,
     downstream: Rc<Downstream>,
     /// What was read to find out the protocol, and is read again by who speaks it.
     begun: [u8; 24],
@@ -454,25 +568,6 @@ enum Sniffed {
 }
 
 impl ClientIo {
-    /// Reads who connected to the load balancer before us. `None`: the connection is not to be served.
-    async fn read_proxied(&mut self) -> Option<()> {
-        let settings = Arc::clone(&self.downstream.settings.borrow());
-        let edge = &settings.edge;
-        let required = edge.proxy_protocol == ProxyProtocol::Require;
-        if !edge.trusted_proxies.is_empty() && !self.downstream.trusts_peer() {
-            // Who is not trusted is not asked.
-            return (!required).then_some(());
-        }
-        let read = proxy_protocol::read(&self.stream, !required);
-        let begun = tokio::time::timeout(settings.limits.header_timeout, read).await.ok()?.ok()?;
-        if let Some(source) = begun.source {
-            self.downstream.proxied(source);
-        }
-        self.begun.get_mut(..begun.rest.len())?.copy_from_slice(&begun.rest);
-        self.begun_len = begun.rest.len() as u8;
-        Some(())
-    }
-
     /// Reads as far as needed to tell HTTP/2 with prior knowledge (RFC 9113, section 3.3) from HTTP/1.1.
     async fn sniff(&mut self) -> Sniffed {
         if !self.rest.is_empty() {

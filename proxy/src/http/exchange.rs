@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Version, header, request};
 use signalbox_config::{Name, UpstreamProtocol};
 
@@ -252,10 +253,11 @@ impl Exchange {
         self.upstream = Some(Arc::clone(upstream));
     }
 
-    /// Whether its upstream's targets speak HTTP/2.
+    /// What the request is said to be, if its upstream's targets speak HTTP/2.
     #[inline]
-    pub fn speaks_http2(&self) -> bool {
-        self.upstream.as_ref().is_some_and(|upstream| upstream.protocol == UpstreamProtocol::Http2)
+    pub fn http2_scheme(&self) -> Option<Scheme> {
+        let upstream = self.upstream.as_ref().filter(|it| it.protocol == UpstreamProtocol::Http2);
+        upstream.map(|upstream| upstream.scheme())
     }
 
     /// What became of the request at its target, if that is to be told before the exchange is over: another target gets

@@ -11,7 +11,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Response, header, request, response};
 use signalbox_config::{Forward, Name, Respond, Retry, RetryOn, UpstreamProtocol};
 use smallvec::SmallVec;
@@ -122,6 +121,8 @@ fn encode(
     let forwarded = Forwarded {
         request_id: exchange.request_id(),
         client: &exchange.client().text,
+        https: exchange.downstream.https,
+        certificate: exchange.downstream.certificate.get(),
         host,
         traceparent: made.as_ref(),
     };
@@ -132,12 +133,12 @@ fn encode(
         mirror::send(&worker, upstream, &head, said, &mut body);
     }
     let repeatable = is_idempotent(&head.method);
-    if exchange.speaks_http2() {
+    if let Some(scheme) = exchange.http2_scheme() {
         if exchange.upgrade.is_some() {
             return Err(Failure::NotImplemented("The service takes no WebSockets."));
         }
         forwarded.insert(&mut head.headers, by_others);
-        let request = Outgoing::http2(head, body, &Scheme::HTTP).ok_or(Failure::Misconfigured)?;
+        let request = Outgoing::http2(head, body, &scheme).ok_or(Failure::Misconfigured)?;
         return Ok((request.repeatable(repeatable), HeaderMap::new()));
     }
     let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
@@ -248,16 +249,17 @@ pub(super) async fn connect(
     };
     let permit = permit.ok_or(Failure::Overflow)?;
     let stats = Arc::clone(&worker.stats);
-    let opened = Connection::open(endpoint, upstream.connect_timeout, stats, permit).await;
+    let opened =
+        Connection::open(endpoint, upstream.tls.as_deref(), upstream.connect_timeout, stats, permit).await;
     let connection = opened.map_err(|error| not_connected(upstream, endpoint, &error))?;
     Ok((connection, false))
 }
 
 fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &ConnectError) -> Failure {
     // Each one would be a line for each request; the flag in the access log and the metrics tell of it.
-    tracing::debug!(upstream = %upstream.name, address = %endpoint.address, %error, "cannot connect");
+    tracing::debug!(upstream = %upstream.name, address = %endpoint.address, error = %Chain(error), "cannot connect");
     match error {
-        ConnectError::Refused(_) | ConnectError::Timeout => Failure::ConnectFailure,
+        ConnectError::Refused(_) | ConnectError::Timeout | ConnectError::Tls(_) => Failure::ConnectFailure,
         ConnectError::TooMany => Failure::Overflow,
     }
 }
@@ -564,6 +566,21 @@ async fn in_try_time<T>(
         Poll::Pending
     })
     .await
+}
+
+/// An error with its causes.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }
 
 /// Waits for `future` as long as the request may take.

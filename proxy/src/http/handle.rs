@@ -253,6 +253,7 @@ async fn run_plugins<'a>(
         head,
         route: &route.route().name,
         client: exchange.client().address,
+        certificate: exchange.downstream.certificate.get(),
         now: exchange.started.saturating_duration_since(exchange.downstream.worker.shared.epoch),
         consumers: &serving.consumers,
         exchange: &mut left.noted,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
+use signalbox_config::ClientCertificate;
 use signalbox_plugins::Consumers;
 use smallvec::SmallVec;
 
@@ -15,6 +16,12 @@ pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Subject, other names and fingerprint of the certificate that a client showed.
+const CLIENT_CERTIFICATE: [HeaderName; 3] = [
+    HeaderName::from_static("x-client-cert-subject"),
+    HeaderName::from_static("x-client-cert-san"),
+    HeaderName::from_static("x-client-cert-fingerprint"),
+];
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -45,6 +52,8 @@ impl Special {
     const LENGTH: Self = Self(1 << 16);
     const LENGTHS: Self = Self(1 << 17);
     const GRPC_TIMEOUT: Self = Self(1 << 18);
+    /// What only the proxy may say of a client's certificate.
+    const CLIENT_CERTIFICATE: Self = Self(1 << 19);
     const HOP_BY_HOP: Self = Self(0b10_1111);
 
     /// What of the above `headers` has.
@@ -77,6 +86,9 @@ impl Special {
             "grpc-timeout" => Self::GRPC_TIMEOUT,
             "x-request-id" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "forwarded" => {
                 Self::FORWARDED
+            }
+            "x-client-cert-subject" | "x-client-cert-san" | "x-client-cert-fingerprint" => {
+                Self::CLIENT_CERTIFICATE
             }
             "cookie" if self.has(Self::COOKIE) => Self::COOKIES,
             "cookie" => Self::COOKIE,
@@ -175,6 +187,11 @@ fn clean_request(headers: &mut HeaderMap, special: Special, trusted: bool) {
             headers.remove(name);
         }
     }
+    if special.has(Special::CLIENT_CERTIFICATE) {
+        for name in &CLIENT_CERTIFICATE {
+            headers.remove(name);
+        }
+    }
     if special.has(Special::FORWARDED) && !trusted {
         for name in [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED] {
             headers.remove(name);
@@ -197,6 +214,10 @@ pub struct Forwarded<'a> {
     pub request_id: &'a [u8],
     /// The client's address as text.
     pub client: &'a HeaderValue,
+    /// Whether the client spoke TLS.
+    pub https: bool,
+    /// What the client proved to be with a certificate.
+    pub certificate: Option<&'a ClientCertificate>,
     /// The host the client asked for, with its port if it gave one; `None`: it gave none.
     pub host: Option<&'a HeaderValue>,
     /// `None`: the client's is passed on.
@@ -233,9 +254,17 @@ impl Forwarded<'_> {
     fn each(&self, mut field: impl FnMut(&HeaderName, &[u8])) {
         field(&X_REQUEST_ID, self.request_id);
         field(&X_FORWARDED_FOR, self.client.as_bytes());
-        field(&X_FORWARDED_PROTO, b"http");
+        field(&X_FORWARDED_PROTO, if self.https { b"https" } else { b"http" });
         if let Some(host) = self.host {
             field(&X_FORWARDED_HOST, host.as_bytes());
+        }
+        if let Some(certificate) = self.certificate {
+            let [subject, names, fingerprint] = &CLIENT_CERTIFICATE;
+            field(subject, certificate.subject.as_bytes());
+            if !certificate.names.is_empty() {
+                field(names, certificate.names.join(",").as_bytes());
+            }
+            field(fingerprint, certificate.fingerprint.as_bytes());
         }
         if let Some(traceparent) = self.traceparent {
             field(&TRACEPARENT, traceparent);
@@ -498,6 +527,8 @@ mod tests {
         let forwarded = Forwarded {
             request_id: b"01890a5d-ac96-774b-bcce-b302099a8057",
             client: &HeaderValue::from_static("192.0.2.1"),
+            https: false,
+            certificate: None,
             host: host.as_ref(),
             traceparent: (!own).then_some(&made),
         };
@@ -596,6 +627,9 @@ mod tests {
             ("host", "a:81"),
             ("x-consumer-id", "admin"),
             ("x-anonymous-consumer", "true"),
+            ("x-client-cert-subject", "CN=admin"),
+            ("x-client-cert-san", "DNS:admin"),
+            ("x-client-cert-fingerprint", "00"),
             ("x-forwarded-for", "203.0.113.9"),
             ("x-forwarded-proto", "https"),
             ("x-forwarded-host", "b"),
@@ -603,7 +637,7 @@ mod tests {
             ("x-request-id", "mine"),
             ("traceparent", "nonsense"),
         ]);
-        assert!(Consumers::HEADERS.iter().all(|name| !map.contains_key(name)));
+        assert!(Consumers::HEADERS.iter().chain(&CLIENT_CERTIFICATE).all(|name| !map.contains_key(name)));
         assert!(!map.contains_key("forwarded"));
         for (name, value) in [
             ("x-forwarded-for", "192.0.2.1"),
@@ -621,7 +655,14 @@ mod tests {
         let id = HeaderValue::from_static("from-a-plugin");
         let headers = HeaderMap::from_iter([(X_REQUEST_ID, id)]);
         let client = HeaderValue::from_static("192.0.2.1");
-        let forwarded = Forwarded { request_id: &[b'x'; 36], client: &client, host: None, traceparent: None };
+        let forwarded = Forwarded {
+            request_id: &[b'x'; 36],
+            client: &client,
+            https: false,
+            certificate: None,
+            host: None,
+            traceparent: None,
+        };
         let mut written = Vec::new();
         forwarded.write(&mut written, &headers, true);
         assert_eq!(written, b"x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: http\r\n");

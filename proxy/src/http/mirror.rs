@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, request};
 use signalbox_config::UpstreamProtocol;
 
@@ -95,7 +94,7 @@ impl Copy {
             UpstreamProtocol::Http2 => {
                 let mut head = self.head.clone();
                 head.headers.extend(fields(&self.said));
-                Outgoing::http2(head, body, &Scheme::HTTP).ok_or(Failure::Misconfigured)?
+                Outgoing::http2(head, body, &upstream.scheme()).ok_or(Failure::Misconfigured)?
             }
         };
         let limit = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout);

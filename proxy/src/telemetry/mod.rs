@@ -13,6 +13,8 @@ pub use histogram::{Histogram, Histograms, Totals};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::tls::HandshakeFailure;
+
 /// One worker's counters that have no labels.
 ///
 /// Aligned so that two workers never write to one cache line.
@@ -29,6 +31,12 @@ pub struct WorkerStats {
     pub active_connections: Counter,
     /// Client connections accepted.
     pub connections: Counter,
+    /// TLS handshakes with clients that came to their end.
+    pub handshakes: Counter,
+    /// Those of them that resumed a session.
+    pub handshakes_resumed: Counter,
+    /// Those that did not, by [`HandshakeFailure`].
+    pub handshake_failures: [Counter; HandshakeFailure::ALL.len()],
     /// Connections made to targets.
     pub upstream_connections: Counter,
     /// Bytes read from clients, heads and framing included.

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-use signalbox_config::{Kind, Name};
+use signalbox_config::{Body, Kind, Name};
 
 use super::{Class, Flag, Totals, WorkerStats};
 use crate::compile::Compiled;
 use crate::source::Status;
+use crate::tls::HandshakeFailure;
 use crate::worker::Shared;
 
 /// All there is to tell. `labels` are the listeners' names by their number.
@@ -87,6 +88,26 @@ pub fn render(
         ("upstream", "out", sum(|stats| stats.upstream_out.value())),
     ] {
         line(&mut out, name, &[("side", side), ("direction", direction)], value);
+    }
+    let name = "signalbox_tls_handshakes_total";
+    head(&mut out, name, "counter", "TLS handshakes with clients.");
+    let (all, resumed) =
+        (sum(|stats| stats.handshakes.value()), sum(|stats| stats.handshakes_resumed.value()));
+    line(&mut out, name, &[("resumed", "false")], all.saturating_sub(resumed));
+    line(&mut out, name, &[("resumed", "true")], resumed);
+    let name = "signalbox_tls_handshake_failures_total";
+    head(&mut out, name, "counter", "Clients that got no TLS, by why.");
+    for reason in HandshakeFailure::ALL {
+        let failures = stats().filter_map(|stats| stats.handshake_failures.get(reason as usize));
+        line(&mut out, name, &[("reason", reason.as_str())], failures.map(|it| it.value()).sum());
+    }
+    let name = "signalbox_certificate_not_after_seconds";
+    head(&mut out, name, "gauge", "Until when a certificate is good, seconds since 1970.");
+    for resource in compiled.snapshot.of_kind(Kind::Certificate, None) {
+        if let Body::Certificate(certificate) = resource.body() {
+            let until = u64::try_from(certificate.facts.not_after).unwrap_or(0);
+            line(&mut out, name, &[("certificate", resource.key().name.as_str())], until);
+        }
     }
     let id = compiled.snapshot.id();
     head(&mut out, "signalbox_revision", "gauge", "The number of the revision that is served.");

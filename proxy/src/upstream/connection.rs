@@ -23,6 +23,7 @@ use super::load::{Load, Permit};
 use crate::http::body::{RequestBody, RequestBodyError};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
+use crate::tls::UpstreamTls;
 
 /// A connection to a target, which carries one request after another.
 ///
@@ -119,6 +120,8 @@ pub enum ConnectError {
     Refused(#[source] io::Error),
     #[error("the target did not accept the connection in time")]
     Timeout,
+    #[error("the target is not who it should be, or does not speak TLS with us")]
+    Tls(#[source] io::Error),
     #[error("there are as many connections to the target as there may be, and all are in use")]
     TooMany,
 }
@@ -128,6 +131,7 @@ impl ConnectError {
     pub(super) fn again(&self) -> Self {
         match self {
             Self::Refused(error) => Self::Refused(error.kind().into()),
+            Self::Tls(error) => Self::Tls(error.kind().into()),
             Self::Timeout => Self::Timeout,
             Self::TooMany => Self::TooMany,
         }
@@ -161,18 +165,15 @@ const COPY: usize = 4 << 10;
 impl Connection {
     pub async fn open(
         endpoint: Endpoint,
+        tls: Option<&UpstreamTls>,
         timeout: Duration,
         stats: Arc<WorkerStats>,
         permit: Permit,
     ) -> Result<Box<Self>, ConnectError> {
-        let stream = match tokio::time::timeout(timeout, TcpStream::connect(endpoint.address)).await {
-            Ok(connected) => connected.map_err(ConnectError::Refused)?,
-            Err(_) => return Err(ConnectError::Timeout),
-        };
-        stream.set_nodelay(true).map_err(ConnectError::Refused)?;
+        let connected = tokio::time::timeout(timeout, connect(endpoint, tls)).await;
+        let stream = connected.unwrap_or(Err(ConnectError::Timeout))?;
         stats.upstream_connections.add(1);
         let buffer = BytesMut::with_capacity(READ);
-        let stream = Stream::Plain(stream);
         Ok(Box::new(Self { endpoint, stream, buffer, read_size: READ, answer: Answer::Done, stats, permit }))
     }
 
@@ -339,6 +340,16 @@ impl Connection {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         fill(&mut self.stream, &mut self.buffer, &mut self.read_size, &self.stats, cx)
     }
+}
+
+/// Makes a connection that bytes can be sent over.
+pub(super) async fn connect(endpoint: Endpoint, tls: Option<&UpstreamTls>) -> Result<Stream, ConnectError> {
+    let stream = TcpStream::connect(endpoint.address).await.map_err(ConnectError::Refused)?;
+    stream.set_nodelay(true).map_err(ConnectError::Refused)?;
+    let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
+    // In a box of its own, which those that speak in the clear do without.
+    let shaken = Box::pin(tls.connect(endpoint.settings, stream)).await;
+    shaken.map(Stream::Tls).map_err(ConnectError::Tls)
 }
 
 /// Reads what has come; 0 bytes are the end.

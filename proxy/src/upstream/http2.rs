@@ -22,17 +22,17 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Uri, Version, header, request, response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::connection::{ConnectError, ExchangeError, Outgoing};
+use super::connection::{ConnectError, ExchangeError, Outgoing, connect};
 use super::http1::{Head, MAX_HEAD, remove_unfit_trailers};
 use super::load::Permit;
 use super::{Endpoint, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
+use crate::tls::UpstreamTls;
 
 /// One worker's HTTP/2 connections. They belong to an endpoint, so they outlive revisions.
 #[derive(Default)]
@@ -176,7 +176,13 @@ impl Connections {
             watch: RefCell::default(),
             task: RefCell::default(),
         });
-        let run = Rc::clone(&connection).run(endpoint, upstream.connect_timeout, Arc::clone(stats), permit);
+        let run = Rc::clone(&connection).run(
+            endpoint,
+            upstream.tls.clone(),
+            upstream.connect_timeout,
+            Arc::clone(stats),
+            permit,
+        );
         *connection.task.borrow_mut() = Some(tokio::task::spawn_local(run).abort_handle());
         group.connections.push(Rc::clone(&connection));
         Some(Place::on(&connection))
@@ -263,12 +269,13 @@ impl Connection {
     async fn run(
         self: Rc<Self>,
         endpoint: Endpoint,
+        tls: Option<Arc<UpstreamTls>>,
         timeout: Duration,
         stats: Arc<WorkerStats>,
         _permit: Permit,
     ) {
         let heard = Rc::clone(&self.heard);
-        let opened = tokio::time::timeout(timeout, open(endpoint, heard, stats)).await;
+        let opened = tokio::time::timeout(timeout, open(endpoint, tls.as_deref(), heard, stats)).await;
         match opened.unwrap_or(Err(ConnectError::Timeout)) {
             Ok((sender, mut connection)) => {
                 self.watch.borrow_mut().pings = connection.ping_pong();
@@ -324,11 +331,11 @@ type Opened = (SendRequest<Bytes>, h2::client::Connection<Io, Bytes>);
 
 async fn open(
     endpoint: Endpoint,
+    tls: Option<&UpstreamTls>,
     heard: Rc<Cell<bool>>,
     stats: Arc<WorkerStats>,
 ) -> Result<Opened, ConnectError> {
-    let stream = TcpStream::connect(endpoint.address).await.map_err(ConnectError::Refused)?;
-    stream.set_nodelay(true).map_err(ConnectError::Refused)?;
+    let stream = connect(endpoint, tls).await?;
     stats.upstream_connections.add(1);
     let mut builder = h2::client::Builder::new();
     builder
@@ -341,7 +348,7 @@ async fn open(
     let broken = |error: h2::Error| {
         ConnectError::Refused(error.into_io().unwrap_or_else(|| io::ErrorKind::InvalidData.into()))
     };
-    builder.handshake(Io { stream: Stream::Plain(stream), heard, stats }).await.map_err(broken)
+    builder.handshake(Io { stream, heard, stats }).await.map_err(broken)
 }
 
 impl Watch {

@@ -128,11 +128,7 @@ impl Members {
             .targets
             .iter()
             .map(|target| Configured {
-                label: if target.host.contains(':') {
-                    format!("[{}]:{}", target.host, target.port).into()
-                } else {
-                    format!("{}:{}", target.host, target.port).into()
-                },
+                label: super::label(target).into(),
                 addresses: services.resolver.addresses(&target.host, target.port, &changes),
                 weight: target.weight.get(),
                 near: services.zone.is_some() && target.zone == services.zone,

@@ -27,10 +27,12 @@ pub use target::{Outcome, Target};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::uri::Scheme;
 use signalbox_config::{HashOn, LoadBalancing, Name, UpstreamLimits, UpstreamProtocol};
 
 use crate::compile::Services;
 use crate::telemetry::Cells;
+use crate::tls::UpstreamTls;
 
 /// An upstream, ready for requests. Replaced as a whole when its resource changes; what it knows of the targets that
 /// stay goes on to the next.
@@ -49,6 +51,8 @@ pub struct Upstream {
     pub load: Arc<Load>,
     pub limits: Option<UpstreamLimits>,
     pub breaker: Option<Arc<Breaker>>,
+    /// How TLS is spoken to the targets; `None`: it is not.
+    pub tls: Option<Arc<UpstreamTls>>,
 }
 
 /// What is looked at of requests; all off, they cost nothing.
@@ -88,6 +92,7 @@ impl Upstream {
     pub fn new(
         name: &Name,
         spec: &signalbox_config::Upstream,
+        tls: Option<Arc<UpstreamTls>>,
         before: Option<&Self>,
         services: &Services,
     ) -> Self {
@@ -115,13 +120,20 @@ impl Upstream {
                 let before = before.and_then(|before| before.breaker.as_deref());
                 Arc::new(Breaker::new(name, settings, services.workers, before))
             }),
+            tls,
         }
     }
 
     /// How connections to `target` are made.
     #[inline]
     pub fn endpoint(&self, target: &Target) -> Endpoint {
-        Endpoint { address: target.address, settings: 0 }
+        let settings = self.tls.as_ref().map_or(0, |tls| tls.settings(&target.label));
+        Endpoint { address: target.address, settings }
+    }
+
+    /// What requests to it are said to be.
+    pub fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP }
     }
 
     /// Whether requests must ask before they are sent to it.
@@ -169,5 +181,14 @@ impl Upstream {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.end();
+    }
+}
+
+/// A target's address as it was configured.
+pub fn label(target: &signalbox_config::Target) -> String {
+    if target.host.contains(':') {
+        format!("[{}]:{}", target.host, target.port)
+    } else {
+        format!("{}:{}", target.host, target.port)
     }
 }

@@ -20,6 +20,7 @@ mod resilience;
 mod revisions;
 mod smuggling;
 mod telling;
+mod tls;
 mod upgrades;
 mod upstreams;
 mod wire;

@@ -1,0 +1,278 @@
+//! Secrets at rest: a specification that holds one is encrypted on its way into the store, and decrypted on its way out.
+//!
+//! The whole specification is: AES-256-GCM with a random nonce for each, bound to the resource's kind and name, so that
+//! none can be put in the place of another. Canonical JSON begins with a brace, what is encrypted with [`VERSION`].
+
+use std::fs;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use signalbox_config::{ResourceKey, RevisionId};
+use tokio::sync::Notify;
+
+use super::{
+    AuditRow, Committed, Loaded, NewRevision, ProxyRow, Revision, RevisionSummary, RolloutRow, Store,
+    StoreError, StoredResource, TokenRow,
+};
+
+/// A key for secrets: 256 bits.
+pub struct SecretsKey(LessSafeKey);
+
+/// Where the key for secrets comes from.
+#[derive(Debug)]
+pub enum KeySource {
+    /// As it was given: 64 hexadecimal digits.
+    Given(String),
+    /// A file, which is made when it is not there.
+    Made(PathBuf),
+    /// There is none, so no secret can be stored.
+    None,
+}
+
+/// A store that keeps secrets encrypted.
+struct Sealed {
+    inner: Arc<dyn Store>,
+    key: Option<SecretsKey>,
+}
+
+/// The first byte of what is encrypted.
+const VERSION: u8 = 1;
+
+/// What is encrypted to tell later whether a key is the same.
+const CHECK: &[u8] = b"signalbox";
+
+/// Makes `store` keep secrets encrypted with the key of `source`, which must be the one it was used with before.
+pub async fn seal(store: Arc<dyn Store>, source: KeySource) -> Result<Arc<dyn Store>, StoreError> {
+    let known = store.key_check().await?;
+    let key = match source {
+        KeySource::Given(text) => Some(SecretsKey::parse(&text)?),
+        KeySource::Made(path) => Some(read_or_make(&path, known.is_some())?),
+        KeySource::None if known.is_some() => {
+            return Err(StoreError::Broken(
+                "secrets in it are encrypted; their key is needed: --secrets-key or --secrets-key-file"
+                    .into(),
+            ));
+        }
+        KeySource::None => None,
+    };
+    if let Some(key) = &key {
+        let known = match known {
+            Some(known) => known,
+            // Another control plane may be faster; then its key counts.
+            None => store.keep_key_check(&key.seal(CHECK, CHECK)?).await?,
+        };
+        if key.open(&known, CHECK).is_none_or(|opened| opened != CHECK) {
+            return Err(StoreError::Broken(
+                "its secrets are encrypted with another key than that of --secrets-key or --secrets-key-file"
+                    .into(),
+            ));
+        }
+    }
+    Ok(Arc::new(Sealed { inner: store, key }))
+}
+
+impl SecretsKey {
+    /// Reads 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Result<Self, StoreError> {
+        let text = text.trim();
+        let digit = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..64).step_by(2).map(digit).collect();
+        let valid = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        bytes
+            .filter(|_| valid)
+            .and_then(|bytes| UnboundKey::new(&AES_256_GCM, &bytes).ok())
+            .map(|key| Self(LessSafeKey::new(key)))
+            .ok_or_else(|| {
+                StoreError::Broken(
+                    "the key for its secrets must be 64 hexadecimal digits (openssl rand -hex 32)".into(),
+                )
+            })
+    }
+
+    fn seal(&self, plain: &[u8], bound_to: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let failed = || StoreError::Broken("a secret cannot be encrypted".into());
+        let mut nonce = [0; NONCE_LEN];
+        getrandom::fill(&mut nonce).map_err(|_| failed())?;
+        let mut text = plain.to_vec();
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(bound_to), &mut text)
+            .map_err(|_| failed())?;
+        Ok([&[VERSION][..], &nonce, &text, tag.as_ref()].concat())
+    }
+
+    fn open(&self, sealed: &[u8], bound_to: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, text) = sealed.strip_prefix(&[VERSION])?.split_first_chunk::<NONCE_LEN>()?;
+        let mut text = text.to_vec();
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let length = self.0.open_in_place(nonce, Aad::from(bound_to), &mut text).ok()?.len();
+        text.truncate(length);
+        Some(text)
+    }
+}
+
+fn read_or_make(path: &Path, in_use: bool) -> Result<SecretsKey, StoreError> {
+    let shown = path.display();
+    match fs::read_to_string(path) {
+        Ok(text) => SecretsKey::parse(&text),
+        Err(error) if error.kind() == ErrorKind::NotFound && in_use => Err(StoreError::Broken(format!(
+            "secrets in it are encrypted with the key in {shown}, which is gone: put it back, or give it with --secrets-key"
+        ))),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let mut key = [0; 32];
+            let made = getrandom::fill(&mut key).map_err(|error| error.to_string()).and_then(|()| {
+                let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+                let mut options = fs::OpenOptions::new();
+                let mut file = options
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(path)
+                    .map_err(|it| it.to_string())?;
+                writeln!(file, "{digits}").and_then(|()| file.sync_all()).map_err(|it| it.to_string())?;
+                Ok(digits)
+            });
+            let digits = made.map_err(|error| {
+                StoreError::Broken(format!("a key for its secrets cannot be made at {shown}: {error}"))
+            })?;
+            SecretsKey::parse(&digits)
+        }
+        Err(error) => Err(StoreError::Broken(format!("the key in {shown} cannot be read: {error}"))),
+    }
+}
+
+impl Sealed {
+    fn open(&self, key: &ResourceKey, stored: Bytes) -> Result<Bytes, StoreError> {
+        if stored.first() != Some(&VERSION) {
+            return Ok(stored);
+        }
+        let opened = self.key.as_ref().and_then(|secret| secret.open(&stored, key.to_string().as_bytes()));
+        opened.map(Bytes::from).ok_or_else(|| {
+            StoreError::Broken(format!("{key} is encrypted with another key, or was changed in the database"))
+        })
+    }
+
+    fn open_all(&self, resources: &mut [StoredResource]) -> Result<(), StoreError> {
+        for resource in resources {
+            resource.spec = self.open(&resource.key, std::mem::take(&mut resource.spec))?;
+        }
+        Ok(())
+    }
+
+    fn open_revision(&self, revision: &mut Revision) -> Result<(), StoreError> {
+        for change in &mut revision.changes {
+            for spec in [&mut change.before, &mut change.after].into_iter().flatten() {
+                *spec = self.open(&change.key, std::mem::take(spec))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for Sealed {
+    async fn head(&self) -> Result<RevisionId, StoreError> {
+        self.inner.head().await
+    }
+
+    async fn load(&self) -> Result<Loaded, StoreError> {
+        let mut loaded = self.inner.load().await?;
+        self.open_all(&mut loaded.resources)?;
+        Ok(loaded)
+    }
+
+    async fn revisions_after(&self, number: u64, limit: u32) -> Result<Vec<Revision>, StoreError> {
+        let mut revisions = self.inner.revisions_after(number, limit).await?;
+        revisions.iter_mut().try_for_each(|revision| self.open_revision(revision))?;
+        Ok(revisions)
+    }
+
+    async fn commit(&self, base: u64, mut revision: NewRevision) -> Result<Committed, StoreError> {
+        for change in &mut revision.changes {
+            if let Some(spec) = &mut change.spec
+                && change.key.kind.holds_secret(spec)
+            {
+                let key = self.key.as_ref().ok_or(StoreError::NoSecretsKey)?;
+                *spec = key.seal(spec, change.key.to_string().as_bytes())?.into();
+            }
+        }
+        self.inner.commit(base, revision).await
+    }
+
+    async fn revisions(&self, before: Option<u64>, limit: u32) -> Result<Vec<RevisionSummary>, StoreError> {
+        self.inner.revisions(before, limit).await
+    }
+
+    async fn revision(&self, number: u64) -> Result<Option<Revision>, StoreError> {
+        let mut revision = self.inner.revision(number).await?;
+        revision.iter_mut().try_for_each(|revision| self.open_revision(revision))?;
+        Ok(revision)
+    }
+
+    async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError> {
+        let mut set = self.inner.set_at(number).await?;
+        set.iter_mut().try_for_each(|resources| self.open_all(resources))?;
+        Ok(set)
+    }
+
+    fn hint(&self) -> Arc<Notify> {
+        self.inner.hint()
+    }
+
+    async fn new_epoch(&self) -> Result<RevisionId, StoreError> {
+        self.inner.new_epoch().await
+    }
+
+    async fn save_proxies(&self, proxies: &[ProxyRow]) -> Result<(), StoreError> {
+        self.inner.save_proxies(proxies).await
+    }
+
+    async fn proxies(&self) -> Result<Vec<ProxyRow>, StoreError> {
+        self.inner.proxies().await
+    }
+
+    async fn delete_proxy(&self, id: &str) -> Result<bool, StoreError> {
+        self.inner.delete_proxy(id).await
+    }
+
+    async fn save_rollouts(&self, rollouts: &[RolloutRow]) -> Result<(), StoreError> {
+        self.inner.save_rollouts(rollouts).await
+    }
+
+    async fn rollouts(&self, limit: u32) -> Result<Vec<RolloutRow>, StoreError> {
+        self.inner.rollouts(limit).await
+    }
+
+    async fn create_token(&self, token: &TokenRow) -> Result<bool, StoreError> {
+        self.inner.create_token(token).await
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
+        self.inner.tokens().await
+    }
+
+    async fn delete_token(&self, name: &str) -> Result<bool, StoreError> {
+        self.inner.delete_token(name).await
+    }
+
+    async fn audit(&self, before: Option<i64>, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        self.inner.audit(before, limit).await
+    }
+
+    async fn note(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
+        self.inner.note(actor, action, detail).await
+    }
+
+    async fn key_check(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.key_check().await
+    }
+
+    async fn keep_key_check(&self, check: &[u8]) -> Result<Vec<u8>, StoreError> {
+        self.inner.keep_key_check(check).await
+    }
+}

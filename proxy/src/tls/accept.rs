@@ -1,0 +1,246 @@
+//! The server's side: which certificate a client is shown, and what it has to show.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use rustls::server::{
+    Acceptor, ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache,
+    WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, crypto::ring::Ticketer};
+use signalbox_config::{ClientAuth, Name};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+
+use super::{provider, roots, versions};
+use crate::active::Map;
+
+/// The certificates of a revision. A clone is cheap.
+#[derive(Clone, Default)]
+pub struct Certificates {
+    by_name: Map<Name, Arc<CertifiedKey>>,
+    /// By server name: `example.com`, `*.example.com`.
+    by_sni: Map<Box<str>, Arc<CertifiedKey>>,
+}
+
+/// How a listener speaks TLS. Replaced when a certificate changes; what clients resume sessions with goes on.
+#[derive(Clone)]
+pub struct ListenerTls {
+    spec: signalbox_config::ListenerTls,
+    config: Arc<ServerConfig>,
+    certificates: Arc<Chooser>,
+}
+
+/// Why there was no handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum HandshakeFailure {
+    /// The client closed the connection.
+    Closed,
+    /// It did not come to its end in time.
+    Timeout,
+    /// There are too many at once.
+    Overload,
+    /// There is no certificate for the name that the client asked for.
+    NoCertificate,
+    /// The client has no certificate, or none that is trusted.
+    ClientCertificate,
+    /// Client and listener have no version or no cipher in common.
+    Incompatible,
+    /// The client does not want to go on: it does not trust the certificate, for example.
+    RefusedByClient,
+    /// What the client sent is not TLS.
+    Malformed,
+}
+
+/// Chooses a certificate by the name that a client asks for.
+struct Chooser {
+    certificates: Certificates,
+    /// For clients that ask for no name, or for one that no certificate has.
+    default: Option<Arc<CertifiedKey>>,
+}
+
+/// Sessions of TLS 1.2 clients that take no tickets.
+const SESSIONS: usize = 10_000;
+
+/// A fatal alert, `unrecognized_name`: RFC 8446, section 6.2.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+impl Certificates {
+    pub fn insert(&mut self, name: &Name, snis: &[Box<str>], certified: &Arc<CertifiedKey>) {
+        self.by_name.insert(name.clone(), Arc::clone(certified));
+        for sni in snis {
+            self.by_sni.insert(sni.clone(), Arc::clone(certified));
+        }
+    }
+
+    pub fn remove(&mut self, name: &Name, snis: &[Box<str>]) {
+        let Some(removed) = self.by_name.remove(name) else { return };
+        for sni in snis {
+            // Another may have got the name in the same revision.
+            if self.by_sni.get(sni).is_some_and(|known| Arc::ptr_eq(known, &removed)) {
+                self.by_sni.remove(sni);
+            }
+        }
+    }
+
+    pub fn named(&self, name: &Name) -> Option<&Arc<CertifiedKey>> {
+        self.by_name.get(name)
+    }
+
+    /// An exact name counts before a wildcard.
+    fn find(&self, sni: &str) -> Option<&Arc<CertifiedKey>> {
+        let found = self.by_sni.get(sni);
+        found.or_else(|| self.by_sni.get(&*format!("*.{}", sni.split_once('.')?.1)))
+    }
+}
+
+impl ListenerTls {
+    /// For a listener of these settings that was `before`. The error is for people.
+    pub fn new(
+        spec: &signalbox_config::ListenerTls,
+        certificates: &Certificates,
+        before: Option<&Self>,
+    ) -> Result<Self, String> {
+        let default = spec.default_certificate.as_ref().and_then(|name| certificates.named(name)).cloned();
+        let chooser = Arc::new(Chooser { certificates: certificates.clone(), default });
+        let known = before.filter(|before| {
+            (before.spec.min_version, &before.spec.client_auth) == (spec.min_version, &spec.client_auth)
+        });
+        let config = match known {
+            Some(before) => {
+                let mut config = ServerConfig::clone(&before.config);
+                config.cert_resolver = Arc::clone(&chooser) as _;
+                config
+            }
+            // A session that began without a client's certificate must not go on where one is required, so tickets are
+            // good for these settings alone.
+            None => new_config(spec, Arc::clone(&chooser))?,
+        };
+        Ok(Self { spec: spec.clone(), config: Arc::new(config), certificates: chooser })
+    }
+
+    /// Whether it was made for these settings.
+    pub fn is_of(&self, spec: &signalbox_config::ListenerTls) -> bool {
+        self.spec == *spec
+    }
+}
+
+fn new_config(spec: &signalbox_config::ListenerTls, chooser: Arc<Chooser>) -> Result<ServerConfig, String> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions(spec.min_version))
+        .map_err(|error| error.to_string())?;
+    let verifier = |ca| WebPkiClientVerifier::builder_with_provider(roots(ca), provider());
+    let verifier = match &spec.client_auth {
+        ClientAuth::None => None,
+        ClientAuth::Optional(ca) => Some(verifier(ca).allow_unauthenticated().build()),
+        ClientAuth::Required(ca) => Some(verifier(ca).build()),
+    };
+    let builder = match verifier.transpose().map_err(|error| error.to_string())? {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(chooser);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+    let ticketer: Arc<dyn ProducesTickets> = Ticketer::new().map_err(|error| error.to_string())?;
+    config.ticketer = ticketer;
+    Ok(config)
+}
+
+/// Shakes hands with a client that has just connected. `begun` was read of it.
+pub async fn accept(
+    tls: &ListenerTls,
+    stream: TcpStream,
+    mut begun: &[u8],
+) -> Result<Box<TlsStream<TcpStream>>, HandshakeFailure> {
+    let mut acceptor = Acceptor::default();
+    while !begun.is_empty() {
+        acceptor.read_tls(&mut begun).map_err(|error| reason(&error))?;
+    }
+    let begun = LazyConfigAcceptor::new(acceptor, stream).await.map_err(|error| reason(&error))?;
+    if tls.certificates.choose(begun.client_hello().server_name()).is_none() {
+        let mut stream = begun.io;
+        // The client is told why, if it still listens.
+        let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
+        return Err(HandshakeFailure::NoCertificate);
+    }
+    let stream = begun.into_stream(Arc::clone(&tls.config)).await.map_err(|error| reason(&error))?;
+    Ok(Box::new(TlsStream::Server(stream)))
+}
+
+fn reason(error: &io::Error) -> HandshakeFailure {
+    use rustls::Error;
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
+    match cause {
+        None => HandshakeFailure::Closed,
+        Some(Error::NoCertificatesPresented | Error::InvalidCertificate(_)) => {
+            HandshakeFailure::ClientCertificate
+        }
+        Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => HandshakeFailure::Incompatible,
+        Some(Error::AlertReceived(_)) => HandshakeFailure::RefusedByClient,
+        Some(_) => HandshakeFailure::Malformed,
+    }
+}
+
+impl HandshakeFailure {
+    pub const ALL: [Self; 8] = [
+        Self::Closed,
+        Self::Timeout,
+        Self::Overload,
+        Self::NoCertificate,
+        Self::ClientCertificate,
+        Self::Incompatible,
+        Self::RefusedByClient,
+        Self::Malformed,
+    ];
+
+    /// Its name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
+            Self::Overload => "overload",
+            Self::NoCertificate => "no_certificate",
+            Self::ClientCertificate => "client_certificate",
+            Self::Incompatible => "incompatible",
+            Self::RefusedByClient => "refused_by_client",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+impl Chooser {
+    fn choose(&self, sni: Option<&str>) -> Option<&Arc<CertifiedKey>> {
+        sni.and_then(|sni| self.certificates.find(sni)).or(self.default.as_ref())
+    }
+}
+
+impl ResolvesServerCert for Chooser {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.choose(hello.server_name()).cloned()
+    }
+}
+
+impl fmt::Debug for Chooser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chooser").field("names", &self.certificates.by_sni.len()).finish()
+    }
+}
+
+impl fmt::Debug for ListenerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ListenerTls").field("certificates", &self.certificates).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for ListenerTls {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.config, &other.config)
+    }
+}
+
+impl Eq for ListenerTls {}

@@ -1,0 +1,198 @@
+//! The client's side: whom a target has to prove to be, and what it is shown.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, LazyLock};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use signalbox_config::{Target, TlsVersion};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsConnector, TlsStream as AnyTlsStream};
+
+use super::{provider, roots, versions};
+use crate::upstream::label;
+
+/// How an upstream's targets are spoken to through TLS. Kept, with the sessions to resume, while its settings stay.
+pub struct UpstreamTls {
+    config: Arc<ClientConfig>,
+    /// The hash of all that the configuration was made from.
+    settings: u64,
+    /// Whom targets have to prove to be, by the hash of settings and name.
+    names: HashMap<u64, ServerName<'static>>,
+    peers: Peers,
+}
+
+/// Which of the names is a target's.
+#[derive(Debug)]
+enum Peers {
+    /// The one that was given.
+    Same(u64),
+    /// The host of its address; by its label.
+    Own(HashMap<Box<str>, u64, foldhash::fast::RandomState>),
+}
+
+impl UpstreamTls {
+    /// For `targets` of an upstream that was `before`. `certificate` is what is shown to them, and its version.
+    /// The error is for people.
+    pub fn new(
+        spec: &signalbox_config::UpstreamTls,
+        certificate: Option<(&Arc<CertifiedKey>, &str)>,
+        protocols: &[&[u8]],
+        targets: &[Target],
+        before: Option<&Self>,
+    ) -> Result<Self, String> {
+        let settings =
+            hash_of(&format!("{spec:?} {:?} {protocols:?}", certificate.map(|(_, version)| version)));
+        let config = match before.filter(|before| before.settings == settings) {
+            Some(before) => Arc::clone(&before.config),
+            None => Arc::new(new_config(spec, certificate.map(|(certified, _)| certified), protocols)?),
+        };
+        let mut names = HashMap::new();
+        let mut add = |name: &str| {
+            let name = ServerName::try_from(name.to_owned())
+                .map_err(|_| format!("{name:?} is not a name that a certificate can have; give tls.sni"))?;
+            let hash = hash_of(&format!("{settings} {name:?}"));
+            names.insert(hash, name);
+            Ok::<_, String>(hash)
+        };
+        let peers = match &spec.sni {
+            Some(sni) => Peers::Same(add(sni)?),
+            None => {
+                let mut peers = HashMap::default();
+                for target in targets {
+                    let host = target.host.strip_suffix('.').unwrap_or(&target.host);
+                    peers.insert(label(target).into(), add(host)?);
+                }
+                Peers::Own(peers)
+            }
+        };
+        Ok(Self { config, settings, names, peers })
+    }
+
+    /// What stands for these settings and the name of the target of this label; never 0.
+    #[inline]
+    pub fn settings(&self, target: &str) -> u64 {
+        match &self.peers {
+            Peers::Same(settings) => *settings,
+            // It was made with the targets; without a name there is no handshake.
+            Peers::Own(peers) => peers.get(target).copied().unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Shakes hands over a connection that has just been made.
+    /// `settings` are those of the target.
+    pub async fn connect(
+        &self,
+        settings: u64,
+        stream: TcpStream,
+    ) -> io::Result<Box<AnyTlsStream<TcpStream>>> {
+        let name = self.names.get(&settings).ok_or(io::ErrorKind::NotFound)?;
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let stream: TlsStream<TcpStream> = connector.connect(name.clone(), stream).await?;
+        Ok(Box::new(AnyTlsStream::Client(stream)))
+    }
+}
+
+/// 64 bits of a hash that has no collisions in practice, and is never 0.
+fn hash_of(text: &str) -> u64 {
+    let hash = blake3::hash(text.as_bytes());
+    let first = hash.as_bytes().first_chunk().copied().unwrap_or_default();
+    u64::from_le_bytes(first).max(1)
+}
+
+fn new_config(
+    spec: &signalbox_config::UpstreamTls,
+    certificate: Option<&Arc<CertifiedKey>>,
+    protocols: &[&[u8]],
+) -> Result<ClientConfig, String> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions(TlsVersion::V1_2))
+        .map_err(|error| error.to_string())?;
+    let builder = if spec.verify {
+        let roots = match &spec.ca {
+            Some(ca) => roots(ca),
+            None => system_roots()?,
+        };
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map_err(|error| error.to_string())?;
+        builder.with_webpki_verifier(verifier)
+    } else {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider())))
+    };
+    let mut config = match certificate {
+        Some(certified) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(certified))))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(config)
+}
+
+/// Those that this host trusts, read when they are first needed.
+fn system_roots() -> Result<Arc<RootCertStore>, String> {
+    static ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "cannot read all of the host's certificate authorities");
+        }
+        roots(&found.certs)
+    });
+    match ROOTS.is_empty() {
+        false => Ok(Arc::clone(&ROOTS)),
+        true => Err("the proxy's host has no certificate authorities; give tls.ca".to_owned()),
+    }
+}
+
+/// Takes anybody for whom it says it is, but has it hold the key of its certificate.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamTls").field("names", &self.names).finish_non_exhaustive()
+    }
+}

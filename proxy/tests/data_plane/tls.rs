@@ -1,0 +1,626 @@
+//! TLS to clients and to targets.
+
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::client::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::harness::{Answer, Backend, Client, Harness, block_on, forward_to, full, until};
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn authority(name: &str) -> Authority {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// A certificate and its key.
+struct Issued {
+    certificate: String,
+    key: String,
+}
+
+fn issued(names: &[&str], by: &Authority) -> Issued {
+    let key = KeyPair::generate().unwrap();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "alice");
+    let certificate = params.signed_by(&key, by).unwrap();
+    Issued { certificate: certificate.pem(), key: key.serialize_pem() }
+}
+
+impl Issued {
+    /// As a resource.
+    fn resource(&self, name: &str) -> String {
+        let text = |text: &str| serde_json::to_string(text).unwrap();
+        format!(
+            "{{name: {name}, certificate: {}, private_key: {}}}",
+            text(&self.certificate),
+            text(&self.key)
+        )
+    }
+
+    fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.certificate.as_bytes()).unwrap()
+    }
+
+    fn key_der(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap()
+    }
+}
+
+/// A document with an https listener, certificates, and more.
+fn https(tls: &str, certificates: &[String], more: &str) -> String {
+    format!(
+        "listeners: [{{name: http, address: '127.0.0.1:8443', protocol: https, tls: {{{tls}}}}}]
+certificates: [{}]
+{more}",
+        certificates.join(", ")
+    )
+}
+
+const HELLO: &str = "routes: [{name: all, respond: {body: hello}}]";
+
+fn roots(ca: &Authority) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.as_ref().der().clone()).unwrap();
+    roots
+}
+
+/// A client that trusts `ca`.
+struct Tls {
+    config: ClientConfig,
+}
+
+impl Tls {
+    fn trusting(ca: &Authority) -> Self {
+        Self::of(ca, None, rustls::DEFAULT_VERSIONS)
+    }
+
+    fn of(
+        ca: &Authority,
+        shown: Option<&Issued>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots(ca));
+        let config = match shown {
+            Some(shown) => builder.with_client_auth_cert(vec![shown.der()], shown.key_der()).unwrap(),
+            None => builder.with_no_client_auth(),
+        };
+        Self { config }
+    }
+
+    async fn connect(&self, address: SocketAddr, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        self.over(TcpStream::connect(address).await.unwrap(), name).await
+    }
+
+    async fn over(&self, stream: TcpStream, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        let connector = TlsConnector::from(Arc::new(self.config.clone()));
+        connector.connect(ServerName::try_from(name.to_owned()).unwrap(), stream).await
+    }
+
+    /// Asks once, with HTTP/1.1, and says how the handshake went.
+    async fn get(&self, address: SocketAddr, name: &str) -> std::io::Result<(Answer, HandshakeKind)> {
+        Self::ask(self.connect(address, name).await?, name).await
+    }
+
+    async fn ask(stream: TlsStream<TcpStream>, name: &str) -> std::io::Result<(Answer, HandshakeKind)> {
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+        let connection = tokio::spawn(connection.without_shutdown());
+        let mut client = Client::Http1(sender);
+        let request = Request::get("/x").header("host", name).body(full("")).unwrap();
+        let answer = client.start(request).await.map_err(std::io::Error::other)?;
+        let answer = Answer::of(answer).await.map_err(std::io::Error::other)?;
+        drop(client);
+        let parts = connection.await.unwrap().map_err(std::io::Error::other)?;
+        let kind = parts.io.into_inner().get_ref().1.handshake_kind().unwrap();
+        Ok((answer, kind))
+    }
+}
+
+/// What the metrics say of a series.
+fn metric(harness: &Harness, series: &str) -> u64 {
+    let text = harness.proxy.counted(|shared, compiled, labels, applies| {
+        signalbox_proxy::telemetry::render::render(shared, compiled, labels, applies, &Default::default())
+    });
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{series} is not in {text}")).parse().unwrap()
+}
+
+fn failures(harness: &Harness, reason: &str) -> u64 {
+    metric(harness, &format!("signalbox_tls_handshake_failures_total{{reason=\"{reason}\"}}"))
+}
+
+#[test]
+fn a_client_is_shown_the_certificate_of_the_name_it_asks_for() {
+    block_on(async {
+        let ca = authority("ca");
+        let [exact, wildcard, other] =
+            [&["a.example.com"][..], &["*.example.com"], &["other.example"]].map(|names| issued(names, &ca));
+        let all = [exact.resource("exact"), wildcard.resource("wildcard"), other.resource("other")];
+        let mut harness = Harness::start(&https("", &all, HELLO));
+        let shown = async |name: &str| {
+            let stream = Tls::trusting(&ca).connect(harness.address(), name).await?;
+            let shown = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+            Ok::<_, std::io::Error>(shown)
+        };
+        assert_eq!(shown("a.example.com").await.unwrap(), exact.der());
+        assert_eq!(shown("b.example.com").await.unwrap(), wildcard.der());
+        for name in ["example.com", "a.b.example.com", "nobody.example", "127.0.0.1"] {
+            let error = shown(name).await.unwrap_err();
+            assert!(error.to_string().contains("UnrecognisedName"), "{name}: {error}");
+        }
+        until("they are counted", || failures(&harness, "no_certificate") == 4).await;
+
+        harness.apply(&https("default_certificate: other", &all, HELLO)).unwrap();
+        let error = Tls::trusting(&ca).connect(harness.address(), "nobody.example").await.unwrap_err();
+        assert!(error.to_string().contains("other.example"), "the default is shown: {error}");
+        let rest = [exact.resource("exact")];
+        harness.apply(&https("", &rest, HELLO)).unwrap();
+        Tls::trusting(&ca).connect(harness.address(), "b.example.com").await.unwrap_err();
+        let until = metric(&harness, "signalbox_certificate_not_after_seconds{certificate=\"exact\"}");
+        assert!(until > 60_000_000_000, "rcgen's are good until the year 4096: {until}");
+    });
+}
+
+#[test]
+fn requests_come_over_both_protocols_and_say_so() {
+    block_on(async {
+        let ca = authority("ca");
+        let backend = Backend::echo();
+        let certificate = [issued(&["a.example"], &ca).resource("c")];
+        let harness = Harness::start(&https("", &certificate, &forward_to(backend.address)));
+        let (answer, _) = Tls::trusting(&ca).get(harness.address(), "a.example").await.unwrap();
+        assert!(answer.text().contains(r#"["x-forwarded-proto","https"]"#), "{}", answer.text());
+
+        let mut tls = Tls::trusting(&ca);
+        tls.config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let stream = tls.connect(harness.address(), "a.example").await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let (sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let mut client = Client::Http2(sender);
+        // Larger than a TLS record, and than what the kernel takes at once.
+        let body = "x".repeat(1 << 20);
+        let answer = client.send(Request::post("/").body(full(body.clone())).unwrap()).await;
+        assert_eq!(answer.json()["body"].as_str().map(str::len), Some(body.len()));
+
+        tls.config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = tls.connect(harness.address(), "a.example").await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    });
+}
+
+#[test]
+fn sessions_are_resumed_by_whichever_worker() {
+    block_on(async {
+        let ca = authority("ca");
+        let certificate = issued(&["a.example"], &ca);
+        let mut harness = Harness::start(&https("", &[certificate.resource("c")], HELLO));
+        for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+            let tls = Tls::of(&ca, None, &[version]);
+            let (_, first) = tls.get(harness.address(), "a.example").await.unwrap();
+            assert_ne!(first, HandshakeKind::Resumed);
+            for _ in 0..8 {
+                let (_, again) = tls.get(harness.address(), "a.example").await.unwrap();
+                assert_eq!(again, HandshakeKind::Resumed, "{version:?}");
+            }
+            // And beyond the certificate.
+            let renewed = issued(&["a.example"], &ca);
+            harness.apply(&https("", &[renewed.resource("c")], HELLO)).unwrap();
+            let (_, again) = tls.get(harness.address(), "a.example").await.unwrap();
+            assert_eq!(again, HandshakeKind::Resumed);
+        }
+        assert_eq!(metric(&harness, "signalbox_tls_handshakes_total{resumed=\"true\"}"), 18);
+    });
+}
+
+#[test]
+fn a_load_balancer_says_who_the_client_is_before_the_handshake() {
+    block_on(async {
+        let ca = authority("ca");
+        let backend = Backend::echo();
+        let certificate = issued(&["a.example"], &ca).resource("c");
+        let harness = Harness::start(&format!(
+            "listeners: [{{name: http, address: '127.0.0.1:8443', protocol: https, proxy_protocol: accept, \
+             trusted_proxies: [127.0.0.1]}}]
+certificates: [{certificate}]
+{}",
+            forward_to(backend.address)
+        ));
+        for (header, client) in
+            [(&b"PROXY TCP4 203.0.113.9 192.0.2.1 1 2\r\n"[..], "203.0.113.9"), (b"", "127.0.0.1")]
+        {
+            let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+            stream.write_all(header).await.unwrap();
+            let stream = Tls::trusting(&ca).over(stream, "a.example").await.unwrap();
+            let (answer, _) = Tls::ask(stream, "a.example").await.unwrap();
+            let told = format!(r#"["x-forwarded-for","{client}"]"#);
+            assert!(answer.text().contains(&told), "{told} is not in {}", answer.text());
+        }
+    });
+}
+
+#[test]
+fn the_lowest_version_is_kept_to() {
+    block_on(async {
+        let ca = authority("ca");
+        let certificate = [issued(&["a.example"], &ca).resource("c")];
+        let mut harness = Harness::start(&https("", &certificate, HELLO));
+        let old = Tls::of(&ca, None, &[&rustls::version::TLS12]);
+        let stream = old.connect(harness.address(), "a.example").await.unwrap();
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(ProtocolVersion::TLSv1_2));
+        harness.apply(&https("min_version: '1.3'", &certificate, HELLO)).unwrap();
+        old.connect(harness.address(), "a.example").await.unwrap_err();
+        Tls::trusting(&ca).connect(harness.address(), "a.example").await.unwrap();
+        until("it is counted", || failures(&harness, "incompatible") == 1).await;
+    });
+}
+
+#[test]
+fn a_clients_certificate_is_asked_for_checked_and_told() {
+    block_on(async {
+        let ca = authority("ca");
+        let clients = authority("clients");
+        let (alice, stranger) =
+            (issued(&["alice.example"], &clients), issued(&["alice.example"], &authority("clients")));
+        let backend = Backend::echo();
+        let certificate = [issued(&["a.example"], &ca).resource("c")];
+        let asked = |mode: &str| {
+            let ca = serde_json::to_string(&clients.as_ref().pem()).unwrap();
+            https(
+                &format!("client_auth: {{mode: {mode}, ca: {ca}}}"),
+                &certificate,
+                &forward_to(backend.address),
+            )
+        };
+        let mut harness = Harness::start(&asked("optional"));
+        let nobody = Tls::trusting(&ca);
+        let with = |shown: &Issued| Tls::of(&ca, Some(shown), rustls::DEFAULT_VERSIONS);
+        let address = harness.address();
+        let (answer, _) = with(&alice).get(address, "a.example").await.unwrap();
+        for told in [
+            r#"["x-client-cert-subject","CN=alice"]"#,
+            r#"["x-client-cert-san","DNS:alice.example"]"#,
+            r#"["x-client-cert-fingerprint",""#,
+        ] {
+            assert!(answer.text().contains(told), "{told} is not in {}", answer.text());
+        }
+        let (answer, _) = nobody.get(address, "a.example").await.unwrap();
+        assert!(!answer.text().contains("x-client-cert"));
+        assert!(with(&stranger).get(address, "a.example").await.is_err());
+        until("it is counted", || failures(&harness, "client_certificate") == 1).await;
+
+        // What was enough before is not enough where more is asked for, not even to resume.
+        harness.apply(&asked("required")).unwrap();
+        assert!(nobody.get(address, "a.example").await.is_err());
+        assert!(with(&stranger).get(address, "a.example").await.is_err());
+        let (answer, _) = with(&alice).get(address, "a.example").await.unwrap();
+        assert!(answer.text().contains("CN=alice"));
+        until("they are counted", || failures(&harness, "client_certificate") == 3).await;
+    });
+}
+
+#[test]
+fn a_certificate_is_replaced_without_a_failed_request() {
+    block_on(async {
+        let ca = authority("ca");
+        let backend = Backend::text("hello");
+        let document =
+            |certificate: &Issued| https("", &[certificate.resource("c")], &forward_to(backend.address));
+        let first = issued(&["a.example"], &ca);
+        let mut harness = Harness::start(&document(&first));
+        let address = harness.address();
+        let held = Tls::trusting(&ca).connect(address, "a.example").await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(held)).await.unwrap();
+        tokio::spawn(connection);
+        let mut held = Client::Http1(sender);
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicUsize::new(0));
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let (tls, stop, answered) = (Tls::trusting(&ca), Arc::clone(&stop), Arc::clone(&answered));
+                tokio::spawn(async move {
+                    while !stop.load(Ordering::Relaxed) {
+                        let (answer, _) = tls.get(address, "a.example").await.expect("no failed request");
+                        assert_eq!((answer.status, answer.text()), (200, "hello"));
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let mut last = first;
+        for _ in 0..10 {
+            let before = answered.load(Ordering::Relaxed);
+            until("there is load", || answered.load(Ordering::Relaxed) >= before + 10).await;
+            last = issued(&["a.example"], &ca);
+            harness.apply(&document(&last)).unwrap();
+            assert_eq!(held.get("/").await.text(), "hello", "the connection of before goes on");
+        }
+        stop.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.await.unwrap();
+        }
+        let stream = Tls::trusting(&ca).connect(address, "a.example").await.unwrap();
+        assert_eq!(stream.get_ref().1.peer_certificates().unwrap()[0], last.der());
+    });
+}
+
+#[test]
+fn who_does_not_come_to_an_end_with_its_handshake_is_left() {
+    block_on(async {
+        let ca = authority("ca");
+        let certificate = issued(&["a.example"], &ca).resource("c");
+        let document = format!(
+            "listeners: [{{name: http, address: '127.0.0.1:8443', protocol: https, limits: {{header_timeout: 100ms}}}}]
+certificates: [{certificate}]
+{HELLO}"
+        );
+        let harness = Harness::start(&document);
+        let mut silent = TcpStream::connect(harness.address()).await.unwrap();
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+        until("it is counted", || failures(&harness, "timeout") == 1).await;
+        let mut plain = TcpStream::connect(harness.address()).await.unwrap();
+        plain.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        // The alert, or a reset.
+        let _ = plain.read_to_end(&mut answer).await;
+        until("it is counted", || failures(&harness, "malformed") == 1).await;
+    });
+}
+
+#[test]
+fn http_is_redirected_to_https_with_one_field() {
+    block_on(async {
+        let harness = Harness::start("routes: [{name: all, redirect: {scheme: https}}]");
+        let answer = harness.get("/x?y=1").await;
+        assert_eq!(answer.headers["location"], "https://test.example/x?y=1");
+        assert!((301..=308).contains(&answer.status));
+    });
+}
+
+#[test]
+fn openssl_and_curl_are_served() {
+    block_on(async {
+        let ca = authority("ca");
+        let directory = tempfile::tempdir().unwrap();
+        let ca_file = directory.path().join("ca.pem");
+        std::fs::write(&ca_file, ca.as_ref().pem()).unwrap();
+        let session = directory.path().join("session");
+        let certificate = [issued(&["a.example"], &ca).resource("c")];
+        let harness = Harness::start(&https("", &certificate, HELLO));
+        let port = harness.address().port();
+        let openssl = |more: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-CAfile"]);
+            command.arg(&ca_file).args(["-servername", "a.example", "-verify_return_error"]).args(more);
+            command.stdin(Stdio::null());
+            tokio::task::block_in_place(|| command.output()).expect("openssl is there")
+        };
+        let stdout = |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+        for version in ["-tls1_2", "-tls1_3"] {
+            let first = openssl(&[version, "-alpn", "h2", "-sess_out", session.to_str().unwrap()]);
+            assert!(stdout(&first).contains("Verify return code: 0"), "{}", stdout(&first));
+            assert!(stdout(&first).contains("ALPN protocol: h2"));
+            if version == "-tls1_2" {
+                let again = openssl(&[version, "-sess_in", session.to_str().unwrap()]);
+                assert!(stdout(&again).contains("Reused, TLSv1.2"), "{}", stdout(&again));
+            }
+        }
+        assert!(!openssl(&["-tls1_1"]).status.success());
+
+        let curl = |more: &[&str]| {
+            let mut command = Command::new("curl");
+            command.args(["-sS", "--cacert"]).arg(&ca_file).args(more);
+            command.args(["--resolve", &format!("a.example:{port}:127.0.0.1")]);
+            command.args(["-w", " %{http_version}", &format!("https://a.example:{port}/")]);
+            let output = tokio::task::block_in_place(|| command.output()).expect("curl is there");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(curl(&["--http1.1"]), "hello 1.1");
+        assert_eq!(curl(&["--http2"]), "hello 2");
+    });
+}
+
+/// A target that speaks TLS.
+struct Target {
+    address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    resumed: Arc<AtomicUsize>,
+}
+
+impl Target {
+    /// Says "hello", and who the client is if it has a certificate. Closes each connection after `requests`.
+    fn start(certificate: &Issued, clients: Option<&Authority>) -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let builder = match clients {
+            Some(ca) => builder.with_client_cert_verifier(
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)), provider).build().unwrap(),
+            ),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder.with_single_cert(vec![certificate.der()], certificate.key_der()).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let [connections, resumed] = [(); 2].map(|()| Arc::<AtomicUsize>::default());
+        let target = Self { address, connections: Arc::clone(&connections), resumed: Arc::clone(&resumed) };
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                connections.fetch_add(1, Ordering::Relaxed);
+                let session = stream.get_ref().1;
+                if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+                    resumed.fetch_add(1, Ordering::Relaxed);
+                }
+                let name = session.server_name().unwrap_or_default().to_owned();
+                let known = session.peer_certificates().is_some();
+                let is_http2 = session.alpn_protocol() == Some(b"h2");
+                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let close = request.uri().path() == "/close";
+                    let text = format!("{name} {known}");
+                    let spoken = format!("{:?} {:?}", request.version(), request.uri().scheme_str());
+                    async move {
+                        let mut response = Response::new(full(text));
+                        response.headers_mut().insert("x-spoken", spoken.parse().unwrap());
+                        if close {
+                            response.headers_mut().insert("connection", "close".parse().unwrap());
+                        }
+                        Ok::<_, std::convert::Infallible>(response)
+                    }
+                });
+                if is_http2 {
+                    let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    tokio::spawn(serving.serve_connection(TokioIo::new(stream), service));
+                } else {
+                    let serving = hyper::server::conn::http1::Builder::new();
+                    tokio::spawn(serving.serve_connection(TokioIo::new(stream), service));
+                }
+            }
+        });
+        target
+    }
+
+    /// A document with a route to it, as `host`.
+    fn document(&self, host: &str, tls: &str, more: &str) -> String {
+        format!(
+            "upstreams: [{{name: u, targets: [{{address: '{host}:{}'}}], tls: {{{tls}}}}}]
+routes: [{{name: all, forward: {{upstreams: [{{name: u}}]}}}}]
+{more}",
+            self.address.port()
+        )
+    }
+}
+
+fn quoted(ca: &Authority) -> String {
+    serde_json::to_string(&ca.as_ref().pem()).unwrap()
+}
+
+#[test]
+fn a_target_has_to_be_who_it_should_be() {
+    block_on(async {
+        let ca = authority("ca");
+        let target = Target::start(&issued(&["users.internal"], &ca), None);
+        let own = format!("ca: {}", quoted(&ca));
+        let named = format!("{own}, sni: users.internal");
+        let mut harness = Harness::start(&target.document("127.0.0.1", &named, ""));
+        let answer = harness.get("/").await;
+        assert_eq!((answer.status, answer.text()), (200, "users.internal false"));
+        for wrong in [
+            // Another authority, another name, an address that the certificate does not have; what the host trusts.
+            format!("sni: users.internal, ca: {}", quoted(&authority("ca"))),
+            format!("{own}, sni: other.internal"),
+            own.clone(),
+        ] {
+            harness.apply(&target.document("127.0.0.1", &wrong, "")).unwrap();
+            let answer = harness.get("/").await;
+            assert_eq!(answer.status, 503, "{wrong}: {}", answer.text());
+            assert!(!answer.text().contains("internal"), "nothing of the inside is told");
+        }
+        let refused = "signalbox_upstream_requests_total{upstream=\"u\",code_class=\"5xx\",flags=\"UF\"}";
+        assert_eq!(metric(&harness, refused), 3);
+        harness.apply(&target.document("127.0.0.1", "verify: false, sni: users.internal", "")).unwrap();
+        assert_eq!(harness.get("/").await.status, 200);
+
+        let local = Target::start(&issued(&["localhost"], &ca), None);
+        harness.apply(&local.document("localhost", &own, "")).unwrap();
+        assert_eq!(harness.get("/").await.text(), "localhost false", "the name is that of the address");
+        // And in the clear it does not go at all.
+        harness.apply(&forward_to(local.address)).unwrap();
+        assert_eq!(harness.get("/").await.status, 502);
+    });
+}
+
+#[test]
+fn a_target_is_told_which_protocol_is_to_be_spoken() {
+    block_on(async {
+        let ca = authority("ca");
+        let target = Target::start(&issued(&["users.internal"], &ca), None);
+        let tls = format!("ca: {}, sni: users.internal", quoted(&ca));
+        let mut harness = Harness::start(&target.document("127.0.0.1", &tls, ""));
+        assert_eq!(harness.get("/").await.headers["x-spoken"], "HTTP/1.1 None");
+        let tls = format!("{tls}}}, protocol: http2, labels: {{a: b");
+        harness.apply(&target.document("127.0.0.1", &tls, "")).unwrap();
+        assert_eq!(harness.get("/").await.headers["x-spoken"], "HTTP/2.0 Some(\"https\")");
+        let wrong = tls.replacen("users.internal", "other.internal", 1);
+        harness.apply(&target.document("127.0.0.1", &wrong, "")).unwrap();
+        assert_eq!(harness.get("/").await.status, 503);
+    });
+}
+
+#[test]
+fn a_target_is_shown_the_proxys_certificate() {
+    block_on(async {
+        let ca = authority("ca");
+        let clients = authority("clients");
+        let target = Target::start(&issued(&["users.internal"], &ca), Some(&clients));
+        let own = format!("ca: {}, sni: users.internal", quoted(&ca));
+        let shown = |by: &Authority| {
+            let certificates = format!("certificates: [{}]", issued(&["proxy"], by).resource("own"));
+            target.document("127.0.0.1", &format!("{own}, certificate: own"), &certificates)
+        };
+        let mut harness = Harness::start(&target.document("127.0.0.1", &own, ""));
+        assert_ne!(harness.get("/").await.status, 200);
+        harness.apply(&shown(&authority("clients"))).unwrap();
+        assert_ne!(harness.get("/").await.status, 200);
+        // Only the certificate changes.
+        harness.apply(&shown(&clients)).unwrap();
+        assert_eq!(harness.get("/").await.text(), "users.internal true");
+    });
+}
+
+#[test]
+fn connections_and_sessions_to_targets_outlive_revisions() {
+    block_on(async {
+        let ca = authority("ca");
+        let target = Target::start(&issued(&["users.internal"], &ca), None);
+        let tls = format!("ca: {}, sni: users.internal", quoted(&ca));
+        let document = |more: &str| target.document("127.0.0.1", &tls, more);
+        let mut harness = Harness::start(&document(""));
+        let mut client = Client::connect(harness.address()).await;
+        for round in 0..5 {
+            harness
+                .apply(&document(&format!("plugins: [{{name: p{round}, type: cors, config: {{}}}}]")))
+                .unwrap();
+            assert_eq!(client.get("/").await.status, 200);
+        }
+        assert_eq!(target.connections.load(Ordering::Relaxed), 1);
+        for _ in 0..3 {
+            assert_eq!(client.get("/close").await.status, 200);
+            tokio::time::timeout(Duration::from_secs(5), client.get("/")).await.unwrap();
+        }
+        let (connections, resumed) =
+            (target.connections.load(Ordering::Relaxed), target.resumed.load(Ordering::Relaxed));
+        assert_eq!((connections, resumed), (4, 3));
+    });
+}
