@@ -884,7 +884,9 @@ proptest! {
         for error in parse(kind, spec).err().unwrap_or_default() {
             let is_there = error.field.starts_with(&field);
             // Some rules are about several fields, and are told at the one that they are about.
-            let is_about_it = field.starts_with(&error.field) || error.field.starts_with("forward.rewrite");
+            let rules = ["forward.rewrite", "health_check.active", "load_balancing", "proxy_protocol", "tls"];
+            let is_of_a_rule = rules.iter().any(|rule| error.field.starts_with(rule));
+            let is_about_it = field.starts_with(&error.field) || is_of_a_rule;
             prop_assert!(is_there || is_about_it, "{field}: {error}");
         }
     }
