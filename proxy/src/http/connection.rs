@@ -519,23 +519,31 @@ struct LocalExecutor(Rc<Worker>);
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(run_stream(Rc::clone(&self.0), future));
+        // In a box, for it is large, and moves several times on its way to the runtime.
+        let stream = Box::pin(future);
+        tokio::task::spawn_local(RunStream { worker: Rc::clone(&self.0), stream, deadline: None });
     }
 }
 
 /// Runs a stream to its end, or until the time of its request is over. A client that takes nothing keeps hyper from asking
 /// for more of the answer, so that the answer itself cannot notice.
-async fn run_stream(worker: Rc<Worker>, stream: impl Future<Output = ()>) {
-    let mut stream = pin!(stream);
-    let mut deadline: Option<Rc<Deadline>> = None;
-    poll_fn(|cx| {
-        if stream.as_mut().poll(cx).is_ready() {
+struct RunStream<F> {
+    worker: Rc<Worker>,
+    stream: Pin<Box<F>>,
+    deadline: Option<Rc<Deadline>>,
+}
+
+impl<F: Future<Output = ()>> Future for RunStream<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.stream.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if let Some(begun) = worker.stream_deadline.take() {
-            deadline = Some(begun);
+        if let Some(begun) = self.worker.stream_deadline.take() {
+            self.deadline = Some(begun);
         }
-        if let Some(running) = &deadline {
+        if let Some(running) = &self.deadline {
             running.register(cx.waker());
             // Of an exchange that is over nobody else has it.
             if running.passed() && Rc::strong_count(running) > 1 {
@@ -543,8 +551,7 @@ async fn run_stream(worker: Rc<Worker>, stream: impl Future<Output = ()>) {
             }
         }
         Poll::Pending
-    })
-    .await;
+    }
 }
 
 /// The socket, and what passes through it.
