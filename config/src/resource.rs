@@ -31,21 +31,21 @@ pub struct Resource {
     body: Body,
 }
 
-/// What a resource is, parsed.
+/// What a resource is, parsed. All are boxed: else each of 100,000 routes takes as much as the largest of the others.
 #[derive(Debug)]
 pub enum Body {
     /// A listener.
-    Listener(Listener),
-    /// A route. Boxed, for it is by far the largest, with upstreams.
+    Listener(Box<Listener>),
+    /// A route.
     Route(Box<Route>),
     /// An upstream.
     Upstream(Box<Upstream>),
     /// A plugin.
-    Plugin(Plugin),
+    Plugin(Box<Plugin>),
     /// A consumer.
-    Consumer(Consumer),
+    Consumer(Box<Consumer>),
     /// A certificate.
-    Certificate(Certificate),
+    Certificate(Box<Certificate>),
 }
 
 impl Resource {
@@ -86,23 +86,23 @@ impl Resource {
         catalog: &dyn PluginCatalog,
     ) -> Result<Self, Vec<FieldError>> {
         match kind {
-            Kind::Listener => {
-                Self::build(kind, source, errors, |spec: &ListenerSpec, _| spec.parse().map(Body::Listener))
-            }
+            Kind::Listener => Self::build(kind, source, errors, |spec: &ListenerSpec, _| {
+                spec.parse().map(Box::new).map(Body::Listener)
+            }),
             Kind::Route => Self::build(kind, source, errors, |spec: &RouteSpec, name| {
-                spec.parse(name).map(|route| Body::Route(Box::new(route)))
+                spec.parse(name).map(Box::new).map(Body::Route)
             }),
             Kind::Upstream => Self::build(kind, source, errors, |spec: &UpstreamSpec, _| {
-                spec.parse().map(|upstream| Body::Upstream(Box::new(upstream)))
+                spec.parse().map(Box::new).map(Body::Upstream)
             }),
             Kind::Plugin => Self::build(kind, source, errors, |spec: &PluginSpec, _| {
-                spec.parse(catalog).map(Body::Plugin)
+                spec.parse(catalog).map(Box::new).map(Body::Plugin)
             }),
             Kind::Consumer => Self::build(kind, source, errors, |spec: &ConsumerSpec, name| {
-                spec.parse(name).map(Body::Consumer)
+                spec.parse(name).map(Box::new).map(Body::Consumer)
             }),
             Kind::Certificate => Self::build(kind, source, errors, |spec: &CertificateSpec, _| {
-                spec.parse().map(Body::Certificate)
+                spec.parse().map(Box::new).map(Body::Certificate)
             }),
         }
     }

@@ -149,6 +149,11 @@ pub struct ForwardSpec {
     /// Sends a copy to another upstream, whose answer nobody sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorSpec>,
+    /// Which protocols clients may switch to: names as in the header `Upgrade`; and `connect`, by which a CONNECT leads
+    /// straight to a target, whatever address it asks for. Default `[websocket]`; empty: none.
+    #[schemars(example = ["websocket"])]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrades: Option<Vec<String>>,
 }
 
 /// Sends copies of requests to another upstream, whose answers nobody sees. They have the header `x-mirrored-by`. A
@@ -365,8 +370,8 @@ pub struct Forward {
     pub upstreams: Box<[WeightedUpstream]>,
     /// Those of weight 0, which get no requests but must exist, each with its place in the list as written.
     pub idle: Box<[(usize, Name)]>,
-    /// What is changed on the way.
-    pub rewrite: Rewrite,
+    /// What is changed on the way; boxed, with the others that few routes have, for there may be 100,000.
+    pub rewrite: Option<Box<Rewrite>>,
     /// For the whole request; `None`: none.
     pub timeout: Option<Duration>,
     /// How long nothing may move; `None`: any time.
@@ -374,7 +379,17 @@ pub struct Forward {
     /// When it is sent once more.
     pub retry: Option<Box<Retry>>,
     /// Where copies go.
-    pub mirror: Option<Mirror>,
+    pub mirror: Option<Box<Mirror>>,
+    /// What clients may switch to; `None`: the usual.
+    upgrades: Option<Box<Upgrades>>,
+}
+
+/// What clients may switch to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Upgrades {
+    /// In lower case.
+    protocols: Box<[HeaderValue]>,
+    connect: bool,
 }
 
 /// Where copies of requests go.
@@ -450,6 +465,7 @@ const MAX_MATCHES: usize = 100;
 const MAX_NAMES: usize = 1000;
 const MAX_TEXT: usize = 4096;
 const MAX_SEGMENTS: usize = 128;
+const MAX_UPGRADES: usize = 16;
 const MAX_BODY: usize = 64 << 10;
 /// Compiled size of one regular expression; the crate's default is 10 MiB.
 const MAX_REGEX: usize = 1 << 20;
@@ -641,20 +657,29 @@ impl ForwardSpec {
         Forward {
             upstreams: upstreams.into(),
             idle: idle.into(),
-            rewrite: self
-                .rewrite
-                .as_ref()
-                .map(|rewrite| rewrite.parse(has_prefix, errors))
-                .unwrap_or_default(),
+            rewrite: self.rewrite.as_ref().map(|rewrite| Box::new(rewrite.parse(has_prefix, errors))),
             timeout: (!timeout.is_zero()).then_some(timeout),
             idle_timeout: (!idle_timeout.is_zero()).then_some(idle_timeout),
             retry: self.retry.as_ref().map(|retry| Box::new(retry.parse("forward.retry", errors))),
-            mirror: self.mirror.as_ref().and_then(|mirror| mirror.parse("forward.mirror", errors)),
+            mirror: self.mirror.as_ref().and_then(|mirror| mirror.parse("forward.mirror", errors)).map(Box::new),
+            upgrades: self.upgrades.as_ref().map(|list| Box::new(parse_upgrades(list, errors))),
         }
     }
 }
 
 impl Forward {
+    /// Whether clients may switch to `protocol`; if so, its name.
+    pub fn upgrades_to(&self, protocol: &[u8]) -> Option<HeaderValue> {
+        static USUAL: HeaderValue = HeaderValue::from_static("websocket");
+        let allowed = self.upgrades.as_ref().map_or(std::slice::from_ref(&USUAL), |it| &it.protocols);
+        allowed.iter().find(|it| it.as_bytes().eq_ignore_ascii_case(protocol)).cloned()
+    }
+
+    /// Whether a CONNECT leads to a target.
+    pub fn connects(&self) -> bool {
+        self.upgrades.as_ref().is_some_and(|upgrades| upgrades.connect)
+    }
+
     /// Every upstream as written, in that order.
     pub fn listed(&self) -> impl Iterator<Item = &Name> {
         let mut idle = self.idle.iter().peekable();
@@ -666,6 +691,34 @@ impl Forward {
             }
         })
     }
+}
+
+fn parse_upgrades(list: &[String], errors: &mut Errors) -> Upgrades {
+    let mut upgrades = Upgrades { protocols: Box::default(), connect: false };
+    let mut protocols: Vec<HeaderValue> = Vec::new();
+    if list.len() > MAX_UPGRADES {
+        errors.push("forward.upgrades", format_args!("has {} entries; at most {MAX_UPGRADES}", list.len()));
+    }
+    for (index, name) in list.iter().enumerate() {
+        let field = format!("forward.upgrades[{index}]");
+        let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._~+!/".contains(&b);
+        match (name.as_str(), HeaderValue::from_str(name)) {
+            ("connect", _) if !upgrades.connect => upgrades.connect = true,
+            // What it switches to is HTTP again, of which nothing would be seen or checked.
+            ("h2c" | "h2" | "http/2.0" | "http/2", _) => {
+                errors.push(field, "is HTTP itself, which is not passed through unseen");
+            }
+            (_, Ok(value)) if !name.is_empty() && name.len() <= 64 && name.bytes().all(is_name) => {
+                if upgrades.connect && name == "connect" || protocols.contains(&value) {
+                    errors.push(field, format_args!("{name:?} is listed twice"));
+                }
+                protocols.push(value);
+            }
+            _ => errors.push(field, format_args!("{name:?} is not the name of a protocol, in lower case")),
+        }
+    }
+    upgrades.protocols = protocols.into();
+    upgrades
 }
 
 impl MirrorSpec {

@@ -10,7 +10,7 @@ use crate::balancing::{HashOn, LoadBalancing, LoadBalancingSpec};
 use crate::breaker::{CircuitBreaker, CircuitBreakerSpec};
 use crate::certificate::parse_authorities;
 use crate::error::{Errors, FieldError};
-use crate::health::{HealthCheck, HealthCheckSpec, Probe};
+use crate::health::{HealthCheck, HealthCheckSpec};
 use crate::key::Name;
 use crate::route::is_port;
 use crate::values::HumanDuration;
@@ -83,6 +83,8 @@ pub enum UpstreamProtocol {
     Http1,
     /// HTTP/2, known beforehand; gRPC needs it.
     Http2,
+    /// HTTP/2 or HTTP/1.1, as each target agrees to while TLS is set up (ALPN); needs `tls`.
+    Auto,
 }
 
 /// One target as people write it.
@@ -204,9 +206,8 @@ impl UpstreamSpec {
         let health_check =
             self.health_check.as_ref().map_or_else(HealthCheck::default, |spec| spec.parse(&mut errors));
         let tls = self.tls.as_ref().map(|spec| spec.parse(&mut errors));
-        // Checks are made in the clear, which such targets do not understand.
-        if tls.is_some() && health_check.active.as_ref().is_some_and(|active| active.probe != Probe::Tcp) {
-            errors.push("health_check.active.type", "must be tcp where targets speak TLS");
+        if tls.is_none() && self.protocol == UpstreamProtocol::Auto {
+            errors.push("protocol", "is auto, which is agreed on while TLS is set up; give tls, or say http1 or http2");
         }
         let mut timeout = |field: &str, value: Option<HumanDuration>, default: Duration| {
             let value = value.map_or(default, |value| value.0);

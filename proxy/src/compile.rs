@@ -282,8 +282,9 @@ impl Compiled {
         };
         let certificate = certificate.as_ref().map(|(certified, version)| (*certified, version.as_str()));
         let protocols: &[&[u8]] = match spec.protocol {
-            UpstreamProtocol::Http1 => &[b"http/1.1"],
-            UpstreamProtocol::Http2 => &[b"h2"],
+            UpstreamProtocol::Http1 => &[tls::HTTP1],
+            UpstreamProtocol::Http2 => &[tls::HTTP2],
+            UpstreamProtocol::Auto => &[tls::HTTP2, tls::HTTP1],
         };
         let made = UpstreamTls::new(tls, certificate, protocols, &spec.targets, before);
         made.map(|made| Some(Arc::new(made))).map_err(|message| ("tls", message))

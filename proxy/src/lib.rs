@@ -7,6 +7,7 @@
 pub mod active;
 pub mod admin;
 pub mod args;
+pub mod causes;
 pub mod compile;
 pub mod deadlines;
 pub mod http;

@@ -260,7 +260,7 @@ impl Proxy {
                 let name = resource.key().name.clone();
                 let address = self.overrides.get(name.as_str()).copied().unwrap_or(listener.address);
                 let tls = compiled.listener_tls(&name).cloned();
-                Some((name, address, listener.clone(), tls))
+                Some((name, address, Listener::clone(listener), tls))
             })
             .collect()
     }

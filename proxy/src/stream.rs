@@ -24,6 +24,14 @@ impl Stream {
         }
     }
 
+    /// What both sides agreed to speak while TLS was set up.
+    pub fn agreed(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
+
     /// Whether the peer has sent nothing and not closed, as far as is known without a system call when nothing has
     /// happened. The task that used the connection is let go of.
     #[inline]

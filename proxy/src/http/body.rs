@@ -504,6 +504,9 @@ impl Body for ResponseBody {
                     Source::Empty | Source::Whole(_) => true,
                     Source::Target(body) => body.is_end(),
                 };
+                if let Some(trailers) = frame.trailers_ref() {
+                    exchange.note_grpc_status(trailers);
+                }
                 if ended || frame.is_trailers() {
                     this.complete();
                 } else {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls::HandshakeKind;
 use signalbox_config::{Action, ClientCertificate, ProxyProtocol};
@@ -29,7 +30,7 @@ use crate::active::ActiveListener;
 use crate::deadlines::Deadline;
 use crate::stream::Stream;
 use crate::tls::{self, HandshakeFailure, ListenerTls};
-use crate::upstream::AnswerBody;
+use crate::upstream::Switched;
 use crate::worker::Worker;
 
 /// What a connection and its requests know of each other.
@@ -252,15 +253,26 @@ impl Downstream {
         None
     }
 
-    /// Both sides have agreed to switch to another protocol, over the connection that `body` came by.
-    pub fn switches(&self, exchange: Exchange, body: AnswerBody) {
-        let Some(target) = body.into_connection() else { return };
+    /// Both sides have agreed to switch to another protocol, which `target` speaks. `upgraded`: the client's stream of
+    /// HTTP/2, once it has the answer.
+    pub fn switches(exchange: Exchange, target: Switched, upgraded: Option<OnUpgrade>) {
+        let downstream = Rc::clone(&exchange.downstream);
         let idle_timeout = exchange.route().and_then(|route| match &route.route().action {
             Action::Forward(forward) => forward.idle_timeout,
             Action::Redirect(_) | Action::Respond(_) => None,
         });
-        let tunnel = Tunnel::new(exchange, target.into_switched(), idle_timeout);
-        *self.tunnel.borrow_mut() = Some(Box::new(tunnel));
+        let tunnel = Box::new(Tunnel::new(exchange, target, idle_timeout));
+        match upgraded {
+            None => *downstream.tunnel.borrow_mut() = Some(tunnel),
+            Some(upgraded) => {
+                tokio::task::spawn_local(async move {
+                    // A client that has gone meanwhile is told of when the tunnel is dropped.
+                    if let Ok(client) = upgraded.await {
+                        tunnel.run(TokioIo::new(client), b"").await;
+                    }
+                });
+            }
+        }
     }
 
     /// The client was told to close while it may still be sending.
@@ -395,7 +407,7 @@ async fn shake_hands(
         let _ = downstream.certificate.set(certificate);
     }
     let protocol = match session.alpn_protocol() {
-        Some(b"h2") => Some(Sniffed::Http2),
+        Some(tls::HTTP2) => Some(Sniffed::Http2),
         Some(_) => Some(Sniffed::Http1),
         None => None,
     };
@@ -467,6 +479,7 @@ async fn serve_http2(downstream: Rc<Downstream>, io: ClientIo) {
     builder
         .max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
+        .enable_connect_protocol()
         .max_send_buf_size(BUFFER);
     let service = service_fn(|request| handle(Rc::clone(&downstream), request));
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));

@@ -11,8 +11,10 @@ use signalbox_config::{Name, UpstreamProtocol};
 
 use super::body::Progress;
 use super::connection::Downstream;
+use super::head;
 use super::identify::{RequestId, Traceparent};
 use super::problem::Failure;
+use super::switch::Switch;
 use super::trust::{self, Client, Told};
 use crate::active::{ActiveListener, CompiledRoute};
 use crate::deadlines::Deadline;
@@ -47,8 +49,10 @@ pub struct Exchange {
     told: Option<Box<Told>>,
     /// It is a gRPC call: what the proxy answers by itself has to be one of gRPC's statuses.
     pub is_grpc: bool,
-    /// The protocol that the client wants to switch to.
-    pub upgrade: Option<HeaderValue>,
+    /// The target ended it with a gRPC status that says that it, not the call, is at fault.
+    grpc_failed: bool,
+    /// What the client wants to switch to, and may.
+    pub switch: Option<Switch>,
     request_id: RequestId,
     route: Option<Arc<CompiledRoute>>,
     upstream: Option<Arc<Upstream>>,
@@ -148,7 +152,8 @@ impl Exchange {
             has_plugins: false,
             told: None,
             is_grpc: false,
-            upgrade: None,
+            grpc_failed: false,
+            switch: None,
             request_id,
             route: None,
             upstream: None,
@@ -253,11 +258,20 @@ impl Exchange {
         self.upstream = Some(Arc::clone(upstream));
     }
 
-    /// What the request is said to be, if its upstream's targets speak HTTP/2.
+    /// The protocol that the target is asked to switch to.
     #[inline]
-    pub fn http2_scheme(&self) -> Option<Scheme> {
-        let upstream = self.upstream.as_ref().filter(|it| it.protocol == UpstreamProtocol::Http2);
-        upstream.map(|upstream| upstream.scheme())
+    pub fn upgrade(&self) -> Option<&HeaderValue> {
+        match &self.switch {
+            Some(Switch::Protocol { name, .. }) => Some(name),
+            Some(Switch::Connect) | None => None,
+        }
+    }
+
+    /// What its upstream's targets speak, and what a request is said to be there.
+    #[inline]
+    pub fn speaks(&self) -> (UpstreamProtocol, Scheme) {
+        let upstream = self.upstream.as_ref();
+        upstream.map_or((UpstreamProtocol::Http1, Scheme::HTTP), |it| (it.protocol, it.scheme()))
     }
 
     /// What became of the request at its target, if that is to be told before the exchange is over: another target gets
@@ -274,6 +288,26 @@ impl Exchange {
         let now = Instant::now();
         self.upstream_took = Some(now.saturating_duration_since(sent));
         self.ended = Some(now);
+    }
+
+    /// What a gRPC call ended with, if `fields`, an answer's head or its trailers, say that.
+    #[inline]
+    pub fn note_grpc_status(&mut self, fields: &HeaderMap) {
+        if self.is_grpc {
+            self.grpc_failed = match head::grpc_status(fields) {
+                // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.
+                Some(2 | 13 | 14 | 15) => true,
+                // DEADLINE_EXCEEDED: a client that is in a hurry is no failure of the target.
+                Some(4) => !self.client_deadline,
+                Some(_) | None => false,
+            };
+        }
+    }
+
+    /// Whether the target is to blame for how a gRPC call ended, as far as is known.
+    #[inline]
+    pub fn has_grpc_failed(&self) -> bool {
+        self.grpc_failed
     }
 
     /// The answer goes on later: what the clock said is not now any more.
@@ -423,7 +457,9 @@ impl Exchange {
     fn outcome(&self) -> Outcome {
         match self.flag {
             Flag::None if self.upstream_took.is_none() => Outcome::Abandoned,
-            Flag::None | Flag::RetriesExhausted if self.status >= 500 => Outcome::ServerError,
+            Flag::None | Flag::RetriesExhausted if self.status >= 500 || self.grpc_failed => {
+                Outcome::ServerError
+            }
             Flag::None | Flag::RetriesExhausted => Outcome::Good,
             Flag::ConnectFailure | Flag::ConnectFailureExhausted => Outcome::ConnectFailure,
             Flag::UpstreamReset | Flag::UpstreamResetExhausted => Outcome::Reset,

@@ -23,12 +23,15 @@ use super::head::{self, Forwarded, Special};
 use super::mirror;
 use super::problem::Failure;
 use super::rewrite;
+use super::switch::Switch;
 use crate::active::{Active, CompiledRoute};
+use crate::causes::Causes;
 use crate::deadlines::Deadline;
 use crate::telemetry::Flag;
+use crate::tls::Offer;
 use crate::upstream::{
     AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Head, Outcome, Outgoing, Permit, Pick,
-    RetryOutcome, SendError, Target, Trial, Upstream,
+    RetryOutcome, SendError, Switched, Target, Trial, Upstream,
 };
 use crate::worker::Worker;
 
@@ -67,6 +70,9 @@ pub(super) async fn forward(
     exchange.upstream(upstream);
     let hash_on = upstream.hash_on.as_ref();
     let hash = hash_on.and_then(|on| affinity::hash(on, exchange, &request.head, request.consumer));
+    if exchange.switch == Some(Switch::Connect) {
+        return Box::pin(connect_client(exchange, upstream, hash)).await;
+    }
     if route.is_guarded() || upstream.is_guarded() {
         return Box::pin(guarded(exchange, serving, route, forward, upstream, request, hash)).await;
     }
@@ -83,14 +89,43 @@ pub(super) async fn forward(
     Ok(answer(exchange, head, body, outgoing))
 }
 
+/// Answers a CONNECT with a connection to a target.
+async fn connect_client(
+    exchange: &mut Exchange,
+    upstream: &Arc<Upstream>,
+    hash: Option<u64>,
+) -> Result<Answer, Failure> {
+    let worker = Rc::clone(&exchange.downstream.worker);
+    let limits = upstream.limits.as_ref();
+    let running = upstream.load.request(limits.map_or(u32::MAX, |limits| limits.requests));
+    exchange.running = Some(running.ok_or(Failure::Overflow)?);
+    let Some(trial) = admit(upstream) else { return refuse(exchange, upstream) };
+    let pick = Pick { worker: worker.index, now: exchange.started, hash, exclude: &[] };
+    let target = Arc::clone(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
+    exchange.targeted(upstream, &target);
+    exchange.attempts = 1;
+    let permit = upstream.load.connection(limits.map_or(u32::MAX, |limits| limits.connections));
+    let permit = permit.ok_or(Failure::Overflow)?;
+    let endpoint = upstream.endpoint(&target);
+    let opening = Switched::open(endpoint, upstream, Arc::clone(&worker.stats), permit);
+    let opened = in_time(exchange, opening).await?;
+    if let Some(trial) = trial {
+        trial.report(worker.index, Instant::now(), opened.is_ok());
+    }
+    let opened = opened.map_err(|error| not_connected(upstream, endpoint, &error))?;
+    exchange.upstream_answered(exchange.started);
+    Ok(Answer::Connected(Box::new(opened)))
+}
+
 /// Does what the route says of path and host.
 #[inline]
 fn rewrite(forward: &Forward, head: &mut request::Parts, prefix_len: usize) -> Result<(), Failure> {
-    if let Some(path) = &forward.rewrite.path {
+    let Some(wanted) = &forward.rewrite else { return Ok(()) };
+    if let Some(path) = &wanted.path {
         let path = rewrite::path(path, head.uri.path(), prefix_len);
         head.uri = rewrite::with_path(&head.uri, &path).ok_or(Failure::Misconfigured)?;
     }
-    if let Some(host) = &forward.rewrite.host {
+    if let Some(host) = &wanted.host {
         head.headers.insert(header::HOST, host.clone());
     }
     Ok(())
@@ -133,9 +168,11 @@ fn encode(
         mirror::send(&worker, upstream, &head, said, &mut body);
     }
     let repeatable = is_idempotent(&head.method);
-    if let Some(scheme) = exchange.http2_scheme() {
-        if exchange.upgrade.is_some() {
-            return Err(Failure::NotImplemented("The service takes no WebSockets."));
+    let switches = exchange.upgrade().is_some();
+    let (protocol, scheme) = exchange.speaks();
+    if protocol == UpstreamProtocol::Http2 {
+        if switches {
+            return Err(Failure::NotImplemented("The service takes no upgrades."));
         }
         forwarded.insert(&mut head.headers, by_others);
         let request = Outgoing::http2(head, body, &scheme).ok_or(Failure::Misconfigured)?;
@@ -143,7 +180,13 @@ fn encode(
     }
     let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
     let request = Outgoing::new(&head, body, buffer, |out| forwarded.write(out, &head.headers, by_others));
-    Ok((request.repeatable(repeatable).switching(exchange.upgrade.is_some()), head.headers))
+    let request = request.repeatable(repeatable).switching(switches);
+    if protocol == UpstreamProtocol::Auto && !switches {
+        forwarded.insert(&mut head.headers, by_others);
+        let request = request.or_http2(head, &scheme).ok_or(Failure::Misconfigured)?;
+        return Ok((request, HeaderMap::new()));
+    }
+    Ok((request, head.headers))
 }
 
 /// Sends a request to a target, once; a second time only if an idle connection turned out to be closed. The answer takes
@@ -156,27 +199,60 @@ async fn attempt(
     headers: &mut HeaderMap,
 ) -> Result<(Head, AnswerBody), Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
-    if upstream.protocol == UpstreamProtocol::Http2 {
-        exchange.attempts = exchange.attempts.saturating_add(1);
-        let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
-        let sending = worker.pool.http2.send(endpoint, upstream, request, &worker.stats);
-        let (head, answer) = in_time(exchange, sending).await?.map_err(|error| match error {
-            SendError::Connect(error) => not_connected(upstream, endpoint, &error),
-            SendError::Exchange(error) => not_answered(&error),
-        })?;
-        exchange.upstream_answered(sent);
-        return Ok((head, AnswerBody::Http2(answer)));
+    // A target that may choose may choose otherwise than it did before; once, in the time of a request.
+    let mut may_choose = upstream.protocol == UpstreamProtocol::Auto && exchange.upgrade().is_none();
+    let mut http2 = match upstream.protocol {
+        UpstreamProtocol::Http1 => false,
+        UpstreamProtocol::Http2 => true,
+        UpstreamProtocol::Auto => may_choose && worker.pool.speaks_http2(endpoint, exchange.started),
+    };
+    let mut pooled = None;
+    let mut other = |error: &ConnectError, http2: &mut bool| {
+        let other = matches!(error, ConnectError::OtherProtocol) && std::mem::take(&mut may_choose);
+        if other {
+            *http2 = !*http2;
+            worker.pool.chose(endpoint, *http2);
+        }
+        other
+    };
+    if !http2 {
+        pooled = worker.pool.take(endpoint);
     }
-    let mut pooled = worker.pool.take(endpoint);
     loop {
+        if upstream.protocol == UpstreamProtocol::Auto {
+            request.speak(http2);
+        }
+        if http2 {
+            exchange.attempts = exchange.attempts.saturating_add(1);
+            let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
+            let sending = worker.pool.http2.send(endpoint, upstream, request, &worker.stats);
+            match in_time(exchange, sending).await? {
+                Ok((head, answer)) => {
+                    exchange.upstream_answered(sent);
+                    exchange.note_grpc_status(&head.headers);
+                    return Ok((head, AnswerBody::Http2(answer)));
+                }
+                Err(SendError::Connect(error)) if other(&error, &mut http2) => {
+                    exchange.attempts -= 1;
+                    continue;
+                }
+                Err(SendError::Connect(error)) => return Err(not_connected(upstream, endpoint, &error)),
+                Err(SendError::Exchange(error)) => return Err(not_answered(&error)),
+            }
+        }
         let mut reused = pooled.is_some();
         let mut connection = match pooled.take() {
             Some(connection) => connection,
             None => {
-                let (connection, idle) =
-                    in_time(exchange, Box::pin(connect(&worker, upstream, endpoint))).await??;
-                reused = idle;
-                connection
+                let offer = if exchange.upgrade().is_some() { Offer::Http1 } else { Offer::Any };
+                match in_time(exchange, Box::pin(connect(&worker, upstream, endpoint, offer))).await? {
+                    Ok((connection, idle)) => {
+                        reused = idle;
+                        connection
+                    }
+                    Err(error) if other(&error, &mut http2) => continue,
+                    Err(error) => return Err(not_connected(upstream, endpoint, &error)),
+                }
             }
         };
         exchange.attempts = exchange.attempts.saturating_add(1);
@@ -184,6 +260,7 @@ async fn attempt(
         let error = match in_time(exchange, connection.send(request, headers)).await? {
             Ok(head) => {
                 exchange.upstream_answered(sent);
+                exchange.note_grpc_status(&head.headers);
                 return Ok((head, AnswerBody::Own(connection)));
             }
             Err(error) => error,
@@ -236,7 +313,8 @@ pub(super) async fn connect(
     worker: &Worker,
     upstream: &Upstream,
     endpoint: Endpoint,
-) -> Result<(Box<Connection>, bool), Failure> {
+    offer: Offer,
+) -> Result<(Box<Connection>, bool), ConnectError> {
     let permit = match &upstream.limits {
         None => upstream.load.connection(u32::MAX),
         Some(limits) => match upstream.load.connection(limits.connections) {
@@ -247,19 +325,19 @@ pub(super) async fn connect(
             },
         },
     };
-    let permit = permit.ok_or(Failure::Overflow)?;
-    let stats = Arc::clone(&worker.stats);
-    let opened =
-        Connection::open(endpoint, upstream.tls.as_deref(), upstream.connect_timeout, stats, permit).await;
-    let connection = opened.map_err(|error| not_connected(upstream, endpoint, &error))?;
-    Ok((connection, false))
+    let permit = permit.ok_or(ConnectError::TooMany)?;
+    let opened = Connection::open(endpoint, upstream, offer, Arc::clone(&worker.stats), permit).await;
+    Ok((opened?, false))
 }
 
-fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &ConnectError) -> Failure {
+pub(super) fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &ConnectError) -> Failure {
     // Each one would be a line for each request; the flag in the access log and the metrics tell of it.
-    tracing::debug!(upstream = %upstream.name, address = %endpoint.address, error = %Chain(error), "cannot connect");
+    tracing::debug!(upstream = %upstream.name, address = %endpoint.address, error = %Causes(error), "cannot connect");
     match error {
-        ConnectError::Refused(_) | ConnectError::Timeout | ConnectError::Tls(_) => Failure::ConnectFailure,
+        ConnectError::Refused(_)
+        | ConnectError::Timeout
+        | ConnectError::Tls(_)
+        | ConnectError::OtherProtocol => Failure::ConnectFailure,
         ConnectError::TooMany => Failure::Overflow,
     }
 }
@@ -277,9 +355,9 @@ async fn wait_for_connection(
     upstream: &Upstream,
     endpoint: Endpoint,
     limits: &signalbox_config::UpstreamLimits,
-) -> Result<Had, Failure> {
+) -> Result<Had, ConnectError> {
     let load = &upstream.load;
-    let _pending = load.pending(limits.pending).ok_or(Failure::Overflow)?;
+    let _pending = load.pending(limits.pending).ok_or(ConnectError::TooMany)?;
     let awaiting = worker.pool.wait(load);
     let found = async {
         let mut asked = false;
@@ -306,7 +384,7 @@ async fn wait_for_connection(
         }
     };
     let waited = tokio::time::timeout(upstream.connect_timeout, found).await;
-    waited.map_err(|_| Failure::Overflow)
+    waited.map_err(|_| ConnectError::TooMany)
 }
 
 /// What came of an attempt.
@@ -419,7 +497,7 @@ async fn guarded(
 /// What a target is to blame for, if an attempt failed.
 fn failed(exchange: &Exchange, result: &Tried) -> Option<Outcome> {
     Some(match result {
-        Ok((head, _)) if head.status.is_server_error() => Outcome::ServerError,
+        Ok((head, _)) if head.status.is_server_error() || exchange.has_grpc_failed() => Outcome::ServerError,
         Ok(_) => return None,
         Err(Broken::Late) if exchange.has_client_deadline() => Outcome::Abandoned,
         Err(Broken::Late | Broken::TryLate) => Outcome::Timeout,
@@ -460,7 +538,7 @@ pub(super) fn respond(respond: &Respond) -> Response<Bytes> {
 fn tell(trial: Option<Trial>, exchange: &Exchange, result: &Tried) {
     let Some(trial) = trial else { return };
     let succeeded = match result {
-        Ok((head, _)) => !head.status.is_server_error(),
+        Ok((head, _)) => !head.status.is_server_error() && !exchange.has_grpc_failed(),
         // A client that gives the upstream no time does not make it a bad one.
         Err(Broken::Late) if exchange.has_client_deadline() => return,
         Err(Broken::Late | Broken::TryLate) => false,
@@ -502,7 +580,7 @@ impl<'a> Retries<'a> {
         let wanted = match result {
             Ok((head, _)) => {
                 (self.repeatable && on.has_status(head.status.as_u16()))
-                    || (self.grpc && grpc_status(head).is_some_and(|status| on.has_grpc_status(status)))
+                    || (self.grpc && head::grpc_status(&head.headers).is_some_and(|status| on.has_grpc_status(status)))
             }
             Err(Broken::Failed(Failure::ConnectFailure)) => on.has(RetryOn::ConnectFailure),
             Err(Broken::Failed(Failure::Reset) | Broken::TryLate) => {
@@ -520,11 +598,6 @@ impl<'a> Retries<'a> {
         self.made += 1;
         Some(Again::After(most.mul_f64(fastrand::f64())))
     }
-}
-
-/// The status of a gRPC call that ended without an answer.
-fn grpc_status(head: &Head) -> Option<u8> {
-    head.headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
 /// Lets go of an answer that is not wanted; its connection is kept if all of it has come.
@@ -566,21 +639,6 @@ async fn in_try_time<T>(
         Poll::Pending
     })
     .await
-}
-
-/// An error with its causes.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }
 
 /// Waits for `future` as long as the request may take.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request, response};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use signalbox_config::router::{RequestParts, Slash};
 use signalbox_config::{Action, Redirect};
 use signalbox_plugins::{Exchange as Noted, Flow, PluginRequest, PluginResponse, Reply};
@@ -23,10 +24,11 @@ use super::head::{self, Special};
 use super::plugins::{Steps, Walk};
 use super::problem::{self, Failure};
 use super::rewrite;
+use super::switch::{self, Switch};
 use crate::active::{Active, Chain, CompiledRoute};
 use crate::overload::Refusal;
 use crate::telemetry::Flag;
-use crate::upstream::AnswerBody;
+use crate::upstream::{AnswerBody, Switched};
 
 /// What the client is to get.
 pub(super) enum Answer {
@@ -34,6 +36,8 @@ pub(super) enum Answer {
     Own(Response<Bytes>),
     /// From a target.
     Target(response::Parts, AnswerBody),
+    /// A connection to a target, for a CONNECT.
+    Connected(Box<Switched>),
 }
 
 /// What plugins leave for the answer. Made when there is a plugin.
@@ -48,8 +52,11 @@ pub async fn handle(
     downstream: Rc<Downstream>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let mut exchange = Exchange::begin(downstream, &head);
+    let connects = head.method == Method::CONNECT;
+    // Of HTTP/2; of HTTP/1.1 the connection itself is what is left.
+    let upgraded = head.extensions.remove::<OnUpgrade>().filter(|_| exchange.downstream.http2.get());
     let serving = Rc::clone(&exchange.serving);
     let mut left = None;
     let overload = &exchange.downstream.worker.overload;
@@ -64,6 +71,10 @@ pub async fn handle(
         }
     };
     let answer = answer.and_then(|answer| switched(&exchange, answer));
+    if connects && !matches!(answer, Ok(Answer::Connected(_))) {
+        // The client may go on as if it had been let through.
+        exchange.downstream.distrust();
+    }
     let (mut answer, flag) = match answer {
         Ok(answer) => (answer, exchange.noted),
         Err(failure) => {
@@ -79,6 +90,8 @@ pub async fn handle(
             (Answer::Own(response), flag)
         }
     };
+    let switches =
+        matches!(&answer, Answer::Target(parts, _) if parts.status == StatusCode::SWITCHING_PROTOCOLS);
     let status = match &mut answer {
         Answer::Own(response) => {
             if exchange.is_grpc {
@@ -89,10 +102,8 @@ pub async fn handle(
         }
         Answer::Target(parts, ..) => {
             head::prepare_response(&mut parts.headers);
-            if parts.status == StatusCode::SWITCHING_PROTOCOLS
-                && let Some(protocol) = exchange.upgrade.clone()
-            {
-                head::insert_upgrade(&mut parts.headers, protocol);
+            if switches && let Some(switch) = &exchange.switch {
+                switch.tell(parts, exchange.downstream.http2.get());
             }
             if let Some(left) = left.as_deref_mut() {
                 see_response(parts, &exchange, left);
@@ -103,6 +114,7 @@ pub async fn handle(
             finish(&mut parts.headers, &exchange, left.as_deref_mut());
             parts.status
         }
+        Answer::Connected(_) => StatusCode::OK,
     };
     exchange.answered(status.as_u16(), flag);
     if exchange.progress.as_ref().is_some_and(|progress| progress.state.get() != State::Done) {
@@ -113,10 +125,17 @@ pub async fn handle(
             let (parts, body) = response.into_parts();
             Response::from_parts(parts, ResponseBody::whole(body, exchange))
         }
-        Answer::Target(parts, body) if parts.status == StatusCode::SWITCHING_PROTOCOLS => {
-            let downstream = Rc::clone(&exchange.downstream);
-            downstream.switches(exchange, body);
+        Answer::Target(parts, body) if switches => {
+            if let Some(connection) = body.into_connection() {
+                Downstream::switches(exchange, connection.into_switched(), upgraded);
+            }
             Response::from_parts(parts, ResponseBody::none())
+        }
+        Answer::Connected(target) => {
+            let mut response = Response::new(ResponseBody::none());
+            finish(response.headers_mut(), &exchange, left.as_deref_mut());
+            Downstream::switches(exchange, *target, upgraded);
+            response
         }
         Answer::Target(parts, body) => Response::from_parts(parts, ResponseBody::target(body, exchange)),
     })
@@ -126,7 +145,7 @@ pub async fn handle(
 fn switched(exchange: &Exchange, answer: Answer) -> Result<Answer, Failure> {
     if let Answer::Target(parts, _) = &answer
         && parts.status == StatusCode::SWITCHING_PROTOCOLS
-        && !exchange.upgrade.as_ref().is_some_and(|protocol| head::switches_to(&parts.headers, protocol))
+        && !exchange.switch.as_ref().is_some_and(|switch| switch.is_agreed(&parts.headers))
     {
         return Err(Failure::Reset);
     }
@@ -143,9 +162,7 @@ async fn decide<'a>(
 ) -> Result<Answer, Failure> {
     let special = Special::of(&head.headers);
     exchange.is_grpc = head::is_grpc_call(&head.headers, special);
-    if head.method == Method::CONNECT {
-        return Err(Failure::NotImplemented("CONNECT is not supported."));
-    }
+    let asked = switch::asked(&mut head, special)?;
     if exchange.downstream.trusts_peer() {
         exchange.believe(&mut head.headers);
     }
@@ -153,8 +170,12 @@ async fn decide<'a>(
     if let Some(slashes) = exchange.listener.edge.normalize_path {
         rewrite::normalize(&mut head.uri, slashes)?;
     }
-    exchange.upgrade = head::wanted_upgrade(&head, special);
     let (route, prefix_len, slash) = find(exchange, serving, &head, special)?;
+    let forward = match &route.route().action {
+        Action::Forward(forward) => Some(forward),
+        Action::Redirect(_) | Action::Respond(_) => None,
+    };
+    exchange.switch = Switch::wanted(asked.as_ref(), &head, special, forward)?;
     exchange.routed(route, head::grpc_timeout(&head.headers, special));
     if let Some(slash) = slash {
         return redirect_slash(slash, &head);
@@ -184,8 +205,8 @@ async fn decide<'a>(
     }
     match &route.route().action {
         Action::Forward(forward) => {
-            if let Some(protocol) = exchange.upgrade.clone() {
-                head::insert_upgrade(&mut head.headers, protocol);
+            if let Some(switch) = &exchange.switch {
+                switch.insert(&mut head.headers);
             }
             let request = forward::Request { head, special, host: host.as_ref(), consumer, body, prefix_len };
             forward::forward(exchange, serving, route, forward, request).await
@@ -389,7 +410,7 @@ fn finish(headers: &mut HeaderMap, exchange: &Exchange, left: Option<&mut Left<'
         left.noted.write_response_headers(headers);
     }
     if exchange.downstream.says_close()
-        && !(exchange.upgrade.is_some() && headers.contains_key(header::UPGRADE))
+        && !(exchange.switch.is_some() && headers.contains_key(header::UPGRADE))
     {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -100,6 +100,17 @@ impl Special {
         self.0 |= special.0;
     }
 
+    /// Whether there are `Connection` and `Upgrade`.
+    #[inline]
+    pub(super) fn has_upgrade(self) -> bool {
+        self.has(Self::UPGRADE) && self.has(Self::CONNECTION)
+    }
+
+    /// Whether there is a `Transfer-Encoding`.
+    pub(super) fn has_coding(self) -> bool {
+        self.has(Self::TRANSFER_ENCODING)
+    }
+
     #[inline]
     fn has(self, what: Self) -> bool {
         self.0 & what.0 != 0
@@ -299,6 +310,11 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
 }
 
+/// What a gRPC call ended with, if these are its trailers, or stand for them.
+pub(super) fn grpc_status(fields: &HeaderMap) -> Option<u8> {
+    fields.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
 /// At most eight digits and a unit ("gRPC over HTTP2", Requests).
 fn parse_grpc_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
@@ -468,38 +484,10 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The protocol that the client wants to switch to, of those that are passed on: `websocket`. All others are only offers
-/// (`h2c`), which a server may pass over.
-pub fn wanted_upgrade(head: &request::Parts, special: Special) -> Option<HeaderValue> {
-    if !(special.has(Special::UPGRADE)
-        && special.has(Special::CONNECTION)
-        && head.version == Version::HTTP_11)
-    {
-        return None;
-    }
-    let asked = list(&head.headers, &header::CONNECTION, b"upgrade");
-    (asked && list(&head.headers, &header::UPGRADE, b"websocket"))
-        .then(|| HeaderValue::from_static("websocket"))
-}
-
-/// Says that the message is about switching to `protocol`.
-pub fn insert_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, protocol);
-}
-
-/// Whether a target that switches protocols switches to `protocol`, and to nothing else.
-pub fn switches_to(headers: &HeaderMap, protocol: &HeaderValue) -> bool {
-    let mut told = headers.get_all(header::UPGRADE).iter();
-    told.next().is_some_and(|told| told.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()))
-        && told.next().is_none()
-}
-
-/// Whether a header that is a list has `token`.
-fn list(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
-    headers.get_all(name).iter().any(|value| {
-        value.as_bytes().split(|byte| *byte == b',').any(|it| it.trim_ascii().eq_ignore_ascii_case(token))
-    })
+/// The elements of a header that is a list.
+pub(super) fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let values = headers.get_all(name).iter();
+    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii))
 }
 
 #[cfg(test)]

@@ -13,10 +13,13 @@ use http::{HeaderMap, HeaderValue, request};
 use signalbox_config::UpstreamProtocol;
 
 use super::body::RequestBody;
-use super::forward::connect;
+use super::forward::{connect, not_connected};
 use super::problem::Failure;
 use crate::telemetry::{Flag, Key};
-use crate::upstream::{AnswerBody, ExchangeError, Head, Outgoing, Pick, Upstream};
+use crate::tls::Offer;
+use crate::upstream::{
+    AnswerBody, ConnectError, Endpoint, ExchangeError, Head, Outgoing, Pick, SendError, Upstream,
+};
 use crate::worker::Worker;
 
 /// A copy to be sent.
@@ -87,35 +90,21 @@ impl Copy {
         let pick = Pick { worker: worker.index, now: Instant::now(), hash: None, exclude: &[] };
         let endpoint = upstream.endpoint(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
         let body = if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body)) };
-        let mut request = match upstream.protocol {
-            UpstreamProtocol::Http1 => {
-                Outgoing::new(&self.head, body, Vec::new(), |out| out.extend_from_slice(&self.said))
-            }
-            UpstreamProtocol::Http2 => {
-                let mut head = self.head.clone();
-                head.headers.extend(fields(&self.said));
-                Outgoing::http2(head, body, &upstream.scheme()).ok_or(Failure::Misconfigured)?
-            }
+        let head_with_all = || {
+            let mut head = self.head.clone();
+            head.headers.extend(fields(&self.said));
+            head
         };
+        let http1 =
+            |body| Outgoing::new(&self.head, body, Vec::new(), |out| out.extend_from_slice(&self.said));
+        let request = match upstream.protocol {
+            UpstreamProtocol::Http1 => Some(http1(body)),
+            UpstreamProtocol::Http2 => Outgoing::http2(head_with_all(), body, &upstream.scheme()),
+            UpstreamProtocol::Auto => http1(body).or_http2(head_with_all(), &upstream.scheme()),
+        };
+        let mut request = request.ok_or(Failure::Misconfigured)?;
         let limit = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout);
-        let answer = async {
-            if upstream.protocol == UpstreamProtocol::Http2 {
-                let sent = worker.pool.http2.send(endpoint, upstream, &mut request, &worker.stats).await;
-                let (head, answer) = sent.map_err(|_| Failure::Reset)?;
-                return Ok((AnswerBody::Http2(answer), head));
-            }
-            let (mut connection, reused) = match worker.pool.take(endpoint) {
-                Some(connection) => (connection, true),
-                None => connect(worker, upstream, endpoint).await?,
-            };
-            let mut sent = connection.send(&mut request, &mut HeaderMap::new()).await;
-            if reused && matches!(sent, Err(ExchangeError::Closed { answered: false })) && request.rewind() {
-                connection = connect(worker, upstream, endpoint).await?.0;
-                sent = connection.send(&mut request, &mut HeaderMap::new()).await;
-            }
-            let head = sent.map_err(|_| Failure::Reset)?;
-            Ok::<(AnswerBody, Head), Failure>((AnswerBody::Own(connection), head))
-        };
+        let answer = self.send(endpoint, &mut request);
         let answer = tokio::time::timeout(limit.unwrap_or(TIMEOUT), answer).await;
         let answer = answer.map_err(|_| Failure::Timeout).flatten();
         if let Some(trial) = trial {
@@ -136,6 +125,60 @@ impl Copy {
             worker.pool.pass_on(connection, Instant::now(), upstream.idle_timeout);
         }
         Ok(head.status.as_u16())
+    }
+}
+
+impl Copy {
+    /// Sends it over what the target speaks.
+    async fn send(&self, endpoint: Endpoint, request: &mut Outgoing) -> Result<(AnswerBody, Head), Failure> {
+        let (worker, upstream) = (&self.worker, &self.upstream);
+        let mut http2 = match upstream.protocol {
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Http2 => true,
+            UpstreamProtocol::Auto => worker.pool.speaks_http2(endpoint, Instant::now()),
+        };
+        let mut may_choose = upstream.protocol == UpstreamProtocol::Auto;
+        loop {
+            if upstream.protocol == UpstreamProtocol::Auto {
+                request.speak(http2);
+            }
+            let sent = match http2 {
+                true => {
+                    let sent = worker.pool.http2.send(endpoint, upstream, request, &worker.stats).await;
+                    sent.map(|(head, answer)| (AnswerBody::Http2(answer), head))
+                }
+                false => self.send_http1(endpoint, request).await,
+            };
+            match sent {
+                Ok(answer) => return Ok(answer),
+                Err(SendError::Connect(ConnectError::OtherProtocol)) if may_choose => {
+                    may_choose = false;
+                    http2 = !http2;
+                    worker.pool.chose(endpoint, http2);
+                }
+                Err(SendError::Connect(error)) => return Err(not_connected(upstream, endpoint, &error)),
+                Err(SendError::Exchange(_)) => return Err(Failure::Reset),
+            }
+        }
+    }
+
+    async fn send_http1(
+        &self,
+        endpoint: Endpoint,
+        request: &mut Outgoing,
+    ) -> Result<(AnswerBody, Head), SendError> {
+        let (worker, upstream) = (&self.worker, &self.upstream);
+        let (mut connection, reused) = match worker.pool.take(endpoint) {
+            Some(connection) => (connection, true),
+            None => connect(worker, upstream, endpoint, Offer::Any).await?,
+        };
+        let mut sent = connection.send(request, &mut HeaderMap::new()).await;
+        if reused && matches!(sent, Err(ExchangeError::Closed { answered: false })) && request.rewind() {
+            connection = connect(worker, upstream, endpoint, Offer::Any).await?.0;
+            sent = connection.send(request, &mut HeaderMap::new()).await;
+        }
+        let head = sent.map_err(SendError::Exchange)?;
+        Ok((AnswerBody::Own(connection), head))
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! [`connection`] reads it from a client, [`exchange`] is what is known of it until its last byte, and [`handle`] decides:
 //! it finds the route, runs the plugins, and answers or has it sent on by [`forward`]. [`head`], [`rewrite`] and [`problem`] are
-//! the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through, and [`tunnel`]
-//! what is no longer HTTP.
+//! the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through; [`switch`] says how a client
+//! leaves HTTP behind, and [`tunnel`] lets through what then comes.
 
 mod affinity;
 pub mod body;
@@ -18,5 +18,6 @@ mod plugins;
 pub mod problem;
 mod proxy_protocol;
 pub mod rewrite;
+pub mod switch;
 pub mod trust;
 mod tunnel;

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -42,8 +43,10 @@ impl Tunnel {
     /// of the client already.
     pub(super) async fn run(self, mut client: impl AsyncRead + AsyncWrite + Unpin, read: &[u8]) {
         let Self { mut exchange, target: Switched { mut stream, buffer, stats, .. }, idle_timeout } = self;
-        let deadline = std::rc::Rc::clone(&exchange.downstream);
-        let deadline = &deadline.deadline;
+        // That of HTTP/2 is its connection's.
+        let downstream = Rc::clone(&exchange.downstream);
+        let own = downstream.http2.get().then(|| downstream.worker.deadlines.add());
+        let deadline = own.as_ref().unwrap_or(&downstream.deadline);
         let set = || deadline.set(idle_timeout.map(|timeout| Instant::now() + timeout));
         let mut up = Lane::new(BytesMut::from(read));
         let mut down = Lane::new(buffer);

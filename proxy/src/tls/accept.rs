@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
-use super::{provider, roots, versions};
+use super::{HTTP1, HTTP2, provider, roots, versions};
 use crate::active::Map;
 
 /// The certificates of a revision. A clone is cheap.
@@ -144,7 +144,7 @@ fn new_config(spec: &signalbox_config::ListenerTls, chooser: Arc<Chooser>) -> Re
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(chooser);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
     let ticketer: Arc<dyn ProducesTickets> = Ticketer::new().map_err(|error| error.to_string())?;
     config.ticketer = ticketer;

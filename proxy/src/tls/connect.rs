@@ -16,17 +16,27 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsConnector, TlsStream as AnyTlsStream};
 
-use super::{provider, roots, versions};
+use super::{HTTP1, HTTP2, provider, roots, versions};
 use crate::upstream::label;
 
 /// How an upstream's targets are spoken to through TLS. Kept, with the sessions to resume, while its settings stay.
 pub struct UpstreamTls {
-    config: Arc<ClientConfig>,
+    /// By [`Offer`].
+    configs: [Arc<ClientConfig>; 3],
     /// The hash of all that the configuration was made from.
     settings: u64,
     /// Whom targets have to prove to be, by the hash of settings and name.
     names: HashMap<u64, ServerName<'static>>,
     peers: Peers,
+}
+
+/// Which protocols a target is offered to choose from (ALPN).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// Those of its upstream.
+    Any,
+    Http1,
+    Http2,
 }
 
 /// Which of the names is a target's.
@@ -50,9 +60,17 @@ impl UpstreamTls {
     ) -> Result<Self, String> {
         let settings =
             hash_of(&format!("{spec:?} {:?} {protocols:?}", certificate.map(|(_, version)| version)));
-        let config = match before.filter(|before| before.settings == settings) {
-            Some(before) => Arc::clone(&before.config),
-            None => Arc::new(new_config(spec, certificate.map(|(certified, _)| certified), protocols)?),
+        let configs = match before.filter(|before| before.settings == settings) {
+            Some(before) => before.configs.clone(),
+            None => {
+                let config = new_config(spec, certificate.map(|(certified, _)| certified))?;
+                // The sessions to resume are common to all.
+                [protocols, &[HTTP1], &[HTTP2]].map(|protocols| {
+                    let mut config = config.clone();
+                    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+                    Arc::new(config)
+                })
+            }
         };
         let mut names = HashMap::new();
         let mut add = |name: &str| {
@@ -73,7 +91,7 @@ impl UpstreamTls {
                 Peers::Own(peers)
             }
         };
-        Ok(Self { config, settings, names, peers })
+        Ok(Self { configs, settings, names, peers })
     }
 
     /// What stands for these settings and the name of the target of this label; never 0.
@@ -91,14 +109,30 @@ impl UpstreamTls {
     pub async fn connect(
         &self,
         settings: u64,
+        offer: Offer,
         stream: TcpStream,
     ) -> io::Result<Box<AnyTlsStream<TcpStream>>> {
         let name = self.names.get(&settings).ok_or(io::ErrorKind::NotFound)?;
-        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let [any, http1, http2] = &self.configs;
+        let config = match offer {
+            Offer::Any => any,
+            Offer::Http1 => http1,
+            Offer::Http2 => http2,
+        };
+        let connector = TlsConnector::from(Arc::clone(config));
         let stream: TlsStream<TcpStream> = connector.connect(name.clone(), stream).await?;
         Ok(Box::new(AnyTlsStream::Client(stream)))
     }
 }
+
+/// Whether targets are spoken to in the same way; which targets there are does not matter.
+impl PartialEq for UpstreamTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
+}
+
+impl Eq for UpstreamTls {}
 
 /// 64 bits of a hash that has no collisions in practice, and is never 0.
 fn hash_of(text: &str) -> u64 {
@@ -110,7 +144,6 @@ fn hash_of(text: &str) -> u64 {
 fn new_config(
     spec: &signalbox_config::UpstreamTls,
     certificate: Option<&Arc<CertifiedKey>>,
-    protocols: &[&[u8]],
 ) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(versions(TlsVersion::V1_2))
@@ -127,14 +160,12 @@ fn new_config(
     } else {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider())))
     };
-    let mut config = match certificate {
+    Ok(match certificate {
         Some(certified) => {
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(certified))))
         }
         None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(config)
+    })
 }
 
 /// Those that this host trusts, read when they are first needed.

@@ -4,7 +4,7 @@ mod accept;
 mod connect;
 
 pub use accept::{Certificates, HandshakeFailure, ListenerTls, accept};
-pub use connect::UpstreamTls;
+pub use connect::{Offer, UpstreamTls};
 
 use std::fs;
 use std::sync::Arc;
@@ -14,6 +14,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, SupportedProtocolVersion};
 use signalbox_config::{Certificate, PrivateKey, TlsVersion};
+
+/// What is agreed on by ALPN.
+pub const HTTP1: &[u8] = b"http/1.1";
+pub const HTTP2: &[u8] = b"h2";
 
 /// A certificate with its key, read from where it is on this host.
 pub fn certified(certificate: &Certificate) -> Result<Arc<CertifiedKey>, String> {

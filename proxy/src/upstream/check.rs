@@ -5,17 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response};
 use prost::Message;
 use signalbox_config::{ActiveCheck, Probe, UpstreamProtocol};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
+use super::Endpoint;
+use super::connection::connect;
 use super::members::Changes;
 use super::target::Target;
+use crate::causes::Causes;
+use crate::tls::{HTTP2, Offer, UpstreamTls};
 
 /// Checks a target again and again until it is dropped.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub(super) struct Plan {
     pub(super) check: ActiveCheck,
     /// What the targets of the upstream speak.
     pub(super) protocol: UpstreamProtocol,
+    /// And how, through TLS.
+    pub(super) tls: Option<Arc<UpstreamTls>>,
 }
 
 /// What checks are made with.
@@ -116,20 +122,32 @@ fn jittered(interval: Duration) -> Duration {
 }
 
 /// Makes one check; an error says what is wrong with the target.
-async fn probe(target: &Target, Plan { check, protocol }: &Plan) -> Result<(), String> {
+async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<(), String> {
+    // Whatever others speak with the target, gRPC needs HTTP/2.
+    let offer = if matches!(check.probe, Probe::Grpc { .. }) { Offer::Http2 } else { Offer::Any };
+    // The accepted connection is all that is asked for; a handshake would be more.
+    let tls = tls.as_deref().filter(|_| check.probe != Probe::Tcp);
+    let settings = tls.map_or(0, |tls| tls.settings(&target.label));
+    let endpoint = Endpoint { address: target.address, settings };
     let stream =
-        TcpStream::connect(target.address).await.map_err(|error| format!("cannot connect: {error}"))?;
+        connect(endpoint, tls, offer).await.map_err(|error| format!("cannot connect: {}", Causes(&error)))?;
     let host = check.host.as_deref().unwrap_or(&target.label);
+    let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
     match &check.probe {
         Probe::Tcp => Ok(()),
         Probe::Http { path, statuses } => {
-            let status = match protocol {
-                UpstreamProtocol::Http1 => get(stream, host, path).await?,
-                UpstreamProtocol::Http2 => get_http2(stream, host, path).await?,
+            let http2 = match protocol {
+                UpstreamProtocol::Http1 => false,
+                UpstreamProtocol::Http2 => true,
+                UpstreamProtocol::Auto => stream.agreed() == Some(HTTP2),
+            };
+            let status = match http2 {
+                false => get(stream, host, path).await?,
+                true => get_http2(stream, scheme, host, path).await?,
             };
             if statuses.contains(&status) { Ok(()) } else { Err(format!("answers {status}")) }
         }
-        Probe::Grpc { service } => grpc(stream, host, service).await,
+        Probe::Grpc { service } => grpc(stream, scheme, host, service).await,
     }
 }
 
@@ -138,7 +156,11 @@ async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, path: 
     let request = format!(
         "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {USER_AGENT}\r\naccept: */*\r\nconnection: close\r\n\r\n"
     );
-    stream.write_all(request.as_bytes()).await.map_err(|error| format!("cannot send: {error}"))?;
+    let sent = async {
+        stream.write_all(request.as_bytes()).await?;
+        stream.flush().await
+    };
+    sent.await.map_err(|error| format!("cannot send: {error}"))?;
     let mut buffer = BytesMut::with_capacity(4 << 10);
     loop {
         let read = stream.read_buf(&mut buffer).await.map_err(|error| format!("no answer: {error}"))?;
@@ -165,16 +187,17 @@ async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, path: 
 /// The status of a GET over HTTP/2.
 async fn get_http2(
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    scheme: Scheme,
     host: &str,
     path: &str,
 ) -> Result<u16, String> {
-    let (head, _, _) = exchange(stream, request(Method::GET, host, path)?, None).await?;
+    let (head, _, _) = exchange(stream, request(Method::GET, scheme, host, path)?, None).await?;
     Ok(head.status.as_u16())
 }
 
 /// The head of a request over HTTP/2.
-fn request(method: Method, host: &str, path: &str) -> Result<Request<()>, String> {
-    let uri = Uri::builder().scheme("http").authority(host).path_and_query(path).build();
+fn request(method: Method, scheme: Scheme, host: &str, path: &str) -> Result<Request<()>, String> {
+    let uri = Uri::builder().scheme(scheme).authority(host).path_and_query(path).build();
     let uri = uri.map_err(|error| format!("cannot be asked: {error}"))?;
     let mut request = Request::new(());
     *request.method_mut() = method;
@@ -185,8 +208,13 @@ fn request(method: Method, host: &str, path: &str) -> Result<Request<()>, String
 }
 
 /// Asks `grpc.health.v1.Health`.
-async fn grpc(stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, service: &str) -> Result<(), String> {
-    let mut request = request(Method::POST, host, "/grpc.health.v1.Health/Check")?;
+async fn grpc(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    scheme: Scheme,
+    host: &str,
+    service: &str,
+) -> Result<(), String> {
+    let mut request = request(Method::POST, scheme, host, "/grpc.health.v1.Health/Check")?;
     let headers = request.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));

@@ -5,25 +5,25 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::uri::Scheme;
 use http::{HeaderMap, Method, request};
 use http_body::{Body, Frame, SizeHint};
+use signalbox_config::UpstreamProtocol;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_util::io::poll_read_buf;
 
-use super::Endpoint;
+use super::{Endpoint, Upstream};
 use super::http1::{self, Decoded, Framing, Head, Malformed, RequestFraming};
 use super::http2::{self, Sender};
 use super::load::{Load, Permit};
 use crate::http::body::{RequestBody, RequestBodyError};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
-use crate::tls::UpstreamTls;
+use crate::tls::{HTTP2, Offer, UpstreamTls};
 
 /// A connection to a target, which carries one request after another.
 ///
@@ -68,6 +68,22 @@ pub struct Switched {
     _permit: Permit,
 }
 
+impl Switched {
+    /// A connection to a target over which nothing was said, for a client that brings its own protocol, and its own TLS.
+    pub async fn open(
+        endpoint: Endpoint,
+        upstream: &Upstream,
+        stats: Arc<WorkerStats>,
+        permit: Permit,
+    ) -> Result<Self, ConnectError> {
+        let connecting = connect(endpoint, None, Offer::Any);
+        let connected = tokio::time::timeout(upstream.connect_timeout, connecting).await;
+        let stream = connected.unwrap_or(Err(ConnectError::Timeout))?;
+        stats.upstream_connections.add(1);
+        Ok(Self { stream, buffer: BytesMut::new(), stats, _permit: permit })
+    }
+}
+
 /// A request as it is written. Kept by who sends it, so that it can be sent again over another connection.
 pub struct Outgoing {
     method: Method,
@@ -94,6 +110,8 @@ pub struct Outgoing {
     kept: Option<Kept>,
     /// For HTTP/2, which has its own form of all of this but the body.
     pub(super) http2: Option<Box<Sender>>,
+    /// The same while HTTP/1.1 is spoken, of a request that can go either way.
+    spare: Option<Box<Sender>>,
 }
 
 /// The head of a request and how its body is framed, for sending it again.
@@ -124,6 +142,9 @@ pub enum ConnectError {
     Tls(#[source] io::Error),
     #[error("there are as many connections to the target as there may be, and all are in use")]
     TooMany,
+    /// Of an upstream whose targets choose.
+    #[error("the target chose to speak the other version of HTTP")]
+    OtherProtocol,
 }
 
 impl ConnectError {
@@ -134,6 +155,7 @@ impl ConnectError {
             Self::Tls(error) => Self::Tls(error.kind().into()),
             Self::Timeout => Self::Timeout,
             Self::TooMany => Self::TooMany,
+            Self::OtherProtocol => Self::OtherProtocol,
         }
     }
 }
@@ -163,15 +185,20 @@ const KEEP: usize = 64 << 10;
 const COPY: usize = 4 << 10;
 
 impl Connection {
+    /// `offer` is what the target may choose from, where it may.
     pub async fn open(
         endpoint: Endpoint,
-        tls: Option<&UpstreamTls>,
-        timeout: Duration,
+        upstream: &Upstream,
+        offer: Offer,
         stats: Arc<WorkerStats>,
         permit: Permit,
     ) -> Result<Box<Self>, ConnectError> {
-        let connected = tokio::time::timeout(timeout, connect(endpoint, tls)).await;
+        let connecting = connect(endpoint, upstream.tls.as_deref(), offer);
+        let connected = tokio::time::timeout(upstream.connect_timeout, connecting).await;
         let stream = connected.unwrap_or(Err(ConnectError::Timeout))?;
+        if upstream.protocol == UpstreamProtocol::Auto && stream.agreed() == Some(HTTP2) {
+            return Err(ConnectError::OtherProtocol);
+        }
         stats.upstream_connections.add(1);
         let buffer = BytesMut::with_capacity(READ);
         Ok(Box::new(Self { endpoint, stream, buffer, read_size: READ, answer: Answer::Done, stats, permit }))
@@ -343,12 +370,16 @@ impl Connection {
 }
 
 /// Makes a connection that bytes can be sent over.
-pub(super) async fn connect(endpoint: Endpoint, tls: Option<&UpstreamTls>) -> Result<Stream, ConnectError> {
+pub(super) async fn connect(
+    endpoint: Endpoint,
+    tls: Option<&UpstreamTls>,
+    offer: Offer,
+) -> Result<Stream, ConnectError> {
     let stream = TcpStream::connect(endpoint.address).await.map_err(ConnectError::Refused)?;
     stream.set_nodelay(true).map_err(ConnectError::Refused)?;
     let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
     // In a box of its own, which those that speak in the clear do without.
-    let shaken = Box::pin(tls.connect(endpoint.settings, stream)).await;
+    let shaken = Box::pin(tls.connect(endpoint.settings, offer, stream)).await;
     shaken.map(Stream::Tls).map_err(ConnectError::Tls)
 }
 
@@ -477,6 +508,7 @@ impl Outgoing {
             state: Sending::Fresh,
             kept: None,
             http2: None,
+            spare: None,
         }
     }
 
@@ -501,7 +533,23 @@ impl Outgoing {
             state: Sending::Fresh,
             kept: None,
             http2: Some(Box::new(sender)),
+            spare: None,
         })
+    }
+
+    /// Lets it go to a target that speaks HTTP/2, too: see [`Outgoing::speak`]. `head` has all fields. `None`: it has no form
+    /// there.
+    pub fn or_http2(mut self, head: request::Parts, scheme: &Scheme) -> Option<Self> {
+        self.spare = Some(Box::new(Sender::new(head, &self.body, scheme)?));
+        self.keep(KEEP);
+        Some(self)
+    }
+
+    /// Says what is spoken from now on, of a request that can go either way and is at its beginning.
+    pub fn speak(&mut self, http2: bool) {
+        if http2 != self.http2.is_some() {
+            std::mem::swap(&mut self.http2, &mut self.spare);
+        }
     }
 
     /// The buffer, for the next request.
@@ -559,7 +607,9 @@ impl Outgoing {
     /// Begins anew whatever the target has seen, if its body is still whole.
     pub fn restart(&mut self) -> bool {
         if let Some(sender) = &mut self.http2 {
-            return sender.restart() && self.body.rewind();
+            self.begun = false;
+            sender.restart();
+            return self.body.rewind();
         }
         if self.taken {
             let Some(kept) = &self.kept else { return false };

@@ -21,6 +21,7 @@ use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Uri, Version, header, request, response};
 use http_body::{Body, Frame, SizeHint};
+use signalbox_config::UpstreamProtocol;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -32,7 +33,7 @@ use super::{Endpoint, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
-use crate::tls::UpstreamTls;
+use crate::tls::{HTTP2, Offer, UpstreamTls};
 
 /// One worker's HTTP/2 connections. They belong to an endpoint, so they outlive revisions.
 #[derive(Default)]
@@ -176,13 +177,13 @@ impl Connections {
             watch: RefCell::default(),
             task: RefCell::default(),
         });
-        let run = Rc::clone(&connection).run(
+        let to = Destination {
             endpoint,
-            upstream.tls.clone(),
-            upstream.connect_timeout,
-            Arc::clone(stats),
-            permit,
-        );
+            tls: upstream.tls.clone(),
+            auto: upstream.protocol == UpstreamProtocol::Auto,
+            timeout: upstream.connect_timeout,
+        };
+        let run = Rc::clone(&connection).run(to, Arc::clone(stats), permit);
         *connection.task.borrow_mut() = Some(tokio::task::spawn_local(run).abort_handle());
         group.connections.push(Rc::clone(&connection));
         Some(Place::on(&connection))
@@ -266,16 +267,9 @@ impl Connection {
     }
 
     /// Makes it, and then drives it to its end.
-    async fn run(
-        self: Rc<Self>,
-        endpoint: Endpoint,
-        tls: Option<Arc<UpstreamTls>>,
-        timeout: Duration,
-        stats: Arc<WorkerStats>,
-        _permit: Permit,
-    ) {
+    async fn run(self: Rc<Self>, to: Destination, stats: Arc<WorkerStats>, _permit: Permit) {
         let heard = Rc::clone(&self.heard);
-        let opened = tokio::time::timeout(timeout, open(endpoint, tls.as_deref(), heard, stats)).await;
+        let opened = tokio::time::timeout(to.timeout, open(&to, heard, stats)).await;
         match opened.unwrap_or(Err(ConnectError::Timeout)) {
             Ok((sender, mut connection)) => {
                 self.watch.borrow_mut().pings = connection.ping_pong();
@@ -329,13 +323,24 @@ impl Connection {
 /// The connection to a target, and what sends requests over it.
 type Opened = (SendRequest<Bytes>, h2::client::Connection<Io, Bytes>);
 
-async fn open(
+/// What a connection is made to, and how.
+struct Destination {
     endpoint: Endpoint,
-    tls: Option<&UpstreamTls>,
+    tls: Option<Arc<UpstreamTls>>,
+    /// The target may choose to speak HTTP/1.1.
+    auto: bool,
+    timeout: Duration,
+}
+
+async fn open(
+    to: &Destination,
     heard: Rc<Cell<bool>>,
     stats: Arc<WorkerStats>,
 ) -> Result<Opened, ConnectError> {
-    let stream = connect(endpoint, tls).await?;
+    let stream = connect(to.endpoint, to.tls.as_deref(), Offer::Any).await?;
+    if to.auto && stream.agreed() != Some(HTTP2) {
+        return Err(ConnectError::OtherProtocol);
+    }
     stats.upstream_connections.add(1);
     let mut builder = h2::client::Builder::new();
     builder
@@ -611,10 +616,9 @@ impl Sender {
     }
 
     /// Begins anew. The body has to, too.
-    pub(super) fn restart(&mut self) -> bool {
+    pub(super) fn restart(&mut self) {
         self.stream = None;
         self.held = None;
-        true
     }
 }
 

@@ -15,6 +15,7 @@ use super::hash::Table;
 use super::target::{Checks, Health, Target};
 use super::{Addresses, Pick};
 use crate::compile::Services;
+use crate::tls::UpstreamTls;
 
 /// The targets of an upstream, and which of them are to be picked now.
 ///
@@ -121,7 +122,12 @@ const SCALE: f64 = 10_000.0;
 
 impl Members {
     /// Those of `spec`. What `before` knows of targets goes on.
-    pub fn new(spec: &signalbox_config::Upstream, before: Option<&Self>, services: &Services) -> Arc<Self> {
+    pub fn new(
+        spec: &signalbox_config::Upstream,
+        tls: Option<&Arc<UpstreamTls>>,
+        before: Option<&Self>,
+        services: &Services,
+    ) -> Arc<Self> {
         let changes =
             before.map_or_else(|| Arc::new(watch::Sender::new(())), |before| Arc::clone(&before.changes));
         let configured: Box<[Configured]> = spec
@@ -162,7 +168,11 @@ impl Members {
                 policy: spec.load_balancing,
                 slow_start: spec.slow_start,
                 health_check: checks.clone(),
-                plan: checks.active.clone().map(|check| Plan { check, protocol: spec.protocol }),
+                plan: checks.active.clone().map(|check| Plan {
+                    check,
+                    protocol: spec.protocol,
+                    tls: tls.cloned(),
+                }),
             },
             configured,
             fixed: None,

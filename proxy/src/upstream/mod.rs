@@ -100,7 +100,7 @@ impl Upstream {
         let failures = spec.health_check.passive.as_ref().map(|passive| passive.consecutive_failures);
         Self {
             name: name.clone(),
-            members: Members::new(spec, before.map(|before| &*before.members), services),
+            members: Members::new(spec, tls.as_ref(), before.map(|before| &*before.members), services),
             hash_on: spec.hash_on.clone(),
             watches: Watches {
                 in_flight: matches!(policy, LoadBalancing::LeastRequest | LoadBalancing::PeakEwma),

@@ -25,8 +25,17 @@ pub struct Pool {
     idle: RefCell<HashMap<Endpoint, Vec<Idle>, RandomState>>,
     /// Those that speak HTTP/2, idle or not.
     pub http2: http2::Connections,
+    /// What targets that may choose have chosen, and when that was last of use.
+    chosen: RefCell<HashMap<Endpoint, Chosen, RandomState>>,
     /// Who waits on this worker for a connection of an upstream that has as many as it may.
     waiting: RefCell<Vec<Waiting>>,
+}
+
+/// What a target has chosen to speak.
+#[derive(Debug, Clone, Copy)]
+struct Chosen {
+    http2: bool,
+    used: Instant,
 }
 
 struct Waiting {
@@ -47,6 +56,9 @@ struct Idle {
     until: Instant,
 }
 
+/// How long it is remembered what a target has chosen to speak.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
 /// Most idle connections of one worker to one endpoint; what comes back beyond is closed.
 const MAX_IDLE: usize = 1024;
 
@@ -62,6 +74,21 @@ impl Pool {
             }
         }
         None
+    }
+
+    /// Whether a target that may choose speaks HTTP/2. It is tried, for one connection then serves many requests.
+    pub fn speaks_http2(&self, endpoint: Endpoint, now: Instant) -> bool {
+        let mut chosen = self.chosen.borrow_mut();
+        let chosen = chosen.entry(endpoint).or_insert(Chosen { http2: true, used: now });
+        chosen.used = now;
+        chosen.http2
+    }
+
+    /// Notes what a target has chosen to speak.
+    pub fn chose(&self, endpoint: Endpoint, http2: bool) {
+        if let Some(chosen) = self.chosen.borrow_mut().get_mut(&endpoint) {
+            chosen.http2 = http2;
+        }
     }
 
     /// Keeps a connection for `timeout` from `now`, if it can take another request.
@@ -127,6 +154,7 @@ impl Pool {
     /// Closes what was idle for too long, and what the targets have closed.
     pub fn sweep(&self, now: Instant) {
         self.http2.sweep();
+        self.chosen.borrow_mut().retain(|_, chosen| now.saturating_duration_since(chosen.used) < REMEMBERED);
         let mut idle = self.idle.borrow_mut();
         idle.retain(|_, connections| {
             connections.retain_mut(|idle| idle.until > now && idle.connection.is_alive());

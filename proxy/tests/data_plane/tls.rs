@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
+use http_body_util::BodyExt as _;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -451,6 +452,8 @@ struct Target {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
     resumed: Arc<AtomicUsize>,
+    /// Whether it knows HTTP/1.1 only.
+    is_old: Arc<AtomicBool>,
 }
 
 impl Target {
@@ -467,16 +470,22 @@ impl Target {
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_single_cert(vec![certificate.der()], certificate.key_der()).unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let is_old = Arc::<AtomicBool>::default();
+        let old = Arc::clone(&is_old);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let old_acceptor = TlsAcceptor::from(Arc::new(config.clone()));
+        config.alpn_protocols.insert(0, b"h2".to_vec());
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let [connections, resumed] = [(); 2].map(|()| Arc::<AtomicUsize>::default());
-        let target = Self { address, connections: Arc::clone(&connections), resumed: Arc::clone(&resumed) };
+        let target =
+            Self { address, connections: Arc::clone(&connections), resumed: Arc::clone(&resumed), is_old };
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = if old.load(Ordering::Relaxed) { &old_acceptor } else { &acceptor };
                 let Ok(stream) = acceptor.accept(stream).await else { continue };
                 connections.fetch_add(1, Ordering::Relaxed);
                 let session = stream.get_ref().1;
@@ -488,10 +497,21 @@ impl Target {
                 let is_http2 = session.alpn_protocol() == Some(b"h2");
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
                     let close = request.uri().path() == "/close";
+                    let is_grpc = request.uri().path() == "/grpc.health.v1.Health/Check";
                     let text = format!("{name} {known}");
                     let spoken = format!("{:?} {:?}", request.version(), request.uri().scheme_str());
                     async move {
-                        let mut response = Response::new(full(text));
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        let mut response = Response::new(full(if body.is_empty() {
+                            text.into()
+                        } else {
+                            body
+                        }));
+                        if is_grpc {
+                            // It is serving.
+                            *response.body_mut() = full(&b"\0\0\0\0\x02\x08\x01"[..]);
+                            response.headers_mut().insert("grpc-status", "0".parse().unwrap());
+                        }
                         response.headers_mut().insert("x-spoken", spoken.parse().unwrap());
                         if close {
                             response.headers_mut().insert("connection", "close".parse().unwrap());
@@ -622,5 +642,107 @@ fn connections_and_sessions_to_targets_outlive_revisions() {
         let (connections, resumed) =
             (target.connections.load(Ordering::Relaxed), target.resumed.load(Ordering::Relaxed));
         assert_eq!((connections, resumed), (4, 3));
+    });
+}
+
+#[test]
+fn a_target_that_may_choose_is_spoken_to_as_it_chooses() {
+    block_on(async {
+        let ca = authority("ca");
+        let new = Target::start(&issued(&["users.internal"], &ca), None);
+        let old = Target::start(&issued(&["users.internal"], &ca), None);
+        old.is_old.store(true, Ordering::Relaxed);
+        let tls = format!("ca: {}, sni: users.internal", quoted(&ca));
+        let auto = format!("{tls}}}, protocol: auto, labels: {{a: b");
+        let document = |target: &Target| target.document("127.0.0.1", &auto, "");
+        let mut harness = Harness::with(&document(&new), |settings| settings.workers = 1);
+        let spoken = async |harness: &Harness, body: &'static str| {
+            let mut client = Client::connect(harness.address()).await;
+            let request = Request::post("/").header("host", "test.example").body(full(body)).unwrap();
+            let answer = client.send(request).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            if !body.is_empty() {
+                assert_eq!(answer.text(), body);
+            }
+            answer.headers["x-spoken"].to_str().unwrap().split(' ').next().unwrap().to_owned()
+        };
+        for body in ["", "said"] {
+            assert_eq!(spoken(&harness, body).await, "HTTP/2.0");
+            assert_eq!(spoken(&harness, body).await, "HTTP/2.0");
+        }
+        assert_eq!(new.connections.load(Ordering::Relaxed), 1, "one connection for all");
+        harness.apply(&document(&old)).unwrap();
+        for body in ["", "said"] {
+            assert_eq!(spoken(&harness, body).await, "HTTP/1.1");
+        }
+        // To find out took one more; then it is known, and the connection is used again.
+        assert_eq!(old.connections.load(Ordering::Relaxed), 2);
+        // An old one is replaced by a new one, and the other way round.
+        old.is_old.store(false, Ordering::Relaxed);
+        assert_eq!(spoken(&harness, "said").await, "HTTP/1.1", "the connection that is there is used on");
+        let mut client = Client::connect(harness.address()).await;
+        assert_eq!(client.get("/close").await.status, 200);
+        assert_eq!(spoken(&harness, "said").await, "HTTP/2.0");
+    });
+}
+
+#[test]
+fn a_retry_goes_to_a_target_that_chooses_otherwise() {
+    block_on(async {
+        let ca = authority("ca");
+        let certificate = issued(&["users.internal"], &ca);
+        let targets = [Target::start(&certificate, None), Target::start(&certificate, None)];
+        targets[0].is_old.store(true, Ordering::Relaxed);
+        let [old, new] = targets.each_ref().map(|target| target.address);
+        let down = crate::harness::nobody();
+        let document = format!(
+            "upstreams: [{{name: u, protocol: auto, targets: [{{address: '{old}'}}, {{address: '{new}'}}, {{address: '{down}'}}],
+  tls: {{ca: {}, sni: users.internal}}}}]
+routes: [{{name: all, forward: {{upstreams: [{{name: u}}], retry: {{attempts: 3, on: [connect-failure, retriable-4xx], methods: [POST]}}}}}}]",
+            quoted(&ca)
+        );
+        let harness = Harness::start(&document);
+        let mut client = Client::connect(harness.address()).await;
+        let mut seen = std::collections::BTreeMap::<String, u32>::new();
+        for _ in 0..30 {
+            let request = Request::post("/").header("host", "test.example").body(full("said")).unwrap();
+            let answer = client.send(request).await;
+            assert_eq!((answer.status, answer.text()), (200, "said"));
+            *seen.entry(answer.headers["x-spoken"].to_str().unwrap()[..8].to_owned()).or_default() += 1;
+        }
+        assert!(seen["HTTP/1.1"] >= 10 && seen["HTTP/2.0"] >= 10, "{seen:?}");
+    });
+}
+
+#[test]
+fn targets_are_checked_through_tls_too() {
+    block_on(async {
+        let ca = authority("ca");
+        let target = Target::start(&issued(&["users.internal"], &ca), None);
+        let tls = format!("ca: {}, sni: users.internal", quoted(&ca));
+        let state =
+            |harness: &Harness| metric(harness, "signalbox_upstream_healthy_targets{upstream=\"u\"}");
+        let wrong = tls.replace("users.internal", "other.internal");
+        for protocol in ["http1", "http2", "auto"] {
+            for check in ["type: http, path: /", "type: grpc", "type: tcp"] {
+                let document = |tls: &str| {
+                    let more = format!(
+                        "{tls}}}, protocol: {protocol}, health_check: {{panic_threshold_percent: 0, active: {{{check}, interval: 100ms, healthy_after: 1, unhealthy_after: 1}}}}, labels: {{a: b"
+                    );
+                    target.document("127.0.0.1", &more, "")
+                };
+                let mut harness = Harness::start(&document(&wrong));
+                if check == "type: tcp" {
+                    // The connection is accepted, whoever it is.
+                    continue;
+                }
+                until("it is found that it is another", || state(&harness) == 0).await;
+                assert_eq!(harness.get("/").await.status, 503);
+                // Only how TLS is spoken has changed.
+                harness.apply(&document(&tls)).unwrap();
+                until("it is healthy", || state(&harness) == 1).await;
+                assert_eq!(harness.get("/").await.status, 200, "{protocol} {check}");
+            }
+        }
     });
 }

@@ -3,15 +3,20 @@
 use std::sync::mpsc::sync_channel;
 
 use futures_util::{SinkExt, StreamExt};
-use http::Response;
+use http::{HeaderValue, Request, Response};
+use hyper::ext::Protocol;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use signalbox_proxy::telemetry::access_log;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::harness::{
-    Backend, Harness, Wire, block_on, forward_over, forward_to, full, raw, read_head, until,
+    Backend, Client, Harness, Wire, block_on, forward_over, forward_to, full, raw, read_head, until,
 };
 use crate::telling::lines;
 
@@ -144,11 +149,193 @@ fn only_what_both_want_is_switched_to() {
             assert_eq!(head.contains("upgrade: websocket\r\n"), asked, "{head}");
             assert_eq!(head.contains("connection: upgrade\r\n"), asked, "{head}");
         }
-        // Over HTTP/2 a target would have to know of it.
+        // To a target that speaks HTTP/2 it does not go.
         let backend = Backend::speaking(Wire::Http2, |_| async { Response::new(full("")) });
         let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
         let stream = TcpStream::connect(harness.address()).await.unwrap();
         let refused = tokio_tungstenite::client_async("ws://test.example/", stream).await.unwrap_err();
         assert!(matches!(refused, Error::Http(response) if response.status() == 501));
+    });
+}
+
+/// Opens a stream by CONNECT over HTTP/2; the protocol is that of an extended one.
+async fn connect_http2(
+    harness: &Harness,
+    uri: &str,
+    protocol: Option<&'static str>,
+) -> Result<TokioIo<Upgraded>, http::response::Parts> {
+    let Client::Http2(mut sender) = Client::connect_http2(harness.address()).await else { unreachable!() };
+    let mut request = Request::connect(uri).body(full("")).unwrap();
+    if let Some(protocol) = protocol {
+        request.headers_mut().insert("sec-websocket-version", HeaderValue::from_static("13"));
+        request.extensions_mut().insert(Protocol::from_static(protocol));
+    }
+    let mut response = sender.send_request(request).await.unwrap();
+    if response.status() != 200 {
+        return Err(response.into_parts().0);
+    }
+    assert!(!response.headers().contains_key("sec-websocket-accept"));
+    Ok(TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap()))
+}
+
+#[test]
+fn web_sockets_of_http2_go_to_targets_of_http1() {
+    block_on(async {
+        let (sender, receiver) = access_log::channel(100);
+        let document = forward_to(echo().address).replace("{upstreams", "{timeout: 500ms, upstreams");
+        // A route for GET takes it, for that is what it is.
+        let document = document.replace("match: {", "match: {methods: [GET], ");
+        let harness = Harness::with_log(&document, Some(sender));
+        let stream = connect_http2(&harness, "http://test.example/chat", Some("websocket")).await.unwrap();
+        let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+        let began = std::time::Instant::now();
+        for size in [0, 5, 70_000, 1_000_000] {
+            let said = Message::binary(vec![b'x'; size]);
+            socket.send(said.clone()).await.unwrap();
+            assert_eq!(socket.next().await.unwrap().unwrap(), said);
+        }
+        until("the request's time would be over", || began.elapsed().as_millis() > 700).await;
+        socket.send(Message::text("late")).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("late"));
+        socket.close(None).await.unwrap();
+        while let Some(message) = socket.next().await {
+            assert!(message.is_ok_and(|message| message.is_close()));
+        }
+        drop(socket);
+        let line = &lines(&receiver, 1).await[0];
+        assert_eq!((&line["method"], &line["status"], &line["flags"]), (&"CONNECT".into(), &200.into(), &"".into()));
+        assert!(line["bytes_in"].as_u64().unwrap() > 1_000_000);
+    });
+}
+
+#[test]
+fn a_target_that_has_not_read_the_proxys_key_does_not_switch() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            read_head(&mut stream).await.unwrap();
+            let wrong = "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+            let answer = [&AGREE[..AGREE.len() - 2], wrong.as_bytes()].concat();
+            stream.write_all(&answer).await.unwrap();
+            let _ = stream.read_u8().await;
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        let refused = connect_http2(&harness, "http://test.example/", Some("websocket")).await.unwrap_err();
+        assert_eq!(refused.status, 502);
+    });
+}
+
+/// Says what it is told, until its end.
+fn parrot() -> Backend {
+    Backend::raw(|mut stream| async move {
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+}
+
+fn allowing(upgrades: &str, backend: std::net::SocketAddr) -> String {
+    forward_to(backend).replace("{upstreams", &format!("{{upgrades: [{upgrades}], upstreams"))
+}
+
+#[test]
+fn a_connect_leads_to_a_target_where_the_route_says_so() {
+    block_on(async {
+        let backend = parrot();
+        let (sender, receiver) = access_log::channel(100);
+        let harness = Harness::with_log(&allowing("connect", backend.address), Some(sender));
+        let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+        // Whatever address it asks for; what it says with its head is not lost.
+        stream.write_all(b"CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\n\r\neager ").await.unwrap();
+        let head = read_head(&mut stream).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        for absent in ["content-length", "transfer-encoding", "connection"] {
+            assert!(!head.contains(absent), "{head}");
+        }
+        stream.write_all(b"words").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "eager words");
+
+        let mut stream = connect_http2(&harness, "db.example:5432", None).await.unwrap();
+        stream.write_all(&vec![b'x'; 300_000]).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard.len(), 300_000);
+        for (line, bytes) in lines(&receiver, 2).await.iter().zip([11, 300_000]) {
+            assert_eq!((&line["method"], &line["host"], &line["status"]), (&"CONNECT".into(), &"db.example:5432".into(), &200.into()));
+            assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&bytes.into(), &bytes.into()));
+        }
+    });
+}
+
+#[test]
+fn a_connect_that_is_refused_leaves_nothing_to_be_read() {
+    block_on(async {
+        let backend = Backend::echo();
+        let nobody = crate::harness::nobody();
+        for (document, status) in [
+            (forward_to(backend.address), 501),
+            (allowing("websocket", backend.address), 501),
+            ("routes: [{name: r, respond: {body: ok}}]".to_owned(), 501),
+            ("routes: [{name: r, match: {hosts: [other]}, respond: {body: ok}}]".to_owned(), 404),
+            (allowing("connect", nobody), 503),
+        ] {
+            let harness = Harness::start(&document);
+            let head = b"CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\nGET /behind HTTP/1.1\r\nhost: a\r\n\r\n";
+            let answer = raw(harness.address(), head).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{document} {answer}");
+            assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+            let refused = connect_http2(&harness, "a:443", None).await.unwrap_err();
+            assert_eq!(refused.status, status, "{document}");
+        }
+        for head in ["content-length: 3", "transfer-encoding: chunked"] {
+            let harness = Harness::start(&allowing("connect", backend.address));
+            let head = format!("CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n{head}\r\n\r\nabc");
+            assert!(raw(harness.address(), head.as_bytes()).await.starts_with("HTTP/1.1 400 "), "{head}");
+        }
+        assert_eq!(backend.connections(), 0);
+    });
+}
+
+#[test]
+fn other_protocols_pass_where_the_route_names_them() {
+    block_on(async {
+        let agree = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: Speech/1\r\n\r\n";
+        let backend = Backend::raw(move |mut stream| async move {
+            let head = read_head(&mut stream).await.unwrap();
+            if head.contains("upgrade: speech/1\r\n") {
+                stream.write_all(agree).await.unwrap();
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            } else {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await.unwrap();
+            }
+        });
+        // The first that is allowed of what the client offers.
+        let ask = ASK.replace("upgrade: websocket", "upgrade: h2c, websocket, SPEECH/1");
+        let harness = Harness::start(&allowing("speech/1", backend.address));
+        let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 101 "));
+        stream.write_all(b"hello").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut heard = String::new();
+        stream.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "hello");
+        let mut stream = connect_http2(&harness, "http://test.example/", Some("speech/1")).await.unwrap();
+        stream.write_all(b"hello").await.unwrap();
+        let mut heard = [0; 5];
+        stream.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"hello");
+
+        for upgrades in ["", "connect"] {
+            let harness = Harness::start(&allowing(upgrades, backend.address));
+            let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+            stream.write_all(ask.as_bytes()).await.unwrap();
+            assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200 "), "{upgrades}");
+            let refused = connect_http2(&harness, "http://test.example/", Some("speech/1")).await.unwrap_err();
+            assert_eq!(refused.status, 501);
+        }
     });
 }
