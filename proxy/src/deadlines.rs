@@ -9,15 +9,19 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
+
+/// It does not look again sooner than this, for the sake of those it has seen: where thousands pass in a second, each may
+/// be late by so much, and not each of them costs a look at all.
+const COARSE: Duration = Duration::from_millis(10);
 
 /// All deadlines of a worker.
 #[derive(Debug, Default)]
 pub struct Deadlines {
     entries: RefCell<Slab<Entry>>,
-    /// No deadline lies before it; `None`: there is none.
+    /// When to look next; `None`: there is no deadline.
     earliest: Cell<Option<Instant>>,
     /// Of [`Deadlines::run`].
     timer: RefCell<Option<Waker>>,
@@ -75,7 +79,7 @@ impl Deadlines {
                 None => {}
             }
         }
-        self.earliest.set(earliest);
+        self.earliest.set(earliest.map(|earliest| earliest.max(now + COARSE)));
         wake.into_iter().for_each(Waker::wake);
     }
 }
@@ -142,7 +146,6 @@ impl Drop for Deadline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn run<F: Future>(test: impl FnOnce(Rc<Deadlines>) -> F) -> F::Output {
         let mut builder = tokio::runtime::Builder::new_current_thread();

@@ -380,7 +380,8 @@ impl Plan {
             });
             let label = label_of(labels, &name);
             let Listener { limits, edge, .. } = listener;
-            let settings = ActiveListener { name, label, limits, edge, tls };
+            let bound = known.and_then(|index| sockets.get(index)?.as_ref()).map_or(asked, |it| it.bound);
+            let settings = ActiveListener { name, bound, label, limits, edge, tls };
             match known {
                 Some(index) => {
                     kept.insert(index);
@@ -389,13 +390,14 @@ impl Plan {
                 None => to_bind.push((asked, settings)),
             }
         }
-        for (asked, settings) in to_bind {
+        for (asked, mut settings) in to_bind {
             if draining {
                 continue;
             }
             let shared = plan.sockets.iter().flatten().any(|socket| listener::overlap(socket.bound, asked));
             match take_or_bind(inherited, asked, workers, shared) {
                 Ok((bound, opened)) => {
+                    settings.bound = bound;
                     let socket = BoundSocket { listener: settings.name.clone(), asked, bound };
                     // Numbers of sockets that are to be closed are still in use.
                     let index = match plan.sockets.iter().position(Option::is_none) {

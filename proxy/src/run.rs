@@ -85,6 +85,9 @@ async fn serve(args: Args) -> Result<()> {
         .with_context(|| format!("cannot listen on the admin address {}", args.admin_address));
     let (listener, admin_copy) = listener?;
     info!(address = %listener.local_addr()?, workers, max_connections, "admin server");
+    if !listener.local_addr()?.ip().is_loopback() {
+        warn!("whoever reaches the admin address can read the configuration and drain this proxy");
+    }
     let (status, watched) = watch::channel(Status::default());
     let serving = watched.clone();
     let drain = CancellationToken::new();

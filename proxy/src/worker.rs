@@ -1,9 +1,10 @@
 //! A worker: one thread, one runtime, and all that it shares with nobody.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,8 +66,8 @@ pub struct Worker {
     draining: Cell<bool>,
     /// When idle connections were let go of for want of room.
     relieved: Cell<Option<Instant>>,
-    /// TLS handshakes under way.
-    pub handshakes: Cell<u32>,
+    /// TLS handshakes under way, the oldest first.
+    pub handshakes: RefCell<VecDeque<Weak<Downstream>>>,
 }
 
 /// A revision as long as requests of this worker use it. Counted by the worker alone, so that no two workers write to one
@@ -138,7 +139,7 @@ impl Worker {
             serving: RefCell::new(Rc::new(Serving(active))),
             draining: Cell::new(false),
             relieved: Cell::new(None),
-            handshakes: Cell::new(0),
+            handshakes: RefCell::default(),
             shared,
         }
     }

@@ -515,7 +515,10 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(_)) => {
-                exchange.fail(Flag::UpstreamReset);
+                // A client that breaks its request off breaks the stream to the target off, too.
+                let progress = exchange.progress.as_ref().map(|progress| progress.state.get());
+                let by_client = matches!(progress, Some(State::Broken | State::TooLarge));
+                exchange.fail(if by_client { Flag::DownstreamClosed } else { Flag::UpstreamReset });
                 this.exchange = None;
                 Poll::Ready(Some(Err(Aborted)))
             }

@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hyper::server::conn::{http1, http2};
@@ -60,6 +60,12 @@ pub struct Downstream {
     ending: Cell<bool>,
     /// The client may still be sending what nobody will read.
     unread: Cell<bool>,
+    /// Its handshake has to give way to others.
+    given_up: Cell<bool>,
+    /// Something was written since that was last asked.
+    wrote: Cell<bool>,
+    /// Of HTTP/2: since when the client knows that it is to end.
+    leaving: Cell<Option<Instant>>,
     /// How long it may stay without a request.
     idle_until: Cell<Instant>,
     /// Its last answer lets it switch to another protocol.
@@ -103,8 +109,15 @@ const BUFFER: usize = 64 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 16 << 20;
 
-/// Handshakes of one worker at a time: one takes some 50 KB and up to a millisecond. Who comes beyond is turned away.
-const MAX_HANDSHAKES: u32 = 1024;
+/// Handshakes of one worker at a time: one takes some 50 KB and up to a millisecond. Beyond, the oldest is given up: a client
+/// needs milliseconds, so one that is still there after a thousand others have come does not mean to finish.
+const MAX_HANDSHAKES: usize = 1024;
+
+/// How long a connection that is to end waits for a client that takes nothing of its last answer.
+const UNTAKEN: Duration = Duration::from_secs(10);
+
+/// What an HTTP/2 client asks for so long after it was told that the connection ends is not answered any more.
+const LEAVING: Duration = Duration::from_secs(10);
 
 /// An HTTP/1.1 connection without a request for so long gives up the memory for requests, about 20 KiB, until the next one,
 /// which has to get it again. That takes a microsecond or two: nothing for one that comes so seldom.
@@ -134,6 +147,9 @@ impl Downstream {
             running: Cell::new(0),
             ending: Cell::new(false),
             unread: Cell::new(false),
+            given_up: Cell::new(false),
+            wrote: Cell::new(false),
+            leaving: Cell::new(None),
             idle_until: Cell::new(Instant::now()),
             tunnel: RefCell::default(),
             worker,
@@ -147,8 +163,16 @@ impl Downstream {
         if let Some(listener) = listener
             && !Arc::ptr_eq(listener, &settings)
         {
-            *settings = Arc::clone(listener);
-            self.trusts_peer.set(listener.edge.trusts(self.peer().address));
+            if settings.admits_as(listener) {
+                *settings = Arc::clone(listener);
+                self.trusts_peer.set(listener.edge.trusts(self.peer().address));
+            } else {
+                // Who connected has not done what is asked now: it is served as before, and has to come anew.
+                let before = Arc::clone(&settings);
+                drop(settings);
+                self.end_soon(Instant::now());
+                return before;
+            }
         }
         Arc::clone(&settings)
     }
@@ -232,25 +256,50 @@ impl Downstream {
             return;
         }
         self.phase.set(Phase::Flushing);
-        let patience = if self.ending.get() {
-            Duration::from_secs(1)
-        } else {
-            self.settings.borrow().limits.idle_timeout
-        };
+        let patience = self.patience();
         self.idle_until.set(now + patience);
-        self.deadline.set(Some(now + patience.min(REST)));
+        self.wrote.set(false);
+        // Of HTTP/2 nothing rests.
+        let rest = if self.http2.get() { patience } else { REST };
+        self.deadline.set(Some(now + patience.min(rest)));
+    }
+
+    /// How long it may stay without a request, or with an answer that the client does not take.
+    fn patience(&self) -> Duration {
+        if self.ending.get() { UNTAKEN } else { self.settings.borrow().limits.idle_timeout }
     }
 
     /// What an HTTP/1.1 connection without a request does when its deadline has passed.
     fn tires(&self) -> Option<End> {
-        if self.ending.get() || Instant::now() >= self.idle_until.get() {
-            return Some(End::Silent);
-        }
-        if self.phase.get() == Phase::Idle {
-            return Some(End::Rest);
+        let now = Instant::now();
+        match self.phase.get() {
+            Phase::Idle if self.ending.get() || now >= self.idle_until.get() => return Some(End::Silent),
+            Phase::Idle => return Some(End::Rest),
+            // The last answer is on its way as long as the client takes some of it.
+            _ if self.wrote.replace(false) => self.idle_until.set(now + self.patience()),
+            _ if now >= self.idle_until.get() => return Some(End::Silent),
+            _ => {}
         }
         self.deadline.set(Some(self.idle_until.get()));
         None
+    }
+
+    /// Whether an HTTP/2 connection has had no request for so long, and has written nothing of old ones, that it may go.
+    fn is_silent(&self) -> bool {
+        if self.running.get() > 0 || !self.deadline.passed() {
+            return false;
+        }
+        let moved = self.wrote.replace(false);
+        if moved {
+            self.deadline.set(Some(Instant::now() + self.patience()));
+        }
+        !moved
+    }
+
+    /// Whether it is an HTTP/2 client that goes on asking although it knows that it is to leave. It has as much time to learn
+    /// that as a round trip may take.
+    pub fn has_left(&self) -> bool {
+        self.leaving.get().is_some_and(|since| since.elapsed() > LEAVING)
     }
 
     /// Both sides have agreed to switch to another protocol, which `target` speaks. `upgraded`: the client's stream of
@@ -357,9 +406,36 @@ async fn read_proxied(downstream: &Downstream, stream: &TcpStream) -> Option<Vec
     Some(begun.rest)
 }
 
+/// A place among the handshakes of a worker.
+struct Handshake<'a>(&'a Rc<Downstream>);
+
+impl<'a> Handshake<'a> {
+    /// Takes one, if need be the oldest one's.
+    fn begin(downstream: &'a Rc<Downstream>) -> Self {
+        let mut handshakes = downstream.worker.handshakes.borrow_mut();
+        if handshakes.len() >= MAX_HANDSHAKES
+            && let Some(oldest) = handshakes.pop_front().and_then(|oldest| oldest.upgrade())
+        {
+            oldest.given_up.set(true);
+            oldest.deadline.wake();
+        }
+        handshakes.push_back(Rc::downgrade(downstream));
+        Self(downstream)
+    }
+}
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        let mut handshakes = self.0.worker.handshakes.borrow_mut();
+        if let Some(index) = handshakes.iter().position(|it| std::ptr::eq(it.as_ptr(), Rc::as_ptr(self.0))) {
+            handshakes.remove(index);
+        }
+    }
+}
+
 /// Makes a connection one through TLS, and says what is spoken if that was agreed on.
 async fn shake_hands(
-    downstream: &Downstream,
+    downstream: &Rc<Downstream>,
     tls: &ListenerTls,
     stream: TcpStream,
     begun: &[u8],
@@ -370,22 +446,29 @@ async fn shake_hands(
         (limits.idle_timeout, limits.header_timeout)
     };
     downstream.deadline.hasten(Instant::now() + patience);
-    let shaken = if worker.handshakes.get() < MAX_HANDSHAKES {
-        worker.handshakes.set(worker.handshakes.get() + 1);
-        let mut accepting = pin!(tls::accept(tls, stream, begun));
-        let shaken = poll_fn(|cx| {
-            downstream.deadline.register(cx.waker());
-            match accepting.as_mut().poll(cx) {
-                Poll::Pending if downstream.deadline.passed() => Poll::Ready(Err(HandshakeFailure::Timeout)),
-                shaken => shaken,
-            }
-        })
-        .await;
-        worker.handshakes.set(worker.handshakes.get() - 1);
-        shaken
-    } else {
-        Err(HandshakeFailure::Overload)
-    };
+    // One that has said nothing yet is only a connection, and takes no place.
+    let mut accepting = pin!(async {
+        let greeted = tls::greeted(stream, begun).await?;
+        let _place = Handshake::begin(downstream);
+        tls::accept(tls, greeted).await
+    });
+    let shaken = poll_fn(|cx| {
+        downstream.deadline.register(cx.waker());
+        match accepting.as_mut().poll(cx) {
+            Poll::Pending if downstream.given_up.get() => Poll::Ready(Err(HandshakeFailure::Overload)),
+            Poll::Pending if downstream.deadline.passed() => Poll::Ready(Err(HandshakeFailure::Timeout)),
+            shaken => shaken,
+        }
+    })
+    .await;
+    let certificate = shaken.as_ref().ok().and_then(|stream| {
+        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        certificate.and_then(|certificate| ClientCertificate::read(certificate))
+    });
+    // It was checked when the session began, and that may have been long ago.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+    let has_expired = certificate.as_ref().is_some_and(|certificate| certificate.not_after < now);
+    let shaken = if has_expired { Err(HandshakeFailure::ClientCertificate) } else { shaken };
     let stream = match shaken {
         Ok(stream) => stream,
         Err(failure) => {
@@ -401,8 +484,7 @@ async fn shake_hands(
     if session.handshake_kind() == Some(HandshakeKind::Resumed) {
         worker.stats.handshakes_resumed.add(1);
     }
-    let certificate = session.peer_certificates().and_then(<[_]>::first);
-    if let Some(certificate) = certificate.and_then(|certificate| ClientCertificate::read(certificate)) {
+    if let Some(certificate) = certificate {
         // It is new.
         let _ = downstream.certificate.set(certificate);
     }
@@ -475,7 +557,8 @@ async fn serve_http1(downstream: &Rc<Downstream>, io: ClientIo) -> Option<Client
 async fn serve_http2(downstream: Rc<Downstream>, io: ClientIo) {
     downstream.http2.set(true);
     let limits = downstream.settings.borrow().limits.clone();
-    let mut builder = http2::Builder::new(LocalExecutor(Rc::clone(&downstream.worker)));
+    let worker = Rc::clone(&downstream.worker);
+    let mut builder = http2::Builder::new(LocalExecutor { worker, untaken: limits.idle_timeout });
     builder
         .max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
@@ -490,7 +573,7 @@ async fn serve_http2(downstream: Rc<Downstream>, io: ClientIo) {
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            let silent = downstream.running.get() == 0 && downstream.deadline.passed();
+            let silent = downstream.is_silent();
             if silent && leaving {
                 return Poll::Ready(());
             }
@@ -499,6 +582,7 @@ async fn serve_http2(downstream: Rc<Downstream>, io: ClientIo) {
             }
             // GOAWAY; the streams that run are finished. A client that does not close then is left.
             leaving = true;
+            downstream.leaving.set(Some(Instant::now()));
             connection.as_mut().graceful_shutdown();
             if silent {
                 downstream.deadline.set(Some(Instant::now() + LINGER));
@@ -511,7 +595,7 @@ async fn serve_http2(downstream: Rc<Downstream>, io: ClientIo) {
 /// Answers a client whose head does not come.
 async fn refuse_slow(mut io: ClientIo) {
     let raw = io.refuse(Failure::HeadTimeout);
-    if io.stream.write_all(&raw).await.is_ok() {
+    if matches!(tokio::time::timeout(LINGER, io.stream.write_all(&raw)).await, Ok(Ok(()))) {
         linger(io).await;
     }
 }
@@ -528,13 +612,17 @@ async fn linger(mut io: ClientIo) {
 
 /// Runs the tasks of HTTP/2 streams on the worker's own thread.
 #[derive(Clone)]
-struct LocalExecutor(Rc<Worker>);
+struct LocalExecutor {
+    worker: Rc<Worker>,
+    untaken: Duration,
+}
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
         // In a box, for it is large, and moves several times on its way to the runtime.
         let stream = Box::pin(future);
-        tokio::task::spawn_local(RunStream { worker: Rc::clone(&self.0), stream, deadline: None });
+        let (worker, untaken) = (Rc::clone(&self.worker), self.untaken);
+        tokio::task::spawn_local(RunStream { worker, stream, deadline: None, untaken, over: false });
     }
 }
 
@@ -544,22 +632,32 @@ struct RunStream<F> {
     worker: Rc<Worker>,
     stream: Pin<Box<F>>,
     deadline: Option<Rc<Deadline>>,
+    /// How long the end of its answer may wait for the client.
+    untaken: Duration,
+    over: bool,
 }
 
 impl<F: Future<Output = ()>> Future for RunStream<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.stream.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
+        let polled = self.stream.as_mut().poll(cx);
+        // Whatever came of it: what is left behind would be taken for another stream's.
         if let Some(begun) = self.worker.stream_deadline.take() {
             self.deadline = Some(begun);
         }
-        if let Some(running) = &self.deadline {
-            running.register(cx.waker());
-            // Of an exchange that is over nobody else has it.
-            if running.passed() && Rc::strong_count(running) > 1 {
+        if polled.is_ready() {
+            return polled;
+        }
+        let this = &mut *self;
+        if let Some(deadline) = &this.deadline {
+            // Nobody else has that of an exchange that is over; the end of its answer still waits for the client.
+            if !this.over && Rc::strong_count(deadline) == 1 {
+                this.over = true;
+                deadline.hasten(Instant::now() + this.untaken);
+            }
+            deadline.register(cx.waker());
+            if deadline.passed() {
                 return Poll::Ready(());
             }
         }
@@ -676,6 +774,7 @@ impl ClientIo {
 
     fn wrote(&self, result: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(n)) = result {
+            self.downstream.wrote.set(true);
             self.downstream.worker.stats.downstream_out.add(*n as u64);
         }
     }
@@ -751,11 +850,12 @@ impl AsyncWrite for ClientIo {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // hyper asks for it when nothing is left to be written.
-        if this.downstream.phase.get() == Phase::Flushing {
+        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
+        // hyper asks for it when nothing is left to be written; through TLS something may be left even so.
+        if this.downstream.phase.get() == Phase::Flushing && matches!(flushed, Poll::Ready(Ok(()))) {
             this.downstream.phase.set(Phase::Idle);
         }
-        Pin::new(&mut this.stream).poll_flush(cx)
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

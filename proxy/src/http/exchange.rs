@@ -136,6 +136,11 @@ impl Exchange {
         let serving = worker.serving();
         let listener = downstream.settings(serving.listener(downstream.socket));
         let request_id = worker.identifier.borrow_mut().request_id(started);
+        let deadline = downstream.http2.get().then(|| {
+            let deadline = Rc::new(worker.deadlines.add());
+            worker.stream_deadline.replace(Some(Rc::clone(&deadline)));
+            deadline
+        });
         Self {
             serving,
             listener,
@@ -158,7 +163,7 @@ impl Exchange {
             route: None,
             upstream: None,
             upstream_took: None,
-            deadline: None,
+            deadline,
             status: 0,
             flag: Flag::None,
             ended: None,
@@ -206,20 +211,12 @@ impl Exchange {
         }
         let due = timeout.map(|timeout| self.started + timeout);
         let idle = route.idle_timeout.filter(|idle| timeout.is_none_or(|timeout| *idle < timeout));
-        if due.is_some() || idle.is_some() {
-            let at = match idle {
-                Some(idle) => Some(self.started + idle),
-                None => due,
-            };
-            if self.downstream.http2.get() {
-                let worker = &self.downstream.worker;
-                let deadline = Rc::new(worker.deadlines.add());
-                deadline.set(at);
-                worker.stream_deadline.replace(Some(Rc::clone(&deadline)));
-                self.deadline = Some(deadline);
-            } else {
-                self.downstream.deadline.set(at);
-            }
+        let at = match idle {
+            Some(idle) => Some(self.started + idle),
+            None => due,
+        };
+        if at.is_some() {
+            self.deadline.as_deref().unwrap_or(&self.downstream.deadline).set(at);
         }
         self.idle = idle.map(|timeout| {
             let (downstream, deadline) = (Rc::clone(&self.downstream), self.deadline.clone());

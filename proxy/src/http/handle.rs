@@ -162,11 +162,19 @@ async fn decide<'a>(
 ) -> Result<Answer, Failure> {
     let special = Special::of(&head.headers);
     exchange.is_grpc = head::is_grpc_call(&head.headers, special);
+    if exchange.downstream.has_left() {
+        return Err(Failure::Overloaded);
+    }
     let asked = switch::asked(&mut head, special)?;
     if exchange.downstream.trusts_peer() {
         exchange.believe(&mut head.headers);
     }
+    head::disbelieve(&mut head.headers, special, exchange.is_told());
     head::check(&head, special)?;
+    if head.headers.len() > exchange.listener.limits.header_count {
+        // Of HTTP/2: that of HTTP/1.1 was refused when it was read.
+        return Err(Failure::HeadTooLarge);
+    }
     if let Some(slashes) = exchange.listener.edge.normalize_path {
         rewrite::normalize(&mut head.uri, slashes)?;
     }
@@ -182,7 +190,7 @@ async fn decide<'a>(
     }
     head::to_http1(&mut head, special)
         .ok_or(Failure::BadRequest("The request's host is not a host name."))?;
-    head::prepare_request(&mut head.headers, special, exchange.is_told());
+    head::prepare_request(&mut head.headers, special);
     // As the client asked for it; a plugin may change it.
     let host = head.headers.get(header::HOST).cloned();
     if body.is_end_stream() && head::announces_body(&head.headers, special) {

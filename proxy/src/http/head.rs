@@ -22,6 +22,9 @@ const CLIENT_CERTIFICATE: [HeaderName; 3] = [
     HeaderName::from_static("x-client-cert-san"),
     HeaderName::from_static("x-client-cert-fingerprint"),
 ];
+/// What a proxy tells of a client.
+const TOLD: [HeaderName; 5] =
+    [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED];
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -54,6 +57,8 @@ impl Special {
     const GRPC_TIMEOUT: Self = Self(1 << 18);
     /// What only the proxy may say of a client's certificate.
     const CLIENT_CERTIFICATE: Self = Self(1 << 19);
+    /// One of the above two, or of what is said of a client, in another spelling: many servers take `X_A` for `X-A`.
+    const MISSPELT: Self = Self(1 << 20);
     const HOP_BY_HOP: Self = Self(0b10_1111);
 
     /// What of the above `headers` has.
@@ -94,6 +99,9 @@ impl Special {
             "cookie" => Self::COOKIE,
             name if name.starts_with("x-") && Consumers::HEADERS.iter().any(|header| *header == name) => {
                 Self::CONSUMER
+            }
+            name if name.starts_with('x') && name.contains('_') && is_claim(&name.replace('_', "-")) => {
+                Self::MISSPELT
             }
             _ => return,
         };
@@ -158,17 +166,59 @@ pub fn announces_body(headers: &HeaderMap, special: Special) -> bool {
             .is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0'))
 }
 
-/// Removes what concerns only the connection to the client, and what only the proxy may say. Unless the peer is `trusted`,
-/// nothing that it says of a client before it is kept.
+/// Removes what only the proxy may say, before anybody goes by it. Unless the peer is `trusted`, nothing that it says of a
+/// client before it is kept.
 #[inline]
-pub fn prepare_request(headers: &mut HeaderMap, special: Special, trusted: bool) {
-    // These need nothing, and many requests have nothing else.
-    if special.0 & !(Special::HOST.0 | Special::COOKIE.0 | Special::LENGTH.0) != 0 {
-        clean_request(headers, special, trusted);
+pub fn disbelieve(headers: &mut HeaderMap, special: Special, trusted: bool) {
+    let claims =
+        Special::CONSUMER.0 | Special::CLIENT_CERTIFICATE.0 | Special::FORWARDED.0 | Special::MISSPELT.0;
+    if special.0 & claims == 0 {
+        return;
+    }
+    remove_claims(headers, if trusted { Claims::OfTheProxy } else { Claims::All });
+    if special.has(Special::MISSPELT) {
+        let misspelt: SmallVec<[HeaderName; 4]> = headers
+            .keys()
+            .filter(|name| name.as_str().contains('_') && is_claim(&name.as_str().replace('_', "-")))
+            .cloned()
+            .collect();
+        for name in misspelt {
+            headers.remove(name);
+        }
     }
 }
 
-fn clean_request(headers: &mut HeaderMap, special: Special, trusted: bool) {
+/// Whose word is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claims {
+    /// What only the proxy may say: of consumers, and of clients' certificates.
+    OfTheProxy,
+    /// And what proxies before it may say of a client.
+    All,
+}
+
+/// Removes fields in which somebody claims something of a client.
+pub fn remove_claims(fields: &mut HeaderMap, which: Claims) {
+    let told: &[HeaderName] = if which == Claims::All { &TOLD } else { &[] };
+    for name in Consumers::HEADERS.iter().chain(&CLIENT_CERTIFICATE).chain(told) {
+        fields.remove(name);
+    }
+}
+
+fn is_claim(name: &str) -> bool {
+    Consumers::HEADERS.iter().chain(&CLIENT_CERTIFICATE).chain(&TOLD).any(|claim| *claim == name)
+}
+
+/// Removes what concerns only the connection to the client.
+#[inline]
+pub fn prepare_request(headers: &mut HeaderMap, special: Special) {
+    // These need nothing, and many requests have nothing else.
+    if special.0 & !(Special::HOST.0 | Special::COOKIE.0 | Special::LENGTH.0) != 0 {
+        clean_request(headers, special);
+    }
+}
+
+fn clean_request(headers: &mut HeaderMap, special: Special) {
     if special.has(Special::CONNECTION) {
         remove_named_by_connection(headers);
     }
@@ -192,21 +242,6 @@ fn clean_request(headers: &mut HeaderMap, special: Special, trusted: bool) {
     if special.has(Special::EXPECT) {
         // Answered by the proxy, as soon as the upstream takes the body.
         headers.remove(header::EXPECT);
-    }
-    if special.has(Special::CONSUMER) {
-        for name in &Consumers::HEADERS {
-            headers.remove(name);
-        }
-    }
-    if special.has(Special::CLIENT_CERTIFICATE) {
-        for name in &CLIENT_CERTIFICATE {
-            headers.remove(name);
-        }
-    }
-    if special.has(Special::FORWARDED) && !trusted {
-        for name in [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED] {
-            headers.remove(name);
-        }
     }
     if special.has(Special::TRACEPARENT)
         && !headers.get(TRACEPARENT).is_some_and(|value| is_traceparent(value.as_bytes()))
@@ -414,6 +449,7 @@ pub(super) fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
 /// Makes the head one that an HTTP/1.1 target understands: the target is a path, and the host a header.
 #[inline]
 pub fn to_http1(head: &mut request::Parts, special: Special) -> Option<()> {
+    let http2 = head.version == Version::HTTP_2;
     head.version = Version::HTTP_11;
     if head.uri.authority().is_none() && !special.has(Special::HOST) {
         // RFC 9112, section 3.2: HTTP/1.0 needs none.
@@ -423,8 +459,11 @@ pub fn to_http1(head: &mut request::Parts, special: Special) -> Option<()> {
         let host = HeaderValue::from_str(authority.as_str()).ok()?;
         head.headers.insert(header::HOST, host);
         head.uri = match head.uri.path_and_query() {
-            Some(target) if head.method != Method::OPTIONS || target != "/" => Uri::from(target.clone()),
-            // `OPTIONS http://host` is `OPTIONS *` (RFC 9112, section 3.2.4).
+            // `OPTIONS http://host` is `OPTIONS *` (RFC 9112, section 3.2.4). With a slash behind it, it is not, but that is
+            // known only of HTTP/2, where `*` is said as such.
+            Some(target) if http2 || head.method != Method::OPTIONS || target != "/" => {
+                Uri::from(target.clone())
+            }
             _ => Uri::from_static("*"),
         };
     }
@@ -509,7 +548,8 @@ mod tests {
         }
         let host = map.get(header::HOST).cloned();
         let special = Special::of(&map);
-        prepare_request(&mut map, special, false);
+        disbelieve(&mut map, special, false);
+        prepare_request(&mut map, special);
         let made = Identifier::default().traceparent();
         let own = traceparent(&map, special).is_some();
         let forwarded = Forwarded {
@@ -732,24 +772,5 @@ mod tests {
             let other = head("application/grpc-web");
             assert_eq!(grpc_timeout(&other, Special::of(&other)), None);
         }
-    }
-
-    #[test]
-    fn only_web_sockets_are_switched_to() {
-        for (connection, upgrade, wanted) in [
-            ("upgrade", "websocket", true),
-            ("keep-alive, Upgrade", "h2c, WebSocket", true),
-            ("keep-alive", "websocket", false),
-            ("upgrade", "h2c", false),
-            ("upgrade", "websocket/13", false),
-        ] {
-            let head = parts(|b| b.header("connection", connection).header("upgrade", upgrade));
-            let found = wanted_upgrade(&head, Special::of(&head.headers));
-            assert_eq!(found.is_some(), wanted, "{connection} {upgrade}");
-        }
-        let old = parts(|b| {
-            b.version(Version::HTTP_10).header("connection", "upgrade").header("upgrade", "websocket")
-        });
-        assert_eq!(wanted_upgrade(&old, Special::of(&old.headers)), None);
     }
 }

@@ -51,7 +51,8 @@ pub(super) fn asked(head: &mut request::Parts, special: Special) -> Result<Optio
     let mut uri = std::mem::take(&mut head.uri).into_parts();
     uri.scheme = Some(Scheme::HTTP);
     uri.path_and_query = Some(PathAndQuery::from_static("/"));
-    head.uri = Uri::from_parts(uri).map_err(|_| Failure::BadRequest("The request's target is not a host."))?;
+    head.uri =
+        Uri::from_parts(uri).map_err(|_| Failure::BadRequest("The request's target is not a host."))?;
     Ok(Some(Asked::Connect))
 }
 
@@ -95,7 +96,9 @@ impl Switch {
         let mut told = headers.get_all(header::UPGRADE).iter();
         let same = told.next().is_some_and(|told| told.as_bytes().eq_ignore_ascii_case(name.as_bytes()));
         let proven = key.as_ref().is_none_or(|key| {
-            headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes() == accept_of(key.as_bytes()).as_bytes())
+            headers
+                .get(ACCEPT)
+                .is_some_and(|accept| accept.as_bytes() == accept_of(key.as_bytes()).as_bytes())
         });
         same && told.next().is_none() && proven
     }
@@ -146,7 +149,43 @@ fn accept_of(key: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+    use serde_json::json;
+    use signalbox_config::{Action, Body, Kind, Resource};
+    use signalbox_plugins::Catalog;
+
     use super::*;
+
+    #[test]
+    fn what_the_route_allows_is_switched_to() {
+        let websocket = json!(null);
+        for (allowed, connection, upgrade, wanted) in [
+            (&websocket, "upgrade", "websocket", Some("websocket")),
+            (&websocket, "keep-alive, Upgrade", "h2c, WebSocket", Some("websocket")),
+            (&websocket, "keep-alive", "websocket", None),
+            (&websocket, "upgrade", "h2c", None),
+            (&websocket, "upgrade", "websocket/13", None),
+            (&json!([]), "upgrade", "websocket", None),
+            (&json!(["connect"]), "upgrade", "websocket, connect", None),
+            (&json!(["speech/1", "websocket"]), "upgrade", "a, Speech/1, websocket", Some("speech/1")),
+        ] {
+            let mut spec = json!({"name": "r", "forward": {"upstreams": [{"name": "u"}]}});
+            if !allowed.is_null() {
+                spec["forward"]["upgrades"] = allowed.clone();
+            }
+            let resource = Resource::parse(Kind::Route, spec, &Catalog).unwrap();
+            let Body::Route(route) = resource.body() else { panic!("{resource:?}") };
+            let Action::Forward(forward) = &route.action else { panic!("{resource:?}") };
+            for version in [Version::HTTP_11, Version::HTTP_10] {
+                let request = Request::builder().version(version);
+                let request = request.header("connection", connection).header("upgrade", upgrade);
+                let (head, ()) = request.body(()).unwrap().into_parts();
+                let found = super::upgrade(&head, Special::of(&head.headers), forward);
+                let wanted = wanted.filter(|_| version == Version::HTTP_11);
+                assert_eq!(found.as_ref().map(|it| it.to_str().unwrap()), wanted, "{connection} {upgrade}");
+            }
+        }
+    }
 
     #[test]
     fn the_key_of_the_rfc_is_accepted_as_there() {

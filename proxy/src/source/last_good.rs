@@ -141,9 +141,10 @@ impl Journal {
 }
 
 fn append(file: &mut File, snapshot: &Snapshot, changes: &[Change]) -> io::Result<u64> {
-    let mut buffer = Vec::new();
-    let bytes = write_records(&mut buffer, snapshot, Some(changes))?;
-    file.write_all(&buffer)?;
+    let mut buffered = BufWriter::with_capacity(RECORD, &mut *file);
+    let bytes = write_records(&mut buffered, snapshot, Some(changes))?;
+    buffered.flush()?;
+    drop(buffered);
     file.sync_data()?;
     Ok(bytes)
 }
@@ -337,7 +338,7 @@ impl WriterShared {
 fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<u64> {
     let temporary = path.with_extension("new");
     let file = private().create(true).write(true).truncate(true).open(&temporary)?;
-    let mut file = BufWriter::with_capacity(1 << 18, file);
+    let mut file = BufWriter::with_capacity(RECORD, file);
     write(&mut file)?;
     let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
@@ -372,7 +373,7 @@ fn journal_magic(base: &Snapshot) -> Vec<u8> {
 const SNAPSHOT_MAGIC: &[u8] = b"signalbox snapshot 1\n";
 
 /// How much a record holds, bytes; one resource may be larger.
-const RECORD: usize = 1 << 20;
+const RECORD: usize = 64 << 10;
 
 const MAX_RECORD: usize = 64 << 20;
 

@@ -13,7 +13,7 @@ use rustls::{ServerConfig, crypto::ring::Ticketer};
 use signalbox_config::{ClientAuth, Name};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream};
 
 use super::{HTTP1, HTTP2, provider, roots, versions};
 use crate::active::Map;
@@ -123,6 +123,11 @@ impl ListenerTls {
         Ok(Self { spec: spec.clone(), config: Arc::new(config), certificates: chooser })
     }
 
+    /// Whether a client that shook hands as `other` asks has done all that this asks.
+    pub fn asks_the_same(&self, other: &Self) -> bool {
+        (self.spec.min_version, &self.spec.client_auth) == (other.spec.min_version, &other.spec.client_auth)
+    }
+
     /// Whether it was made for these settings.
     pub fn is_of(&self, spec: &signalbox_config::ListenerTls) -> bool {
         self.spec == *spec
@@ -151,17 +156,23 @@ fn new_config(spec: &signalbox_config::ListenerTls, chooser: Arc<Chooser>) -> Re
     Ok(config)
 }
 
-/// Shakes hands with a client that has just connected. `begun` was read of it.
-pub async fn accept(
-    tls: &ListenerTls,
-    stream: TcpStream,
-    mut begun: &[u8],
-) -> Result<Box<TlsStream<TcpStream>>, HandshakeFailure> {
+/// A client that has said how it wants to shake hands.
+pub struct Greeted(StartHandshake<TcpStream>);
+
+/// Waits for the first words of a client that has just connected. `begun` was read of it.
+pub async fn greeted(stream: TcpStream, mut begun: &[u8]) -> Result<Greeted, HandshakeFailure> {
     let mut acceptor = Acceptor::default();
     while !begun.is_empty() {
         acceptor.read_tls(&mut begun).map_err(|error| reason(&error))?;
     }
-    let begun = LazyConfigAcceptor::new(acceptor, stream).await.map_err(|error| reason(&error))?;
+    LazyConfigAcceptor::new(acceptor, stream).await.map(Greeted).map_err(|error| reason(&error))
+}
+
+/// Shakes hands with a client.
+pub async fn accept(
+    tls: &ListenerTls,
+    Greeted(begun): Greeted,
+) -> Result<Box<TlsStream<TcpStream>>, HandshakeFailure> {
     if tls.certificates.choose(begun.client_hello().server_name()).is_none() {
         let mut stream = begun.io;
         // The client is told why, if it still listens.

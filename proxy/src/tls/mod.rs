@@ -3,7 +3,7 @@
 mod accept;
 mod connect;
 
-pub use accept::{Certificates, HandshakeFailure, ListenerTls, accept};
+pub use accept::{Certificates, Greeted, HandshakeFailure, ListenerTls, accept, greeted};
 pub use connect::{Offer, UpstreamTls};
 
 use std::fs;

@@ -9,6 +9,8 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, request, response};
 
+use crate::http::head::{Claims, remove_claims};
+
 /// How the body of a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestFraming {
@@ -107,7 +109,7 @@ pub(super) fn encode_end(out: &mut Vec<u8>, trailers: Option<HeaderMap>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// RFC 9110, section 6.5.1: what frames or routes a message does not belong behind it.
+/// RFC 9110, section 6.5.1: what frames or routes a message does not belong behind it; nor does what only the proxy may say.
 pub(super) fn remove_unfit_trailers(trailers: &mut HeaderMap) {
     for name in [
         header::CONTENT_LENGTH,
@@ -121,6 +123,7 @@ pub(super) fn remove_unfit_trailers(trailers: &mut HeaderMap) {
     ] {
         trailers.remove(name);
     }
+    remove_claims(trailers, Claims::All);
 }
 
 fn encode_fields(out: &mut Vec<u8>, fields: &HeaderMap) {

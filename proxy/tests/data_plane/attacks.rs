@@ -242,3 +242,56 @@ fn idle_connections_make_room_for_requests() {
         assert!(closed > 0);
     });
 }
+
+#[test]
+fn a_stream_keeps_its_deadline_whatever_others_do() {
+    block_on(async {
+        let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 8 << 20])) });
+        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 1s, ").replace(
+            "routes: [",
+            "routes: [{name: own, match: {paths: [{exact: /own}]}, respond: {body: own}}, ",
+        );
+        let harness = Harness::with(&document, |settings| settings.workers = 1);
+        // Answers that nobody takes.
+        let mut stalled = Frames::connect(harness.address(), &[(4, 0)]).await;
+        for stream in 0..8 {
+            assert!(stalled.send(&get(1 + 2 * stream)).await);
+        }
+        // Others that are answered at once, over and over, while the stalled streams are polled.
+        let mut client = Client::connect_http2(harness.address()).await;
+        let mut reset = 0;
+        while reset < 8 {
+            assert_eq!(client.get("/own").await.text(), "own");
+            assert!(stalled.send(&frame(8, 0, 0, &1u32.to_be_bytes())).await);
+            while let Ok(Some(frame)) = tokio::time::timeout(Duration::from_millis(20), stalled.next()).await
+            {
+                reset += usize::from(frame.kind == RST_STREAM);
+            }
+        }
+    });
+}
+
+#[test]
+fn the_end_of_an_answer_that_is_not_taken_is_given_up_too() {
+    block_on(async {
+        // All of it is in the proxy's hands, and its exchange is over.
+        let address = crate::harness::nobody();
+        let document = format!(
+            "listeners: [{{name: http, address: '{address}', limits: {{idle_timeout: 1s}}}}]
+routes: [{{name: own, respond: {{body: {}}}}}]",
+            "x".repeat(1000)
+        );
+        let harness = Harness::start(&document);
+        let mut stalled = Frames::connect(harness.address(), &[(4, 0)]).await;
+        assert!(stalled.send(&get(1)).await);
+        let mut frames = Vec::new();
+        while let Some(frame) = stalled.next_within(Duration::from_secs(10)).await {
+            frames.push(frame.kind);
+            // The connection is not idle.
+            if frame.kind == RST_STREAM || frame.kind == GOAWAY {
+                break;
+            }
+        }
+        assert!(frames.contains(&RST_STREAM) || frames.contains(&GOAWAY), "{frames:?}");
+    });
+}

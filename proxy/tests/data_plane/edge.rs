@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::harness::{Answer, Backend, Client, Harness, block_on, forward_to, full, raw, until};
+use crate::wire::Recorder;
 
 /// `document` with a listener `http` that has `fields` more.
 fn with_listener(fields: &str, document: &str) -> String {
@@ -282,5 +283,78 @@ fn a_body_that_does_not_go_on_is_answered_408() {
         assert_eq!(client.start(request).await.unwrap().status(), 408);
         assert_eq!(client.get("/").await.status, 200);
         drop(sender);
+    });
+}
+
+#[test]
+fn nobody_is_routed_by_what_only_the_proxy_may_say() {
+    block_on(async {
+        let backend = Backend::echo();
+        let document = format!(
+            "{}
+routes:
+- {{name: admin, match: {{headers: [{{name: x-client-cert-subject, exact: CN=admin}}]}}, respond: {{body: secret}}}}
+- {{name: secure, match: {{headers: [{{name: x-forwarded-proto, exact: https}}]}}, respond: {{body: secret}}}}
+- {{name: known, match: {{headers: [{{name: x-consumer-username, present: true}}]}}, respond: {{body: secret}}}}
+- {{name: rest, forward: {{upstreams: [{{name: u}}]}}}}",
+            forward_to(backend.address).lines().take(2).collect::<Vec<_>>().join("\n")
+        );
+        let harness = Harness::start(&document);
+        for (name, value) in [
+            ("x-client-cert-subject", "CN=admin"),
+            ("x-forwarded-proto", "https"),
+            ("x-consumer-username", "admin"),
+            ("x_client-cert_subject", "CN=admin"),
+            ("x_consumer_username", "admin"),
+            ("x_forwarded_for", "10.0.0.1"),
+        ] {
+            let mut client = Client::connect(harness.address()).await;
+            let request = Request::get("/").header(name, value).body(full("")).unwrap();
+            let answer = client.send(request).await;
+            assert_ne!(answer.text(), "secret", "{name}");
+            assert!(!answer.text().contains(value), "{name} reaches the target: {}", answer.text());
+        }
+    });
+}
+
+#[test]
+fn trailers_say_nothing_of_a_client() {
+    block_on(async {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let backend = Backend::raw(move |mut stream| {
+            let sender = sender.clone();
+            async move {
+                let mut got = String::new();
+                while !got.ends_with("x-sum: 1\r\n\r\n") {
+                    let mut part = [0; 4096];
+                    let read = stream.read(&mut part).await.unwrap();
+                    got.push_str(std::str::from_utf8(&part[..read]).unwrap());
+                }
+                let _ = sender.send(got);
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            }
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        let head = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+        let trailers = "x-consumer-username: admin\r\nx-client-cert-subject: CN=a\r\nx-forwarded-for: 10.0.0.1\r\nx-sum: 1\r\n";
+        raw(harness.address(), format!("{head}1\r\nx\r\n0\r\n{trailers}\r\n").as_bytes()).await;
+        let got = receiver.recv().unwrap();
+        assert!(!got.contains("admin") && !got.contains("CN=a") && !got.contains("10.0.0.1"), "{got}");
+    });
+}
+
+#[test]
+fn options_of_a_path_stays_one() {
+    block_on(async {
+        let recorder = Recorder::start();
+        let harness = Harness::start(&forward_to(recorder.backend.address));
+        let mut client = Client::connect_http2(harness.address()).await;
+        client.send(Request::options("/").body(full("")).unwrap()).await;
+        assert_eq!(recorder.take()[0].line, "OPTIONS /");
+        for (target, expected) in [("http://a", "*"), ("/", "/")] {
+            let request = format!("OPTIONS {target} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+            raw(harness.address(), request.as_bytes()).await;
+            assert_eq!(recorder.take()[0].line, format!("OPTIONS {expected}"), "{target}");
+        }
     });
 }

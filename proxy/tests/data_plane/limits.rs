@@ -219,3 +219,33 @@ fn a_client_that_does_not_take_its_answer_in_time_is_left() {
         response.into_body().collect().await.unwrap_err();
     });
 }
+
+#[test]
+fn an_idle_http2_connection_stays_as_long_as_it_may() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let mut client = Client::connect_http2(harness.address()).await;
+        assert_eq!(client.get("/").await.status, 200);
+        let began = Instant::now();
+        until("a while has passed", || began.elapsed() > Duration::from_millis(3500)).await;
+        assert_eq!(client.get("/").await.status, 200);
+        assert_eq!(harness.proxy.active_connections(), 1);
+    });
+}
+
+#[test]
+fn fields_are_counted_over_http2_too() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let mut client = Client::connect_http2(harness.address()).await;
+        for (fields, status) in [(90, 200), (101, 431)] {
+            let mut request = Request::get("/").body(full("")).unwrap();
+            for number in 0..fields {
+                request.headers_mut().append("x-many", number.to_string().parse().unwrap());
+            }
+            assert_eq!(client.send(request).await.status, status, "{fields}");
+        }
+    });
+}

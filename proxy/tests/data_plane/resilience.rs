@@ -575,7 +575,8 @@ routes:
                 .copied()
                 .filter(|(at, ..)| *at > after)
                 .partition(|(_, status, _)| *status == 299);
-            assert!(quick.len() > 1000 && slow.len() <= 6, "{} and {}", quick.len(), slow.len());
+            let tries = 3 * (end.duration_since(isolated).as_secs() as usize + 1);
+            assert!(quick.len() > 100 && slow.len() <= tries, "{} and {}", quick.len(), slow.len());
             let failed = seen.iter().filter(|(_, status, _)| !matches!(status, 200 | 299 | 504)).count();
             assert_eq!(failed, 0);
         }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
@@ -502,11 +502,8 @@ impl Target {
                     let spoken = format!("{:?} {:?}", request.version(), request.uri().scheme_str());
                     async move {
                         let body = request.into_body().collect().await.unwrap().to_bytes();
-                        let mut response = Response::new(full(if body.is_empty() {
-                            text.into()
-                        } else {
-                            body
-                        }));
+                        let mut response =
+                            Response::new(full(if body.is_empty() { text.into() } else { body }));
                         if is_grpc {
                             // It is serving.
                             *response.body_mut() = full(&b"\0\0\0\0\x02\x08\x01"[..]);
@@ -720,8 +717,7 @@ fn targets_are_checked_through_tls_too() {
         let ca = authority("ca");
         let target = Target::start(&issued(&["users.internal"], &ca), None);
         let tls = format!("ca: {}, sni: users.internal", quoted(&ca));
-        let state =
-            |harness: &Harness| metric(harness, "signalbox_upstream_healthy_targets{upstream=\"u\"}");
+        let state = |harness: &Harness| metric(harness, "signalbox_upstream_healthy_targets{upstream=\"u\"}");
         let wrong = tls.replace("users.internal", "other.internal");
         for protocol in ["http1", "http2", "auto"] {
             for check in ["type: http, path: /", "type: grpc", "type: tcp"] {
@@ -742,6 +738,120 @@ fn targets_are_checked_through_tls_too() {
                 harness.apply(&document(&tls)).unwrap();
                 until("it is healthy", || state(&harness) == 1).await;
                 assert_eq!(harness.get("/").await.status, 200, "{protocol} {check}");
+            }
+        }
+    });
+}
+
+#[test]
+fn clients_that_say_nothing_keep_nobody_out() {
+    block_on(async {
+        let ca = authority("ca");
+        let certificate = [issued(&["a.example"], &ca).resource("c")];
+        let harness = Harness::with(&https("", &certificate, HELLO), |settings| settings.workers = 1);
+        // As many as there may be handshakes, some silent, some that have begun.
+        let mut silent = Vec::new();
+        let mut hello = Vec::new();
+        let name = ServerName::try_from("a.example").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(Tls::trusting(&ca).config), name).unwrap();
+        client.write_tls(&mut hello).unwrap();
+        for number in 0..2200 {
+            let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+            if number % 2 == 1 {
+                stream.write_all(&hello).await.unwrap();
+            }
+            silent.push(stream);
+        }
+        until("the oldest have given way", || failures(&harness, "overload") >= 76).await;
+        for _ in 0..3 {
+            let (answer, _) = Tls::trusting(&ca).get(harness.address(), "a.example").await.unwrap();
+            assert_eq!(answer.text(), "hello");
+        }
+        // The youngest are still waited for.
+        assert!(failures(&harness, "overload") < 200);
+        let _ = tokio::time::timeout(Duration::from_millis(50), silent[2199].readable()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_session_is_not_resumed_after_the_clients_certificate_has_expired() {
+    block_on(async {
+        let ca = authority("ca");
+        let clients = authority("clients");
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["alice.example".to_owned()]).unwrap();
+        let until_then = std::time::SystemTime::now() + Duration::from_secs(3);
+        params.not_after = until_then.into();
+        let certificate = params.signed_by(&key, &clients).unwrap();
+        let alice = Issued { certificate: certificate.pem(), key: key.serialize_pem() };
+        let text = serde_json::to_string(&clients.as_ref().pem()).unwrap();
+        let own = [issued(&["a.example"], &ca).resource("c")];
+        let harness =
+            Harness::start(&https(&format!("client_auth: {{mode: required, ca: {text}}}"), &own, HELLO));
+        let client = Tls::of(&ca, Some(&alice), rustls::DEFAULT_VERSIONS);
+        let (_, kind) = client.get(harness.address(), "a.example").await.unwrap();
+        assert_eq!(kind, HandshakeKind::Full);
+        let (_, kind) = client.get(harness.address(), "a.example").await.unwrap();
+        assert_eq!(kind, HandshakeKind::Resumed);
+        until("it has expired", || std::time::SystemTime::now() > until_then + Duration::from_millis(1100))
+            .await;
+        client.get(harness.address(), "a.example").await.unwrap_err();
+        until("it is counted", || failures(&harness, "client_certificate") == 1).await;
+    });
+}
+
+#[test]
+fn an_open_connection_does_not_pass_for_one_that_has_shown_more() {
+    block_on(async {
+        let ca = authority("ca");
+        let clients = authority("clients");
+        let text = serde_json::to_string(&clients.as_ref().pem()).unwrap();
+        let certificate = [issued(&["a.example"], &ca).resource("c")];
+        let mut harness = Harness::start(&https("", &certificate, HELLO));
+        let stream = Tls::trusting(&ca).connect(harness.address(), "a.example").await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut client = Client::Http1(sender);
+        assert_eq!(client.get("/").await.text(), "hello");
+        harness
+            .apply(&https(&format!("client_auth: {{mode: required, ca: {text}}}"), &certificate, HELLO))
+            .unwrap();
+        // What it asks next is answered as the listener was when it connected, and is the last.
+        let answer = client.get("/").await;
+        assert_eq!(
+            (answer.text(), &answer.headers["connection"]),
+            ("hello", &"close".parse::<http::HeaderValue>().unwrap())
+        );
+        tokio::time::timeout(Duration::from_secs(5), connection).await.unwrap().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn an_answer_that_is_taken_slowly_through_tls_arrives_whole() {
+    block_on(async {
+        let ca = authority("ca");
+        let certificate = [issued(&["a.example"], &ca).resource("c")];
+        let size = 8 << 20;
+        let backend = Backend::start(move |_| async move { Response::new(full(vec![b'x'; size])) });
+        let harness = Harness::start(&https("", &certificate, &forward_to(backend.address)));
+        let mut stream = Tls::trusting(&ca).connect(harness.address(), "a.example").await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a.example\r\n\r\n").await.unwrap();
+        // It is read down to what sockets hold, so that the proxy has the last of it and waits; then nothing for longer than
+        // an idle connection keeps its buffers.
+        let mut read = vec![0; 1 << 16];
+        let mut left = size;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        for rest in [7 << 20, 6 << 20, 4 << 20, 3 << 20, 2 << 20, 1 << 20, 600 << 10, 300 << 10, 0_usize] {
+            let began = Instant::now();
+            until("the client pauses", || began.elapsed() > Duration::from_millis(1300)).await;
+            while left > rest {
+                let got = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut read)).await;
+                let got = got.expect("the answer goes on").unwrap();
+                assert!(got > 0, "{left} bytes are missing");
+                left -= got;
             }
         }
     });
