@@ -21,9 +21,6 @@ pub fn check_structure(schema: &Schema, value: &mut Value, kind: &str) -> Vec<Fi
 const NOT_SUPPORTED_YET: &[(&str, &[&str])] =
     &[("consumer", &["credentials.basic_auth", "credentials.jwt", "credentials.hmac_auth"])];
 
-/// Values of the design that this version refuses by name.
-const VALUES_NOT_SUPPORTED_YET: &[(&str, &str, &[&str])] = &[("upstream", "protocol", &["auto"])];
-
 struct Check<'a> {
     root: &'a Value,
     kind: &'a str,
@@ -157,16 +154,7 @@ impl<'a> Check<'a> {
             .map(|allowed| allowed.as_str().map_or_else(|| allowed.to_string(), str::to_owned))
             .collect();
         let given = value.as_str().map_or_else(|| describe(value).to_owned(), |text| format!("{text:?}"));
-        let planned = value.as_str().is_some_and(|text| {
-            VALUES_NOT_SUPPORTED_YET
-                .iter()
-                .any(|(kind, field, values)| *kind == self.kind && *field == path && values.contains(&text))
-        });
-        let message = match planned {
-            true => format!("{given} is not supported by this version; must be {}", one_of(&names)),
-            false => format!("must be {}, is {given}", one_of(&names)),
-        };
-        self.replace(schema, value, path, message);
+        self.replace(schema, value, path, format!("must be {}, is {given}", one_of(&names)));
     }
 
     /// Notes what is wrong with a value, and puts one of the right shape in its place.

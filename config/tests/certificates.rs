@@ -290,6 +290,11 @@ fn settings_of_tls_are_checked() {
             listener("https", &json!({"client_auth": {"mode": "optional", "ca": "x"}})),
             "tls.client_auth.ca: has no certificate in PEM",
         ),
+        (
+            Kind::Upstream,
+            json!({"name": "u", "targets": [{"address": "a:80"}], "protocol": "auto"}),
+            "protocol: is auto, which is agreed on while TLS is set up",
+        ),
         (Kind::Upstream, upstream(&json!({"sni": "a b"})), "tls.sni: \"a b\" is not a host name"),
         (Kind::Upstream, upstream(&json!({"ca": "x"})), "tls.ca: has no certificate in PEM"),
         (
@@ -323,5 +328,6 @@ fn a_clients_certificate_says_who_it_is_and_no_more() {
         ["DNS:alice.example", "URI:spiffe://example/alice", "IP:192.0.2.1"].map(Box::from)
     );
     assert_eq!(read.fingerprint.len(), 64);
+    assert!(read.not_after > 4_000_000_000, "rcgen's default");
     assert!(ClientCertificate::read(b"hello").is_none());
 }

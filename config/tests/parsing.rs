@@ -225,6 +225,16 @@ fn forwarding_is_checked() {
             &["forward.upstreams[0].weight: must be at most 4294967295"],
         ),
         (json!({"mirror": {"percent": 5}}), &["forward.mirror.upstream: is required"]),
+        (
+            json!({"upgrades": ["WebSocket", "", "h2c", "websocket", "websocket", "connect", "connect"]}),
+            &[
+                "forward.upgrades[0]: \"WebSocket\" is not the name of a protocol, in lower case",
+                "forward.upgrades[1]: \"\" is not the name of a protocol, in lower case",
+                "forward.upgrades[2]: is HTTP itself, which is not passed through unseen",
+                "forward.upgrades[4]: \"websocket\" is listed twice",
+                "forward.upgrades[6]: \"connect\" is listed twice",
+            ],
+        ),
         (json!({"retry": {"on": []}}), &["forward.retry.on: must not be empty"]),
         (json!({"retry": {"methods": []}}), &["forward.retry.methods: must have from 1 to 20 entries"]),
         (json!({"timeout": 30}), &["forward.timeout: must be a string, is a number"]),
@@ -250,6 +260,9 @@ fn forwarding_is_checked() {
         ),
     ] {
         refused(Kind::Route, forwarding(&forward), errors);
+    }
+    for upgrades in [json!([]), json!(["websocket", "connect", "speech/1", "irc"])] {
+        assert!(parse(Kind::Route, forwarding(&json!({"upgrades": upgrades}))).is_ok(), "{upgrades}");
     }
     for host in ["h", "a.b:80", "[::1]", "[::1]:80", "127.0.0.1:1"] {
         assert!(parse(Kind::Route, forwarding(&json!({"rewrite": {"host": host}}))).is_ok(), "{host}");
@@ -300,7 +313,7 @@ fn all_errors_of_an_upstream_come_at_once() {
         Kind::Upstream,
         json!({
             "name": "u",
-            "protocol": "auto",
+            "protocol": "spdy",
             "targets": [
                 {"address": "10.0.0.1:80"},
                 {"address": "10.0.0.1:80", "weight": 70_000},
@@ -327,7 +340,7 @@ fn all_errors_of_an_upstream_come_at_once() {
             "idle_timeout": "0s",
         }),
         &[
-            "protocol: \"auto\" is not supported by this version; must be one of http1, http2",
+            "protocol: must be one of http1, http2, auto, is \"spdy\"",
             "targets[1].address: \"10.0.0.1:80\" is listed twice",
             "targets[1].weight: must be at most 65535",
             "targets[2].address: \"nowhere\" is not HOST:PORT, like 10.0.0.1:8080, [::1]:8080 or users.internal:8080",

@@ -69,7 +69,11 @@ export function UpstreamForm({ creating }: { creating: boolean }) {
             label="Protocol"
             placeholder="HTTP/1.1"
             description="What the targets speak"
-            choices={[{ value: "http1", label: "HTTP/1.1" }]}
+            choices={[
+              { value: "http1", label: "HTTP/1.1" },
+              { value: "http2", label: "HTTP/2" },
+              { value: "auto", label: "As targets choose (ALPN)" },
+            ]}
           />
           <TextField
             path="connect_timeout"

@@ -8,11 +8,13 @@ use serde_json::json;
 use signalbox_tests::{ControlPlane, Proxy, free_port, get};
 
 /// A certificate that signs itself, and its key.
-fn made(dir: &Path, name: &str) -> (String, String) {
+pub(crate) fn made(dir: &Path, name: &str) -> (String, String) {
     let (certificate, key) = (dir.join("cert.pem"), dir.join("key.pem"));
     let output = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
         .args(["-days", "30", "-subj", "/CN=test", "-addext", &format!("subjectAltName=DNS:{name}")])
+        // As an authority's it would not do for a server, to some.
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .args(["-keyout".as_ref(), key.as_os_str(), "-out".as_ref(), certificate.as_os_str()])
         .output()
         .unwrap();

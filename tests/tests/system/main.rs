@@ -13,4 +13,5 @@ mod outage;
 mod replicas;
 mod rollout;
 mod soak;
+mod speakers;
 mod targets;

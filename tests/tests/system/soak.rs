@@ -9,9 +9,11 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use serde_json::json;
-use signalbox_tests::{Backend, Behaviour, Echo, Load, Protocol, Proxy, get};
+use signalbox_tests::{Backend, Behaviour, Echo, Load, Protocol, Proxy, free_port, get};
 
+use crate::certificates::made;
 use crate::fixture::{Gateway, forward, upstream, with};
+use crate::speakers::{ask_through_tls, call, chat, grpc_server, web_socket_server};
 
 /// How long, seconds, unless `SIGNALBOX_SOAK_SECONDS` says otherwise.
 const SECONDS: u64 = 12;
@@ -21,8 +23,14 @@ async fn a_soak_brings_no_wrong_answer_and_no_growth() {
     let seconds = std::env::var("SIGNALBOX_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(SECONDS));
     let third = Duration::from_secs(seconds.unwrap_or(SECONDS)) / 3;
-    let gateway = Gateway::start(2).await;
+    let mut gateway = Gateway::start(2).await;
+    let edge = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let builder = Proxy::builder().control_plane(&gateway.control_plane).node_id("edge").fleet("edge");
+    gateway.proxies.push(builder.listener("https", edge).start().await.unwrap());
     let api = gateway.control_plane.api();
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = made(dir.path(), "a.example");
+    let (grpc, web_sockets) = (grpc_server().await, web_socket_server().await);
     let steady = Backend::echo("steady").unwrap();
     let flaky = Backend::echo("flaky").unwrap();
     let flaky_at = flaky.address();
@@ -41,8 +49,32 @@ async fn a_soak_brings_no_wrong_answer_and_no_growth() {
                     "fallback": {"status": 200, "body": "instead"},
                 }},
             })),
+            {"name": "grpc", "protocol": "http2", "targets": [{"address": grpc.to_string()}]},
+            {"name": "web-sockets", "targets": [{"address": web_sockets.to_string()}]},
+            {
+                "name": "edge", "protocol": "auto", "targets": [{"address": edge.to_string()}],
+                "tls": {"sni": "a.example", "ca": certificate},
+                "health_check": {"active": {"path": "/healthz", "interval": "1s"}},
+            },
         ],
+        "listeners": [{"name": "https", "address": "127.0.0.1:8443", "protocol": "https", "fleets": ["edge"]}],
+        "certificates": [{"name": "a", "certificate": certificate, "private_key": key}],
         "routes": [
+            {
+                "name": "grpc",
+                "match": {"paths": [{"prefix": "/test.Talk"}]},
+                "forward": {"upstreams": [{"name": "grpc"}]},
+            },
+            {
+                "name": "web-sockets",
+                "match": {"hosts": ["chat.example"]},
+                "forward": {"upstreams": [{"name": "web-sockets"}]},
+            },
+            {
+                "name": "through-tls",
+                "match": {"paths": [{"prefix": "/through-tls"}]},
+                "forward": {"upstreams": [{"name": "edge"}], "rewrite": {"path_prefix": "/"}},
+            },
             with(forward("/"), &json!({"name": "all"})),
             {
                 "name": "flaky",
@@ -88,7 +120,19 @@ async fn a_soak_brings_no_wrong_answer_and_no_growth() {
         .await
         .unwrap();
     let stop = Arc::new(AtomicBool::new(false));
+    let through_tls = Load::on(addresses.clone()).request(|number| {
+        let (head, body) = posted(number).into_parts();
+        let uri = format!("/through-tls{}", head.uri);
+        Request::post(uri).header("host", "a").body(body).unwrap()
+    });
+    let through_tls = through_tls.check(echoed).start().await.unwrap();
     let isolated = tokio::spawn(ask_the_hanging(addresses[1], Arc::clone(&stop)));
+    let speakers = [
+        call(addresses[0], &stop),
+        call(addresses[1], &stop),
+        chat(addresses[1], &stop),
+        ask_through_tls(edge, &certificate, &stop),
+    ];
 
     let mut flaky = Some(flaky);
     let mut second = tokio::time::interval(Duration::from_secs(1));
@@ -114,8 +158,12 @@ async fn a_soak_brings_no_wrong_answer_and_no_growth() {
     }
     stop.store(true, Ordering::Relaxed);
     isolated.await.unwrap();
+    for speaker in speakers {
+        let heard = speaker.await.unwrap();
+        assert!(heard > 20, "{heard}");
+    }
     let (before, after) = (memory.unwrap(), resident(&gateway.proxies));
-    for load in [bodies, http2, retried, generations] {
+    for load in [bodies, http2, retried, generations, through_tls] {
         load.finish().assert_flawless(50);
     }
     assert!(newest.load(Ordering::Relaxed) + 2 >= generation, "the last revisions were not seen");
