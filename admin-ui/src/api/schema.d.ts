@@ -1006,6 +1006,14 @@ export interface components {
             rewrite?: components["schemas"]["RewriteSpec"] | null;
             /** @description For the whole request, from its head to the last byte of the answer; default 30s; `0s`: none. */
             timeout?: components["schemas"]["Duration"] | null;
+            /**
+             * @description Which protocols clients may switch to: names as in the header `Upgrade`; and `connect`, by which a CONNECT leads
+             *     straight to a target, whatever address it asks for. Default `[websocket]`; empty: none.
+             * @example [
+             *       "websocket"
+             *     ]
+             */
+            upgrades?: string[] | null;
             /** @description One of these, drawn by weight for each request. */
             upstreams: components["schemas"]["WeightedSpec"][];
         };
@@ -1940,7 +1948,7 @@ export interface components {
             requests?: number | null;
         };
         /** @description What an upstream's targets speak. */
-        UpstreamProtocol: "http1" | "http2";
+        UpstreamProtocol: "http1" | "http2" | "auto";
         /** @description An upstream of a route. */
         UpstreamShare: {
             /** @description How one of its targets is picked. */

@@ -20,6 +20,9 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 /// What any one of these attacks may cost in memory, bytes.
 const MEMORY: u64 = 64 << 20;
 
+/// What one of them may cost in CPU time until it is over; an optimised build takes a fraction of it.
+const CPU: Duration = Duration::from_secs(3);
+
 fn code(frame: &Frame) -> u32 {
     let at = if frame.kind == GOAWAY { 4 } else { 0 };
     frame.payload.get(at..at + 4).map_or(0, |code| u32::from_be_bytes(code.try_into().unwrap()))
@@ -73,6 +76,13 @@ fn floods_of_frames_cost_little_and_end() {
         let address = process.address;
         expect_service(address).await;
         let before = process.peak_memory();
+        let mut cpu = process.cpu();
+        let mut expect_little = async |what: &str| {
+            expect_service(address).await;
+            let took = process.cpu() - std::mem::replace(&mut cpu, process.cpu());
+            println!("{what}: {took:?} of CPU time");
+            assert!(took < CPU, "{what}: {took:?}");
+        };
 
         // Rapid reset (CVE-2023-44487): streams that are reset as soon as they are opened.
         let mut frames = Frames::connect(address, &[]).await;
@@ -80,7 +90,7 @@ fn floods_of_frames_cost_little_and_end() {
         let reset = |n: u32| [get(1 + 2 * n), frame(RST_STREAM, 0, 1 + 2 * n, &cancel)].concat();
         let (left, sent) = until_left(&mut frames, reset, 200_000).await;
         assert!(left.is_none_or(|code| code == ENHANCE_YOUR_CALM) && sent < 200_000, "{left:?} {sent}");
-        expect_service(address).await;
+        expect_little("rapid reset").await;
 
         // CONTINUATION without end (CVE-2024-27316).
         let mut frames = Frames::connect(address, &[]).await;
@@ -89,7 +99,7 @@ fn floods_of_frames_cost_little_and_end() {
         frames.send(&frame(HEADERS, END_STREAM, 1, &literals(&begin))).await;
         let (_, sent) = until_left(&mut frames, |_| frame(CONTINUATION, 0, 1, &fields), 20_000).await;
         assert!(sent < 20_000, "{sent}");
-        expect_service(address).await;
+        expect_little("CONTINUATION").await;
 
         // One entry of the table, named again and again: 4 KB each for a byte (RFC 7541, section 7.3).
         let mut frames = Frames::connect(address, &[]).await;
@@ -109,14 +119,14 @@ fn floods_of_frames_cost_little_and_end() {
             }
         };
         assert!(outcome.is_none_or(|block| block.first() != Some(&0x88)), "it is not taken for a request");
-        expect_service(address).await;
+        expect_little("an HPACK bomb").await;
 
         // Frames that ask for an answer, and nobody who reads the answers.
         let pings = frame(PING, 0, 0, &[0; 8]).repeat(1000);
         let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).repeat(1000);
-        for flood in [&pings, &settings] {
+        for (what, flood) in [("PING", &pings), ("SETTINGS", &settings)] {
             without_reading(address, flood, 64 << 20).await;
-            expect_service(address).await;
+            expect_little(what).await;
         }
 
         // DATA without data on an open stream.
@@ -129,7 +139,7 @@ fn floods_of_frames_cost_little_and_end() {
                 break;
             }
         }
-        expect_service(address).await;
+        expect_little("empty DATA").await;
 
         let more = process.peak_memory().saturating_sub(before);
         assert!(more < MEMORY, "{more} bytes more");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -52,6 +52,15 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+    }
+
+    /// CPU time that it has used, user and system.
+    pub(crate) fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let ticks =
+            fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum::<u64>();
+        Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
     }
 
     async fn ask(&self, path: &str) -> Option<u16> {
@@ -237,6 +246,34 @@ fn a_drain_waits_for_what_runs_but_not_longer_than_it_may() {
         assert!(process.ended().await.success());
         assert!(began.elapsed() >= Duration::from_millis(300));
         assert!(!request.await.unwrap());
+    });
+}
+
+#[test]
+fn a_tunnel_stays_open_while_draining_until_its_time_is_over() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            let (mut read, mut write) = stream.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        });
+        let document = forward_to(backend.address).replace("{upstreams", "{upgrades: [connect], upstreams");
+        let mut process =
+            Process::start(&document, &["--drain-timeout", "1s", "--drain-grace", "10ms"]).await;
+        let mut stream = TcpStream::connect(process.address).await.unwrap();
+        stream.write_all(b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n").await.unwrap();
+        assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200 "));
+        let began = Instant::now();
+        process.terminate();
+        until("it is draining", || std::net::TcpStream::connect(process.address).is_err()).await;
+        for _ in 0..10 {
+            stream.write_all(b"said").await.unwrap();
+            let mut heard = [0; 4];
+            stream.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"said");
+        }
+        assert!(process.ended().await.success());
+        assert!(began.elapsed() >= Duration::from_secs(1));
+        assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)));
     });
 }
 

@@ -856,3 +856,61 @@ fn an_answer_that_is_taken_slowly_through_tls_arrives_whole() {
         }
     });
 }
+
+#[test]
+fn what_an_authority_says_of_revocation_is_stapled() {
+    block_on(async {
+        let ca_key = KeyPair::generate().unwrap();
+        let ca_pem = ca_key.serialize_pem();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "ca");
+        let ca = CertifiedIssuer::self_signed(params, ca_key).unwrap();
+        let own = issued(&["a.example"], &ca);
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(file("ca.pem"), ca.as_ref().pem()).unwrap();
+        std::fs::write(file("ca.key"), ca_pem).unwrap();
+        std::fs::write(file("own.pem"), &own.certificate).unwrap();
+        let openssl = |arguments: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args(arguments).stdin(Stdio::null());
+            let output = tokio::task::block_in_place(|| command.output()).expect("openssl is there");
+            assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let serial = openssl(&["x509", "-in", &file("own.pem"), "-noout", "-serial"]);
+        let serial = serial.trim().trim_start_matches("serial=").to_owned();
+        // openssl's own form of what an authority has issued.
+        std::fs::write(file("index"), format!("V\t400101000000Z\t\t{serial}\tunknown\t/CN=alice\n")).unwrap();
+        let [index, ca_file, ca_key, own_file, told] =
+            ["index", "ca.pem", "ca.key", "own.pem", "ocsp.der"].map(file);
+        openssl(&[
+            "ocsp", "-index", &index, "-rsigner", &ca_file, "-rkey", &ca_key, "-CA", &ca_file, "-issuer",
+            &ca_file, "-cert", &own_file, "-respout", &told, "-ndays", "7",
+        ]);
+        let staple = openssl(&["base64", "-in", &told]);
+        let resource = own.resource("c").replace(
+            "private_key:",
+            &format!("ocsp_staple: {}, private_key:", serde_json::to_string(&staple).unwrap()),
+        );
+        let harness = Harness::start(&https("", &[resource], HELLO));
+        let port = harness.address().port();
+        for version in ["-tls1_2", "-tls1_3"] {
+            let connect = format!("127.0.0.1:{port}");
+            let said = openssl(&[
+                "s_client",
+                "-connect",
+                &connect,
+                "-servername",
+                "a.example",
+                "-CAfile",
+                &ca_file,
+                "-status",
+                version,
+            ]);
+            assert!(said.contains("OCSP Response Status: successful"), "{said}");
+            assert!(said.contains("Cert Status: good"), "{said}");
+        }
+    });
+}
