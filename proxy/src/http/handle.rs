@@ -178,6 +178,7 @@ async fn decide<'a>(
     if let Some(slashes) = exchange.listener.edge.normalize_path {
         rewrite::normalize(&mut head.uri, slashes)?;
     }
+    head::name_host(&mut head, special)?;
     let (route, prefix_len, slash) = find(exchange, serving, &head, special)?;
     let forward = match &route.route().action {
         Action::Forward(forward) => Some(forward),
@@ -188,8 +189,7 @@ async fn decide<'a>(
     if let Some(slash) = slash {
         return redirect_slash(slash, &head);
     }
-    head::to_http1(&mut head, special)
-        .ok_or(Failure::BadRequest("The request's host is not a host name."))?;
+    head::to_http1(&mut head, special);
     head::prepare_request(&mut head.headers, special);
     // As the client asked for it; a plugin may change it.
     let host = head.headers.get(header::HOST).cloned();

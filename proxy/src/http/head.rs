@@ -446,18 +446,30 @@ pub(super) fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
     Some(if upper { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) })
 }
 
-/// Makes the head one that an HTTP/1.1 target understands: the target is a path, and the host a header.
+/// Makes the host that a request's target names the one of its `Host` header, so that nobody goes by another.
 #[inline]
-pub fn to_http1(head: &mut request::Parts, special: Special) -> Option<()> {
+pub fn name_host(head: &mut request::Parts, special: Special) -> Result<(), Failure> {
+    if head.uri.authority().is_some() {
+        host(head, special)?;
+    }
+    if let Some(authority) = head.uri.authority() {
+        let host = HeaderValue::from_str(authority.as_str());
+        let host = host.map_err(|_| Failure::BadRequest("The request's host is not a host name."))?;
+        head.headers.insert(header::HOST, host);
+    }
+    Ok(())
+}
+
+/// Makes the head one that an HTTP/1.1 target understands: the target is a path, and the host a header; see [`name_host`].
+#[inline]
+pub fn to_http1(head: &mut request::Parts, special: Special) {
     let http2 = head.version == Version::HTTP_2;
     head.version = Version::HTTP_11;
     if head.uri.authority().is_none() && !special.has(Special::HOST) {
         // RFC 9112, section 3.2: HTTP/1.0 needs none.
         head.headers.insert(header::HOST, HeaderValue::from_static(""));
     }
-    if let Some(authority) = head.uri.authority() {
-        let host = HeaderValue::from_str(authority.as_str()).ok()?;
-        head.headers.insert(header::HOST, host);
+    if head.uri.authority().is_some() {
         head.uri = match head.uri.path_and_query() {
             // `OPTIONS http://host` is `OPTIONS *` (RFC 9112, section 3.2.4). With a slash behind it, it is not, but that is
             // known only of HTTP/2, where `*` is said as such.
@@ -467,7 +479,6 @@ pub fn to_http1(head: &mut request::Parts, special: Special) -> Option<()> {
             _ => Uri::from_static("*"),
         };
     }
-    Some(())
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap, special: Special) {
@@ -736,13 +747,14 @@ mod tests {
         ] {
             let mut head = parts(|b| b.method(method).uri(uri).header("host", "b"));
             let special = Special::of(&head.headers);
-            to_http1(&mut head, special).unwrap();
+            name_host(&mut head, special).unwrap();
+            to_http1(&mut head, special);
             assert_eq!(head.uri.to_string(), expected);
             assert_eq!(head.headers["host"], "a.example:81");
         }
         let mut head = parts(|b| b.uri("/x").header("host", "b"));
         let special = Special::of(&head.headers);
-        to_http1(&mut head, special).unwrap();
+        to_http1(&mut head, special);
         assert_eq!(
             (head.uri.to_string().as_str(), &head.headers["host"]),
             ("/x", &HeaderValue::from_static("b"))

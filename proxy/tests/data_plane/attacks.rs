@@ -305,3 +305,56 @@ routes: [{{name: own, respond: {{body: {}}}}}]",
         assert!(frames.contains(&RST_STREAM) || frames.contains(&GOAWAY), "{frames:?}");
     });
 }
+
+/// Sends `bytes` one by one until the proxy ends the connection or `patience` is over; what it answered.
+async fn drip(address: SocketAddr, first: &[u8], bytes: &[u8], patience: Duration) -> Option<Vec<u8>> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(first).await.unwrap();
+    let mut answer = Vec::new();
+    let began = Instant::now();
+    let mut next = bytes.iter().cycle();
+    while began.elapsed() < patience {
+        let mut part = [0; 1024];
+        match tokio::time::timeout(Duration::from_millis(50), stream.read(&mut part)).await {
+            Ok(Ok(0) | Err(_)) => return Some(answer),
+            Ok(Ok(read)) => answer.extend_from_slice(&part[..read]),
+            Err(_) => {
+                let _ = stream.write_all(&[*next.next().unwrap()]).await;
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn what_comes_drop_by_drop_has_to_come_in_time() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        let address = crate::harness::nobody();
+        let limits = "limits: {header_timeout: 1s, idle_timeout: 2s}";
+        let document = |more: &str| {
+            format!(
+                "{}listeners: [{{name: http, address: '{address}', {limits}{more}}}]",
+                forward_to(backend.address)
+            )
+        };
+        let patience = Duration::from_secs(5);
+        let harness = Harness::start(&document(""));
+        let address = harness.address();
+        let began = Instant::now();
+        let answer = drip(address, b"GET / HTTP/1.1\r\n", b"x: y\r\n", patience).await.expect("it is ended");
+        assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer));
+        assert!(began.elapsed() >= Duration::from_secs(1));
+        // The preface of HTTP/2, and a head of it.
+        drip(address, b"PRI * HT", b"TP/2.0", patience).await.expect("it is ended");
+        drop(harness);
+        let harness = Harness::start(&document(", proxy_protocol: require"));
+        drip(harness.address(), b"PROXY TCP4 1.2.3.4", b"5", patience).await.expect("it is ended");
+        expect_room(&harness).await;
+    });
+}
+
+/// Nothing is left of those who were ended.
+async fn expect_room(harness: &Harness) {
+    crate::harness::until("they are gone", || harness.proxy.active_connections() == 0).await;
+}

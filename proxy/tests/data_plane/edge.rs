@@ -358,3 +358,39 @@ fn options_of_a_path_stays_one() {
         }
     });
 }
+
+#[test]
+fn the_host_that_a_target_names_counts_for_all() {
+    block_on(async {
+        let document = "routes:
+- {name: a, match: {hosts: [a]}, respond: {body: a}}
+- {name: b, match: {hosts: [b]}, respond: {body: b}}
+- {name: h, priority: 1, match: {headers: [{name: host, exact: a}]}, respond: {body: by header a}}
+- {name: i, priority: 1, match: {headers: [{name: host, exact: c}]}, respond: {body: by header c}}";
+        let harness = Harness::start(document);
+        for (target, host, expected) in [
+            ("http://b/", "a", "b"),
+            ("/", "a", "by header a"),
+            ("http://a/", "b", "by header a"),
+            ("/", "b", "b"),
+        ] {
+            let request = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            let answer = raw(harness.address(), request.as_bytes()).await;
+            assert_eq!(answer.split("\r\n\r\n").nth(1), Some(expected), "{target} {host}");
+        }
+        // HTTP/2 has no Host header, but rules about it hold all the same.
+        let mut client = Client::connect_http2(harness.address()).await;
+        let request = Request::get("/").header("host", "c").body(full("")).unwrap();
+        assert_eq!(client.send(request).await.text(), "by header c");
+
+        let recorder = Recorder::start();
+        let harness = Harness::start(&forward_to(recorder.backend.address));
+        raw(harness.address(), b"GET http://b/ HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        let seen = &recorder.take()[0];
+        assert!(
+            seen.head.contains("host: b\r\n") && seen.head.contains("x-forwarded-host: b\r\n"),
+            "{}",
+            seen.head
+        );
+    });
+}

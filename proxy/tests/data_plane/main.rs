@@ -7,6 +7,7 @@
 
 mod attacks;
 mod balancing;
+mod blame;
 mod edge;
 mod forwarding;
 mod grpc;

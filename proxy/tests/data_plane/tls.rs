@@ -914,3 +914,14 @@ fn what_an_authority_says_of_revocation_is_stapled() {
         }
     });
 }
+
+#[test]
+fn without_an_authority_of_its_own_a_target_is_checked_by_the_hosts() {
+    block_on(async {
+        let ca = authority("ca");
+        let target = Target::start(&issued(&["users.internal"], &ca), None);
+        let harness = Harness::start(&target.document("127.0.0.1", "sni: users.internal", ""));
+        assert_eq!(harness.get("/").await.status, 503);
+        assert_eq!(target.connections.load(Ordering::Relaxed), 0, "no handshake came to its end");
+    });
+}
