@@ -82,7 +82,8 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--seconds", type=float, default=5, help="of each turn")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--starts", type=int, default=3, help="how often the proxies are started anew, rounds apart")
     parser.add_argument("--only", default="", help="scenarios whose name has this text")
     return parser.parse_args()
 
@@ -99,31 +100,32 @@ def measure(bench, scenario):
     options = bench.options
     seconds, rounds = (1, 4 * options.rounds) if scenario.difference else (options.seconds, options.rounds)
     left_out = options.without.split(",")
-    proxies = {}
-    for name, (proxy, setup) in scenario.variants.items():
-        if proxy not in left_out:
+    variants = {name: variant for name, variant in scenario.variants.items() if variant[0] not in left_out}
+    costs = {name: [] for name in variants}
+    rates = {name: [] for name in variants}
+    # Where a process lies in memory makes some percent of difference, for as long as it runs: so they are started anew.
+    for start in range(options.starts):
+        proxies = {}
+        for name, (proxy, setup) in variants.items():
             port = free_port()
             proxies[name] = (getattr(bench, proxy)(port, setup), port)
-    for name, (_, port) in proxies.items():
-        bench.wait_for(port)
-        # Warm: connections to the backend, caches, the allocator.
-        scenario.load(bench, port, min(seconds, 2))
-        print(f"{scenario.name}: {name} is up", file=sys.stderr, flush=True)
-    costs = {name: [] for name in proxies}
-    rates = {name: [] for name in proxies}
-    for turn in range(rounds):
-        # Another one begins every time.
-        order = list(proxies)[turn % len(proxies) :] + list(proxies)[: turn % len(proxies)]
-        for name in order:
-            program, port = proxies[name]
-            before, begun = program.cpu(), time.monotonic()
-            done = scenario.load(bench, port, seconds)
-            took, used = time.monotonic() - begun, program.cpu() - before
-            costs[name].append(used * 1e6 / done)
-            rates[name].append(done / took)
-    bench.stop_all()
+        for _, port in proxies.values():
+            bench.wait_for(port)
+            # Warm: connections to the backend, caches, the allocator.
+            scenario.load(bench, port, min(seconds, 2))
+        for turn in range(start, rounds, options.starts):
+            # Another one begins every time.
+            order = list(proxies)[turn % len(proxies) :] + list(proxies)[: turn % len(proxies)]
+            for name in order:
+                program, port = proxies[name]
+                before, begun = program.cpu(), time.monotonic()
+                done = scenario.load(bench, port, seconds)
+                took, used = time.monotonic() - begun, program.cpu() - before
+                costs[name].append(used * 1e6 / done)
+                rates[name].append(done / took)
+        bench.stop_all()
     measured = {}
-    for name in proxies:
+    for name in variants:
         measured[name] = {
             "us": round(statistics.median(costs[name]), 2),
             "min": round(min(costs[name]), 2),
