@@ -661,7 +661,11 @@ impl ForwardSpec {
             timeout: (!timeout.is_zero()).then_some(timeout),
             idle_timeout: (!idle_timeout.is_zero()).then_some(idle_timeout),
             retry: self.retry.as_ref().map(|retry| Box::new(retry.parse("forward.retry", errors))),
-            mirror: self.mirror.as_ref().and_then(|mirror| mirror.parse("forward.mirror", errors)).map(Box::new),
+            mirror: self
+                .mirror
+                .as_ref()
+                .and_then(|mirror| mirror.parse("forward.mirror", errors))
+                .map(Box::new),
             upgrades: self.upgrades.as_ref().map(|list| Box::new(parse_upgrades(list, errors))),
         }
     }

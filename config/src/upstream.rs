@@ -207,7 +207,10 @@ impl UpstreamSpec {
             self.health_check.as_ref().map_or_else(HealthCheck::default, |spec| spec.parse(&mut errors));
         let tls = self.tls.as_ref().map(|spec| spec.parse(&mut errors));
         if tls.is_none() && self.protocol == UpstreamProtocol::Auto {
-            errors.push("protocol", "is auto, which is agreed on while TLS is set up; give tls, or say http1 or http2");
+            errors.push(
+                "protocol",
+                "is auto, which is agreed on while TLS is set up; give tls, or say http1 or http2",
+            );
         }
         let mut timeout = |field: &str, value: Option<HumanDuration>, default: Duration| {
             let value = value.map_or(default, |value| value.0);

@@ -580,7 +580,8 @@ impl<'a> Retries<'a> {
         let wanted = match result {
             Ok((head, _)) => {
                 (self.repeatable && on.has_status(head.status.as_u16()))
-                    || (self.grpc && head::grpc_status(&head.headers).is_some_and(|status| on.has_grpc_status(status)))
+                    || (self.grpc
+                        && head::grpc_status(&head.headers).is_some_and(|status| on.has_grpc_status(status)))
             }
             Err(Broken::Failed(Failure::ConnectFailure)) => on.has(RetryOn::ConnectFailure),
             Err(Broken::Failed(Failure::Reset) | Broken::TryLate) => {

@@ -51,7 +51,8 @@ pub(super) fn asked(head: &mut request::Parts, special: Special) -> Result<Optio
     let mut uri = std::mem::take(&mut head.uri).into_parts();
     uri.scheme = Some(Scheme::HTTP);
     uri.path_and_query = Some(PathAndQuery::from_static("/"));
-    head.uri = Uri::from_parts(uri).map_err(|_| Failure::BadRequest("The request's target is not a host."))?;
+    head.uri =
+        Uri::from_parts(uri).map_err(|_| Failure::BadRequest("The request's target is not a host."))?;
     Ok(Some(Asked::Connect))
 }
 
@@ -95,7 +96,9 @@ impl Switch {
         let mut told = headers.get_all(header::UPGRADE).iter();
         let same = told.next().is_some_and(|told| told.as_bytes().eq_ignore_ascii_case(name.as_bytes()));
         let proven = key.as_ref().is_none_or(|key| {
-            headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes() == accept_of(key.as_bytes()).as_bytes())
+            headers
+                .get(ACCEPT)
+                .is_some_and(|accept| accept.as_bytes() == accept_of(key.as_bytes()).as_bytes())
         });
         same && told.next().is_none() && proven
     }

@@ -16,10 +16,10 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_util::io::poll_read_buf;
 
-use super::{Endpoint, Upstream};
 use super::http1::{self, Decoded, Framing, Head, Malformed, RequestFraming};
 use super::http2::{self, Sender};
 use super::load::{Load, Permit};
+use super::{Endpoint, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;

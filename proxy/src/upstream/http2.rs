@@ -424,10 +424,12 @@ impl Place {
     /// Sends a request, and waits for the head of its answer. The request's body may still be on its way then.
     async fn send(
         &self,
-        Outgoing { http2, body, .. }: &mut Outgoing,
+        Outgoing { http2, body, begun, .. }: &mut Outgoing,
     ) -> Result<(response::Parts, RecvStream), NotAnswered> {
         let Some(sender) = http2 else { return Err(NotAnswered::Closed) };
         let mut answer = self.begin(sender)?;
+        // Whoever stops waiting for the answer has to know that the target may have begun.
+        *begun = true;
         poll_fn(|cx| {
             // A target that takes no more may have answered already, or still do so.
             if let Poll::Ready(Err(error)) = sender.poll_write(body, cx) {

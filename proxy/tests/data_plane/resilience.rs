@@ -15,7 +15,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::harness::{Answer, AnyBody, Backend, Client, Harness, block_on, full, nobody, read_head, until};
+use crate::harness::{
+    Answer, AnyBody, Backend, Client, Harness, Wire, block_on, full, nobody, read_head, until,
+};
 use crate::telling::{lines, metrics};
 
 /// A document with one route that sends everything to the upstream `u`.
@@ -110,6 +112,31 @@ fn what_failed_is_sent_to_another_target() {
             // Half of them begin with the bad one.
             let expected = if retried { 6 } else { 3 };
             assert_eq!(answers.get("good"), Some(&expected), "{method} {on} at {bad}: {answers:?}");
+        }
+    });
+}
+
+#[test]
+fn what_a_target_may_have_begun_is_not_sent_again_when_a_try_is_late() {
+    block_on(async {
+        for (wire, protocol) in [(Wire::Http1, "http1"), (Wire::Http2, "http2")] {
+            let got = Arc::<AtomicUsize>::default();
+            let counted = Arc::clone(&got);
+            let hangs = Backend::speaking(wire, move |_| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                std::future::pending()
+            });
+            let harness = Harness::start(&document(
+                &[hangs.address],
+                &format!(", protocol: {protocol}"),
+                ", retry: {on: [reset], attempts: 2, per_try_timeout: 200ms}",
+            ));
+            let mut client = Client::connect(harness.address()).await;
+            for (method, sent) in [("GET", 3), ("POST", 1), ("POST", 1)] {
+                got.store(0, Ordering::Relaxed);
+                assert_eq!(client.send(request(method, full("body"))).await.status, 504);
+                assert_eq!(got.load(Ordering::Relaxed), sent, "{method} over {protocol}");
+            }
         }
     });
 }

@@ -502,11 +502,8 @@ impl Target {
                     let spoken = format!("{:?} {:?}", request.version(), request.uri().scheme_str());
                     async move {
                         let body = request.into_body().collect().await.unwrap().to_bytes();
-                        let mut response = Response::new(full(if body.is_empty() {
-                            text.into()
-                        } else {
-                            body
-                        }));
+                        let mut response =
+                            Response::new(full(if body.is_empty() { text.into() } else { body }));
                         if is_grpc {
                             // It is serving.
                             *response.body_mut() = full(&b"\0\0\0\0\x02\x08\x01"[..]);
@@ -720,8 +717,7 @@ fn targets_are_checked_through_tls_too() {
         let ca = authority("ca");
         let target = Target::start(&issued(&["users.internal"], &ca), None);
         let tls = format!("ca: {}, sni: users.internal", quoted(&ca));
-        let state =
-            |harness: &Harness| metric(harness, "signalbox_upstream_healthy_targets{upstream=\"u\"}");
+        let state = |harness: &Harness| metric(harness, "signalbox_upstream_healthy_targets{upstream=\"u\"}");
         let wrong = tls.replace("users.internal", "other.internal");
         for protocol in ["http1", "http2", "auto"] {
             for check in ["type: http, path: /", "type: grpc", "type: tcp"] {

@@ -10,8 +10,8 @@ use hyper_util::rt::TokioIo;
 use signalbox_proxy::telemetry::access_log;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
@@ -203,7 +203,10 @@ fn web_sockets_of_http2_go_to_targets_of_http1() {
         }
         drop(socket);
         let line = &lines(&receiver, 1).await[0];
-        assert_eq!((&line["method"], &line["status"], &line["flags"]), (&"CONNECT".into(), &200.into(), &"".into()));
+        assert_eq!(
+            (&line["method"], &line["status"], &line["flags"]),
+            (&"CONNECT".into(), &200.into(), &"".into())
+        );
         assert!(line["bytes_in"].as_u64().unwrap() > 1_000_000);
     });
 }
@@ -244,7 +247,10 @@ fn a_connect_leads_to_a_target_where_the_route_says_so() {
         let harness = Harness::with_log(&allowing("connect", backend.address), Some(sender));
         let mut stream = TcpStream::connect(harness.address()).await.unwrap();
         // Whatever address it asks for; what it says with its head is not lost.
-        stream.write_all(b"CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\n\r\neager ").await.unwrap();
+        stream
+            .write_all(b"CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\n\r\neager ")
+            .await
+            .unwrap();
         let head = read_head(&mut stream).await.unwrap();
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         for absent in ["content-length", "transfer-encoding", "connection"] {
@@ -263,7 +269,10 @@ fn a_connect_leads_to_a_target_where_the_route_says_so() {
         stream.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard.len(), 300_000);
         for (line, bytes) in lines(&receiver, 2).await.iter().zip([11, 300_000]) {
-            assert_eq!((&line["method"], &line["host"], &line["status"]), (&"CONNECT".into(), &"db.example:5432".into(), &200.into()));
+            assert_eq!(
+                (&line["method"], &line["host"], &line["status"]),
+                (&"CONNECT".into(), &"db.example:5432".into(), &200.into())
+            );
             assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&bytes.into(), &bytes.into()));
         }
     });
@@ -282,7 +291,8 @@ fn a_connect_that_is_refused_leaves_nothing_to_be_read() {
             (allowing("connect", nobody), 503),
         ] {
             let harness = Harness::start(&document);
-            let head = b"CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\nGET /behind HTTP/1.1\r\nhost: a\r\n\r\n";
+            let head =
+                b"CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\nGET /behind HTTP/1.1\r\nhost: a\r\n\r\n";
             let answer = raw(harness.address(), head).await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{document} {answer}");
             assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
@@ -334,7 +344,8 @@ fn other_protocols_pass_where_the_route_names_them() {
             let mut stream = TcpStream::connect(harness.address()).await.unwrap();
             stream.write_all(ask.as_bytes()).await.unwrap();
             assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 200 "), "{upgrades}");
-            let refused = connect_http2(&harness, "http://test.example/", Some("speech/1")).await.unwrap_err();
+            let refused =
+                connect_http2(&harness, "http://test.example/", Some("speech/1")).await.unwrap_err();
             assert_eq!(refused.status, 501);
         }
     });
