@@ -88,6 +88,11 @@ impl Checker {
         Self { plan: plan.clone(), task: checking.handle.spawn(run).abort_handle() }
     }
 
+    /// By which a target knows it.
+    pub(super) fn id(&self) -> tokio::task::Id {
+        self.task.id()
+    }
+
     /// Whether this is what it does.
     pub(super) fn is(&self, plan: &Plan) -> bool {
         self.plan == *plan
@@ -109,7 +114,12 @@ async fn run(target: Arc<Target>, plan: Plan, changes: Changes, running: Arc<Sem
             Err(_) => Err("no answer in time".to_owned()),
         };
         drop(permit);
-        if target.health().checks.note(result, check.healthy_after, check.unhealthy_after) {
+        let turned = {
+            let mut health = target.health();
+            health.checked_by == tokio::task::try_id()
+                && health.checks.note(result, check.healthy_after, check.unhealthy_after)
+        };
+        if turned {
             changes.send_replace(());
         }
         tokio::time::sleep(jittered(check.interval)).await;
