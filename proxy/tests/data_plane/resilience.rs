@@ -215,6 +215,29 @@ fn a_body_is_sent_again_as_it_was_up_to_a_size() {
 }
 
 #[test]
+fn a_large_body_of_which_nothing_was_taken_goes_to_another_target() {
+    block_on(async {
+        for (wire, protocol) in [(Wire::Http1, "http1"), (Wire::Http2, "http2")] {
+            let good = Backend::speaking(wire, |request: Request<hyper::body::Incoming>| async move {
+                let body = request.into_body().collect().await.unwrap();
+                Response::new(full(body.to_bytes()))
+            });
+            let harness = Harness::start(&document(
+                &[nobody(), good.address],
+                &format!(", protocol: {protocol}"),
+                ", retry: {on: [connect-failure]}",
+            ));
+            let mut client = Client::connect(harness.address()).await;
+            let large = Bytes::from(vec![b'x'; 100_000]);
+            for _ in 0..6 {
+                let answer = client.send(request("POST", full(large.clone()))).await;
+                assert_eq!((answer.status, answer.body.len()), (200, 100_000), "{protocol}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_connection_on_which_a_request_was_left_unfinished_carries_no_other() {
     block_on(async {
         // Answers before it has the body, and notes what comes next on the same connection.
