@@ -248,6 +248,8 @@ impl Exchange {
     #[inline]
     pub fn targeted(&mut self, upstream: &Arc<Upstream>, target: &Arc<Target>) {
         self.in_flight = upstream.begin(target);
+        // What another target answered before is not the end.
+        (self.ended, self.upstream_took) = (None, None);
         if let Some(log) = &mut self.log {
             log.target = Some(Arc::clone(target));
         }

@@ -500,7 +500,7 @@ fn failed(exchange: &Exchange, result: &Tried) -> Option<Outcome> {
         Ok((head, _)) if head.status.is_server_error() || exchange.has_grpc_failed() => Outcome::ServerError,
         Ok(_) => return None,
         Err(Broken::Late) if exchange.has_client_deadline() => Outcome::Abandoned,
-        Err(Broken::Late | Broken::TryLate) => Outcome::Timeout,
+        Err(Broken::Late | Broken::TryLate | Broken::Failed(Failure::StreamIdle)) => Outcome::Timeout,
         Err(Broken::Failed(Failure::ConnectFailure)) => Outcome::ConnectFailure,
         Err(Broken::Failed(Failure::Reset)) => Outcome::Reset,
         Err(Broken::Failed(_)) => Outcome::Abandoned,

@@ -169,6 +169,23 @@ fn every_kind_of_failure_ejects() {
 }
 
 #[test]
+fn a_target_that_is_silent_for_too_long_is_ejected_whether_or_not_its_route_retries() {
+    block_on(async {
+        let hangs = Backend::start(|_| std::future::pending::<Response<_>>());
+        for retry in ["", ", retry: {on: [connect-failure]}"] {
+            let document = upstream(&[(hangs.address, "")], PASSIVE)
+                .replace("[{name: u}]}", &format!("[{{name: u}}], timeout: 0s, idle_timeout: 50ms{retry}}}"));
+            let harness = Harness::start(&document);
+            let mut client = Client::connect(harness.address()).await;
+            for _ in 0..3 {
+                assert_eq!((client.get("/").await.status, retry), (504, retry));
+            }
+            until("it is ejected", || ejections(&harness) == 1).await;
+        }
+    });
+}
+
+#[test]
 fn a_client_in_a_hurry_ejects_nothing() {
     block_on(async {
         for retry in ["", ", retry: {on: [reset]}"] {

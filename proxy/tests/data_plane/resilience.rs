@@ -170,6 +170,29 @@ fn retries_end_and_what_came_of_them_is_told() {
 }
 
 #[test]
+fn the_time_of_a_request_is_not_that_of_an_answer_that_was_not_wanted() {
+    block_on(async {
+        let (sender, receiver) = access_log::channel(100);
+        let first = AtomicBool::new(true);
+        let backend = Backend::start(move |_| {
+            let hangs = !first.swap(false, Ordering::Relaxed);
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                status(503, "bad")
+            }
+        });
+        let forward = ", timeout: 500ms, retry: {on: [5xx]}";
+        let harness = Harness::with_log(&document(&[backend.address], "", forward), Some(sender));
+        assert_eq!(harness.get("/").await.status, 504);
+        let line = &lines(&receiver, 1).await[0];
+        assert!(line["duration_ms"].as_f64().unwrap() >= 400.0, "{line}");
+        assert!(line["upstream_ms"].is_null(), "{line}");
+    });
+}
+
+#[test]
 fn a_body_is_sent_again_as_it_was_up_to_a_size() {
     block_on(async {
         // Takes all of a body, and then breaks off.
