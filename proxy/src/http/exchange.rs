@@ -357,12 +357,7 @@ impl Exchange {
     pub fn give_back(&mut self, body: AnswerBody) {
         let (Some(connection), Some(upstream)) = (body.into_connection(), &self.upstream) else { return };
         let now = *self.ended.get_or_insert_with(Instant::now);
-        let pool = &self.downstream.worker.pool;
-        if upstream.limits.is_some() {
-            pool.pass_on(connection, now, upstream.idle_timeout);
-        } else {
-            pool.put(connection, now, upstream.idle_timeout);
-        }
+        self.downstream.worker.pool.pass_on(connection, now, upstream.idle_timeout);
     }
 
     /// The last byte of the answer was handed over.

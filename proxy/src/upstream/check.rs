@@ -138,7 +138,7 @@ async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<
     // The accepted connection is all that is asked for; a handshake would be more.
     let tls = tls.as_deref().filter(|_| check.probe != Probe::Tcp);
     let settings = tls.map_or(0, |tls| tls.settings(&target.label));
-    let endpoint = Endpoint { address: target.address, settings };
+    let endpoint = Endpoint { address: target.address, settings, only_of: 0 };
     let stream =
         connect(endpoint, tls, offer).await.map_err(|error| format!("cannot connect: {}", Causes(&error)))?;
     let host = check.host.as_deref().unwrap_or(&target.label);

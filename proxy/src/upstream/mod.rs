@@ -128,7 +128,8 @@ impl Upstream {
     #[inline]
     pub fn endpoint(&self, target: &Target) -> Endpoint {
         let settings = self.tls.as_ref().map_or(0, |tls| tls.settings(&target.label));
-        Endpoint { address: target.address, settings }
+        let only_of = self.limits.map_or(0, |_| Arc::as_ptr(&self.load).addr());
+        Endpoint { address: target.address, settings, only_of }
     }
 
     /// What requests to it are said to be.

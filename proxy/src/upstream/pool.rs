@@ -17,6 +17,9 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Which settings of TLS; 0: none.
     pub settings: u64,
+    /// Where the upstream's limits say how many there may be: the address of its load, which the connections' permits keep
+    /// alive. An upstream neither uses up another's connections, nor has more than it may by way of another's. 0: none.
+    pub only_of: usize,
 }
 
 /// One worker's idle connections. They belong to an endpoint, so they outlive revisions.
@@ -93,7 +96,7 @@ impl Pool {
 
     /// Keeps a connection for `timeout` from `now`, if it can take another request.
     #[inline]
-    pub fn put(&self, mut connection: Box<Connection>, now: Instant, timeout: Duration) {
+    fn put(&self, mut connection: Box<Connection>, now: Instant, timeout: Duration) {
         if !connection.is_alive() {
             return;
         }
@@ -104,8 +107,8 @@ impl Pool {
         }
     }
 
-    /// The same for a connection of an upstream that may be waited for. It goes to this worker or to another by how many
-    /// wait there: to another by being closed, so that that one can open its own.
+    /// Keeps a connection for `timeout` from `now`, if it can take another request. One that is waited for goes to this worker
+    /// or to another by how many wait there: to another by being closed, so that that one can open its own.
     #[inline]
     pub fn pass_on(&self, connection: Box<Connection>, now: Instant, timeout: Duration) {
         if !connection.load().is_awaited() {

@@ -524,6 +524,87 @@ fn an_upstream_gets_no_more_connections_than_it_may_and_who_waits_is_served() {
     });
 }
 
+/// A backend that answers a request for a path with `hang` in it when it may, and others at once; and how many it holds.
+fn holding() -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
+    let (release, held) = (Arc::new(Semaphore::new(0)), Arc::<AtomicUsize>::default());
+    let (gate, holding) = (Arc::clone(&release), Arc::clone(&held));
+    let backend = Backend::start(move |request| {
+        let (gate, holding) = (Arc::clone(&gate), Arc::clone(&holding));
+        async move {
+            if request.uri().path().contains("hang") {
+                holding.fetch_add(1, Ordering::Relaxed);
+                gate.acquire().await.unwrap().forget();
+            }
+            status(200, "ok")
+        }
+    });
+    (backend, release, held)
+}
+
+/// Asks for `path` without waiting for the answer.
+fn ask(address: SocketAddr, path: &'static str) -> tokio::task::JoinHandle<u16> {
+    tokio::spawn(async move { Client::connect(address).await.get(path).await.status })
+}
+
+#[test]
+fn upstreams_with_a_target_in_common_have_their_own_connections_where_they_are_counted() {
+    block_on(async {
+        for (first, then) in [("/free", "/limited"), ("/limited", "/free")] {
+            let (backend, release, held) = holding();
+            let document = format!(
+                "
+upstreams:
+- {{name: free, targets: [{{address: '{0}'}}]}}
+- {{name: limited, targets: [{{address: '{0}'}}], circuit_breaker: {{limits: {{connections: 1, pending: 0}}}}}}
+routes:
+- {{name: free, match: {{paths: [{{prefix: /free}}]}}, forward: {{upstreams: [{{name: free}}]}}}}
+- {{name: limited, match: {{paths: [{{prefix: /limited}}]}}, forward: {{upstreams: [{{name: limited}}]}}}}
+",
+                backend.address
+            );
+            let harness = Harness::with(&document, |settings| settings.workers = 1);
+            let address = harness.address();
+            let mut client = Client::connect(address).await;
+            // Its connection is idle now.
+            assert_eq!(client.get(first).await.status, 200);
+            let hang = if then == "/free" { "/free/hang" } else { "/limited/hang" };
+            let hanging = ask(address, hang);
+            until("it hangs", || held.load(Ordering::Relaxed) == 1).await;
+            assert_eq!(backend.connections(), 2, "{first} and {then}");
+            // The one of the upstream with limits is in use, or idle.
+            let expected = if then == "/limited" { 503 } else { 200 };
+            assert_eq!(client.get("/limited").await.status, expected);
+            release.add_permits(1);
+            assert_eq!(hanging.await.unwrap(), 200);
+        }
+    });
+}
+
+#[test]
+fn who_waits_gets_a_connection_from_before_there_were_limits() {
+    block_on(async {
+        let (backend, release, held) = holding();
+        let targets = [backend.address];
+        let mut harness = Harness::with(&document(&targets, "", ""), |settings| settings.workers = 1);
+        let address = harness.address();
+        let hanging = ask(address, "/hang");
+        until("it hangs", || held.load(Ordering::Relaxed) == 1).await;
+        let limits = ", connect_timeout: 10s, circuit_breaker: {limits: {connections: 1}}";
+        harness.apply(&document(&targets, limits, "")).unwrap();
+        let waiting = ask(address, "/");
+        until("it waits", || {
+            harness.proxy.counted(|_, compiled, _, _| {
+                compiled.active.upstreams.iter().flatten().any(|upstream| upstream.load.awaited() == 1)
+            })
+        })
+        .await;
+        let began = Instant::now();
+        release.add_permits(1);
+        assert_eq!((hanging.await.unwrap(), waiting.await.unwrap()), (200, 200));
+        assert!(began.elapsed() < Duration::from_secs(5), "at once");
+    });
+}
+
 #[test]
 fn who_would_wait_too_long_or_with_too_many_is_refused() {
     block_on(async {
