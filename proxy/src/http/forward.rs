@@ -315,17 +315,23 @@ pub(super) async fn connect(
     endpoint: Endpoint,
     offer: Offer,
 ) -> Result<(Box<Connection>, bool), ConnectError> {
-    let permit = match &upstream.limits {
-        None => upstream.load.connection(u32::MAX),
-        Some(limits) => match upstream.load.connection(limits.connections) {
-            Some(permit) => Some(permit),
-            None => match wait_for_connection(worker, upstream, endpoint, limits).await? {
-                Had::Idle(connection) => return Ok((connection, true)),
-                Had::Permit(permit) => Some(permit),
-            },
-        },
+    let load = &upstream.load;
+    let limit = upstream.limits.map_or(u32::MAX, |limits| limits.connections);
+    let had = match (load.connection(limit), &upstream.limits) {
+        (Some(permit), _) => Had::Permit(permit),
+        (None, None) => return Err(ConnectError::TooMany),
+        (None, Some(limits)) => {
+            let look = || match worker.pool.take(endpoint) {
+                Some(connection) => Some(Had::Idle(connection)),
+                None => load.connection(limit).map(Had::Permit),
+            };
+            worker.pool.wait(upstream, limits, look).await?
+        }
     };
-    let permit = permit.ok_or(ConnectError::TooMany)?;
+    let permit = match had {
+        Had::Idle(connection) => return Ok((connection, true)),
+        Had::Permit(permit) => permit,
+    };
     let opened = Connection::open(endpoint, upstream, offer, Arc::clone(&worker.stats), permit).await;
     Ok((opened?, false))
 }
@@ -342,49 +348,11 @@ pub(super) fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &Con
     }
 }
 
-/// What ends the wait for a connection.
+/// What it takes to have a connection.
 enum Had {
     Idle(Box<Connection>),
     /// To open one.
     Permit(Permit),
-}
-
-/// Waits until an upstream that has all the connections it may have can spare one.
-async fn wait_for_connection(
-    worker: &Worker,
-    upstream: &Upstream,
-    endpoint: Endpoint,
-    limits: &signalbox_config::UpstreamLimits,
-) -> Result<Had, ConnectError> {
-    let load = &upstream.load;
-    let _pending = load.pending(limits.pending).ok_or(ConnectError::TooMany)?;
-    let awaiting = worker.pool.wait(load);
-    let found = async {
-        let mut asked = false;
-        loop {
-            let mut woken = pin!(awaiting.wait());
-            // It must be waiting before it looks, or it could miss what comes back in between.
-            let early = poll_fn(|cx| Poll::Ready(woken.as_mut().poll(cx).is_ready())).await;
-            if let Some(connection) = worker.pool.take(endpoint) {
-                return Had::Idle(connection);
-            }
-            if let Some(permit) = load.connection(limits.connections) {
-                return Had::Permit(permit);
-            }
-            // One to another target is of no use, nor is one of another worker.
-            if worker.pool.give_up_one(|of| Arc::ptr_eq(of, load)) {
-                continue;
-            }
-            if !std::mem::replace(&mut asked, true) {
-                worker.ask_for_connections();
-            }
-            if !early {
-                woken.await;
-            }
-        }
-    };
-    let waited = tokio::time::timeout(upstream.connect_timeout, found).await;
-    waited.map_err(|_| ConnectError::TooMany)
 }
 
 /// What came of an attempt.

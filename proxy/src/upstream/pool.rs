@@ -1,15 +1,18 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
-
+use signalbox_config::UpstreamLimits;
 use tokio::sync::Notify;
 
-use super::{Connection, Load, http2};
+use super::{ConnectError, Connection, Load, Upstream, http2};
 
 /// Where a connection leads, and how: what has to be the same for another request to take it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,8 +26,11 @@ pub struct Endpoint {
 }
 
 /// One worker's idle connections. They belong to an endpoint, so they outlive revisions.
-#[derive(Default)]
 pub struct Pool {
+    /// The number of the worker.
+    worker: usize,
+    /// One for each worker: it is told that others wait for connections of which it may have idle ones.
+    wanted: Arc<[Notify]>,
     idle: RefCell<HashMap<Endpoint, Vec<Idle>, RandomState>>,
     /// Those that speak HTTP/2, idle or not.
     pub http2: http2::Connections,
@@ -48,7 +54,7 @@ struct Waiting {
 }
 
 /// A request of this worker that waits for a connection.
-pub struct Awaiting<'a> {
+struct Awaiting<'a> {
     pool: &'a Pool,
     load: &'a Arc<Load>,
     came_back: Rc<Notify>,
@@ -66,6 +72,18 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 const MAX_IDLE: usize = 1024;
 
 impl Pool {
+    /// That of this worker. `wanted` has one for each.
+    pub fn new(worker: usize, wanted: Arc<[Notify]>) -> Self {
+        Self {
+            worker,
+            wanted,
+            idle: RefCell::default(),
+            http2: http2::Connections::default(),
+            chosen: RefCell::default(),
+            waiting: RefCell::default(),
+        }
+    }
+
     /// The connection that came back last, if one is left that the target has not closed.
     #[inline]
     pub fn take(&self, endpoint: Endpoint) -> Option<Box<Connection>> {
@@ -125,8 +143,87 @@ impl Pool {
         }
     }
 
+    /// Waits until `look` finds a connection, or a permit to make one, of an upstream that has as many as it may.
+    pub async fn wait<T>(
+        &self,
+        upstream: &Upstream,
+        limits: &UpstreamLimits,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Result<T, ConnectError> {
+        let load = &upstream.load;
+        // One to another target is of no use: with its permit nobody has to wait.
+        if self.give_up_one(load)
+            && let Some(found) = look()
+        {
+            return Ok(found);
+        }
+        let _pending = load.pending(limits.pending).ok_or(ConnectError::TooMany)?;
+        let awaiting = self.await_one(load);
+        let found = async {
+            loop {
+                let mut woken = pin!(awaiting.wait());
+                // It must be waiting before it looks, or it could miss what comes back in between.
+                let early = poll_fn(|cx| Poll::Ready(woken.as_mut().poll(cx).is_ready())).await;
+                if let Some(found) = look() {
+                    return found;
+                }
+                if self.give_up_one(load) {
+                    continue;
+                }
+                // Each time: others may have taken what was closed for this one.
+                self.ask_others();
+                if !early {
+                    woken.await;
+                }
+            }
+        };
+        let waited = tokio::time::timeout(upstream.connect_timeout, found).await;
+        waited.map_err(|_| ConnectError::TooMany)
+    }
+
+    /// Has the other workers close idle connections that are waited for.
+    fn ask_others(&self) {
+        for (worker, wanted) in self.wanted.iter().enumerate() {
+            if worker != self.worker {
+                wanted.notify_one();
+            }
+        }
+    }
+
+    /// Ends when another worker asks for connections, perhaps several times.
+    pub async fn asked(&self) {
+        match self.wanted.get(self.worker) {
+            Some(wanted) => wanted.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Closes idle connections that other workers wait for: of each upstream as many as are waited for there.
+    pub fn give_up_awaited(&self) {
+        let mut wanted: Vec<(Arc<Load>, u32)> = Vec::new();
+        let waiting = self.waiting.borrow();
+        let mut is_wanted = |load: &Arc<Load>| {
+            if !load.is_awaited() {
+                return false;
+            }
+            let known = wanted.iter().position(|(known, _)| Arc::ptr_eq(known, load));
+            let index = known.unwrap_or_else(|| {
+                let here = waiting.iter().find(|waiting| Arc::ptr_eq(&waiting.load, load));
+                let elsewhere = load.awaited().saturating_sub(here.map_or(0, |here| here.count));
+                wanted.push((Arc::clone(load), elsewhere));
+                wanted.len() - 1
+            });
+            let Some((_, left)) = wanted.get_mut(index).filter(|(_, left)| *left > 0) else { return false };
+            *left -= 1;
+            true
+        };
+        for connections in self.idle.borrow_mut().values_mut() {
+            connections.retain(|idle| !is_wanted(idle.connection.load()));
+        }
+    }
+
     /// Notes that a connection of the upstream with this `load` is waited for.
-    pub fn wait<'a>(&'a self, load: &'a Arc<Load>) -> Awaiting<'a> {
+    fn await_one<'a>(&'a self, load: &'a Arc<Load>) -> Awaiting<'a> {
         let mut waiting = self.waiting.borrow_mut();
         let came_back = match waiting.iter_mut().find(|waiting| Arc::ptr_eq(&waiting.load, load)) {
             Some(waiting) => {
@@ -142,11 +239,12 @@ impl Pool {
         Awaiting { pool: self, load, came_back }
     }
 
-    /// Closes an idle connection of an upstream whose connections `is_wanted`, if there is one.
-    pub fn give_up_one(&self, is_wanted: impl Fn(&Arc<Load>) -> bool) -> bool {
+    /// Closes an idle connection of the upstream with this `load`, if there is one.
+    fn give_up_one(&self, load: &Arc<Load>) -> bool {
         let mut idle = self.idle.borrow_mut();
         for connections in idle.values_mut() {
-            if let Some(index) = connections.iter().position(|idle| is_wanted(idle.connection.load())) {
+            if let Some(index) = connections.iter().position(|idle| Arc::ptr_eq(idle.connection.load(), load))
+            {
                 connections.swap_remove(index);
                 return true;
             }
@@ -174,7 +272,7 @@ impl Pool {
 
 impl Awaiting<'_> {
     /// Ends when a connection may be had: one came back to this worker, or one of the upstream was closed.
-    pub async fn wait(&self) {
+    async fn wait(&self) {
         tokio::select! {
             () = self.came_back.notified() => {}
             () = self.load.wait() => {}

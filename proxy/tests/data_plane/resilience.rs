@@ -606,6 +606,51 @@ fn who_waits_gets_a_connection_from_before_there_were_limits() {
 }
 
 #[test]
+fn idle_connections_of_another_worker_are_closed_for_all_who_wait() {
+    block_on(async {
+        const COUNT: usize = 12;
+        let (backend, release, held) = holding();
+        let upstream = format!(
+            ", connect_timeout: 15s, circuit_breaker: {{limits: {{connections: {COUNT}, pending: {COUNT}}}}}"
+        );
+        let harness = Harness::start(&document(&[backend.address], &upstream, ""));
+        // The requests of a client are all at one worker, so sooner or later it is the other one that has the connections.
+        for client in 1..=8 {
+            let Client::Http2(sender) = Client::connect_http2(harness.address()).await else {
+                unreachable!()
+            };
+            let mut running = JoinSet::new();
+            for _ in 0..COUNT {
+                let mut client = Client::Http2(sender.clone());
+                running.spawn(async move { client.get("/hang").await.status });
+            }
+            let began = Instant::now();
+            until("all have a connection", || held.load(Ordering::Relaxed) == client * COUNT).await;
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+            release.add_permits(COUNT);
+            while let Some(status) = running.join_next().await {
+                assert_eq!(status.unwrap(), 200);
+            }
+        }
+    });
+}
+
+#[test]
+fn nobody_is_refused_while_there_is_an_idle_connection_to_another_target() {
+    block_on(async {
+        let targets = [Backend::text("a"), Backend::text("b")];
+        let addresses: Vec<_> = targets.iter().map(|target| target.address).collect();
+        let upstream = ", circuit_breaker: {limits: {connections: 1, pending: 0}}";
+        let harness = Harness::with(&document(&addresses, upstream, ""), |settings| settings.workers = 1);
+        let mut client = Client::connect(harness.address()).await;
+        for _ in 0..6 {
+            assert_eq!(client.get("/").await.status, 200);
+        }
+        assert!(targets.iter().all(|target| target.connections() == 3));
+    });
+}
+
+#[test]
 fn who_would_wait_too_long_or_with_too_many_is_refused() {
     block_on(async {
         let backend = Backend::start(|_| std::future::pending());
