@@ -225,7 +225,7 @@ async fn attempt(
         if http2 {
             exchange.attempts = exchange.attempts.saturating_add(1);
             let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
-            let sending = worker.pool.http2.send(endpoint, upstream, request, &worker.stats);
+            let sending = worker.pool.http2.send(&worker.pool, endpoint, upstream, request, &worker.stats);
             match in_time(exchange, sending).await? {
                 Ok((head, answer)) => {
                     exchange.upstream_answered(sent);
@@ -325,7 +325,7 @@ pub(super) async fn connect(
                 Some(connection) => Some(Had::Idle(connection)),
                 None => load.connection(limit).map(Had::Permit),
             };
-            worker.pool.wait(upstream, limits, look).await?
+            worker.pool.wait(upstream, endpoint, limits, look).await?
         }
     };
     let permit = match had {

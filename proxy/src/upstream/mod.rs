@@ -12,6 +12,7 @@ mod members;
 mod pool;
 mod resolve;
 mod target;
+mod waiters;
 
 pub use breaker::{Breaker, Position, Trial};
 pub use check::Checking;

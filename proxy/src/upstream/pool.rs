@@ -12,6 +12,7 @@ use foldhash::fast::RandomState;
 use signalbox_config::UpstreamLimits;
 use tokio::sync::Notify;
 
+use super::waiters::Waiters;
 use super::{ConnectError, Connection, Load, Upstream, http2};
 
 /// Where a connection leads, and how: what has to be the same for another request to take it.
@@ -37,7 +38,7 @@ pub struct Pool {
     /// What targets that may choose have chosen, and when that was last of use.
     chosen: RefCell<HashMap<Endpoint, Chosen, RandomState>>,
     /// Who waits on this worker for a connection of an upstream that has as many as it may.
-    waiting: RefCell<Vec<Waiting>>,
+    waiters: Rc<Waiters>,
 }
 
 /// What a target has chosen to speak.
@@ -45,19 +46,6 @@ pub struct Pool {
 struct Chosen {
     http2: bool,
     used: Instant,
-}
-
-struct Waiting {
-    load: Arc<Load>,
-    count: u32,
-    came_back: Rc<Notify>,
-}
-
-/// A request of this worker that waits for a connection.
-struct Awaiting<'a> {
-    pool: &'a Pool,
-    load: &'a Arc<Load>,
-    came_back: Rc<Notify>,
 }
 
 struct Idle {
@@ -74,13 +62,14 @@ const MAX_IDLE: usize = 1024;
 impl Pool {
     /// That of this worker. `wanted` has one for each.
     pub fn new(worker: usize, wanted: Arc<[Notify]>) -> Self {
+        let waiters = Rc::<Waiters>::default();
         Self {
             worker,
             wanted,
             idle: RefCell::default(),
-            http2: http2::Connections::default(),
+            http2: http2::Connections::new(Rc::clone(&waiters)),
             chosen: RefCell::default(),
-            waiting: RefCell::default(),
+            waiters,
         }
     }
 
@@ -133,20 +122,17 @@ impl Pool {
             return self.put(connection, now, timeout);
         }
         let load = Arc::clone(connection.load());
-        let waiting = self.waiting.borrow();
-        let here = waiting.iter().find(|waiting| Arc::ptr_eq(&waiting.load, &load));
-        if let Some(here) = here
-            && fastrand::u32(..load.awaited().max(1)) < here.count
-        {
+        if self.waiters.are_drawn(&load) {
             self.put(connection, now, timeout);
-            here.came_back.notify_one();
+            self.waiters.came_back(&load);
         }
     }
 
-    /// Waits until `look` finds a connection, or a permit to make one, of an upstream that has as many as it may.
+    /// Waits until `look` finds a connection to `endpoint`, or a permit to make one, of an upstream that has as many as it may.
     pub async fn wait<T>(
         &self,
         upstream: &Upstream,
+        endpoint: Endpoint,
         limits: &UpstreamLimits,
         mut look: impl FnMut() -> Option<T>,
     ) -> Result<T, ConnectError> {
@@ -158,7 +144,7 @@ impl Pool {
             return Ok(found);
         }
         let _pending = load.pending(limits.pending).ok_or(ConnectError::TooMany)?;
-        let awaiting = self.await_one(load);
+        let awaiting = self.waiters.join(load, endpoint);
         let found = async {
             loop {
                 let mut woken = pin!(awaiting.wait());
@@ -201,15 +187,13 @@ impl Pool {
     /// Closes idle connections that other workers wait for: of each upstream as many as are waited for there.
     pub fn give_up_awaited(&self) {
         let mut wanted: Vec<(Arc<Load>, u32)> = Vec::new();
-        let waiting = self.waiting.borrow();
         let mut is_wanted = |load: &Arc<Load>| {
             if !load.is_awaited() {
                 return false;
             }
             let known = wanted.iter().position(|(known, _)| Arc::ptr_eq(known, load));
             let index = known.unwrap_or_else(|| {
-                let here = waiting.iter().find(|waiting| Arc::ptr_eq(&waiting.load, load));
-                let elsewhere = load.awaited().saturating_sub(here.map_or(0, |here| here.count));
+                let elsewhere = load.awaited().saturating_sub(self.waiters.count(load));
                 wanted.push((Arc::clone(load), elsewhere));
                 wanted.len() - 1
             });
@@ -220,23 +204,7 @@ impl Pool {
         for connections in self.idle.borrow_mut().values_mut() {
             connections.retain(|idle| !is_wanted(idle.connection.load()));
         }
-    }
-
-    /// Notes that a connection of the upstream with this `load` is waited for.
-    fn await_one<'a>(&'a self, load: &'a Arc<Load>) -> Awaiting<'a> {
-        let mut waiting = self.waiting.borrow_mut();
-        let came_back = match waiting.iter_mut().find(|waiting| Arc::ptr_eq(&waiting.load, load)) {
-            Some(waiting) => {
-                waiting.count += 1;
-                Rc::clone(&waiting.came_back)
-            }
-            None => {
-                let came_back = Rc::<Notify>::default();
-                waiting.push(Waiting { load: Arc::clone(load), count: 1, came_back: Rc::clone(&came_back) });
-                came_back
-            }
-        };
-        Awaiting { pool: self, load, came_back }
+        self.http2.give_up_idle(|load| is_wanted(load), usize::MAX);
     }
 
     /// Closes an idle connection of the upstream with this `load`, if there is one.
@@ -249,7 +217,7 @@ impl Pool {
                 return true;
             }
         }
-        false
+        self.http2.give_up_idle(|of| Arc::ptr_eq(of, load), 1) > 0
     }
 
     /// Closes what was idle for too long, and what the targets have closed.
@@ -267,29 +235,5 @@ impl Pool {
     pub fn clear(&self) {
         self.http2.clear();
         self.idle.borrow_mut().clear();
-    }
-}
-
-impl Awaiting<'_> {
-    /// Ends when a connection may be had: one came back to this worker, or one of the upstream was closed.
-    async fn wait(&self) {
-        tokio::select! {
-            () = self.came_back.notified() => {}
-            () = self.load.wait() => {}
-        }
-    }
-}
-
-impl Drop for Awaiting<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.pool.waiting.borrow_mut();
-        if let Some(index) = waiting.iter().position(|waiting| Arc::ptr_eq(&waiting.load, self.load))
-            && let Some(here) = waiting.get_mut(index)
-        {
-            here.count -= 1;
-            if here.count == 0 {
-                waiting.swap_remove(index);
-            }
-        }
     }
 }
