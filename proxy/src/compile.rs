@@ -61,6 +61,18 @@ struct Built {
     global: bool,
 }
 
+/// Where the targets of these upstreams are.
+fn hosts<'a>(upstreams: &[&'a Change]) -> impl Iterator<Item = &'a str> {
+    let targets = upstreams.iter().filter_map(|change| match change {
+        Change::Put(resource) => match resource.body() {
+            Body::Upstream(upstream) => Some(&*upstream.targets),
+            _ => None,
+        },
+        Change::Delete(_) => None,
+    });
+    targets.flatten().map(|target| &*target.host)
+}
+
 /// Numbers for things, the smallest free one first.
 #[derive(Clone)]
 struct Slots<K: Clone + Eq + std::hash::Hash> {
@@ -141,6 +153,8 @@ impl Compiled {
         // what is new takes its slot first.
         let (added, deleted): (Vec<_>, Vec<_>) =
             upstreams.into_iter().partition(|change| matches!(change, Change::Put(_)));
+        // Until their targets use them.
+        let _names = services.resolver.prepare(hosts(&added));
         for change in added {
             next.change_upstream(change, &self.snapshot, services, &mut rejected);
         }

@@ -647,6 +647,28 @@ fn names_are_resolved_again_when_their_records_run_out() {
     });
 }
 
+#[test]
+fn new_names_are_looked_up_all_at_a_time() {
+    block_on(async {
+        // A name server that does not answer.
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let dns = silent.local_addr().unwrap();
+        let upstreams: Vec<_> = (0..10)
+            .map(|it| {
+                format!(
+                    "{{name: u{it}, targets: [{{address: 'a{it}.test:80'}}, {{address: 'b{it}.test:80'}}]}}"
+                )
+            })
+            .collect();
+        let mut harness = Harness::with("", |settings| settings.dns_servers = vec![dns]);
+        let began = Instant::now();
+        harness.apply(&format!("upstreams: [{}]", upstreams.join(", "))).unwrap();
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(290), "a first address is waited for: {took:?}");
+        assert!(took < Duration::from_secs(2), "but not for each: {took:?}");
+    });
+}
+
 /// A DNS server for A records of any name, over UDP.
 struct DnsServer {
     address: SocketAddr,
