@@ -162,7 +162,8 @@ fn encode(
         traceparent: made.as_ref(),
     };
     let by_others = exchange.has_plugins || exchange.is_told();
-    if let Some(upstream) = mirror {
+    // A copy that switched would be of no use, and its fields are of a connection that it does not have.
+    if let Some(upstream) = mirror.filter(|_| exchange.upgrade().is_none()) {
         let mut said = Vec::new();
         forwarded.write(&mut said, &head.headers, by_others);
         mirror::send(&worker, upstream, &head, said, &mut body);

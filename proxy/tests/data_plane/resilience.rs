@@ -888,6 +888,34 @@ fn a_mirror_gets_copies_with_their_bodies() {
 }
 
 #[test]
+fn a_request_that_wants_to_switch_protocols_is_not_mirrored() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        let (shadow, copies) = shadow();
+        let harness = Harness::start(&mirrored(backend.address, shadow.address, 100.0));
+        let mut client = Client::connect(harness.address()).await;
+        for round in 0..4 {
+            let mut request = request("GET", full(""));
+            if round < 3 {
+                let fields = [
+                    ("connection", "upgrade"),
+                    ("upgrade", "websocket"),
+                    ("sec-websocket-version", "13"),
+                    ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+                ];
+                for (name, value) in fields {
+                    request.headers_mut().insert(name, value.parse().unwrap());
+                }
+            }
+            assert_eq!(client.send(request).await.status, 200);
+        }
+        until("a copy is there", || !copies.lock().unwrap().is_empty()).await;
+        let copies = copies.lock().unwrap();
+        assert!(copies.len() == 1 && !copies[0].0.headers.contains_key("upgrade"), "{copies:?}");
+    });
+}
+
+#[test]
 fn a_mirror_that_hangs_or_is_dead_takes_nothing_from_the_requests() {
     block_on(async {
         let backend = Backend::text("ok");
