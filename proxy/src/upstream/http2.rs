@@ -19,7 +19,7 @@ use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Uri, Version, header, request, response};
+use http::{HeaderMap, Request, Uri, Version, header, request, response};
 use http_body::{Body, Frame, SizeHint};
 use signalbox_config::{UpstreamLimits, UpstreamProtocol};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -65,6 +65,8 @@ struct Connection {
     made: Notify,
     /// Requests under way, those included that wait for it.
     streams: Cell<u32>,
+    /// Requests that were sent over it.
+    sent: Cell<u32>,
     /// Whether there was a request since the last sweep.
     used: Cell<bool>,
     /// Sweeps without a request.
@@ -140,6 +142,9 @@ pub struct Answer {
 const STREAM_WINDOW: u32 = 256 << 10;
 /// Requests over one connection at one time; fewer if the target says so.
 const MAX_STREAMS: u32 = 100;
+/// Requests over one connection from its beginning to its end: half of the streams that have numbers (RFC 9113, section
+/// 5.1.1).
+const MAX_SENT: u32 = 1 << 29;
 /// Of one worker to one endpoint.
 const MAX_CONNECTIONS: usize = 64;
 /// How often a request is sent at most when targets say that they have not looked at it.
@@ -212,6 +217,7 @@ impl Connections {
             error: RefCell::default(),
             made: Notify::new(),
             streams: Cell::new(0),
+            sent: Cell::new(0),
             used: Cell::new(true),
             unused: Cell::new(0),
             idle_timeout: Cell::new(upstream.idle_timeout),
@@ -353,6 +359,14 @@ impl Connection {
         self.sender.take();
         self.permit.take();
         self.made.notify_waiters();
+    }
+
+    /// A request was sent over it. Before the numbers of its streams run out it is left for another.
+    fn count_sent(&self) {
+        self.sent.set(self.sent.get().saturating_add(1));
+        if self.sent.get() >= MAX_SENT {
+            self.leave();
+        }
     }
 
     fn leave(&self) {
@@ -543,8 +557,12 @@ impl Place {
         match requests.send_request(sender.head.clone(), !sender.has_body) {
             Ok((answer, stream)) => {
                 sender.stream = sender.has_body.then_some(stream);
+                drop(open);
+                self.0.count_sent();
                 Ok(answer)
             }
+            // It would be no other elsewhere.
+            Err(error) if is_malformed(sender.head.headers()) => Err(NotAnswered::Stream(error)),
             Err(error) => {
                 drop(open);
                 if error.is_go_away() || error.is_io() {
@@ -594,6 +612,14 @@ impl Drop for Place {
             self.0.pass_on();
         }
     }
+}
+
+/// Whether these fields, of one connection of HTTP/1.1, have no place in HTTP/2 (RFC 9113, section 8.2.2). As h2 has it, which
+/// does not say why it does not send a request.
+fn is_malformed(fields: &HeaderMap) -> bool {
+    let names = ["connection", "transfer-encoding", "upgrade", "keep-alive", "proxy-connection"];
+    names.iter().any(|name| fields.contains_key(*name))
+        || fields.get(header::TE).is_some_and(|value| value != "trailers")
 }
 
 /// Why a request was not answered, for who sends it.
@@ -846,5 +872,58 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_left_before_its_streams_run_out_of_numbers() {
+        let connection = Connection {
+            endpoint: Endpoint { address: ([127, 0, 0, 1], 1).into(), settings: 0, only_of: 0 },
+            load: Arc::default(),
+            permit: Cell::default(),
+            waiters: Rc::default(),
+            phase: Cell::new(Phase::Open),
+            sender: RefCell::default(),
+            error: RefCell::default(),
+            made: Notify::new(),
+            streams: Cell::new(0),
+            sent: Cell::new(MAX_SENT - 2),
+            used: Cell::new(false),
+            unused: Cell::new(0),
+            idle_timeout: Cell::default(),
+            proven: Cell::new(false),
+            heard: Rc::default(),
+            watch: RefCell::default(),
+            task: RefCell::default(),
+        };
+        let mut max_streams = MAX_STREAMS;
+        connection.count_sent();
+        assert!(connection.has_room(&mut max_streams));
+        connection.count_sent();
+        assert!(!connection.has_room(&mut max_streams));
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_for_malformed_is_what_h2_does_not_send() {
+        let (ours, _theirs) = tokio::io::duplex(1 << 16);
+        let (mut sender, _connection) = h2::client::handshake(ours).await.unwrap();
+        for (name, value) in [
+            ("connection", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "close"),
+            ("te", "gzip"),
+            ("te", "trailers"),
+            ("x-other", "connection"),
+        ] {
+            let request = Request::get("http://a.example/").header(name, value).body(()).unwrap();
+            let malformed = is_malformed(request.headers());
+            assert_eq!(sender.send_request(request, true).is_err(), malformed, "{name}: {value}");
+        }
     }
 }
