@@ -15,7 +15,7 @@ use crate::active::{Active, Chain, CompiledRoute, Map, PluginStats, RouteStats, 
 use crate::source::{Candidate, Rejected};
 use crate::telemetry::{Cells, Histograms};
 use crate::tls::{self, Certificates, ListenerTls, UpstreamTls};
-use crate::upstream::{Checking, Members, Resolver, Upstream};
+use crate::upstream::{Checking, Resolver, Upstream};
 
 /// A revision, compiled, with what it takes to compile the next one. A clone is cheap.
 #[derive(Clone)]
@@ -40,8 +40,8 @@ pub struct Compiled {
     certificate_upstreams: OrdSet<(Name, Name)>,
     /// Of the listeners that speak TLS.
     listener_tls: Map<Name, Arc<ListenerTls>>,
-    /// Those of changed upstreams, which are not in use yet.
-    changed_members: Vec<Arc<Members>>,
+    /// Those that are not in use yet.
+    changed_upstreams: Vec<Arc<Upstream>>,
 }
 
 /// What compiling needs besides the configuration.
@@ -107,7 +107,7 @@ impl Compiled {
             certificates: Certificates::default(),
             certificate_upstreams: OrdSet::new(),
             listener_tls: Map::default(),
-            changed_members: Vec::new(),
+            changed_upstreams: Vec::new(),
         };
         // The chain of routes without plugins stays for good.
         compiled.chains.take(&Arc::from([]));
@@ -118,7 +118,7 @@ impl Compiled {
     /// The revision after this one. Its listeners are still those of this one, for they need sockets.
     pub fn next(&self, candidate: &Candidate, services: &Services) -> Result<Self, Vec<Rejected>> {
         let mut next = self.clone();
-        next.changed_members.clear();
+        next.changed_upstreams.clear();
         let mut rejected = Vec::new();
         next.active.id = candidate.snapshot.id().clone();
         next.snapshot = candidate.snapshot.clone();
@@ -173,8 +173,8 @@ impl Compiled {
 
     /// It is to be served: its upstreams take over the targets that they share with those before.
     pub fn take_over(&mut self, checking: &Checking) {
-        for members in std::mem::take(&mut self.changed_members) {
-            members.take_over(checking);
+        for upstream in std::mem::take(&mut self.changed_upstreams) {
+            upstream.take_over(checking);
         }
     }
 
@@ -342,7 +342,7 @@ impl Compiled {
                     }
                 };
                 let upstream = Arc::new(Upstream::new(name, spec, tls, before.map(Arc::as_ref), services));
-                self.changed_members.push(Arc::clone(&upstream.members));
+                self.changed_upstreams.push(Arc::clone(&upstream));
                 if let Some(certificate) = spec.tls.as_ref().and_then(|tls| tls.certificate.as_ref()) {
                     self.certificate_upstreams.insert((certificate.clone(), name.clone()));
                 }

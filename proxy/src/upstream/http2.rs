@@ -192,6 +192,11 @@ impl Connections {
         let group = groups.entry(endpoint).or_default();
         let avoided = |connection: &Rc<Connection>| avoid.is_some_and(|it| Rc::ptr_eq(it, connection));
         for connection in &group.connections {
+            if endpoint.only_of == 0 && connection.load.limits_connections() {
+                // It is of an upstream that has had limits since, which is not to lose it to others.
+                connection.retire();
+                continue;
+            }
             if !avoided(connection) && connection.has_room(&mut group.max_streams) {
                 connection.idle_timeout.set(upstream.idle_timeout);
                 return Ok(Place::on(connection));
@@ -385,6 +390,14 @@ impl Connection {
     fn give_up(&self) {
         self.leave();
         self.permit.take();
+    }
+
+    /// Takes no more requests; closes it if it has none.
+    fn retire(&self) {
+        match self.is_idle() {
+            true => self.give_up(),
+            false => self.leave(),
+        }
     }
 
     /// A request less: there is room for who waits. When it is idle it goes to who waits here or, by being closed, to who waits

@@ -1,7 +1,7 @@
 //! What an upstream has under way, over all workers, and how much it may.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
@@ -14,6 +14,8 @@ pub struct Load {
     connections: AtomicU32,
     /// Requests that wait for a connection.
     pending: AtomicU32,
+    /// Whether there is a limit to connections, in the revision in use.
+    limited: AtomicBool,
     /// A connection has ended, or could be had from the pool it went back to.
     freed: Notify,
     /// What came of retries, by [`RetryOutcome`].
@@ -71,6 +73,17 @@ impl Load {
     /// To wait for a connection.
     pub fn pending(self: &Arc<Self>, limit: u32) -> Option<Permit> {
         self.permit(Counted::Pending, limit)
+    }
+
+    /// Says whether there is a limit to connections from now on.
+    pub fn limit_connections(&self, limited: bool) {
+        self.limited.store(limited, Ordering::Relaxed);
+    }
+
+    /// Whether there is a limit to connections, so that no other upstream is to use them.
+    #[inline]
+    pub fn limits_connections(&self) -> bool {
+        self.limited.load(Ordering::Relaxed)
     }
 
     /// Whether somebody waits for a connection.

@@ -125,6 +125,12 @@ impl Upstream {
         }
     }
 
+    /// It is the one that is in use from now on, in the place of the one before.
+    pub fn take_over(&self, checking: &Checking) {
+        self.load.limit_connections(self.limits.is_some());
+        self.members.take_over(checking);
+    }
+
     /// How connections to `target` are made.
     #[inline]
     pub fn endpoint(&self, target: &Target) -> Endpoint {

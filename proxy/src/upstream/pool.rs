@@ -73,13 +73,15 @@ impl Pool {
         }
     }
 
-    /// The connection that came back last, if one is left that the target has not closed.
+    /// The connection that came back last, if one is left that the target has not closed. Those that are found of an upstream
+    /// that has had limits since are closed.
     #[inline]
     pub fn take(&self, endpoint: Endpoint) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&endpoint)?;
         while let Some(Idle { mut connection, .. }) = connections.pop() {
-            if connection.is_alive() {
+            let of_others = endpoint.only_of == 0 && connection.load().limits_connections();
+            if !of_others && connection.is_alive() {
                 return Some(connection);
             }
         }

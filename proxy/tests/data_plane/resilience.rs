@@ -526,9 +526,13 @@ fn an_upstream_gets_no_more_connections_than_it_may_and_who_waits_is_served() {
 
 /// A backend that answers a request for a path with `hang` in it when it may, and others at once; and how many it holds.
 fn holding() -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
+    holding_over(Wire::Http1)
+}
+
+fn holding_over(wire: Wire) -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
     let (release, held) = (Arc::new(Semaphore::new(0)), Arc::<AtomicUsize>::default());
     let (gate, holding) = (Arc::clone(&release), Arc::clone(&held));
-    let backend = Backend::start(move |request| {
+    let backend = Backend::speaking(wire, move |request| {
         let (gate, holding) = (Arc::clone(&gate), Arc::clone(&holding));
         async move {
             if request.uri().path().contains("hang") {
@@ -574,6 +578,37 @@ routes:
             // The one of the upstream with limits is in use, or idle.
             let expected = if then == "/limited" { 503 } else { 200 };
             assert_eq!(client.get("/limited").await.status, expected);
+            release.add_permits(1);
+            assert_eq!(hanging.await.unwrap(), 200);
+        }
+    });
+}
+
+#[test]
+fn an_upstream_that_gets_limits_loses_no_connection_to_others() {
+    block_on(async {
+        for (wire, protocol) in [(Wire::Http1, "http1"), (Wire::Http2, "http2")] {
+            let (backend, release, held) = holding_over(wire);
+            let document = |limits: &str| {
+                format!(
+                    "
+upstreams:
+- {{name: a, protocol: {protocol}, targets: [{{address: '{0}'}}]{limits}}}
+- {{name: b, protocol: {protocol}, targets: [{{address: '{0}'}}]}}
+routes:
+- {{name: a, match: {{paths: [{{prefix: /a}}]}}, forward: {{upstreams: [{{name: a}}]}}}}
+- {{name: b, match: {{paths: [{{prefix: /b}}]}}, forward: {{upstreams: [{{name: b}}]}}}}
+",
+                    backend.address
+                )
+            };
+            let mut harness = Harness::with(&document(""), |settings| settings.workers = 1);
+            assert_eq!(harness.get("/a").await.status, 200);
+            let limits = ", circuit_breaker: {limits: {connections: 1, pending: 0}}";
+            harness.apply(&document(limits)).unwrap();
+            let hanging = ask(harness.address(), "/b/hang");
+            until("it hangs", || held.load(Ordering::Relaxed) == 1).await;
+            assert_eq!((harness.get("/a").await.status, protocol), (200, protocol));
             release.add_permits(1);
             assert_eq!(hanging.await.unwrap(), 200);
         }
