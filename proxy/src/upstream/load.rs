@@ -97,6 +97,15 @@ impl Load {
         self.pending.load(Ordering::Relaxed)
     }
 
+    /// One who waited has a connection. If there may be another one, it is the next one's turn: who was woken for it may have
+    /// found a connection that came back.
+    pub fn served(&self, limit: u32) {
+        // Who calls is still counted.
+        if self.awaited() > 1 && self.connections.load(Ordering::Acquire) < limit {
+            self.freed();
+        }
+    }
+
     /// Wakes one who waits, on whatever worker.
     pub fn freed(&self) {
         self.freed.notify_one();
@@ -176,6 +185,19 @@ mod tests {
         drop(permits);
         assert!(load.connection(1).is_some());
         assert!(load.request(0).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_permit_that_nobody_took_wakes_the_next_who_waits() {
+        let load = Arc::<Load>::default();
+        let _waiting: Vec<_> = (0..2).filter_map(|_| load.pending(2)).collect();
+        let _open = load.connection(2);
+        // It was woken for the other permit, and had a connection that came back.
+        load.served(2);
+        load.wait().await;
+        let _both = load.connection(2);
+        load.served(2);
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(1), load.wait()).await.is_err());
     }
 
     #[test]

@@ -153,6 +153,7 @@ impl Pool {
                 // It must be waiting before it looks, or it could miss what comes back in between.
                 let early = poll_fn(|cx| Poll::Ready(woken.as_mut().poll(cx).is_ready())).await;
                 if let Some(found) = look() {
+                    load.served(limits.connections);
                     return found;
                 }
                 if self.give_up_one(load) {
