@@ -164,5 +164,5 @@ pub(crate) fn consumer(name: &str, keys: &[&str]) -> (Consumer, Vec<[u8; 32]>) {
     let resource = Resource::parse(Kind::Consumer, spec, &Catalog).unwrap();
     let Body::Consumer(consumer) = resource.body() else { panic!("not a consumer") };
     let hashes = keys.iter().map(|key| signalbox_config::sha256(key.as_bytes())).collect();
-    (consumer.clone(), hashes)
+    (Consumer::clone(consumer), hashes)
 }

@@ -41,6 +41,8 @@ pub struct Compiled {
     certificate_upstreams: OrdSet<(Name, Name)>,
     /// Of the listeners that speak TLS.
     listener_tls: Map<Name, Arc<ListenerTls>>,
+    /// Those that are not in use yet.
+    changed_upstreams: Vec<Arc<Upstream>>,
 }
 
 /// What compiling needs besides the configuration.
@@ -58,6 +60,18 @@ pub struct Services {
 struct Built {
     step: Step,
     global: bool,
+}
+
+/// Where the targets of these upstreams are.
+fn hosts<'a>(upstreams: &[&'a Change]) -> impl Iterator<Item = &'a str> {
+    let targets = upstreams.iter().filter_map(|change| match change {
+        Change::Put(resource) => match resource.body() {
+            Body::Upstream(upstream) => Some(&*upstream.targets),
+            _ => None,
+        },
+        Change::Delete(_) => None,
+    });
+    targets.flatten().map(|target| &*target.host)
 }
 
 /// Numbers for things, the smallest free one first.
@@ -94,6 +108,7 @@ impl Compiled {
             certificates: Certificates::default(),
             certificate_upstreams: OrdSet::new(),
             listener_tls: Map::default(),
+            changed_upstreams: Vec::new(),
         };
         // The chain of routes without plugins stays for good.
         compiled.chains.take(&Arc::from([]));
@@ -104,6 +119,7 @@ impl Compiled {
     /// The revision after this one. Its listeners are still those of this one, for they need sockets.
     pub fn next(&self, candidate: &Candidate, services: &Services) -> Result<Self, Vec<Rejected>> {
         let mut next = self.clone();
+        next.changed_upstreams.clear();
         let mut rejected = Vec::new();
         next.active.id = candidate.snapshot.id().clone();
         next.snapshot = candidate.snapshot.clone();
@@ -138,6 +154,8 @@ impl Compiled {
         // what is new takes its slot first.
         let (added, deleted): (Vec<_>, Vec<_>) =
             upstreams.into_iter().partition(|change| matches!(change, Change::Put(_)));
+        // Until their targets use them.
+        let _names = services.resolver.prepare(hosts(&added));
         for change in added {
             next.change_upstream(change, &self.snapshot, services, &mut rejected);
         }
@@ -152,6 +170,13 @@ impl Compiled {
         }
         next.rebuild_chains(&affected, &mut rejected);
         if rejected.is_empty() { Ok(next) } else { Err(rejected) }
+    }
+
+    /// It is to be served: its upstreams take over the targets that they share with those before.
+    pub fn take_over(&mut self, checking: &Checking) {
+        for upstream in std::mem::take(&mut self.changed_upstreams) {
+            upstream.take_over(checking);
+        }
     }
 
     /// How a listener speaks TLS; `None`: it does not.
@@ -318,6 +343,7 @@ impl Compiled {
                     }
                 };
                 let upstream = Arc::new(Upstream::new(name, spec, tls, before.map(Arc::as_ref), services));
+                self.changed_upstreams.push(Arc::clone(&upstream));
                 if let Some(certificate) = spec.tls.as_ref().and_then(|tls| tls.certificate.as_ref()) {
                     self.certificate_upstreams.insert((certificate.clone(), name.clone()));
                 }

@@ -281,6 +281,7 @@ impl DataPlane for Proxy {
             &mut control.inherited,
         )?;
         // From here on nothing fails.
+        next.take_over(&control.services.checking);
         next.active.listeners = plan.active;
         let settings = next.active.listeners.clone();
         let active = Arc::new(next.active.clone());

@@ -37,7 +37,7 @@ pub struct Shared {
     /// Requests that one worker may have under way.
     pub max_requests: u32,
     /// One for each worker: it is asked to give up idle connections that others wait for.
-    pub connections_wanted: Box<[Notify]>,
+    pub connections_wanted: Arc<[Notify]>,
     /// Client connections at once, over all workers.
     pub max_connections: u64,
 }
@@ -126,7 +126,7 @@ impl Worker {
             index,
             stats: shared.stats.get(index).cloned().unwrap_or_default(),
             deadlines: Rc::default(),
-            pool: Pool::default(),
+            pool: Pool::new(index, Arc::clone(&shared.connections_wanted)),
             identifier: RefCell::default(),
             log: shared.log.clone().map(Log::new),
             scratch: RefCell::default(),
@@ -311,19 +311,10 @@ impl Worker {
         }
     }
 
-    /// Has the other workers close idle connections of upstreams that have as many as they may.
-    pub fn ask_for_connections(&self) {
-        for (index, wanted) in self.shared.connections_wanted.iter().enumerate() {
-            if index != self.index {
-                wanted.notify_one();
-            }
-        }
-    }
-
     async fn give_up_wanted(self: Rc<Self>) {
-        while let Some(wanted) = self.shared.connections_wanted.get(self.index) {
-            wanted.notified().await;
-            self.pool.give_up_one(|load| load.is_awaited());
+        loop {
+            self.pool.asked().await;
+            self.pool.give_up_awaited();
         }
     }
 

@@ -42,6 +42,8 @@ pub struct Stream {
     idle: Option<Rc<Idle>>,
     /// For sending it again.
     kept: Option<Kept>,
+    /// Whether any of it has passed; if not, it can be sent again although it is not kept.
+    begun: bool,
     /// For sending a copy elsewhere.
     copy: Option<Copy>,
 }
@@ -122,7 +124,9 @@ impl RequestBody {
         idle: Option<Rc<Idle>>,
     ) -> Self {
         let left = limit.unwrap_or(u64::MAX);
-        Self::Stream(Box::new(Stream { incoming, left, patience, progress, idle, kept: None, copy: None }))
+        let stream =
+            Stream { incoming, left, patience, progress, idle, kept: None, begun: false, copy: None };
+        Self::Stream(Box::new(stream))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -153,7 +157,7 @@ impl RequestBody {
         }
     }
 
-    /// Lets what has passed pass again. `false`: it was not kept.
+    /// Lets what has passed pass again. `false`: something has, and was not kept.
     pub fn rewind(&mut self) -> bool {
         match self {
             Self::Empty => true,
@@ -167,7 +171,7 @@ impl RequestBody {
                     kept.replayed = 0;
                     true
                 }
-                _ => false,
+                _ => !stream.begun,
             },
         }
     }
@@ -314,6 +318,7 @@ impl Stream {
             idle.moved();
         }
         self.patience.waiting = false;
+        self.begun = true;
         let result = match frame {
             None => {
                 self.progress.state.set(State::Done);

@@ -245,6 +245,8 @@ impl Exchange {
     #[inline]
     pub fn targeted(&mut self, upstream: &Arc<Upstream>, target: &Arc<Target>) {
         self.in_flight = upstream.begin(target);
+        // What another target answered before is not the end.
+        (self.ended, self.upstream_took) = (None, None);
         if let Some(log) = &mut self.log {
             log.target = Some(Arc::clone(target));
         }
@@ -352,12 +354,7 @@ impl Exchange {
     pub fn give_back(&mut self, body: AnswerBody) {
         let (Some(connection), Some(upstream)) = (body.into_connection(), &self.upstream) else { return };
         let now = *self.ended.get_or_insert_with(Instant::now);
-        let pool = &self.downstream.worker.pool;
-        if upstream.limits.is_some() {
-            pool.pass_on(connection, now, upstream.idle_timeout);
-        } else {
-            pool.put(connection, now, upstream.idle_timeout);
-        }
+        self.downstream.worker.pool.pass_on(connection, now, upstream.idle_timeout);
     }
 
     /// The last byte of the answer was handed over.

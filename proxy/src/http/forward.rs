@@ -162,7 +162,8 @@ fn encode(
         traceparent: made.as_ref(),
     };
     let by_others = exchange.has_plugins || exchange.is_told();
-    if let Some(upstream) = mirror {
+    // A copy that switched would be of no use, and its fields are of a connection that it does not have.
+    if let Some(upstream) = mirror.filter(|_| exchange.upgrade().is_none()) {
         let mut said = Vec::new();
         forwarded.write(&mut said, &head.headers, by_others);
         mirror::send(&worker, upstream, &head, said, &mut body);
@@ -225,7 +226,7 @@ async fn attempt(
         if http2 {
             exchange.attempts = exchange.attempts.saturating_add(1);
             let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
-            let sending = worker.pool.http2.send(endpoint, upstream, request, &worker.stats);
+            let sending = worker.pool.http2.send(&worker.pool, endpoint, upstream, request, &worker.stats);
             match in_time(exchange, sending).await? {
                 Ok((head, answer)) => {
                     exchange.upstream_answered(sent);
@@ -315,17 +316,23 @@ pub(super) async fn connect(
     endpoint: Endpoint,
     offer: Offer,
 ) -> Result<(Box<Connection>, bool), ConnectError> {
-    let permit = match &upstream.limits {
-        None => upstream.load.connection(u32::MAX),
-        Some(limits) => match upstream.load.connection(limits.connections) {
-            Some(permit) => Some(permit),
-            None => match wait_for_connection(worker, upstream, endpoint, limits).await? {
-                Had::Idle(connection) => return Ok((connection, true)),
-                Had::Permit(permit) => Some(permit),
-            },
-        },
+    let load = &upstream.load;
+    let limit = upstream.limits.map_or(u32::MAX, |limits| limits.connections);
+    let had = match (load.connection(limit), &upstream.limits) {
+        (Some(permit), _) => Had::Permit(permit),
+        (None, None) => return Err(ConnectError::TooMany),
+        (None, Some(limits)) => {
+            let look = || match worker.pool.take(endpoint) {
+                Some(connection) => Some(Had::Idle(connection)),
+                None => load.connection(limit).map(Had::Permit),
+            };
+            worker.pool.wait(upstream, endpoint, limits, look).await?
+        }
     };
-    let permit = permit.ok_or(ConnectError::TooMany)?;
+    let permit = match had {
+        Had::Idle(connection) => return Ok((connection, true)),
+        Had::Permit(permit) => permit,
+    };
     let opened = Connection::open(endpoint, upstream, offer, Arc::clone(&worker.stats), permit).await;
     Ok((opened?, false))
 }
@@ -342,49 +349,11 @@ pub(super) fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &Con
     }
 }
 
-/// What ends the wait for a connection.
+/// What it takes to have a connection.
 enum Had {
     Idle(Box<Connection>),
     /// To open one.
     Permit(Permit),
-}
-
-/// Waits until an upstream that has all the connections it may have can spare one.
-async fn wait_for_connection(
-    worker: &Worker,
-    upstream: &Upstream,
-    endpoint: Endpoint,
-    limits: &signalbox_config::UpstreamLimits,
-) -> Result<Had, ConnectError> {
-    let load = &upstream.load;
-    let _pending = load.pending(limits.pending).ok_or(ConnectError::TooMany)?;
-    let awaiting = worker.pool.wait(load);
-    let found = async {
-        let mut asked = false;
-        loop {
-            let mut woken = pin!(awaiting.wait());
-            // It must be waiting before it looks, or it could miss what comes back in between.
-            let early = poll_fn(|cx| Poll::Ready(woken.as_mut().poll(cx).is_ready())).await;
-            if let Some(connection) = worker.pool.take(endpoint) {
-                return Had::Idle(connection);
-            }
-            if let Some(permit) = load.connection(limits.connections) {
-                return Had::Permit(permit);
-            }
-            // One to another target is of no use, nor is one of another worker.
-            if worker.pool.give_up_one(|of| Arc::ptr_eq(of, load)) {
-                continue;
-            }
-            if !std::mem::replace(&mut asked, true) {
-                worker.ask_for_connections();
-            }
-            if !early {
-                woken.await;
-            }
-        }
-    };
-    let waited = tokio::time::timeout(upstream.connect_timeout, found).await;
-    waited.map_err(|_| ConnectError::TooMany)
 }
 
 /// What came of an attempt.
@@ -500,7 +469,7 @@ fn failed(exchange: &Exchange, result: &Tried) -> Option<Outcome> {
         Ok((head, _)) if head.status.is_server_error() || exchange.has_grpc_failed() => Outcome::ServerError,
         Ok(_) => return None,
         Err(Broken::Late) if exchange.has_client_deadline() => Outcome::Abandoned,
-        Err(Broken::Late | Broken::TryLate) => Outcome::Timeout,
+        Err(Broken::Late | Broken::TryLate | Broken::Failed(Failure::StreamIdle)) => Outcome::Timeout,
         Err(Broken::Failed(Failure::ConnectFailure)) => Outcome::ConnectFailure,
         Err(Broken::Failed(Failure::Reset)) => Outcome::Reset,
         Err(Broken::Failed(_)) => Outcome::Abandoned,

@@ -144,7 +144,8 @@ impl Copy {
             }
             let sent = match http2 {
                 true => {
-                    let sent = worker.pool.http2.send(endpoint, upstream, request, &worker.stats).await;
+                    let pool = &worker.pool;
+                    let sent = pool.http2.send(pool, endpoint, upstream, request, &worker.stats).await;
                     sent.map(|(head, answer)| (AnswerBody::Http2(answer), head))
                 }
                 false => self.send_http1(endpoint, request).await,

@@ -24,6 +24,8 @@ pub struct Trial {
     breaker: Arc<Breaker>,
     /// When the breaker became half-open; `None`: it was closed.
     probe: Option<u64>,
+    /// In which it was let through. What came of it counts in no other.
+    generation: u64,
     over: bool,
 }
 
@@ -43,7 +45,8 @@ struct State {
     in_a_row: AtomicU32,
     /// How often it opened.
     opened: AtomicU64,
-    /// Counts of another generation do not count: each worker clears its own when it sees a new one.
+    /// A new one begins when it opens and when it closes. Counts of another do not count: each worker clears its own when it
+    /// sees a new one.
     generation: AtomicU64,
     bucket: Duration,
     workers: Box<[Counts]>,
@@ -108,6 +111,8 @@ impl Breaker {
     /// Asks to send a request. `None`: it is not to be sent.
     pub fn admit(self: &Arc<Self>, now: Instant) -> Option<Trial> {
         let at = self.state.millis(now);
+        // Before the state is: should that change in between, it is another generation, of which this request says nothing.
+        let generation = self.state.generation.load(Ordering::Acquire);
         let mut known = self.state.word.load(Ordering::Acquire);
         let probe = loop {
             let next = match Word::of(known) {
@@ -131,7 +136,7 @@ impl Breaker {
                 Err(other) => known = other,
             }
         };
-        Some(Trial { breaker: Arc::clone(self), probe, over: false })
+        Some(Trial { breaker: Arc::clone(self), probe, generation, over: false })
     }
 
     pub fn position(&self) -> Position {
@@ -158,11 +163,14 @@ impl Breaker {
     }
 
     /// A request ended that was let through while it was closed.
-    fn count(&self, worker: usize, now: Instant, failed: bool) {
+    fn count(&self, worker: usize, generation: u64, now: Instant, failed: bool) {
         let state = &self.state;
+        if state.generation.load(Ordering::Acquire) != generation {
+            return;
+        }
         let number = state.number(now);
         if let Some(counts) = state.workers.get(worker) {
-            counts.add(state.generation.load(Ordering::Acquire), number, failed);
+            counts.add(generation, number, failed);
         }
         if !failed {
             // A store by each request would have the workers fight for the cache line.
@@ -231,7 +239,7 @@ impl Trial {
     pub fn report(mut self, worker: usize, now: Instant, succeeded: bool) {
         self.over = true;
         match self.probe {
-            None => self.breaker.count(worker, now, !succeeded),
+            None => self.breaker.count(worker, self.generation, now, !succeeded),
             Some(probe) => self.breaker.probed(probe, now, Some(succeeded)),
         }
     }
@@ -433,6 +441,23 @@ mod tests {
         // What they say now is of another time.
         hanging.into_iter().for_each(|trial| trial.report(0, at, false));
         assert_eq!(breaker.position(), Position::Closed);
+    }
+
+    #[test]
+    fn requests_from_before_it_opened_say_nothing_once_it_is_closed_again() {
+        let breaker = breaker(&settings());
+        let slow: Vec<_> = (0..10).filter_map(|_| breaker.admit(after(&breaker, 0))).collect();
+        run(&breaker, after(&breaker, 10), vec![false; 10]);
+        let at = after(&breaker, 6000);
+        assert_eq!(run(&breaker, at, [true; 3]), 3);
+        // Nine failures in a row, which those that succeeded before it opened do not interrupt.
+        assert_eq!(run(&breaker, at, [false; 9]), 9);
+        for (index, trial) in slow.into_iter().enumerate() {
+            trial.report(index % 2, at, index >= 5);
+            assert_eq!(breaker.position(), Position::Closed);
+        }
+        assert_eq!(run(&breaker, at, [false]), 1);
+        assert_eq!((breaker.position(), breaker.opened()), (Position::Open, 2));
     }
 
     #[test]

@@ -88,6 +88,11 @@ impl Checker {
         Self { plan: plan.clone(), task: checking.handle.spawn(run).abort_handle() }
     }
 
+    /// By which a target knows it.
+    pub(super) fn id(&self) -> tokio::task::Id {
+        self.task.id()
+    }
+
     /// Whether this is what it does.
     pub(super) fn is(&self, plan: &Plan) -> bool {
         self.plan == *plan
@@ -109,7 +114,12 @@ async fn run(target: Arc<Target>, plan: Plan, changes: Changes, running: Arc<Sem
             Err(_) => Err("no answer in time".to_owned()),
         };
         drop(permit);
-        if target.health().checks.note(result, check.healthy_after, check.unhealthy_after) {
+        let turned = {
+            let mut health = target.health();
+            health.checked_by == tokio::task::try_id()
+                && health.checks.note(result, check.healthy_after, check.unhealthy_after)
+        };
+        if turned {
             changes.send_replace(());
         }
         tokio::time::sleep(jittered(check.interval)).await;
@@ -128,7 +138,7 @@ async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<
     // The accepted connection is all that is asked for; a handshake would be more.
     let tls = tls.as_deref().filter(|_| check.probe != Probe::Tcp);
     let settings = tls.map_or(0, |tls| tls.settings(&target.label));
-    let endpoint = Endpoint { address: target.address, settings };
+    let endpoint = Endpoint { address: target.address, settings, only_of: 0 };
     let stream =
         connect(endpoint, tls, offer).await.map_err(|error| format!("cannot connect: {}", Causes(&error)))?;
     let host = check.host.as_deref().unwrap_or(&target.label);

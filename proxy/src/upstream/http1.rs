@@ -377,7 +377,10 @@ impl Chunked {
             (ChunkState::SizeLf { size: 0 }, b'\n') => ChunkState::Trailers,
             (ChunkState::SizeLf { size }, b'\n') => ChunkState::Data(size),
             (ChunkState::DataCr, b'\r') => ChunkState::DataLf,
-            (ChunkState::DataLf, b'\n') => ChunkState::Size { size: 0, digits: 0 },
+            (ChunkState::DataLf, b'\n') => {
+                self.extensions = 0;
+                ChunkState::Size { size: 0, digits: 0 }
+            }
             _ => return Err(Malformed::Chunk),
         })
     }
@@ -601,6 +604,16 @@ mod tests {
         assert_eq!(decoded(extension.as_bytes(), 1000).unwrap_err(), Malformed::Chunk);
         let trailers = format!("0\r\nx: {}", "x".repeat(MAX_TRAILERS));
         assert_eq!(decoded(trailers.as_bytes(), 1000).unwrap_err(), Malformed::Chunk);
+    }
+
+    #[test]
+    fn what_chunks_say_of_themselves_is_bounded_for_each_and_not_for_all() {
+        let extension = "x".repeat(MAX_TRAILERS / 2);
+        for chunk in [format!("1;{extension}\r\nx\r\n"), "1   \r\nx\r\n".repeat(MAX_TRAILERS / 2)] {
+            let text = format!("{}0\r\n\r\n", chunk.repeat(3));
+            let (data, _, end) = decoded(text.as_bytes(), 1000).unwrap();
+            assert!(end && data.iter().all(|byte| *byte == b'x'));
+        }
     }
 
     #[test]

@@ -19,26 +19,28 @@ use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Uri, Version, header, request, response};
+use http::{HeaderMap, Request, Uri, Version, header, request, response};
 use http_body::{Body, Frame, SizeHint};
-use signalbox_config::UpstreamProtocol;
+use signalbox_config::{UpstreamLimits, UpstreamProtocol};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::connection::{ConnectError, ExchangeError, Outgoing, connect};
 use super::http1::{Head, MAX_HEAD, remove_unfit_trailers};
-use super::load::Permit;
-use super::{Endpoint, Upstream};
+use super::load::{Load, Permit};
+use super::waiters::Waiters;
+use super::{Endpoint, Pool, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
 use crate::tls::{HTTP2, Offer, UpstreamTls};
 
 /// One worker's HTTP/2 connections. They belong to an endpoint, so they outlive revisions.
-#[derive(Default)]
 pub struct Connections {
     groups: RefCell<HashMap<Endpoint, Group, RandomState>>,
+    /// Who waits for one.
+    waiters: Rc<Waiters>,
 }
 
 /// The connections to one endpoint.
@@ -49,6 +51,12 @@ struct Group {
 }
 
 struct Connection {
+    endpoint: Endpoint,
+    /// Of the upstream that it was made for.
+    load: Arc<Load>,
+    /// Until it is over, or was idle and given up.
+    permit: Cell<Option<Permit>>,
+    waiters: Rc<Waiters>,
     phase: Cell<Phase>,
     /// `None`: it is not there yet, or takes no more requests.
     sender: RefCell<Option<SendRequest<Bytes>>>,
@@ -57,6 +65,8 @@ struct Connection {
     made: Notify,
     /// Requests under way, those included that wait for it.
     streams: Cell<u32>,
+    /// Requests that were sent over it.
+    sent: Cell<u32>,
     /// Whether there was a request since the last sweep.
     used: Cell<bool>,
     /// Sweeps without a request.
@@ -99,6 +109,14 @@ enum Watching {
 /// A request's place on a connection.
 struct Place(Rc<Connection>);
 
+/// Why there is no place.
+enum Lack<'a> {
+    /// One worker has no more connections to one endpoint.
+    Connections,
+    /// The upstream may have no more connections.
+    Permit(&'a UpstreamLimits),
+}
+
 /// A request as it is sent, and what is needed to send it again.
 pub(super) struct Sender {
     head: Request<()>,
@@ -124,6 +142,9 @@ pub struct Answer {
 const STREAM_WINDOW: u32 = 256 << 10;
 /// Requests over one connection at one time; fewer if the target says so.
 const MAX_STREAMS: u32 = 100;
+/// Requests over one connection from its beginning to its end: half of the streams that have numbers (RFC 9113, section
+/// 5.1.1).
+const MAX_SENT: u32 = 1 << 29;
 /// Of one worker to one endpoint.
 const MAX_CONNECTIONS: usize = 64;
 /// How often a request is sent at most when targets say that they have not looked at it.
@@ -139,36 +160,69 @@ const GIVE_UP_AFTER: u32 = 5;
 const ASK_AGAIN_AFTER: u32 = 300;
 
 impl Connections {
-    /// A place for a request to `endpoint`, on a connection that may still be being made. `None`: all that may be made are
-    /// full.
-    fn take(
+    /// None yet. `waiters` are those of the worker.
+    pub fn new(waiters: Rc<Waiters>) -> Self {
+        Self { groups: RefCell::default(), waiters }
+    }
+
+    /// A place for a request to `endpoint`, on a connection that may still be being made.
+    fn take<'a>(
         &self,
         endpoint: Endpoint,
-        upstream: &Upstream,
-        avoid: Option<&Place>,
+        upstream: &'a Upstream,
+        avoid: Option<&Rc<Connection>>,
         stats: &Arc<WorkerStats>,
-    ) -> Option<Place> {
+    ) -> Result<Place, Lack<'a>> {
+        let place = self.find(endpoint, upstream, avoid, stats)?;
+        // Where one finds room, others who wait may.
+        if upstream.limits.is_some() && upstream.load.is_awaited() {
+            self.waiters.has_room(&upstream.load, endpoint);
+        }
+        Ok(place)
+    }
+
+    fn find<'a>(
+        &self,
+        endpoint: Endpoint,
+        upstream: &'a Upstream,
+        avoid: Option<&Rc<Connection>>,
+        stats: &Arc<WorkerStats>,
+    ) -> Result<Place, Lack<'a>> {
         let mut groups = self.groups.borrow_mut();
         let group = groups.entry(endpoint).or_default();
-        let avoided = |connection: &Rc<Connection>| avoid.is_some_and(|it| Rc::ptr_eq(&it.0, connection));
+        let avoided = |connection: &Rc<Connection>| avoid.is_some_and(|it| Rc::ptr_eq(it, connection));
         for connection in &group.connections {
+            if endpoint.only_of == 0 && connection.load.limits_connections() {
+                // It is of an upstream that has had limits since, which is not to lose it to others.
+                connection.retire();
+                continue;
+            }
             if !avoided(connection) && connection.has_room(&mut group.max_streams) {
                 connection.idle_timeout.set(upstream.idle_timeout);
-                return Some(Place::on(connection));
+                return Ok(Place::on(connection));
             }
         }
         group.connections.retain(|connection| connection.phase.get() != Phase::Over);
         if group.connections.len() >= MAX_CONNECTIONS {
-            return None;
+            return Err(Lack::Connections);
         }
         let limit = upstream.limits.map_or(u32::MAX, |limits| limits.connections);
-        let permit = upstream.load.connection(limit)?;
+        let permit = match (upstream.load.connection(limit), &upstream.limits) {
+            (Some(permit), _) => permit,
+            (None, Some(limits)) => return Err(Lack::Permit(limits)),
+            (None, None) => return Err(Lack::Connections),
+        };
         let connection = Rc::new(Connection {
+            endpoint,
+            load: Arc::clone(&upstream.load),
+            permit: Cell::new(Some(permit)),
+            waiters: Rc::clone(&self.waiters),
             phase: Cell::new(Phase::Connecting),
             sender: RefCell::default(),
             error: RefCell::default(),
             made: Notify::new(),
             streams: Cell::new(0),
+            sent: Cell::new(0),
             used: Cell::new(true),
             unused: Cell::new(0),
             idle_timeout: Cell::new(upstream.idle_timeout),
@@ -183,16 +237,17 @@ impl Connections {
             auto: upstream.protocol == UpstreamProtocol::Auto,
             timeout: upstream.connect_timeout,
         };
-        let run = Rc::clone(&connection).run(to, Arc::clone(stats), permit);
+        let run = Rc::clone(&connection).run(to, Arc::clone(stats));
         *connection.task.borrow_mut() = Some(tokio::task::spawn_local(run).abort_handle());
         group.connections.push(Rc::clone(&connection));
-        Some(Place::on(&connection))
+        Ok(Place::on(&connection))
     }
 
     /// Sends a request, and waits for the head of its answer. One that the target has surely not looked at goes over another
-    /// connection.
+    /// connection. `pool` is the worker's, where it waits if the upstream has all the connections it may have.
     pub async fn send(
         &self,
+        pool: &Pool,
         endpoint: Endpoint,
         upstream: &Upstream,
         request: &mut Outgoing,
@@ -200,7 +255,14 @@ impl Connections {
     ) -> Result<(Head, Box<Answer>), SendError> {
         let mut avoid = None;
         for left in (0..MAX_SENDS).rev() {
-            let place = self.take(endpoint, upstream, avoid.as_ref(), stats).ok_or(ConnectError::TooMany)?;
+            let place = match self.take(endpoint, upstream, avoid.as_ref(), stats) {
+                Ok(place) => place,
+                Err(Lack::Connections) => return Err(ConnectError::TooMany.into()),
+                Err(Lack::Permit(limits)) => {
+                    let look = || self.take(endpoint, upstream, avoid.as_ref(), stats).ok();
+                    Box::pin(pool.wait(upstream, endpoint, limits, look)).await?
+                }
+            };
             if place.is_connecting() {
                 Box::pin(place.made()).await?;
             }
@@ -223,7 +285,7 @@ impl Connections {
             if left == 0 || !again {
                 return Err(SendError::Exchange(error.into()));
             }
-            avoid = Some(place);
+            avoid = Some(Rc::clone(&place.0));
         }
         Err(SendError::Connect(ConnectError::TooMany))
     }
@@ -234,6 +296,19 @@ impl Connections {
             group.connections.retain(|connection| connection.sweep());
             !group.connections.is_empty()
         });
+    }
+
+    /// Closes up to `most` idle ones of upstreams whose connections `is_wanted`; how many it were.
+    pub fn give_up_idle(&self, mut is_wanted: impl FnMut(&Arc<Load>) -> bool, most: usize) -> usize {
+        let groups = self.groups.borrow();
+        let mut given_up = 0;
+        for connection in groups.values().flat_map(|group| &group.connections) {
+            if given_up < most && connection.is_idle() && is_wanted(&connection.load) {
+                connection.give_up();
+                given_up += 1;
+            }
+        }
+        given_up
     }
 
     /// Lets all of them end with their last answer.
@@ -267,7 +342,7 @@ impl Connection {
     }
 
     /// Makes it, and then drives it to its end.
-    async fn run(self: Rc<Self>, to: Destination, stats: Arc<WorkerStats>, _permit: Permit) {
+    async fn run(self: Rc<Self>, to: Destination, stats: Arc<WorkerStats>) {
         let heard = Rc::clone(&self.heard);
         let opened = tokio::time::timeout(to.timeout, open(&to, heard, stats)).await;
         match opened.unwrap_or(Err(ConnectError::Timeout)) {
@@ -276,6 +351,10 @@ impl Connection {
                 *self.sender.borrow_mut() = Some(sender);
                 self.phase.set(Phase::Open);
                 self.made.notify_waiters();
+                // Who had it made may have gone meanwhile.
+                if self.streams.get() == 0 && self.load.is_awaited() {
+                    self.pass_on();
+                }
                 // How it ended is told to its requests.
                 let _ = connection.await;
             }
@@ -283,13 +362,54 @@ impl Connection {
         }
         self.phase.set(Phase::Over);
         self.sender.take();
+        self.permit.take();
         self.made.notify_waiters();
+    }
+
+    /// A request was sent over it. Before the numbers of its streams run out it is left for another.
+    fn count_sent(&self) {
+        self.sent.set(self.sent.get().saturating_add(1));
+        if self.sent.get() >= MAX_SENT {
+            self.leave();
+        }
     }
 
     fn leave(&self) {
         if self.phase.get() == Phase::Open {
             self.phase.set(Phase::Leaving);
             self.sender.take();
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.phase.get() == Phase::Open && self.streams.get() == 0
+    }
+
+    /// Closes it, when it is idle, for who waits for its permit. There is nothing under way on it, so that its socket is
+    /// closed a moment later makes no difference.
+    fn give_up(&self) {
+        self.leave();
+        self.permit.take();
+    }
+
+    /// Takes no more requests; closes it if it has none.
+    fn retire(&self) {
+        match self.is_idle() {
+            true => self.give_up(),
+            false => self.leave(),
+        }
+    }
+
+    /// A request less: there is room for who waits. When it is idle it goes to who waits here or, by being closed, to who waits
+    /// on another worker, as connections of HTTP/1.1 do.
+    fn pass_on(&self) {
+        if self.is_idle() {
+            match self.waiters.are_drawn(&self.load) {
+                true => self.waiters.came_back(&self.load),
+                false => self.give_up(),
+            }
+        } else if matches!(self.phase.get(), Phase::Connecting | Phase::Open) {
+            self.waiters.has_room(&self.load, self.endpoint);
         }
     }
 
@@ -314,6 +434,7 @@ impl Connection {
                 task.abort();
             }
             self.sender.take();
+            self.permit.take();
             return false;
         }
         true
@@ -424,10 +545,12 @@ impl Place {
     /// Sends a request, and waits for the head of its answer. The request's body may still be on its way then.
     async fn send(
         &self,
-        Outgoing { http2, body, .. }: &mut Outgoing,
+        Outgoing { http2, body, begun, .. }: &mut Outgoing,
     ) -> Result<(response::Parts, RecvStream), NotAnswered> {
         let Some(sender) = http2 else { return Err(NotAnswered::Closed) };
         let mut answer = self.begin(sender)?;
+        // Whoever stops waiting for the answer has to know that the target may have begun.
+        *begun = true;
         poll_fn(|cx| {
             // A target that takes no more may have answered already, or still do so.
             if let Poll::Ready(Err(error)) = sender.poll_write(body, cx) {
@@ -447,8 +570,12 @@ impl Place {
         match requests.send_request(sender.head.clone(), !sender.has_body) {
             Ok((answer, stream)) => {
                 sender.stream = sender.has_body.then_some(stream);
+                drop(open);
+                self.0.count_sent();
                 Ok(answer)
             }
+            // It would be no other elsewhere.
+            Err(error) if is_malformed(sender.head.headers()) => Err(NotAnswered::Stream(error)),
             Err(error) => {
                 drop(open);
                 if error.is_go_away() || error.is_io() {
@@ -494,7 +621,18 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get().saturating_sub(1));
+        if self.0.load.is_awaited() {
+            self.0.pass_on();
+        }
     }
+}
+
+/// Whether these fields, of one connection of HTTP/1.1, have no place in HTTP/2 (RFC 9113, section 8.2.2). As h2 has it, which
+/// does not say why it does not send a request.
+fn is_malformed(fields: &HeaderMap) -> bool {
+    let names = ["connection", "transfer-encoding", "upgrade", "keep-alive", "proxy-connection"];
+    names.iter().any(|name| fields.contains_key(*name))
+        || fields.get(header::TE).is_some_and(|value| value != "trailers")
 }
 
 /// Why a request was not answered, for who sends it.
@@ -747,5 +885,58 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_left_before_its_streams_run_out_of_numbers() {
+        let connection = Connection {
+            endpoint: Endpoint { address: ([127, 0, 0, 1], 1).into(), settings: 0, only_of: 0 },
+            load: Arc::default(),
+            permit: Cell::default(),
+            waiters: Rc::default(),
+            phase: Cell::new(Phase::Open),
+            sender: RefCell::default(),
+            error: RefCell::default(),
+            made: Notify::new(),
+            streams: Cell::new(0),
+            sent: Cell::new(MAX_SENT - 2),
+            used: Cell::new(false),
+            unused: Cell::new(0),
+            idle_timeout: Cell::default(),
+            proven: Cell::new(false),
+            heard: Rc::default(),
+            watch: RefCell::default(),
+            task: RefCell::default(),
+        };
+        let mut max_streams = MAX_STREAMS;
+        connection.count_sent();
+        assert!(connection.has_room(&mut max_streams));
+        connection.count_sent();
+        assert!(!connection.has_room(&mut max_streams));
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_for_malformed_is_what_h2_does_not_send() {
+        let (ours, _theirs) = tokio::io::duplex(1 << 16);
+        let (mut sender, _connection) = h2::client::handshake(ours).await.unwrap();
+        for (name, value) in [
+            ("connection", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "close"),
+            ("te", "gzip"),
+            ("te", "trailers"),
+            ("x-other", "connection"),
+        ] {
+            let request = Request::get("http://a.example/").header(name, value).body(()).unwrap();
+            let malformed = is_malformed(request.headers());
+            assert_eq!(sender.send_request(request, true).is_err(), malformed, "{name}: {value}");
+        }
     }
 }

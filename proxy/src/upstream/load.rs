@@ -1,7 +1,7 @@
 //! What an upstream has under way, over all workers, and how much it may.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
@@ -14,6 +14,8 @@ pub struct Load {
     connections: AtomicU32,
     /// Requests that wait for a connection.
     pending: AtomicU32,
+    /// Whether there is a limit to connections, in the revision in use.
+    limited: AtomicBool,
     /// A connection has ended, or could be had from the pool it went back to.
     freed: Notify,
     /// What came of retries, by [`RetryOutcome`].
@@ -73,6 +75,17 @@ impl Load {
         self.permit(Counted::Pending, limit)
     }
 
+    /// Says whether there is a limit to connections from now on.
+    pub fn limit_connections(&self, limited: bool) {
+        self.limited.store(limited, Ordering::Relaxed);
+    }
+
+    /// Whether there is a limit to connections, so that no other upstream is to use them.
+    #[inline]
+    pub fn limits_connections(&self) -> bool {
+        self.limited.load(Ordering::Relaxed)
+    }
+
     /// Whether somebody waits for a connection.
     #[inline]
     pub fn is_awaited(&self) -> bool {
@@ -82,6 +95,15 @@ impl Load {
     /// How many wait.
     pub fn awaited(&self) -> u32 {
         self.pending.load(Ordering::Relaxed)
+    }
+
+    /// One who waited has a connection. If there may be another one, it is the next one's turn: who was woken for it may have
+    /// found a connection that came back.
+    pub fn served(&self, limit: u32) {
+        // Who calls is still counted.
+        if self.awaited() > 1 && self.connections.load(Ordering::Acquire) < limit {
+            self.freed();
+        }
     }
 
     /// Wakes one who waits, on whatever worker.
@@ -163,6 +185,19 @@ mod tests {
         drop(permits);
         assert!(load.connection(1).is_some());
         assert!(load.request(0).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_permit_that_nobody_took_wakes_the_next_who_waits() {
+        let load = Arc::<Load>::default();
+        let _waiting: Vec<_> = (0..2).filter_map(|_| load.pending(2)).collect();
+        let _open = load.connection(2);
+        // It was woken for the other permit, and had a connection that came back.
+        load.served(2);
+        load.wait().await;
+        let _both = load.connection(2);
+        load.served(2);
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(1), load.wait()).await.is_err());
     }
 
     #[test]

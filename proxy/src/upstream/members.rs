@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,10 @@ use crate::tls::UpstreamTls;
 /// Requests see a [`View`], in which everything is decided: who is healthy, what zones and slow starts make of the
 /// weights, whether there is a panic. Whenever something changes, [`Members::update`] makes the next one on the control
 /// side. An upstream in which nothing can change has one view for good.
+///
+/// Several may know the same targets: those of a revision that is being compiled, those in use, and those of earlier
+/// revisions that still have requests. Only those [in use](Members::take_over) check targets, and write to their health;
+/// the others make their views of what those find.
 #[derive(Debug)]
 pub struct Members {
     settings: Settings,
@@ -31,7 +36,26 @@ pub struct Members {
     view: ArcSwap<View>,
     known: Mutex<Known>,
     changes: Changes,
+    turns: Arc<Turns>,
+    /// The number of these among all members that the upstream had.
+    turn: u64,
     places: Arc<Places>,
+}
+
+/// Whose turn it is among the members of an upstream, which has one as long as it lives, over all its revisions.
+#[derive(Debug, Default)]
+struct Turns {
+    made: AtomicU64,
+    in_use: AtomicU64,
+}
+
+/// How far members have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// They are not in use, and may never be.
+    Candidate,
+    InUse,
+    Retired,
 }
 
 /// Told whenever something has happened that a view must follow. An upstream has one as long as it lives, over all its
@@ -121,7 +145,8 @@ const STEPS: u32 = 20;
 const SCALE: f64 = 10_000.0;
 
 impl Members {
-    /// Those of `spec`. What `before` knows of targets goes on.
+    /// Those of `spec`. What `before` knows of targets goes on. They touch nothing until they are
+    /// [in use](Members::take_over), for their revision may yet be rejected.
     pub fn new(
         spec: &signalbox_config::Upstream,
         tls: Option<&Arc<UpstreamTls>>,
@@ -142,6 +167,7 @@ impl Members {
             .collect();
         let places = before
             .map_or_else(|| Arc::new(Places::new(services.workers)), |before| Arc::clone(&before.places));
+        let turns = before.map_or_else(Arc::default, |before| Arc::clone(&before.turns));
         let checks = &spec.health_check;
         let names = configured.iter().any(|it| matches!(it.addresses, Addresses::Name { .. }));
         let changing =
@@ -179,17 +205,37 @@ impl Members {
             view: ArcSwap::from_pointee(empty),
             known: Mutex::new(known),
             changes,
+            turn: turns.made.fetch_add(1, Ordering::Relaxed) + 1,
+            turns,
             places,
         };
         members.update(Instant::now(), before.is_none(), &services.checking);
         if !changing {
             members.fixed = Some(members.view.load_full());
-            return Arc::new(members);
         }
-        let members = Arc::new(members);
-        let keep = keep(Arc::downgrade(&members), members.changes.subscribe(), services.checking.clone());
-        services.checking.handle().spawn(keep);
-        members
+        Arc::new(members)
+    }
+
+    /// Makes them those that are in use. From here on they, and no others, check the targets and say how they are.
+    pub fn take_over(self: &Arc<Self>, checking: &Checking) {
+        // Who writes to a target's health looks at this while holding the lock on it. So nothing of the members before is
+        // written after the update below.
+        self.turns.in_use.store(self.turn, Ordering::Release);
+        self.update(Instant::now(), false, checking);
+        if self.fixed.is_none() {
+            let keep = keep(Arc::downgrade(self), self.changes.subscribe(), checking.clone());
+            checking.handle().spawn(keep);
+        }
+        // Those before let go of their checks.
+        self.changes.send_replace(());
+    }
+
+    fn stage(&self) -> Stage {
+        match self.turn.cmp(&self.turns.in_use.load(Ordering::Acquire)) {
+            std::cmp::Ordering::Greater => Stage::Candidate,
+            std::cmp::Ordering::Equal => Stage::InUse,
+            std::cmp::Ordering::Less => Stage::Retired,
+        }
     }
 
     /// The target for a request.
@@ -241,13 +287,17 @@ impl Members {
         let mut standings = Vec::with_capacity(known.members.len());
         for member in &known.members {
             let mut health = member.target.health();
-            if settings.health_check.active.is_none() && health.checks.passed.is_some() {
-                health.checks = Checks::default();
+            let in_use = self.stage() == Stage::InUse;
+            if in_use {
+                health.checked_by = member.checker.as_ref().map(|checker| checker.id());
+                if settings.plan.is_none() && health.checks.passed.is_some() {
+                    health.checks = Checks::default();
+                }
             }
-            let checked = health.checks.passed != Some(false);
+            let checked = settings.plan.is_none() || health.checks.passed != Some(false);
             let ejected = settings.health_check.passive.is_some() && health.ejection.until.is_some();
             let healthy = checked && !ejected;
-            if health.set(healthy, now, slow_start.is_some()) {
+            if in_use && health.set(healthy, now, slow_start.is_some()) {
                 tell(&member.target, &health);
             }
             if ejected {
@@ -257,7 +307,9 @@ impl Members {
             if let (Some(began), Some(lasts)) = (health.warming, slow_start) {
                 let passed = now.saturating_duration_since(began);
                 if passed >= lasts {
-                    health.warming = None;
+                    if in_use {
+                        health.warming = None;
+                    }
                 } else {
                     let part = passed.as_secs_f64() / lasts.as_secs_f64();
                     warmth = COLD + (1.0 - COLD) * part;
@@ -327,16 +379,35 @@ impl Members {
                         (target, None)
                     }
                 };
-                let checker =
-                    self.settings.plan.as_ref().map(|plan| match checker.filter(|it| it.is(plan)) {
-                        Some(checker) => checker,
-                        None => Arc::new(Checker::start(&target, plan, &self.changes, checking)),
-                    });
+                let checker = self.checker(&target, checker, checking);
                 let Configured { weight, near, .. } = *configured;
                 known.members.push(Member { target, weight, near, checker });
             }
         }
         same && count == known.members.len()
+    }
+
+    /// What checks `target` from now on; `known` is what did.
+    fn checker(
+        &self,
+        target: &Arc<Target>,
+        known: Option<Arc<Checker>>,
+        checking: &Checking,
+    ) -> Option<Arc<Checker>> {
+        let plan = self.settings.plan.as_ref()?;
+        let known = known.filter(|it| it.is(plan));
+        let mut health = target.health();
+        match self.stage() {
+            Stage::Candidate => known,
+            Stage::InUse if known.is_some() => known,
+            Stage::InUse => {
+                // It cannot note its first check before it is known here, for that takes the lock.
+                let checker = Checker::start(target, plan, &self.changes, checking);
+                health.checked_by = Some(checker.id());
+                Some(Arc::new(checker))
+            }
+            Stage::Retired => None,
+        }
     }
 
     /// Lets back whose time is over, and ejects who has failed, within the share that may be out.
@@ -345,6 +416,9 @@ impl Members {
         let mut out = 0;
         for member in &known.members {
             let mut health = member.target.health();
+            if self.stage() != Stage::InUse {
+                return;
+            }
             if health.ejection.ease(now) {
                 member.target.forget_failures();
             }
@@ -359,7 +433,7 @@ impl Members {
                 continue;
             }
             let mut health = member.target.health();
-            if health.ejection.until.is_none() {
+            if self.stage() == Stage::InUse && health.ejection.until.is_none() {
                 health.ejection.eject(passive.ejection, passive.interval, now);
                 out += 1;
                 known.ejections += 1;

@@ -12,6 +12,7 @@ mod members;
 mod pool;
 mod resolve;
 mod target;
+mod waiters;
 
 pub use breaker::{Breaker, Position, Trial};
 pub use check::Checking;
@@ -124,11 +125,18 @@ impl Upstream {
         }
     }
 
+    /// It is the one that is in use from now on, in the place of the one before.
+    pub fn take_over(&self, checking: &Checking) {
+        self.load.limit_connections(self.limits.is_some());
+        self.members.take_over(checking);
+    }
+
     /// How connections to `target` are made.
     #[inline]
     pub fn endpoint(&self, target: &Target) -> Endpoint {
         let settings = self.tls.as_ref().map_or(0, |tls| tls.settings(&target.label));
-        Endpoint { address: target.address, settings }
+        let only_of = self.limits.map_or(0, |_| Arc::as_ptr(&self.load).addr());
+        Endpoint { address: target.address, settings, only_of }
     }
 
     /// What requests to it are said to be.

@@ -1,15 +1,19 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
-
+use signalbox_config::UpstreamLimits;
 use tokio::sync::Notify;
 
-use super::{Connection, Load, http2};
+use super::waiters::Waiters;
+use super::{ConnectError, Connection, Load, Upstream, http2};
 
 /// Where a connection leads, and how: what has to be the same for another request to take it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,18 +21,24 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Which settings of TLS; 0: none.
     pub settings: u64,
+    /// Where the upstream's limits say how many there may be: the address of its load, which the connections' permits keep
+    /// alive. An upstream neither uses up another's connections, nor has more than it may by way of another's. 0: none.
+    pub only_of: usize,
 }
 
 /// One worker's idle connections. They belong to an endpoint, so they outlive revisions.
-#[derive(Default)]
 pub struct Pool {
+    /// The number of the worker.
+    worker: usize,
+    /// One for each worker: it is told that others wait for connections of which it may have idle ones.
+    wanted: Arc<[Notify]>,
     idle: RefCell<HashMap<Endpoint, Vec<Idle>, RandomState>>,
     /// Those that speak HTTP/2, idle or not.
     pub http2: http2::Connections,
     /// What targets that may choose have chosen, and when that was last of use.
     chosen: RefCell<HashMap<Endpoint, Chosen, RandomState>>,
     /// Who waits on this worker for a connection of an upstream that has as many as it may.
-    waiting: RefCell<Vec<Waiting>>,
+    waiters: Rc<Waiters>,
 }
 
 /// What a target has chosen to speak.
@@ -36,19 +46,6 @@ pub struct Pool {
 struct Chosen {
     http2: bool,
     used: Instant,
-}
-
-struct Waiting {
-    load: Arc<Load>,
-    count: u32,
-    came_back: Rc<Notify>,
-}
-
-/// A request of this worker that waits for a connection.
-pub struct Awaiting<'a> {
-    pool: &'a Pool,
-    load: &'a Arc<Load>,
-    came_back: Rc<Notify>,
 }
 
 struct Idle {
@@ -63,13 +60,28 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 const MAX_IDLE: usize = 1024;
 
 impl Pool {
-    /// The connection that came back last, if one is left that the target has not closed.
+    /// That of this worker. `wanted` has one for each.
+    pub fn new(worker: usize, wanted: Arc<[Notify]>) -> Self {
+        let waiters = Rc::<Waiters>::default();
+        Self {
+            worker,
+            wanted,
+            idle: RefCell::default(),
+            http2: http2::Connections::new(Rc::clone(&waiters)),
+            chosen: RefCell::default(),
+            waiters,
+        }
+    }
+
+    /// The connection that came back last, if one is left that the target has not closed. Those that are found of an upstream
+    /// that has had limits since are closed.
     #[inline]
     pub fn take(&self, endpoint: Endpoint) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&endpoint)?;
         while let Some(Idle { mut connection, .. }) = connections.pop() {
-            if connection.is_alive() {
+            let of_others = endpoint.only_of == 0 && connection.load().limits_connections();
+            if !of_others && connection.is_alive() {
                 return Some(connection);
             }
         }
@@ -93,7 +105,7 @@ impl Pool {
 
     /// Keeps a connection for `timeout` from `now`, if it can take another request.
     #[inline]
-    pub fn put(&self, mut connection: Box<Connection>, now: Instant, timeout: Duration) {
+    fn put(&self, mut connection: Box<Connection>, now: Instant, timeout: Duration) {
         if !connection.is_alive() {
             return;
         }
@@ -104,51 +116,111 @@ impl Pool {
         }
     }
 
-    /// The same for a connection of an upstream that may be waited for. It goes to this worker or to another by how many
-    /// wait there: to another by being closed, so that that one can open its own.
+    /// Keeps a connection for `timeout` from `now`, if it can take another request. One that is waited for goes to this worker
+    /// or to another by how many wait there: to another by being closed, so that that one can open its own.
     #[inline]
     pub fn pass_on(&self, connection: Box<Connection>, now: Instant, timeout: Duration) {
         if !connection.load().is_awaited() {
             return self.put(connection, now, timeout);
         }
         let load = Arc::clone(connection.load());
-        let waiting = self.waiting.borrow();
-        let here = waiting.iter().find(|waiting| Arc::ptr_eq(&waiting.load, &load));
-        if let Some(here) = here
-            && fastrand::u32(..load.awaited().max(1)) < here.count
-        {
+        if self.waiters.are_drawn(&load) {
             self.put(connection, now, timeout);
-            here.came_back.notify_one();
+            self.waiters.came_back(&load);
         }
     }
 
-    /// Notes that a connection of the upstream with this `load` is waited for.
-    pub fn wait<'a>(&'a self, load: &'a Arc<Load>) -> Awaiting<'a> {
-        let mut waiting = self.waiting.borrow_mut();
-        let came_back = match waiting.iter_mut().find(|waiting| Arc::ptr_eq(&waiting.load, load)) {
-            Some(waiting) => {
-                waiting.count += 1;
-                Rc::clone(&waiting.came_back)
-            }
-            None => {
-                let came_back = Rc::<Notify>::default();
-                waiting.push(Waiting { load: Arc::clone(load), count: 1, came_back: Rc::clone(&came_back) });
-                came_back
+    /// Waits until `look` finds a connection to `endpoint`, or a permit to make one, of an upstream that has as many as it may.
+    pub async fn wait<T>(
+        &self,
+        upstream: &Upstream,
+        endpoint: Endpoint,
+        limits: &UpstreamLimits,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Result<T, ConnectError> {
+        let load = &upstream.load;
+        // One to another target is of no use: with its permit nobody has to wait.
+        if self.give_up_one(load)
+            && let Some(found) = look()
+        {
+            return Ok(found);
+        }
+        let _pending = load.pending(limits.pending).ok_or(ConnectError::TooMany)?;
+        let awaiting = self.waiters.join(load, endpoint);
+        let found = async {
+            loop {
+                let mut woken = pin!(awaiting.wait());
+                // It must be waiting before it looks, or it could miss what comes back in between.
+                let early = poll_fn(|cx| Poll::Ready(woken.as_mut().poll(cx).is_ready())).await;
+                if let Some(found) = look() {
+                    load.served(limits.connections);
+                    return found;
+                }
+                if self.give_up_one(load) {
+                    continue;
+                }
+                // Each time: others may have taken what was closed for this one.
+                self.ask_others();
+                if !early {
+                    woken.await;
+                }
             }
         };
-        Awaiting { pool: self, load, came_back }
+        let waited = tokio::time::timeout(upstream.connect_timeout, found).await;
+        waited.map_err(|_| ConnectError::TooMany)
     }
 
-    /// Closes an idle connection of an upstream whose connections `is_wanted`, if there is one.
-    pub fn give_up_one(&self, is_wanted: impl Fn(&Arc<Load>) -> bool) -> bool {
+    /// Has the other workers close idle connections that are waited for.
+    fn ask_others(&self) {
+        for (worker, wanted) in self.wanted.iter().enumerate() {
+            if worker != self.worker {
+                wanted.notify_one();
+            }
+        }
+    }
+
+    /// Ends when another worker asks for connections, perhaps several times.
+    pub async fn asked(&self) {
+        match self.wanted.get(self.worker) {
+            Some(wanted) => wanted.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Closes idle connections that other workers wait for: of each upstream as many as are waited for there.
+    pub fn give_up_awaited(&self) {
+        let mut wanted: Vec<(Arc<Load>, u32)> = Vec::new();
+        let mut is_wanted = |load: &Arc<Load>| {
+            if !load.is_awaited() {
+                return false;
+            }
+            let known = wanted.iter().position(|(known, _)| Arc::ptr_eq(known, load));
+            let index = known.unwrap_or_else(|| {
+                let elsewhere = load.awaited().saturating_sub(self.waiters.count(load));
+                wanted.push((Arc::clone(load), elsewhere));
+                wanted.len() - 1
+            });
+            let Some((_, left)) = wanted.get_mut(index).filter(|(_, left)| *left > 0) else { return false };
+            *left -= 1;
+            true
+        };
+        for connections in self.idle.borrow_mut().values_mut() {
+            connections.retain(|idle| !is_wanted(idle.connection.load()));
+        }
+        self.http2.give_up_idle(|load| is_wanted(load), usize::MAX);
+    }
+
+    /// Closes an idle connection of the upstream with this `load`, if there is one.
+    fn give_up_one(&self, load: &Arc<Load>) -> bool {
         let mut idle = self.idle.borrow_mut();
         for connections in idle.values_mut() {
-            if let Some(index) = connections.iter().position(|idle| is_wanted(idle.connection.load())) {
+            if let Some(index) = connections.iter().position(|idle| Arc::ptr_eq(idle.connection.load(), load))
+            {
                 connections.swap_remove(index);
                 return true;
             }
         }
-        false
+        self.http2.give_up_idle(|of| Arc::ptr_eq(of, load), 1) > 0
     }
 
     /// Closes what was idle for too long, and what the targets have closed.
@@ -166,29 +238,5 @@ impl Pool {
     pub fn clear(&self) {
         self.http2.clear();
         self.idle.borrow_mut().clear();
-    }
-}
-
-impl Awaiting<'_> {
-    /// Ends when a connection may be had: one came back to this worker, or one of the upstream was closed.
-    pub async fn wait(&self) {
-        tokio::select! {
-            () = self.came_back.notified() => {}
-            () = self.load.wait() => {}
-        }
-    }
-}
-
-impl Drop for Awaiting<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.pool.waiting.borrow_mut();
-        if let Some(index) = waiting.iter().position(|waiting| Arc::ptr_eq(&waiting.load, self.load))
-            && let Some(here) = waiting.get_mut(index)
-        {
-            here.count -= 1;
-            if here.count == 0 {
-                waiting.swap_remove(index);
-            }
-        }
     }
 }

@@ -1,7 +1,8 @@
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use hickory_resolver::TokioResolver;
@@ -26,7 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(30);
 
-/// How long a revision that brings a new name waits for its first address, so that its first requests find one.
+/// How long a revision that brings new names waits for their first addresses, all in all, so that its first requests find
+/// some.
 const FIRST_LOOKUP: Duration = Duration::from_millis(300);
 
 /// Addresses of a name beyond these are not used.
@@ -95,39 +97,54 @@ impl Resolver {
         Self { handle, names: Mutex::default(), client }
     }
 
-    /// The addresses of `host`, which is an IP address or a name. Waits a little for a name that is new. When they change,
-    /// `changes` is told.
+    /// Begins to resolve those of `hosts` that are names and new, all at a time, and waits a little for their first
+    /// addresses, once for all. They stay resolved as long as somebody keeps what is returned, or a target uses them.
     ///
     /// Must not be called on a thread that drives the resolver's runtime.
+    pub fn prepare<'a>(&self, hosts: impl IntoIterator<Item = &'a str>) -> Vec<Arc<Resolved>> {
+        let (looking, looked) = mpsc::channel();
+        let names = hosts.into_iter().filter(|host| host.parse::<IpAddr>().is_err());
+        let names = names.map(|host| self.name(host, Some(&looking))).collect();
+        drop(looking);
+        // Nothing is sent: the last lookup that ends closes the channel.
+        if looked.recv_timeout(FIRST_LOOKUP) == Err(mpsc::RecvTimeoutError::Timeout) {
+            debug!("not all names of the revision are resolved yet");
+        }
+        names
+    }
+
+    /// The addresses of `host`, which is an IP address or a name; see [`Resolver::prepare`]. When they change, `changes` is
+    /// told.
     pub fn addresses(&self, host: &str, port: u16, changes: &Changes) -> Addresses {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Addresses::Fixed(SocketAddr::new(ip, port));
         }
+        let name = self.name(host, None);
+        name.tell(changes);
+        Addresses::Name { name, port }
+    }
+
+    /// What is known of a name, which is resolved from now on. If it is new, a copy of `looking` is dropped when the first
+    /// lookup is over.
+    fn name(&self, host: &str, looking: Option<&Looking>) -> Arc<Resolved> {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = names.get(host).and_then(Weak::upgrade) {
-            known.tell(changes);
-            return Addresses::Name { name: known, port };
+            return known;
         }
         names.retain(|_, name| name.strong_count() > 0);
         let resolved = Arc::new(Resolved { host: host.into(), found: Mutex::default() });
-        resolved.tell(changes);
         names.insert(host.into(), Arc::downgrade(&resolved));
-        drop(names);
-        let (first_done, first) = std::sync::mpsc::sync_channel(1);
-        self.handle.spawn(keep_resolved(Arc::downgrade(&resolved), Arc::clone(&self.client), first_done));
-        if first.recv_timeout(FIRST_LOOKUP).is_err() {
-            debug!(host, "not resolved yet");
-        }
-        Addresses::Name { name: resolved, port }
+        let keep = keep_resolved(Arc::downgrade(&resolved), Arc::clone(&self.client), looking.cloned());
+        self.handle.spawn(keep);
+        resolved
     }
 }
 
+/// Held while a name is looked up for the first time.
+type Looking = mpsc::Sender<Infallible>;
+
 /// Ends when nobody uses the name any more.
-async fn keep_resolved(
-    name: Weak<Resolved>,
-    client: Arc<Client>,
-    first_done: std::sync::mpsc::SyncSender<()>,
-) {
+async fn keep_resolved(name: Weak<Resolved>, client: Arc<Client>, mut looking: Option<Looking>) {
     let mut retry = RETRY;
     loop {
         let Some(resolved) = name.upgrade() else { return };
@@ -147,8 +164,7 @@ async fn keep_resolved(
             }
         };
         drop(resolved);
-        // Nobody waits after the first time.
-        let _ = first_done.try_send(());
+        drop(looking.take());
         tokio::time::sleep(wait).await;
     }
 }
@@ -266,6 +282,8 @@ mod tests {
     #[test]
     fn names_and_addresses_are_resolved() {
         let (_runtime, resolver) = resolver();
+        let names = resolver.prepare(["::1", "localhost", "does-not-exist.invalid", "localhost"]);
+        assert_eq!(names.len(), 3);
         assert_eq!(resolver.addresses("::1", 80, &changes()).all(), ["[::1]:80".parse().unwrap()]);
         let name = resolver.addresses("localhost", 81, &changes()).all();
         assert!(name.iter().all(|address| address.ip().is_loopback() && address.port() == 81), "{name:?}");

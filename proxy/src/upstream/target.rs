@@ -40,6 +40,8 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Health {
     pub checks: Checks,
+    /// The task whose checks count: others are of a revision that is not in use any more.
+    pub checked_by: Option<tokio::task::Id>,
     pub ejection: Ejection,
     /// Whether it is to get requests, all in all.
     pub healthy: bool,
@@ -104,6 +106,7 @@ impl Target {
             failures: AtomicU32::new(0),
             health: Mutex::new(Health {
                 checks: Checks::default(),
+                checked_by: None,
                 ejection: Ejection::default(),
                 healthy: true,
                 since: Timestamp::now(),

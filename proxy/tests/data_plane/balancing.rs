@@ -169,6 +169,23 @@ fn every_kind_of_failure_ejects() {
 }
 
 #[test]
+fn a_target_that_is_silent_for_too_long_is_ejected_whether_or_not_its_route_retries() {
+    block_on(async {
+        let hangs = Backend::start(|_| std::future::pending::<Response<_>>());
+        for retry in ["", ", retry: {on: [connect-failure]}"] {
+            let document = upstream(&[(hangs.address, "")], PASSIVE)
+                .replace("[{name: u}]}", &format!("[{{name: u}}], timeout: 0s, idle_timeout: 50ms{retry}}}"));
+            let harness = Harness::start(&document);
+            let mut client = Client::connect(harness.address()).await;
+            for _ in 0..3 {
+                assert_eq!((client.get("/").await.status, retry), (504, retry));
+            }
+            until("it is ejected", || ejections(&harness) == 1).await;
+        }
+    });
+}
+
+#[test]
 fn a_client_in_a_hurry_ejects_nothing() {
     block_on(async {
         for retry in ["", ", retry: {on: [reset]}"] {
@@ -303,6 +320,118 @@ fn health_survives_revisions_that_leave_the_target_alone() {
         harness.apply(&upstream(&all[..1], fields)).unwrap();
         harness.apply(&upstream(&all[..2], fields)).unwrap();
         assert_eq!(healthy(&harness), 2);
+    });
+}
+
+/// A request to `target` that is not answered, which keeps the revision it began with in use.
+async fn hanging(harness: &Harness, target: &Service) -> impl Drop + use<> {
+    struct Hanging(tokio::task::JoinHandle<()>);
+    impl Drop for Hanging {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+    let before = target.requests();
+    target.slow_ms.store(60_000, Ordering::Relaxed);
+    let address = harness.address();
+    let hanging = Hanging(tokio::spawn(async move {
+        let mut client = Client::connect(address).await;
+        // Other targets answer.
+        loop {
+            client.get("/").await;
+        }
+    }));
+    until("it has come", || target.requests() == before + 1).await;
+    target.slow_ms.store(0, Ordering::Relaxed);
+    hanging
+}
+
+#[test]
+fn only_the_checks_of_the_revision_in_use_count_while_older_ones_have_requests() {
+    block_on(async {
+        let service = Service::start("a");
+        let checked = |path: &str| {
+            of(
+                &[&service],
+                &format!(
+                    ", health_check: {{active: {{path: {path}, interval: 100ms, statuses: [200], unhealthy_after: 1, healthy_after: 2}}, panic_threshold_percent: 0}}"
+                ),
+            )
+        };
+        // Nobody answers 200 there.
+        let (wrong, right) = (checked("/wrong"), checked("/health"));
+        service.broken.store(true, Ordering::Relaxed);
+        let mut harness = Harness::start(&of(&[&service], ""));
+        let mut held = vec![hanging(&harness, &service).await];
+        for _ in 0..2 {
+            harness.apply(&wrong).unwrap();
+            until("the wrong checks fail", || healthy(&harness) == 0).await;
+            harness.apply(&right).unwrap();
+            until("the right checks pass", || healthy(&harness) == 1).await;
+            held.push(hanging(&harness, &service).await);
+        }
+        // It stays so, over several checks of each kind.
+        let (checks, wrong_checks) = (service.checks.load(Ordering::Relaxed), service.requests());
+        until("it is checked again", || {
+            assert_eq!(healthy(&harness), 1);
+            service.checks.load(Ordering::Relaxed) > checks + 5
+        })
+        .await;
+        assert_eq!(service.requests(), wrong_checks, "the checks of old revisions have ended");
+    });
+}
+
+#[test]
+fn a_check_that_is_new_decides_though_older_revisions_have_none() {
+    block_on(async {
+        let (good, ill) = (Service::start("good"), Service::start("ill"));
+        ill.ill.store(true, Ordering::Relaxed);
+        let services = [&good, &ill];
+        // Passive checks have the old revision look at its targets, too.
+        let fields = |check: &str| {
+            of(
+                &services,
+                &format!(
+                    ", health_check: {{{check}passive: {{consecutive_failures: 2}}, panic_threshold_percent: 0}}"
+                ),
+            )
+        };
+        let mut harness = Harness::start(&fields(""));
+        let _hanging = hanging(&harness, &good).await;
+        harness.apply(&fields("active: {path: /health, interval: 100ms, unhealthy_after: 1}, ")).unwrap();
+        until("the check has failed", || healthy(&harness) == 1).await;
+        let checks = ill.checks.load(Ordering::Relaxed);
+        let mut client = Client::connect(harness.address()).await;
+        while ill.checks.load(Ordering::Relaxed) < checks + 5 {
+            assert_eq!((healthy(&harness), client.get("/").await.text()), (1, "good"));
+        }
+    });
+}
+
+#[test]
+fn a_revision_that_is_rejected_changes_nothing_of_the_targets() {
+    block_on(async {
+        let (good, ill) = (Service::start("good"), Service::start("ill"));
+        ill.ill.store(true, Ordering::Relaxed);
+        let check = |path: &str| {
+            format!(", health_check: {{active: {{path: {path}, interval: 1h}}, panic_threshold_percent: 0}}")
+        };
+        let document = of(&[&good, &ill], &check("/health"));
+        let mut harness = Harness::start(&document);
+        until("the check has failed", || healthy(&harness) == 1).await;
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = format!("\nlisteners: [{{name: other, address: '{}'}}]", taken.local_addr().unwrap());
+        let requests = good.requests() + ill.requests();
+        for fields in ["", &check("/elsewhere")] {
+            let rejected = format!("{}{listener}", of(&[&good, &ill], fields));
+            harness.apply(&rejected).expect_err("the port is taken");
+        }
+        // One that leaves the check alone finds the targets as they were.
+        harness.apply(&of(&[&good, &ill], &format!("{}, idle_timeout: 5s", check("/health")))).unwrap();
+        assert_eq!(healthy(&harness), 1);
+        let mut client = Client::connect(harness.address()).await;
+        assert_eq!(shares(&mut client, 20).await, BTreeMap::from([("good".to_owned(), 20)]));
+        assert_eq!(good.requests() + ill.requests(), requests + 20, "nothing was checked elsewhere");
     });
 }
 
@@ -515,6 +644,28 @@ fn names_are_resolved_again_when_their_records_run_out() {
         dns.fail(false);
         until("there is one", || targets() == ["127.0.0.1"]).await;
         assert_eq!(shares(&mut client, 10).await["a"], 10);
+    });
+}
+
+#[test]
+fn new_names_are_looked_up_all_at_a_time() {
+    block_on(async {
+        // A name server that does not answer.
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let dns = silent.local_addr().unwrap();
+        let upstreams: Vec<_> = (0..10)
+            .map(|it| {
+                format!(
+                    "{{name: u{it}, targets: [{{address: 'a{it}.test:80'}}, {{address: 'b{it}.test:80'}}]}}"
+                )
+            })
+            .collect();
+        let mut harness = Harness::with("", |settings| settings.dns_servers = vec![dns]);
+        let began = Instant::now();
+        harness.apply(&format!("upstreams: [{}]", upstreams.join(", "))).unwrap();
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(290), "a first address is waited for: {took:?}");
+        assert!(took < Duration::from_secs(2), "but not for each: {took:?}");
     });
 }
 

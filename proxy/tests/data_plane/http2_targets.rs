@@ -210,6 +210,114 @@ fn requests_share_connections_as_far_as_the_target_lets_them() {
     });
 }
 
+/// To targets that speak HTTP/2, with these limits.
+fn limited(targets: &[std::net::SocketAddr], limits: &str) -> String {
+    let targets: Vec<_> = targets.iter().map(|target| format!("{{address: '{target}'}}")).collect();
+    format!(
+        "
+upstreams: [{{name: u, protocol: http2, connect_timeout: 15s, targets: [{}], circuit_breaker: {{limits: {{{limits}}}}}}}]
+routes: [{{name: all, forward: {{upstreams: [{{name: u}}]}}}}]
+",
+        targets.join(", ")
+    )
+}
+
+/// How many requests wait for a connection.
+fn awaited(harness: &Harness) -> u32 {
+    harness.proxy.counted(|_, compiled, _, _| {
+        compiled.active.upstreams.iter().flatten().map(|upstream| upstream.load.awaited()).sum()
+    })
+}
+
+#[test]
+fn requests_wait_for_room_where_there_may_be_no_more_connections() {
+    block_on(async {
+        let (backend, allowed, waits) = waiting(Some(1));
+        let document = limited(&[backend.address], "connections: 1, pending: 4");
+        let harness = Harness::with(&document, |settings| settings.workers = 1);
+        let Client::Http2(sender) = Client::connect_http2(harness.address()).await else { unreachable!() };
+        let ask = || {
+            let mut client = Client::Http2(sender.clone());
+            tokio::spawn(async move { client.get("/").await.status })
+        };
+        // The first tells what the target allows.
+        allowed.add_permits(1);
+        assert_eq!(ask().await.unwrap(), 200);
+        let _ = allowed.acquire().await.map(tokio::sync::SemaphorePermit::forget);
+        waits.store(0, Ordering::Relaxed);
+        let mut running = vec![ask()];
+        until("one has come", || waits.load(Ordering::Relaxed) == 1).await;
+        for count in 1..=4 {
+            running.push(ask());
+            until("it waits", || awaited(&harness) == count).await;
+        }
+        assert_eq!(ask().await.unwrap(), 503, "with four others");
+        allowed.add_permits(1);
+        for running in running {
+            assert_eq!(running.await.unwrap(), 200);
+        }
+        assert_eq!((backend.connections(), awaited(&harness)), (1, 0));
+    });
+}
+
+#[test]
+fn all_who_wait_share_the_connection_that_one_of_them_makes() {
+    block_on(async {
+        let hang = Arc::new(Semaphore::new(0));
+        let (gate, held) = (Arc::clone(&hang), Arc::<AtomicUsize>::default());
+        let counted = Arc::clone(&held);
+        let slow = Backend::speaking(Wire::Http2, move |_| {
+            let gate = Arc::clone(&gate);
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let _ = gate.acquire().await;
+                Response::new(full("slow"))
+            }
+        });
+        let other = Backend::speaking(Wire::Http2, |_| async { Response::new(full("other")) });
+        let document = limited(&[slow.address, other.address], "connections: 1, pending: 100");
+        let harness = Harness::with(&document, |settings| settings.workers = 1);
+        let Client::Http2(sender) = Client::connect_http2(harness.address()).await else { unreachable!() };
+        let ask = || {
+            let mut client = Client::Http2(sender.clone());
+            tokio::spawn(async move { client.get("/").await.status })
+        };
+        // Those to the other target wait.
+        let mut running = Vec::new();
+        while held.load(Ordering::Relaxed) == 0 {
+            running.push(ask());
+            until("it is held or answered", || {
+                held.load(Ordering::Relaxed) > 0 || running.iter().all(tokio::task::JoinHandle::is_finished)
+            })
+            .await;
+        }
+        running.extend((0..20).map(|_| ask()));
+        until("half of them wait", || awaited(&harness) == 10).await;
+        hang.add_permits(1);
+        for running in running {
+            assert_eq!(running.await.unwrap(), 200);
+        }
+        assert!(other.connections() <= 2, "{}", other.connections());
+    });
+}
+
+#[test]
+fn idle_connections_are_given_up_for_who_waits() {
+    block_on(async {
+        let answering = || Backend::speaking(Wire::Http2, |_| async { Response::new(full("ok")) });
+        // Those to another target, and those of another worker.
+        for (targets, pending, workers) in [(2, 0, 1), (1, 4, 2), (2, 4, 2)] {
+            let targets: Vec<_> = (0..targets).map(|_| answering()).collect();
+            let addresses: Vec<_> = targets.iter().map(|target| target.address).collect();
+            let document = limited(&addresses, &format!("connections: 1, pending: {pending}"));
+            let harness = Harness::with(&document, |settings| settings.workers = workers);
+            for _ in 0..16 {
+                assert_eq!(harness.get("/").await.status, 200, "{pending} {workers}");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_connection_outlives_revisions_and_ends_when_it_is_idle() {
     block_on(async {

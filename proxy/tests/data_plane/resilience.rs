@@ -15,7 +15,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::harness::{Answer, AnyBody, Backend, Client, Harness, block_on, full, nobody, read_head, until};
+use crate::harness::{
+    Answer, AnyBody, Backend, Client, Harness, Wire, block_on, full, nobody, read_head, until,
+};
 use crate::telling::{lines, metrics};
 
 /// A document with one route that sends everything to the upstream `u`.
@@ -115,6 +117,31 @@ fn what_failed_is_sent_to_another_target() {
 }
 
 #[test]
+fn what_a_target_may_have_begun_is_not_sent_again_when_a_try_is_late() {
+    block_on(async {
+        for (wire, protocol) in [(Wire::Http1, "http1"), (Wire::Http2, "http2")] {
+            let got = Arc::<AtomicUsize>::default();
+            let counted = Arc::clone(&got);
+            let hangs = Backend::speaking(wire, move |_| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                std::future::pending()
+            });
+            let harness = Harness::start(&document(
+                &[hangs.address],
+                &format!(", protocol: {protocol}"),
+                ", retry: {on: [reset], attempts: 2, per_try_timeout: 200ms}",
+            ));
+            let mut client = Client::connect(harness.address()).await;
+            for (method, sent) in [("GET", 3), ("POST", 1), ("POST", 1)] {
+                got.store(0, Ordering::Relaxed);
+                assert_eq!(client.send(request(method, full("body"))).await.status, 504);
+                assert_eq!(got.load(Ordering::Relaxed), sent, "{method} over {protocol}");
+            }
+        }
+    });
+}
+
+#[test]
 fn retries_end_and_what_came_of_them_is_told() {
     block_on(async {
         let (sender, receiver) = access_log::channel(100);
@@ -139,6 +166,29 @@ fn retries_end_and_what_came_of_them_is_told() {
         assert!(metrics.lines().any(|found| found == line), "{metrics}");
         // The connection of an answer that was not wanted is used again.
         assert_eq!(bad.connections(), 1);
+    });
+}
+
+#[test]
+fn the_time_of_a_request_is_not_that_of_an_answer_that_was_not_wanted() {
+    block_on(async {
+        let (sender, receiver) = access_log::channel(100);
+        let first = AtomicBool::new(true);
+        let backend = Backend::start(move |_| {
+            let hangs = !first.swap(false, Ordering::Relaxed);
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                status(503, "bad")
+            }
+        });
+        let forward = ", timeout: 500ms, retry: {on: [5xx]}";
+        let harness = Harness::with_log(&document(&[backend.address], "", forward), Some(sender));
+        assert_eq!(harness.get("/").await.status, 504);
+        let line = &lines(&receiver, 1).await[0];
+        assert!(line["duration_ms"].as_f64().unwrap() >= 400.0, "{line}");
+        assert!(line["upstream_ms"].is_null(), "{line}");
     });
 }
 
@@ -184,6 +234,29 @@ fn a_body_is_sent_again_as_it_was_up_to_a_size() {
         }
         assert_eq!(status, 502);
         assert!(metrics(&harness).contains(r#"outcome="body_too_large"} 1"#));
+    });
+}
+
+#[test]
+fn a_large_body_of_which_nothing_was_taken_goes_to_another_target() {
+    block_on(async {
+        for (wire, protocol) in [(Wire::Http1, "http1"), (Wire::Http2, "http2")] {
+            let good = Backend::speaking(wire, |request: Request<hyper::body::Incoming>| async move {
+                let body = request.into_body().collect().await.unwrap();
+                Response::new(full(body.to_bytes()))
+            });
+            let harness = Harness::start(&document(
+                &[nobody(), good.address],
+                &format!(", protocol: {protocol}"),
+                ", retry: {on: [connect-failure]}",
+            ));
+            let mut client = Client::connect(harness.address()).await;
+            let large = Bytes::from(vec![b'x'; 100_000]);
+            for _ in 0..6 {
+                let answer = client.send(request("POST", full(large.clone()))).await;
+                assert_eq!((answer.status, answer.body.len()), (200, 100_000), "{protocol}");
+            }
+        }
     });
 }
 
@@ -451,6 +524,167 @@ fn an_upstream_gets_no_more_connections_than_it_may_and_who_waits_is_served() {
     });
 }
 
+/// A backend that answers a request for a path with `hang` in it when it may, and others at once; and how many it holds.
+fn holding() -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
+    holding_over(Wire::Http1)
+}
+
+fn holding_over(wire: Wire) -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
+    let (release, held) = (Arc::new(Semaphore::new(0)), Arc::<AtomicUsize>::default());
+    let (gate, holding) = (Arc::clone(&release), Arc::clone(&held));
+    let backend = Backend::speaking(wire, move |request| {
+        let (gate, holding) = (Arc::clone(&gate), Arc::clone(&holding));
+        async move {
+            if request.uri().path().contains("hang") {
+                holding.fetch_add(1, Ordering::Relaxed);
+                gate.acquire().await.unwrap().forget();
+            }
+            status(200, "ok")
+        }
+    });
+    (backend, release, held)
+}
+
+/// Asks for `path` without waiting for the answer.
+fn ask(address: SocketAddr, path: &'static str) -> tokio::task::JoinHandle<u16> {
+    tokio::spawn(async move { Client::connect(address).await.get(path).await.status })
+}
+
+#[test]
+fn upstreams_with_a_target_in_common_have_their_own_connections_where_they_are_counted() {
+    block_on(async {
+        for (first, then) in [("/free", "/limited"), ("/limited", "/free")] {
+            let (backend, release, held) = holding();
+            let document = format!(
+                "
+upstreams:
+- {{name: free, targets: [{{address: '{0}'}}]}}
+- {{name: limited, targets: [{{address: '{0}'}}], circuit_breaker: {{limits: {{connections: 1, pending: 0}}}}}}
+routes:
+- {{name: free, match: {{paths: [{{prefix: /free}}]}}, forward: {{upstreams: [{{name: free}}]}}}}
+- {{name: limited, match: {{paths: [{{prefix: /limited}}]}}, forward: {{upstreams: [{{name: limited}}]}}}}
+",
+                backend.address
+            );
+            let harness = Harness::with(&document, |settings| settings.workers = 1);
+            let address = harness.address();
+            let mut client = Client::connect(address).await;
+            // Its connection is idle now.
+            assert_eq!(client.get(first).await.status, 200);
+            let hang = if then == "/free" { "/free/hang" } else { "/limited/hang" };
+            let hanging = ask(address, hang);
+            until("it hangs", || held.load(Ordering::Relaxed) == 1).await;
+            assert_eq!(backend.connections(), 2, "{first} and {then}");
+            // The one of the upstream with limits is in use, or idle.
+            let expected = if then == "/limited" { 503 } else { 200 };
+            assert_eq!(client.get("/limited").await.status, expected);
+            release.add_permits(1);
+            assert_eq!(hanging.await.unwrap(), 200);
+        }
+    });
+}
+
+#[test]
+fn an_upstream_that_gets_limits_loses_no_connection_to_others() {
+    block_on(async {
+        for (wire, protocol) in [(Wire::Http1, "http1"), (Wire::Http2, "http2")] {
+            let (backend, release, held) = holding_over(wire);
+            let document = |limits: &str| {
+                format!(
+                    "
+upstreams:
+- {{name: a, protocol: {protocol}, targets: [{{address: '{0}'}}]{limits}}}
+- {{name: b, protocol: {protocol}, targets: [{{address: '{0}'}}]}}
+routes:
+- {{name: a, match: {{paths: [{{prefix: /a}}]}}, forward: {{upstreams: [{{name: a}}]}}}}
+- {{name: b, match: {{paths: [{{prefix: /b}}]}}, forward: {{upstreams: [{{name: b}}]}}}}
+",
+                    backend.address
+                )
+            };
+            let mut harness = Harness::with(&document(""), |settings| settings.workers = 1);
+            assert_eq!(harness.get("/a").await.status, 200);
+            let limits = ", circuit_breaker: {limits: {connections: 1, pending: 0}}";
+            harness.apply(&document(limits)).unwrap();
+            let hanging = ask(harness.address(), "/b/hang");
+            until("it hangs", || held.load(Ordering::Relaxed) == 1).await;
+            assert_eq!((harness.get("/a").await.status, protocol), (200, protocol));
+            release.add_permits(1);
+            assert_eq!(hanging.await.unwrap(), 200);
+        }
+    });
+}
+
+#[test]
+fn who_waits_gets_a_connection_from_before_there_were_limits() {
+    block_on(async {
+        let (backend, release, held) = holding();
+        let targets = [backend.address];
+        let mut harness = Harness::with(&document(&targets, "", ""), |settings| settings.workers = 1);
+        let address = harness.address();
+        let hanging = ask(address, "/hang");
+        until("it hangs", || held.load(Ordering::Relaxed) == 1).await;
+        let limits = ", connect_timeout: 10s, circuit_breaker: {limits: {connections: 1}}";
+        harness.apply(&document(&targets, limits, "")).unwrap();
+        let waiting = ask(address, "/");
+        until("it waits", || {
+            harness.proxy.counted(|_, compiled, _, _| {
+                compiled.active.upstreams.iter().flatten().any(|upstream| upstream.load.awaited() == 1)
+            })
+        })
+        .await;
+        let began = Instant::now();
+        release.add_permits(1);
+        assert_eq!((hanging.await.unwrap(), waiting.await.unwrap()), (200, 200));
+        assert!(began.elapsed() < Duration::from_secs(5), "at once");
+    });
+}
+
+#[test]
+fn idle_connections_of_another_worker_are_closed_for_all_who_wait() {
+    block_on(async {
+        const COUNT: usize = 12;
+        let (backend, release, held) = holding();
+        let upstream = format!(
+            ", connect_timeout: 15s, circuit_breaker: {{limits: {{connections: {COUNT}, pending: {COUNT}}}}}"
+        );
+        let harness = Harness::start(&document(&[backend.address], &upstream, ""));
+        // The requests of a client are all at one worker, so sooner or later it is the other one that has the connections.
+        for client in 1..=8 {
+            let Client::Http2(sender) = Client::connect_http2(harness.address()).await else {
+                unreachable!()
+            };
+            let mut running = JoinSet::new();
+            for _ in 0..COUNT {
+                let mut client = Client::Http2(sender.clone());
+                running.spawn(async move { client.get("/hang").await.status });
+            }
+            let began = Instant::now();
+            until("all have a connection", || held.load(Ordering::Relaxed) == client * COUNT).await;
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+            release.add_permits(COUNT);
+            while let Some(status) = running.join_next().await {
+                assert_eq!(status.unwrap(), 200);
+            }
+        }
+    });
+}
+
+#[test]
+fn nobody_is_refused_while_there_is_an_idle_connection_to_another_target() {
+    block_on(async {
+        let targets = [Backend::text("a"), Backend::text("b")];
+        let addresses: Vec<_> = targets.iter().map(|target| target.address).collect();
+        let upstream = ", circuit_breaker: {limits: {connections: 1, pending: 0}}";
+        let harness = Harness::with(&document(&addresses, upstream, ""), |settings| settings.workers = 1);
+        let mut client = Client::connect(harness.address()).await;
+        for _ in 0..6 {
+            assert_eq!(client.get("/").await.status, 200);
+        }
+        assert!(targets.iter().all(|target| target.connections() == 3));
+    });
+}
+
 #[test]
 fn who_would_wait_too_long_or_with_too_many_is_refused() {
     block_on(async {
@@ -686,6 +920,34 @@ fn a_mirror_gets_copies_with_their_bodies() {
         }
         until("the copies are there", || copies.lock().unwrap().len() > 60).await;
         assert!(copies.lock().unwrap().len() < 140, "{}", copies.lock().unwrap().len());
+    });
+}
+
+#[test]
+fn a_request_that_wants_to_switch_protocols_is_not_mirrored() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        let (shadow, copies) = shadow();
+        let harness = Harness::start(&mirrored(backend.address, shadow.address, 100.0));
+        let mut client = Client::connect(harness.address()).await;
+        for round in 0..4 {
+            let mut request = request("GET", full(""));
+            if round < 3 {
+                let fields = [
+                    ("connection", "upgrade"),
+                    ("upgrade", "websocket"),
+                    ("sec-websocket-version", "13"),
+                    ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+                ];
+                for (name, value) in fields {
+                    request.headers_mut().insert(name, value.parse().unwrap());
+                }
+            }
+            assert_eq!(client.send(request).await.status, 200);
+        }
+        until("a copy is there", || !copies.lock().unwrap().is_empty()).await;
+        let copies = copies.lock().unwrap();
+        assert!(copies.len() == 1 && !copies[0].0.headers.contains_key("upgrade"), "{copies:?}");
     });
 }
 
