@@ -343,6 +343,14 @@ impl Connection {
         self.stream.is_quiet()
     }
 
+    /// Gives up the memory for reading, of a connection that is idle.
+    pub fn rest(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+            self.read_size = READ;
+        }
+    }
+
     /// Lets the rest of `request` be written by a task of its own, while the answer is read.
     pub fn share(self: Box<Self>, mut request: Outgoing) -> Shared {
         let connection = Rc::new(RefCell::new(self));

@@ -56,8 +56,9 @@ struct Idle {
 /// How long it is remembered what a target has chosen to speak.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
-/// Most idle connections of one worker to one endpoint; what comes back beyond is closed.
-const MAX_IDLE: usize = 1024;
+/// Most idle connections of one worker to one endpoint; what comes back beyond is closed. As many as a worker's requests at a
+/// time by default: fewer, and who serves thousands of clients would open connections all the time.
+const MAX_IDLE: usize = 8192;
 
 impl Pool {
     /// That of this worker. `wanted` has one for each.
@@ -230,6 +231,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         idle.retain(|_, connections| {
             connections.retain_mut(|idle| idle.until > now && idle.connection.is_alive());
+            connections.iter_mut().for_each(|idle| idle.connection.rest());
             !connections.is_empty()
         });
     }
