@@ -68,6 +68,23 @@ async fn a_file_is_applied_and_again_when_it_changes_and_costs_its_change() {
     soon("it ends", follower.task).await.unwrap().unwrap();
 }
 
+#[tokio::test]
+async fn a_file_that_has_not_changed_for_a_while_is_still_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("signalbox.yaml");
+    std::fs::write(&path, TWO).unwrap();
+    let follower = Follower::start(&path);
+    follower.until_serves(&["route/a", "route/b"]).await;
+    let began = std::time::Instant::now();
+    // From then on it is told by its times whether it is still the same.
+    eventually("it is old enough", || began.elapsed().as_millis() > 4_500).await;
+    // As long as before, and changed at once again.
+    std::fs::write(&path, TWO.replace("body: b", "body: x")).unwrap();
+    eventually("it is applied", || follower.applied().len() == 2).await;
+    std::fs::write(&path, TWO.replace("body: b", "body: y")).unwrap();
+    eventually("it is applied again", || follower.applied() == [(1, 2), (2, 1), (3, 1)]).await;
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_file_behind_a_link_that_is_moved_is_followed() {
