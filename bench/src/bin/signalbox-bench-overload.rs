@@ -4,20 +4,20 @@
 //! two and three times that, whether answers come or not, as many users would send them: over a connection that is free, else
 //! over a new one. An answer later than two seconds counts as none, for the user has left.
 //!
-//! The proxy has core 0, together with as many busy loops as are asked for: they make it slow enough that one other core
-//! can ask too much of it. Load and backend are in this process, on core 1.
+//! The proxy has core 0; load and backend are in this process, on core 1. So that one core can ask too much of another,
+//! requests are such that they cost the proxy far more than who makes them: a JSON body that many plugins change.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde::Serialize;
-use signalbox_bench::{Quantiles, publish, raise_open_files, resident, table};
+use signalbox_bench::{Quantiles, cpu, publish, raise_open_files, resident, table};
 use signalbox_tests::Proxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,9 +31,9 @@ struct Args {
     /// How long each rate is kept.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Busy loops that share the proxy's core.
-    #[arg(long, default_value_t = 3)]
-    spinners: u32,
+    /// Plugins that change each request's body.
+    #[arg(long, default_value_t = 12)]
+    plugins: u32,
     /// Where the results go.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -76,7 +76,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 const CLIENTS: usize = 64;
 
-const REQUEST: &[u8] = b"GET /a/b HTTP/1.1\r\nhost: test.example\r\naccept: */*\r\n\r\n";
+/// Of a request's body, bytes.
+const BODY: usize = 24 << 10;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 100\r\n\r\n\
 0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789";
 
@@ -91,13 +92,21 @@ async fn measure(args: Args) -> Result<()> {
     let backend = backend().await?;
     let dir = tempfile::tempdir()?;
     let config = dir.path().join("proxy.yaml");
+    let names: Vec<_> = (0..args.plugins).map(|number| format!("p{number}")).collect();
+    let plugin = |name| {
+        format!("{{name: {name}, type: request-transform, config: {{append: {{body: {{seen: {name}}}}}}}}}")
+    };
+    let plugins: Vec<_> = names.iter().map(plugin).collect();
     std::fs::write(
         &config,
         format!(
             "listeners: [{{name: http, address: '127.0.0.1:8080'}}]
 upstreams: [{{name: u, targets: [{{address: '{backend}'}}]}}]
-routes: [{{name: r, match: {{paths: [{{prefix: /a}}]}}, forward: {{upstreams: [{{name: u}}]}}}}]
-"
+routes: [{{name: r, match: {{paths: [{{prefix: /a}}]}}, plugins: [{}], forward: {{upstreams: [{{name: u}}]}}}}]
+plugins: [{}]
+",
+            names.join(", "),
+            plugins.join(", "),
         ),
     )?;
     let mut builder = Proxy::builder().config(&config);
@@ -108,12 +117,15 @@ routes: [{{name: r, match: {{paths: [{{prefix: /a}}]}}, forward: {{upstreams: [{
     let pid = proxy.pid().context("the proxy has ended")?;
     pin(pid, 0)?;
     pin(std::process::id(), 1)?;
-    let _spinners = (0..args.spinners).map(|_| Spinner::start()).collect::<Result<Vec<_>>>()?;
     let time = Duration::from_secs(args.seconds);
-    let capacity = capacity(proxy.http(), time).await? / time.as_secs_f64();
+    let request: Rc<[u8]> = request().into();
+    let before = cpu(std::process::id())?;
+    let capacity = capacity(proxy.http(), &request, time).await? / time.as_secs_f64();
+    let own = (cpu(std::process::id())? - before).as_secs_f64() / time.as_secs_f64();
+    ensure!(own < 0.5, "load and backend take {own:.2} of their core: what is found out would be about them");
     let mut rates = Vec::new();
     for factor in [0.5, 1.0, 2.0, 3.0] {
-        rates.push(offer(proxy.http(), factor, capacity * factor, time, pid).await?);
+        rates.push(offer(proxy.http(), &request, factor, capacity * factor, time, pid).await?);
     }
     let result = Measured { capacity_per_second: capacity, rates };
     let rows: Vec<Vec<String>> = result
@@ -158,22 +170,12 @@ fn pin(pid: u32, core: u32) -> Result<()> {
     Ok(())
 }
 
-/// A busy loop on the proxy's core.
-struct Spinner(Child);
-
-impl Spinner {
-    fn start() -> Result<Self> {
-        let child = Command::new("taskset").args(["-c", "0", "sh", "-c", "while :; do :; done"]).spawn()?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Spinner {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A request with a body that takes the proxy's plugins a while.
+fn request() -> Vec<u8> {
+    let members: Vec<_> = (0..BODY / 24).map(|number| format!("\"m{number:06}\":{number:010}.5")).collect();
+    let body = format!("{{{}}}", members.join(",")).replace(":0", ":1");
+    let head = "POST /a/b HTTP/1.1\r\nhost: test.example\r\ncontent-type: application/json\r\n";
+    format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
 async fn backend() -> Result<SocketAddr> {
@@ -184,11 +186,11 @@ async fn backend() -> Result<SocketAddr> {
             // It only fails when the connection is gone.
             let _ = stream.set_nodelay(true);
             tokio::task::spawn_local(async move {
-                let mut head = Vec::with_capacity(4096);
+                let mut read = Vec::with_capacity(64 << 10);
                 loop {
-                    head.clear();
-                    while !head.ends_with(b"\r\n\r\n") {
-                        match stream.read_buf(&mut head).await {
+                    read.clear();
+                    while whole(&read).is_none_or(|length| read.len() < length) {
+                        match stream.read_buf(&mut read).await {
                             Ok(1..) => {}
                             _ => return,
                         }
@@ -203,17 +205,26 @@ async fn backend() -> Result<SocketAddr> {
     Ok(address)
 }
 
+/// How long a message is, head and body, once its head is there.
+fn whole(message: &[u8]) -> Option<usize> {
+    let head = message.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let text = std::str::from_utf8(message.get(..head)?).ok()?;
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+    Some(head + 4 + length.parse::<usize>().ok()?)
+}
+
 /// How many requests are answered in `time` when there is always another one to answer.
-async fn capacity(address: SocketAddr, time: Duration) -> Result<f64> {
+async fn capacity(address: SocketAddr, request: &Rc<[u8]>, time: Duration) -> Result<f64> {
     let end = Instant::now() + time;
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..CLIENTS {
+        let request = Rc::clone(request);
         clients.spawn_local(async move {
             let mut stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             let mut count = 0u32;
             while Instant::now() < end {
-                ask(&mut stream).await?;
+                ask(&mut stream, &request).await?;
                 count += 1;
             }
             anyhow::Ok(count)
@@ -227,7 +238,14 @@ async fn capacity(address: SocketAddr, time: Duration) -> Result<f64> {
 }
 
 /// Offers `rate` requests a second for `time`.
-async fn offer(address: SocketAddr, factor: f64, rate: f64, time: Duration, pid: u32) -> Result<Rate> {
+async fn offer(
+    address: SocketAddr,
+    request: &Rc<[u8]>,
+    factor: f64,
+    rate: f64,
+    time: Duration,
+    pid: u32,
+) -> Result<Rate> {
     let seen = Rc::<Seen>::default();
     let began = Instant::now();
     let mut sent = 0u64;
@@ -236,7 +254,7 @@ async fn offer(address: SocketAddr, factor: f64, rate: f64, time: Duration, pid:
         let due = (began.elapsed().as_secs_f64() * rate) as u64;
         while sent < due {
             let at = began + Duration::from_secs_f64(sent as f64 / rate);
-            clients.spawn_local(one(address, Rc::clone(&seen), at));
+            clients.spawn_local(one(address, Rc::clone(request), Rc::clone(&seen), at));
             sent += 1;
         }
         while clients.try_join_next().is_some() {}
@@ -259,7 +277,7 @@ async fn offer(address: SocketAddr, factor: f64, rate: f64, time: Duration, pid:
 }
 
 /// One user's request, due at `at`.
-async fn one(address: SocketAddr, seen: Rc<Seen>, at: Instant) {
+async fn one(address: SocketAddr, request: Rc<[u8]>, seen: Rc<Seen>, at: Instant) {
     let idle = seen.idle.borrow_mut().pop();
     let exchange = async {
         let mut stream = match idle {
@@ -272,7 +290,7 @@ async fn one(address: SocketAddr, seen: Rc<Seen>, at: Instant) {
                 stream
             }
         };
-        let (status, keep) = ask(&mut stream).await?;
+        let (status, keep) = ask(&mut stream, &request).await?;
         anyhow::Ok((status, keep.then_some(stream)))
     };
     let kept = match tokio::time::timeout_at((at + PATIENCE).into(), exchange).await {
@@ -296,8 +314,8 @@ async fn one(address: SocketAddr, seen: Rc<Seen>, at: Instant) {
 }
 
 /// Sends a request; its status, and whether the connection stays.
-async fn ask(stream: &mut TcpStream) -> Result<(u16, bool)> {
-    stream.write_all(REQUEST).await?;
+async fn ask(stream: &mut TcpStream, request: &[u8]) -> Result<(u16, bool)> {
+    stream.write_all(request).await?;
     let mut answer = Vec::with_capacity(1024);
     loop {
         ensure!(stream.read_buf(&mut answer).await? > 0, "it was closed");

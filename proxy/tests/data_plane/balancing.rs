@@ -111,7 +111,7 @@ async fn get_with(client: &mut Client, path: &str, headers: &[(&str, &str)]) -> 
     client.send(request.body(full("")).unwrap()).await
 }
 
-const PASSIVE: &str = ", health_check: {passive: {consecutive_failures: 3, ejection: 400ms, interval: 60s}, panic_threshold_percent: 0}";
+const PASSIVE: &str = ", health_check: {passive: {consecutive_failures: 3, ejection: 2s, interval: 60s}, panic_threshold_percent: 0}";
 
 #[test]
 fn a_target_whose_requests_fail_is_ejected_comes_back_and_stays_away_longer_the_next_time() {
@@ -136,8 +136,8 @@ fn a_target_whose_requests_fail_is_ejected_comes_back_and_stays_away_longer_the_
             until("it is back", || healthy(&harness) == 2).await;
             away.push(ejected.elapsed());
         }
-        assert!(away[0] >= Duration::from_millis(300) && away[0] < Duration::from_millis(790), "{away:?}");
-        assert!(away[1] >= Duration::from_millis(700), "{away:?}");
+        assert!(away[0] >= Duration::from_millis(1800), "{away:?}");
+        assert!(away[1] >= away[0] + Duration::from_secs(1), "{away:?}");
         b.broken.store(false, Ordering::Relaxed);
         assert_eq!(shares(&mut client, 50).await["b"], 25);
     });
@@ -485,6 +485,20 @@ fn requests_that_are_known_by_the_same_go_to_the_same_target() {
             }
             harness.apply(&of(&all, &fields("source_ip"))).unwrap();
             assert_eq!(shares(&mut client, 20).await.len(), 1);
+            // Whom a load balancer speaks for is who counts.
+            let address = harness.address();
+            let listener = format!(
+                "listeners: [{{name: http, address: '{address}', trusted_proxies: [127.0.0.0/8]}}]\n"
+            );
+            harness.apply(&(listener + &of(&all, &fields("source_ip")))).unwrap();
+            let mut homes = BTreeSet::new();
+            for client_number in 0..40 {
+                let headers = [("x-forwarded-for", &*format!("198.51.100.{client_number}"))];
+                let home = get_with(&mut client, "/", &headers).await.text().to_owned();
+                assert_eq!(get_with(&mut client, "/", &headers).await.text(), home);
+                homes.insert(home);
+            }
+            assert!(homes.len() > 2, "{policy}: {homes:?}");
         }
     });
 }
@@ -499,7 +513,7 @@ fn a_cookie_is_set_that_leads_back_to_the_same_target() {
         let harness = Harness::start(&of(&all, fields));
         let mut client = Client::connect(harness.address()).await;
         let mut homes = BTreeSet::new();
-        for _ in 0..20 {
+        for _ in 0..60 {
             let first = client.get("/").await;
             let set = first.headers["set-cookie"].to_str().unwrap();
             let (cookie, attributes) = set.split_once(';').unwrap();
@@ -632,7 +646,7 @@ fn names_are_resolved_again_when_their_records_run_out() {
         let changed = Instant::now();
         dns.set(&["127.0.0.1", "127.0.0.3"]);
         until("there are two", || targets() == ["127.0.0.1", "127.0.0.3"]).await;
-        assert!(changed.elapsed() < Duration::from_millis(2500), "its time to live is a second");
+        assert!(changed.elapsed() < Duration::from_secs(5), "its time to live is a second");
         let served = shares(&mut client, 20).await;
         assert_eq!(served["a"], 10, "nobody listens at the other: {served:?}");
         let asked = dns.asked();

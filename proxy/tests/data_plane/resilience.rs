@@ -82,7 +82,7 @@ fn what_failed_is_sent_to_another_target() {
             (reset.address, on_reset, "POST", false),
             (reset.address, "[reset], methods: [POST]", "POST", true),
             (reset.address, "[reset], methods: [POST]", "GET", false),
-            (hangs.address, "[reset], per_try_timeout: 30ms", "GET", true),
+            (hangs.address, "[reset], per_try_timeout: 300ms", "GET", true),
             (unavailable.address, on_gateway, "GET", true),
             (unavailable.address, on_5xx, "DELETE", true),
             (unavailable.address, on_reset, "GET", false),
@@ -521,6 +521,37 @@ fn an_upstream_gets_no_more_connections_than_it_may_and_who_waits_is_served() {
         }
         // A target may see the next connection before it sees that one was closed.
         assert!((1..=6).contains(&most.load(Ordering::SeqCst)), "{most:?}");
+    });
+}
+
+#[test]
+fn a_limit_on_connections_is_that_of_all_workers_together() {
+    block_on(async {
+        for (wire, protocol) in [(Wire::Http1, "http1"), (Wire::Http2, "http2")] {
+            let (backend, release, held) = holding_over(wire);
+            let limits = "limits: {connections: 3, pending: 0}";
+            let upstream = format!(", protocol: {protocol}, circuit_breaker: {{{limits}}}");
+            let harness =
+                Harness::with(&document(&[backend.address], &upstream, ""), |settings| settings.workers = 4);
+            // Over HTTP/2 a connection takes a hundred of them.
+            let count = if wire == Wire::Http1 { 40 } else { 400 };
+            let asked: Vec<_> = (0..count).map(|_| ask(harness.address(), "/hang")).collect();
+            let refused = || asked.iter().filter(|asked| asked.is_finished()).count();
+            let room = if wire == Wire::Http1 { 3 } else { 300 };
+            until("all have their answer, or are at the target", || {
+                held.load(Ordering::Relaxed) + refused() == count
+            })
+            .await;
+            let held = held.load(Ordering::Relaxed);
+            assert_eq!(backend.connections(), 3, "{protocol}");
+            assert!(held <= room && (wire == Wire::Http2 || held == room), "{protocol}: {held}");
+            release.add_permits(count);
+            let mut statuses = BTreeMap::<u16, usize>::new();
+            for asked in asked {
+                *statuses.entry(asked.await.unwrap()).or_default() += 1;
+            }
+            assert_eq!(statuses, BTreeMap::from([(200, held), (503, count - held)]), "{protocol}");
+        }
     });
 }
 
