@@ -22,6 +22,10 @@ need npm npm
 if [ "$purpose" = test ]; then
     postgres_binaries || packages+=(postgresql)
     need chromium chromium
+    # Peers that nobody here wrote.
+    have nginx || [ -x /usr/sbin/nginx ] || packages+=(nginx)
+    need openssl openssl
+    need h2load nghttp2-client
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then

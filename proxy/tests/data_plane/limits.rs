@@ -249,3 +249,31 @@ fn fields_are_counted_over_http2_too() {
         }
     });
 }
+
+#[test]
+fn the_limits_of_heads_are_those_of_the_listener() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = start("{header_count: 20, header_size: 8KiB}", backend.address);
+        for (count, size, status) in [(10, 10, 200), (25, 10, 431), (4, 3_000, 431)] {
+            for mut client in
+                [Client::connect(small(&harness)).await, Client::connect_http2(small(&harness)).await]
+            {
+                let mut request = Request::get("/").body(full("")).unwrap();
+                for number in 0..count {
+                    let name: http::HeaderName = format!("x-{number}").parse().unwrap();
+                    request.headers_mut().insert(name, "y".repeat(size).parse().unwrap());
+                }
+                // Over HTTP/2 a head that is too large may end as a reset of its stream.
+                let got = client.start(request).await.map(|answer| answer.status().as_u16());
+                assert!(
+                    got.as_ref().is_ok_and(|got| *got == status) || status == 431 && got.is_err(),
+                    "{got:?}"
+                );
+            }
+        }
+        let mut client = Client::connect(harness.address()).await;
+        let request = Request::get("/").header("x", "y".repeat(9_000)).body(full("")).unwrap();
+        assert_eq!(client.send(request).await.status, 200, "another listener has limits of its own");
+    });
+}

@@ -24,17 +24,28 @@ pub(crate) struct Process {
 impl Process {
     /// Runs a file with a listener `http`, and waits until it serves.
     pub(crate) async fn start(document: &str, more: &[&str]) -> Self {
+        Self::start_by(Command::new(PROGRAM), document, more).await
+    }
+
+    async fn start_by(command: Command, document: &str, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (address, admin) = (nobody(), nobody());
         let file = dir.path().join("config.yaml");
         std::fs::write(&file, format!("listeners: [{{name: http, address: '{address}'}}]\n{document}"))
             .unwrap();
-        let child = spawn(&file, admin, more);
+        let child = spawn(command, &file, admin, more);
         let process = Self { child, address, admin, _dir: dir };
         while process.ask("/readyz").await != Some(200) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         process
+    }
+
+    /// The same, with at most so many open files.
+    async fn limited(document: &str, files: u64) -> Self {
+        let mut command = Command::new("prlimit");
+        command.args([&format!("--nofile={files}:{files}"), PROGRAM]);
+        Self::start_by(command, document, &[]).await
     }
 
     /// Starts another one with the same addresses.
@@ -43,7 +54,7 @@ impl Process {
         let file = dir.path().join("config.yaml");
         let listener = format!("listeners: [{{name: http, address: '{}'}}]", self.address);
         std::fs::write(&file, format!("{listener}\n{document}")).unwrap();
-        let child = spawn(&file, self.admin, more);
+        let child = spawn(Command::new(PROGRAM), &file, self.admin, more);
         Self { child, address: self.address, admin: self.admin, _dir: dir }
     }
 
@@ -92,8 +103,10 @@ impl Drop for Process {
     }
 }
 
-fn spawn(file: &Path, admin: SocketAddr, more: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_signalbox-proxy"))
+const PROGRAM: &str = env!("CARGO_BIN_EXE_signalbox-proxy");
+
+fn spawn(mut command: Command, file: &Path, admin: SocketAddr, more: &[&str]) -> Child {
+    command
         .args(["--config", file.to_str().unwrap(), "--admin-address", &admin.to_string()])
         .args(if more.contains(&"--workers") { &[][..] } else { &["--workers", "2"] })
         .args(["--access-log", "off"])
@@ -305,8 +318,12 @@ fn a_port_that_another_proxy_shares_is_taken() {
         std::fs::write(&file, format!("listeners: [{{name: http, address: '{}'}}]", process.address))
             .unwrap();
         let admin = nobody();
-        let mut second =
-            Process { child: spawn(&file, admin, &[]), address: process.address, admin, _dir: dir };
+        let mut second = Process {
+            child: spawn(Command::new(PROGRAM), &file, admin, &[]),
+            address: process.address,
+            admin,
+            _dir: dir,
+        };
         loop {
             if second.ask("/readyz").await == Some(503) {
                 let revision = Client::connect(admin).await.get("/revision").await.json();
@@ -404,5 +421,26 @@ fn a_drain_goes_on_accepting_for_a_grace() {
             assert_eq!(Client::connect(process.address).await.get("/").await.text(), "ok");
         }
         assert!(process.ended().await.success());
+    });
+}
+
+#[test]
+fn a_limit_on_open_files_is_lived_with() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        // Half of what is left when 256 are kept for other things: 172.
+        let process = Process::limited(&forward_to(backend.address), 600).await;
+        let mut idle = Vec::new();
+        for _ in 0..150 {
+            let mut client = Client::connect(process.address).await;
+            assert_eq!(client.get("/").await.status, 200);
+            idle.push(client);
+        }
+        // Beyond, idle ones make room.
+        for _ in 0..100 {
+            assert_eq!(Client::connect(process.address).await.get("/").await.status, 200);
+        }
+        let files = std::fs::read_dir(format!("/proc/{}/fd", process.child.id())).unwrap().count();
+        assert!(files < 600, "{files}");
     });
 }

@@ -10,6 +10,7 @@ mod data_path;
 mod drain;
 mod fixture;
 mod outage;
+mod peers;
 mod replicas;
 mod rollout;
 mod soak;
