@@ -75,7 +75,7 @@ def main():
     finally:
         bench.stop_all()
         shutil.rmtree(work, ignore_errors=True)
-    publish(results, options.out)
+    publish(results, options)
 
 
 def parse_arguments():
@@ -227,9 +227,10 @@ def resumed(bench, port, seconds):
 # --- results -------------------------------------------------------------------------------------------------------
 
 
-def publish(results, out):
+def publish(results, options):
+    out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    text = []
+    text = [f"Turns of {options.seconds:g} s, {options.rounds} rounds, {options.starts} starts.\n"]
     for result in results:
         text.append(f"**{result['title']}**\n")
         text.append(f"| proxy | µs of CPU per {result['unit']} (median) | least | most | {result['rate']} a second |")

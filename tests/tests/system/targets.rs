@@ -16,7 +16,7 @@ async fn healthy(proxy: &Proxy) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn nginx_is_killed_hangs_and_comes_back_and_no_request_notices() {
+async fn nginx_is_killed_hangs_is_slow_and_comes_back_and_no_request_notices() {
     let gateway = Gateway::start(1).await;
     let proxy = &gateway.proxies[0];
     let mut backends: Vec<Nginx> =
@@ -73,6 +73,14 @@ async fn nginx_is_killed_hangs_and_comes_back_and_no_request_notices() {
         assert!(back, "{way} and back: {}", proxy.metrics().await.unwrap().0);
         load.wait_for(200).await.unwrap();
     }
+    // Slowed down to a crawl: it runs for a moment, and stands still for a while, again and again. It stays in use.
+    let mut turns = tokio::time::interval(Duration::from_millis(40));
+    for turn in 0..50 {
+        turns.tick().await;
+        if turn % 5 == 0 { backends[1].thaw() } else { backends[1].freeze() }
+    }
+    backends[1].thaw();
+    load.wait_for(200).await.unwrap();
     let report = load.finish();
     report.assert_flawless(1000);
 }
