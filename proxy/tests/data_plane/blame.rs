@@ -1,6 +1,5 @@
 //! What targets do wrong, and what then becomes of them, and of others' requests.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,18 +11,8 @@ use hyper::body::Frame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, full, nobody, read_head, until};
+use crate::resilience::document;
 use crate::telling::metrics;
-
-fn document(targets: &[SocketAddr], upstream: &str, forward: &str) -> String {
-    let targets: Vec<_> = targets.iter().map(|target| format!("{{address: '{target}'}}")).collect();
-    format!(
-        "
-upstreams: [{{name: u, targets: [{}]{upstream}}}]
-routes: [{{name: all, forward: {{upstreams: [{{name: u}}]{forward}}}}}]
-",
-        targets.join(", ")
-    )
-}
 
 #[test]
 fn a_retry_goes_to_a_target_that_has_not_had_the_request() {

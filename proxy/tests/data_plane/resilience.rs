@@ -21,7 +21,7 @@ use crate::harness::{
 use crate::telling::{lines, metrics};
 
 /// A document with one route that sends everything to the upstream `u`.
-fn document(targets: &[SocketAddr], upstream: &str, forward: &str) -> String {
+pub(crate) fn document(targets: &[SocketAddr], upstream: &str, forward: &str) -> String {
     let targets: Vec<_> = targets.iter().map(|target| format!("{{address: '{target}'}}")).collect();
     format!(
         "
