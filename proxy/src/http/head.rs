@@ -391,12 +391,19 @@ pub fn prepare_response(headers: &mut HeaderMap) {
 /// to be told. Where the target names one it counts, else the `Host` header (RFC 9112, section 3.2.2).
 #[inline]
 pub fn host<'a>(head: &'a request::Parts, special: Special) -> Result<Cow<'a, str>, Failure> {
+    normal_host(check_host(head, special)?)
+        .ok_or(Failure::BadRequest("The request's host is not a host name."))
+}
+
+/// The text that the host is in, when there is one host and no more.
+#[inline]
+fn check_host(head: &request::Parts, special: Special) -> Result<&[u8], Failure> {
     // RFC 9112, section 3.2: also where the target names a host.
     if special.has(Special::HOSTS) {
         return Err(Failure::BadRequest("The request has more than one Host header."));
     }
     let header = head.headers.get(header::HOST);
-    let given = match (head.uri.authority(), header) {
+    Ok(match (head.uri.authority(), header) {
         (Some(authority), header) => {
             let authority = authority.as_str().as_bytes();
             if head.version == Version::HTTP_2 {
@@ -412,8 +419,7 @@ pub fn host<'a>(head: &'a request::Parts, special: Special) -> Result<Cow<'a, st
         (None, Some(host)) => host.as_bytes(),
         (None, None) if head.version == Version::HTTP_10 => b"",
         (None, None) => return Err(Failure::BadRequest("The request has no Host header.")),
-    };
-    normal_host(given).ok_or(Failure::BadRequest("The request's host is not a host name."))
+    })
 }
 
 /// See [`host`]. `None`: it has a character that no host has.
@@ -449,10 +455,8 @@ pub(super) fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
 /// Makes the host that a request's target names the one of its `Host` header, so that nobody goes by another.
 #[inline]
 pub fn name_host(head: &mut request::Parts, special: Special) -> Result<(), Failure> {
-    if head.uri.authority().is_some() {
-        host(head, special)?;
-    }
     if let Some(authority) = head.uri.authority() {
+        check_host(head, special)?;
         let host = HeaderValue::from_str(authority.as_str());
         let host = host.map_err(|_| Failure::BadRequest("The request's host is not a host name."))?;
         head.headers.insert(header::HOST, host);
