@@ -107,9 +107,7 @@ impl ListenerTls {
     ) -> Result<Self, String> {
         let default = spec.default_certificate.as_ref().and_then(|name| certificates.named(name)).cloned();
         let chooser = Arc::new(Chooser { certificates: certificates.clone(), default });
-        let known = before.filter(|before| {
-            (before.spec.min_version, &before.spec.client_auth) == (spec.min_version, &spec.client_auth)
-        });
+        let known = before.filter(|before| before.asks(spec));
         let config = match known {
             Some(before) => {
                 let mut config = ServerConfig::clone(&before.config);
@@ -125,7 +123,12 @@ impl ListenerTls {
 
     /// Whether a client that shook hands as `other` asks has done all that this asks.
     pub fn asks_the_same(&self, other: &Self) -> bool {
-        (self.spec.min_version, &self.spec.client_auth) == (other.spec.min_version, &other.spec.client_auth)
+        self.asks(&other.spec)
+    }
+
+    /// Whether `spec` asks of clients what this does.
+    fn asks(&self, spec: &signalbox_config::ListenerTls) -> bool {
+        (self.spec.min_version, &self.spec.client_auth) == (spec.min_version, &spec.client_auth)
     }
 
     /// Whether it was made for these settings.

@@ -153,10 +153,6 @@ impl Load {
 }
 
 impl Permit {
-    pub fn is_of(&self, load: &Arc<Load>) -> bool {
-        Arc::ptr_eq(&self.load, load)
-    }
-
     pub fn load(&self) -> &Arc<Load> {
         &self.load
     }
