@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::warn;
 
 use crate::active::{Active, ActiveListener, RouteStats};
-use crate::deadlines::{Deadline, Deadlines};
+use crate::deadlines::Deadlines;
 use crate::http::connection::{self, Downstream};
 use crate::http::identify::Identifier;
 use crate::listener;
@@ -55,8 +55,6 @@ pub struct Worker {
     pub scratch: RefCell<Vec<u8>>,
     /// For the heads of requests: to targets, and in the access log.
     pub buffers: RefCell<Vec<Vec<u8>>>,
-    /// Of the request that has just begun on the HTTP/2 stream that is polled now, for who runs the stream.
-    pub stream_deadline: RefCell<Option<Rc<Deadline>>>,
     /// Copies of requests for mirrors that are under way.
     pub mirrors: Cell<u32>,
     pub overload: Overload,
@@ -130,7 +128,6 @@ impl Worker {
             identifier: RefCell::default(),
             log: shared.log.clone().map(Log::new),
             scratch: RefCell::default(),
-            stream_deadline: RefCell::default(),
             mirrors: Cell::new(0),
             overload: Overload::new(shared.max_requests),
             buffers: RefCell::default(),

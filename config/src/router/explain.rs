@@ -144,8 +144,8 @@ impl<T> Reached<'_, '_, T> {
         Candidate {
             route: self.entry.rule.name.to_string(),
             host: match self.host {
-                HostPattern::Exact(host) => Some(host.to_owned()),
-                HostPattern::Suffix(suffix) => Some(format!("*.{suffix}")),
+                HostPattern::Exact(host) => Some(host.as_str().to_owned()),
+                HostPattern::Suffix(suffix) => Some(format!("*.{}", suffix.as_str())),
                 HostPattern::Any => None,
             },
             path: self.path(),

@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::rule::{Bucket, Entry, Mismatch, Pattern, Query};
+use super::text::Text;
 use super::tree::{Host, PathNode, TemplateNode};
 use super::{Found, RequestParts, Slash};
 
@@ -39,8 +40,8 @@ pub(super) struct Reached<'i, 'r, T> {
 /// The host pattern that led to an entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum HostPattern<'i> {
-    Exact(&'i str),
-    Suffix(&'i str),
+    Exact(&'i Text),
+    Suffix(&'i Text),
     Any,
 }
 

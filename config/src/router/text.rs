@@ -1,7 +1,7 @@
 //! Short texts without an allocation of their own.
 
 /// An immutable text; up to 22 bytes lie in place, which the segments of most paths fit in.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum Text {
     Short { len: u8, bytes: [u8; 22] },
     Long(Box<str>),

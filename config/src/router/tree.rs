@@ -108,8 +108,8 @@ impl<T> Default for TemplateEntries<T> {
 }
 
 impl<T> Host<T> {
-    pub(super) fn pattern(&self) -> &str {
-        self.pattern.as_str()
+    pub(super) fn pattern(&self) -> &Text {
+        &self.pattern
     }
 
     pub(super) fn modify_template(

@@ -12,9 +12,19 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::{Exchange, Idle};
+use super::tunnel::Tunnel;
 use crate::deadlines::{Deadline, Deadlines};
+use crate::http2;
 use crate::telemetry::Flag;
 use crate::upstream::AnswerBody;
+
+/// A body as the client sends it.
+#[derive(Debug)]
+pub enum ClientBody {
+    None,
+    Http1(Incoming),
+    Http2(http2::Incoming),
+}
 
 /// The body of a request, on its way to a target.
 #[derive(Debug)]
@@ -33,7 +43,7 @@ pub enum RequestBody {
 /// A body as it comes from the client.
 #[derive(Debug)]
 pub struct Stream {
-    incoming: Incoming,
+    incoming: ClientBody,
     /// Bytes that may still come; `u64::MAX`: any number.
     left: u64,
     patience: Patience,
@@ -112,12 +122,41 @@ pub enum RequestBodyError {
     Late,
     #[error("the client broke off")]
     Client(#[source] hyper::Error),
+    #[error("the client broke off")]
+    ClientStream(#[source] h2::Error),
+}
+
+impl ClientBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        match self {
+            Self::None => Poll::Ready(None),
+            Self::Http1(incoming) => Pin::new(incoming).poll_frame(cx).map_err(RequestBodyError::Client),
+            Self::Http2(incoming) => incoming.poll(cx).map_err(RequestBodyError::ClientStream),
+        }
+    }
+
+    #[inline]
+    pub fn is_end(&self) -> bool {
+        match self {
+            Self::None => true,
+            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http2(incoming) => incoming.is_end(),
+        }
+    }
+
+    pub fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::None => SizeHint::with_exact(0),
+            Self::Http1(incoming) => incoming.size_hint(),
+            Self::Http2(incoming) => incoming.size_hint(),
+        }
+    }
 }
 
 impl RequestBody {
     /// Streams `incoming`, up to `limit` bytes of it.
     pub fn stream(
-        incoming: Incoming,
+        incoming: ClientBody,
         limit: Option<u64>,
         patience: Patience,
         progress: Rc<Progress>,
@@ -301,7 +340,7 @@ impl Stream {
                 return Poll::Ready(None);
             }
         }
-        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+        let frame = match self.incoming.poll_frame(cx) {
             Poll::Pending => {
                 if self.progress.state.get() == State::Untouched {
                     self.progress.state.set(State::Streaming);
@@ -327,7 +366,7 @@ impl Stream {
             }
             Some(Err(error)) => {
                 self.progress.state.set(State::Broken);
-                Some(Err(RequestBodyError::Client(error)))
+                Some(Err(error))
             }
             Some(Ok(frame)) => {
                 let size = frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -337,7 +376,7 @@ impl Stream {
                     Some(Err(RequestBodyError::TooLarge))
                 } else {
                     self.left -= size;
-                    let done = self.incoming.is_end_stream();
+                    let done = self.incoming.is_end();
                     self.progress.state.set(if done { State::Done } else { State::Streaming });
                     self.passed(Some(&frame));
                     if done {
@@ -373,8 +412,8 @@ impl Stream {
 
     fn is_end(&self) -> bool {
         match &self.kept {
-            Some(kept) => kept.is_replayed() && (kept.ended || self.incoming.is_end_stream()),
-            None => self.incoming.is_end_stream(),
+            Some(kept) => kept.is_replayed() && (kept.ended || self.incoming.is_end()),
+            None => self.incoming.is_end(),
         }
     }
 }
@@ -419,7 +458,7 @@ impl Body for RequestBody {
 pub struct ResponseBody {
     source: Source,
     /// `None`: the exchange is over.
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
 }
 
 enum Source {
@@ -427,6 +466,8 @@ enum Source {
     Whole(Bytes),
     /// From a target.
     Target(AnswerBody),
+    /// What comes is no body, but what both sides have agreed to switch to, over a stream of HTTP/2.
+    Tunnel(Box<Tunnel>),
 }
 
 /// The answer cannot be finished: the connection to the client breaks off, for there is no other way to say so.
@@ -436,7 +477,7 @@ pub struct Aborted;
 
 impl ResponseBody {
     /// An answer of the proxy itself.
-    pub fn whole(bytes: Bytes, exchange: Exchange) -> Self {
+    pub fn whole(bytes: Bytes, exchange: Box<Exchange>) -> Self {
         if bytes.is_empty() {
             exchange.complete();
             return Self { source: Source::Empty, exchange: None };
@@ -449,8 +490,40 @@ impl ResponseBody {
         Self { source: Source::Empty, exchange: None }
     }
 
+    /// Of an answer behind which the stream is not for messages any more.
+    pub(super) fn tunnel(tunnel: Box<Tunnel>) -> Self {
+        Self { source: Source::Tunnel(tunnel), exchange: None }
+    }
+
+    /// What takes the stream.
+    #[inline]
+    pub(super) fn take_tunnel(&mut self) -> Option<Box<Tunnel>> {
+        match std::mem::replace(&mut self.source, Source::Empty) {
+            Source::Tunnel(tunnel) => Some(tunnel),
+            other => {
+                self.source = other;
+                None
+            }
+        }
+    }
+
+    /// Its length, where the proxy itself answers.
+    #[inline]
+    pub fn own_length(&self) -> Option<usize> {
+        match &self.source {
+            Source::Whole(bytes) => Some(bytes.len()),
+            Source::Empty | Source::Target(_) | Source::Tunnel(_) => None,
+        }
+    }
+
+    /// The deadline of its exchange, of HTTP/2, unless that is over.
+    #[inline]
+    pub fn deadline(&self) -> Option<&Rc<Deadline>> {
+        self.exchange.as_ref()?.deadline()
+    }
+
     /// What a target answers.
-    pub fn target(body: AnswerBody, mut exchange: Exchange) -> Self {
+    pub fn target(body: AnswerBody, mut exchange: Box<Exchange>) -> Self {
         if body.is_end() {
             exchange.give_back(body);
             exchange.complete();
@@ -478,7 +551,7 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         let Some(exchange) = &mut this.exchange else { return Poll::Ready(None) };
         let frame = match &mut this.source {
-            Source::Empty => None,
+            Source::Empty | Source::Tunnel(_) => None,
             Source::Whole(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
             Source::Target(body) => match body.poll(cx) {
                 Poll::Ready(frame) => {
@@ -506,7 +579,7 @@ impl Body for ResponseBody {
             Some(Ok(frame)) => {
                 exchange.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64);
                 let ended = match &this.source {
-                    Source::Empty | Source::Whole(_) => true,
+                    Source::Empty | Source::Whole(_) | Source::Tunnel(_) => true,
                     Source::Target(body) => body.is_end(),
                 };
                 if let Some(trailers) = frame.trailers_ref() {
@@ -536,7 +609,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Empty => SizeHint::with_exact(0),
+            Source::Empty | Source::Tunnel(_) => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Target(body) => body.size_hint(),
         }

@@ -1,7 +1,8 @@
 //! A client's connection: which protocol it speaks, how long it may take, and how it ends.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::future::{Future, poll_fn};
+use std::convert::Infallible;
+use std::future::{Future as _, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -11,17 +12,20 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use hyper::server::conn::{http1, http2};
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use rustls::HandshakeKind;
-use signalbox_config::{Action, ClientCertificate, ProxyProtocol};
+use signalbox_config::{ClientCertificate, Limits, ProxyProtocol};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::body::ClientBody;
 use super::exchange::Exchange;
 use super::handle::handle;
+use super::http2;
 use super::problem::{self, Failure};
 use super::proxy_protocol;
 use super::trust::Client;
@@ -30,7 +34,6 @@ use crate::active::ActiveListener;
 use crate::deadlines::Deadline;
 use crate::stream::Stream;
 use crate::tls::{self, HandshakeFailure, ListenerTls};
-use crate::upstream::Switched;
 use crate::worker::Worker;
 
 /// What a connection and its requests know of each other.
@@ -102,7 +105,7 @@ enum End {
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What is read ahead of those who take it, bytes; more when the listener allows larger heads.
-const BUFFER: usize = 64 << 10;
+pub(super) const BUFFER: usize = 64 << 10;
 
 /// A closing connection is read for so long and so much, so that a client that is still sending gets to see the answer: the
 /// kernel resets a connection that is closed with unread data.
@@ -122,8 +125,6 @@ const LEAVING: Duration = Duration::from_secs(10);
 /// An HTTP/1.1 connection without a request for so long gives up the memory for requests, about 20 KiB, until the next one,
 /// which has to get it again. That takes a microsecond or two: nothing for one that comes so seldom.
 const REST: Duration = Duration::from_secs(1);
-
-const MAX_STREAMS: u32 = 256;
 
 /// A head and a body of up to this size together, bytes, are copied into one piece, for one plain write is faster than a
 /// vectored one.
@@ -285,7 +286,7 @@ impl Downstream {
     }
 
     /// Whether an HTTP/2 connection has had no request for so long, and has written nothing of old ones, that it may go.
-    fn is_silent(&self) -> bool {
+    pub(super) fn is_silent(&self) -> bool {
         if self.running.get() > 0 || !self.deadline.passed() {
             return false;
         }
@@ -296,32 +297,33 @@ impl Downstream {
         !moved
     }
 
+    /// Whether it is to end with its next answer.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
+    /// An HTTP/2 client is told that the connection ends. One that is `silent` anyway has little time to close it.
+    pub(super) fn leaves(&self, silent: bool) {
+        let now = Instant::now();
+        self.leaving.set(Some(now));
+        if silent {
+            self.deadline.set(Some(now + LINGER));
+        }
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.settings.borrow().limits.clone()
+    }
+
     /// Whether it is an HTTP/2 client that goes on asking although it knows that it is to leave. It has as much time to learn
     /// that as a round trip may take.
     pub fn has_left(&self) -> bool {
         self.leaving.get().is_some_and(|since| since.elapsed() > LEAVING)
     }
 
-    /// Both sides have agreed to switch to another protocol, which `target` speaks. `upgraded`: the client's stream of
-    /// HTTP/2, once it has the answer.
-    pub fn switches(exchange: Exchange, target: Switched, upgraded: Option<OnUpgrade>) {
-        let downstream = Rc::clone(&exchange.downstream);
-        let idle_timeout = exchange.route().and_then(|route| match &route.route().action {
-            Action::Forward(forward) => forward.idle_timeout,
-            Action::Redirect(_) | Action::Respond(_) => None,
-        });
-        let tunnel = Box::new(Tunnel::new(exchange, target, idle_timeout));
-        match upgraded {
-            None => *downstream.tunnel.borrow_mut() = Some(tunnel),
-            Some(upgraded) => {
-                tokio::task::spawn_local(async move {
-                    // A client that has gone meanwhile is told of when the tunnel is dropped.
-                    if let Ok(client) = upgraded.await {
-                        tunnel.run(TokioIo::new(client), b"").await;
-                    }
-                });
-            }
-        }
+    /// With its last answer it becomes a tunnel.
+    pub(super) fn switches(&self, tunnel: Box<Tunnel>) {
+        *self.tunnel.borrow_mut() = Some(tunnel);
     }
 
     /// The client was told to close while it may still be sending.
@@ -376,7 +378,7 @@ pub async fn serve(downstream: Rc<Downstream>, stream: TcpStream) {
             None => io.sniff().await,
         };
         match protocol {
-            Sniffed::Http2 if !rested => return Box::pin(serve_http2(downstream, io)).await,
+            Sniffed::Http2 if !rested => return Box::pin(http2::serve(downstream, io)).await,
             Sniffed::Http1 | Sniffed::Http2 => match Box::pin(serve_http1(&downstream, io)).await {
                 Some(resting) => io = resting,
                 None => return,
@@ -510,7 +512,11 @@ async fn serve_http1(downstream: &Rc<Downstream>, io: ClientIo) -> Option<Client
     if limits.header_count != 100 {
         builder.max_headers(limits.header_count);
     }
-    let service = service_fn(|request| handle(Rc::clone(downstream), request));
+    let service = service_fn(|request: Request<Incoming>| {
+        let downstream = Rc::clone(downstream);
+        let (mut head, body) = request.into_parts();
+        async move { Ok::<_, Infallible>(handle(downstream, &mut head, ClientBody::Http1(body)).await) }
+    });
     let mut connection = builder.serve_connection(TokioIo::new(io), service);
     let end = poll_fn(|cx| {
         downstream.deadline.register(cx.waker());
@@ -554,44 +560,6 @@ async fn serve_http1(downstream: &Rc<Downstream>, io: ClientIo) -> Option<Client
     None
 }
 
-async fn serve_http2(downstream: Rc<Downstream>, io: ClientIo) {
-    downstream.http2.set(true);
-    let limits = downstream.settings.borrow().limits.clone();
-    let worker = Rc::clone(&downstream.worker);
-    let mut builder = http2::Builder::new(LocalExecutor { worker, untaken: limits.idle_timeout });
-    builder
-        .max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX))
-        .max_concurrent_streams(MAX_STREAMS)
-        .enable_connect_protocol()
-        .max_send_buf_size(BUFFER);
-    let service = service_fn(|request| handle(Rc::clone(&downstream), request));
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-    let mut leaving = false;
-    poll_fn(|cx| {
-        downstream.deadline.register(cx.waker());
-        loop {
-            if connection.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            let silent = downstream.is_silent();
-            if silent && leaving {
-                return Poll::Ready(());
-            }
-            if leaving || !(silent || downstream.ending.get()) {
-                return Poll::Pending;
-            }
-            // GOAWAY; the streams that run are finished. A client that does not close then is left.
-            leaving = true;
-            downstream.leaving.set(Some(Instant::now()));
-            connection.as_mut().graceful_shutdown();
-            if silent {
-                downstream.deadline.set(Some(Instant::now() + LINGER));
-            }
-        }
-    })
-    .await;
-}
-
 /// Answers a client whose head does not come.
 async fn refuse_slow(mut io: ClientIo) {
     let raw = io.refuse(Failure::HeadTimeout);
@@ -610,63 +578,8 @@ async fn linger(mut io: ClientIo) {
     let _ = tokio::time::timeout(LINGER, drained).await;
 }
 
-/// Runs the tasks of HTTP/2 streams on the worker's own thread.
-#[derive(Clone)]
-struct LocalExecutor {
-    worker: Rc<Worker>,
-    untaken: Duration,
-}
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        // In a box, for it is large, and moves several times on its way to the runtime.
-        let stream = Box::pin(future);
-        let (worker, untaken) = (Rc::clone(&self.worker), self.untaken);
-        tokio::task::spawn_local(RunStream { worker, stream, deadline: None, untaken, over: false });
-    }
-}
-
-/// Runs a stream to its end, or until the time of its request is over. A client that takes nothing keeps hyper from asking
-/// for more of the answer, so that the answer itself cannot notice.
-struct RunStream<F> {
-    worker: Rc<Worker>,
-    stream: Pin<Box<F>>,
-    deadline: Option<Rc<Deadline>>,
-    /// How long the end of its answer may wait for the client.
-    untaken: Duration,
-    over: bool,
-}
-
-impl<F: Future<Output = ()>> Future for RunStream<F> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let polled = self.stream.as_mut().poll(cx);
-        // Whatever came of it: what is left behind would be taken for another stream's.
-        if let Some(begun) = self.worker.stream_deadline.take() {
-            self.deadline = Some(begun);
-        }
-        if polled.is_ready() {
-            return polled;
-        }
-        let this = &mut *self;
-        if let Some(deadline) = &this.deadline {
-            // Nobody else has that of an exchange that is over; the end of its answer still waits for the client.
-            if !this.over && Rc::strong_count(deadline) == 1 {
-                this.over = true;
-                deadline.hasten(Instant::now() + this.untaken);
-            }
-            deadline.register(cx.waker());
-            if deadline.passed() {
-                return Poll::Ready(());
-            }
-        }
-        Poll::Pending
-    }
-}
-
 /// The socket, and what passes through it.
-struct ClientIo {
+pub(super) struct ClientIo {
     stream: Stream,
     downstream: Rc<Downstream>,
     /// What was read to find out the protocol, and is read again by who speaks it.

@@ -95,7 +95,7 @@ const CLIENT_CLOSED: u16 = 499;
 impl Exchange {
     /// The head of a request has come.
     #[inline]
-    pub fn begin(downstream: Rc<Downstream>, head: &request::Parts) -> Self {
+    pub fn begin(downstream: Rc<Downstream>, head: &request::Parts) -> Box<Self> {
         let mut exchange = Self::new(downstream);
         if exchange.downstream.worker.log.is_some() {
             let memory = exchange.downstream.worker.buffers.borrow_mut().pop().unwrap_or_default();
@@ -118,7 +118,7 @@ impl Exchange {
     }
 
     /// Something came that is not the head of a request.
-    pub fn begin_refused(downstream: Rc<Downstream>, failure: Failure) -> Self {
+    pub fn begin_refused(downstream: Rc<Downstream>, failure: Failure) -> Box<Self> {
         let mut exchange = Self::new(downstream);
         if exchange.downstream.worker.log.is_some() {
             let head = access_log::Head::new(Vec::new(), "", b"", "", "", b"");
@@ -129,19 +129,16 @@ impl Exchange {
         exchange
     }
 
-    fn new(downstream: Rc<Downstream>) -> Self {
+    /// In a box, for it moves from hand to hand.
+    fn new(downstream: Rc<Downstream>) -> Box<Self> {
         let started = Instant::now();
         downstream.request_begins();
         let worker = &downstream.worker;
         let serving = worker.serving();
         let listener = downstream.settings(serving.listener(downstream.socket));
         let request_id = worker.identifier.borrow_mut().request_id(started);
-        let deadline = downstream.http2.get().then(|| {
-            let deadline = Rc::new(worker.deadlines.add());
-            worker.stream_deadline.replace(Some(Rc::clone(&deadline)));
-            deadline
-        });
-        Self {
+        let deadline = downstream.http2.get().then(|| Rc::new(worker.deadlines.add()));
+        Box::new(Self {
             serving,
             listener,
             started,
@@ -170,7 +167,7 @@ impl Exchange {
             over: false,
             log: None,
             downstream,
-        }
+        })
     }
 
     pub fn request_id(&self) -> &[u8] {
@@ -222,6 +219,12 @@ impl Exchange {
             let (downstream, deadline) = (Rc::clone(&self.downstream), self.deadline.clone());
             Rc::new(Idle { downstream, deadline, timeout, due })
         });
+    }
+
+    /// Of HTTP/2.
+    #[inline]
+    pub fn deadline(&self) -> Option<&Rc<Deadline>> {
+        self.deadline.as_ref()
     }
 
     /// Whether the client's own limit is what ends it.
@@ -359,7 +362,7 @@ impl Exchange {
 
     /// The last byte of the answer was handed over.
     #[inline]
-    pub fn complete(mut self) {
+    pub fn complete(mut self: Box<Self>) {
         self.end();
     }
 

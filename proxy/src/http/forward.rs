@@ -37,7 +37,7 @@ use crate::worker::Worker;
 
 /// A request as it came out of the plugins.
 pub(super) struct Request<'a> {
-    pub(super) head: request::Parts,
+    pub(super) head: &'a mut request::Parts,
     pub(super) special: Special,
     /// What the client asked for.
     pub(super) host: Option<&'a HeaderValue>,
@@ -69,7 +69,7 @@ pub(super) async fn forward(
     let upstream = upstream.ok_or(Failure::NoHealthyTarget)?;
     exchange.upstream(upstream);
     let hash_on = upstream.hash_on.as_ref();
-    let hash = hash_on.and_then(|on| affinity::hash(on, exchange, &request.head, request.consumer));
+    let hash = hash_on.and_then(|on| affinity::hash(on, exchange, request.head, request.consumer));
     if exchange.switch == Some(Switch::Connect) {
         return Box::pin(connect_client(exchange, upstream, hash)).await;
     }
@@ -81,11 +81,10 @@ pub(super) async fn forward(
     exchange.targeted(upstream, &target);
     let endpoint = upstream.endpoint(&target);
     drop(target);
-    let Request { mut head, special, host, body, prefix_len, .. } = request;
-    rewrite(forward, &mut head, prefix_len)?;
-    let (mut outgoing, mut headers) = encode(exchange, head, special, host, body, None)?;
-    let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut headers);
-    let (head, body) = attempt.await?;
+    let Request { head, special, host, body, prefix_len, .. } = request;
+    rewrite(forward, head, prefix_len)?;
+    let mut outgoing = encode(exchange, head, special, host, body, None)?;
+    let (head, body) = attempt(exchange, upstream, endpoint, &mut outgoing, &mut head.headers).await?;
     Ok(answer(exchange, head, body, outgoing))
 }
 
@@ -131,16 +130,16 @@ fn rewrite(forward: &Forward, head: &mut request::Parts, prefix_len: usize) -> R
     Ok(())
 }
 
-/// The request as it is to be written, and the memory of its headers.
+/// The request as it is to be written. The headers of `head` are of no use after it, but for their memory.
 #[inline]
 fn encode(
     exchange: &mut Exchange,
-    mut head: request::Parts,
+    head: &mut request::Parts,
     special: Special,
     host: Option<&HeaderValue>,
     mut body: RequestBody,
     mirror: Option<&Arc<Upstream>>,
-) -> Result<(Outgoing, HeaderMap), Failure> {
+) -> Result<Outgoing, Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
     let made = match head::traceparent(&head.headers, special) {
         Some(trace) => {
@@ -166,7 +165,7 @@ fn encode(
     if let Some(upstream) = mirror.filter(|_| exchange.upgrade().is_none()) {
         let mut said = Vec::new();
         forwarded.write(&mut said, &head.headers, by_others);
-        mirror::send(&worker, upstream, &head, said, &mut body);
+        mirror::send(&worker, upstream, head, said, &mut body);
     }
     let repeatable = is_idempotent(&head.method);
     let switches = exchange.upgrade().is_some();
@@ -176,18 +175,19 @@ fn encode(
             return Err(Failure::NotImplemented("The service takes no upgrades."));
         }
         forwarded.insert(&mut head.headers, by_others);
-        let request = Outgoing::http2(head, body, &scheme).ok_or(Failure::Misconfigured)?;
-        return Ok((request.repeatable(repeatable), HeaderMap::new()));
+        let mut request = Outgoing::http2(head, body, &scheme).ok_or(Failure::Misconfigured)?;
+        request.repeatable = repeatable;
+        return Ok(request);
     }
     let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
-    let request = Outgoing::new(&head, body, buffer, |out| forwarded.write(out, &head.headers, by_others));
-    let request = request.repeatable(repeatable).switching(switches);
+    let mut request = Outgoing::new(head, body, buffer, |out| forwarded.write(out, &head.headers, by_others));
+    request.repeatable = repeatable;
+    request.switches = switches;
     if protocol == UpstreamProtocol::Auto && !switches {
         forwarded.insert(&mut head.headers, by_others);
-        let request = request.or_http2(head, &scheme).ok_or(Failure::Misconfigured)?;
-        return Ok((request, HeaderMap::new()));
+        request.or_http2(head, &scheme).ok_or(Failure::Misconfigured)?;
     }
-    Ok((request, head.headers))
+    Ok(request)
 }
 
 /// Sends a request to a target, once; a second time only if an idle connection turned out to be closed. The answer takes
@@ -376,7 +376,7 @@ async fn guarded(
     route: &CompiledRoute,
     forward: &Forward,
     upstream: &Arc<Upstream>,
-    Request { mut head, special, host, body, prefix_len, .. }: Request<'_>,
+    Request { head, special, host, body, prefix_len, .. }: Request<'_>,
     hash: Option<u64>,
 ) -> Result<Answer, Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
@@ -386,11 +386,11 @@ async fn guarded(
         exchange.running = Some(upstream.load.request(limit).ok_or(Failure::Overflow)?);
     }
     let Some(mut trial) = admit(upstream) else { return refuse(exchange, upstream) };
-    rewrite(forward, &mut head, prefix_len)?;
+    rewrite(forward, head, prefix_len)?;
     let mirror = route.mirror(|range| fastrand::u32(..range));
     let mirror = mirror.and_then(|slot| serving.upstreams.get(slot as usize)?.as_ref());
-    let mut attempts = retry.map(|retry| Retries::new(retry, &head));
-    let (mut outgoing, mut headers) = encode(exchange, head, special, host, body, mirror)?;
+    let mut attempts = retry.map(|retry| Retries::new(retry, head));
+    let mut outgoing = encode(exchange, head, special, host, body, mirror)?;
     if retry.is_some() {
         outgoing.keep(KEPT);
     }
@@ -406,7 +406,7 @@ async fn guarded(
         ];
         let limit = limit.into_iter().flatten().min();
         let endpoint = upstream.endpoint(&target);
-        let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut headers);
+        let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut head.headers);
         let result = in_try_time(&worker, limit, attempt).await;
         if let Some(outcome) = failed(exchange, &result) {
             exchange.attempt_ended(outcome);
@@ -449,8 +449,8 @@ async fn guarded(
                 Err(Broken::Failed(failure)) => Err(failure),
             };
         };
-        if let Ok((head, body)) = result {
-            headers = head.headers;
+        if let Ok((answer, body)) = result {
+            head.headers = answer.headers;
             // A target that still expects some of this request would take the next one for it.
             if in_step {
                 discard(&worker, upstream, body);

@@ -1,6 +1,5 @@
 //! What becomes of a request.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -8,15 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request, response};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request, response};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use signalbox_config::router::{RequestParts, Slash};
 use signalbox_config::{Action, Redirect};
 use signalbox_plugins::{Exchange as Noted, Flow, PluginRequest, PluginResponse, Reply};
 
-use super::body::{Patience, Progress, RequestBody, ResponseBody, State, joined};
+use super::body::{ClientBody, Patience, Progress, RequestBody, ResponseBody, State, joined};
 use super::connection::Downstream;
 use super::exchange::Exchange;
 use super::forward::{self, in_time, respond};
@@ -25,6 +22,7 @@ use super::plugins::{Steps, Walk};
 use super::problem::{self, Failure};
 use super::rewrite;
 use super::switch::{self, Switch};
+use super::tunnel::Tunnel;
 use crate::active::{Active, Chain, CompiledRoute};
 use crate::overload::Refusal;
 use crate::telemetry::Flag;
@@ -50,13 +48,12 @@ struct Left<'a> {
 /// Answers a request.
 pub async fn handle(
     downstream: Rc<Downstream>,
-    request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
-    let (mut head, body) = request.into_parts();
-    let mut exchange = Exchange::begin(downstream, &head);
+    head: &mut request::Parts,
+    body: ClientBody,
+) -> Response<ResponseBody> {
+    let mut exchange = Exchange::begin(downstream, head);
     let connects = head.method == Method::CONNECT;
-    // Of HTTP/2; of HTTP/1.1 the connection itself is what is left.
-    let upgraded = head.extensions.remove::<OnUpgrade>().filter(|_| exchange.downstream.http2.get());
+    let headless = head.method == Method::HEAD;
     let serving = Rc::clone(&exchange.serving);
     let mut left = None;
     let overload = &exchange.downstream.worker.overload;
@@ -120,25 +117,54 @@ pub async fn handle(
     if exchange.progress.as_ref().is_some_and(|progress| progress.state.get() != State::Done) {
         exchange.downstream.leaves_unread();
     }
-    Ok(match answer {
+    match answer {
         Answer::Own(response) => {
-            let (parts, body) = response.into_parts();
+            let (mut parts, mut body) = response.into_parts();
+            if headless || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+                leave_out(&mut body, &mut parts.headers, headless);
+            }
             Response::from_parts(parts, ResponseBody::whole(body, exchange))
         }
         Answer::Target(parts, body) if switches => {
-            if let Some(connection) = body.into_connection() {
-                Downstream::switches(exchange, connection.into_switched(), upgraded);
-            }
-            Response::from_parts(parts, ResponseBody::none())
+            let body = match body.into_connection() {
+                Some(connection) => switch_to(connection.into_switched(), exchange),
+                None => ResponseBody::none(),
+            };
+            Response::from_parts(parts, body)
         }
         Answer::Connected(target) => {
-            let mut response = Response::new(ResponseBody::none());
-            finish(response.headers_mut(), &exchange, left.as_deref_mut());
-            Downstream::switches(exchange, *target, upgraded);
+            let mut headers = HeaderMap::new();
+            finish(&mut headers, &exchange, left.as_deref_mut());
+            let mut response = Response::new(switch_to(*target, exchange));
+            *response.headers_mut() = headers;
             response
         }
         Answer::Target(parts, body) => Response::from_parts(parts, ResponseBody::target(body, exchange)),
-    })
+    }
+}
+
+/// Makes an answer one without a body (RFC 9112, section 6.3); to a HEAD it says how long it would be.
+fn leave_out(body: &mut Bytes, headers: &mut HeaderMap, says_length: bool) {
+    if says_length && !body.is_empty() && !headers.contains_key(header::CONTENT_LENGTH) {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    }
+    body.clear();
+}
+
+/// Both sides have agreed to switch to another protocol, which `target` speaks. Of HTTP/1.1 the connection is what is left for
+/// it, of HTTP/2 the stream.
+fn switch_to(target: Switched, exchange: Box<Exchange>) -> ResponseBody {
+    let idle_timeout = exchange.route().and_then(|route| match &route.route().action {
+        Action::Forward(forward) => forward.idle_timeout,
+        Action::Redirect(_) | Action::Respond(_) => None,
+    });
+    let downstream = Rc::clone(&exchange.downstream);
+    let tunnel = Box::new(Tunnel::new(exchange, target, idle_timeout));
+    if downstream.http2.get() {
+        return ResponseBody::tunnel(tunnel);
+    }
+    downstream.switches(tunnel);
+    ResponseBody::none()
 }
 
 /// Refuses an answer by which the target switches to another protocol than it was asked for.
@@ -156,8 +182,8 @@ fn switched(exchange: &Exchange, answer: Answer) -> Result<Answer, Failure> {
 async fn decide<'a>(
     exchange: &mut Exchange,
     serving: &'a Active,
-    mut head: request::Parts,
-    body: Incoming,
+    head: &mut request::Parts,
+    body: ClientBody,
     left: &mut Option<Box<Left<'a>>>,
 ) -> Result<Answer, Failure> {
     let special = Special::of(&head.headers);
@@ -165,12 +191,12 @@ async fn decide<'a>(
     if exchange.downstream.has_left() {
         return Err(Failure::Overloaded);
     }
-    let asked = switch::asked(&mut head, special)?;
+    let asked = switch::asked(head, special)?;
     if exchange.downstream.trusts_peer() {
         exchange.believe(&mut head.headers);
     }
     head::disbelieve(&mut head.headers, special, exchange.is_told());
-    head::check(&head, special)?;
+    head::check(head, special)?;
     if head.headers.len() > exchange.listener.limits.header_count {
         // Of HTTP/2: that of HTTP/1.1 was refused when it was read.
         return Err(Failure::HeadTooLarge);
@@ -178,22 +204,22 @@ async fn decide<'a>(
     if let Some(slashes) = exchange.listener.edge.normalize_path {
         rewrite::normalize(&mut head.uri, slashes)?;
     }
-    head::name_host(&mut head, special)?;
-    let (route, prefix_len, slash) = find(exchange, serving, &head, special)?;
+    head::name_host(head, special)?;
+    let (route, prefix_len, slash) = find(exchange, serving, head, special)?;
     let forward = match &route.route().action {
         Action::Forward(forward) => Some(forward),
         Action::Redirect(_) | Action::Respond(_) => None,
     };
-    exchange.switch = Switch::wanted(asked.as_ref(), &head, special, forward)?;
+    exchange.switch = Switch::wanted(asked.as_ref(), head, special, forward)?;
     exchange.routed(route, head::grpc_timeout(&head.headers, special));
     if let Some(slash) = slash {
-        return redirect_slash(slash, &head);
+        return redirect_slash(slash, head);
     }
-    head::to_http1(&mut head, special);
+    head::to_http1(head, special);
     head::prepare_request(&mut head.headers, special);
     // As the client asked for it; a plugin may change it.
     let host = head.headers.get(header::HOST).cloned();
-    if body.is_end_stream() && head::announces_body(&head.headers, special) {
+    if body.is_end() && head::announces_body(&head.headers, special) {
         return Err(Failure::BadRequest("The request has less body than it says."));
     }
     let mut body = incoming(exchange, body)?;
@@ -201,7 +227,7 @@ async fn decide<'a>(
     if let Some(chain) = chain.filter(|chain| !chain.steps.is_empty()) {
         exchange.has_plugins = true;
         let left = left.insert(Box::new(Left { noted: Noted::default(), later: Steps::new() }));
-        let run = run_plugins(exchange, serving, route, chain, &mut head, &mut body, left);
+        let run = run_plugins(exchange, serving, route, chain, head, &mut body, left);
         if let Some(reply) = run.await? {
             return Ok(Answer::Own(reply_response(reply, exchange.request_id())));
         }
@@ -219,7 +245,7 @@ async fn decide<'a>(
             let request = forward::Request { head, special, host: host.as_ref(), consumer, body, prefix_len };
             forward::forward(exchange, serving, route, forward, request).await
         }
-        Action::Redirect(redirect) => redirect_to(redirect, &head, prefix_len),
+        Action::Redirect(redirect) => redirect_to(redirect, head, prefix_len),
         Action::Respond(respond) => Ok(Answer::Own(self::respond(respond))),
     }
 }
@@ -247,8 +273,8 @@ fn find<'a>(
 
 /// The body of a request on its way, if it has one.
 #[inline]
-fn incoming(exchange: &mut Exchange, body: Incoming) -> Result<RequestBody, Failure> {
-    if body.is_end_stream() {
+fn incoming(exchange: &mut Exchange, body: ClientBody) -> Result<RequestBody, Failure> {
+    if body.is_end() {
         return Ok(RequestBody::Empty);
     }
     let limits = &exchange.listener.limits;

@@ -391,44 +391,45 @@ pub fn prepare_response(headers: &mut HeaderMap) {
 /// to be told. Where the target names one it counts, else the `Host` header (RFC 9112, section 3.2.2).
 #[inline]
 pub fn host<'a>(head: &'a request::Parts, special: Special) -> Result<Cow<'a, str>, Failure> {
-    normal_host(check_host(head, special)?)
-        .ok_or(Failure::BadRequest("The request's host is not a host name."))
+    normal_host(check_host(head, special)?).ok_or(NO_HOST_NAME)
 }
 
 /// The text that the host is in, when there is one host and no more.
 #[inline]
-fn check_host(head: &request::Parts, special: Special) -> Result<&[u8], Failure> {
+fn check_host(head: &request::Parts, special: Special) -> Result<&str, Failure> {
     // RFC 9112, section 3.2: also where the target names a host.
     if special.has(Special::HOSTS) {
         return Err(Failure::BadRequest("The request has more than one Host header."));
     }
     let header = head.headers.get(header::HOST);
-    Ok(match (head.uri.authority(), header) {
+    match (head.uri.authority(), header) {
         (Some(authority), header) => {
-            let authority = authority.as_str().as_bytes();
             if head.version == Version::HTTP_2 {
                 // RFC 9113, section 8.3.1.
+                let authority = authority.as_str().as_bytes();
                 if header.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority)) {
                     return Err(Failure::BadRequest("The Host header and :authority disagree."));
                 }
             } else if header.is_none() && head.version == Version::HTTP_11 {
                 return Err(Failure::BadRequest("The request has no Host header."));
             }
-            authority
+            Ok(authority.as_str())
         }
-        (None, Some(host)) => host.as_bytes(),
-        (None, None) if head.version == Version::HTTP_10 => b"",
-        (None, None) => return Err(Failure::BadRequest("The request has no Host header.")),
-    })
+        (None, Some(host)) => host.to_str().map_err(|_| NO_HOST_NAME),
+        (None, None) if head.version == Version::HTTP_10 => Ok(""),
+        (None, None) => Err(Failure::BadRequest("The request has no Host header.")),
+    }
 }
+
+const NO_HOST_NAME: Failure = Failure::BadRequest("The request's host is not a host name.");
 
 /// See [`host`]. `None`: it has a character that no host has.
 #[inline]
-pub(super) fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
+pub(super) fn normal_host(given: &str) -> Option<Cow<'_, str>> {
     let mut upper = false;
     let mut colons = 0;
     let mut brackets = 0;
-    for byte in given {
+    for byte in given.bytes() {
         match byte {
             b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_' => {}
             b'A'..=b'Z' => upper = true,
@@ -439,8 +440,7 @@ pub(super) fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
             _ => return None,
         }
     }
-    let text = std::str::from_utf8(given).ok()?;
-    let (host, port) = super::rewrite::split_port(text);
+    let (host, port) = super::rewrite::split_port(given);
     if port.is_some_and(|port| !port.bytes().all(|b| b.is_ascii_digit())) {
         return None;
     }
@@ -457,8 +457,7 @@ pub(super) fn normal_host(given: &[u8]) -> Option<Cow<'_, str>> {
 pub fn name_host(head: &mut request::Parts, special: Special) -> Result<(), Failure> {
     if let Some(authority) = head.uri.authority() {
         check_host(head, special)?;
-        let host = HeaderValue::from_str(authority.as_str());
-        let host = host.map_err(|_| Failure::BadRequest("The request's host is not a host name."))?;
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| NO_HOST_NAME)?;
         head.headers.insert(header::HOST, host);
     }
     Ok(())
@@ -605,9 +604,9 @@ mod tests {
             ("[[a]]", None),
             ("\u{e4}.example", None),
         ] {
-            assert_eq!(normal_host(given.as_bytes()).as_deref(), expected, "{given}");
+            assert_eq!(normal_host(given).as_deref(), expected, "{given}");
         }
-        assert!(matches!(normal_host(b"example.com:80"), Some(Cow::Borrowed(_))));
+        assert!(matches!(normal_host("example.com:80"), Some(Cow::Borrowed(_))));
     }
 
     #[test]

@@ -2,11 +2,15 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use http::HeaderValue;
+
 /// Makes identifiers, and tells the time of day without asking the kernel each time.
 pub struct Identifier {
     random: fastrand::Rng,
     /// A moment on both clocks.
     known: (Instant, Duration),
+    /// The `Date` of this second since 1970.
+    date: (u64, HeaderValue),
 }
 
 /// A UUID as text.
@@ -15,11 +19,13 @@ pub type RequestId = [u8; 36];
 /// The value of a `traceparent` header.
 pub type Traceparent = [u8; 55];
 
-const HEX: &[u8; 16] = b"0123456789abcdef";
-
 impl Default for Identifier {
     fn default() -> Self {
-        Self { random: fastrand::Rng::new(), known: (Instant::now(), since_epoch()) }
+        Self {
+            random: fastrand::Rng::new(),
+            known: (Instant::now(), since_epoch()),
+            date: (0, HeaderValue::from_static("")),
+        }
     }
 }
 
@@ -34,6 +40,18 @@ impl Identifier {
             return self.known.1;
         }
         self.known.1 + passed
+    }
+
+    /// What a `Date` says at `now` (RFC 9110, section 6.6.1).
+    #[inline]
+    pub fn date(&mut self, now: Instant) -> HeaderValue {
+        let second = self.time_of_day(now).as_secs();
+        if second != self.date.0 {
+            let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+            // It is made of what a value may have.
+            self.date = (second, HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("")));
+        }
+        self.date.1.clone()
     }
 
     /// A UUID of version 7 (RFC 9562): 48 bits of milliseconds, the rest random, which is enough to tell requests apart but
@@ -82,12 +100,25 @@ pub fn is_traceparent(value: &[u8]) -> bool {
 #[inline]
 fn hex(high: u64, low: u64) -> [u8; 32] {
     let mut digits = [0; 32];
-    let bytes = (u128::from(high) << 64 | u128::from(low)).to_be_bytes();
-    for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
-        pair[0] = HEX[usize::from(byte >> 4)];
-        pair[1] = HEX[usize::from(byte & 15)];
+    let parts = [(high >> 32) as u32, high as u32, (low >> 32) as u32, low as u32];
+    for (eight, part) in digits.chunks_exact_mut(8).zip(parts) {
+        eight.copy_from_slice(&eight_digits(part));
     }
     digits
+}
+
+/// The digits of a number, all at once.
+#[inline]
+fn eight_digits(number: u32) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // A digit in each byte.
+    let mut digits = u64::from(number);
+    digits = (digits << 16 | digits) & 0x0000_ffff_0000_ffff;
+    digits = (digits << 8 | digits) & 0x00ff_00ff_00ff_00ff;
+    digits = (digits << 4 | digits) & 0x0f0f_0f0f_0f0f_0f0f;
+    // One in each that is above 9; letters come 39 behind the colon that follows the 9.
+    let letters = (digits + 6 * ONES) >> 4 & ONES;
+    (digits + u64::from(b'0') * ONES + 39 * letters).to_be_bytes()
 }
 
 fn since_epoch() -> Duration {
@@ -97,6 +128,15 @@ fn since_epoch() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn digits_are_those_of_the_number() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..10_000 {
+            let (high, low) = (random.u64(..), random.u64(..));
+            assert_eq!(hex(high, low), format!("{high:016x}{low:016x}").as_bytes());
+        }
+    }
 
     #[test]
     fn request_ids_are_version_7_uuids_that_grow_with_time() {

@@ -99,8 +99,11 @@ impl Copy {
             |body| Outgoing::new(&self.head, body, Vec::new(), |out| out.extend_from_slice(&self.said));
         let request = match upstream.protocol {
             UpstreamProtocol::Http1 => Some(http1(body)),
-            UpstreamProtocol::Http2 => Outgoing::http2(head_with_all(), body, &upstream.scheme()),
-            UpstreamProtocol::Auto => http1(body).or_http2(head_with_all(), &upstream.scheme()),
+            UpstreamProtocol::Http2 => Outgoing::http2(&mut head_with_all(), body, &upstream.scheme()),
+            UpstreamProtocol::Auto => {
+                let mut request = http1(body);
+                request.or_http2(&mut head_with_all(), &upstream.scheme()).map(|()| request)
+            }
         };
         let mut request = request.ok_or(Failure::Misconfigured)?;
         let limit = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout);

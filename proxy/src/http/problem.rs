@@ -41,7 +41,7 @@ impl Failure {
         match error {
             RequestBodyError::TooLarge => Self::BodyTooLarge,
             RequestBodyError::Late => Self::BodyTimeout,
-            RequestBodyError::Client(_) => Self::ClientBroke,
+            RequestBodyError::Client(_) | RequestBodyError::ClientStream(_) => Self::ClientBroke,
         }
     }
 

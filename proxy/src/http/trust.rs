@@ -53,7 +53,9 @@ pub fn believe(headers: &mut HeaderMap, edge: &Edge, peer: &Client) -> Told {
         Err(_) => headers.insert(X_FORWARDED_FOR, peer.text.clone()),
     };
     keep(headers, &X_FORWARDED_PROTO, |proto| matches!(proto, b"http" | b"https"));
-    keep(headers, &X_FORWARDED_HOST, |host| !host.is_empty() && normal_host(host).is_some());
+    keep(headers, &X_FORWARDED_HOST, |host| {
+        std::str::from_utf8(host).is_ok_and(|host| !host.is_empty() && normal_host(host).is_some())
+    });
     let request_id = keep(headers, &X_REQUEST_ID, |id| {
         (1..=MAX_REQUEST_ID).contains(&id.len())
             && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte))

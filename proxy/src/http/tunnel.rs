@@ -16,7 +16,7 @@ use crate::upstream::Switched;
 
 /// What remains of an exchange whose target has agreed to switch.
 pub(super) struct Tunnel {
-    exchange: Exchange,
+    exchange: Box<Exchange>,
     target: Switched,
     idle_timeout: Option<Duration>,
 }
@@ -35,7 +35,7 @@ struct Lane {
 const READ: usize = 16 << 10;
 
 impl Tunnel {
-    pub(super) fn new(exchange: Exchange, target: Switched, idle_timeout: Option<Duration>) -> Self {
+    pub(super) fn new(exchange: Box<Exchange>, target: Switched, idle_timeout: Option<Duration>) -> Self {
         Self { exchange, target, idle_timeout }
     }
 

@@ -92,9 +92,9 @@ pub struct Outgoing {
     /// How much of the buffer was written.
     written: usize,
     /// Whether it may be sent again when it is not known what became of it.
-    pub(super) repeatable: bool,
+    pub repeatable: bool,
     /// Whether the target may switch to another protocol.
-    switches: bool,
+    pub switches: bool,
     /// Whether any of the head was written.
     pub(super) begun: bool,
     /// Whether any of the body was taken.
@@ -520,8 +520,8 @@ impl Outgoing {
         }
     }
 
-    /// The same for a target that speaks HTTP/2. `None`: the head has no form there.
-    pub fn http2(head: request::Parts, mut body: RequestBody, scheme: &Scheme) -> Option<Self> {
+    /// The same for a target that speaks HTTP/2, with all that is in `head`. `None`: the head has no form there.
+    pub fn http2(head: &mut request::Parts, mut body: RequestBody, scheme: &Scheme) -> Option<Self> {
         let method = head.method.clone();
         let sender = Sender::new(head, &body, scheme)?;
         // For a target that says that it has not looked at it.
@@ -545,12 +545,12 @@ impl Outgoing {
         })
     }
 
-    /// Lets it go to a target that speaks HTTP/2, too: see [`Outgoing::speak`]. `head` has all fields. `None`: it has no form
-    /// there.
-    pub fn or_http2(mut self, head: request::Parts, scheme: &Scheme) -> Option<Self> {
+    /// Lets it go to a target that speaks HTTP/2, too: see [`Outgoing::speak`]. All that is in `head` is taken. `None`: it has
+    /// no form there.
+    pub fn or_http2(&mut self, head: &mut request::Parts, scheme: &Scheme) -> Option<()> {
         self.spare = Some(Box::new(Sender::new(head, &self.body, scheme)?));
         self.keep(KEEP);
-        Some(self)
+        Some(())
     }
 
     /// Says what is spoken from now on, of a request that can go either way and is at its beginning.
@@ -578,18 +578,6 @@ impl Outgoing {
             return sender.is_done();
         }
         self.state == Sending::Done
-    }
-
-    /// Says whether it may be sent again when it is not known what became of it.
-    #[must_use]
-    pub fn repeatable(self, repeatable: bool) -> Self {
-        Self { repeatable, ..self }
-    }
-
-    /// Says whether the target may switch to another protocol.
-    #[must_use]
-    pub fn switching(self, switches: bool) -> Self {
-        Self { switches, ..self }
     }
 
     /// Lets it be sent again after its body was taken: up to `cap` bytes of that are kept while they pass.

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, request, response};
+use smallvec::SmallVec;
 
 use crate::http::head::{Claims, remove_claims};
 
@@ -168,16 +169,14 @@ pub(super) fn parse_head(
         let version = if response.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
         // Where the fields are, for the buffer must be let go of before it can be shared.
         let start = buffer.as_ptr() as usize;
-        let mut places = [(0u16, 0u16, 0u32, 0u32); MAX_HEADERS];
-        let count = response.headers.len();
-        for (place, field) in places.iter_mut().zip(response.headers.iter()) {
+        let mut places: SmallVec<[Place; 32]> = SmallVec::new();
+        places.extend(response.headers.iter().map(|field| {
             let name = field.name.as_ptr() as usize - start;
             let value = if field.value.is_empty() { 0 } else { field.value.as_ptr() as usize - start };
-            *place = (name as u16, field.name.len() as u16, value as u32, field.value.len() as u32);
-        }
+            (name as u16, field.name.len() as u16, value as u32, field.value.len() as u32)
+        }));
         let bytes = buffer.split_to(length).freeze();
-        let places = places.get(..count).unwrap_or_default();
-        return build_head(&bytes, places, status, version, method, headers).map(Some);
+        return build_head(&bytes, &places, status, version, method, headers).map(Some);
     }
 }
 
@@ -216,15 +215,22 @@ fn build_head(
         } else if name == header::TRANSFER_ENCODING {
             coded = true;
             chunked = last_token_is(value.as_bytes(), b"chunked");
+            // It is of this connection, and nobody asks for it any more.
+            continue;
         } else if name == header::CONNECTION {
-            for token in value.as_bytes().split(|byte| *byte == b',') {
-                if token.trim_ascii().eq_ignore_ascii_case(b"close") {
+            let mut names = false;
+            for token in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                if token.eq_ignore_ascii_case(b"close") {
                     keep_alive = false;
-                } else if version == Version::HTTP_10
-                    && token.trim_ascii().eq_ignore_ascii_case(b"keep-alive")
-                {
-                    keep_alive = true;
+                } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                    keep_alive |= version == Version::HTTP_10;
+                } else {
+                    names = true;
                 }
+            }
+            // Likewise, unless it names others that are.
+            if !names {
+                continue;
             }
         }
         headers.append(name, value);

@@ -17,10 +17,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use h2::{Ping, PingPong, Reason, RecvStream};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Request, Uri, Version, header, request, response};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use signalbox_config::{UpstreamLimits, UpstreamProtocol};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -32,6 +32,7 @@ use super::load::{Load, Permit};
 use super::waiters::Waiters;
 use super::{Endpoint, Pool, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
+use crate::http2::{Chunk, Incoming, Sending, Stopped};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
 use crate::tls::{HTTP2, Offer, UpstreamTls};
@@ -59,7 +60,7 @@ struct Connection {
     waiters: Rc<Waiters>,
     phase: Cell<Phase>,
     /// `None`: it is not there yet, or takes no more requests.
-    sender: RefCell<Option<SendRequest<Bytes>>>,
+    sender: RefCell<Option<SendRequest<Chunk>>>,
     error: RefCell<Option<ConnectError>>,
     /// Tells those who wait for it that it is there, or will not be.
     made: Notify,
@@ -121,18 +122,12 @@ enum Lack<'a> {
 pub(super) struct Sender {
     head: Request<()>,
     has_body: bool,
-    stream: Option<SendStream<Bytes>>,
-    /// Waits for the target to take more; and whether it is the last.
-    held: Option<(Bytes, bool)>,
+    sending: Option<Sending>,
 }
 
 /// The body of an answer.
 pub struct Answer {
-    body: RecvStream,
-    /// Bytes to come, where the target said how many.
-    left: Option<u64>,
-    data_over: bool,
-    over: bool,
+    body: Incoming,
     /// Sends the rest of the request.
     writer: Option<AbortHandle>,
     _place: Place,
@@ -442,7 +437,7 @@ impl Connection {
 }
 
 /// The connection to a target, and what sends requests over it.
-type Opened = (SendRequest<Bytes>, h2::client::Connection<Io, Bytes>);
+type Opened = (SendRequest<Chunk>, h2::client::Connection<Io, Chunk>);
 
 /// What a connection is made to, and how.
 struct Destination {
@@ -569,7 +564,7 @@ impl Place {
         let Some(requests) = &mut *open else { return Err(NotAnswered::Unseen) };
         match requests.send_request(sender.head.clone(), !sender.has_body) {
             Ok((answer, stream)) => {
-                sender.stream = sender.has_body.then_some(stream);
+                sender.sending = sender.has_body.then(|| Sending::new(stream, None));
                 drop(open);
                 self.0.count_sent();
                 Ok(answer)
@@ -606,15 +601,7 @@ impl Place {
     /// The rest of the answer that `head` begins. It keeps the place.
     fn answer(self, head: &response::Parts, body: RecvStream) -> Answer {
         self.0.proven.set(true);
-        let left = head.headers.get(header::CONTENT_LENGTH).filter(|_| !body.is_end_stream());
-        Answer {
-            left: left.and_then(|length| length.to_str().ok()?.parse().ok()),
-            over: body.is_end_stream(),
-            data_over: false,
-            body,
-            writer: None,
-            _place: self,
-        }
+        Answer { body: Incoming::new(body, &head.headers), writer: None, _place: self }
     }
 }
 
@@ -666,23 +653,29 @@ impl From<NotAnswered> for ExchangeError {
 }
 
 impl Sender {
-    /// `head` is as an HTTP/1.1 target would get it. `None`: it has no form in HTTP/2.
-    pub(super) fn new(mut head: request::Parts, body: &RequestBody, scheme: &Scheme) -> Option<Self> {
-        if let Some(host) = head.headers.remove(header::HOST) {
-            let mut uri = http::uri::Parts::default();
-            uri.scheme = Some(scheme.clone());
-            uri.authority = Some(Authority::try_from(host.as_bytes()).ok()?);
-            uri.path_and_query = match head.uri.into_parts().path_and_query {
-                Some(path) => Some(path),
-                None => Some(PathAndQuery::from_static("/")),
-            };
-            head.uri = Uri::from_parts(uri).ok()?;
-            head.version = Version::HTTP_2;
-        }
-        // What hyper knows of it is of no use.
-        head.extensions = http::Extensions::new();
-        let head = Request::from_parts(head, ());
-        Some(Self { head, has_body: !body.is_empty(), stream: None, held: None })
+    /// Takes what is in `head`, which is as an HTTP/1.1 target would get it. `None`: it has no form in HTTP/2.
+    pub(super) fn new(head: &mut request::Parts, body: &RequestBody, scheme: &Scheme) -> Option<Self> {
+        let mut request = Request::new(());
+        *request.method_mut() = head.method.clone();
+        *request.version_mut() = head.version;
+        let host = head.headers.remove(header::HOST);
+        *request.headers_mut() = std::mem::take(&mut head.headers);
+        let uri = std::mem::take(&mut head.uri);
+        *request.uri_mut() = match host {
+            None => uri,
+            Some(host) => {
+                *request.version_mut() = Version::HTTP_2;
+                let mut parts = http::uri::Parts::default();
+                parts.scheme = Some(scheme.clone());
+                parts.authority = Some(Authority::try_from(host.as_bytes()).ok()?);
+                parts.path_and_query = match uri.into_parts().path_and_query {
+                    Some(path) => Some(path),
+                    None => Some(PathAndQuery::from_static("/")),
+                };
+                Uri::from_parts(parts).ok()?
+            }
+        };
+        Some(Self { head: request, has_body: !body.is_empty(), sending: None })
     }
 
     /// Sends as much as the target takes. Ready when there is no more to send.
@@ -692,71 +685,28 @@ impl Sender {
         body: &mut RequestBody,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), RequestBodyError>> {
-        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(())) };
-        loop {
-            if let Some((data, end)) = self.held.take() {
-                while stream.capacity() == 0 {
-                    match stream.poll_capacity(cx) {
-                        Poll::Ready(Some(Ok(_))) => {}
-                        // The target takes no more. What it has to say of that is in the answer, or in the lack of one.
-                        Poll::Ready(Some(Err(_)) | None) => {
-                            self.stream = None;
-                            return Poll::Ready(Ok(()));
-                        }
-                        Poll::Pending => {
-                            self.held = Some((data, end));
-                            return Poll::Pending;
-                        }
-                    }
-                }
-                if stream.send_data(data, end).is_err() || end {
-                    self.stream = None;
-                    return Poll::Ready(Ok(()));
-                }
+        let Some(sending) = &mut self.sending else { return Poll::Ready(Ok(())) };
+        let sent = match ready!(sending.poll(body, remove_unfit_trailers, cx)) {
+            // The target may take no more. What it has to say of that is in the answer, or in the lack of one.
+            Ok(()) | Err(Stopped::ByPeer) => Ok(()),
+            Err(Stopped::Body(error)) => {
+                sending.reset(Reason::CANCEL);
+                Err(error)
             }
-            let part = ready!(Pin::new(&mut *body).poll_frame(cx));
-            match part.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(data))) => {
-                    let end = body.is_end_stream();
-                    if !data.is_empty() {
-                        stream.reserve_capacity(1);
-                        self.held = Some((data, end));
-                        continue;
-                    }
-                    if !end {
-                        continue;
-                    }
-                    let _ = stream.send_data(data, true);
-                }
-                Some(Ok(Err(frame))) => {
-                    let mut trailers = frame.into_trailers().unwrap_or_default();
-                    remove_unfit_trailers(&mut trailers);
-                    let _ = stream.send_trailers(trailers);
-                }
-                None => {
-                    let _ = stream.send_data(Bytes::new(), true);
-                }
-                Some(Err(error)) => {
-                    stream.send_reset(Reason::CANCEL);
-                    self.stream = None;
-                    return Poll::Ready(Err(error));
-                }
-            }
-            self.stream = None;
-            return Poll::Ready(Ok(()));
-        }
+        };
+        self.sending = None;
+        Poll::Ready(sent)
     }
 
     /// Whether there is no more to send.
     #[inline]
     pub(super) fn is_done(&self) -> bool {
-        self.stream.is_none()
+        self.sending.is_none()
     }
 
     /// Begins anew. The body has to, too.
     pub(super) fn restart(&mut self) {
-        self.stream = None;
-        self.held = None;
+        self.sending = None;
     }
 }
 
@@ -775,46 +725,16 @@ impl Answer {
 
     /// Reads on.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
-        if self.over {
-            return Poll::Ready(None);
-        }
-        while !self.data_over {
-            match ready!(self.body.poll_data(cx)) {
-                None => self.data_over = true,
-                Some(Ok(data)) => {
-                    // It only fails when more is released than was taken.
-                    let _ = self.body.flow_control().release_capacity(data.len());
-                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
-                    self.over = self.body.is_end_stream();
-                    if !data.is_empty() {
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                    if self.over {
-                        return Poll::Ready(None);
-                    }
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(ExchangeError::Http2(error)))),
-            }
-        }
-        let trailers = ready!(self.body.poll_trailers(cx));
-        self.over = true;
-        Poll::Ready(match trailers {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => Some(Err(ExchangeError::Http2(error))),
-        })
+        self.body.poll(cx).map_err(ExchangeError::Http2)
     }
 
     #[inline]
     pub(super) fn is_end(&self) -> bool {
-        self.over
+        self.body.is_end()
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        match self.left {
-            _ if self.over => SizeHint::with_exact(0),
-            Some(left) => SizeHint::with_exact(left),
-            None => SizeHint::default(),
-        }
+        self.body.size_hint()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Backend, Client, Harness, block_on, forward_to, full};
+use crate::harness::{Backend, Client, Harness, block_on, forward_to, full, until};
 use crate::process::Process;
 use crate::wire::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS,
@@ -172,6 +172,40 @@ fn a_client_that_opens_no_window_holds_little() {
         let more = process.peak_memory().saturating_sub(before);
         assert!(more < MEMORY, "{more} bytes more for 512 MiB of answers");
         assert_eq!(Client::connect(process.address).await.get("/own").await.text(), "own");
+    });
+}
+
+#[test]
+fn a_client_that_reads_nothing_holds_little_whatever_its_windows() {
+    block_on(async {
+        let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 1 << 20])) });
+        let process = Process::start(&forward_to(backend.address), &["--workers", "1"]).await;
+        let before = process.peak_memory();
+        let wide = (1 << 31) - 1;
+        let mut frames = Frames::connect(process.address, &[(4, wide)]).await;
+        assert!(frames.send(&frame(8, 0, 0, &(wide - 65_535).to_be_bytes())).await);
+        for stream in 0..250 {
+            assert!(frames.send(&get(1 + 2 * stream)).await);
+        }
+        // All of them have reached the backend, and what can be written was.
+        until("250 requests", || backend.connections() == 250).await;
+        let (mut last, mut same) = (0, 0);
+        until("memory that does not grow", || {
+            let now = process.peak_memory();
+            same = if std::mem::replace(&mut last, now) == now { same + 1 } else { 0 };
+            same == 100
+        })
+        .await;
+        let more = process.peak_memory().saturating_sub(before);
+        assert!(more < 12 << 20, "{more} bytes more for the beginnings of 250 answers");
+        // Who reads gets all of it.
+        let mut left = 250 * (1 << 20);
+        while left > 0 {
+            let frame = frames.next_within(Duration::from_secs(10)).await.expect("the answers");
+            if frame.kind == DATA {
+                left -= frame.payload.len();
+            }
+        }
     });
 }
 

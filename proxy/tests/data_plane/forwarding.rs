@@ -53,6 +53,39 @@ fn http1_and_http2_share_a_port() {
 }
 
 #[test]
+fn answers_of_the_proxy_itself_are_whole_messages_over_both_versions() {
+    block_on(async {
+        let document = "
+routes:
+- {name: own, match: {paths: [{exact: /own}]}, respond: {body: hello}}
+- {name: none, match: {paths: [{exact: /none}]}, respond: {status: 204}}
+";
+        let harness = Harness::start(document);
+        for wire in crate::harness::Wire::BOTH {
+            let mut client = Client::speaking(wire, harness.address()).await;
+            for (method, path, status, length, body) in [
+                ("GET", "/own", 200, Some("5"), "hello"),
+                ("HEAD", "/own", 200, Some("5"), ""),
+                ("GET", "/none", 204, None, ""),
+                ("HEAD", "/nowhere", 404, None, ""),
+            ] {
+                let request = Request::builder().method(method).uri(path).body(full("")).unwrap();
+                let answer = client.send(request).await;
+                let told = |name| answer.headers.get(name).map(|value| value.to_str().unwrap());
+                assert_eq!((answer.status, answer.text()), (status, body), "{wire:?} {method} {path}");
+                assert!(httpdate::parse_http_date(told("date").expect("a date")).is_ok());
+                if status == 200 {
+                    assert_eq!(told("content-length"), length, "{wire:?} {method} {path}");
+                }
+            }
+            // All of them were ended, and none given up.
+            let metrics = crate::telling::metrics(&harness);
+            assert!(!metrics.contains(r#"flags="DC""#), "{metrics}");
+        }
+    });
+}
+
+#[test]
 fn the_upstream_is_told_who_asks() {
     block_on(async {
         let backend = Backend::echo();

@@ -1,0 +1,337 @@
+//! What both sides of HTTP/2 have in common: bodies as they come and go, and a stream that carries anything.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, Bytes};
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, header};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A body as the peer sends it. What is taken of it is what the peer may send more of.
+#[derive(Debug)]
+pub struct Incoming {
+    stream: RecvStream,
+    /// Bytes to come, where the peer said how many.
+    left: Option<u64>,
+    data_over: bool,
+    over: bool,
+}
+
+/// A body on its way to the peer.
+pub struct Sending {
+    stream: SendStream<Chunk>,
+    /// Waits for the peer to take more; and whether it is the last.
+    held: Option<(Bytes, bool)>,
+    /// Of the connection, where what it holds is limited.
+    meter: Option<Rc<Meter>>,
+}
+
+/// Why a body is not sent to its end.
+#[derive(Debug)]
+pub enum Stopped<E> {
+    /// The peer takes no more, or has gone.
+    ByPeer,
+    /// It ended early. What becomes of the stream is up to who sends it.
+    Body(E),
+}
+
+/// Bytes that wait in a connection to be written.
+pub struct Chunk {
+    bytes: Bytes,
+    meter: Option<Rc<Meter>>,
+    /// As it was counted.
+    size: usize,
+}
+
+/// How much waits in a connection to be written, of all its streams together. Without a limit a client that opens many of
+/// them, and then does not read, would make the proxy keep the beginning of each answer.
+#[derive(Default)]
+pub struct Meter {
+    waiting: Cell<usize>,
+    full: RefCell<Vec<Waker>>,
+}
+
+/// What may wait in a connection before more is taken of the bodies that go through it, bytes.
+const MAX_WAITING: usize = 256 << 10;
+
+/// Bytes both ways over a stream, once both sides have agreed that it is not for messages any more.
+pub struct Raw {
+    incoming: Incoming,
+    /// What was read beyond what was asked for.
+    read: Bytes,
+    stream: SendStream<Chunk>,
+    /// The end was sent.
+    ended: bool,
+}
+
+impl Incoming {
+    /// The body behind `headers`.
+    #[inline]
+    pub fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
+        let over = stream.is_end_stream();
+        let length = if over { None } else { headers.get(header::CONTENT_LENGTH) };
+        let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        Self { stream, left, data_over: over, over }
+    }
+
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        while !self.data_over {
+            match ready!(self.stream.poll_data(cx)) {
+                None => self.data_over = true,
+                Some(Ok(data)) => {
+                    // It only fails when more is released than was taken.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    self.over = self.stream.is_end_stream();
+                    self.data_over = self.over;
+                    if !data.is_empty() {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            }
+        }
+        if self.over {
+            return Poll::Ready(None);
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx));
+        self.over = true;
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
+    }
+
+    #[inline]
+    pub fn is_end(&self) -> bool {
+        self.over
+    }
+
+    pub fn size_hint(&self) -> SizeHint {
+        match self.left {
+            _ if self.over => SizeHint::with_exact(0),
+            Some(left) => SizeHint::with_exact(left),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl Sending {
+    pub fn new(stream: SendStream<Chunk>, meter: Option<Rc<Meter>>) -> Self {
+        Self { stream, held: None, meter }
+    }
+
+    /// Sends as much of `body` as the peer takes. Ready when there is no more to send. `prepare` sees to its trailers.
+    #[inline]
+    pub fn poll<B: Body<Data = Bytes> + Unpin>(
+        &mut self,
+        body: &mut B,
+        prepare: impl FnOnce(&mut HeaderMap),
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Stopped<B::Error>>> {
+        loop {
+            if self.held.is_some() && ready!(self.poll_held(cx))? {
+                return Poll::Ready(Ok(()));
+            }
+            if self.meter.as_ref().is_some_and(|meter| meter.is_full(cx)) {
+                return Poll::Pending;
+            }
+            let part = ready!(Pin::new(&mut *body).poll_frame(cx));
+            match part.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => {
+                    let end = body.is_end_stream();
+                    if !data.is_empty() {
+                        self.stream.reserve_capacity(data.len());
+                        self.held = Some((data, end));
+                        continue;
+                    }
+                    if !end {
+                        continue;
+                    }
+                    let _ = self.stream.send_data(Chunk::empty(), true);
+                }
+                Some(Ok(Err(frame))) => {
+                    let mut trailers = frame.into_trailers().unwrap_or_default();
+                    prepare(&mut trailers);
+                    let _ = self.stream.send_trailers(trailers);
+                }
+                None => {
+                    let _ = self.stream.send_data(Chunk::empty(), true);
+                }
+                Some(Err(error)) => return Poll::Ready(Err(Stopped::Body(error))),
+            }
+            return Poll::Ready(Ok(()));
+        }
+    }
+
+    /// Sends what is held, as far as the peer takes it: what h2 has is only waiting to be written. Ready when nothing is held any
+    /// more; and whether that was the last.
+    fn poll_held<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Stopped<E>>> {
+        while let Some((data, end)) = &mut self.held {
+            let room = match self.stream.capacity() {
+                0 => match self.stream.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => continue,
+                    Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Stopped::ByPeer)),
+                    Poll::Pending => return Poll::Pending,
+                },
+                room => room,
+            };
+            let part = data.split_to(room.min(data.len()));
+            let last = data.is_empty();
+            let end = *end && last;
+            if last {
+                self.held = None;
+            }
+            if self.stream.send_data(Chunk::new(part, self.meter.as_ref()), end).is_err() {
+                return Poll::Ready(Err(Stopped::ByPeer));
+            }
+            if end {
+                return Poll::Ready(Ok(true));
+            }
+            if let Some((rest, _)) = &self.held {
+                self.stream.reserve_capacity(rest.len());
+            }
+        }
+        Poll::Ready(Ok(false))
+    }
+
+    /// Whether the peer takes no more; else the task is woken when that is so.
+    #[inline]
+    pub fn is_reset(&mut self, cx: &mut Context<'_>) -> bool {
+        self.stream.poll_reset(cx).is_ready()
+    }
+
+    /// Breaks off.
+    pub fn reset(&mut self, reason: Reason) {
+        self.stream.send_reset(reason);
+    }
+}
+
+impl Chunk {
+    #[inline]
+    fn new(bytes: Bytes, meter: Option<&Rc<Meter>>) -> Self {
+        let size = bytes.len();
+        if let Some(meter) = meter {
+            meter.waiting.set(meter.waiting.get() + size);
+        }
+        Self { bytes, meter: meter.cloned(), size }
+    }
+
+    fn empty() -> Self {
+        Self { bytes: Bytes::new(), meter: None, size: 0 }
+    }
+}
+
+impl Buf for Chunk {
+    #[inline]
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    #[inline]
+    fn chunk(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    #[inline]
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+    }
+}
+
+impl Drop for Chunk {
+    #[inline]
+    fn drop(&mut self) {
+        let Some(meter) = &self.meter else { return };
+        let waiting = meter.waiting.get() - self.size;
+        meter.waiting.set(waiting);
+        if waiting < MAX_WAITING && !meter.full.borrow().is_empty() {
+            meter.full.take().into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl Meter {
+    /// Whether no more is to be taken; the task is woken when that is over.
+    #[inline]
+    fn is_full(&self, cx: &Context<'_>) -> bool {
+        let full = self.waiting.get() >= MAX_WAITING;
+        if full {
+            let mut wakers = self.full.borrow_mut();
+            if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                wakers.push(cx.waker().clone());
+            }
+        }
+        full
+    }
+}
+
+impl Raw {
+    pub fn new(incoming: Incoming, stream: SendStream<Chunk>) -> Self {
+        Self { incoming, read: Bytes::new(), stream, ended: false }
+    }
+}
+
+impl AsyncRead for Raw {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while this.read.is_empty() {
+            match ready!(this.incoming.poll(cx)) {
+                // Trailers mean nothing here.
+                Some(Ok(frame)) => this.read = frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let part = this.read.split_to(this.read.len().min(buf.remaining()));
+        buf.put_slice(&part);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Raw {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        // A peer that takes no more is to be noticed although there is room.
+        if let Poll::Ready(reset) = this.stream.poll_reset(cx) {
+            return Poll::Ready(Err(reset.map_or_else(broken, |reason| broken(reason.into()))));
+        }
+        this.stream.reserve_capacity(buf.len());
+        let room = loop {
+            match this.stream.capacity() {
+                0 => match ready!(this.stream.poll_capacity(cx)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                },
+                room => break room.min(buf.len()),
+            }
+        };
+        let part = buf.get(..room).unwrap_or(buf);
+        let chunk = Chunk::new(Bytes::copy_from_slice(part), None);
+        this.stream.send_data(chunk, false).map_err(broken)?;
+        Poll::Ready(Ok(part.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The connection's own task writes.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !std::mem::replace(&mut this.ended, true) {
+            this.stream.send_data(Chunk::empty(), true).map_err(broken)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, error)
+}
