@@ -219,7 +219,8 @@ impl Chunk {
         Self { bytes, meter: meter.cloned(), size }
     }
 
-    fn empty() -> Self {
+    /// Nothing, which the end of a stream goes with.
+    pub fn empty() -> Self {
         Self { bytes: Bytes::new(), meter: None, size: 0 }
     }
 }
@@ -325,10 +326,14 @@ impl AsyncWrite for Raw {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !std::mem::replace(&mut this.ended, true) {
-            this.stream.send_data(Chunk::empty(), true).map_err(broken)?;
+        if std::mem::replace(&mut this.ended, true) {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        match this.stream.send_data(Chunk::empty(), true) {
+            // A peer that has said all may have gone.
+            Err(error) if !this.incoming.is_end() => Poll::Ready(Err(broken(error))),
+            Ok(()) | Err(_) => Poll::Ready(Ok(())),
+        }
     }
 }
 

@@ -171,12 +171,12 @@ fn encode(
     let switches = exchange.upgrade().is_some();
     let (protocol, scheme) = exchange.speaks();
     if protocol == UpstreamProtocol::Http2 {
-        if switches {
-            return Err(Failure::NotImplemented("The service takes no upgrades."));
-        }
         forwarded.insert(&mut head.headers, by_others);
         let mut request = Outgoing::http2(head, body, &scheme).ok_or(Failure::Misconfigured)?;
         request.repeatable = repeatable;
+        if let Some(protocol) = exchange.upgrade() {
+            request.switch_over_http2(protocol).ok_or(NO_UPGRADES)?;
+        }
         return Ok(request);
     }
     let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
@@ -275,8 +275,11 @@ async fn attempt(
     }
 }
 
+const NO_UPGRADES: Failure = Failure::NotImplemented("The service takes no upgrades.");
+
 fn not_answered(error: &ExchangeError) -> Failure {
     match error {
+        ExchangeError::NoProtocols => NO_UPGRADES,
         ExchangeError::RequestBody(error) => Failure::of_body(error),
         ExchangeError::Closed { .. } | ExchangeError::Malformed(_) | ExchangeError::Http2(_) => {
             Failure::Reset

@@ -126,8 +126,8 @@ pub async fn handle(
             Response::from_parts(parts, ResponseBody::whole(body, exchange))
         }
         Answer::Target(parts, body) if switches => {
-            let body = match body.into_connection() {
-                Some(connection) => switch_to(connection.into_switched(), exchange),
+            let body = match body.into_switched() {
+                Some(target) => switch_to(target, exchange),
                 None => ResponseBody::none(),
             };
             Response::from_parts(parts, body)

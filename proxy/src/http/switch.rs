@@ -139,8 +139,8 @@ fn new_key() -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("c2lnbmFsYm94LXNpZ25hbA=="))
 }
 
-/// RFC 6455, section 4.2.2.
-fn accept_of(key: &[u8]) -> String {
+/// What answers the key of a handshake: RFC 6455, section 4.2.2.
+pub fn accept_of(key: &[u8]) -> String {
     let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     context.update(key);
     context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");

@@ -72,8 +72,10 @@ impl Tunnel {
             }
         })
         .await;
-        stats.upstream_in.add(down.passed);
-        stats.upstream_out.add(up.passed);
+        if let Some(stats) = stats {
+            stats.upstream_in.add(down.passed);
+            stats.upstream_out.add(up.passed);
+        }
         exchange.bytes_out += down.passed;
         exchange.tunnelled(up.passed);
         exchange.fail(flag);

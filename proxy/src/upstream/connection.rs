@@ -8,19 +8,20 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::uri::Scheme;
-use http::{HeaderMap, Method, request};
+use http::{HeaderMap, HeaderValue, Method, request};
 use http_body::{Body, Frame, SizeHint};
 use signalbox_config::UpstreamProtocol;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_util::io::poll_read_buf;
 
 use super::http1::{self, Decoded, Framing, Head, Malformed, RequestFraming};
-use super::http2::{self, Sender};
+use super::http2::{self, Place, Sender};
 use super::load::{Load, Permit};
 use super::{Endpoint, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
+use crate::http2::Raw;
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
 use crate::tls::{HTTP2, Offer, UpstreamTls};
@@ -59,13 +60,25 @@ enum Answer {
     Last,
 }
 
-/// A connection to a target over which another protocol is spoken.
+/// A way to a target over which another protocol is spoken: a connection, or a stream of one.
 pub struct Switched {
-    pub stream: Stream,
+    pub stream: Box<dyn Duplex>,
     /// What was read of it already.
     pub buffer: BytesMut,
-    pub stats: Arc<WorkerStats>,
-    _permit: Permit,
+    /// Where its bytes are counted, of a connection.
+    pub stats: Option<Arc<WorkerStats>>,
+    _held: Held,
+}
+
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+/// What is let go of when it is over.
+enum Held {
+    Permit { _permit: Permit },
+    Place { _place: Place },
 }
 
 impl Switched {
@@ -80,7 +93,17 @@ impl Switched {
         let connected = tokio::time::timeout(upstream.connect_timeout, connecting).await;
         let stream = connected.unwrap_or(Err(ConnectError::Timeout))?;
         stats.upstream_connections.add(1);
-        Ok(Self { stream, buffer: BytesMut::new(), stats, _permit: permit })
+        Ok(Self::connection(stream, BytesMut::new(), stats, permit))
+    }
+
+    fn connection(stream: Stream, buffer: BytesMut, stats: Arc<WorkerStats>, permit: Permit) -> Self {
+        Self { stream: Box::new(stream), buffer, stats: Some(stats), _held: Held::Permit { _permit: permit } }
+    }
+
+    /// A stream of an HTTP/2 connection, which counts by itself.
+    pub(super) fn stream(stream: Raw, place: Place) -> Self {
+        let held = Held::Place { _place: place };
+        Self { stream: Box::new(stream), buffer: BytesMut::new(), stats: None, _held: held }
     }
 }
 
@@ -172,6 +195,9 @@ pub enum ExchangeError {
     Http2(#[source] h2::Error),
     #[error("the request's body cannot be sent")]
     RequestBody(#[from] RequestBodyError),
+    /// Over HTTP/2.
+    #[error("the target does not switch to other protocols")]
+    NoProtocols,
 }
 
 /// Bytes to read at once, to begin with and at most: 64 KiB at a time are fast, and memory for few.
@@ -313,9 +339,9 @@ impl Connection {
 
     /// What is left of it when both sides speak something else from now on.
     #[expect(clippy::boxed_local, reason = "it comes in a box")]
-    pub fn into_switched(self: Box<Self>) -> Switched {
+    fn into_switched(self: Box<Self>) -> Switched {
         let Self { stream, buffer, stats, permit, .. } = *self;
-        Switched { stream, buffer, stats, _permit: permit }
+        Switched::connection(stream, buffer, stats, permit)
     }
 
     /// Whether all of the answer's body was taken.
@@ -476,6 +502,14 @@ impl AnswerBody {
         }
     }
 
+    /// What is left of it when both sides speak something else from now on.
+    pub fn into_switched(self) -> Option<Switched> {
+        match self {
+            Self::Http2(answer) => answer.into_switched(),
+            Self::Own(_) | Self::Shared(_) => self.into_connection().map(Connection::into_switched),
+        }
+    }
+
     pub fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(connection) => connection.size_hint(),
@@ -543,6 +577,12 @@ impl Outgoing {
             http2: Some(Box::new(sender)),
             spare: None,
         })
+    }
+
+    /// Lets the target of a request over HTTP/2 switch to `protocol`. `None`: the request cannot say so.
+    pub fn switch_over_http2(&mut self, protocol: &HeaderValue) -> Option<()> {
+        self.switches = true;
+        self.http2.as_mut()?.switch_to(protocol)
     }
 
     /// Lets it go to a target that speaks HTTP/2, too: see [`Outgoing::speak`]. All that is in `head` is taken. `None`: it has

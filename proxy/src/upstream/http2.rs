@@ -17,22 +17,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{Ping, PingPong, Reason, RecvStream};
+use h2::ext::Protocol;
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Request, Uri, Version, header, request, response};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request, response};
 use http_body::{Frame, SizeHint};
 use signalbox_config::{UpstreamLimits, UpstreamProtocol};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::connection::{ConnectError, ExchangeError, Outgoing, connect};
+use super::connection::{ConnectError, ExchangeError, Outgoing, Switched, connect};
 use super::http1::{Head, MAX_HEAD, remove_unfit_trailers};
 use super::load::{Load, Permit};
 use super::waiters::Waiters;
 use super::{Endpoint, Pool, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
-use crate::http2::{Chunk, Incoming, Sending, Stopped};
+use crate::http::switch::accept_of;
+use crate::http2::{Chunk, Incoming, Raw, Sending, Stopped};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
 use crate::tls::{HTTP2, Offer, UpstreamTls};
@@ -62,8 +64,10 @@ struct Connection {
     /// `None`: it is not there yet, or takes no more requests.
     sender: RefCell<Option<SendRequest<Chunk>>>,
     error: RefCell<Option<ConnectError>>,
-    /// Tells those who wait for it that it is there, or will not be.
+    /// Tells those who wait for it that it is there, or will not be, and when it is settled.
     made: Notify,
+    /// Whether the target has said what it takes: its settings are what it says first.
+    settled: Cell<bool>,
     /// Requests under way, those included that wait for it.
     streams: Cell<u32>,
     /// Requests that were sent over it.
@@ -108,7 +112,7 @@ enum Watching {
 }
 
 /// A request's place on a connection.
-struct Place(Rc<Connection>);
+pub(super) struct Place(Rc<Connection>);
 
 /// Why there is no place.
 enum Lack<'a> {
@@ -123,14 +127,35 @@ pub(super) struct Sender {
     head: Request<()>,
     has_body: bool,
     sending: Option<Sending>,
+    switching: Option<Box<Switching>>,
+}
+
+/// A request to switch to another protocol (RFC 8441).
+struct Switching {
+    protocol: HeaderValue,
+    /// What proves to who asked as HTTP/1.1 does that the target has switched.
+    accept: Option<HeaderValue>,
+    /// The way to the target.
+    stream: Option<SendStream<Chunk>>,
 }
 
 /// The body of an answer.
 pub struct Answer {
     body: Incoming,
     /// Sends the rest of the request.
-    writer: Option<AbortHandle>,
-    _place: Place,
+    writer: Option<Writer>,
+    /// The way to the target, if it has switched to another protocol.
+    switched: Option<SendStream<Chunk>>,
+    place: Place,
+}
+
+/// A task that ends with its owner. Dropping what it sends with resets the stream, if it was not done.
+struct Writer(AbortHandle);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What a stream may hold that its client has not taken, bytes.
@@ -216,6 +241,7 @@ impl Connections {
             sender: RefCell::default(),
             error: RefCell::default(),
             made: Notify::new(),
+            settled: Cell::default(),
             streams: Cell::new(0),
             sent: Cell::new(0),
             used: Cell::new(true),
@@ -261,10 +287,15 @@ impl Connections {
             if place.is_connecting() {
                 Box::pin(place.made()).await?;
             }
+            if request.switches && !Box::pin(place.takes_protocols()).await {
+                return Err(SendError::Exchange(ExchangeError::NoProtocols));
+            }
             let proven = place.is_proven();
             let error = match place.send(request).await {
-                Ok((head, body)) => {
-                    let answer = Box::new(place.answer(&head, body));
+                Ok((mut head, body)) => {
+                    let switched = request.http2.as_mut().and_then(|sender| sender.switched(&mut head));
+                    let mut answer = Box::new(place.answer(&head, body));
+                    answer.switched = switched;
                     return Ok((Head::over_http2(head), answer));
                 }
                 Err(error) => error,
@@ -350,8 +381,16 @@ impl Connection {
                 if self.streams.get() == 0 && self.load.is_awaited() {
                     self.pass_on();
                 }
-                // How it ended is told to its requests.
-                let _ = connection.await;
+                poll_fn(|cx| {
+                    let polled = Pin::new(&mut connection).poll(cx);
+                    if !self.settled.get() && self.heard.get() {
+                        self.settled.set(true);
+                        self.made.notify_waiters();
+                    }
+                    // How it ended is told to its requests.
+                    polled.map(drop)
+                })
+                .await;
             }
             Err(error) => *self.error.borrow_mut() = Some(error),
         }
@@ -537,6 +576,15 @@ impl Place {
         self.0.error.borrow().as_ref().map_or(Ok(()), |error| Err(error.again()))
     }
 
+    /// Whether the target switches to other protocols, as it says when the connection begins. One that is over does, for the
+    /// request has yet to learn of that.
+    async fn takes_protocols(&self) -> bool {
+        while !self.0.settled.get() && self.0.phase.get() == Phase::Open {
+            self.0.made.notified().await;
+        }
+        self.0.sender.borrow().as_ref().is_none_or(SendRequest::is_extended_connect_protocol_enabled)
+    }
+
     /// Sends a request, and waits for the head of its answer. The request's body may still be on its way then.
     async fn send(
         &self,
@@ -562,9 +610,13 @@ impl Place {
     fn begin(&self, sender: &mut Sender) -> Result<ResponseFuture, NotAnswered> {
         let mut open = self.0.sender.borrow_mut();
         let Some(requests) = &mut *open else { return Err(NotAnswered::Unseen) };
-        match requests.send_request(sender.head.clone(), !sender.has_body) {
+        let end = !sender.has_body && sender.switching.is_none();
+        match requests.send_request(sender.head.clone(), end) {
             Ok((answer, stream)) => {
-                sender.sending = sender.has_body.then(|| Sending::new(stream, None));
+                match &mut sender.switching {
+                    Some(switching) => switching.stream = Some(stream),
+                    None => sender.sending = sender.has_body.then(|| Sending::new(stream, None)),
+                }
                 drop(open);
                 self.0.count_sent();
                 Ok(answer)
@@ -601,7 +653,7 @@ impl Place {
     /// The rest of the answer that `head` begins. It keeps the place.
     fn answer(self, head: &response::Parts, body: RecvStream) -> Answer {
         self.0.proven.set(true);
-        Answer { body: Incoming::new(body, &head.headers), writer: None, _place: self }
+        Answer { body: Incoming::new(body, &head.headers), writer: None, switched: None, place: self }
     }
 }
 
@@ -675,7 +727,44 @@ impl Sender {
                 Uri::from_parts(parts).ok()?
             }
         };
-        Some(Self { head: request, has_body: !body.is_empty(), sending: None })
+        Some(Self { head: request, has_body: !body.is_empty(), sending: None, switching: None })
+    }
+
+    /// Asks the target to switch to `protocol`: what HTTP/1.1 asks by `Upgrade`, HTTP/2 does by a CONNECT. `None`: the request
+    /// has a body, or the protocol no name, with which it cannot.
+    pub(super) fn switch_to(&mut self, protocol: &HeaderValue) -> Option<()> {
+        if self.has_body {
+            return None;
+        }
+        let name = Protocol::from(protocol.to_str().ok()?);
+        *self.head.method_mut() = Method::CONNECT;
+        self.head.extensions_mut().insert(name);
+        let headers = self.head.headers_mut();
+        headers.remove(header::CONNECTION);
+        headers.remove(header::UPGRADE);
+        let key = headers.remove(header::SEC_WEBSOCKET_KEY);
+        let accept = key.and_then(|key| HeaderValue::try_from(accept_of(key.as_bytes())).ok());
+        self.switching = Some(Box::new(Switching { protocol: protocol.clone(), accept, stream: None }));
+        Some(())
+    }
+
+    /// Makes of the answer to such a request what a target of HTTP/1.1 would have said, and returns the way to it. `None`: it
+    /// has not switched.
+    fn switched(&mut self, head: &mut response::Parts) -> Option<SendStream<Chunk>> {
+        let switching = self.switching.as_mut()?;
+        let mut stream = switching.stream.take()?;
+        if !head.status.is_success() {
+            // There is nothing to be said to it.
+            let _ = stream.send_data(Chunk::empty(), true);
+            return None;
+        }
+        head.status = StatusCode::SWITCHING_PROTOCOLS;
+        head.headers.remove(header::CONTENT_LENGTH);
+        head.headers.insert(header::UPGRADE, switching.protocol.clone());
+        if let Some(accept) = &switching.accept {
+            head.headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept.clone());
+        }
+        Some(stream)
     }
 
     /// Sends as much as the target takes. Ready when there is no more to send.
@@ -707,6 +796,9 @@ impl Sender {
     /// Begins anew. The body has to, too.
     pub(super) fn restart(&mut self) {
         self.sending = None;
+        if let Some(switching) = &mut self.switching {
+            switching.stream = None;
+        }
     }
 }
 
@@ -720,7 +812,7 @@ impl Answer {
             // A body that breaks off resets the stream, which who reads the answer sees.
             let _ = poll_fn(|cx| sender.poll_write(&mut body, cx)).await;
         });
-        self.writer = Some(task.abort_handle());
+        self.writer = Some(Writer(task.abort_handle()));
     }
 
     /// Reads on.
@@ -736,14 +828,12 @@ impl Answer {
     pub(super) fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
 
-impl Drop for Answer {
-    fn drop(&mut self) {
-        // Dropping what it sends with resets the stream, if it was not done.
-        if let Some(writer) = &self.writer {
-            writer.abort();
-        }
+    /// The way to the target, if it has switched to another protocol.
+    #[expect(clippy::boxed_local, reason = "it comes in a box")]
+    pub(super) fn into_switched(self: Box<Self>) -> Option<Switched> {
+        let Self { body, switched, place, .. } = *self;
+        Some(Switched::stream(Raw::new(body, switched?), place))
     }
 }
 
@@ -823,6 +913,7 @@ mod tests {
             sender: RefCell::default(),
             error: RefCell::default(),
             made: Notify::new(),
+            settled: Cell::default(),
             streams: Cell::new(0),
             sent: Cell::new(MAX_SENT - 2),
             used: Cell::new(false),

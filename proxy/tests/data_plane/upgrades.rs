@@ -8,7 +8,7 @@ use hyper::ext::Protocol;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use signalbox_proxy::telemetry::access_log;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -32,6 +32,23 @@ fn echo() -> Backend {
     })
 }
 
+/// Talks to it, for longer than a request may take, and says farewell.
+async fn chat(mut socket: WebSocketStream<impl AsyncRead + AsyncWrite + Unpin>) {
+    let began = std::time::Instant::now();
+    for size in [0, 5, 70_000, 1_000_000] {
+        let said = Message::binary(vec![b'x'; size]);
+        socket.send(said.clone()).await.unwrap();
+        assert_eq!(socket.next().await.unwrap().unwrap(), said);
+    }
+    until("the request's time would be over", || began.elapsed().as_millis() > 700).await;
+    socket.send(Message::text("late")).await.unwrap();
+    assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("late"));
+    socket.close(None).await.unwrap();
+    while let Some(message) = socket.next().await {
+        assert!(message.is_ok_and(|message| message.is_close()));
+    }
+}
+
 #[test]
 fn web_sockets_pass() {
     block_on(async {
@@ -42,22 +59,9 @@ fn web_sockets_pass() {
         let harness = Harness::with_log(&document, Some(sender));
         let stream = TcpStream::connect(harness.address()).await.unwrap();
         let request = "ws://test.example/chat".into_client_request().unwrap();
-        let (mut socket, response) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+        let (socket, response) = tokio_tungstenite::client_async(request, stream).await.unwrap();
         assert_eq!(response.status(), 101);
-        let began = std::time::Instant::now();
-        for size in [0, 5, 70_000, 1_000_000] {
-            let said = Message::binary(vec![b'x'; size]);
-            socket.send(said.clone()).await.unwrap();
-            assert_eq!(socket.next().await.unwrap().unwrap(), said);
-        }
-        until("the request's time would be over", || began.elapsed().as_millis() > 700).await;
-        socket.send(Message::text("late")).await.unwrap();
-        assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("late"));
-        socket.close(None).await.unwrap();
-        while let Some(message) = socket.next().await {
-            assert!(message.is_ok_and(|message| message.is_close()));
-        }
-        drop(socket);
+        chat(socket).await;
         // It is told of once it is over.
         let line = &lines(&receiver, 1).await[0];
         assert_eq!(
@@ -149,7 +153,7 @@ fn only_what_both_want_is_switched_to() {
             assert_eq!(head.contains("upgrade: websocket\r\n"), asked, "{head}");
             assert_eq!(head.contains("connection: upgrade\r\n"), asked, "{head}");
         }
-        // To a target that speaks HTTP/2 it does not go.
+        // A target that speaks HTTP/2 has to say that it takes other protocols.
         let backend = Backend::speaking(Wire::Http2, |_| async { Response::new(full("")) });
         let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
         let stream = TcpStream::connect(harness.address()).await.unwrap();
@@ -187,27 +191,76 @@ fn web_sockets_of_http2_go_to_targets_of_http1() {
         let document = document.replace("match: {", "match: {methods: [GET], ");
         let harness = Harness::with_log(&document, Some(sender));
         let stream = connect_http2(&harness, "http://test.example/chat", Some("websocket")).await.unwrap();
-        let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
-        let began = std::time::Instant::now();
-        for size in [0, 5, 70_000, 1_000_000] {
-            let said = Message::binary(vec![b'x'; size]);
-            socket.send(said.clone()).await.unwrap();
-            assert_eq!(socket.next().await.unwrap().unwrap(), said);
-        }
-        until("the request's time would be over", || began.elapsed().as_millis() > 700).await;
-        socket.send(Message::text("late")).await.unwrap();
-        assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("late"));
-        socket.close(None).await.unwrap();
-        while let Some(message) = socket.next().await {
-            assert!(message.is_ok_and(|message| message.is_close()));
-        }
-        drop(socket);
+        let socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
+        chat(socket).await;
         let line = &lines(&receiver, 1).await[0];
         assert_eq!(
             (&line["method"], &line["status"], &line["flags"]),
             (&"CONNECT".into(), &200.into(), &"".into())
         );
         assert!(line["bytes_in"].as_u64().unwrap() > 1_000_000);
+    });
+}
+
+/// The same over HTTP/2 (RFC 8441), below `/chat` and nowhere else.
+fn echo_http2() -> Backend {
+    Backend::raw(|stream| async move {
+        let service = hyper::service::service_fn(|mut request: Request<hyper::body::Incoming>| async move {
+            let asked = request.extensions().get::<Protocol>().is_some_and(|it| it.as_str() == "websocket");
+            assert!(asked && request.method() == "CONNECT" && request.uri().scheme_str() == Some("http"));
+            assert_eq!(request.headers().get("sec-websocket-version").unwrap(), "13");
+            for absent in ["sec-websocket-key", "connection", "upgrade"] {
+                assert!(!request.headers().contains_key(absent), "{absent}");
+            }
+            if request.uri().path() != "/chat" {
+                return Ok(Response::builder().status(403).body(full("not here")).unwrap());
+            }
+            tokio::spawn(async move {
+                let stream = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
+                let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
+                while let Some(Ok(message)) = socket.next().await {
+                    if message.is_text() || message.is_binary() {
+                        socket.send(message).await.unwrap();
+                    }
+                }
+            });
+            Ok::<_, std::convert::Infallible>(Response::new(full("")))
+        });
+        let mut builder = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        let _ = builder.enable_connect_protocol().serve_connection(TokioIo::new(stream), service).await;
+    })
+}
+
+#[test]
+fn web_sockets_go_to_targets_of_http2() {
+    block_on(async {
+        let plain = forward_over(Wire::Http2, echo_http2().address)
+            .replace("{upstreams", "{timeout: 500ms, upstreams");
+        let retried = plain.replace("{timeout", "{retry: {attempts: 1}, timeout");
+        for document in [plain, retried] {
+            let (sender, receiver) = access_log::channel(100);
+            let harness = Harness::with_log(&document, Some(sender));
+            // Both over one connection to the target, the second when what it takes is known.
+            let stream = TcpStream::connect(harness.address()).await.unwrap();
+            let asked = tokio_tungstenite::client_async("ws://test.example/chat", stream).await;
+            let (socket, response) = asked.unwrap();
+            assert_eq!(response.status(), 101);
+            chat(socket).await;
+            let stream =
+                connect_http2(&harness, "http://test.example/chat", Some("websocket")).await.unwrap();
+            chat(WebSocketStream::from_raw_socket(stream, Role::Client, None).await).await;
+            // A target that does not want to says so itself.
+            let stream = TcpStream::connect(harness.address()).await.unwrap();
+            let refused = tokio_tungstenite::client_async("ws://test.example/no", stream).await.unwrap_err();
+            assert!(matches!(refused, Error::Http(answer) if answer.status() == 403));
+            let refused = connect_http2(&harness, "http://test.example/no", Some("websocket")).await;
+            assert_eq!(refused.unwrap_err().status, 403);
+            let told = lines(&receiver, 4).await;
+            for (line, status) in told.iter().zip([101, 200, 403, 403]) {
+                assert_eq!((&line["status"], &line["flags"]), (&status.into(), &"".into()), "{line}");
+                assert!(status == 403 || line["bytes_in"].as_u64().unwrap() > 1_000_000, "{line}");
+            }
+        }
     });
 }
 
