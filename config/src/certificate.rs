@@ -175,6 +175,17 @@ impl CertificateSpec {
 }
 
 impl Certificate {
+    /// The first of the chain that has expired at `now`, seconds since 1970: its place, from 1, and when it did. A root at its
+    /// end does not count, for clients go by the one that they have.
+    pub fn expired(&self, now: i64) -> Option<(usize, i64)> {
+        self.chain.iter().enumerate().find_map(|(index, der)| {
+            let (_, certificate) = X509Certificate::from_der(der).ok()?;
+            let root = index > 0 && certificate.issuer().as_raw() == certificate.subject().as_raw();
+            let until = certificate.validity().not_after.timestamp();
+            (until < now && !root).then_some((index + 1, until))
+        })
+    }
+
     /// The certificate, ready to prove who one is with `key`, its private key in PEM; or why that is none.
     pub fn certified(&self, key: &str) -> Result<CertifiedKey, String> {
         let mut certified = certified(&self.chain, key)?;

@@ -440,11 +440,17 @@ impl Plan {
         for change in &self.changes {
             if let Change::Put(resource) = change
                 && let Body::Certificate(certificate) = resource.body()
-                && certificate.facts.not_after < now.as_second()
+                && let Some((place, at)) = certificate.expired(now.as_second())
             {
-                let expired = jiff::Timestamp::from_second(certificate.facts.not_after);
-                let when = expired.map_or_else(|_| "long ago".to_owned(), |at| format!("on {at}"));
-                let error = FieldError::new("certificate", format!("expired {when}"));
+                let at = jiff::Timestamp::from_second(at);
+                let when = at.map_or_else(|_| "long ago".to_owned(), |at| format!("on {at}"));
+                let error = FieldError::new(
+                    "certificate",
+                    match place {
+                        1 => format!("expired {when}"),
+                        _ => format!("is of no use: its certificate {place} expired {when}"),
+                    },
+                );
                 errors.push(self.locate(resource.key(), &error));
             }
         }

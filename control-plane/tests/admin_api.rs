@@ -703,6 +703,33 @@ async fn a_certificate_that_cannot_serve_is_refused_with_the_reason() {
     let document = json!({"certificates": [{"name": "c"}]});
     expect(&admin.post("/apply", document).await, 422);
 
+    // A root that has expired says nothing, an intermediate authority that has makes the chain useless.
+    let authority = |name: &str, until| {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        (params, rcgen::KeyPair::generate().unwrap())
+    };
+    let (params, key) = authority("root", 2020);
+    let root = rcgen::CertifiedIssuer::self_signed(params, key).unwrap();
+    for (until, status) in [(2020, 422), (4000, 201)] {
+        let (params, key) = authority("intermediate", until);
+        let intermediate = rcgen::CertifiedIssuer::signed_by(params, key, &root).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["chained.example".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(4000, 1, 1);
+        let own = params.signed_by(&key, &intermediate).unwrap();
+        let chain = own.pem() + &intermediate.as_ref().pem() + &root.as_ref().pem();
+        let spec = json!({"certificate": chain, "private_key": key.serialize_pem()});
+        let answer = admin.put("/certificates/chained", spec).await;
+        expect(&answer, status);
+        if status == 422 {
+            let reason = "is of no use: its certificate 2 expired on 2020-01-01T00:00:00Z";
+            assert_eq!(answer.message("certificate"), reason);
+        }
+    }
+
     expect(&admin.put("/certificates/c", certificate("a.example", 4000)).await, 201);
     let taken = admin.put("/certificates/d", certificate("a.example", 4000)).await;
     expect(&taken, 409);

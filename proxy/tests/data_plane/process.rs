@@ -22,7 +22,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Runs a file with a listener `http`, and waits until it serves.
+    /// Runs a file with a listener `http`, and what `document` begins with, and waits until it serves.
     pub(crate) async fn start(document: &str, more: &[&str]) -> Self {
         Self::start_by(Command::new(PROGRAM), document, more).await
     }
@@ -31,7 +31,7 @@ impl Process {
         let dir = tempfile::tempdir().unwrap();
         let (address, admin) = (nobody(), nobody());
         let file = dir.path().join("config.yaml");
-        std::fs::write(&file, format!("listeners: [{{name: http, address: '{address}'}}]\n{document}"))
+        std::fs::write(&file, format!("listeners:\n- {{name: http, address: '{address}'}}\n{document}"))
             .unwrap();
         let child = spawn(command, &file, admin, more);
         let process = Self { child, address, admin, _dir: dir };
@@ -52,7 +52,7 @@ impl Process {
     fn successor(&self, document: &str, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.yaml");
-        let listener = format!("listeners: [{{name: http, address: '{}'}}]", self.address);
+        let listener = format!("listeners:\n- {{name: http, address: '{}'}}", self.address);
         std::fs::write(&file, format!("{listener}\n{document}")).unwrap();
         let child = spawn(Command::new(PROGRAM), &file, self.admin, more);
         Self { child, address: self.address, admin: self.admin, _dir: dir }
@@ -343,6 +343,97 @@ fn a_port_that_another_proxy_shares_is_taken() {
         assert!(second.ended().await.success());
     });
 }
+
+#[test]
+fn a_hand_over_leaves_what_runs_with_who_began_it() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("takeover.sock");
+        let takeover = ["--takeover", path.to_str().unwrap()];
+        // It answers when a request has come whole, and with the path, which names the version.
+        let backend = Backend::echo();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let text = |text: &str| serde_json::to_string(text).unwrap();
+        let secure = nobody();
+        let document = |version: &str| {
+            let forward = forward_to(backend.address)
+                .replace("{upstreams", &format!("{{rewrite: {{path_prefix: '/{version}'}}, upstreams"));
+            let (certificate, key) = (text(&certificate.pem()), text(&key.serialize_pem()));
+            format!(
+                "- {{name: secure, address: '{secure}', protocol: https, tls: {{default_certificate: c}}}}
+certificates: [{{name: c, certificate: {certificate}, private_key: {key}}}]
+{forward}"
+            )
+        };
+        let mut first = Process::start(&document("v0"), &takeover).await;
+        until("it offers its sockets", || path.exists()).await;
+        // Requests of each kind, whose bodies are half on their way.
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate.der().clone()).unwrap();
+        let tls = Arc::new(
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth(),
+        );
+        let shaken = || async {
+            let stream = TcpStream::connect(secure).await.unwrap();
+            let name = "a.example".try_into().unwrap();
+            tokio_rustls::TlsConnector::from(Arc::clone(&tls)).connect(name, stream).await.unwrap()
+        };
+        let half = b"POST / HTTP/1.1\r\nhost: a.example\r\ncontent-length: 10\r\n\r\nhalf ";
+        let mut plain = TcpStream::connect(first.address).await.unwrap();
+        plain.write_all(half).await.unwrap();
+        let mut encrypted = shaken().await;
+        encrypted.write_all(half).await.unwrap();
+        let (parts, body) = tokio::sync::mpsc::channel(2);
+        let body = tokio_stream::wrappers::ReceiverStream::new(body);
+        let frame =
+            |text: &'static str| Ok(http_body::Frame::data(bytes::Bytes::from_static(text.as_bytes())));
+        let body = http_body_util::BodyExt::boxed(http_body_util::StreamBody::new(body));
+        parts.send(frame("half ")).await.unwrap();
+        let mut shared = Client::connect_http2(first.address).await;
+        let shared = tokio::spawn(async move { shared.send(Request::post("/").body(body).unwrap()).await });
+        until("all three have reached the backend", || backend.connections() == 3).await;
+
+        let next = first.successor(&document("v1"), &takeover);
+        // Who comes now is served by it, through TLS and without, as soon as the first one has stopped to accept.
+        let ask = b"GET / HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n";
+        let mut in_a_row = 0;
+        let began = Instant::now();
+        while in_a_row < 20 {
+            assert!(began.elapsed() < Duration::from_secs(10), "the next one does not take over");
+            let mut stream = TcpStream::connect(next.address).await.unwrap();
+            let mut through_tls = shaken().await;
+            for stream in [&mut stream as &mut (dyn Duplex + Unpin), &mut through_tls] {
+                stream.write_all(ask).await.unwrap();
+                let mut answer = String::new();
+                let _ = stream.read_to_string(&mut answer).await;
+                assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+                in_a_row = if answer.contains("/v1") { in_a_row + 1 } else { 0 };
+            }
+        }
+        // The others go on to their end.
+        assert!(first.child.try_wait().unwrap().is_none(), "it waits for what it has begun");
+        for stream in [&mut plain as &mut (dyn Duplex + Unpin), &mut encrypted] {
+            stream.write_all(b"whole").await.unwrap();
+            let mut answer = String::new();
+            let _ = stream.read_to_string(&mut answer).await;
+            assert!(answer.contains("half whole") && answer.contains("/v0"), "{answer}");
+        }
+        parts.send(frame("whole")).await.unwrap();
+        drop(parts);
+        let answer = shared.await.unwrap();
+        assert!(answer.text().contains("half whole") && answer.text().contains("/v0"), "{}", answer.text());
+        assert!(first.ended().await.success());
+    });
+}
+
+trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite> Duplex for T {}
 
 #[test]
 fn a_new_version_takes_over_without_a_failed_request() {

@@ -447,6 +447,52 @@ fn openssl_and_curl_are_served() {
     });
 }
 
+#[test]
+fn keys_of_every_usual_kind_and_form_serve() {
+    block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let openssl = |args: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args(args).current_dir(&directory).stdin(Stdio::null());
+            let output = tokio::task::block_in_place(|| command.output()).expect("openssl is there");
+            assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        let read = |file: &str| std::fs::read_to_string(directory.path().join(file)).unwrap();
+        for (kind, form, begins) in [
+            (&["-newkey", "rsa:2048"][..], &[][..], "-----BEGIN PRIVATE KEY"),
+            (&["-newkey", "rsa:3072"], &["rsa", "-traditional"], "-----BEGIN RSA PRIVATE KEY"),
+            (&["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384"], &[], "-----BEGIN PRIVATE KEY"),
+            (&["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"], &["ec"], "-----BEGIN EC PRIVATE KEY"),
+            (&["-newkey", "ed25519"], &[], "-----BEGIN PRIVATE KEY"),
+        ] {
+            let made = [
+                &["req", "-x509", "-nodes", "-subj", "/CN=a", "-addext", "subjectAltName=DNS:a.example"][..],
+                &["-keyout", "key.pem", "-out", "certificate.pem"],
+                kind,
+            ]
+            .concat();
+            openssl(&made);
+            if !form.is_empty() {
+                openssl(&[form, &["-in", "key.pem", "-out", "key.pem"]].concat());
+            }
+            let own = Issued { certificate: read("certificate.pem"), key: read("key.pem") };
+            assert!(own.key.starts_with(begins), "{form:?}");
+            let harness = Harness::start(&https("", &[own.resource("c")], HELLO));
+            let port = harness.address().port();
+            for version in ["--tlsv1.3", "--tls-max"] {
+                let mut command = Command::new("curl");
+                command.args(["-sS", "--cacert", "certificate.pem", version]);
+                command.args((version == "--tls-max").then_some("1.2"));
+                command.args(["--resolve", &format!("a.example:{port}:127.0.0.1")]);
+                command.arg(format!("https://a.example:{port}/")).current_dir(&directory);
+                let output = tokio::task::block_in_place(|| command.output()).expect("curl is there");
+                let error = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(String::from_utf8_lossy(&output.stdout), "hello", "{kind:?} {version}: {error}");
+            }
+        }
+    });
+}
+
 /// A target that speaks TLS.
 struct Target {
     address: SocketAddr,
