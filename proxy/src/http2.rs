@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, header};
 use http_body::{Body, Frame, SizeHint};
+use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A body as the peer sends it. What is taken of it is what the peer may send more of.
@@ -29,6 +30,8 @@ pub struct Sending {
     held: Option<(Bytes, bool)>,
     /// Of the connection, where what it holds is limited.
     meter: Option<Rc<Meter>>,
+    /// Its place there, once it had to wait.
+    place: Option<usize>,
 }
 
 /// Why a body is not sent to its end.
@@ -53,11 +56,15 @@ pub struct Chunk {
 #[derive(Default)]
 pub struct Meter {
     waiting: Cell<usize>,
-    full: RefCell<Vec<Waker>>,
+    /// Those that have waited for room, and who is to be told of it.
+    held_up: RefCell<Slab<Option<Waker>>>,
 }
 
 /// What may wait in a connection before more is taken of the bodies that go through it, bytes.
 const MAX_WAITING: usize = 256 << 10;
+
+/// What a part takes in h2 beside its bytes: so that many small ones count.
+const PART: usize = 320;
 
 /// Bytes both ways over a stream, once both sides have agreed that it is not for messages any more.
 pub struct Raw {
@@ -120,7 +127,7 @@ impl Incoming {
 
 impl Sending {
     pub fn new(stream: SendStream<Chunk>, meter: Option<Rc<Meter>>) -> Self {
-        Self { stream, held: None, meter }
+        Self { stream, held: None, meter, place: None }
     }
 
     /// Sends as much of `body` as the peer takes. Ready when there is no more to send. `prepare` sees to its trailers.
@@ -135,7 +142,7 @@ impl Sending {
             if self.held.is_some() && ready!(self.poll_held(cx))? {
                 return Poll::Ready(Ok(()));
             }
-            if self.meter.as_ref().is_some_and(|meter| meter.is_full(cx)) {
+            if self.is_held_up(cx) {
                 return Poll::Pending;
             }
             let part = ready!(Pin::new(&mut *body).poll_frame(cx));
@@ -150,26 +157,61 @@ impl Sending {
                     if !end {
                         continue;
                     }
-                    let _ = self.stream.send_data(Chunk::empty(), true);
+                    self.end(None);
                 }
                 Some(Ok(Err(frame))) => {
                     let mut trailers = frame.into_trailers().unwrap_or_default();
                     prepare(&mut trailers);
-                    let _ = self.stream.send_trailers(trailers);
+                    self.end(Some(trailers));
                 }
-                None => {
-                    let _ = self.stream.send_data(Chunk::empty(), true);
-                }
+                None => self.end(None),
                 Some(Err(error)) => return Poll::Ready(Err(Stopped::Body(error))),
             }
             return Poll::Ready(Ok(()));
         }
     }
 
+    fn end(&mut self, trailers: Option<HeaderMap>) {
+        let sent = match trailers {
+            None => self.stream.send_data(Chunk::empty(), true),
+            Some(mut trailers) => {
+                // They have no place in HTTP/2 (RFC 9113, section 8.2.2).
+                for name in
+                    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"]
+                {
+                    trailers.remove(name);
+                }
+                self.stream.send_trailers(trailers)
+            }
+        };
+        if sent.is_err() {
+            // Nobody is to wait for what does not come. Where it is the peer that has ended the stream, this does nothing.
+            self.stream.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+
+    /// Whether enough waits in the connection; else the task is woken when that is over.
+    #[inline]
+    fn is_held_up(&mut self, cx: &Context<'_>) -> bool {
+        let Some(meter) = self.meter.as_ref().filter(|meter| meter.waiting.get() >= MAX_WAITING) else {
+            return false;
+        };
+        let mut held_up = meter.held_up.borrow_mut();
+        let place = *self.place.get_or_insert_with(|| held_up.insert(None));
+        if let Some(waker) = held_up.get_mut(place) {
+            *waker = Some(cx.waker().clone());
+        }
+        true
+    }
+
     /// Sends what is held, as far as the peer takes it: what h2 has is only waiting to be written. Ready when nothing is held any
     /// more; and whether that was the last.
     fn poll_held<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Stopped<E>>> {
-        while let Some((data, end)) = &mut self.held {
+        while self.held.is_some() {
+            if self.is_held_up(cx) {
+                return Poll::Pending;
+            }
+            let Some((data, end)) = &mut self.held else { break };
             let room = match self.stream.capacity() {
                 0 => match self.stream.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => continue,
@@ -209,10 +251,18 @@ impl Sending {
     }
 }
 
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if let (Some(meter), Some(place)) = (&self.meter, self.place) {
+            meter.held_up.borrow_mut().try_remove(place);
+        }
+    }
+}
+
 impl Chunk {
     #[inline]
     fn new(bytes: Bytes, meter: Option<&Rc<Meter>>) -> Self {
-        let size = bytes.len();
+        let size = bytes.len() + PART;
         if let Some(meter) = meter {
             meter.waiting.set(meter.waiting.get() + size);
         }
@@ -248,24 +298,21 @@ impl Drop for Chunk {
         let Some(meter) = &self.meter else { return };
         let waiting = meter.waiting.get() - self.size;
         meter.waiting.set(waiting);
-        if waiting < MAX_WAITING && !meter.full.borrow().is_empty() {
-            meter.full.take().into_iter().for_each(Waker::wake);
+        // Not for each part that goes, but when there is room for several.
+        if waiting < MAX_WAITING / 2 && waiting + self.size >= MAX_WAITING / 2 {
+            meter.tell();
         }
     }
 }
 
 impl Meter {
-    /// Whether no more is to be taken; the task is woken when that is over.
-    #[inline]
-    fn is_full(&self, cx: &Context<'_>) -> bool {
-        let full = self.waiting.get() >= MAX_WAITING;
-        if full {
-            let mut wakers = self.full.borrow_mut();
-            if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                wakers.push(cx.waker().clone());
+    /// Wakes those who wait for room.
+    fn tell(&self) {
+        for (_, waker) in self.held_up.borrow_mut().iter_mut() {
+            if let Some(waker) = waker.take() {
+                waker.wake();
             }
         }
-        full
     }
 }
 
@@ -319,9 +366,12 @@ impl AsyncWrite for Raw {
         Poll::Ready(Ok(part.len()))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The connection's own task writes.
-        Poll::Ready(Ok(()))
+    /// The connection's own task writes. A peer that takes no more is noticed here, for who has nothing to say to it.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut().stream.poll_reset(cx) {
+            Poll::Ready(reset) => Poll::Ready(Err(reset.map_or_else(broken, |reason| broken(reason.into())))),
+            Poll::Pending => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

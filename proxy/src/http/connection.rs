@@ -67,6 +67,8 @@ pub struct Downstream {
     given_up: Cell<bool>,
     /// Something was written since that was last asked.
     wrote: Cell<bool>,
+    /// Requests of HTTP/2 since something was written.
+    asked: Cell<u32>,
     /// Of HTTP/2: since when the client knows that it is to end.
     leaving: Cell<Option<Instant>>,
     /// How long it may stay without a request.
@@ -119,6 +121,9 @@ const MAX_HANDSHAKES: usize = 1024;
 /// How long a connection that is to end waits for a client that takes nothing of its last answer.
 const UNTAKEN: Duration = Duration::from_secs(10);
 
+/// Requests of HTTP/2 that are taken while nothing is written: more than there may be at a time, for some may be given up.
+const MAX_ASKED: u32 = 1024;
+
 /// What an HTTP/2 client asks for so long after it was told that the connection ends is not answered any more.
 const LEAVING: Duration = Duration::from_secs(10);
 
@@ -150,6 +155,7 @@ impl Downstream {
             unread: Cell::new(false),
             given_up: Cell::new(false),
             wrote: Cell::new(false),
+            asked: Cell::new(0),
             leaving: Cell::new(None),
             idle_until: Cell::new(Instant::now()),
             tunnel: RefCell::default(),
@@ -290,11 +296,26 @@ impl Downstream {
         if self.running.get() > 0 || !self.deadline.passed() {
             return false;
         }
+        let now = Instant::now();
         let moved = self.wrote.replace(false);
+        let patience = match self.leaving.get() {
+            None => self.patience(),
+            // The end of an old answer may still be on its way; but the farewell was written, too.
+            Some(since) if now < since + self.patience() => LINGER,
+            Some(_) => return true,
+        };
         if moved {
-            self.deadline.set(Some(Instant::now() + self.patience()));
+            self.deadline.set(Some(now + patience));
         }
         !moved
+    }
+
+    /// A request has come on an HTTP/2 connection. `false`: so many have while the client took nothing of what was to be
+    /// written that it does not read, and what is left of them adds up.
+    pub(super) fn may_ask(&self) -> bool {
+        let asked = self.asked.get() + 1;
+        self.asked.set(asked);
+        asked <= MAX_ASKED
     }
 
     /// Whether it is to end with its next answer.
@@ -688,6 +709,7 @@ impl ClientIo {
     fn wrote(&self, result: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(n)) = result {
             self.downstream.wrote.set(true);
+            self.downstream.asked.set(0);
             self.downstream.worker.stats.downstream_out.add(*n as u64);
         }
     }

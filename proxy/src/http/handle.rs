@@ -67,7 +67,7 @@ pub async fn handle(
             Err(Failure::Overloaded)
         }
     };
-    let answer = answer.and_then(|answer| switched(&exchange, answer));
+    let answer = answer.and_then(|answer| switched(&exchange, answer, connects));
     if connects && !matches!(answer, Ok(Answer::Connected(_))) {
         // The client may go on as if it had been let through.
         exchange.downstream.distrust();
@@ -91,6 +91,7 @@ pub async fn handle(
         matches!(&answer, Answer::Target(parts, _) if parts.status == StatusCode::SWITCHING_PROTOCOLS);
     let status = match &mut answer {
         Answer::Own(response) => {
+            head::prepare_response(response.headers_mut());
             if exchange.is_grpc {
                 problem::to_grpc(response);
             }
@@ -167,15 +168,19 @@ fn switch_to(target: Switched, exchange: Box<Exchange>) -> ResponseBody {
     ResponseBody::none()
 }
 
-/// Refuses an answer by which the target switches to another protocol than it was asked for.
-fn switched(exchange: &Exchange, answer: Answer) -> Result<Answer, Failure> {
-    if let Answer::Target(parts, _) = &answer
-        && parts.status == StatusCode::SWITCHING_PROTOCOLS
-        && !exchange.switch.as_ref().is_some_and(|switch| switch.is_agreed(&parts.headers))
-    {
-        return Err(Failure::Reset);
-    }
-    Ok(answer)
+/// Refuses an answer by which the target switches to another protocol than it was asked for; and, to a CONNECT, one that says
+/// that it is through where it is not.
+fn switched(exchange: &Exchange, answer: Answer, connects: bool) -> Result<Answer, Failure> {
+    let status = match &answer {
+        Answer::Target(parts, _) if parts.status == StatusCode::SWITCHING_PROTOCOLS => {
+            let agreed = exchange.switch.as_ref().is_some_and(|switch| switch.is_agreed(&parts.headers));
+            return if agreed { Ok(answer) } else { Err(Failure::Reset) };
+        }
+        Answer::Target(parts, _) => parts.status,
+        Answer::Own(response) => response.status(),
+        Answer::Connected(_) => return Ok(answer),
+    };
+    if connects && status.is_success() { Err(Failure::Reset) } else { Ok(answer) }
 }
 
 /// Finds the route, runs its plugins, and does what it says.

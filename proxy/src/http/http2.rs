@@ -105,6 +105,9 @@ fn poll_streams(
 ) -> Poll<()> {
     // Its streams are told how it ended.
     while let Some(Ok((request, respond))) = ready!(connection.poll_accept(cx)) {
+        if !downstream.may_ask() {
+            break;
+        }
         let (head, stream) = request.into_parts();
         let incoming = Incoming::new(stream, &head.headers);
         // What comes behind a CONNECT is no body.
@@ -159,6 +162,8 @@ impl Stream {
             let stream = self.respond.send_response(Response::from_parts(head, ()), false).ok()?;
             return Some(Begun::Tunnel(tunnel, Raw::new(*self.raw.take()?, stream)));
         }
+        // What the client says behind a CONNECT that is refused is not waited for.
+        self.raw = None;
         if let Some(length) = body.own_length()
             && !head.headers.contains_key(header::CONTENT_LENGTH)
         {

@@ -105,6 +105,8 @@ impl Switch {
 
     /// Says to the client that both switch.
     pub(super) fn tell(&self, head: &mut response::Parts, http2: bool) {
+        // What follows has no length, whatever a target says.
+        head.headers.remove(header::CONTENT_LENGTH);
         match self {
             Self::Protocol { .. } if http2 => {
                 head.status = StatusCode::OK;

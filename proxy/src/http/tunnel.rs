@@ -61,6 +61,8 @@ impl Tunnel {
             }
             match both {
                 [Poll::Ready(Ok(())), Poll::Ready(Ok(()))] => Poll::Ready(Flag::None),
+                // The target has said all, and does not listen any more.
+                [Poll::Ready(Err(Side::To)), Poll::Ready(Ok(()))] => Poll::Ready(Flag::None),
                 [Poll::Ready(Err(Side::To)), _] | [_, Poll::Ready(Err(Side::From))] => {
                     Poll::Ready(Flag::UpstreamReset)
                 }

@@ -121,6 +121,8 @@ pub(super) fn remove_unfit_trailers(trailers: &mut HeaderMap) {
         header::TE,
         header::UPGRADE,
         header::AUTHORIZATION,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
     ] {
         trailers.remove(name);
     }

@@ -1,6 +1,8 @@
 //! Clients that mean harm: each costs bounded memory and time, and others are served meanwhile.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -178,7 +180,12 @@ fn a_client_that_opens_no_window_holds_little() {
 #[test]
 fn a_client_that_reads_nothing_holds_little_whatever_its_windows() {
     block_on(async {
-        let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 1 << 20])) });
+        let seen = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&seen);
+        let backend = Backend::start(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            async { http::Response::new(full(vec![b'x'; 1 << 20])) }
+        });
         let process = Process::start(&forward_to(backend.address), &["--workers", "1"]).await;
         let before = process.peak_memory();
         let wide = (1 << 31) - 1;
@@ -187,25 +194,64 @@ fn a_client_that_reads_nothing_holds_little_whatever_its_windows() {
         for stream in 0..250 {
             assert!(frames.send(&get(1 + 2 * stream)).await);
         }
-        // All of them have reached the backend, and what can be written was.
-        until("250 requests", || backend.connections() == 250).await;
-        let (mut last, mut same) = (0, 0);
-        until("memory that does not grow", || {
-            let now = process.peak_memory();
+        // Those that the proxy had no time to refuse have reached the backend, and what can be written was.
+        let (mut last, mut same) = ((0, 0), 0);
+        until("nothing moves any more", || {
+            let now = (seen.load(Ordering::Relaxed), process.peak_memory());
             same = if std::mem::replace(&mut last, now) == now { same + 1 } else { 0 };
             same == 100
         })
         .await;
+        let begun = seen.load(Ordering::Relaxed);
+        assert!(begun > 100, "{begun}");
         let more = process.peak_memory().saturating_sub(before);
         assert!(more < 12 << 20, "{more} bytes more for the beginnings of 250 answers");
         // Who reads gets all of it.
-        let mut left = 250 * (1 << 20);
-        while left > 0 {
+        let mut taken = std::collections::HashMap::<u32, usize>::new();
+        let mut whole = 0;
+        while whole < begun {
             let frame = frames.next_within(Duration::from_secs(10)).await.expect("the answers");
             if frame.kind == DATA {
-                left -= frame.payload.len();
+                let taken = taken.entry(frame.stream).or_default();
+                *taken += frame.payload.len();
+                whole += usize::from(*taken == 1 << 20);
             }
         }
+    });
+}
+
+#[test]
+fn a_client_that_asks_on_but_reads_nothing_is_left() {
+    block_on(async {
+        let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 1 << 20])) });
+        let process = Process::start(&forward_to(backend.address), &["--workers", "1"]).await;
+        let (before, cpu) = (process.peak_memory(), process.cpu());
+        let wide = (1 << 31) - 1;
+        let mut frames = Frames::connect(process.address, &[(4, wide)]).await;
+        assert!(frames.send(&frame(8, 0, 0, &(wide - 65_535).to_be_bytes())).await);
+        // More than is ever written: what comes now waits for room. Each stream is given up for the next.
+        let cancel = 8u32.to_be_bytes();
+        let mut asked = 0;
+        while frames.send(&get(1 + 2 * asked)).await {
+            asked += 1;
+            assert!(asked < 20_000, "it is still there");
+            if asked > 200 {
+                let reached = backend.connections();
+                let given_up = 1 + 2 * (asked - 200);
+                // The proxy has begun with it before it is given up.
+                tokio::time::timeout(Duration::from_millis(5), async {
+                    until("it has begun", || backend.connections() > reached).await;
+                })
+                .await
+                .ok();
+                if !frames.send(&frame(RST_STREAM, 0, given_up, &cancel)).await {
+                    break;
+                }
+            }
+        }
+        expect_service(process.address).await;
+        let (more, took) = (process.peak_memory().saturating_sub(before), process.cpu() - cpu);
+        assert!(more < MEMORY && took < 2 * CPU, "{asked} requests: {more} bytes more, {took:?}");
     });
 }
 

@@ -239,6 +239,49 @@ fn bodies_stream_both_ways_as_they_come() {
 }
 
 #[test]
+fn trailers_that_http2_does_not_have_hold_up_nothing() {
+    block_on(async {
+        use crate::harness::{Wire, forward_over};
+        // Those of a client of HTTP/1.1 to a target of HTTP/2.
+        let backend = Backend::speaking(Wire::Http2, |request| async move {
+            let body = request.into_body().collect().await.unwrap();
+            let names: Vec<_> = body.trailers().unwrap().keys().map(ToString::to_string).collect();
+            Response::new(full(names.join(",")))
+        });
+        let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
+        let head = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+        let trailers = "keep-alive: x\r\nproxy-connection: x\r\nte: gzip\r\nupgrade: x\r\nx-sum: 1\r\n";
+        let answer = raw(harness.address(), format!("{head}1\r\nx\r\n0\r\n{trailers}\r\n").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nx-sum"), "{answer}");
+        // Those of a target of HTTP/1.1 to a client of HTTP/2.
+        let backend = Backend::raw(move |mut stream| async move {
+            read_head(&mut stream).await.unwrap();
+            let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+            let answer = format!("{head}1\r\nx\r\n0\r\n{trailers}\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        let answer = Client::connect_http2(harness.address()).await.get("/").await;
+        assert_eq!((answer.status, answer.text()), (200, "x"));
+        assert_eq!(answer.trailers.unwrap().keys().collect::<Vec<_>>(), ["x-sum"]);
+    });
+}
+
+#[test]
+fn fields_of_a_connection_in_configured_answers_break_nothing() {
+    block_on(async {
+        let document = "
+routes: [{name: own, respond: {headers: {keep-alive: x, proxy-connection: x, x-own: '1'}, body: hello}}]";
+        let harness = Harness::start(document);
+        for wire in crate::harness::Wire::BOTH {
+            let answer = Client::speaking(wire, harness.address()).await.get("/").await;
+            assert_eq!((answer.text(), answer.headers["x-own"].as_bytes()), ("hello", &b"1"[..]), "{wire:?}");
+            assert!(!answer.headers.contains_key("keep-alive"));
+        }
+    });
+}
+
+#[test]
 fn trailers_pass_both_ways() {
     block_on(async {
         let backend = Backend::start(|request| async move {

@@ -280,6 +280,79 @@ fn a_target_that_has_not_read_the_proxys_key_does_not_switch() {
     });
 }
 
+#[test]
+fn only_what_is_through_is_said_to_be_through() {
+    block_on(async {
+        // A target that knows nothing of upgrades, and one that says how long what follows is.
+        let ignores: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+        let says_length = [&AGREE[..AGREE.len() - 2], b"content-length: 0\r\n"].concat();
+        for (answer, status) in [(ignores.to_vec(), 502), (says_length, 200)] {
+            let backend = Backend::raw(move |mut stream| {
+                let mut answer = answer.clone();
+                async move {
+                    let head = read_head(&mut stream).await.unwrap();
+                    if answer.starts_with(b"HTTP/1.1 101") {
+                        let (_, key) = head.split_once("sec-websocket-key: ").unwrap();
+                        let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(
+                            key.lines().next().unwrap().as_bytes(),
+                        );
+                        answer.extend_from_slice(
+                            format!("sec-websocket-accept: {accept}\r\n\r\nhi").as_bytes(),
+                        );
+                    }
+                    stream.write_all(&answer).await.unwrap();
+                    let _ = stream.read_u8().await;
+                }
+            });
+            let harness = Harness::start(&forward_to(backend.address));
+            match connect_http2(&harness, "http://test.example/", Some("websocket")).await {
+                Ok(mut stream) => {
+                    let mut heard = [0; 2];
+                    stream.read_exact(&mut heard).await.unwrap();
+                    assert_eq!((status, &heard), (200, b"hi"));
+                }
+                Err(refused) => assert_eq!(refused.status, status),
+            }
+        }
+        // What a breaker answers in the place of a target is no agreement either.
+        let document = allowing("connect", crate::harness::nobody()).replace(
+            "{name: u, ",
+            "{name: u, circuit_breaker: {error_rate: {min_requests: 1, fallback: {body: no}}}, ",
+        );
+        let harness = Harness::start(&document);
+        assert_eq!(connect_http2(&harness, "a:443", None).await.unwrap_err().status, 503);
+        let opened = connect_http2(&harness, "a:443", None).await.unwrap_err();
+        assert_eq!(opened.status, 502, "the breaker is open");
+    });
+}
+
+#[test]
+fn a_client_that_breaks_its_stream_off_is_noticed_though_nobody_speaks() {
+    block_on(async {
+        let (sender, receiver) = access_log::channel(100);
+        let ended = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+        let seen = std::sync::Arc::clone(&ended);
+        let backend = Backend::raw(move |mut stream| {
+            let seen = std::sync::Arc::clone(&seen);
+            async move {
+                // Hears the end, and keeps silent.
+                let mut heard = Vec::new();
+                stream.read_to_end(&mut heard).await.unwrap();
+                seen.store(true, std::sync::atomic::Ordering::Relaxed);
+                std::future::pending::<()>().await;
+            }
+        });
+        let harness = Harness::with_log(&allowing("connect", backend.address), Some(sender));
+        let mut stream = connect_http2(&harness, "a:443", None).await.unwrap();
+        stream.write_all(b"said").await.unwrap();
+        stream.shutdown().await.unwrap();
+        until("the target has heard the end", || ended.load(std::sync::atomic::Ordering::Relaxed)).await;
+        drop(stream);
+        let line = &lines(&receiver, 1).await[0];
+        assert_eq!((&line["flags"], &line["bytes_in"]), (&"DC".into(), &4.into()));
+    });
+}
+
 /// Says what it is told, until its end.
 fn parrot() -> Backend {
     Backend::raw(|mut stream| async move {
