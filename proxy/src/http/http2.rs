@@ -35,8 +35,10 @@ enum Begun {
 
 const MAX_STREAMS: u32 = 256;
 
-/// What clients may send of bodies before it is taken, bytes: of one stream, and of a whole connection.
-const WINDOW: u32 = 1 << 20;
+/// What clients may send of bodies before it is taken, bytes: of one stream, and of a whole connection, so that a target that
+/// does not take an upload does not hold up the others.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// Streams that are reset for what clients did wrong on them; a connection with more is closed.
 const MAX_WRONG: usize = 1024;
@@ -46,8 +48,8 @@ pub(super) async fn serve(downstream: Rc<Downstream>, io: ClientIo) {
     downstream.http2.set(true);
     let header_size = downstream.limits().header_size;
     let mut opening = server::Builder::new()
-        .initial_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
         .max_local_error_reset_streams(Some(MAX_WRONG))

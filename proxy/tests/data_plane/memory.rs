@@ -71,3 +71,30 @@ fn who_does_not_take_holds_back_who_sends() {
         }
     });
 }
+
+#[test]
+fn an_upload_that_is_not_taken_holds_up_no_other_of_its_connection() {
+    block_on(async {
+        let sent = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
+        let backend = Backend::start(|request| async move {
+            if request.uri().path() == "/stalled" {
+                let _held = request;
+                return std::future::pending().await;
+            }
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Response::new(full(body.len().to_string()))
+        });
+        let harness = Harness::start(&forward_over(Wire::Http1, backend.address));
+        let mut client = Client::connect_http2(harness.address()).await;
+        let Client::Http2(sender) = &client else { unreachable!() };
+        let mut stalled = Client::Http2(sender.clone());
+        let body = endless(std::sync::Arc::clone(&sent));
+        let _stalled = tokio::spawn(async move {
+            stalled.start(Request::post("/stalled").body(body).unwrap()).await.is_ok()
+        });
+        // What the kernel, the proxy and the stream's window take is full.
+        assert!(settled(&sent).await > 1 << 20);
+        let request = Request::post("/taken").body(full(vec![b'x'; 3 << 20])).unwrap();
+        assert_eq!(client.send(request).await.text(), (3 << 20).to_string());
+    });
+}
