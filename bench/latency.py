@@ -78,7 +78,7 @@ def at_rates(bench, ports, rates):
             turns[name].append(load(bench, ports[name], rates[name], turn))
     measured = {}
     for name in names:
-        quartiles = {text: statistics.quantiles((turn[text] for turn in turns[name]), n=4)[0] for text in QUANTILES}
+        quartiles = {text: statistics.quantiles((turn[text] for turn in turns[name]), n=4, method="inclusive")[0] for text in QUANTILES}
         measured[name] = {"requests_per_second": round(rates[name]), **quartiles, "turns": turns[name]}
         print(f"{name}: {quartiles}", file=sys.stderr, flush=True)
     return measured
