@@ -13,6 +13,8 @@ use http_body::{Body, Frame, SizeHint};
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::http::head::OF_A_CONNECTION;
+
 /// A body as the peer sends it. What is taken of it is what the peer may send more of.
 #[derive(Debug)]
 pub struct Incoming {
@@ -25,9 +27,14 @@ pub struct Incoming {
 
 /// A body on its way to the peer.
 pub struct Sending {
-    stream: SendStream<Chunk>,
+    outlet: Outlet,
     /// Waits for the peer to take more; and whether it is the last.
     held: Option<(Bytes, bool)>,
+}
+
+/// Where bytes go to the peer, as many as it takes.
+struct Outlet {
+    stream: SendStream<Chunk>,
     /// Of the connection, where what it holds is limited.
     meter: Option<Rc<Meter>>,
     /// Its place there, once it had to wait.
@@ -71,7 +78,7 @@ pub struct Raw {
     incoming: Incoming,
     /// What was read beyond what was asked for.
     read: Bytes,
-    stream: SendStream<Chunk>,
+    outlet: Outlet,
     /// The end was sent.
     ended: bool,
 }
@@ -127,7 +134,7 @@ impl Incoming {
 
 impl Sending {
     pub fn new(stream: SendStream<Chunk>, meter: Option<Rc<Meter>>) -> Self {
-        Self { stream, held: None, meter, place: None }
+        Self { outlet: Outlet::new(stream, meter), held: None }
     }
 
     /// Sends as much of `body` as the peer takes. Ready when there is no more to send. `prepare` sees to its trailers.
@@ -142,7 +149,7 @@ impl Sending {
             if self.held.is_some() && ready!(self.poll_held(cx))? {
                 return Poll::Ready(Ok(()));
             }
-            if self.is_held_up(cx) {
+            if self.outlet.is_held_up(cx) {
                 return Poll::Pending;
             }
             let part = ready!(Pin::new(&mut *body).poll_frame(cx));
@@ -150,7 +157,6 @@ impl Sending {
                 Some(Ok(Ok(data))) => {
                     let end = body.is_end_stream();
                     if !data.is_empty() {
-                        self.stream.reserve_capacity(data.len());
                         self.held = Some((data, end));
                         continue;
                     }
@@ -173,21 +179,58 @@ impl Sending {
 
     fn end(&mut self, trailers: Option<HeaderMap>) {
         let sent = match trailers {
-            None => self.stream.send_data(Chunk::empty(), true),
+            None => self.outlet.stream.send_data(Chunk::empty(), true),
             Some(mut trailers) => {
                 // They have no place in HTTP/2 (RFC 9113, section 8.2.2).
-                for name in
-                    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"]
-                {
+                for name in OF_A_CONNECTION.iter().chain(&[header::TE]) {
                     trailers.remove(name);
                 }
-                self.stream.send_trailers(trailers)
+                self.outlet.stream.send_trailers(trailers)
             }
         };
         if sent.is_err() {
             // Nobody is to wait for what does not come. Where it is the peer that has ended the stream, this does nothing.
-            self.stream.send_reset(Reason::INTERNAL_ERROR);
+            self.outlet.stream.send_reset(Reason::INTERNAL_ERROR);
         }
+    }
+
+    /// Sends what is held, as far as the peer takes it: what h2 has is only waiting to be written. Ready when nothing is held any
+    /// more; and whether that was the last.
+    fn poll_held<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Stopped<E>>> {
+        while let Some((data, end)) = &mut self.held {
+            let Ok(room) = ready!(self.outlet.poll_room(data.len(), cx)) else {
+                return Poll::Ready(Err(Stopped::ByPeer));
+            };
+            let part = data.split_to(room);
+            let end = *end && data.is_empty();
+            if data.is_empty() {
+                self.held = None;
+            }
+            if self.outlet.send(part, end).is_err() {
+                return Poll::Ready(Err(Stopped::ByPeer));
+            }
+            if end {
+                return Poll::Ready(Ok(true));
+            }
+        }
+        Poll::Ready(Ok(false))
+    }
+
+    /// Whether the peer takes no more; else the task is woken when that is so.
+    #[inline]
+    pub fn is_reset(&mut self, cx: &mut Context<'_>) -> bool {
+        self.outlet.stream.poll_reset(cx).is_ready()
+    }
+
+    /// Breaks off.
+    pub fn reset(&mut self, reason: Reason) {
+        self.outlet.stream.send_reset(reason);
+    }
+}
+
+impl Outlet {
+    fn new(stream: SendStream<Chunk>, meter: Option<Rc<Meter>>) -> Self {
+        Self { stream, meter, place: None }
     }
 
     /// Whether enough waits in the connection; else the task is woken when that is over.
@@ -204,54 +247,30 @@ impl Sending {
         true
     }
 
-    /// Sends what is held, as far as the peer takes it: what h2 has is only waiting to be written. Ready when nothing is held any
-    /// more; and whether that was the last.
-    fn poll_held<E>(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Stopped<E>>> {
-        while self.held.is_some() {
-            if self.is_held_up(cx) {
-                return Poll::Pending;
-            }
-            let Some((data, end)) = &mut self.held else { break };
-            let room = match self.stream.capacity() {
-                0 => match self.stream.poll_capacity(cx) {
-                    Poll::Ready(Some(Ok(_))) => continue,
-                    Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Stopped::ByPeer)),
-                    Poll::Pending => return Poll::Pending,
+    /// How many of so many bytes the peer takes now, at least one.
+    fn poll_room(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.is_held_up(cx) {
+            return Poll::Pending;
+        }
+        self.stream.reserve_capacity(wanted);
+        loop {
+            match self.stream.capacity() {
+                0 => match ready!(self.stream.poll_capacity(cx)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
                 },
-                room => room,
-            };
-            let part = data.split_to(room.min(data.len()));
-            let last = data.is_empty();
-            let end = *end && last;
-            if last {
-                self.held = None;
-            }
-            if self.stream.send_data(Chunk::new(part, self.meter.as_ref()), end).is_err() {
-                return Poll::Ready(Err(Stopped::ByPeer));
-            }
-            if end {
-                return Poll::Ready(Ok(true));
-            }
-            if let Some((rest, _)) = &self.held {
-                self.stream.reserve_capacity(rest.len());
+                room => return Poll::Ready(Ok(room.min(wanted))),
             }
         }
-        Poll::Ready(Ok(false))
     }
 
-    /// Whether the peer takes no more; else the task is woken when that is so.
-    #[inline]
-    pub fn is_reset(&mut self, cx: &mut Context<'_>) -> bool {
-        self.stream.poll_reset(cx).is_ready()
-    }
-
-    /// Breaks off.
-    pub fn reset(&mut self, reason: Reason) {
-        self.stream.send_reset(reason);
+    fn send(&mut self, bytes: Bytes, end: bool) -> Result<(), h2::Error> {
+        self.stream.send_data(Chunk::new(bytes, self.meter.as_ref()), end)
     }
 }
 
-impl Drop for Sending {
+impl Drop for Outlet {
     fn drop(&mut self) {
         if let (Some(meter), Some(place)) = (&self.meter, self.place) {
             meter.held_up.borrow_mut().try_remove(place);
@@ -317,8 +336,8 @@ impl Meter {
 }
 
 impl Raw {
-    pub fn new(incoming: Incoming, stream: SendStream<Chunk>) -> Self {
-        Self { incoming, read: Bytes::new(), stream, ended: false }
+    pub fn new(incoming: Incoming, stream: SendStream<Chunk>, meter: Option<Rc<Meter>>) -> Self {
+        Self { incoming, read: Bytes::new(), outlet: Outlet::new(stream, meter), ended: false }
     }
 }
 
@@ -346,29 +365,16 @@ impl AsyncWrite for Raw {
             return Poll::Ready(Ok(0));
         }
         // A peer that takes no more is to be noticed although there is room.
-        if let Poll::Ready(reset) = this.stream.poll_reset(cx) {
-            return Poll::Ready(Err(reset.map_or_else(broken, |reason| broken(reason.into()))));
-        }
-        this.stream.reserve_capacity(buf.len());
-        let room = loop {
-            match this.stream.capacity() {
-                0 => match ready!(this.stream.poll_capacity(cx)) {
-                    Some(Ok(_)) => {}
-                    Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-                },
-                room => break room.min(buf.len()),
-            }
-        };
-        let part = buf.get(..room).unwrap_or(buf);
-        let chunk = Chunk::new(Bytes::copy_from_slice(part), None);
-        this.stream.send_data(chunk, false).map_err(broken)?;
-        Poll::Ready(Ok(part.len()))
+        ready!(Pin::new(&mut *this).poll_flush(cx))?;
+        let room = ready!(this.outlet.poll_room(buf.len(), cx))?;
+        let part = Bytes::copy_from_slice(buf.get(..room).unwrap_or(buf));
+        this.outlet.send(part, false).map_err(broken)?;
+        Poll::Ready(Ok(room))
     }
 
     /// The connection's own task writes. A peer that takes no more is noticed here, for who has nothing to say to it.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut().stream.poll_reset(cx) {
+        match self.get_mut().outlet.stream.poll_reset(cx) {
             Poll::Ready(reset) => Poll::Ready(Err(reset.map_or_else(broken, |reason| broken(reason.into())))),
             Poll::Pending => Poll::Ready(Ok(())),
         }
@@ -379,7 +385,7 @@ impl AsyncWrite for Raw {
         if std::mem::replace(&mut this.ended, true) {
             return Poll::Ready(Ok(()));
         }
-        match this.stream.send_data(Chunk::empty(), true) {
+        match this.outlet.stream.send_data(Chunk::empty(), true) {
             // A peer that has said all may have gone.
             Err(error) if !this.incoming.is_end() => Poll::Ready(Err(broken(error))),
             Ok(()) | Err(_) => Poll::Ready(Ok(())),

@@ -507,15 +507,6 @@ impl ResponseBody {
         }
     }
 
-    /// Its length, where the proxy itself answers.
-    #[inline]
-    pub fn own_length(&self) -> Option<usize> {
-        match &self.source {
-            Source::Whole(bytes) => Some(bytes.len()),
-            Source::Empty | Source::Target(_) | Source::Tunnel(_) => None,
-        }
-    }
-
     /// The deadline of its exchange, of HTTP/2, unless that is over.
     #[inline]
     pub fn deadline(&self) -> Option<&Rc<Deadline>> {

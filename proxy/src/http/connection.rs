@@ -523,7 +523,7 @@ async fn shake_hands(
 
 /// Returns when the connection has ended, or the socket when it rests.
 async fn serve_http1(downstream: &Rc<Downstream>, io: ClientIo) -> Option<ClientIo> {
-    let limits = downstream.settings.borrow().limits.clone();
+    let limits = downstream.limits();
     let mut builder = http1::Builder::new();
     builder
         .header_read_timeout(None)

@@ -121,9 +121,7 @@ pub async fn handle(
     match answer {
         Answer::Own(response) => {
             let (mut parts, mut body) = response.into_parts();
-            if headless || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-                leave_out(&mut body, &mut parts.headers, headless);
-            }
+            frame(&mut parts, &mut body, headless);
             Response::from_parts(parts, ResponseBody::whole(body, exchange))
         }
         Answer::Target(parts, body) if switches => {
@@ -144,12 +142,15 @@ pub async fn handle(
     }
 }
 
-/// Makes an answer one without a body (RFC 9112, section 6.3); to a HEAD it says how long it would be.
-fn leave_out(body: &mut Bytes, headers: &mut HeaderMap, says_length: bool) {
-    if says_length && !body.is_empty() && !headers.contains_key(header::CONTENT_LENGTH) {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+/// Says how long the body of an answer is, and leaves it out where there may be none (RFC 9112, section 6.3).
+fn frame(parts: &mut response::Parts, body: &mut Bytes, headless: bool) {
+    let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if !body.is_empty() && !bodiless && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    body.clear();
+    if headless || bodiless {
+        body.clear();
+    }
 }
 
 /// Both sides have agreed to switch to another protocol, which `target` speaks. Of HTTP/1.1 the connection is what is left for

@@ -28,6 +28,9 @@ const TOLD: [HeaderName; 5] =
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// What is of one connection of HTTP/1.1, and has no place in HTTP/2 (RFC 9113, section 8.2.2) or in trailers.
+pub const OF_A_CONNECTION: [HeaderName; 5] =
+    [header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE];
 
 /// What is in a head that the proxy must see to, found in one pass over it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use h2::Reason;
 use h2::server::{self, SendResponse};
-use http::{HeaderValue, Method, Response, header, request};
+use http::{Method, Response, header, request};
 use http_body::Body as _;
 
 use super::body::{ClientBody, ResponseBody};
@@ -162,15 +162,11 @@ impl Stream {
         if let Some(tunnel) = body.take_tunnel() {
             // A client that has gone meanwhile is told of when the tunnel is dropped.
             let stream = self.respond.send_response(Response::from_parts(head, ()), false).ok()?;
-            return Some(Begun::Tunnel(tunnel, Raw::new(*self.raw.take()?, stream)));
+            let raw = Raw::new(*self.raw.take()?, stream, Some(Rc::clone(&self.meter)));
+            return Some(Begun::Tunnel(tunnel, raw));
         }
         // What the client says behind a CONNECT that is refused is not waited for.
         self.raw = None;
-        if let Some(length) = body.own_length()
-            && !head.headers.contains_key(header::CONTENT_LENGTH)
-        {
-            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        }
         let end = body.is_end_stream();
         match self.respond.send_response(Response::from_parts(head, ()), end) {
             Ok(stream) => {

@@ -1,9 +1,9 @@
 //! The life of a request.
 //!
-//! [`connection`] reads it from a client, over HTTP/2 with [`http2`]; [`exchange`] is what is known of it until its last byte, and [`handle`] decides:
-//! it finds the route, runs the plugins, and answers or has it sent on by [`forward`]. [`head`], [`rewrite`] and [`problem`] are
-//! the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through; [`switch`] says how a client
-//! leaves HTTP behind, and [`tunnel`] lets through what then comes.
+//! [`connection`] reads it from a client, over HTTP/2 with [`http2`]; [`exchange`] is what is known of it until its last
+//! byte, and [`handle`] decides: it finds the route, runs the plugins, and answers or has it sent on by [`forward`]. [`head`],
+//! [`rewrite`] and [`problem`] are the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through;
+//! [`switch`] says how a client leaves HTTP behind, and [`tunnel`] lets through what then comes.
 
 mod affinity;
 pub mod body;

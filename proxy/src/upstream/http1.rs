@@ -10,7 +10,7 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, request, response};
 use smallvec::SmallVec;
 
-use crate::http::head::{Claims, remove_claims};
+use crate::http::head::{Claims, OF_A_CONNECTION, remove_claims};
 
 /// How the body of a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,18 +112,10 @@ pub(super) fn encode_end(out: &mut Vec<u8>, trailers: Option<HeaderMap>) {
 
 /// RFC 9110, section 6.5.1: what frames or routes a message does not belong behind it; nor does what only the proxy may say.
 pub(super) fn remove_unfit_trailers(trailers: &mut HeaderMap) {
-    for name in [
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::HOST,
-        header::CONNECTION,
-        header::TRAILER,
-        header::TE,
-        header::UPGRADE,
-        header::AUTHORIZATION,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-    ] {
+    for name in [header::CONTENT_LENGTH, header::HOST, header::TRAILER, header::TE, header::AUTHORIZATION]
+        .iter()
+        .chain(&OF_A_CONNECTION)
+    {
         trailers.remove(name);
     }
     remove_claims(trailers, Claims::All);

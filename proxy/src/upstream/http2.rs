@@ -33,6 +33,7 @@ use super::load::{Load, Permit};
 use super::waiters::Waiters;
 use super::{Endpoint, Pool, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
+use crate::http::head::OF_A_CONNECTION;
 use crate::http::switch::accept_of;
 use crate::http2::{Chunk, Incoming, Raw, Sending, Stopped};
 use crate::stream::Stream;
@@ -669,8 +670,7 @@ impl Drop for Place {
 /// Whether these fields, of one connection of HTTP/1.1, have no place in HTTP/2 (RFC 9113, section 8.2.2). As h2 has it, which
 /// does not say why it does not send a request.
 fn is_malformed(fields: &HeaderMap) -> bool {
-    let names = ["connection", "transfer-encoding", "upgrade", "keep-alive", "proxy-connection"];
-    names.iter().any(|name| fields.contains_key(*name))
+    OF_A_CONNECTION.iter().any(|name| fields.contains_key(name))
         || fields.get(header::TE).is_some_and(|value| value != "trailers")
 }
 
@@ -833,7 +833,7 @@ impl Answer {
     #[expect(clippy::boxed_local, reason = "it comes in a box")]
     pub(super) fn into_switched(self: Box<Self>) -> Option<Switched> {
         let Self { body, switched, place, .. } = *self;
-        Some(Switched::stream(Raw::new(body, switched?), place))
+        Some(Switched::stream(Raw::new(body, switched?, None), place))
     }
 }
 

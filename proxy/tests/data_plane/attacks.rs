@@ -221,6 +221,36 @@ fn a_client_that_reads_nothing_holds_little_whatever_its_windows() {
 }
 
 #[test]
+fn tunnels_that_are_not_read_hold_little() {
+    block_on(async {
+        let backend =
+            Backend::raw(
+                |mut stream| async move { while stream.write_all(&[b'x'; 16 << 10]).await.is_ok() {} },
+            );
+        let document = forward_to(backend.address).replace("{upstreams", "{upgrades: [connect], upstreams");
+        let process = Process::start(&document, &["--workers", "1"]).await;
+        let before = process.peak_memory();
+        let wide = (1 << 31) - 1;
+        let mut frames = Frames::connect(process.address, &[(4, wide)]).await;
+        assert!(frames.send(&frame(8, 0, 0, &(wide - 65_535).to_be_bytes())).await);
+        let connect = literals(&[(":method", "CONNECT"), (":authority", "a:1")]);
+        for stream in 0..200 {
+            assert!(frames.send(&frame(HEADERS, END_HEADERS, 1 + 2 * stream, &connect)).await);
+        }
+        let (mut last, mut same) = ((0, 0), 0);
+        until("nothing moves any more", || {
+            let now = (backend.connections(), process.peak_memory());
+            same = if std::mem::replace(&mut last, now) == now { same + 1 } else { 0 };
+            same == 100
+        })
+        .await;
+        let more = process.peak_memory().saturating_sub(before);
+
+        assert!(backend.connections() > 100 && more < 14 << 20, "{more} bytes more");
+    });
+}
+
+#[test]
 fn a_client_that_asks_on_but_reads_nothing_is_left() {
     block_on(async {
         let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 1 << 20])) });
