@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::store::{
-    Committed, Loaded, Meta, NewChange, NewRevision, Revision, RevisionSummary, Store, StoreError,
+    Committed, Held, Loaded, Meta, NewChange, NewRevision, Revision, RevisionSummary, Store, StoreError,
 };
 
 /// One published state. Immutable and structurally shared: a revision costs its changes.
@@ -353,7 +353,7 @@ impl Publisher {
 
     /// Waits for the right to publish.
     pub(crate) async fn turn(&self) -> Turn<'_> {
-        Turn { publisher: self, _guard: self.turn.lock().await }
+        Turn { publisher: self, held: None, _guard: self.turn.lock().await }
     }
 
     fn note_health(&self, health: Health) {
@@ -398,6 +398,8 @@ impl Publisher {
 /// The right to publish, held by one at a time.
 pub(crate) struct Turn<'p> {
     publisher: &'p Publisher,
+    /// Of the store's head, against other replicas.
+    held: Option<Held>,
     _guard: MutexGuard<'p, ()>,
 }
 
@@ -448,6 +450,13 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// Holds the head of the store, so that the next commit is not overtaken, and catches up.
+    pub(crate) async fn hold(&mut self) -> Result<(), StoreError> {
+        let Publisher { store, metrics, .. } = self.publisher;
+        self.held = Some(metrics.store_call("hold", store.hold()).await?);
+        self.catch_up().await
+    }
+
     /// What is published now; nobody else changes it.
     pub(crate) fn current(&self) -> Arc<Published> {
         self.publisher.current()
@@ -455,7 +464,7 @@ impl Turn<'_> {
 
     /// Makes the next revision, and publishes it at once. `relations` are those after the changes.
     ///
-    /// [`StoreError::Stale`]: nothing was done; catch up and try again.
+    /// [`StoreError::Stale`]: nothing was done; hold the head and try again.
     pub(crate) async fn commit(
         &mut self,
         author: Arc<str>,
@@ -478,7 +487,11 @@ impl Turn<'_> {
             .collect();
         let revision =
             NewRevision { author: author.clone(), message: message.clone(), action, changes: stored };
-        let commit = store.commit(current.snapshot.id().number, revision);
+        let base = current.snapshot.id().number;
+        let commit = match self.held.take() {
+            Some(held) => store.commit_held(held, base, revision),
+            None => store.commit(base, revision),
+        };
         let committed = metrics.store_call("commit", commit).await?;
         let summary = RevisionSummary {
             number: committed.number,

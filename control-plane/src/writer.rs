@@ -176,8 +176,8 @@ pub enum Refused {
     Store(#[from] StoreError),
 }
 
-/// How often a write that another replica overtook is tried anew.
-const ATTEMPTS: usize = 10;
+/// How often a write is tried. The head moves at most once without the write holding it, once more to a new epoch.
+const ATTEMPTS: usize = 4;
 
 /// How long a write waits for those before it.
 const TURN: Duration = Duration::from_secs(10);
@@ -250,8 +250,12 @@ async fn write(
                 let changes = changed(&current, &changes);
                 return Ok(Written { revision: Some(committed.number), published: turn.current(), changes });
             }
+            // Another replica came first. To come first this time, the next attempt holds the head: one that writes
+            // without a pause would come first for ever.
             Err(StoreError::Stale) => {
+                // The most of it is read while the others can still write.
                 turn.catch_up().await?;
+                turn.hold().await?;
                 verified = true;
             }
             // It may have happened even so: the follower reads the head again.

@@ -1,6 +1,7 @@
 //! A real PostgreSQL server, in a directory of its own.
 
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -67,13 +68,18 @@ impl Postgres {
 
     /// Where it is: `postgres://postgres@127.0.0.1:PORT/postgres`.
     pub fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://postgres@{}/postgres", self.address())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// Makes an empty database beside the others, and gives its URL: for tests that share a server.
     pub fn database(&self, name: &str) -> Result<String> {
         self.sql(&format!("CREATE DATABASE \"{name}\""))?;
-        Ok(format!("postgres://postgres@127.0.0.1:{}/{name}", self.port))
+        Ok(format!("postgres://postgres@{}/{name}", self.address()))
     }
 
     /// Runs a statement by `psql` in the database `postgres`; the answer is unaligned, without headings.

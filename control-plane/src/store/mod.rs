@@ -71,6 +71,18 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Broken`] when a key is there twice, or one is deleted that is not there: nothing was written.
     async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError>;
 
+    /// Holds the head: until [`Store::commit_held`], or until what this returns is dropped, nobody else moves it, and
+    /// who wants to waits (4 s at most, then it is [`StoreError::Unavailable`] to them).
+    async fn hold(&self) -> Result<Held, StoreError>;
+
+    /// [`Store::commit`] by who holds the head, which is free again after it.
+    async fn commit_held(
+        &self,
+        held: Held,
+        base: u64,
+        revision: NewRevision,
+    ) -> Result<Committed, StoreError>;
+
     /// Revisions without their changes, newest first, those before `before`.
     async fn revisions(&self, before: Option<u64>, limit: u32) -> Result<Vec<RevisionSummary>, StoreError>;
 
@@ -124,6 +136,21 @@ pub trait Store: Send + Sync {
 
     /// Keeps that, unless there is one already; returns the one that is kept.
     async fn keep_key_check(&self, check: &[u8]) -> Result<Vec<u8>, StoreError>;
+}
+
+/// The head, held by one who is about to commit.
+pub struct Held(HeldBy);
+
+enum HeldBy {
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+}
+
+impl HeldBy {
+    /// What is said of one that another store made.
+    fn of_another() -> StoreError {
+        StoreError::Broken("its head is not held".into())
+    }
 }
 
 /// Why the store did not do it.

@@ -9,16 +9,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use signalbox_config::RevisionId;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgExecutor, PgListener, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, query, query_as, query_scalar, raw_sql};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::{
-    AuditRow, CALL, Committed, LONG_CALL, Loaded, NewRevision, ProxyRow, Revision, RevisionSummary,
-    RolloutRow, Store, StoreError, StoredResource, TokenRow, deadline_for, new_epoch, now_us, row, to_sql,
-    within,
+    AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewRevision, ProxyRow, Revision,
+    RevisionSummary, RolloutRow, Store, StoreError, StoredResource, TokenRow, deadline_for, new_epoch,
+    now_us, row, to_sql, within,
 };
 
 /// The store in a PostgreSQL database.
@@ -168,26 +168,29 @@ impl Store for Postgres {
     }
 
     async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError> {
-        within(deadline_for(revision.changes.len()), async {
-            let kinds: Vec<_> = revision.changes.iter().map(|change| change.key.kind.as_str()).collect();
-            let names: Vec<_> = revision.changes.iter().map(|change| change.key.name.as_str()).collect();
-            let specs: Vec<_> = revision.changes.iter().map(|change| change.spec.as_deref()).collect();
-            let committed_at_us = now_us();
-            let number: Option<i64> = query_scalar(COMMIT)
-                .bind(to_sql(base))
-                .bind(kinds)
-                .bind(names)
-                .bind(specs)
-                .bind(committed_at_us)
-                .bind(&*revision.author)
-                .bind(&revision.message)
-                .bind(&revision.action)
-                .bind(to_sql(revision.changes.len() as u64))
-                .fetch_optional(&self.pool)
-                .await
-                .map_err(failed)?;
-            let number = number.ok_or(StoreError::Stale)?;
-            Ok(Committed { number: row::number(number)?, committed_at_us })
+        within(deadline_for(revision.changes.len()), commit_on(&self.pool, base, &revision)).await
+    }
+
+    async fn hold(&self) -> Result<Held, StoreError> {
+        within(CALL, async {
+            let mut transaction = self.pool.begin().await.map_err(failed)?;
+            query("SELECT revision FROM head FOR UPDATE").execute(&mut *transaction).await.map_err(failed)?;
+            Ok(Held(HeldBy::Postgres(transaction)))
+        })
+        .await
+    }
+
+    async fn commit_held(
+        &self,
+        held: Held,
+        base: u64,
+        revision: NewRevision,
+    ) -> Result<Committed, StoreError> {
+        let HeldBy::Postgres(mut transaction) = held.0 else { return Err(HeldBy::of_another()) };
+        within(deadline_for(revision.changes.len()), async move {
+            let committed = commit_on(&mut *transaction, base, &revision).await?;
+            transaction.commit().await.map_err(failed)?;
+            Ok(committed)
         })
         .await
     }
@@ -377,6 +380,32 @@ impl Store for Postgres {
         })
         .await
     }
+}
+
+async fn commit_on(
+    database: impl PgExecutor<'_>,
+    base: u64,
+    revision: &NewRevision,
+) -> Result<Committed, StoreError> {
+    let kinds: Vec<_> = revision.changes.iter().map(|change| change.key.kind.as_str()).collect();
+    let names: Vec<_> = revision.changes.iter().map(|change| change.key.name.as_str()).collect();
+    let specs: Vec<_> = revision.changes.iter().map(|change| change.spec.as_deref()).collect();
+    let committed_at_us = now_us();
+    let number: Option<i64> = query_scalar(COMMIT)
+        .bind(to_sql(base))
+        .bind(kinds)
+        .bind(names)
+        .bind(specs)
+        .bind(committed_at_us)
+        .bind(&*revision.author)
+        .bind(&revision.message)
+        .bind(&revision.action)
+        .bind(to_sql(revision.changes.len() as u64))
+        .fetch_optional(database)
+        .await
+        .map_err(failed)?;
+    let number = number.ok_or(StoreError::Stale)?;
+    Ok(Committed { number: row::number(number)?, committed_at_us })
 }
 
 /// A commit, in one statement, which is a transaction and one round trip however many its changes.

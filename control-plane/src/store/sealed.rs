@@ -16,7 +16,7 @@ use signalbox_config::{ResourceKey, RevisionId};
 use tokio::sync::Notify;
 
 use super::{
-    AuditRow, Committed, Loaded, NewRevision, ProxyRow, Revision, RevisionSummary, RolloutRow, Store,
+    AuditRow, Committed, Held, Loaded, NewRevision, ProxyRow, Revision, RevisionSummary, RolloutRow, Store,
     StoreError, StoredResource, TokenRow,
 };
 
@@ -147,6 +147,19 @@ fn read_or_make(path: &Path, in_use: bool) -> Result<SecretsKey, StoreError> {
 }
 
 impl Sealed {
+    /// Encrypts the secrets of a revision.
+    fn close(&self, mut revision: NewRevision) -> Result<NewRevision, StoreError> {
+        for change in &mut revision.changes {
+            if let Some(spec) = &mut change.spec
+                && change.key.kind.holds_secret(spec)
+            {
+                let key = self.key.as_ref().ok_or(StoreError::NoSecretsKey)?;
+                *spec = key.seal(spec, change.key.to_string().as_bytes())?.into();
+            }
+        }
+        Ok(revision)
+    }
+
     fn open(&self, key: &ResourceKey, stored: Bytes) -> Result<Bytes, StoreError> {
         if stored.first() != Some(&VERSION) {
             return Ok(stored);
@@ -192,16 +205,21 @@ impl Store for Sealed {
         Ok(revisions)
     }
 
-    async fn commit(&self, base: u64, mut revision: NewRevision) -> Result<Committed, StoreError> {
-        for change in &mut revision.changes {
-            if let Some(spec) = &mut change.spec
-                && change.key.kind.holds_secret(spec)
-            {
-                let key = self.key.as_ref().ok_or(StoreError::NoSecretsKey)?;
-                *spec = key.seal(spec, change.key.to_string().as_bytes())?.into();
-            }
-        }
-        self.inner.commit(base, revision).await
+    async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError> {
+        self.inner.commit(base, self.close(revision)?).await
+    }
+
+    async fn hold(&self) -> Result<Held, StoreError> {
+        self.inner.hold().await
+    }
+
+    async fn commit_held(
+        &self,
+        held: Held,
+        base: u64,
+        revision: NewRevision,
+    ) -> Result<Committed, StoreError> {
+        self.inner.commit_held(held, base, self.close(revision)?).await
     }
 
     async fn revisions(&self, before: Option<u64>, limit: u32) -> Result<Vec<RevisionSummary>, StoreError> {

@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, QueryBuilder, query, query
 use tokio::sync::Notify;
 
 use super::{
-    AuditRow, CALL, Committed, LONG_CALL, Loaded, NewChange, NewRevision, ProxyRow, Revision,
+    AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewChange, NewRevision, ProxyRow, Revision,
     RevisionSummary, RolloutRow, Store, StoreError, StoredResource, TokenRow, deadline_for, new_epoch,
     now_us, row, to_sql, within,
 };
@@ -136,9 +136,27 @@ impl Store for Sqlite {
     }
 
     async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError> {
-        within(deadline_for(revision.changes.len()), async {
+        let held = self.hold().await?;
+        self.commit_held(held, base, revision).await
+    }
+
+    async fn hold(&self) -> Result<Held, StoreError> {
+        within(CALL, async {
             // IMMEDIATE: takes the write lock at once, so that no other process can write between here and the commit.
-            let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+            let transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+            Ok(Held(HeldBy::Sqlite(transaction)))
+        })
+        .await
+    }
+
+    async fn commit_held(
+        &self,
+        held: Held,
+        base: u64,
+        revision: NewRevision,
+    ) -> Result<Committed, StoreError> {
+        let HeldBy::Sqlite(mut transaction) = held.0 else { return Err(HeldBy::of_another()) };
+        within(deadline_for(revision.changes.len()), async move {
             let number: Option<i64> = query_scalar(
                 "UPDATE head SET revision = revision + 1 WHERE revision = $1 RETURNING revision",
             )

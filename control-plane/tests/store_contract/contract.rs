@@ -109,6 +109,30 @@ pub(crate) async fn a_stale_commit_writes_nothing(place: &dyn Place) {
     assert_eq!(everything(&*store).await, before);
 }
 
+pub(crate) async fn who_holds_the_head_commits_next(place: &dyn Place) {
+    let (one, other) = (place.open().await, place.open().await);
+    put(&*one, 0, &[("route/a", "1")]).await;
+    let held = one.hold().await.unwrap();
+    let overtaking = {
+        let other = other.clone();
+        tokio::spawn(async move { other.commit(1, revision(&[("route/a", Some("other"))])).await })
+    };
+    // What is held can be read, here and there.
+    assert_eq!(one.head().await.unwrap().number, 1);
+    assert_eq!(other.revisions_after(0, 10).await.unwrap().len(), 1);
+    let committed = one.commit_held(held, 1, revision(&[("route/a", Some("2"))])).await.unwrap();
+    assert_eq!(committed.number, 2);
+    assert!(matches!(overtaking.await.unwrap(), Err(StoreError::Stale)));
+
+    // It is free again after that, after a commit that was wrong, and when it is given up.
+    let held = other.hold().await.unwrap();
+    let error = other.commit_held(held, 1, revision(&[("route/a", Some("3"))])).await.unwrap_err();
+    assert!(matches!(error, StoreError::Stale), "{error:?}");
+    drop(one.hold().await.unwrap());
+    assert_eq!(put(&*other, 2, &[("route/a", "3")]).await, 3);
+    assert_eq!(put(&*one, 3, &[("route/a", "4")]).await, 4);
+}
+
 pub(crate) async fn a_failed_commit_writes_nothing_and_leaves_no_gap(place: &dyn Place) {
     let store = place.open().await;
     put(&*store, 0, &[("route/a", "1")]).await;

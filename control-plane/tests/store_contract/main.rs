@@ -34,6 +34,7 @@ on_both! {
     a_new_epoch_keeps_the_number,
     concurrent_commits_make_a_log_without_gaps,
     a_stale_commit_writes_nothing,
+    who_holds_the_head_commits_next,
     a_failed_commit_writes_nothing_and_leaves_no_gap,
     changes_hold_what_was_before_and_after,
     the_time_of_creation_lasts_until_deletion,

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use signalbox_tests::{ControlPlane, Postgres, Proxy, eventually, get};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::fixture::respond;
 
@@ -69,6 +72,62 @@ async fn two_control_planes_see_each_others_writes_and_so_do_their_proxies() {
     one.api().wait_in_sync(2).await.unwrap();
     one.api().wait_default(revision).await.unwrap();
     assert_eq!(one.api().proxies().await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_control_plane_far_from_the_database_gets_its_turn_beside_one_that_writes_without_a_pause() {
+    let postgres = Postgres::new().unwrap();
+    let near = ControlPlane::builder().database(postgres.url()).start().await.unwrap();
+    let far = ControlPlane::builder().database(far_away(&postgres).await).start().await.unwrap();
+
+    let api = near.api().clone();
+    let before = api.head().await.unwrap();
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let busy = tokio::spawn(async move {
+        let mut written = Vec::new();
+        while stopped.try_recv().is_err() {
+            let path = format!("/{}", written.len());
+            written.push(api.put("routes", "near", &respond(&path, "near")).await.unwrap());
+        }
+        written
+    });
+    let mut revisions = BTreeSet::new();
+    for index in 0..10 {
+        let name = format!("far-{index}");
+        revisions.insert(far.api().put("routes", &name, &respond(&format!("/{name}"), &name)).await.unwrap());
+    }
+    stop.send(()).unwrap();
+    let written = busy.await.unwrap();
+    assert!(written.len() > revisions.len(), "the near one was held up: {} writes", written.len());
+    revisions.extend(written);
+    assert_eq!(revisions.len() as u64, near.api().head().await.unwrap() - before);
+}
+
+/// The URL of `postgres` over a relay that lets what it is sent and what it answers wait for 10 ms.
+async fn far_away(postgres: &Postgres) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (url, near) = (postgres.url(), postgres.address());
+    let far = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(near).await.unwrap();
+            let (from_client, to_client) = client.into_split();
+            let (from_server, to_server) = server.into_split();
+            tokio::spawn(relay(from_client, to_server));
+            tokio::spawn(relay(from_server, to_client));
+        }
+    });
+    url.replace(&near.to_string(), &far.to_string())
+}
+
+async fn relay(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
