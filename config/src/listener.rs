@@ -332,7 +332,11 @@ impl ListenerTlsSpec {
                         errors.push(field, "is required: who may have issued the clients' certificates");
                         ClientAuth::None
                     }
-                    (ClientAuthMode::None, _) | (_, Err(())) => ClientAuth::None,
+                    (ClientAuthMode::None, Ok(Some(_))) => {
+                        errors.push("tls.client_auth.mode", "must be optional or required with a ca");
+                        ClientAuth::None
+                    }
+                    (ClientAuthMode::None, Ok(None)) | (_, Err(())) => ClientAuth::None,
                 }
             }
         };

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Errors, FieldError};
 use crate::key::Name;
+use crate::path::{EscapedSlashes, normalize};
 use crate::plugin::enabled;
 use crate::retry::{Retry, RetrySpec};
 use crate::router::template::Template;
@@ -209,7 +211,8 @@ pub struct PathRegexSpec {
     pub substitution: String,
 }
 
-/// Answers with a redirect. What is not given is the request's own; its query is kept.
+/// Answers with a redirect. What is not given is the request's own, but for the port: another scheme or host has its usual
+/// one. The query is kept.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RedirectSpec {
@@ -219,7 +222,7 @@ pub struct RedirectSpec {
     /// The host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// The port.
+    /// The port; default the request's own, with another scheme or host its usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// The path.
@@ -753,6 +756,9 @@ impl RewriteSpec {
         if let Some(spec) = &self.path_regex {
             match regex(&spec.pattern) {
                 Ok(pattern) => {
+                    if let Err(message) = check_substitution(&spec.substitution, &pattern) {
+                        errors.push(format_args!("{field}.path_regex.substitution"), message);
+                    }
                     path = Some(PathRewrite::Regex {
                         pattern: Arc::new(pattern),
                         substitution: spec.substitution.as_str().into(),
@@ -940,6 +946,15 @@ pub(crate) fn is_port(port: &str) -> bool {
 /// A path that the route index can hold, which follows its segments by recursion.
 fn check_match_path(path: &str) -> Result<(), String> {
     check_path(path)?;
+    match normalize(path, EscapedSlashes::Keep) {
+        Ok(Cow::Borrowed(_)) => {}
+        Ok(Cow::Owned(form)) => {
+            return Err(format!(
+                "{path:?} is never matched: paths are brought into their normal form before, which is {form:?}"
+            ));
+        }
+        Err(bad) => return Err(format!("{path:?} is never matched, but answered 400: {}", bad.as_str())),
+    }
     let segments = path.split('/').count() - 1;
     if segments > MAX_SEGMENTS {
         Err(format!("has {segments} segments; at most {MAX_SEGMENTS}"))
@@ -960,6 +975,43 @@ fn check_path(path: &str) -> Result<(), String> {
         return Err(format!(
             "{path:?} has the character {bad:?}; a path has printable ASCII only (others percent-encoded), without '?' and '#'"
         ));
+    }
+    Ok(())
+}
+
+/// What replaces the matches of a pattern: text of a path, and groups that the pattern has.
+fn check_substitution(text: &str, pattern: &Regex) -> Result<(), String> {
+    if text.len() > MAX_TEXT {
+        return Err(format!("has {} bytes; at most {MAX_TEXT}", text.len()));
+    }
+    if let Some(bad) = text.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
+        return Err(format!("{text:?} has the character {bad:?}, which no path has"));
+    }
+    let mut parts = text.split('$').skip(1);
+    while let Some(part) = parts.next() {
+        let group = match part.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
+            Some((group, _)) => group,
+            None => {
+                let end = part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                part.get(..end.unwrap_or(part.len())).unwrap_or_default()
+            }
+        };
+        if group.is_empty() {
+            // `$$` is a dollar.
+            if part.is_empty() && parts.next().is_some() {
+                continue;
+            }
+            return Err(format!("{text:?} has a $ that names no group; $$ is a dollar"));
+        }
+        let is_there = match group.parse::<usize>() {
+            Ok(number) => number < pattern.captures_len(),
+            Err(_) => pattern.capture_names().flatten().any(|name| name == group),
+        };
+        if !is_there {
+            return Err(format!(
+                "{text:?} refers to the group {group:?}, which the pattern does not have; ${{1}} ends where its brace does"
+            ));
+        }
     }
     Ok(())
 }

@@ -287,6 +287,11 @@ fn settings_of_tls_are_checked() {
         ),
         (
             Kind::Listener,
+            listener("https", &json!({"client_auth": {"ca": ca}})),
+            "tls.client_auth.mode: must be optional or required with a ca",
+        ),
+        (
+            Kind::Listener,
             listener("https", &json!({"client_auth": {"mode": "optional", "ca": "x"}})),
             "tls.client_auth.ca: has no certificate in PEM",
         ),

@@ -170,6 +170,29 @@ fn paths_are_bounded() {
         );
         assert!(parse(Kind::Route, route(&deep[2..])).is_ok());
     }
+    for (path, why) in [
+        ("/a//b", "is never matched: paths are brought into their normal form before, which is \"/a/b\""),
+        (
+            "/stra%c3%9fe",
+            "is never matched: paths are brought into their normal form before, which is \"/stra%C3%9Fe\"",
+        ),
+        ("/%7Ebob", "is never matched: paths are brought into their normal form before, which is \"/~bob\""),
+        ("/a%2", "is never matched, but answered 400: The path has a % that does not encode a byte."),
+    ] {
+        for kind in ["exact", "prefix", "template"] {
+            refused(
+                Kind::Route,
+                a_route(&json!({"match": {"paths": [{kind: path}]}})),
+                &[&format!("match.paths[0].{kind}: {path:?} {why}")],
+            );
+        }
+    }
+    for path in ["/a/", "/%2F", "/.well-known/x", "/a%20b"] {
+        assert!(
+            parse(Kind::Route, a_route(&json!({"match": {"paths": [{"exact": path}]}}))).is_ok(),
+            "{path}"
+        );
+    }
     let regex = |regex: &str| a_route(&json!({"match": {"paths": [{"regex": regex}]}}));
     refused(
         Kind::Route,
@@ -249,6 +272,20 @@ fn forwarding_is_checked() {
         (
             json!({"rewrite": {"path_regex": {"pattern": "a"}}}),
             &["forward.rewrite.path_regex.substitution: is required"],
+        ),
+        (
+            json!({"rewrite": {"path_regex": {"pattern": "^/(u)", "substitution": "/$1_profile"}}}),
+            &[
+                "forward.rewrite.path_regex.substitution: \"/$1_profile\" refers to the group \"1_profile\", which the pattern does not have; ${1} ends where its brace does",
+            ],
+        ),
+        (
+            json!({"rewrite": {"path_regex": {"pattern": "a", "substitution": "/$"}}}),
+            &["forward.rewrite.path_regex.substitution: \"/$\" has a $ that names no group; $$ is a dollar"],
+        ),
+        (
+            json!({"rewrite": {"path_regex": {"pattern": "a", "substitution": "/a b"}}}),
+            &["forward.rewrite.path_regex.substitution: \"/a b\" has the character ' ', which no path has"],
         ),
         (
             json!({"rewrite": {"host": "a:+1"}}),
@@ -622,7 +659,7 @@ fn examples() -> Vec<(Kind, Value)> {
                 "priority": -5, "strict_slash": true, "plugins": ["p"],
                 "forward": {
                     "upstreams": [{"name": "a", "weight": 90}, {"name": "b", "weight": 0}, {"name": "c"}],
-                    "rewrite": {"path_regex": {"pattern": "^/v1", "substitution": ""}, "host": "h:80"},
+                    "rewrite": {"path_regex": {"pattern": "^/(?<v>v1)", "substitution": "/${v}$1$$$0"}, "host": "h:80"},
                     "timeout": "0s",
                 },
             }),

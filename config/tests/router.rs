@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::{Value, json};
+use signalbox_config::path::{EscapedSlashes, normalize};
 use signalbox_config::router::template::{Segment, Template};
 use signalbox_config::router::{LostBy, RequestParts, Slash};
 use signalbox_config::{
@@ -234,6 +235,11 @@ fn some_path(segments: &'static [&'static str]) -> impl Strategy<Value = String>
     prop::collection::vec(select(segments), 1..4).prop_map(|segments| format!("/{}", segments.join("/")))
 }
 
+/// As a route has it.
+fn normal(path: String) -> String {
+    normalize(&path, EscapedSlashes::Keep).expect("a path").into_owned()
+}
+
 fn some_path_match() -> impl Strategy<Value = Value> {
     let template =
         prop::collection::vec(select(&["a", "b", "{}", "{}", "", "{*}"][..]), 1..4).prop_map(|segments| {
@@ -251,9 +257,9 @@ fn some_path_match() -> impl Strategy<Value = Value> {
             text
         });
     prop_oneof![
-        3 => some_path(&["a", "b", ""]).prop_map(|path| json!({"exact": path})),
-        3 => some_path(&["a", "b", ""]).prop_map(|path| json!({"prefix": path})),
-        4 => template.prop_map(|text| json!({"template": text})),
+        3 => some_path(&["a", "b", ""]).prop_map(|path| json!({"exact": normal(path)})),
+        3 => some_path(&["a", "b", ""]).prop_map(|path| json!({"prefix": normal(path)})),
+        4 => template.prop_map(|text| json!({"template": normal(text)})),
         1 => select(&["/a.*", "/a", "/[ab]/?", ".*b", "/"][..]).prop_map(|regex| json!({"regex": regex})),
     ]
 }

@@ -243,7 +243,7 @@ async fn forget_retired(proxy: Arc<Proxy>) {
 
 fn source_of(args: Args) -> Source {
     match args.config {
-        Some(file) => Source::File(file),
+        Some(path) => Source::File { path, fleet: args.fleet.as_str().to_owned() },
         None => Source::ControlPlanes(ControlPlanes {
             addresses: args.control_plane,
             token: args.token,

@@ -7,6 +7,7 @@ use percent_encoding::percent_decode_str;
 use signalbox_config::{HashOn, Name};
 
 use super::exchange::Exchange;
+use super::trust::Client;
 use crate::upstream::hash::stable_hash;
 
 /// The hash of what the request is known by; `None`: it has nothing of the kind. Where that is a cookie, one is made and
@@ -17,23 +18,34 @@ pub(super) fn hash(
     head: &request::Parts,
     consumer: Option<&Name>,
 ) -> Option<u64> {
+    let known = known(on, exchange.client(), head, consumer);
+    match (known, on) {
+        (None, HashOn::Cookie { name, attributes }) => {
+            let value = format!("{:016x}", fastrand::u64(..));
+            let text = format!("{name}={value}{attributes}");
+            exchange.set_cookie = HeaderValue::try_from(text).ok().map(Box::new);
+            Some(stable_hash(value.as_bytes()))
+        }
+        (known, _) => known,
+    }
+}
+
+/// Likewise, of what the request has of itself.
+pub(super) fn known(
+    on: &HashOn,
+    client: &Client,
+    head: &request::Parts,
+    consumer: Option<&Name>,
+) -> Option<u64> {
     match on {
         HashOn::Header(name) => head
             .headers
             .get(name)
             .filter(|value| !value.is_empty())
             .map(|value| stable_hash(value.as_bytes())),
-        HashOn::Cookie { name, attributes } => {
-            if let Some(value) = cookie(&head.headers, name) {
-                return Some(stable_hash(value));
-            }
-            let value = format!("{:016x}", fastrand::u64(..));
-            let text = format!("{name}={value}{attributes}");
-            exchange.set_cookie = HeaderValue::try_from(text).ok().map(Box::new);
-            Some(stable_hash(value.as_bytes()))
-        }
+        HashOn::Cookie { name, .. } => cookie(&head.headers, name).map(stable_hash),
         HashOn::Query(name) => parameter(head.uri.query()?, name).map(|value| stable_hash(value.as_bytes())),
-        HashOn::SourceIp => Some(stable_hash(exchange.client().text.as_bytes())),
+        HashOn::SourceIp => Some(stable_hash(client.text.as_bytes())),
         HashOn::Consumer => consumer.map(|name| stable_hash(name.as_str().as_bytes())),
     }
 }

@@ -354,7 +354,7 @@ impl Stream {
             Poll::Ready(frame) => frame,
         };
         if let Some(idle) = &self.idle {
-            idle.moved();
+            idle.moved(Instant::now());
         }
         self.patience.waiting = false;
         self.begun = true;
@@ -547,7 +547,7 @@ impl Body for ResponseBody {
             Source::Target(body) => match body.poll(cx) {
                 Poll::Ready(frame) => {
                     if let Some(idle) = &exchange.idle {
-                        idle.moved();
+                        idle.moved(Instant::now());
                     }
                     frame.map(|frame| frame.map_err(|_| Aborted))
                 }

@@ -13,7 +13,7 @@ use super::body::Progress;
 use super::connection::Downstream;
 use super::head;
 use super::identify::{RequestId, Traceparent};
-use super::problem::Failure;
+use super::problem::{self, Failure};
 use super::switch::Switch;
 use super::trust::{self, Client, Told};
 use crate::active::{ActiveListener, CompiledRoute};
@@ -49,8 +49,8 @@ pub struct Exchange {
     told: Option<Box<Told>>,
     /// It is a gRPC call: what the proxy answers by itself has to be one of gRPC's statuses.
     pub is_grpc: bool,
-    /// The target ended it with a gRPC status that says that it, not the call, is at fault.
-    grpc_failed: bool,
+    /// What a gRPC call ended with, as far as is known.
+    grpc_status: Option<u8>,
     /// What the client wants to switch to, and may.
     pub switch: Option<Switch>,
     request_id: RequestId,
@@ -154,7 +154,7 @@ impl Exchange {
             has_plugins: false,
             told: None,
             is_grpc: false,
-            grpc_failed: false,
+            grpc_status: None,
             switch: None,
             request_id,
             route: None,
@@ -282,6 +282,9 @@ impl Exchange {
         if let (Some(upstream), Some(in_flight)) = (&self.upstream, self.in_flight.take()) {
             upstream.end(&in_flight, outcome, None, Instant::now());
         }
+        if let Some(idle) = &self.idle {
+            idle.moved(Instant::now());
+        }
     }
 
     /// The upstream's answer has begun.
@@ -290,26 +293,38 @@ impl Exchange {
         let now = Instant::now();
         self.upstream_took = Some(now.saturating_duration_since(sent));
         self.ended = Some(now);
+        if let Some(idle) = &self.idle {
+            idle.moved(now);
+        }
     }
 
     /// What a gRPC call ended with, if `fields`, an answer's head or its trailers, say that.
     #[inline]
     pub fn note_grpc_status(&mut self, fields: &HeaderMap) {
         if self.is_grpc {
-            self.grpc_failed = match head::grpc_status(fields) {
-                // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.
-                Some(2 | 13 | 14 | 15) => true,
-                // DEADLINE_EXCEEDED: a client that is in a hurry is no failure of the target.
-                Some(4) => !self.client_deadline,
-                Some(_) | None => false,
-            };
+            self.grpc_status = head::grpc_status(fields);
         }
     }
 
     /// Whether the target is to blame for how a gRPC call ended, as far as is known.
     #[inline]
     pub fn has_grpc_failed(&self) -> bool {
-        self.grpc_failed
+        match self.grpc_status {
+            // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.
+            Some(2 | 13 | 14 | 15) => true,
+            // DEADLINE_EXCEEDED: a client that is in a hurry is no failure of the target.
+            Some(4) => !self.client_deadline,
+            Some(_) | None => false,
+        }
+    }
+
+    /// The status as which it is counted: 200 says nothing of a gRPC call.
+    #[inline]
+    fn counted_status(&self) -> u16 {
+        match self.grpc_status {
+            Some(status) if self.status == 200 => problem::status_of_grpc(status),
+            _ => self.status,
+        }
     }
 
     /// The answer goes on later: what the clock said is not now any more.
@@ -386,10 +401,11 @@ impl Exchange {
         let worker = &self.downstream.worker;
         let duration = now.saturating_duration_since(self.started);
         worker.stats.request_duration.record(duration);
-        if self.status >= 500 {
+        let status = self.counted_status();
+        if status >= 500 {
             worker.stats.errors.add(1);
         }
-        let key = Key::new(self.listener.label, self.status, self.flag);
+        let key = Key::new(self.listener.label, status, self.flag);
         let stats = self.route.as_ref().map_or(&worker.shared.unrouted, |route| &route.stats);
         stats.requests.count(worker.index, key);
         if let Some(upstream) = &self.upstream {
@@ -436,8 +452,8 @@ impl Exchange {
 
 impl Idle {
     /// Something has moved, in either direction.
-    pub fn moved(&self) {
-        let at = Instant::now() + self.timeout;
+    pub fn moved(&self, now: Instant) {
+        let at = now + self.timeout;
         let at = self.due.map_or(at, |due| due.min(at));
         self.deadline.as_deref().unwrap_or(&self.downstream.deadline).set(Some(at));
     }
@@ -454,7 +470,7 @@ impl Exchange {
     fn outcome(&self) -> Outcome {
         match self.flag {
             Flag::None if self.upstream_took.is_none() => Outcome::Abandoned,
-            Flag::None | Flag::RetriesExhausted if self.status >= 500 || self.grpc_failed => {
+            Flag::None | Flag::RetriesExhausted if self.status >= 500 || self.has_grpc_failed() => {
                 Outcome::ServerError
             }
             Flag::None | Flag::RetriesExhausted => Outcome::Good,

@@ -20,7 +20,7 @@ use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::handle::Answer;
 use super::head::{self, Forwarded, Special};
-use super::mirror;
+use super::mirror::{self, Mirror};
 use super::problem::Failure;
 use super::rewrite;
 use super::switch::Switch;
@@ -103,12 +103,21 @@ async fn connect_client(
     let target = Arc::clone(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
     exchange.targeted(upstream, &target);
     exchange.attempts = 1;
-    let permit = upstream.load.connection(limits.map_or(u32::MAX, |limits| limits.connections));
-    let permit = permit.ok_or(Failure::Overflow)?;
     let endpoint = upstream.endpoint(&target);
-    let opening = Switched::open(endpoint, upstream, Arc::clone(&worker.stats), permit);
+    // An idle connection is of use only in that its end lets another begin.
+    let idle = || worker.pool.take(endpoint, Instant::now()).and(None);
+    let opening = async {
+        match may_connect(&worker, upstream, endpoint, idle).await? {
+            Had::Idle(_) => Err(ConnectError::TooMany),
+            Had::Permit(permit) => {
+                Switched::open(endpoint, upstream, Arc::clone(&worker.stats), permit).await
+            }
+        }
+    };
     let opened = in_time(exchange, opening).await?;
-    if let Some(trial) = trial {
+    if let Some(trial) = trial
+        && !matches!(opened, Err(ConnectError::TooMany))
+    {
         trial.report(worker.index, Instant::now(), opened.is_ok());
     }
     let opened = opened.map_err(|error| not_connected(upstream, endpoint, &error))?;
@@ -138,7 +147,7 @@ fn encode(
     special: Special,
     host: Option<&HeaderValue>,
     mut body: RequestBody,
-    mirror: Option<&Arc<Upstream>>,
+    mirror: Option<Mirror<'_>>,
 ) -> Result<Outgoing, Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
     let made = match head::traceparent(&head.headers, special) {
@@ -162,10 +171,10 @@ fn encode(
     };
     let by_others = exchange.has_plugins || exchange.is_told();
     // A copy that switched would be of no use, and its fields are of a connection that it does not have.
-    if let Some(upstream) = mirror.filter(|_| exchange.upgrade().is_none()) {
+    if let Some(mirror) = mirror.filter(|_| exchange.upgrade().is_none()) {
         let mut said = Vec::new();
         forwarded.write(&mut said, &head.headers, by_others);
-        mirror::send(&worker, upstream, head, said, &mut body);
+        mirror::send(&worker, mirror, head, said, &mut body);
     }
     let repeatable = is_idempotent(&head.method);
     let switches = exchange.upgrade().is_some();
@@ -217,14 +226,14 @@ async fn attempt(
         other
     };
     if !http2 {
-        pooled = worker.pool.take(endpoint);
+        pooled = worker.pool.take(endpoint, exchange.started);
     }
     loop {
         if upstream.protocol == UpstreamProtocol::Auto {
             request.speak(http2);
         }
+        exchange.attempts = exchange.attempts.saturating_add(1);
         if http2 {
-            exchange.attempts = exchange.attempts.saturating_add(1);
             let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
             let sending = worker.pool.http2.send(&worker.pool, endpoint, upstream, request, &worker.stats);
             match in_time(exchange, sending).await? {
@@ -251,12 +260,14 @@ async fn attempt(
                         reused = idle;
                         connection
                     }
-                    Err(error) if other(&error, &mut http2) => continue,
+                    Err(error) if other(&error, &mut http2) => {
+                        exchange.attempts -= 1;
+                        continue;
+                    }
                     Err(error) => return Err(not_connected(upstream, endpoint, &error)),
                 }
             }
         };
-        exchange.attempts = exchange.attempts.saturating_add(1);
         let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
         let error = match in_time(exchange, connection.send(request, headers)).await? {
             Ok(head) => {
@@ -319,25 +330,36 @@ pub(super) async fn connect(
     endpoint: Endpoint,
     offer: Offer,
 ) -> Result<(Box<Connection>, bool), ConnectError> {
-    let load = &upstream.load;
-    let limit = upstream.limits.map_or(u32::MAX, |limits| limits.connections);
-    let had = match (load.connection(limit), &upstream.limits) {
-        (Some(permit), _) => Had::Permit(permit),
-        (None, None) => return Err(ConnectError::TooMany),
-        (None, Some(limits)) => {
-            let look = || match worker.pool.take(endpoint) {
-                Some(connection) => Some(Had::Idle(connection)),
-                None => load.connection(limit).map(Had::Permit),
-            };
-            worker.pool.wait(upstream, endpoint, limits, look).await?
-        }
-    };
-    let permit = match had {
+    let idle = || worker.pool.take(endpoint, Instant::now());
+    let permit = match may_connect(worker, upstream, endpoint, idle).await? {
         Had::Idle(connection) => return Ok((connection, true)),
         Had::Permit(permit) => permit,
     };
     let opened = Connection::open(endpoint, upstream, offer, Arc::clone(&worker.stats), permit).await;
     Ok((opened?, false))
+}
+
+/// What it takes to have a connection, as soon as the upstream's limits let it be had. `idle` is asked for one that came back
+/// meanwhile.
+async fn may_connect(
+    worker: &Worker,
+    upstream: &Upstream,
+    endpoint: Endpoint,
+    mut idle: impl FnMut() -> Option<Box<Connection>>,
+) -> Result<Had, ConnectError> {
+    let load = &upstream.load;
+    let limit = upstream.limits.map_or(u32::MAX, |limits| limits.connections);
+    match (load.connection(limit), &upstream.limits) {
+        (Some(permit), _) => Ok(Had::Permit(permit)),
+        (None, None) => Err(ConnectError::TooMany),
+        (None, Some(limits)) => {
+            let look = || match idle() {
+                Some(connection) => Some(Had::Idle(connection)),
+                None => load.connection(limit).map(Had::Permit),
+            };
+            worker.pool.wait(upstream, endpoint, limits, look).await
+        }
+    }
 }
 
 pub(super) fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &ConnectError) -> Failure {
@@ -379,7 +401,7 @@ async fn guarded(
     route: &CompiledRoute,
     forward: &Forward,
     upstream: &Arc<Upstream>,
-    Request { head, special, host, body, prefix_len, .. }: Request<'_>,
+    Request { head, special, host, consumer, body, prefix_len }: Request<'_>,
     hash: Option<u64>,
 ) -> Result<Answer, Failure> {
     let worker = Rc::clone(&exchange.downstream.worker);
@@ -391,7 +413,12 @@ async fn guarded(
     let Some(mut trial) = admit(upstream) else { return refuse(exchange, upstream) };
     rewrite(forward, head, prefix_len)?;
     let mirror = route.mirror(|range| fastrand::u32(..range));
-    let mirror = mirror.and_then(|slot| serving.upstreams.get(slot as usize)?.as_ref());
+    let mirror = mirror.and_then(|slot| {
+        let upstream = serving.upstreams.get(slot as usize)?.as_ref()?;
+        let hash_on = upstream.hash_on.as_ref();
+        let hash = hash_on.and_then(|on| affinity::known(on, exchange.client(), head, consumer));
+        Some(Mirror { upstream, hash })
+    });
     let mut attempts = retry.map(|retry| Retries::new(retry, head));
     let mut outgoing = encode(exchange, head, special, host, body, mirror)?;
     if retry.is_some() {

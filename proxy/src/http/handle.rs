@@ -94,6 +94,7 @@ pub async fn handle(
             head::prepare_response(response.headers_mut());
             if exchange.is_grpc {
                 problem::to_grpc(response);
+                exchange.note_grpc_status(response.headers());
             }
             finish(response.headers_mut(), &exchange, left.as_deref_mut());
             response.status()
@@ -203,8 +204,11 @@ async fn decide<'a>(
     }
     head::disbelieve(&mut head.headers, special, exchange.is_told());
     head::check(head, special)?;
-    if head.headers.len() > exchange.listener.limits.header_count {
-        // Of HTTP/2: that of HTTP/1.1 was refused when it was read.
+    // That of HTTP/1.1 was refused when it was read.
+    let limits = &exchange.listener.limits;
+    if exchange.downstream.http2.get()
+        && (head.headers.len() > limits.header_count || head::size(head) > limits.header_size)
+    {
         return Err(Failure::HeadTooLarge);
     }
     if let Some(slashes) = exchange.listener.edge.normalize_path {
@@ -251,7 +255,7 @@ async fn decide<'a>(
             let request = forward::Request { head, special, host: host.as_ref(), consumer, body, prefix_len };
             forward::forward(exchange, serving, route, forward, request).await
         }
-        Action::Redirect(redirect) => redirect_to(redirect, head, prefix_len),
+        Action::Redirect(redirect) => redirect_to(exchange, redirect, head, prefix_len),
         Action::Respond(respond) => Ok(Answer::Own(self::respond(respond))),
     }
 }
@@ -402,7 +406,12 @@ fn redirect_slash(slash: Slash, head: &request::Parts) -> Result<Answer, Failure
     redirect_response(status, &rewrite::slash_location(slash, &head.uri))
 }
 
-fn redirect_to(redirect: &Redirect, head: &request::Parts, prefix_len: usize) -> Result<Answer, Failure> {
+fn redirect_to(
+    exchange: &Exchange,
+    redirect: &Redirect,
+    head: &request::Parts,
+    prefix_len: usize,
+) -> Result<Answer, Failure> {
     let authority = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if authority.is_empty()
         && redirect.host.is_none()
@@ -410,7 +419,11 @@ fn redirect_to(redirect: &Redirect, head: &request::Parts, prefix_len: usize) ->
     {
         return Err(Failure::BadRequest("The request has no Host header."));
     }
-    redirect_response(redirect.status, &rewrite::location(redirect, authority, &head.uri, prefix_len))
+    // Another's word is still there if it is trusted.
+    let told = head.headers.get(&head::X_FORWARDED_PROTO);
+    let https = told.map_or(exchange.downstream.https, |told| told == "https");
+    let asked = rewrite::Origin { https, authority };
+    redirect_response(redirect.status, &rewrite::location(redirect, asked, &head.uri, prefix_len))
 }
 
 fn redirect_response(status: StatusCode, location: &str) -> Result<Answer, Failure> {

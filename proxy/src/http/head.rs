@@ -191,6 +191,14 @@ pub fn disbelieve(headers: &mut HeaderMap, special: Special, trusted: bool) {
     }
 }
 
+/// How large a head of HTTP/2 is, bytes (RFC 9113, section 6.5.2, but for the fields that every request has).
+#[inline]
+pub fn size(head: &request::Parts) -> usize {
+    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+    target + fields.sum::<usize>()
+}
+
 /// Whose word is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claims {

@@ -40,6 +40,10 @@ const MAX_STREAMS: u32 = 256;
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// How many times as large as it may be a head is still read, so that the answer says what is wrong with it, and the access
+/// log and the metrics know of it. Beyond, h2 answers by itself.
+const HEAD_SLACK: usize = 2;
+
 /// Streams that are reset for what clients did wrong on them; a connection with more is closed.
 const MAX_WRONG: usize = 1024;
 
@@ -50,7 +54,7 @@ pub(super) async fn serve(downstream: Rc<Downstream>, io: ClientIo) {
     let mut opening = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(header_size).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(HEAD_SLACK * header_size).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
         .max_local_error_reset_streams(Some(MAX_WRONG))
         .max_send_buffer_size(BUFFER)

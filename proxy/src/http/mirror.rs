@@ -18,7 +18,7 @@ use super::problem::Failure;
 use crate::telemetry::{Flag, Key};
 use crate::tls::Offer;
 use crate::upstream::{
-    AnswerBody, ConnectError, Endpoint, ExchangeError, Head, Outgoing, Pick, SendError, Upstream,
+    AnswerBody, ConnectError, Endpoint, ExchangeError, Head, Outcome, Outgoing, Pick, SendError, Upstream,
 };
 use crate::worker::Worker;
 
@@ -26,6 +26,8 @@ use crate::worker::Worker;
 struct Copy {
     worker: Rc<Worker>,
     upstream: Arc<Upstream>,
+    /// Of what the request is known by.
+    hash: Option<u64>,
     head: request::Parts,
     /// Header fields that the proxy says.
     said: Vec<u8>,
@@ -44,10 +46,18 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of an answer is read so that its connection can be used again, bytes.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Lets a copy of a request go to `upstream`. `said` are header fields beyond those of `head`.
+/// Where copies go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mirror<'a> {
+    pub upstream: &'a Arc<Upstream>,
+    /// Of what the request is known by there.
+    pub hash: Option<u64>,
+}
+
+/// Lets a copy of a request go. `said` are header fields beyond those of `head`.
 pub(super) fn send(
     worker: &Rc<Worker>,
-    upstream: &Arc<Upstream>,
+    Mirror { upstream, hash }: Mirror<'_>,
     head: &request::Parts,
     mut said: Vec<u8>,
     body: &mut RequestBody,
@@ -61,7 +71,8 @@ pub(super) fn send(
     let mut head = head.clone();
     // The copy of a body has a length, and no trailers.
     head.headers.remove(header::TRAILER);
-    let copy = Copy { worker: Rc::clone(worker), upstream: Arc::clone(upstream), head, said, sent: false };
+    let (worker, upstream) = (Rc::clone(worker), Arc::clone(upstream));
+    let copy = Copy { worker, upstream, hash, head, said, sent: false };
     body.copy(MAX_BODY, move |body| copy.start(body));
 }
 
@@ -87,8 +98,11 @@ impl Copy {
             Some(breaker) => Some(breaker.admit(Instant::now()).ok_or(Failure::Overflow)?),
             None => None,
         };
-        let pick = Pick { worker: worker.index, now: Instant::now(), hash: None, exclude: &[] };
-        let endpoint = upstream.endpoint(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
+        let began = Instant::now();
+        let pick = Pick { worker: worker.index, now: began, hash: self.hash, exclude: &[] };
+        let target = Arc::clone(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
+        let in_flight = upstream.begin(&target);
+        let endpoint = upstream.endpoint(&target);
         let body = if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body)) };
         let head_with_all = || {
             let mut head = self.head.clone();
@@ -113,6 +127,11 @@ impl Copy {
         if let Some(trial) = trial {
             let succeeded = answer.as_ref().is_ok_and(|(_, head)| !head.status.is_server_error());
             trial.report(worker.index, Instant::now(), succeeded);
+        }
+        if let Some(in_flight) = in_flight {
+            let now = Instant::now();
+            let took = answer.is_ok().then(|| now.saturating_duration_since(began));
+            upstream.end(&in_flight, outcome(&answer), took, now);
         }
         let (mut answer, head) = answer?;
         let mut read = 0;
@@ -172,7 +191,7 @@ impl Copy {
         request: &mut Outgoing,
     ) -> Result<(AnswerBody, Head), SendError> {
         let (worker, upstream) = (&self.worker, &self.upstream);
-        let (mut connection, reused) = match worker.pool.take(endpoint) {
+        let (mut connection, reused) = match worker.pool.take(endpoint, Instant::now()) {
             Some(connection) => (connection, true),
             None => connect(worker, upstream, endpoint, Offer::Any).await?,
         };
@@ -183,6 +202,18 @@ impl Copy {
         }
         let head = sent.map_err(SendError::Exchange)?;
         Ok((AnswerBody::Own(connection), head))
+    }
+}
+
+/// What the target of a copy is to blame for.
+fn outcome(answer: &Result<(AnswerBody, Head), Failure>) -> Outcome {
+    match answer {
+        Ok((_, head)) if head.status.is_server_error() => Outcome::ServerError,
+        Ok(_) => Outcome::Good,
+        Err(Failure::ConnectFailure) => Outcome::ConnectFailure,
+        Err(Failure::Reset) => Outcome::Reset,
+        Err(Failure::Timeout) => Outcome::Timeout,
+        Err(_) => Outcome::Abandoned,
     }
 }
 

@@ -140,6 +140,24 @@ pub fn to_grpc(response: &mut Response<Bytes>) {
         .extend(HeaderValue::try_from(message).map(|value| (HeaderName::from_static("grpc-message"), value)));
 }
 
+/// The status of HTTP that says what one of gRPC does (google.rpc.Code).
+pub fn status_of_grpc(status: u8) -> u16 {
+    match status {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
 const GRPC: &[u8] = b"application/grpc";
 const GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 

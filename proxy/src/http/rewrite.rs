@@ -61,16 +61,25 @@ pub fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
     Some(Uri::from(target))
 }
 
-/// Where a redirect leads: `authority` is the host and port the client asked for.
-pub fn location(redirect: &Redirect, authority: &str, uri: &Uri, prefix_len: usize) -> String {
+/// What the client asked for, beside the path.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// By TLS, to this proxy or to a trusted one before it.
+    pub https: bool,
+    /// Host and port.
+    pub authority: &'a str,
+}
+
+/// Where a redirect leads.
+pub fn location(redirect: &Redirect, asked: Origin<'_>, uri: &Uri, prefix_len: usize) -> String {
     let path = match &redirect.path {
         Some(rewrite) => path(rewrite, uri.path(), prefix_len),
         None => Cow::Borrowed(uri.path()),
     };
-    let mut location = String::with_capacity(authority.len() + path.len() + 16);
+    let mut location = String::with_capacity(asked.authority.len() + path.len() + 16);
     let relative = redirect.scheme.is_none() && redirect.host.is_none() && redirect.port.is_none();
     if !relative {
-        let (host, port) = split_port(authority);
+        let (host, port) = split_port(asked.authority);
         // A port belongs to the scheme it was asked with: another scheme or host has its own.
         let port = match (redirect.port, port) {
             (Some(port), _) => Some(port.to_string()),
@@ -79,7 +88,7 @@ pub fn location(redirect: &Redirect, authority: &str, uri: &Uri, prefix_len: usi
             }
             (None, _) => None,
         };
-        let scheme = redirect.scheme.as_deref().unwrap_or("http");
+        let scheme = redirect.scheme.as_deref().unwrap_or(if asked.https { "https" } else { "http" });
         let host = redirect.host.as_deref().unwrap_or(host);
         let usual = if scheme == "https" { "443" } else { "80" };
         let _ = write!(location, "{scheme}://{host}");
@@ -190,11 +199,24 @@ mod tests {
             (prefix, "/new/x?q=1"),
         ] {
             let uri = Uri::from_static("/old/x?q=1");
-            assert_eq!(location(&redirect, "a.example.com:8080", &uri, 4), expected);
+            let asked = Origin { https: false, authority: "a.example.com:8080" };
+            assert_eq!(location(&redirect, asked, &uri, 4), expected);
+        }
+        let port = with(|r| r.port = Some(8443));
+        let host = with(|r| r.host = Some("new.example.com".into()));
+        let http = with(|r| r.scheme = Some("http".into()));
+        for (redirect, expected) in [
+            (port, "https://a.example.com:8443/x"),
+            (host, "https://new.example.com/x"),
+            (http, "http://a.example.com/x"),
+        ] {
+            let asked = Origin { https: true, authority: "a.example.com:444" };
+            assert_eq!(location(&redirect, asked, &Uri::from_static("/x"), 0), expected);
         }
         let elsewhere = with(|r| r.path = Some(PathRewrite::Prefix("/".into())));
         let uri = Uri::from_static("/old//evil.example.com/");
-        assert_eq!(location(&elsewhere, "a", &uri, 4), "/.//evil.example.com/");
+        let asked = Origin { https: false, authority: "a" };
+        assert_eq!(location(&elsewhere, asked, &uri, 4), "/.//evil.example.com/");
     }
 
     #[test]

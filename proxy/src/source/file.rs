@@ -18,12 +18,14 @@ use super::{Candidate, DataPlane, Rejected, StartError, Status, apply};
 /// served as it is.
 pub(super) async fn run(
     path: PathBuf,
+    fleet: String,
     data_plane: Arc<dyn DataPlane>,
     status: watch::Sender<Status>,
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
     let mut watcher = Watcher {
         path,
+        fleet: fleet.into(),
         data_plane,
         status,
         stamp: None,
@@ -44,6 +46,7 @@ pub(super) async fn run(
 
 struct Watcher {
     path: PathBuf,
+    fleet: Arc<str>,
     data_plane: Arc<dyn DataPlane>,
     status: watch::Sender<Status>,
     /// Of the file when it was read last; `None`: it had just changed then, and may have again.
@@ -83,10 +86,14 @@ impl Watcher {
         let number = self.number + 1;
         let parsed = match content {
             Err(message) => Err(vec![whole(message)]),
-            Ok(text) => match tokio::task::spawn_blocking(move || parse(&text, &served, number)).await {
-                Ok(parsed) => parsed,
-                Err(error) => Err(vec![whole(format!("reading it failed: {error}"))]),
-            },
+            Ok(text) => {
+                let fleet = Arc::clone(&self.fleet);
+                let parsing = tokio::task::spawn_blocking(move || parse(&text, &fleet, &served, number));
+                match parsing.await {
+                    Ok(parsed) => parsed,
+                    Err(error) => Err(vec![whole(format!("reading it failed: {error}"))]),
+                }
+            }
         };
         self.status.send_modify(|status| status.connected = readable);
         let origin = self.path.display().to_string();
@@ -164,8 +171,8 @@ async fn read(path: &Path) -> Result<String, String> {
     tokio::fs::read_to_string(path).await.map_err(|error| format!("cannot be read: {error}"))
 }
 
-/// The candidate that the file is, or everything that is wrong with it.
-fn parse(text: &str, served: &Snapshot, number: u64) -> Result<Candidate, Vec<Rejected>> {
+/// The candidate that the file is to a fleet, or everything that is wrong with it.
+fn parse(text: &str, fleet: &str, served: &Snapshot, number: u64) -> Result<Candidate, Vec<Rejected>> {
     let below = |path: &str, field: &str| match (path, field) {
         ("", field) => field.to_owned(),
         (path, "") => path.to_owned(),
@@ -206,6 +213,7 @@ fn parse(text: &str, served: &Snapshot, number: u64) -> Result<Candidate, Vec<Re
     Relations::default()
         .with(&nothing, &alone, &all)
         .map_err(|problems| problems.into_iter().map(problem).collect::<Vec<_>>())?;
+    resources.retain(|_, resource| resource.visible_to(fleet));
     let gone = served.iter().filter(|old| !resources.contains_key(old.key()));
     let mut changes: Vec<_> = gone.map(|old| Change::Delete(old.key().clone())).collect();
     let differs =

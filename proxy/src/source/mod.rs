@@ -28,7 +28,12 @@ pub enum Source {
     /// From control planes; until one answers, and when none does, from the data directory.
     ControlPlanes(ControlPlanes),
     /// From a declarative file, and again whenever it changes.
-    File(PathBuf),
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The fleet the proxy belongs to: of the file it serves what is for that.
+        fleet: String,
+    },
 }
 
 /// How to reach the control planes, and who the proxy is to them.
@@ -121,7 +126,7 @@ pub async fn run(
 ) -> Result<(), StartError> {
     match source {
         Source::ControlPlanes(control_planes) => xds::run(control_planes, data_plane, status, shutdown).await,
-        Source::File(path) => file::run(path, data_plane, status, shutdown).await,
+        Source::File { path, fleet } => file::run(path, fleet, data_plane, status, shutdown).await,
     }
 }
 

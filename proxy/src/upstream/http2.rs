@@ -457,7 +457,7 @@ impl Connection {
             self.unused.set(0);
         } else {
             self.unused.set(self.unused.get() + 1);
-            if u64::from(self.unused.get()) >= self.idle_timeout.get().as_secs().max(1) {
+            if u64::from(self.unused.get()) >= self.idle_timeout.get().as_secs_f64().ceil() as u64 {
                 self.leave();
             }
         }

@@ -74,15 +74,16 @@ impl Pool {
         }
     }
 
-    /// The connection that came back last, if one is left that the target has not closed. Those that are found of an upstream
+    /// The connection that came back last, if one is left that was not idle for too long by `now`, and that the target has not
+    /// closed. Those that are found of an upstream
     /// that has had limits since are closed.
     #[inline]
-    pub fn take(&self, endpoint: Endpoint) -> Option<Box<Connection>> {
+    pub fn take(&self, endpoint: Endpoint, now: Instant) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&endpoint)?;
-        while let Some(Idle { mut connection, .. }) = connections.pop() {
+        while let Some(Idle { mut connection, until }) = connections.pop() {
             let of_others = endpoint.only_of == 0 && connection.load().limits_connections();
-            if !of_others && connection.is_alive() {
+            if now < until && !of_others && connection.is_alive() {
                 return Some(connection);
             }
         }

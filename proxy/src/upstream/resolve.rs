@@ -72,10 +72,17 @@ struct Client {
     /// Instead of those of this host.
     servers: Vec<SocketAddr>,
     /// Made from the files as they were then.
-    current: Mutex<Option<(Stamps, TokioResolver)>>,
+    current: Mutex<Option<(Stamps, Resolvers)>>,
 }
 
 type Stamps = [Option<SystemTime>; FILES.len()];
+
+/// One for the addresses of each family.
+#[derive(Clone)]
+struct Resolvers {
+    ipv4: TokioResolver,
+    ipv6: TokioResolver,
+}
 
 impl Addresses {
     /// All there are now; none: the name has not been resolved yet.
@@ -199,8 +206,16 @@ impl Resolved {
 impl Client {
     /// The addresses of `host`, sorted, and how long they hold.
     async fn lookup(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), String> {
-        let resolver = self.resolver()?;
-        let found = match tokio::time::timeout(TIMEOUT, resolver.lookup_ip(host)).await {
+        let Resolvers { ipv4, ipv6 } = self.resolvers()?;
+        // A host of both families is one target, not two; and many a proxy has no way to IPv6. That there is no IPv4 address
+        // has to be said: a name server that fails takes no target to another family.
+        let found = async {
+            match ipv4.lookup_ip(host).await {
+                Err(error) if error.is_no_records_found() => ipv6.lookup_ip(host).await,
+                found => found,
+            }
+        };
+        let found = match tokio::time::timeout(TIMEOUT, found).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => return Err("the name server does not answer".to_owned()),
@@ -216,20 +231,22 @@ impl Client {
     }
 
     /// As the files say now.
-    fn resolver(&self) -> Result<TokioResolver, String> {
+    fn resolvers(&self) -> Result<Resolvers, String> {
         let stamps = FILES.map(|file| Path::new(file).metadata().and_then(|it| it.modified()).ok());
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, resolver)) = &*current
+        if let Some((known, resolvers)) = &*current
             && *known == stamps
         {
-            return Ok(resolver.clone());
+            return Ok(resolvers.clone());
         }
-        let resolver = self.build().map_err(|error| format!("no resolver: {error}"))?;
-        *current = Some((stamps, resolver.clone()));
-        Ok(resolver)
+        let build = |family| self.build(family).map_err(|error| format!("no resolver: {error}"));
+        let resolvers =
+            Resolvers { ipv4: build(LookupIpStrategy::Ipv4Only)?, ipv6: build(LookupIpStrategy::Ipv6Only)? };
+        *current = Some((stamps, resolvers.clone()));
+        Ok(resolvers)
     }
 
-    fn build(&self) -> Result<TokioResolver, hickory_resolver::net::NetError> {
+    fn build(&self, family: LookupIpStrategy) -> Result<TokioResolver, hickory_resolver::net::NetError> {
         let system = self.servers.is_empty().then(TokioResolver::builder_tokio).transpose();
         let system = system.unwrap_or_else(|error| {
             warn!(%error, "cannot read {}: only {} is known", FILES[0], FILES[1]);
@@ -249,8 +266,7 @@ impl Client {
         });
         let options = builder.options_mut();
         options.use_hosts_file = ResolveHosts::Always;
-        // A host of both families is one target, not two; and many a proxy has no way to IPv6.
-        options.ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
+        options.ip_strategy = family;
         // Names are asked for when they run out.
         options.cache_size = 0;
         options.timeout = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! Which targets get requests: their health, their zone, what a request is known by, what DNS says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -650,7 +650,7 @@ fn names_are_resolved_again_when_their_records_run_out() {
         let served = shares(&mut client, 20).await;
         assert_eq!(served["a"], 10, "nobody listens at the other: {served:?}");
         let asked = dns.asked();
-        // A server that fails takes nothing away.
+        // A server that fails takes nothing away, nor does it lead to another family.
         dns.fail(true);
         until("it was asked", || dns.asked() > asked + 1).await;
         assert_eq!(targets(), ["127.0.0.1", "127.0.0.3"]);
@@ -658,6 +658,8 @@ fn names_are_resolved_again_when_their_records_run_out() {
         dns.fail(false);
         until("there is one", || targets() == ["127.0.0.1"]).await;
         assert_eq!(shares(&mut client, 10).await["a"], 10);
+        dns.set(&[]);
+        until("IPv6 is all there is", || targets() == ["::1"]).await;
     });
 }
 
@@ -683,7 +685,7 @@ fn new_names_are_looked_up_all_at_a_time() {
     });
 }
 
-/// A DNS server for A records of any name, over UDP.
+/// A DNS server for any name, over UDP: it has the A records it is given, and `::1`.
 struct DnsServer {
     address: SocketAddr,
     answers: Arc<Mutex<Vec<Ipv4Addr>>>,
@@ -705,9 +707,12 @@ impl DnsServer {
                 // Behind the header: labels, an empty one, type and class.
                 let end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
                 let is_a = query[end - 4..end - 2] == [0, 1];
-                let found = if is_a { its.lock().unwrap().clone() } else { Vec::new() };
+                let found: Vec<Vec<u8>> = match is_a {
+                    true => its.lock().unwrap().iter().map(|ip| ip.octets().to_vec()).collect(),
+                    false => vec![Ipv6Addr::LOCALHOST.octets().to_vec()],
+                };
                 counted.fetch_add(usize::from(is_a), Ordering::Relaxed);
-                let fails = failing.load(Ordering::Relaxed);
+                let fails = is_a && failing.load(Ordering::Relaxed);
                 let mut answer = BytesMut::new();
                 answer.put_slice(&query[..2]);
                 // An answer, recursion is there; SERVFAIL.
@@ -717,11 +722,12 @@ impl DnsServer {
                 answer.put_u32(0);
                 answer.put_slice(&query[12..end]);
                 for ip in found.iter().filter(|_| !fails) {
-                    // The name as in the question, an A record of IN.
-                    answer.put_slice(&[0xc0, 12, 0, 1, 0, 1]);
+                    // The name, type and class of the question.
+                    answer.put_slice(&[0xc0, 12]);
+                    answer.put_slice(&query[end - 4..end]);
                     answer.put_u32(ttl);
-                    answer.put_u16(4);
-                    answer.put_slice(&ip.octets());
+                    answer.put_u16(ip.len() as u16);
+                    answer.put_slice(ip);
                 }
                 let _ = socket.send_to(&answer, peer).await;
             }

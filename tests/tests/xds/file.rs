@@ -22,7 +22,7 @@ impl Follower {
         let recorder = Arc::new(Recorder::default());
         let (sender, status) = watch::channel(Status::default());
         let shutdown = CancellationToken::new();
-        let source = Source::File(path.to_owned());
+        let source = Source::File { path: path.to_owned(), fleet: "edge".to_owned() };
         let task = tokio::spawn(source::run(source, recorder.clone(), sender, shutdown.clone()));
         Self { recorder, status, shutdown, task }
     }
