@@ -364,7 +364,7 @@ impl Plan {
         wanted: Vec<Wanted>,
         workers: usize,
         draining: bool,
-        inherited: &mut Vec<Handed>,
+        inherited: &[Handed],
     ) -> Result<Self, Vec<Rejected>> {
         let mut plan =
             Self { sockets: sockets.to_vec(), active: Vec::new(), opened: Vec::new(), closed: Vec::new() };
@@ -443,17 +443,18 @@ impl Plan {
     }
 }
 
-/// The sockets of the proxy before this one, if it listened at `address`; else new ones.
+/// The sockets of the proxy before this one, if it listened at `address`; else new ones. They are copies: a revision that is
+/// rejected for another listener leaves those that were inherited for the next.
 fn take_or_bind(
-    inherited: &mut Vec<Handed>,
+    inherited: &[Handed],
     address: SocketAddr,
     workers: usize,
     shared: bool,
 ) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
-    let Some(index) = inherited.iter().position(|handed| handed.address == address) else {
+    let Some(handed) = inherited.iter().find(|handed| handed.address == address) else {
         return listener::bind(address, workers, shared);
     };
-    let mut sockets = inherited.swap_remove(index).sockets;
+    let mut sockets = handed.sockets.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
     if let Some(missing) = workers.checked_sub(sockets.len()).filter(|missing| *missing > 0) {
         sockets.extend(listener::bind(address, missing, true)?.1);
     }

@@ -72,6 +72,7 @@ async fn serve(args: Args) -> Result<()> {
         hands_over: args.takeover.is_some(),
     })
     .context("cannot start the workers")?;
+    let is_successor = admin_socket.is_some();
     let listener = match admin_socket {
         Some(socket) => Ok(socket),
         None => std::net::TcpListener::bind(args.admin_address),
@@ -92,7 +93,14 @@ async fn serve(args: Args) -> Result<()> {
     let serving = watched.clone();
     let drain = CancellationToken::new();
     let admin = Admin { proxy: Arc::clone(&proxy), status: watched, drain: drain.clone() };
-    let admin = tokio::spawn(admin::serve(listener, Arc::new(admin)));
+    let mut readable = serving.clone();
+    let admin = tokio::spawn(async move {
+        // Until this proxy serves it is the one before that is asked.
+        if is_successor && readable.wait_for(|status| status.serving.is_some()).await.is_err() {
+            return;
+        }
+        admin::serve(listener, Arc::new(admin)).await;
+    });
     let forgetting = tokio::spawn(forget_retired(Arc::clone(&proxy)));
     let stop_source = CancellationToken::new();
     let data_plane: Arc<dyn DataPlane> = Arc::clone(&proxy) as _;
@@ -142,6 +150,9 @@ async fn serve(args: Args) -> Result<()> {
     Ok(())
 }
 
+/// How often the proxy before is told that it is replaced.
+const FAREWELLS: usize = 3;
+
 /// From the proxy before this one to the one after it.
 struct Succession {
     path: PathBuf,
@@ -165,10 +176,16 @@ impl Succession {
         if let Some(proxy) = proxy.upgrade() {
             proxy.forget_inherited();
         }
-        if let Some(predecessor) = self.predecessor {
+        let mut before = self.predecessor;
+        for _ in 0..FAREWELLS {
+            let Some(predecessor) = before.take() else { break };
             match predecessor.replaced() {
                 Ok(()) => info!("took over from the proxy before"),
-                Err(error) => warn!(%error, "the proxy before does not know that it is replaced"),
+                Err(error) => {
+                    warn!(%error, "the proxy before does not know that it is replaced");
+                    // It may have waited for too long, and be there even so.
+                    before = takeover::take(&self.path).ok().flatten().map(|(_, predecessor)| predecessor);
+                }
             }
         }
         let offer = match takeover::Offer::at(&self.path) {

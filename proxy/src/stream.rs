@@ -1,11 +1,13 @@
 //! A connection's bytes, in the clear or through TLS.
 
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop::unconstrained;
 use tokio_rustls::TlsStream;
 
 /// A connection to a client or to a target.
@@ -36,20 +38,24 @@ impl Stream {
     /// happened. The task that used the connection is let go of.
     #[inline]
     pub fn is_quiet(&mut self) -> bool {
+        let quiet = poll_fn(|cx| {
+            Poll::Ready(match self {
+                Self::Plain(stream) => match stream.poll_read_ready(cx) {
+                    Poll::Pending => true,
+                    Poll::Ready(Err(_)) => false,
+                    // What comes without being asked is the end, or nonsense.
+                    Poll::Ready(Ok(())) => {
+                        let read = stream.try_read(&mut [0]);
+                        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+                    }
+                },
+                // Session tickets may come at any time, and are taken here.
+                Self::Tls(stream) => Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut [0])).is_pending(),
+            })
+        });
+        // A task that has done much would be told of every connection that nothing has come.
         let cx = &mut Context::from_waker(Waker::noop());
-        match self {
-            Self::Plain(stream) => match stream.poll_read_ready(cx) {
-                Poll::Pending => true,
-                Poll::Ready(Err(_)) => false,
-                // What comes without being asked is the end, or nonsense.
-                Poll::Ready(Ok(())) => {
-                    let read = stream.try_read(&mut [0]);
-                    read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-                }
-            },
-            // Session tickets may come at any time, and are taken here.
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut [0])).is_pending(),
-        }
+        pin!(unconstrained(quiet)).poll(cx) == Poll::Ready(true)
     }
 
     /// Ends it both ways at once, without a farewell.

@@ -54,7 +54,7 @@ pub struct Worker {
     /// For what is written in one piece.
     pub scratch: RefCell<Vec<u8>>,
     /// For the heads of requests: to targets, and in the access log.
-    pub buffers: RefCell<Vec<Vec<u8>>>,
+    buffers: RefCell<Vec<Vec<u8>>>,
     /// Copies of requests for mirrors that are under way.
     pub mirrors: Cell<u32>,
     pub overload: Overload,
@@ -103,6 +103,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 const FULL_RELIEF: Duration = Duration::from_millis(500);
 
+/// How much memory for heads is kept: so many pieces, of so many bytes at most.
+const MAX_BUFFERS: usize = 512;
+const MAX_BUFFER: usize = 16 << 10;
+
 /// After `accept` failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -138,6 +142,21 @@ impl Worker {
             relieved: Cell::new(None),
             handshakes: RefCell::default(),
             shared,
+        }
+    }
+
+    /// Memory for the head of a request.
+    #[inline]
+    pub fn buffer(&self) -> Vec<u8> {
+        self.buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps memory for heads to come. Not more of it than what usually is under way at once.
+    #[inline]
+    pub fn keep_buffer(&self, buffer: Vec<u8>) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffers.len() < MAX_BUFFERS && (1..=MAX_BUFFER).contains(&buffer.capacity()) {
+            buffers.push(buffer);
         }
     }
 

@@ -97,6 +97,8 @@ pub struct Patience {
 pub struct Progress {
     pub bytes: Cell<u64>,
     pub state: Cell<State>,
+    /// Whether it is the client that is waited for.
+    pub awaited: Cell<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -346,6 +348,7 @@ impl Stream {
                     self.progress.state.set(State::Streaming);
                 }
                 if !self.patience.is_over(cx) {
+                    self.progress.awaited.set(true);
                     return Poll::Pending;
                 }
                 self.progress.state.set(State::Broken);
@@ -357,6 +360,7 @@ impl Stream {
             idle.moved(Instant::now());
         }
         self.patience.waiting = false;
+        self.progress.awaited.set(false);
         self.begun = true;
         let result = match frame {
             None => {

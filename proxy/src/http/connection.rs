@@ -323,11 +323,11 @@ impl Downstream {
         self.ending.get()
     }
 
-    /// An HTTP/2 client is told that the connection ends. One that is `silent` anyway has little time to close it.
-    pub(super) fn leaves(&self, silent: bool) {
+    /// An HTTP/2 client is told that the connection ends. One that asks nothing has little time to close it.
+    pub(super) fn leaves(&self) {
         let now = Instant::now();
         self.leaving.set(Some(now));
-        if silent {
+        if self.running.get() == 0 {
             self.deadline.set(Some(now + LINGER));
         }
     }

@@ -98,7 +98,7 @@ impl Exchange {
     pub fn begin(downstream: Rc<Downstream>, head: &request::Parts) -> Box<Self> {
         let mut exchange = Self::new(downstream);
         if exchange.downstream.worker.log.is_some() {
-            let memory = exchange.downstream.worker.buffers.borrow_mut().pop().unwrap_or_default();
+            let memory = exchange.downstream.worker.buffer();
             let header = |name| head.headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
             let host = match head.uri.authority() {
                 Some(authority) => authority.as_str().as_bytes(),
@@ -221,6 +221,11 @@ impl Exchange {
         });
     }
 
+    /// Whether the client has yet to send on of its request.
+    pub fn awaits_client(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.awaited.get())
+    }
+
     /// Of HTTP/2.
     #[inline]
     pub fn deadline(&self) -> Option<&Rc<Deadline>> {
@@ -234,6 +239,9 @@ impl Exchange {
 
     /// Why it is late, if it is.
     pub fn lateness(&self) -> Failure {
+        if self.upstream_took.is_none() && !self.client_deadline && self.awaits_client() {
+            return Failure::BodyTimeout;
+        }
         match &self.idle {
             Some(idle) if idle.due.is_none_or(|due| Instant::now() < due) => Failure::StreamIdle,
             _ => Failure::Timeout,
@@ -248,8 +256,13 @@ impl Exchange {
     #[inline]
     pub fn targeted(&mut self, upstream: &Arc<Upstream>, target: &Arc<Target>) {
         self.in_flight = upstream.begin(target);
-        // What another target answered before is not the end.
-        (self.ended, self.upstream_took) = (None, None);
+        if self.attempts > 0 {
+            // What another target answered before is not the end.
+            (self.ended, self.upstream_took) = (None, None);
+            if let Some(idle) = &self.idle {
+                idle.moved(Instant::now());
+            }
+        }
         if let Some(log) = &mut self.log {
             log.target = Some(Arc::clone(target));
         }
@@ -281,9 +294,6 @@ impl Exchange {
     pub fn attempt_ended(&mut self, outcome: Outcome) {
         if let (Some(upstream), Some(in_flight)) = (&self.upstream, self.in_flight.take()) {
             upstream.end(&in_flight, outcome, None, Instant::now());
-        }
-        if let Some(idle) = &self.idle {
-            idle.moved(Instant::now());
         }
     }
 
@@ -421,7 +431,7 @@ impl Exchange {
         if let (Some(log), Some(entry)) = (&worker.log, self.log.take()) {
             let time = worker.identifier.borrow_mut().time_of_day(self.started);
             log.write(&worker.stats, &self.entry(&entry, time, duration));
-            worker.buffers.borrow_mut().push(entry.head.into_memory());
+            worker.keep_buffer(entry.head.into_memory());
         }
         self.downstream.request_ends(now);
     }
@@ -474,6 +484,8 @@ impl Exchange {
                 Outcome::ServerError
             }
             Flag::None | Flag::RetriesExhausted => Outcome::Good,
+            // It has answered; how long the rest takes is the client's doing, too.
+            Flag::Timeout if self.upstream_took.is_some() && self.status < 500 => Outcome::Good,
             Flag::ConnectFailure | Flag::ConnectFailureExhausted => Outcome::ConnectFailure,
             Flag::UpstreamReset | Flag::UpstreamResetExhausted => Outcome::Reset,
             // A client that is in a hurry must not be able to get a target ejected.
@@ -494,6 +506,8 @@ impl Drop for Exchange {
             None => self.downstream.deadline.passed(),
         };
         self.flag = if late { self.lateness().flag() } else { Flag::DownstreamClosed };
+        // Had its target been waited for, it would have been told.
+        self.attempt_ended(Outcome::Abandoned);
         if self.status == 0 {
             self.status = CLIENT_CLOSED;
         }

@@ -16,7 +16,7 @@ use signalbox_config::{Forward, Name, Respond, Retry, RetryOn, UpstreamProtocol}
 use smallvec::SmallVec;
 
 use super::affinity;
-use super::body::RequestBody;
+use super::body::{Progress, RequestBody};
 use super::exchange::Exchange;
 use super::handle::Answer;
 use super::head::{self, Forwarded, Special};
@@ -116,7 +116,7 @@ async fn connect_client(
     };
     let opened = in_time(exchange, opening).await?;
     if let Some(trial) = trial
-        && !matches!(opened, Err(ConnectError::TooMany))
+        && !matches!(opened, Err(ConnectError::TooMany | ConnectError::NoRoom(_)))
     {
         trial.report(worker.index, Instant::now(), opened.is_ok());
     }
@@ -188,7 +188,7 @@ fn encode(
         }
         return Ok(request);
     }
-    let buffer = worker.buffers.borrow_mut().pop().unwrap_or_default();
+    let buffer = worker.buffer();
     let mut request = Outgoing::new(head, body, buffer, |out| forwarded.write(out, &head.headers, by_others));
     request.repeatable = repeatable;
     request.switches = switches;
@@ -308,7 +308,7 @@ fn answer(exchange: &Exchange, head: Head, body: AnswerBody, request: Outgoing) 
     // before it reads the answer.
     let body = match body {
         AnswerBody::Own(connection) if request.is_sent() => {
-            exchange.downstream.worker.buffers.borrow_mut().push(request.into_buffer());
+            exchange.downstream.worker.keep_buffer(request.into_buffer());
             AnswerBody::Own(connection)
         }
         AnswerBody::Own(connection) => AnswerBody::Shared(connection.share(request)),
@@ -370,7 +370,7 @@ pub(super) fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &Con
         | ConnectError::Timeout
         | ConnectError::Tls(_)
         | ConnectError::OtherProtocol => Failure::ConnectFailure,
-        ConnectError::TooMany => Failure::Overflow,
+        ConnectError::TooMany | ConnectError::NoRoom(_) => Failure::Overflow,
     }
 }
 
@@ -436,8 +436,9 @@ async fn guarded(
         ];
         let limit = limit.into_iter().flatten().min();
         let endpoint = upstream.endpoint(&target);
+        let progress = exchange.progress.clone();
         let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut head.headers);
-        let result = in_try_time(&worker, limit, attempt).await;
+        let result = in_try_time(&worker, limit, progress.as_deref(), attempt).await;
         if let Some(outcome) = failed(exchange, &result) {
             exchange.attempt_ended(outcome);
         }
@@ -611,10 +612,11 @@ fn discard(worker: &Worker, upstream: &Upstream, mut body: AnswerBody) {
     }
 }
 
-/// Waits for an attempt as long as it may take.
+/// Waits for an attempt as long as it may take. While it is the client that has to send on, that is not counted.
 async fn in_try_time<T>(
     worker: &Worker,
     limit: Option<Duration>,
+    progress: Option<&Progress>,
     attempt: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Broken> {
     let mut attempt = pin!(attempt);
@@ -630,10 +632,13 @@ async fn in_try_time<T>(
                 failure => Broken::Failed(failure),
             }));
         }
-        if let Some(deadline) = &deadline {
+        if let (Some(deadline), Some(limit)) = (&deadline, limit) {
             deadline.register(cx.waker());
             if deadline.passed() {
-                return Poll::Ready(Err(Broken::TryLate));
+                if !progress.is_some_and(|progress| progress.awaited.get()) {
+                    return Poll::Ready(Err(Broken::TryLate));
+                }
+                deadline.set(Some(Instant::now() + limit));
             }
         }
         Poll::Pending

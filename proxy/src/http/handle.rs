@@ -54,6 +54,7 @@ pub async fn handle(
     let mut exchange = Exchange::begin(downstream, head);
     let connects = head.method == Method::CONNECT;
     let headless = head.method == Method::HEAD;
+    let bodiless = body.is_end();
     let serving = Rc::clone(&exchange.serving);
     let mut left = None;
     let overload = &exchange.downstream.worker.overload;
@@ -116,7 +117,8 @@ pub async fn handle(
         Answer::Connected(_) => StatusCode::OK,
     };
     exchange.answered(status.as_u16(), flag);
-    if exchange.progress.as_ref().is_some_and(|progress| progress.state.get() != State::Done) {
+    let all_read = exchange.progress.as_ref().map(|progress| progress.state.get() == State::Done);
+    if !all_read.unwrap_or(bodiless) {
         exchange.downstream.leaves_unread();
     }
     match answer {

@@ -93,7 +93,7 @@ pub(super) async fn serve(downstream: Rc<Downstream>, io: ClientIo) {
             }
             // GOAWAY; the streams that run are finished. A client that does not close then is left.
             leaving = true;
-            downstream.leaves(silent);
+            downstream.leaves();
             if let Some(connection) = &mut open {
                 connection.graceful_shutdown();
             }

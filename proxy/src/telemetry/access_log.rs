@@ -135,6 +135,15 @@ impl Sender {
     }
 }
 
+impl Drop for Buffer {
+    /// What ends with its worker is told even so.
+    fn drop(&mut self) {
+        if !self.bytes.is_empty() {
+            let _ = self.sender.full.try_send(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
 impl Log {
     pub fn new(sender: Sender) -> Self {
         let clock = Clock { millis: u64::MAX, text: *b"1970-01-01T00:00:00.000Z" };

@@ -22,8 +22,8 @@ pub struct Breaker {
 #[derive(Debug)]
 pub struct Trial {
     breaker: Arc<Breaker>,
-    /// When the breaker became half-open; `None`: it was closed.
-    probe: Option<u64>,
+    /// The breaker is half-open: it tries whether requests succeed again.
+    is_probe: bool,
     /// In which it was let through. What came of it counts in no other.
     generation: u64,
     over: bool,
@@ -114,29 +114,26 @@ impl Breaker {
         // Before the state is: should that change in between, it is another generation, of which this request says nothing.
         let generation = self.state.generation.load(Ordering::Acquire);
         let mut known = self.state.word.load(Ordering::Acquire);
-        let probe = loop {
+        let is_probe = loop {
             let next = match Word::of(known) {
-                Word::Closed => break None,
+                Word::Closed => break false,
                 Word::Open { until } if at < until => return None,
                 Word::Open { .. } => Word::HalfOpen { since: at, running: 1, succeeded: 0 },
                 Word::HalfOpen { since, running, succeeded } if running + succeeded < PROBES => {
                     Word::HalfOpen { since, running: running + 1, succeeded }
                 }
-                // Some hang: others have to tell.
-                Word::HalfOpen { since, .. } if at >= since + self.open_for() => {
-                    Word::HalfOpen { since: at, running: 1, succeeded: 0 }
+                // Some hang, or are slow: others may tell as well.
+                Word::HalfOpen { since, succeeded, .. } if at >= since + self.open_for() => {
+                    Word::HalfOpen { since: at, running: 1, succeeded }
                 }
                 Word::HalfOpen { .. } => return None,
             };
             match self.change(known, next) {
-                Ok(()) => {
-                    let Word::HalfOpen { since, .. } = next else { return None };
-                    break Some(since);
-                }
+                Ok(()) => break true,
                 Err(other) => known = other,
             }
         };
-        Some(Trial { breaker: Arc::clone(self), probe, generation, over: false })
+        Some(Trial { breaker: Arc::clone(self), is_probe, generation, over: false })
     }
 
     pub fn position(&self) -> Position {
@@ -204,11 +201,12 @@ impl Breaker {
     }
 
     /// A request ended that was let through to try; `None`: nothing is known of the upstream.
-    fn probed(&self, probe: u64, now: Instant, succeeded: Option<bool>) {
+    fn probed(&self, generation: u64, now: Instant, succeeded: Option<bool>) {
         loop {
             let known = self.state.word.load(Ordering::Acquire);
             let Word::HalfOpen { since, running, succeeded: before } = Word::of(known) else { return };
-            if since != probe {
+            // It has opened or closed since: that is not of this opening.
+            if self.state.generation.load(Ordering::Acquire) != generation {
                 return;
             }
             let running = running.saturating_sub(1);
@@ -238,17 +236,17 @@ impl Trial {
     /// What came of it.
     pub fn report(mut self, worker: usize, now: Instant, succeeded: bool) {
         self.over = true;
-        match self.probe {
-            None => self.breaker.count(worker, self.generation, now, !succeeded),
-            Some(probe) => self.breaker.probed(probe, now, Some(succeeded)),
+        match self.is_probe {
+            false => self.breaker.count(worker, self.generation, now, !succeeded),
+            true => self.breaker.probed(self.generation, now, Some(succeeded)),
         }
     }
 }
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        if let (false, Some(probe)) = (self.over, self.probe) {
-            self.breaker.probed(probe, Instant::now(), None);
+        if self.is_probe && !self.over {
+            self.breaker.probed(self.generation, Instant::now(), None);
         }
     }
 }
@@ -441,6 +439,23 @@ mod tests {
         // What they say now is of another time.
         hanging.into_iter().for_each(|trial| trial.report(0, at, false));
         assert_eq!(breaker.position(), Position::Closed);
+    }
+
+    #[test]
+    fn answers_that_take_longer_than_it_is_open_close_it() {
+        let breaker = breaker(&settings());
+        run(&breaker, after(&breaker, 0), vec![false; 10]);
+        // One each second, answered after 8; it is open for 5 at a time.
+        let mut running = std::collections::VecDeque::new();
+        for second in 5..60 {
+            let at = after(&breaker, second * 1000);
+            while running.front().is_some_and(|(begun, _)| second >= begun + 8) {
+                let (_, trial): (u64, Trial) = running.pop_front().unwrap();
+                trial.report(0, at, true);
+            }
+            running.extend(breaker.admit(at).map(|trial| (second, trial)));
+        }
+        assert_eq!((breaker.position(), breaker.opened()), (Position::Closed, 1));
     }
 
     #[test]

@@ -13,9 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
+use tracing::warn;
 
 use super::Endpoint;
-use super::connection::connect;
+use super::connection::{ConnectError, connect};
 use super::members::Changes;
 use super::target::Target;
 use crate::causes::Causes;
@@ -110,15 +111,20 @@ async fn run(target: Arc<Target>, plan: Plan, changes: Changes, running: Arc<Sem
     loop {
         let Ok(permit) = running.acquire().await else { return };
         let result = match tokio::time::timeout(check.timeout, probe(&target, &plan)).await {
-            Ok(result) => result,
-            Err(_) => Err("no answer in time".to_owned()),
+            Ok(Ok(())) => Some(Ok(())),
+            Ok(Err(Unwell::Target(reason))) => Some(Err(reason)),
+            Ok(Err(Unwell::Here(error))) => {
+                warn!(target = %target.label, error = %Causes(&error), "cannot check the target");
+                None
+            }
+            Err(_) => Some(Err("no answer in time".to_owned())),
         };
         drop(permit);
-        let turned = {
+        let turned = result.is_some_and(|result| {
             let mut health = target.health();
             health.checked_by == tokio::task::try_id()
                 && health.checks.note(result, check.healthy_after, check.unhealthy_after)
-        };
+        });
         if turned {
             changes.send_replace(());
         }
@@ -131,16 +137,31 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// Makes one check; an error says what is wrong with the target.
-async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<(), String> {
+/// Why a check did not succeed.
+enum Unwell {
+    Target(String),
+    /// It could not be made, which says nothing of the target.
+    Here(ConnectError),
+}
+
+impl From<String> for Unwell {
+    fn from(reason: String) -> Self {
+        Self::Target(reason)
+    }
+}
+
+/// Makes one check.
+async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<(), Unwell> {
     // Whatever others speak with the target, gRPC needs HTTP/2.
     let offer = if matches!(check.probe, Probe::Grpc { .. }) { Offer::Http2 } else { Offer::Any };
     // The accepted connection is all that is asked for; a handshake would be more.
     let tls = tls.as_deref().filter(|_| check.probe != Probe::Tcp);
     let settings = tls.map_or(0, |tls| tls.settings(&target.label));
     let endpoint = Endpoint { address: target.address, settings, only_of: 0 };
-    let stream =
-        connect(endpoint, tls, offer).await.map_err(|error| format!("cannot connect: {}", Causes(&error)))?;
+    let stream = connect(endpoint, tls, offer).await.map_err(|error| match error {
+        ConnectError::NoRoom(_) => Unwell::Here(error),
+        error => Unwell::Target(format!("cannot connect: {}", Causes(&error))),
+    })?;
     let host = check.host.as_deref().unwrap_or(&target.label);
     let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
     match &check.probe {
@@ -155,9 +176,9 @@ async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<
                 false => get(stream, host, path).await?,
                 true => get_http2(stream, scheme, host, path).await?,
             };
-            if statuses.contains(&status) { Ok(()) } else { Err(format!("answers {status}")) }
+            if statuses.contains(&status) { Ok(()) } else { Err(format!("answers {status}").into()) }
         }
-        Probe::Grpc { service } => grpc(stream, scheme, host, service).await,
+        Probe::Grpc { service } => Ok(grpc(stream, scheme, host, service).await?),
     }
 }
 

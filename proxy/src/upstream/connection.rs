@@ -10,6 +10,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, request};
 use http_body::{Body, Frame, SizeHint};
+use rustix::io::Errno;
 use signalbox_config::UpstreamProtocol;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -165,6 +166,9 @@ pub enum ConnectError {
     Tls(#[source] io::Error),
     #[error("there are as many connections to the target as there may be, and all are in use")]
     TooMany,
+    /// For want of files, ports or memory.
+    #[error("this host has no room for another connection")]
+    NoRoom(#[source] io::Error),
     /// Of an upstream whose targets choose.
     #[error("the target chose to speak the other version of HTTP")]
     OtherProtocol,
@@ -175,6 +179,7 @@ impl ConnectError {
     pub(super) fn again(&self) -> Self {
         match self {
             Self::Refused(error) => Self::Refused(error.kind().into()),
+            Self::NoRoom(error) => Self::NoRoom(error.kind().into()),
             Self::Tls(error) => Self::Tls(error.kind().into()),
             Self::Timeout => Self::Timeout,
             Self::TooMany => Self::TooMany,
@@ -390,8 +395,12 @@ impl Connection {
             })
             .await;
             if written.is_err() {
-                // Who reads the answer sees the connection end.
-                writing.borrow().stream.abort();
+                let connection = &mut **writing.borrow_mut();
+                // Who reads the answer is not to take the end of the connection for its.
+                if matches!(connection.answer, Answer::Body { .. }) {
+                    connection.answer = Answer::Expected;
+                }
+                connection.stream.abort();
             }
             sent.set(request.is_sent());
         });
@@ -409,12 +418,21 @@ pub(super) async fn connect(
     tls: Option<&UpstreamTls>,
     offer: Offer,
 ) -> Result<Stream, ConnectError> {
-    let stream = TcpStream::connect(endpoint.address).await.map_err(ConnectError::Refused)?;
+    let stream = TcpStream::connect(endpoint.address).await.map_err(|error| match is_for_want(&error) {
+        true => ConnectError::NoRoom(error),
+        false => ConnectError::Refused(error),
+    })?;
     stream.set_nodelay(true).map_err(ConnectError::Refused)?;
     let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
     // In a box of its own, which those that speak in the clear do without.
     let shaken = Box::pin(tls.connect(endpoint.settings, offer, stream)).await;
     shaken.map(Stream::Tls).map_err(ConnectError::Tls)
+}
+
+/// Whether this host, and not the target, is why there is no connection.
+fn is_for_want(error: &io::Error) -> bool {
+    let wants = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    wants.iter().any(|want| error.raw_os_error() == Some(want.raw_os_error()))
 }
 
 /// Reads what has come; 0 bytes are the end.

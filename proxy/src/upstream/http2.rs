@@ -166,8 +166,11 @@ const MAX_STREAMS: u32 = 100;
 /// Requests over one connection from its beginning to its end: half of the streams that have numbers (RFC 9113, section
 /// 5.1.1).
 const MAX_SENT: u32 = 1 << 29;
-/// Of one worker to one endpoint.
+/// Of one worker to one endpoint, those that take requests.
 const MAX_CONNECTIONS: usize = 64;
+/// Likewise, those that finish what runs on them: a target that lets each connection go after some requests has one of these
+/// for each stream that outlives its connection.
+const MAX_LEAVING: usize = 4096;
 /// How often a request is sent at most when targets say that they have not looked at it.
 const MAX_SENDS: u32 = 4;
 /// What waits to be sent of one stream, bytes.
@@ -224,7 +227,8 @@ impl Connections {
             }
         }
         group.connections.retain(|connection| connection.phase.get() != Phase::Over);
-        if group.connections.len() >= MAX_CONNECTIONS {
+        let leaving = group.connections.iter().filter(|it| it.phase.get() == Phase::Leaving).count();
+        if group.connections.len() - leaving >= MAX_CONNECTIONS || leaving >= MAX_LEAVING {
             return Err(Lack::Connections);
         }
         let limit = upstream.limits.map_or(u32::MAX, |limits| limits.connections);
@@ -464,6 +468,7 @@ impl Connection {
         let heard = self.heard.replace(false);
         if self.watch.borrow_mut().is_gone(heard, self.streams.get() > 0) {
             self.phase.set(Phase::Over);
+            self.made.notify_waiters();
             // Its requests see it end.
             if let Some(task) = &*self.task.borrow() {
                 task.abort();
@@ -710,7 +715,8 @@ impl Sender {
         let mut request = Request::new(());
         *request.method_mut() = head.method.clone();
         *request.version_mut() = head.version;
-        let host = head.headers.remove(header::HOST);
+        // Who has none says so by an empty one; to h2 it is then a request of HTTP/1.1.
+        let host = head.headers.remove(header::HOST).filter(|host| !host.is_empty());
         *request.headers_mut() = std::mem::take(&mut head.headers);
         let uri = std::mem::take(&mut head.uri);
         *request.uri_mut() = match host {

@@ -9,10 +9,13 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{Barrier, Notify};
 
 use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, full, nobody, read_head, until};
 use crate::resilience::document;
 use crate::telling::metrics;
+use signalbox_proxy::source::DataPlane as _;
 
 #[test]
 fn a_retry_goes_to_a_target_that_has_not_had_the_request() {
@@ -173,5 +176,149 @@ fn checks_tell_good_answers_from_bad_ones() {
         let fields = ", health_check: {active: {type: tcp, interval: 1h}}";
         let harness = Harness::start(&document(&[nobody()], fields, ""));
         until("nobody is there", || checked(&harness) == Some(false)).await;
+    });
+}
+
+/// What makes a target with three failures unavailable.
+const STRICT: [&str; 2] = [
+    ", health_check: {passive: {consecutive_failures: 3, ejection: 1h}, panic_threshold_percent: 0}",
+    ", circuit_breaker: {error_rate: {min_requests: 3, open_for: 1h}}",
+];
+
+#[test]
+fn a_client_that_does_not_send_on_is_no_fault_of_the_target() {
+    block_on(async {
+        let cases = STRICT.iter().flat_map(|fields| {
+            ["timeout: 300ms", "retry: {attempts: 1, on: [5xx], per_try_timeout: 100ms}, timeout: 600ms"]
+                .map(|route| (*fields, route))
+        });
+        let cases = cases.map(async |(fields, route)| {
+            let backend = Backend::echo();
+            let harness = Harness::start(&document(&[backend.address], fields, &format!(", {route}")));
+            let stalled = (0..4).map(async |_| {
+                let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+                stream
+                    .write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhalf")
+                    .await
+                    .unwrap();
+                read_head(&mut stream).await.unwrap()
+            });
+            for answer in futures_util::future::join_all(stalled).await {
+                assert!(answer.starts_with("HTTP/1.1 408 "), "{fields} {route}: {answer}");
+            }
+            assert_eq!(harness.get("/").await.status, 200, "{fields} {route}");
+        });
+        futures_util::future::join_all(cases).await;
+    });
+}
+
+#[test]
+fn a_client_that_does_not_read_is_no_fault_of_the_target() {
+    block_on(async {
+        let backend = Backend::start(|_| async { Response::new(full(vec![b'x'; 16 << 20])) });
+        for (fields, route) in STRICT
+            .iter()
+            .flat_map(|fields| ["timeout: 300ms", "idle_timeout: 300ms"].map(|route| (*fields, route)))
+        {
+            let harness = Harness::start(&document(&[backend.address], fields, &format!(", {route}")));
+            let mut clients = Vec::new();
+            for _ in 0..4 {
+                let mut client = Client::connect_http2(harness.address()).await;
+                let answer = client.start(Request::get("/").body(full("")).unwrap()).await.unwrap();
+                let mut raw = TcpStream::connect(harness.address()).await.unwrap();
+                raw.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                assert!(read_head(&mut raw).await.unwrap().starts_with("HTTP/1.1 200 "));
+                clients.push((client, answer, raw));
+            }
+            let ended = if route.starts_with("idle") { "SI" } else { "UT" };
+            let told = format!("upstream=\"u\",code_class=\"2xx\",flags=\"{ended}\"}} 8");
+            until("they are given up", || metrics(&harness).contains(&told)).await;
+            let head = Client::connect(harness.address())
+                .await
+                .start(Request::get("/").body(full("")).unwrap())
+                .await;
+            assert_eq!(head.unwrap().status(), 200, "{fields} {route}");
+        }
+    });
+}
+
+#[test]
+fn an_answer_that_is_cut_off_with_its_request_is_not_passed_on_as_whole() {
+    block_on(async {
+        // It answers before it has the request, and the end of its answer is that of the connection.
+        let backend = Backend::raw(|mut stream| async move {
+            if read_head(&mut stream).await.is_some() {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nbegun").await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        });
+        let limits = "listeners: [{name: small, address: '127.0.0.1:1', limits: {body_size: 10}}]";
+        let document = format!("{}\n{limits}", document(&[backend.address], "", ""));
+        let harness = Harness::with(&document, |settings| {
+            settings.listener_overrides.insert("small".to_owned(), ([127, 0, 0, 1], 0).into());
+        });
+        let mut stream = TcpStream::connect(harness.proxy.listeners()["small"]).await.unwrap();
+        stream
+            .write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+            .await
+            .unwrap();
+        let mut answer = read_head(&mut stream).await.unwrap().into_bytes();
+        assert!(answer.starts_with(b"HTTP/1.1 200 "));
+        while !answer.ends_with(b"begun\r\n") {
+            answer.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(b"6\r\nsecond\r\n").await.unwrap();
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "{:?}", String::from_utf8_lossy(&rest));
+    });
+}
+
+#[test]
+fn however_many_idle_connections_a_target_has_closed_none_of_them_is_used() {
+    const MANY: usize = 300;
+    block_on(async {
+        // Answers once all have come. Those that are told to go, go.
+        let (all, go) = (Arc::new(Barrier::new(MANY)), Arc::new(Notify::new()));
+        let (asked, gone) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (counted, counted_gone, told) = (Arc::clone(&asked), Arc::clone(&gone), Arc::clone(&go));
+        let backend = Backend::raw(move |mut stream| {
+            let (all, told) = (Arc::clone(&all), Arc::clone(&told));
+            let (counted, gone) = (Arc::clone(&counted), Arc::clone(&counted_gone));
+            async move {
+                let told = told.notified();
+                if read_head(&mut stream).await.is_none() {
+                    return;
+                }
+                if counted.fetch_add(1, Ordering::Relaxed) < MANY {
+                    all.wait().await;
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                told.await;
+                drop(stream);
+                gone.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let harness = Harness::with(&document(&[backend.address], "", ""), |settings| settings.workers = 1);
+        let clients = (0..MANY).map(async |_| harness.get("/").await.status);
+        assert!(futures_util::future::join_all(clients).await.iter().all(|status| *status == 200));
+        go.notify_waiters();
+        until("all are gone", || gone.load(Ordering::Relaxed) == MANY).await;
+        // It may not be sent twice.
+        let request = Request::post("/").body(full("")).unwrap();
+        assert_eq!(Client::connect(harness.address()).await.send(request).await.status, 200);
+    });
+}
+
+#[test]
+fn an_upload_that_no_route_takes_is_answered() {
+    block_on(async {
+        let harness = Harness::start("routes: [{name: r, match: {paths: [{exact: /r}]}, respond: {}}]");
+        let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+        let size = 8 << 20;
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {size}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b'x'; size]).await.expect("the upload is not reset");
+        assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 404 "));
     });
 }

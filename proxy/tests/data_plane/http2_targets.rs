@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use crate::harness::{Backend, Client, Harness, Wire, block_on, forward_over, full, until};
+use crate::harness::{Backend, Client, Harness, Wire, block_on, forward_over, full, raw, until};
 
 /// A request of HTTP/2 is met with this.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +37,7 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -371,5 +372,62 @@ fn one_client_that_takes_nothing_holds_up_nobody_else() {
         .await
         .expect("nobody waits for who takes nothing");
         assert!(backend.connections() <= 2);
+    });
+}
+
+#[test]
+fn connections_that_finish_old_streams_leave_room_for_new_ones() {
+    block_on(async {
+        // Each connection takes two requests, and is then to be left; the first one's answer never ends.
+        let backend = Backend::raw(|mut stream| async move {
+            let mut preface = [0; 24];
+            let _ = stream.read_exact(&mut preface).await;
+            let _ = stream.write_all(&frame(SETTINGS, 0, 0, &[])).await;
+            let mut head = [0; 9];
+            let mut asked = 0;
+            while stream.read_exact(&mut head).await.is_ok() {
+                let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+                if stream.read_exact(&mut payload).await.is_err() {
+                    return;
+                }
+                let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                let reply = match (head[3], head[4]) {
+                    (SETTINGS, 0) => frame(SETTINGS, ACK, 0, &[]),
+                    (HEADERS, _) => {
+                        asked += 1;
+                        let end = if asked == 1 { END_HEADERS } else { END_STREAM_AND_HEADERS };
+                        let mut reply = frame(HEADERS, end, id, &[0x88]);
+                        if asked == 2 {
+                            let last = [id.to_be_bytes(), [0; 4]].concat();
+                            reply.extend(frame(GOAWAY, 0, 0, &last));
+                        }
+                        reply
+                    }
+                    _ => continue,
+                };
+                let _ = stream.write_all(&reply).await;
+            }
+        });
+        let document = forward_over(Wire::Http2, backend.address);
+        let harness = Harness::with(&document, |settings| settings.workers = 1);
+        let mut client = Client::connect_http2(harness.address()).await;
+        let mut endless = Vec::new();
+        while backend.connections() < 80 {
+            let answer = client.start(Request::get("/").body(full("")).unwrap()).await.unwrap();
+            assert_eq!(answer.status(), 200, "with {} connections", backend.connections());
+            endless.push(answer);
+        }
+    });
+}
+
+#[test]
+fn who_names_no_host_is_answered_over_http2_too() {
+    block_on(async {
+        let backend = Backend::speaking(Wire::Http2, |_| async { Response::new(full("ok")) });
+        let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
+        for request in ["GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n"] {
+            let answer = raw(harness.address(), request.as_bytes()).await;
+            assert!(answer.contains(" 200 OK\r\n"), "{request}: {answer}");
+        }
     });
 }

@@ -1,7 +1,8 @@
 //! The program itself.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::harness::{Backend, Client, block_on, forward_to, full, nobody, read_head, until};
@@ -109,7 +111,7 @@ fn spawn(mut command: Command, file: &Path, admin: SocketAddr, more: &[&str]) ->
     command
         .args(["--config", file.to_str().unwrap(), "--admin-address", &admin.to_string()])
         .args(if more.contains(&"--workers") { &[][..] } else { &["--workers", "2"] })
-        .args(["--access-log", "off"])
+        .args(if more.contains(&"--access-log") { &[][..] } else { &["--access-log", "off"] })
         .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -533,5 +535,129 @@ fn a_limit_on_open_files_is_lived_with() {
         }
         let files = std::fs::read_dir(format!("/proc/{}/fd", process.child.id())).unwrap().count();
         assert!(files < 600, "{files}");
+    });
+}
+
+/// The sockets that a process has open, as the kernel numbers them.
+fn sockets(process: &Process) -> BTreeSet<PathBuf> {
+    let files = std::fs::read_dir(format!("/proc/{}/fd", process.child.id())).unwrap();
+    let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).collect()
+}
+
+#[test]
+fn a_successor_that_cannot_serve_is_not_asked_whether_it_does() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let takeover = ["--takeover", dir.path().join("takeover.sock").to_str().unwrap()].map(str::to_owned);
+        let takeover = takeover.each_ref().map(String::as_str);
+        let old = Process::start("routes: [{name: r, respond: {body: old}}]", &takeover).await;
+        until("it can be taken over", || Path::new(takeover[1]).exists()).await;
+        let new = old.successor("routes: [{name: r, respond: {status: 99}}]", &takeover);
+        until("it has the sockets", || !sockets(&old).is_disjoint(&sockets(&new))).await;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(500) {
+            assert_eq!(old.ask("/readyz").await, Some(200));
+        }
+    });
+}
+
+#[test]
+fn a_successor_whose_first_revision_is_rejected_takes_over_with_the_next() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let takeover = ["--takeover", dir.path().join("takeover.sock").to_str().unwrap()].map(str::to_owned);
+        let takeover = takeover.each_ref().map(String::as_str);
+        let mut old = Process::start("routes: [{name: r, respond: {body: old}}]", &takeover).await;
+        until("it can be taken over", || Path::new(takeover[1]).exists()).await;
+        let taken = std::net::TcpListener::bind(nobody()).unwrap();
+        let other = taken.local_addr().unwrap();
+        let document =
+            format!("- {{name: other, address: '{other}'}}\nroutes: [{{name: r, respond: {{body: new}}}}]");
+        let new = old.successor(&document, &takeover);
+        until("it has the sockets", || !sockets(&old).is_disjoint(&sockets(&new))).await;
+        // It binds what it needs beside them, in vain.
+        let began = Instant::now();
+        until("it has tried", || began.elapsed() > Duration::from_secs(1)).await;
+        assert_eq!(Client::connect(old.address).await.get("/").await.text(), "old");
+        drop(taken);
+        let file = new._dir.path().join("config.yaml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("body: new", "body: newest")).unwrap();
+        assert!(old.ended().await.success());
+        assert_eq!(Client::connect(new.address).await.get("/").await.text(), "newest");
+    });
+}
+
+#[test]
+fn what_is_cut_off_when_a_drain_ends_is_in_the_access_log() {
+    block_on(async {
+        let backend = Backend::start(|_| std::future::pending());
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("access.log");
+        let more = ["--drain-timeout", "100ms", "--access-log", log.to_str().unwrap()];
+        let mut process = Process::start(&forward_to(backend.address), &more).await;
+        let mut client = Client::connect(process.address).await;
+        let request = Request::get("/cut").body(full("")).unwrap();
+        let request = tokio::spawn(async move { client.start(request).await.is_ok() });
+        until("it runs", || backend.connections() == 1).await;
+        process.terminate();
+        assert!(process.ended().await.success());
+        assert!(!request.await.unwrap());
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert!(log.contains("\"path\":\"/cut\",") && log.contains("\"flags\":\"DC\""), "{log:?}");
+    });
+}
+
+#[test]
+fn a_client_of_http2_that_is_gone_does_not_hold_up_a_drain() {
+    block_on(async {
+        let mut process =
+            Process::start("routes: [{name: r, respond: {body: ok}}]", &["--drain-timeout", "60s"]).await;
+        let mut silent = TcpStream::connect(process.address).await.unwrap();
+        // The preface, and empty SETTINGS; what comes back is not answered.
+        silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        silent.read_u8().await.unwrap();
+        process.terminate();
+        assert!(process.ended().await.success());
+    });
+}
+
+#[test]
+fn a_target_is_not_blamed_for_files_that_this_host_lacks() {
+    block_on(async {
+        let (allowed, waiting) = (Arc::new(Semaphore::new(0)), Arc::<AtomicUsize>::default());
+        let (allow, count) = (Arc::clone(&allowed), Arc::clone(&waiting));
+        let backend = Backend::start(move |_| {
+            let (allow, count) = (Arc::clone(&allow), Arc::clone(&count));
+            async move {
+                count.fetch_add(1, Ordering::Relaxed);
+                let _ = allow.acquire().await;
+                http::Response::new(full("ok"))
+            }
+        });
+        let strict = "{name: u, health_check: {passive: {consecutive_failures: 3, ejection: 1h}, \
+                      active: {type: tcp, interval: 100ms, unhealthy_after: 1}, panic_threshold_percent: 0}, targets";
+        let document = forward_to(backend.address).replace("{name: u, targets", strict);
+        let process = Process::limited(&document, 400).await;
+        let mut running = JoinSet::new();
+        for _ in 0..3 {
+            let Client::Http2(sender) = Client::connect_http2(process.address).await else { unreachable!() };
+            for _ in 0..200 {
+                let mut client = Client::Http2(sender.clone());
+                running.spawn(async move { client.get("/").await.status });
+            }
+        }
+        // Those for which there is no file are told so at once.
+        for _ in 0..100 {
+            assert_eq!(running.join_next().await.unwrap().unwrap(), 503);
+        }
+        allowed.add_permits(Semaphore::MAX_PERMITS / 2);
+        let mut answered = 0;
+        while let Some(status) = running.join_next().await {
+            answered += usize::from(status.unwrap() == 200);
+        }
+        assert!(answered > 100, "{answered}");
+        assert_eq!(Client::connect(process.address).await.get("/").await.status, 200, "it is not ejected");
     });
 }
