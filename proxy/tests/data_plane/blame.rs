@@ -1,7 +1,9 @@
 //! What targets do wrong, and what then becomes of them, and of others' requests.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -95,6 +97,17 @@ fn how_a_call_of_grpc_ends_counts_for_its_target() {
                 || metrics(&harness).contains("signalbox_upstream_healthy_targets{upstream=\"u\"} 0");
             let open = || metrics(&harness).contains("signalbox_upstream_breaker_state{upstream=\"u\"} 2");
             let case = format!("{status} {message} {timeout:?} {fields}");
+            // It counts for who looks at errors, too.
+            let class = if status == "0" {
+                "2xx"
+            } else if status == "5" {
+                "4xx"
+            } else {
+                "5xx"
+            };
+            let counted = format!("{{listener=\"http\",route=\"all\",code_class=\"{class}\",flags=\"\"}} 3");
+            until(&case, || metrics(&harness).contains(&counted)).await;
+            assert_eq!(harness.proxy.traffic().errors, if class == "5xx" { 3 } else { 0 }, "{case}");
             if blamed {
                 until(&case, || ejected() || open()).await;
             }
@@ -103,6 +116,9 @@ fn how_a_call_of_grpc_ends_counts_for_its_target() {
             let own = answer.headers.get("grpc-message").is_some();
             assert_eq!((answer.status, own), (200, blamed), "{case}: {:?}", answer.headers);
         }
+        let harness = Harness::start(&document(&[nobody()], ", protocol: http2", ""));
+        assert_eq!(Client::connect_http2(harness.address()).await.send(call(None)).await.status, 200);
+        until("it is counted", || metrics(&harness).contains("code_class=\"5xx\",flags=\"UF\"} 1")).await;
     });
 }
 
@@ -320,5 +336,106 @@ fn an_upload_that_no_route_takes_is_answered() {
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(&vec![b'x'; size]).await.expect("the upload is not reset");
         assert!(read_head(&mut stream).await.unwrap().starts_with("HTTP/1.1 404 "));
+    });
+}
+
+#[test]
+fn copies_are_balanced_as_the_upstream_of_the_mirror_says() {
+    block_on(async {
+        let seen = Arc::<Mutex<BTreeMap<String, BTreeSet<usize>>>>::default();
+        let shadows: Vec<_> = (0..3)
+            .map(|number| {
+                let seen = Arc::clone(&seen);
+                Backend::start(move |request| {
+                    let user = request.headers()["x-user"].to_str().unwrap().to_owned();
+                    seen.lock().unwrap().entry(user).or_default().insert(number);
+                    async { Response::new(full("")) }
+                })
+            })
+            .collect();
+        let backend = Backend::text("ok");
+        let targets: Vec<_> = shadows.iter().map(|shadow| shadow.address).chain([nobody()]).collect();
+        let targets: Vec<_> = targets.iter().map(|target| format!("{{address: '{target}'}}")).collect();
+        let harness = Harness::start(&format!(
+            "upstreams:
+- {{name: u, targets: [{{address: '{}'}}]}}
+- {{name: shadow, targets: [{}], load_balancing: {{policy: ring_hash, hash_on: {{header: x-user}}}},
+   health_check: {{passive: {{consecutive_failures: 2, ejection: 1h}}}}}}
+routes: [{{name: all, forward: {{upstreams: [{{name: u}}], mirror: {{upstream: shadow}}}}}}]",
+            backend.address,
+            targets.join(", ")
+        ));
+        let mut client = Client::connect(harness.address()).await;
+        let healthy = "signalbox_upstream_healthy_targets{upstream=\"shadow\"} 3";
+        let mut user = 0;
+        // The one that nobody is at is ejected by its copies alone.
+        while !metrics(&harness).contains(healthy) {
+            user += 1;
+            let request = Request::get("/").header("x-user", format!("u{user}")).body(full("")).unwrap();
+            assert_eq!(client.send(request).await.status, 200);
+        }
+        seen.lock().unwrap().clear();
+        for _ in 0..5 {
+            for user in 0..40 {
+                let request = Request::get("/").header("x-user", user.to_string()).body(full("")).unwrap();
+                assert_eq!(client.send(request).await.status, 200);
+            }
+        }
+        until("all copies are there", || seen.lock().unwrap().len() == 40).await;
+        let seen = seen.lock().unwrap();
+        assert!(seen.values().all(|shadows| shadows.len() == 1), "{seen:?}");
+        assert!(seen.values().flatten().collect::<BTreeSet<_>>().len() > 1, "{seen:?}");
+    });
+}
+
+#[test]
+fn the_time_in_which_nothing_may_move_begins_anew_with_the_answer() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            if read_head(&mut stream).await.is_some() {
+                for part in ["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", "late"] {
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                    let _ = stream.write_all(part.as_bytes()).await;
+                }
+            }
+        });
+        let harness = Harness::start(&document(&[backend.address], "", ", idle_timeout: 3s"));
+        assert_eq!(harness.get("/").await.text(), "late");
+    });
+}
+
+#[test]
+fn an_idle_connection_is_not_used_after_its_time() {
+    block_on(async {
+        let backend = Backend::text("ok");
+        let upstream = ", idle_timeout: 100ms";
+        let harness =
+            Harness::with(&document(&[backend.address], upstream, ""), |settings| settings.workers = 1);
+        for connections in 1..5 {
+            assert_eq!(harness.get("/").await.status, 200);
+            assert_eq!(backend.connections(), connections);
+            let answered = Instant::now();
+            until("its time is over", || answered.elapsed() > Duration::from_millis(150)).await;
+        }
+    });
+}
+
+#[test]
+fn a_connect_gets_the_connection_that_is_idle() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            while read_head(&mut stream).await.is_some() {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            }
+        });
+        let limits = ", circuit_breaker: {limits: {connections: 1, pending: 1}}";
+        let harness = Harness::start(&document(&[backend.address], limits, ", upgrades: [connect]"));
+        for _ in 0..5 {
+            assert_eq!(harness.get("/").await.status, 200);
+            let mut tunnel = TcpStream::connect(harness.address()).await.unwrap();
+            tunnel.write_all(b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n").await.unwrap();
+            assert!(read_head(&mut tunnel).await.unwrap().starts_with("HTTP/1.1 200 "));
+            drop(tunnel);
+        }
     });
 }

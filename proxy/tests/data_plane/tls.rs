@@ -405,6 +405,35 @@ fn http_is_redirected_to_https_with_one_field() {
 }
 
 #[test]
+fn a_redirect_elsewhere_stays_with_tls() {
+    block_on(async {
+        let ca = authority("ca");
+        let certificate = [issued(&["a.example"], &ca).resource("c")];
+        let harness = Harness::start(&https(
+            "",
+            &certificate,
+            "routes: [{name: all, redirect: {host: new.example, port: 8443}}]",
+        ));
+        let mut stream = Tls::trusting(&ca).connect(harness.address(), "a.example").await.unwrap();
+        stream.write_all(b"GET /x HTTP/1.1\r\nhost: a.example\r\n\r\n").await.unwrap();
+        let mut answer = vec![0; 4096];
+        let length = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        assert!(answer.contains("location: https://new.example:8443/x\r\n"), "{answer}");
+        // Who ends TLS before this proxy says so.
+        for (trusted, scheme) in [("127.0.0.0/8", "https"), ("192.0.2.1", "http")] {
+            let harness = Harness::start(&format!(
+                "listeners: [{{name: http, address: '127.0.0.1:8080', trusted_proxies: ['{trusted}']}}]
+routes: [{{name: all, redirect: {{host: new.example}}}}]"
+            ));
+            let request = Request::get("/x").header("x-forwarded-proto", "https").body(full("")).unwrap();
+            let answer = Client::connect(harness.address()).await.send(request).await;
+            assert_eq!(answer.headers["location"], format!("{scheme}://new.example/x"));
+        }
+    });
+}
+
+#[test]
 fn openssl_and_curl_are_served() {
     block_on(async {
         let ca = authority("ca");

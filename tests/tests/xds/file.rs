@@ -69,6 +69,20 @@ async fn a_file_is_applied_and_again_when_it_changes_and_costs_its_change() {
 }
 
 #[tokio::test]
+async fn of_a_file_a_proxy_serves_what_is_for_its_fleet() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("signalbox.yaml");
+    let fleets = |of_b: &str| TWO.replace("name: b,", &format!("name: b, fleets: [{of_b}],"));
+    std::fs::write(&path, fleets("other")).unwrap();
+    let follower = Follower::start(&path);
+    follower.until_serves(&["route/a"]).await;
+    std::fs::write(&path, fleets("other, edge")).unwrap();
+    follower.until_serves(&["route/a", "route/b"]).await;
+    std::fs::write(&path, fleets("other")).unwrap();
+    follower.until_serves(&["route/a"]).await;
+}
+
+#[tokio::test]
 async fn a_file_that_has_not_changed_for_a_while_is_still_followed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("signalbox.yaml");
