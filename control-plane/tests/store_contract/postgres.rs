@@ -145,7 +145,7 @@ async fn a_lock_that_another_keeps_is_unavailable() {
     .await;
     let start = Instant::now();
     assert_unavailable(store.commit(0, revision(&[("route/a", Some("1"))])).await);
-    assert!(start.elapsed() < Duration::from_millis(5_500), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     assert_eq!(store.head().await.unwrap().number, 0, "reading goes on");
     place.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -164,7 +164,9 @@ async fn a_server_that_hangs_is_unavailable_in_time_and_costs_no_connections() {
     let many = || join_all((0..16).map(|_| store.head()));
     assert!(many().await.iter().all(Result::is_ok));
 
-    let of_server = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE pid <> pg_backend_pid()";
+    // All but workers of autovacuum, which may be gone when they are to be stopped.
+    let of_server = "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity
+        WHERE pid <> pg_backend_pid() AND backend_type <> 'autovacuum worker'";
     let processes = server.sql(of_server).unwrap();
     let signal = |name: &str| {
         let mut kill = std::process::Command::new("kill");

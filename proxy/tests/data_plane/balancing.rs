@@ -123,10 +123,14 @@ fn a_target_whose_requests_fail_is_ejected_comes_back_and_stays_away_longer_the_
         let mut away = Vec::new();
         for round in 1..=2 {
             let before = b.requests();
+            // Before the third request that fails.
+            let mut ejected = Instant::now();
             while ejections(&harness) < round {
+                if b.requests() - before < 3 {
+                    ejected = Instant::now();
+                }
                 client.get("/").await;
             }
-            let ejected = Instant::now();
             // Those under way when the third failed may have been more.
             assert!(b.requests() - before >= 3, "three failures in a row");
             assert_eq!(healthy(&harness), 1);
@@ -136,8 +140,8 @@ fn a_target_whose_requests_fail_is_ejected_comes_back_and_stays_away_longer_the_
             until("it is back", || healthy(&harness) == 2).await;
             away.push(ejected.elapsed());
         }
-        assert!(away[0] >= Duration::from_millis(1800), "{away:?}");
-        assert!(away[1] >= away[0] + Duration::from_secs(1), "{away:?}");
+        assert!(away[0] >= Duration::from_secs(2), "{away:?}");
+        assert!(away[1] >= Duration::from_secs(4), "twice that the second time: {away:?}");
         b.broken.store(false, Ordering::Relaxed);
         assert_eq!(shares(&mut client, 50).await["b"], 25);
     });
@@ -440,11 +444,23 @@ fn the_faster_target_gets_more_by_peak_ewma() {
     block_on(async {
         let (fast, slow) = (Service::start("fast"), Service::start("slow"));
         slow.slow_ms.store(40, Ordering::Relaxed);
-        let harness = Harness::start(&of(&[&fast, &slow], ", load_balancing: {policy: peak_ewma}"));
-        let shares = shares(&mut Client::connect(harness.address()).await, 200).await;
-        // The slow one when it is drawn twice.
-        assert!(shares["fast"] >= 120, "{shares:?}");
-        assert!(shares["slow"] >= 20, "{shares:?}");
+        // Anew with another proxy: who stands still during a fast request takes it for a slow one for long.
+        for attempt in 1.. {
+            let harness = Harness::start(&of(&[&fast, &slow], ", load_balancing: {policy: peak_ewma}"));
+            let mut client = Client::connect(harness.address()).await;
+            let (mut by_fast, mut by_slow) = (0, 0);
+            while by_fast + by_slow < 200 && by_slow <= 80 {
+                match client.get("/").await.text() {
+                    "fast" => by_fast += 1,
+                    _ => by_slow += 1,
+                }
+            }
+            // The slow one when it is drawn twice.
+            if (20..=80).contains(&by_slow) {
+                break;
+            }
+            assert!(attempt < 5, "{by_fast} by the fast one, {by_slow} by the slow one");
+        }
     });
 }
 
@@ -457,13 +473,13 @@ fn requests_that_are_known_by_the_same_go_to_the_same_target() {
             let fields = |on: &str| format!(", load_balancing: {{policy: {policy}, hash_on: {on}}}");
             let mut harness = Harness::start(&of(&all, &fields("{header: x-user}")));
             let mut client = Client::connect(harness.address()).await;
-            let mut homes = BTreeMap::new();
-            for round in 0..3 {
-                for user in 0..40 {
-                    let user = user.to_string();
-                    let home = get_with(&mut client, "/", &[("x-user", &user)]).await.text().to_owned();
-                    let known = homes.entry(user.clone()).or_insert_with(|| home.clone());
-                    assert_eq!(*known, home, "{policy}: user {user} in round {round}");
+            let mut homes = BTreeMap::<u32, String>::new();
+            // So many that each target is somebody's, whatever ports they have.
+            for (round, users) in [200, 40, 40].into_iter().enumerate() {
+                for user in 0..users {
+                    let answer = get_with(&mut client, "/", &[("x-user", &user.to_string())]).await;
+                    let home = homes.entry(user).or_insert_with(|| answer.text().to_owned());
+                    assert_eq!(*home, answer.text(), "{policy}: user {user} in round {round}");
                 }
             }
             assert_eq!(homes.values().collect::<BTreeSet<_>>().len(), 5, "{homes:?}");
@@ -471,8 +487,8 @@ fn requests_that_are_known_by_the_same_go_to_the_same_target() {
             // Without one target, hardly any but its own users move.
             harness.apply(&of(&all[1..], &fields("{header: x-user}"))).unwrap();
             let mut moved = 0;
-            for (user, home) in &homes {
-                let now = get_with(&mut client, "/", &[("x-user", user)]).await;
+            for (user, home) in homes.range(..40) {
+                let now = get_with(&mut client, "/", &[("x-user", &user.to_string())]).await;
                 moved += usize::from(home != "a" && now.text() != home);
             }
             assert!(moved <= if policy == "ring_hash" { 0 } else { 4 }, "{policy}: {moved}");
@@ -535,7 +551,7 @@ fn a_consumer_goes_to_the_same_target() {
     block_on(async {
         let services: Vec<_> = ["a", "b", "c", "d"].into_iter().map(Service::start).collect();
         let all: Vec<_> = services.iter().collect();
-        let consumers: Vec<_> = (0..12)
+        let consumers: Vec<_> = (0..60)
             .map(|it| format!("{{name: c{it}, credentials: [{{key_auth: {{key: the-key-of-{it}}}}}]}}"))
             .collect();
         let document = format!(
@@ -546,7 +562,7 @@ fn a_consumer_goes_to_the_same_target() {
         let harness = Harness::start(&document);
         let mut client = Client::connect(harness.address()).await;
         let mut homes = BTreeSet::new();
-        for it in 0..12 {
+        for it in 0..60 {
             let key = format!("the-key-of-{it}");
             let first = get_with(&mut client, "/", &[("apikey", &key)]).await;
             assert_eq!(first.status, 200);
@@ -564,7 +580,7 @@ fn a_target_that_comes_back_starts_slowly() {
     block_on(async {
         let (a, b) = (Service::start("a"), Service::start("b"));
         b.ill.store(true, Ordering::Relaxed);
-        let fields = ", load_balancing: {slow_start: 2s}, health_check: {active: {path: /health, interval: 100ms, healthy_after: 1}, panic_threshold_percent: 0}";
+        let fields = ", load_balancing: {slow_start: 8s}, health_check: {active: {path: /health, interval: 100ms, healthy_after: 1}, panic_threshold_percent: 0}";
         let harness = Harness::start(&of(&[&a, &b], fields));
         let mut client = Client::connect(harness.address()).await;
         until("it is ill", || healthy(&harness) == 1).await;
@@ -627,8 +643,6 @@ fn names_are_resolved_again_when_their_records_run_out() {
         let document =
             upstream(&[], "").replace("targets: []", &format!("targets: [{{address: 'users.test:{port}'}}]"));
         let harness = Harness::with(&document, |settings| settings.dns_servers = vec![dns.address]);
-        let mut client = Client::connect(harness.address()).await;
-        assert_eq!(client.get("/").await.text(), "a");
         let targets = || {
             harness.proxy.counted(|_, compiled, _, _| {
                 let upstream = compiled.active.upstreams[0].as_ref().unwrap();
@@ -641,7 +655,9 @@ fn names_are_resolved_again_when_their_records_run_out() {
                     .collect::<Vec<_>>()
             })
         };
-        assert_eq!(targets(), ["127.0.0.1"]);
+        until("the name is resolved", || targets() == ["127.0.0.1"]).await;
+        let mut client = Client::connect(harness.address()).await;
+        assert_eq!(client.get("/").await.text(), "a");
         // Each address is a target.
         let changed = Instant::now();
         dns.set(&["127.0.0.1", "127.0.0.3"]);

@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustix::process::{Rlimit, getrlimit, setrlimit};
 use signalbox_config::{Change, Resource, ResourceKey, RevisionId, Snapshot, document};
 use signalbox_plugins::Catalog;
 use signalbox_proxy::proxy::{Proxy, Settings};
@@ -25,8 +26,29 @@ use tokio::net::TcpStream;
 /// Nothing in these tests takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Held by every test that runs, and for writing by one that runs alone.
+static MACHINE: RwLock<()> = RwLock::new(());
+
 /// Runs a test that is async. The proxy's workers have threads of their own.
 pub(crate) fn block_on<F: Future>(test: F) -> F::Output {
+    let _machine = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+    run(test)
+}
+
+/// The same while no other test runs: for what takes all of the machine, so that others would miss their deadlines.
+pub(crate) fn block_on_alone<F: Future>(test: F) -> F::Output {
+    let _machine = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+    run(test)
+}
+
+fn run<F: Future>(test: F) -> F::Output {
+    // Of some tests this process has both ends of thousands of connections.
+    static FILES: Once = Once::new();
+    FILES.call_once(|| {
+        let limit = getrlimit(rustix::process::Resource::Nofile);
+        let raised = Rlimit { current: limit.maximum, ..limit };
+        setrlimit(rustix::process::Resource::Nofile, raised).expect("the soft limit may be the hard one");
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime
         .block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("the test is not over in time") })
@@ -127,6 +149,14 @@ impl Harness {
     /// Where the listener `http` is.
     pub(crate) fn address(&self) -> SocketAddr {
         self.proxy.listeners()["http"]
+    }
+
+    /// How many targets there are; a name is none before it is resolved.
+    pub(crate) fn targets(&self) -> usize {
+        self.proxy.counted(|_, compiled, _, _| {
+            let upstreams = compiled.active.upstreams.iter().flatten();
+            upstreams.map(|upstream| upstream.members.view().targets.len()).sum()
+        })
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -372,8 +402,19 @@ pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// An address where nobody listens.
+///
+/// Its port is below those that the kernel picks, at port 0 or for a client: such a one could be another's by the time
+/// that it is used. None is given twice.
 pub(crate) fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap();
+    loop {
+        let port = fastrand::u16(10_000..32_000);
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if given.insert(port) && TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// The same to one that speaks `wire`.

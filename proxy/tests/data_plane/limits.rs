@@ -6,7 +6,7 @@ use hyper::body::Frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Backend, Client, Harness, block_on, forward_to, full, raw, until};
+use crate::harness::{Backend, Client, Harness, Wire, block_on, forward_to, full, raw, until};
 
 /// With a listener of these limits.
 fn limited(limits: &str, backend: std::net::SocketAddr) -> String {
@@ -66,7 +66,7 @@ fn what_cannot_be_read_is_answered_with_a_problem() {
 fn a_head_that_began_with_the_request_before_has_its_time_too() {
     block_on(async {
         let backend = Backend::echo();
-        let harness = start("{header_timeout: 100ms}", backend.address);
+        let harness = start("{header_timeout: 1s}", backend.address);
         let both = b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /second HT";
         let answers = raw(small(&harness), both).await;
         assert!(answers.starts_with("HTTP/1.1 200 OK\r\n"), "{answers}");
@@ -78,23 +78,27 @@ fn a_head_that_began_with_the_request_before_has_its_time_too() {
 fn a_head_that_does_not_come_in_time_is_answered_408() {
     block_on(async {
         let backend = Backend::echo();
-        let harness = start("{header_timeout: 100ms}", backend.address);
-        // Both where the protocol is not known yet, and where it is; on a new connection and on one that was used.
-        for (first, begun) in
-            [("", "P"), ("", "GET / HTT"), ("HEAD / HTTP/1.1\r\nhost: a\r\n\r\n", "GET / HTT")]
-        {
+        let harness = start("{header_timeout: 1s}", backend.address);
+        let begin = async |first: &str, begun: &str| {
+            let mut began = Instant::now();
             let mut stream = TcpStream::connect(small(&harness)).await.unwrap();
             if !first.is_empty() {
                 stream.write_all(first.as_bytes()).await.unwrap();
                 crate::harness::read_head(&mut stream).await.unwrap();
+                began = Instant::now();
             }
-            let began = Instant::now();
             stream.write_all(begun.as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
             assert_eq!(status_and_problem(&answer).0, 408);
-            assert!(began.elapsed() >= Duration::from_millis(100));
-        }
+            assert!(began.elapsed() >= Duration::from_secs(1));
+        };
+        // Both where the protocol is not known yet, and where it is; on a new connection and on one that was used.
+        tokio::join!(
+            begin("", "P"),
+            begin("", "GET / HTT"),
+            begin("HEAD / HTTP/1.1\r\nhost: a\r\n\r\n", "GET / HTT")
+        );
     });
 }
 
@@ -102,11 +106,11 @@ fn a_head_that_does_not_come_in_time_is_answered_408() {
 fn an_idle_connection_is_closed() {
     block_on(async {
         let backend = Backend::echo();
-        let harness = start("{idle_timeout: 100ms}", backend.address);
+        let harness = start("{idle_timeout: 1s}", backend.address);
         let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
-        let answer = raw(small(&harness), request).await;
+        let (answer, nothing) = tokio::join!(raw(small(&harness), request), raw(small(&harness), b""));
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
-        assert_eq!(raw(small(&harness), b"").await, "");
+        assert_eq!(nothing, "");
         let mut client = Client::connect_http2(small(&harness)).await;
         assert_eq!(client.get("/").await.status, 200);
         until("all are closed", || harness.proxy.active_connections() == 0).await;
@@ -157,7 +161,7 @@ fn a_request_that_takes_too_long_is_answered_504() {
                 let began = Instant::now();
                 let answer = client.get("/").await;
                 assert_eq!((answer.status, answer.json()["status"].as_u64()), (504, Some(504)));
-                assert!((100..2000).contains(&began.elapsed().as_millis()));
+                assert!((100..5000).contains(&began.elapsed().as_millis()));
             }
         }
     });
@@ -171,15 +175,15 @@ fn an_answer_that_takes_too_long_breaks_off() {
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
             while matches!(stream.read(&mut [0; 100]).await, Ok(1..)) {}
         });
-        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 100ms, ");
+        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 1s, ");
         let harness = Harness::start(&document);
-        for mut client in
-            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
-        {
+        let ask = async |wire: Wire| {
+            let mut client = Client::speaking(wire, harness.address()).await;
             let response = client.start(Request::get("/").body(full("")).unwrap()).await.unwrap();
             assert_eq!(response.status(), 200);
             response.into_body().collect().await.unwrap_err();
-        }
+        };
+        tokio::join!(ask(Wire::Http1), ask(Wire::Http2));
     });
 }
 

@@ -44,7 +44,7 @@ async fn a_drain_loses_no_request_over_http2() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_drain_lets_a_long_request_end_and_takes_no_new_connection() {
     let mut gateway = Gateway::start(1).await;
-    let slow = Backend::start("slow", Behaviour::Slow(Duration::from_secs(2))).unwrap();
+    let slow = Backend::start("slow", Behaviour::Slow(Duration::from_secs(6))).unwrap();
     gateway.put("upstreams", "echo", &upstream(&[&slow])).await;
     gateway.put("routes", "r", &forward("/")).await;
     let address = gateway.proxies[0].http();
@@ -52,7 +52,7 @@ async fn a_drain_lets_a_long_request_end_and_takes_no_new_connection() {
     assert!(eventually(Duration::from_secs(10), async || slow.requests() == 1).await);
     gateway.proxies[0].terminate();
     let refused =
-        eventually(Duration::from_secs(2), async || tokio::net::TcpStream::connect(address).await.is_err())
+        eventually(Duration::from_secs(5), async || tokio::net::TcpStream::connect(address).await.is_err())
             .await;
     assert!(refused, "it still accepts connections");
     assert_eq!(running.await.unwrap().unwrap().status, StatusCode::OK);

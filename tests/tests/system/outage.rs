@@ -1,6 +1,8 @@
 //! What happens when something is away: the control plane, the database, a proxy.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
@@ -115,12 +117,16 @@ async fn kill_in_writes(control_plane: &mut ControlPlane, rounds: u64) {
     let mut next = 1;
     let mut checked = control_plane.api().head().await.unwrap();
     for round in 0..rounds {
+        let written = Arc::new(AtomicU64::new(0));
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..2 {
-            writers.spawn(write_until_refused(control_plane.api().clone(), writer, next));
+            let api = control_plane.api().clone();
+            writers.spawn(write_until_refused(api, writer, next, Arc::clone(&written)));
         }
+        let wrote = eventually(Duration::from_secs(30), async || written.load(Ordering::Relaxed) > 0).await;
+        assert!(wrote, "round {round} wrote nothing");
         // The moment differs from round to round, over more than the time that one write takes.
-        tokio::time::sleep(Duration::from_millis(150 + fastrand::u64(0..150))).await;
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..150))).await;
         control_plane.kill9();
         let answered = writers.join_all().await;
         control_plane.start().await.unwrap();
@@ -133,19 +139,20 @@ async fn kill_in_writes(control_plane: &mut ControlPlane, rounds: u64) {
             }
             next = next.max(last + 1);
         }
-        assert!(
-            answered.iter().any(|(acknowledged, _)| !acknowledged.is_empty()),
-            "round {round} wrote nothing"
-        );
         check_log(api, checked + 1, head).await;
         check_set(api).await;
         checked = head;
     }
 }
 
-/// Applies one generation after the other until the control plane is gone. The revisions that were acknowledged,
-/// and the last generation that was tried.
-async fn write_until_refused(api: Api, writer: usize, first: u64) -> (Vec<u64>, u64) {
+/// Applies one generation after the other until the control plane is gone, and counts in `written` those that were
+/// acknowledged. Their revisions, and the last generation that was tried.
+async fn write_until_refused(
+    api: Api,
+    writer: usize,
+    first: u64,
+    written: Arc<AtomicU64>,
+) -> (Vec<u64>, u64) {
     let mut acknowledged = Vec::new();
     let mut number = first;
     loop {
@@ -153,6 +160,7 @@ async fn write_until_refused(api: Api, writer: usize, first: u64) -> (Vec<u64>, 
             Ok(revision) => acknowledged.push(revision),
             Err(_) => return (acknowledged, number),
         }
+        written.fetch_add(1, Ordering::Relaxed);
         number += 1;
     }
 }

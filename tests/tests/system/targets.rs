@@ -15,6 +15,12 @@ async fn healthy(proxy: &Proxy) -> f64 {
     metrics.sum("signalbox_upstream_healthy_targets", &["upstream=\"nginx\""])
 }
 
+/// The targets of the upstream that are not healthy, in what `/debug/upstreams` told.
+fn ill(told: &Value) -> Vec<&Value> {
+    let upstream = told.as_array().unwrap().iter().find(|it| it["upstream"] == "nginx").unwrap();
+    upstream["targets"].as_array().unwrap().iter().filter(|it| it["health"] != "healthy").collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nginx_is_killed_hangs_is_slow_and_comes_back_and_no_request_notices() {
     let gateway = Gateway::start(1).await;
@@ -48,22 +54,25 @@ async fn nginx_is_killed_hangs_is_slow_and_comes_back_and_no_request_notices() {
         .await
         .unwrap();
     load.wait_for(200).await.unwrap();
-    assert_eq!(healthy(proxy).await, 3.0);
+    let all = eventually(DEADLINE, async || healthy(proxy).await == 3.0).await;
+    assert!(all, "{}", proxy.metrics().await.unwrap().0);
     for way in ["killed", "frozen"] {
         match way {
             "killed" => backends[1].kill9(),
             _ => backends[1].freeze(),
         }
-        let found = eventually(DEADLINE, async || healthy(proxy).await == 2.0).await;
-        assert!(found, "{way}: {}", proxy.metrics().await.unwrap().0);
-        let told = get(proxy.admin(), "admin", "/debug/upstreams").await.unwrap();
-        let told: Value = serde_json::from_slice(&told.body).unwrap();
-        let upstream = told.as_array().unwrap().iter().find(|it| it["upstream"] == "nginx").unwrap();
-        let ill: Vec<_> =
-            upstream["targets"].as_array().unwrap().iter().filter(|it| it["health"] != "healthy").collect();
-        assert_eq!(ill.len(), 1, "{told}");
-        assert_eq!(ill[0]["address"], backends[1].address().to_string());
-        assert!(!ill[0]["why"].as_array().unwrap().is_empty() && ill[0]["since"].is_string(), "{told}");
+        let mut told = Value::Null;
+        let found = eventually(DEADLINE, async || {
+            let answer = get(proxy.admin(), "admin", "/debug/upstreams").await.unwrap();
+            told = serde_json::from_slice(&answer.body).unwrap();
+            let ill = ill(&told);
+            let is_it = ill.len() == 1 && ill[0]["address"] == backends[1].address().to_string();
+            is_it && healthy(proxy).await == 2.0
+        })
+        .await;
+        assert!(found, "{way}: {told} {}", proxy.metrics().await.unwrap().0);
+        let ill = ill(&told)[0];
+        assert!(!ill["why"].as_array().unwrap().is_empty() && ill["since"].is_string(), "{told}");
         load.wait_for(200).await.unwrap();
         match way {
             "killed" => backends[1].restart().unwrap(),
