@@ -142,7 +142,7 @@ pub struct ForwardSpec {
     /// For the whole request, from its head to the last byte of the answer; default 30s; `0s`: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<HumanDuration>,
-    /// How long nothing may move in either direction once the request was sent on; default 5m; `0s`: any time.
+    /// How long nothing may move in either direction, from the head of the request on; default 5m; `0s`: any time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<HumanDuration>,
     /// When it is sent once more.

@@ -278,7 +278,7 @@ impl DataPlane for Proxy {
             self.wanted(&candidate.snapshot, &next),
             self.workers.len(),
             control.draining,
-            &mut control.inherited,
+            &control.inherited,
         )?;
         // From here on nothing fails.
         next.take_over(&control.services.checking);

@@ -996,7 +996,7 @@ export interface components {
         };
         /** @description Sends the request to an upstream. */
         ForwardSpec: {
-            /** @description How long nothing may move in either direction once the request was sent on; default 5m; `0s`: any time. */
+            /** @description How long nothing may move in either direction, from the head of the request on; default 5m; `0s`: any time. */
             idle_timeout?: components["schemas"]["Duration"] | null;
             /** @description Sends a copy to another upstream, whose answer nobody sees. */
             mirror?: components["schemas"]["MirrorSpec"] | null;
@@ -1534,7 +1534,10 @@ export interface components {
             /** @description `http://admin.example.com/api/users?x=1`, or a path alone with the host among the headers. */
             url: string;
         };
-        /** @description Answers with a redirect. What is not given is the request's own; its query is kept. */
+        /**
+         * @description Answers with a redirect. What is not given is the request's own, but for the port: another scheme or host has its usual
+         *     one. The query is kept.
+         */
         RedirectSpec: {
             /** @description The host. */
             host?: string | null;
@@ -1544,7 +1547,7 @@ export interface components {
             path_prefix?: string | null;
             /**
              * Format: uint16
-             * @description The port.
+             * @description The port; default the request's own, with another scheme or host its usual one.
              */
             port?: number | null;
             /** @description `http` or `https`. */

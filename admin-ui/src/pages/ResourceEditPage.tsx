@@ -151,22 +151,25 @@ function Editor({ kind, stored, reload }: EditorProps) {
 
         <ErrorSummary error={save.error} unplaced={form.unplaced} total={form.errors.length} />
 
-        <FormProvider form={form}>
-          <Tabs defaultValue="form" keepMounted={false}>
-            <Tabs.List mb="md">
-              <Tabs.Tab value="form" disabled={broken}>
-                Form
-              </Tabs.Tab>
-              <Tabs.Tab value="raw">Specification</Tabs.Tab>
-            </Tabs.List>
-            <Tabs.Panel value="form">{kind.form(stored === null)}</Tabs.Panel>
-            <Tabs.Panel value="raw">
-              <Paper p="lg">
-                <RawEditor onBroken={setBroken} />
-              </Paper>
-            </Tabs.Panel>
-          </Tabs>
-        </FormProvider>
+        {/* Once it is saved the form begins anew: what is typed until then would be lost. */}
+        <div inert={save.isPending}>
+          <FormProvider form={form}>
+            <Tabs defaultValue="form" keepMounted={false}>
+              <Tabs.List mb="md">
+                <Tabs.Tab value="form" disabled={broken}>
+                  Form
+                </Tabs.Tab>
+                <Tabs.Tab value="raw">Specification</Tabs.Tab>
+              </Tabs.List>
+              <Tabs.Panel value="form">{kind.form(stored === null)}</Tabs.Panel>
+              <Tabs.Panel value="raw">
+                <Paper p="lg">
+                  <RawEditor onBroken={setBroken} />
+                </Paper>
+              </Tabs.Panel>
+            </Tabs>
+          </FormProvider>
+        </div>
 
         <Paper p="md" pos="sticky" bottom={12} shadow="md" style={{ zIndex: 2 }}>
           <Group gap="sm" wrap="nowrap">

@@ -637,7 +637,7 @@ fn a_target_is_not_blamed_for_files_that_this_host_lacks() {
             }
         });
         let strict = "{name: u, health_check: {passive: {consecutive_failures: 3, ejection: 1h}, \
-                      active: {type: tcp, interval: 100ms, unhealthy_after: 1}, panic_threshold_percent: 0}, targets";
+                      active: {type: tcp, interval: 100ms, timeout: 10s, unhealthy_after: 1}, panic_threshold_percent: 0}, targets";
         let document = forward_to(backend.address).replace("{name: u, targets", strict);
         let process = Process::limited(&document, 400).await;
         let mut running = JoinSet::new();
@@ -658,6 +658,7 @@ fn a_target_is_not_blamed_for_files_that_this_host_lacks() {
             answered += usize::from(status.unwrap() == 200);
         }
         assert!(answered > 100, "{answered}");
-        assert_eq!(Client::connect(process.address).await.get("/").await.status, 200, "it is not ejected");
+        let answer = Client::connect(process.address).await.get("/").await;
+        assert_eq!(answer.status, 200, "it is not ejected: {}", answer.text());
     });
 }

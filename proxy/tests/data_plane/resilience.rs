@@ -805,6 +805,7 @@ fn a_dependency_that_hangs_is_isolated_and_the_rest_does_not_feel_it() {
 const ISOLATED_WITHIN: Duration = Duration::from_millis(1200);
 
 /// Has a dependency hang, and says after how long it was isolated; what comes of it is seen only if that was in time.
+#[expect(clippy::print_stdout, reason = "the figures are what a reader of the log looks for")]
 async fn isolate() -> Duration {
     let hangs = Arc::<AtomicBool>::default();
     let hung = Arc::clone(&hangs);

@@ -21,7 +21,11 @@ pub(crate) async fn lines(receiver: &Receiver<Vec<u8>>, count: usize) -> Vec<ser
         text.lines().count() >= count
     })
     .await;
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let mut lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // Each worker hands over its lines when it has time.
+    lines.sort_by(|one, other| one["time"].as_str().cmp(&other["time"].as_str()));
+    lines
 }
 
 #[test]
