@@ -143,6 +143,10 @@ impl Plugin for RequestTransform {
         {
             request.head.uri = uri;
         }
+        if !self.body.is_empty() && request.head.headers.get_all(CONTENT_TYPE).iter().nth(1).is_some() {
+            // Servers differ in which they go by.
+            return Reply::problem(StatusCode::BAD_REQUEST, "there is more than one Content-Type").into();
+        }
         if !self.body.is_empty() && is_json(&request.head.headers) && is_compressed(&request.head.headers) {
             let detail = "a JSON body must come without a content coding";
             return Reply::problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).into();
@@ -720,6 +724,9 @@ mod tests {
             assert_eq!(body != "{}", wanted);
         }
         assert!(!plugin.wants_request_body(&Client::new("POST", "/").request()));
+        let two = Client::new("POST", "/").header("content-type", "text/plain");
+        let mut two = two.header("content-type", "application/json");
+        assert!(matches!(plugin.on_request(&mut two.request()), Flow::Respond(_)));
         let plugin = build("request-transform", json!({"add": {"headers": {"a": "1"}}}));
         assert_eq!(plugin.request_body_cap(), None);
     }

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -57,8 +56,10 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
         tokio::spawn(async move {
             let _permit = permit;
             let service = service_fn(|request| {
-                let answer = admin.answer(&request);
-                async move { Ok::<_, Infallible>(answer) }
+                let (admin, head) = (Arc::clone(&admin), request.into_parts().0);
+                // It may wait for a revision that is being applied, which in turn may wait for what else runs here.
+                let answer = tokio::task::spawn_blocking(move || admin.answer(&head));
+                async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|_| broken())) }
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -72,21 +73,27 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     }
 }
 
+/// The answer to a request for which there is a bug.
+fn broken() -> Response<Full<Bytes>> {
+    let detail = "The answer could not be made.";
+    problem::response(StatusCode::INTERNAL_SERVER_ERROR, detail, b"").map(Full::new)
+}
+
 /// Whether a browser sent it on behalf of a page.
 fn is_of_a_page(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || headers.get("sec-fetch-site").is_some_and(|site| site != "none")
 }
 
 impl Admin {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let get = matches!(*request.method(), Method::GET | Method::HEAD);
-        match request.uri().path() {
+    fn answer(&self, request: &request::Parts) -> Response<Full<Bytes>> {
+        let get = matches!(request.method, Method::GET | Method::HEAD);
+        match request.uri.path() {
             // A page that somebody looks at on this host may send it, and is told apart by what browsers add.
-            "/drain" if request.method() == Method::POST && is_of_a_page(request.headers()) => {
+            "/drain" if request.method == Method::POST && is_of_a_page(&request.headers) => {
                 let response = problem::response(StatusCode::FORBIDDEN, "Pages may not drain a proxy.", b"");
                 response.map(Full::new)
             }
-            "/drain" if request.method() == Method::POST => {
+            "/drain" if request.method == Method::POST => {
                 self.drain.cancel();
                 let body = json!({"state": "draining", "connections": self.proxy.active_connections()});
                 json_response(StatusCode::ACCEPTED, &body)

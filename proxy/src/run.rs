@@ -4,8 +4,9 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -53,6 +54,7 @@ async fn serve(args: Args) -> Result<()> {
     let max_connections = max_connections(args.max_connections);
     let log = access_log::start(&args.access_log).context("cannot open the access log")?;
     let (log_sender, log_thread) = log.unzip();
+    tokio::spawn(hang_up(log_sender.as_ref().map(access_log::Sender::reopening)));
     let taken = match &args.takeover {
         Some(path) => takeover::take(path)
             .with_context(|| format!("cannot take over from the proxy at {}", path.display()))?,
@@ -142,13 +144,20 @@ async fn serve(args: Args) -> Result<()> {
     let _ = (forgetting.await, admin.await);
     if let Some(proxy) = Arc::into_inner(proxy) {
         drop(proxy);
-        if let Some(thread) = log_thread {
-            // It has said what went wrong.
-            let _ = thread.join();
+        let until = Instant::now() + LAST_LINES;
+        while log_thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if Instant::now() > until {
+                warn!("the last lines of the access log are not taken");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
     Ok(())
 }
+
+/// How long the last lines of the access log may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// How often the proxy before is told that it is replaced.
 const FAREWELLS: usize = 3;
@@ -244,6 +253,17 @@ async fn end_signal() -> Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// On SIGHUP, which who moves logs sends: the access log's file is opened anew.
+async fn hang_up(reopen: Option<Arc<AtomicBool>>) {
+    let Ok(mut signals) = signal(SignalKind::hangup()) else { return };
+    while signals.recv().await.is_some() {
+        info!("SIGHUP: the access log's file is opened anew");
+        if let Some(reopen) = &reopen {
+            reopen.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 async fn forget_retired(proxy: Arc<Proxy>) {

@@ -103,6 +103,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 const FULL_RELIEF: Duration = Duration::from_millis(500);
 
+/// How many of them are let go of at once, at least.
+const MIN_RELIEF: usize = 32;
+
 /// How much memory for heads is kept: so many pieces, of so many bytes at most.
 const MAX_BUFFERS: usize = 512;
 const MAX_BUFFER: usize = 16 << 10;
@@ -290,8 +293,15 @@ impl Worker {
         let now = Instant::now();
         if self.relieved.get().is_none_or(|at| now >= at + FULL_RELIEF) {
             self.relieved.set(Some(now));
-            for (_, connection) in &*self.connections.borrow() {
-                connection.end_if_idle(now + LAST_REQUEST);
+            let mut idle: Vec<_> = {
+                let connections = self.connections.borrow();
+                connections.iter().filter_map(|(_, it)| it.is_idle().then(|| Rc::clone(it))).collect()
+            };
+            // Those that have been idle for longest, and not all: they would come back, all at once.
+            idle.sort_by_key(|connection| connection.idle_until());
+            idle.truncate((idle.len() / 8).max(MIN_RELIEF));
+            for connection in idle {
+                connection.end_soon(now + LAST_REQUEST);
             }
         }
         tokio::time::sleep(FULL_PAUSE).await;

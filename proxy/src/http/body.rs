@@ -97,8 +97,32 @@ pub struct Patience {
 pub struct Progress {
     pub bytes: Cell<u64>,
     pub state: Cell<State>,
-    /// Whether it is the client that is waited for.
-    pub awaited: Cell<bool>,
+    /// Since when it is the client that is waited for.
+    awaited: Cell<Option<Instant>>,
+    /// How long it was, before that.
+    waited: Cell<Duration>,
+}
+
+impl Progress {
+    /// How long the client was waited for, all in all.
+    pub fn waited(&self, now: Instant) -> Duration {
+        let current = self.awaited.get().map(|since| now.saturating_duration_since(since));
+        self.waited.get() + current.unwrap_or_default()
+    }
+
+    fn awaits(&self) {
+        if self.awaited.get().is_none() {
+            self.awaited.set(Some(Instant::now()));
+        }
+    }
+
+    #[inline]
+    fn moves(&self) {
+        if self.awaited.get().is_some() {
+            self.waited.set(self.waited(Instant::now()));
+            self.awaited.set(None);
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -348,7 +372,7 @@ impl Stream {
                     self.progress.state.set(State::Streaming);
                 }
                 if !self.patience.is_over(cx) {
-                    self.progress.awaited.set(true);
+                    self.progress.awaits();
                     return Poll::Pending;
                 }
                 self.progress.state.set(State::Broken);
@@ -360,7 +384,7 @@ impl Stream {
             idle.moved(Instant::now());
         }
         self.patience.waiting = false;
-        self.progress.awaited.set(false);
+        self.progress.moves();
         self.begun = true;
         let result = match frame {
             None => {

@@ -212,15 +212,17 @@ impl Downstream {
         }
     }
 
-    /// Lets it end if it is waiting for a request.
-    pub fn end_if_idle(&self, at: Instant) {
-        let idle = match self.http2.get() {
+    /// Whether it is waiting for a request.
+    pub fn is_idle(&self) -> bool {
+        match self.http2.get() {
             true => self.running.get() == 0 && self.deadline.is_set(),
             false => self.phase.get() == Phase::Idle,
-        };
-        if idle {
-            self.end_soon(at);
         }
+    }
+
+    /// Until when it may, if no request comes.
+    pub fn idle_until(&self) -> Instant {
+        self.idle_until.get()
     }
 
     /// What was sent can be read in two ways, or what comes behind it is no HTTP: of HTTP/1.1 no more is read.
@@ -256,7 +258,6 @@ impl Downstream {
     /// The last byte of its answer was handed over.
     #[inline]
     pub fn request_ends(&self, now: Instant) {
-        self.worker.overload.end();
         let running = self.running.get().saturating_sub(1);
         self.running.set(running);
         if running > 0 {
@@ -421,8 +422,20 @@ async fn read_proxied(downstream: &Downstream, stream: &TcpStream) -> Option<Vec
         // Who is not trusted is not asked.
         return (!required).then(Vec::new);
     }
-    let read = proxy_protocol::read(stream, !required);
-    let begun = tokio::time::timeout(settings.limits.header_timeout, read).await.ok()?.ok()?;
+    downstream.deadline.hasten(Instant::now() + settings.limits.header_timeout);
+    let mut read = pin!(proxy_protocol::read(stream, !required));
+    let begun = poll_fn(|cx| {
+        downstream.deadline.register(cx.waker());
+        match read.as_mut().poll(cx) {
+            Poll::Ready(read) => Poll::Ready(read.ok()),
+            Poll::Pending if downstream.deadline.passed() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await?;
+    if !downstream.is_ending() {
+        downstream.deadline.set(None);
+    }
     if let Some(source) = begun.source {
         downstream.proxied(source);
     }

@@ -66,6 +66,8 @@ pub struct Exchange {
     /// When it ended, if it has.
     ended: Option<Instant>,
     over: bool,
+    /// It does not count among the requests that the worker has under way.
+    uncounted: bool,
     /// With an access log.
     log: Option<Box<Logged>>,
 }
@@ -165,6 +167,7 @@ impl Exchange {
             flag: Flag::None,
             ended: None,
             over: false,
+            uncounted: false,
             log: None,
             downstream,
         })
@@ -221,9 +224,12 @@ impl Exchange {
         });
     }
 
-    /// Whether the client has yet to send on of its request.
-    pub fn awaits_client(&self) -> bool {
-        self.progress.as_ref().is_some_and(|progress| progress.awaited.get())
+    /// Whether for most of the time it was the client that was waited for, to send on of its request. A client of gRPC may take
+    /// its time: its target can answer at any.
+    fn is_clients_delay(&self) -> bool {
+        let now = Instant::now();
+        let elapsed = now.saturating_duration_since(self.started);
+        !self.is_grpc && self.progress.as_ref().is_some_and(|progress| progress.waited(now) * 2 > elapsed)
     }
 
     /// Of HTTP/2.
@@ -239,7 +245,7 @@ impl Exchange {
 
     /// Why it is late, if it is.
     pub fn lateness(&self) -> Failure {
-        if self.upstream_took.is_none() && !self.client_deadline && self.awaits_client() {
+        if self.upstream_took.is_none() && !self.client_deadline && self.is_clients_delay() {
             return Failure::BodyTimeout;
         }
         match &self.idle {
@@ -385,6 +391,13 @@ impl Exchange {
         self.downstream.worker.pool.pass_on(connection, now, upstream.idle_timeout);
     }
 
+    /// It is no request any more to who counts those that are under way: it is over, or became a tunnel.
+    pub fn leaves_load(&mut self) {
+        if !std::mem::replace(&mut self.uncounted, true) {
+            self.downstream.worker.overload.end();
+        }
+    }
+
     /// The last byte of the answer was handed over.
     #[inline]
     pub fn complete(mut self: Box<Self>) {
@@ -407,6 +420,7 @@ impl Exchange {
         if std::mem::replace(&mut self.over, true) {
             return;
         }
+        self.leaves_load();
         let now = self.ended.unwrap_or_else(Instant::now);
         let worker = &self.downstream.worker;
         let duration = now.saturating_duration_since(self.started);

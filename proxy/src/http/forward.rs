@@ -370,7 +370,8 @@ pub(super) fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &Con
         | ConnectError::Timeout
         | ConnectError::Tls(_)
         | ConnectError::OtherProtocol => Failure::ConnectFailure,
-        ConnectError::TooMany | ConnectError::NoRoom(_) => Failure::Overflow,
+        ConnectError::TooMany => Failure::Overflow,
+        ConnectError::NoRoom(_) => Failure::NoRoom,
     }
 }
 
@@ -436,7 +437,7 @@ async fn guarded(
         ];
         let limit = limit.into_iter().flatten().min();
         let endpoint = upstream.endpoint(&target);
-        let progress = exchange.progress.clone();
+        let progress = exchange.progress.clone().filter(|_| !exchange.is_grpc);
         let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut head.headers);
         let result = in_try_time(&worker, limit, progress.as_deref(), attempt).await;
         if let Some(outcome) = failed(exchange, &result) {
@@ -583,7 +584,7 @@ impl<'a> Retries<'a> {
                     || (self.grpc
                         && head::grpc_status(&head.headers).is_some_and(|status| on.has_grpc_status(status)))
             }
-            Err(Broken::Failed(Failure::ConnectFailure)) => on.has(RetryOn::ConnectFailure),
+            Err(Broken::Failed(Failure::ConnectFailure | Failure::NoRoom)) => on.has(RetryOn::ConnectFailure),
             Err(Broken::Failed(Failure::Reset) | Broken::TryLate) => {
                 on.has(RetryOn::Reset) && (self.repeatable || !request.has_begun())
             }
@@ -620,9 +621,11 @@ async fn in_try_time<T>(
     attempt: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Broken> {
     let mut attempt = pin!(attempt);
+    let began = Instant::now();
+    let before = progress.map_or(Duration::ZERO, |progress| progress.waited(began));
     let deadline: Option<Deadline> = limit.map(|limit| {
         let deadline = worker.deadlines.add();
-        deadline.set(Some(Instant::now() + limit));
+        deadline.set(Some(began + limit));
         deadline
     });
     poll_fn(|cx| {
@@ -635,10 +638,12 @@ async fn in_try_time<T>(
         if let (Some(deadline), Some(limit)) = (&deadline, limit) {
             deadline.register(cx.waker());
             if deadline.passed() {
-                if !progress.is_some_and(|progress| progress.awaited.get()) {
+                let waited = progress.map_or(Duration::ZERO, |it| it.waited(Instant::now()) - before);
+                let due = began + limit + waited;
+                if due <= Instant::now() {
                     return Poll::Ready(Err(Broken::TryLate));
                 }
-                deadline.set(Some(Instant::now() + limit));
+                deadline.set(Some(due));
             }
         }
         Poll::Pending

@@ -55,6 +55,7 @@ pub async fn handle(
     let connects = head.method == Method::CONNECT;
     let headless = head.method == Method::HEAD;
     let bodiless = body.is_end();
+    let small = body.size_hint().exact().is_some_and(|length| length <= SMALL);
     let serving = Rc::clone(&exchange.serving);
     let mut left = None;
     let overload = &exchange.downstream.worker.overload;
@@ -90,6 +91,12 @@ pub async fn handle(
     };
     let switches =
         matches!(&answer, Answer::Target(parts, _) if parts.status == StatusCode::SWITCHING_PROTOCOLS);
+    let all_read = exchange.progress.as_ref().map(|progress| progress.state.get() == State::Done);
+    let all_read = all_read.unwrap_or(bodiless);
+    if !all_read && !small && matches!(answer, Answer::Own(_)) {
+        // hyper would close without a word, and who takes the connection for usable would lose a request.
+        exchange.downstream.end_after_this();
+    }
     let status = match &mut answer {
         Answer::Own(response) => {
             head::prepare_response(response.headers_mut());
@@ -117,8 +124,7 @@ pub async fn handle(
         Answer::Connected(_) => StatusCode::OK,
     };
     exchange.answered(status.as_u16(), flag);
-    let all_read = exchange.progress.as_ref().map(|progress| progress.state.get() == State::Done);
-    if !all_read.unwrap_or(bodiless) {
+    if !all_read {
         exchange.downstream.leaves_unread();
     }
     match answer {
@@ -141,13 +147,41 @@ pub async fn handle(
             *response.headers_mut() = headers;
             response
         }
-        Answer::Target(parts, body) => Response::from_parts(parts, ResponseBody::target(body, exchange)),
+        Answer::Target(parts, mut body) => {
+            if !body.is_end() && (headless || has_no_body(parts.status)) {
+                // Nothing is to come but the end, which over HTTP/2 may come by itself.
+                Box::pin(end_of(&exchange, &mut body)).await;
+            }
+            Response::from_parts(parts, ResponseBody::target(body, exchange))
+        }
     }
+}
+
+/// Waits for the end of a body that has nothing to say.
+async fn end_of(exchange: &Exchange, body: &mut AnswerBody) {
+    for _ in 0..MAX_NOTHING {
+        // Whatever else comes of it, the answer has none of it.
+        let part = in_time(exchange, poll_fn(|cx| body.poll(cx))).await;
+        if !matches!(part, Ok(Some(Ok(_)))) {
+            return;
+        }
+    }
+}
+
+/// A body of so many bytes is there when its head is, and read over.
+const SMALL: u64 = 8 << 10;
+
+/// Frames that a target may send where there may be no body.
+const MAX_NOTHING: usize = 8;
+
+/// RFC 9110, section 6.4.1.
+fn has_no_body(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// Says how long the body of an answer is, and leaves it out where there may be none (RFC 9112, section 6.3).
 fn frame(parts: &mut response::Parts, body: &mut Bytes, headless: bool) {
-    let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodiless = has_no_body(parts.status);
     if !body.is_empty() && !bodiless && !parts.headers.contains_key(header::CONTENT_LENGTH) {
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
@@ -158,7 +192,8 @@ fn frame(parts: &mut response::Parts, body: &mut Bytes, headless: bool) {
 
 /// Both sides have agreed to switch to another protocol, which `target` speaks. Of HTTP/1.1 the connection is what is left for
 /// it, of HTTP/2 the stream.
-fn switch_to(target: Switched, exchange: Box<Exchange>) -> ResponseBody {
+fn switch_to(target: Switched, mut exchange: Box<Exchange>) -> ResponseBody {
+    exchange.leaves_load();
     let idle_timeout = exchange.route().and_then(|route| match &route.route().action {
         Action::Forward(forward) => forward.idle_timeout,
         Action::Redirect(_) | Action::Respond(_) => None,

@@ -103,6 +103,7 @@ impl Special {
             name if name.starts_with("x-") && Consumers::HEADERS.iter().any(|header| *header == name) => {
                 Self::CONSUMER
             }
+            name if tells_otherwise(name) => Self::FORWARDED,
             name if name.starts_with('x') && name.contains('_') && is_claim(&name.replace('_', "-")) => {
                 Self::MISSPELT
             }
@@ -214,10 +215,22 @@ pub fn remove_claims(fields: &mut HeaderMap, which: Claims) {
     for name in Consumers::HEADERS.iter().chain(&CLIENT_CERTIFICATE).chain(told) {
         fields.remove(name);
     }
+    if which == Claims::All {
+        let others = fields.keys().filter(|name| tells_otherwise(name.as_str())).cloned();
+        for name in others.collect::<SmallVec<[HeaderName; 4]>>() {
+            fields.remove(name);
+        }
+    }
+}
+
+/// Whether it is one of those by which other proxies tell of a client: `X-Forwarded-Port`, `X-Forwarded-Prefix` and the like.
+fn tells_otherwise(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || name == "x-real-ip"
 }
 
 fn is_claim(name: &str) -> bool {
     Consumers::HEADERS.iter().chain(&CLIENT_CERTIFICATE).chain(&TOLD).any(|claim| *claim == name)
+        || tells_otherwise(name)
 }
 
 /// Removes what concerns only the connection to the client.

@@ -4,7 +4,8 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+
+use std::time::{Duration, Instant};
 
 use h2::Reason;
 use h2::server::{self, SendResponse};
@@ -38,7 +39,7 @@ const MAX_STREAMS: u32 = 256;
 /// What clients may send of bodies before it is taken, bytes: of one stream, and of a whole connection, so that a target that
 /// does not take an upload does not hold up the others.
 const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// How many times as large as it may be a head is still read, so that the answer says what is wrong with it, and the access
 /// log and the metrics know of it. Beyond, h2 answers by itself.
@@ -46,6 +47,11 @@ const HEAD_SLACK: usize = 2;
 
 /// Streams that are reset for what clients did wrong on them; a connection with more is closed.
 const MAX_WRONG: usize = 1024;
+
+/// How many streams that were reset are remembered, and for how long: what was on its way to one when it was reset is not what
+/// the client did wrong.
+const RESET_STREAMS: usize = 1024;
+const RESET_FOR: Duration = Duration::from_secs(30);
 
 /// Serves a connection to its end.
 pub(super) async fn serve(downstream: Rc<Downstream>, io: ClientIo) {
@@ -57,6 +63,8 @@ pub(super) async fn serve(downstream: Rc<Downstream>, io: ClientIo) {
         .max_header_list_size(u32::try_from(HEAD_SLACK * header_size).unwrap_or(u32::MAX))
         .max_concurrent_streams(MAX_STREAMS)
         .max_local_error_reset_streams(Some(MAX_WRONG))
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .reset_stream_duration(RESET_FOR)
         .max_send_buffer_size(BUFFER)
         .enable_connect_protocol()
         .handshake(io);

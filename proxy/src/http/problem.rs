@@ -26,6 +26,8 @@ pub enum Failure {
     ConnectFailure,
     /// It has all that it may have under way, or its circuit breaker is open.
     Overflow,
+    /// This host has no room for a connection to it.
+    NoRoom,
     Timeout,
     /// Nothing moved for too long.
     StreamIdle,
@@ -54,9 +56,11 @@ impl Failure {
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::NoHealthyTarget | Self::ConnectFailure | Self::Overflow | Self::Overloaded => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoHealthyTarget
+            | Self::ConnectFailure
+            | Self::Overflow
+            | Self::NoRoom
+            | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
             Self::Reset => StatusCode::BAD_GATEWAY,
             Self::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
@@ -75,7 +79,7 @@ impl Failure {
             Self::NoRoute => Flag::NoRoute,
             Self::NoHealthyTarget => Flag::NoHealthyUpstream,
             Self::ConnectFailure => Flag::ConnectFailure,
-            Self::Overflow => Flag::Overflow,
+            Self::Overflow | Self::NoRoom => Flag::Overflow,
             Self::Timeout => Flag::Timeout,
             Self::StreamIdle => Flag::StreamIdle,
             Self::Overloaded => Flag::Overloaded,
@@ -95,7 +99,7 @@ impl Failure {
             Self::ClientBroke => "The request's body did not arrive as announced.",
             Self::NoRoute => "No route takes this request.",
             Self::NoHealthyTarget => "The service is not available.",
-            Self::ConnectFailure => "The service cannot be reached.",
+            Self::ConnectFailure | Self::NoRoom => "The service cannot be reached.",
             Self::Overflow => "The service has no room for this request.",
             Self::Timeout => "The service did not answer in time.",
             Self::StreamIdle => "Nothing came for too long.",

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -53,6 +54,7 @@ pub struct Head {
 pub struct Sender {
     full: SyncSender<Vec<u8>>,
     written: Arc<Mutex<Vec<Vec<u8>>>>,
+    reopen: Arc<AtomicBool>,
 }
 
 /// One worker's end of the log.
@@ -88,28 +90,45 @@ const KEPT: usize = 16;
 
 /// Starts the writer; `None`: there is no access log. The thread ends when no sender is left, and then the log is written.
 pub fn start(log: &AccessLog) -> io::Result<Option<(Sender, std::thread::JoinHandle<()>)>> {
-    let output: Box<dyn Write + Send> = match log {
-        AccessLog::Off => return Ok(None),
-        AccessLog::Stdout => Box::new(io::stdout()),
-        AccessLog::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
+    if *log == AccessLog::Off {
+        return Ok(None);
+    }
+    let log = log.clone();
+    let open = move || -> io::Result<Box<dyn Write + Send>> {
+        Ok(match &log {
+            AccessLog::Off => Box::new(io::sink()),
+            AccessLog::Stdout => Box::new(io::stdout()),
+            AccessLog::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
+        })
     };
+    let output = open()?;
     let (sender, receiver) = channel(QUEUE);
-    let written = Arc::clone(&sender.written);
-    let thread = std::thread::Builder::new()
-        .name("access-log".into())
-        .spawn(move || write_all(&receiver, &written, output))?;
+    let (written, reopen) = (Arc::clone(&sender.written), Arc::clone(&sender.reopen));
+    let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || {
+        write_all(&receiver, &written, output, || reopen.swap(false, Ordering::Relaxed).then(&open));
+    })?;
     Ok(Some((sender, thread)))
 }
 
 /// The two ends: for the workers, and for who writes; at most `capacity` buffers are on their way.
 pub fn channel(capacity: usize) -> (Sender, Receiver<Vec<u8>>) {
     let (full, receiver) = sync_channel(capacity);
-    (Sender { full, written: Arc::default() }, receiver)
+    (Sender { full, written: Arc::default(), reopen: Arc::default() }, receiver)
 }
 
-fn write_all(receiver: &Receiver<Vec<u8>>, written: &Mutex<Vec<Vec<u8>>>, mut output: Box<dyn Write + Send>) {
+fn write_all(
+    receiver: &Receiver<Vec<u8>>,
+    written: &Mutex<Vec<Vec<u8>>>,
+    mut output: Box<dyn Write + Send>,
+    reopened: impl Fn() -> Option<io::Result<Box<dyn Write + Send>>>,
+) {
     let mut failed = false;
     for mut buffer in receiver {
+        match reopened() {
+            None => {}
+            Some(Ok(anew)) => output = anew,
+            Some(Err(error)) => error!(%error, "cannot open the access log anew; the old one is written on"),
+        }
         match output.write_all(&buffer).and_then(|()| output.flush()) {
             Ok(()) => failed = false,
             Err(error) => {
@@ -128,6 +147,11 @@ fn write_all(receiver: &Receiver<Vec<u8>>, written: &Mutex<Vec<Vec<u8>>>, mut ou
 }
 
 impl Sender {
+    /// To be set when somebody has moved the file away: it is opened anew before the next lines are written.
+    pub fn reopening(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.reopen)
+    }
+
     /// An empty buffer. Waits for nobody.
     fn buffer(&self) -> Vec<u8> {
         let kept = self.written.try_lock().ok().and_then(|mut written| written.pop());

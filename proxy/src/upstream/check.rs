@@ -1,6 +1,7 @@
 //! Active checks: one task for each target, on the control side, for as long as an upstream has the target.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,9 +159,13 @@ async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<
     let tls = tls.as_deref().filter(|_| check.probe != Probe::Tcp);
     let settings = tls.map_or(0, |tls| tls.settings(&target.label));
     let endpoint = Endpoint { address: target.address, settings, only_of: 0 };
-    let stream = connect(endpoint, tls, offer).await.map_err(|error| match error {
+    let stream = connect(endpoint, tls, offer).await.map_err(|error| match &error {
+        // Ports are short for one destination, and an address may be missing for a whole family: not for all targets.
+        ConnectError::NoRoom(io) if io.kind() == io::ErrorKind::AddrNotAvailable => {
+            Unwell::Target(format!("cannot connect: {}", Causes(io)))
+        }
         ConnectError::NoRoom(_) => Unwell::Here(error),
-        error => Unwell::Target(format!("cannot connect: {}", Causes(&error))),
+        error => Unwell::Target(format!("cannot connect: {}", Causes(error))),
     })?;
     let host = check.host.as_deref().unwrap_or(&target.label);
     let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };

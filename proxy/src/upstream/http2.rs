@@ -73,6 +73,8 @@ struct Connection {
     streams: Cell<u32>,
     /// Requests that were sent over it.
     sent: Cell<u32>,
+    /// Empty frames that came over it.
+    empty: Cell<u32>,
     /// Whether there was a request since the last sweep.
     used: Cell<bool>,
     /// Sweeps without a request.
@@ -175,6 +177,15 @@ const MAX_LEAVING: usize = 4096;
 const MAX_SENDS: u32 = 4;
 /// What waits to be sent of one stream, bytes.
 const SEND_BUFFER: usize = 64 << 10;
+/// How many streams that were reset are remembered, and for how long: clients that go away make many, and a target goes on
+/// sending until it hears of it.
+const RESET_STREAMS: usize = 4096;
+const RESET_FOR: Duration = Duration::from_secs(30);
+/// What h2 keeps for small frames that clients have not taken, bytes, before it breaks the connection off: of all streams, as many
+/// messages of 40 bytes as their windows have room for would take five times as much.
+const SMALL_FRAMES: usize = 32 << 20;
+/// Empty frames that a target may send over one connection before that is left: h2 bears a hundred.
+const EMPTY_FRAMES: u32 = 50;
 /// A target that is silent for so many sweeps while it has requests is asked whether it is there.
 const ASK_AFTER: u32 = 5;
 /// One that does not answer in so many more is given up.
@@ -249,6 +260,7 @@ impl Connections {
             settled: Cell::default(),
             streams: Cell::new(0),
             sent: Cell::new(0),
+            empty: Cell::new(0),
             used: Cell::new(true),
             unused: Cell::new(0),
             idle_timeout: Cell::new(upstream.idle_timeout),
@@ -413,6 +425,14 @@ impl Connection {
         }
     }
 
+    /// Empty frames came over it.
+    fn count_empty(&self, number: u32) {
+        self.empty.set(self.empty.get().saturating_add(number));
+        if self.empty.get() >= EMPTY_FRAMES {
+            self.leave();
+        }
+    }
+
     fn leave(&self) {
         if self.phase.get() == Phase::Open {
             self.phase.set(Phase::Leaving);
@@ -510,7 +530,11 @@ async fn open(
         .initial_connection_window_size(STREAM_WINDOW * MAX_STREAMS)
         .initial_max_send_streams(MAX_STREAMS as usize)
         .max_header_list_size(MAX_HEAD as u32)
-        .max_send_buffer_size(SEND_BUFFER);
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .reset_stream_duration(RESET_FOR)
+        .max_local_error_reset_streams(None)
+        .data_frame_budget(SMALL_FRAMES);
     let broken = |error: h2::Error| {
         ConnectError::Refused(error.into_io().unwrap_or_else(|| io::ErrorKind::InvalidData.into()))
     };
@@ -823,7 +847,12 @@ impl Answer {
 
     /// Reads on.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
-        self.body.poll(cx).map_err(ExchangeError::Http2)
+        let polled = self.body.poll(cx).map_err(ExchangeError::Http2);
+        let empty = self.body.take_empty();
+        if empty > 0 {
+            self.place.0.count_empty(empty);
+        }
+        polled
     }
 
     #[inline]
@@ -922,6 +951,7 @@ mod tests {
             settled: Cell::default(),
             streams: Cell::new(0),
             sent: Cell::new(MAX_SENT - 2),
+            empty: Cell::default(),
             used: Cell::new(false),
             unused: Cell::new(0),
             idle_timeout: Cell::default(),

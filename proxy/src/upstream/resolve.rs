@@ -155,7 +155,8 @@ async fn keep_resolved(name: Weak<Resolved>, client: Arc<Client>, mut looking: O
     let mut retry = RETRY;
     loop {
         let Some(resolved) = name.upgrade() else { return };
-        let wait = match client.lookup(&resolved.host).await {
+        let knows_ipv4 = resolved.known().addresses.iter().any(IpAddr::is_ipv4);
+        let wait = match client.lookup(&resolved.host, knows_ipv4).await {
             Ok((addresses, ttl)) => {
                 resolved.set(addresses);
                 retry = RETRY;
@@ -205,13 +206,13 @@ impl Resolved {
 
 impl Client {
     /// The addresses of `host`, sorted, and how long they hold.
-    async fn lookup(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), String> {
+    async fn lookup(&self, host: &str, knows_ipv4: bool) -> Result<(Vec<IpAddr>, Duration), String> {
         let Resolvers { ipv4, ipv6 } = self.resolvers()?;
         // A host of both families is one target, not two; and many a proxy has no way to IPv6. That there is no IPv4 address
-        // has to be said: a name server that fails takes no target to another family.
+        // any more has to be said: a name server that fails takes no target to another family.
         let found = async {
             match ipv4.lookup_ip(host).await {
-                Err(error) if error.is_no_records_found() => ipv6.lookup_ip(host).await,
+                Err(error) if error.is_no_records_found() || !knows_ipv4 => ipv6.lookup_ip(host).await,
                 found => found,
             }
         };

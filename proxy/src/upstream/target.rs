@@ -93,6 +93,9 @@ const FAILED: Duration = Duration::from_secs(1);
 /// begin with, and not all.
 const UNKNOWN: f64 = 1e9;
 
+/// The share of an average below which it is forgotten: after three times [`DECAY`].
+const FORGOTTEN: f64 = 0.05;
+
 /// No ejection lasts longer, unless the first one is to; Envoy's `max_ejection_time`.
 const MAX_EJECTION: Duration = Duration::from_secs(300);
 
@@ -259,10 +262,12 @@ impl Latency {
         self.at.store(now.saturating_duration_since(self.born).as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// The average, which falls while there are no samples, so that a target that was slow is tried again.
+    /// The average, which falls while there are no samples, so that a target that was slow is tried again. `None`: there have
+    /// been none for so long that it says nothing any more.
     fn now(&self, now: Instant) -> Option<f64> {
         let average = f64::from_bits(self.average.load(Ordering::Relaxed));
-        (average > 0.0).then(|| average * self.kept(now))
+        let kept = self.kept(now);
+        (average > 0.0 && kept > FORGOTTEN).then(|| average * kept)
     }
 
     /// The share of the average that is left.
