@@ -636,7 +636,7 @@ fn a_target_is_not_blamed_for_files_that_this_host_lacks() {
                 http::Response::new(full("ok"))
             }
         });
-        let strict = "{name: u, health_check: {passive: {consecutive_failures: 3, ejection: 1h}, \
+        let strict = "{name: u, connect_timeout: 10s, health_check: {passive: {consecutive_failures: 3, ejection: 1h}, \
                       active: {type: tcp, interval: 100ms, timeout: 10s, unhealthy_after: 1}, panic_threshold_percent: 0}, targets";
         let document = forward_to(backend.address).replace("{name: u, targets", strict);
         let process = Process::limited(&document, 400).await;
@@ -659,6 +659,7 @@ fn a_target_is_not_blamed_for_files_that_this_host_lacks() {
         }
         assert!(answered > 100, "{answered}");
         let answer = Client::connect(process.address).await.get("/").await;
-        assert_eq!(answer.status, 200, "it is not ejected: {}", answer.text());
+        let told = Client::connect(process.admin).await.get("/debug/upstreams").await;
+        assert_eq!(answer.status, 200, "it is not ejected: {}", told.text());
     });
 }
