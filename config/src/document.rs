@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value};
 use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
-use crate::error::FieldError;
+use crate::error::{Errors, FieldError};
 use crate::key::Kind;
 use crate::resource::Resource;
 
@@ -177,6 +177,9 @@ fn split_one(document: Value, path: &str, entries: &mut Vec<Entry>, errors: &mut
         Value::Null => {}
         Value::Array(items) => {
             for (index, item) in items.into_iter().enumerate() {
+                if errors.len() >= Errors::MAX {
+                    return;
+                }
                 split_one(item, &format!("{path}[{index}]"), entries, errors);
             }
         }

@@ -228,3 +228,9 @@ proptest! {
         prop_assert_eq!(parse_json(&value.to_string()).unwrap(), serde_json::from_str::<Value>(&value.to_string()).unwrap());
     }
 }
+
+#[test]
+fn what_is_wrong_all_over_is_told_as_far_as_anybody_reads() {
+    let errors = split(&format!("[{}]", vec!["1"; 100_000].join(","))).expect_err("numbers");
+    assert!((1..=500).contains(&errors.len()), "{}", errors.len());
+}

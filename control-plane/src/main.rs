@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use signalbox_config::Kind;
 use signalbox_control_plane::args::{Args, LogFormat};
@@ -21,7 +22,7 @@ use signalbox_control_plane::store::{self, KeySource, Role, Store, StoreError};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Refused, Writer};
 use signalbox_control_plane::xds::{Xds, XdsTls};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -62,6 +63,8 @@ async fn run(args: Args) -> Result<()> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(hang_up(signal(SignalKind::hangup())?));
+    raise_open_files();
     let mut tasks = JoinSet::new();
     let started = start(args, &shutdown, &mut tasks);
     tokio::select! {
@@ -82,6 +85,22 @@ async fn run(args: Args) -> Result<()> {
         tracing::warn!("not every part ended in time");
     }
     Ok(())
+}
+
+/// SIGHUP, which terminals and who rotates logs send, ends nothing.
+async fn hang_up(mut signals: Signal) {
+    while signals.recv().await.is_some() {
+        tracing::warn!("SIGHUP: nothing is read anew; certificates of this control plane need a restart");
+    }
+}
+
+/// Raises the limit on open files as far as this process may: each proxy and each client of the admin API takes one.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit on open files cannot be raised");
+    }
 }
 
 /// Starts every part as a task.

@@ -1,6 +1,7 @@
 //! What this control plane holds in memory and publishes: the current set, kept in step with the store's log.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -220,6 +221,8 @@ pub struct Publisher {
     /// Whoever holds it may publish: the follower, or the writer.
     turn: tokio::sync::Mutex<()>,
     health: watch::Sender<Health>,
+    /// The database was seen to have less than what is published.
+    lost: AtomicBool,
 }
 
 /// Told of a revision and when it was committed, microseconds since 1970.
@@ -258,6 +261,7 @@ impl Publisher {
             views: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
             health: watch::Sender::new(Health::InSync),
+            lost: AtomicBool::new(false),
         }))
     }
 
@@ -420,6 +424,17 @@ impl Turn<'_> {
         let head = metrics.store_call("head", store.head()).await?;
         let mut published = self.publisher.current();
         let known = published.snapshot.id().clone();
+        // What was lost of the epoch's log, and what came in its place, cannot be told from what is published.
+        let lost = self.publisher.lost.load(Ordering::Relaxed);
+        if lost && head.number >= known.number {
+            tracing::warn!(
+                revision = head.number,
+                "the database was behind what is published; loading everything"
+            );
+            self.publisher.publish(load(store, metrics).await?, Vec::new());
+            self.publisher.lost.store(false, Ordering::Relaxed);
+            return Ok(());
+        }
         if head.epoch != known.epoch {
             tracing::warn!(
                 from = %known.epoch, to = %head.epoch, revision = head.number,
@@ -429,6 +444,7 @@ impl Turn<'_> {
             return Ok(());
         }
         if head.number < known.number {
+            self.publisher.lost.store(true, Ordering::Relaxed);
             return Err(StoreError::Broken(format!(
                 "its last revision is {}, but {} is published: was it restored? start with --new-epoch",
                 head.number, known.number

@@ -1053,6 +1053,7 @@ async fn a_write_can_wait_until_it_is_served() {
     };
     let (written, ()) = tokio::join!(waiting, acknowledging);
     expect(&written, 200);
+    expect(&admin.get("/revisions/5/wait?fleet=typo").await, 404);
     let waited = admin.get("/revisions/5/wait?fleet=default").await;
     expect(&waited, 200);
     assert_eq!(waited.body["rollouts"][0]["state"], "succeeded", "{waited}");
@@ -1208,6 +1209,17 @@ async fn what_this_version_cannot_read_is_left_as_it_was() {
     assert_eq!(missing.fields(), ["of_the_future"]);
     let ready = send(raw_request(&Method::GET, &format!("{}/readyz", admin.url))).await.unwrap();
     assert_eq!((ready.status.as_u16(), &ready.body["unreadable_resources"]), (200, &json!(2)), "{ready}");
+
+    // Nor is it shown what may be a secret in it.
+    let key = r#"{"name":"c","certificate":"x","private_key":"very secret","of_the_future":1}"#;
+    commit(4, "certificate/c", key).await;
+    assert!(eventually(Duration::from_secs(10), async || admin.head() == 5).await);
+    for path in ["/revisions/5", "/diff?from=4&to=5"] {
+        let shown = admin.get(path).await;
+        expect(&shown, 200);
+        assert!(!shown.body.to_string().contains("very secret"), "{shown}");
+    }
+    expect(&admin.delete("/certificates/c").await, 204);
 
     // Writing it anew, or deleting it, mends it.
     expect(&admin.put("/upstreams/u", upstream()).await, 200);

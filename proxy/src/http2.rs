@@ -23,8 +23,6 @@ pub struct Incoming {
     left: Option<u64>,
     data_over: bool,
     over: bool,
-    /// Frames without data that have come since this was last asked.
-    empty: u32,
 }
 
 /// A body on its way to the peer.
@@ -92,7 +90,7 @@ impl Incoming {
         let over = stream.is_end_stream();
         let length = if over { None } else { headers.get(header::CONTENT_LENGTH) };
         let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { stream, left, data_over: over, over, empty: 0 }
+        Self { stream, left, data_over: over, over }
     }
 
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
@@ -108,7 +106,6 @@ impl Incoming {
                     if !data.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
-                    self.empty += u32::from(!self.data_over);
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             }
@@ -124,12 +121,6 @@ impl Incoming {
     #[inline]
     pub fn is_end(&self) -> bool {
         self.over
-    }
-
-    /// How many frames without data have come since this was last asked.
-    #[inline]
-    pub fn take_empty(&mut self) -> u32 {
-        std::mem::take(&mut self.empty)
     }
 
     pub fn size_hint(&self) -> SizeHint {

@@ -295,7 +295,7 @@ impl Worker {
             self.relieved.set(Some(now));
             let mut idle: Vec<_> = {
                 let connections = self.connections.borrow();
-                connections.iter().filter_map(|(_, it)| it.is_idle().then(|| Rc::clone(it))).collect()
+                connections.iter().filter(|(_, it)| it.is_idle()).map(|(_, it)| Rc::clone(it)).collect()
             };
             // Those that have been idle for longest, and not all: they would come back, all at once.
             idle.sort_by_key(|connection| connection.idle_until());

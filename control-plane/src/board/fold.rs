@@ -590,7 +590,8 @@ impl State {
     }
 
     fn contribution(&self, proxy: &Proxy) -> Contribution {
-        let served = self.served(proxy);
+        // What it serves is not what its revision has.
+        let served = if proxy.drifted { 0 } else { self.served(proxy) };
         let rejected = proxy
             .error
             .as_ref()

@@ -115,7 +115,7 @@ impl Board {
         sharing: Sharing,
     ) -> Result<Arc<Self>, StoreError> {
         let mut state = State::new(replica.into());
-        sync::load(&*store, sharing, &mut state).await?;
+        sync::load(&*store, &mut state).await?;
         Ok(Arc::new(Self {
             store,
             replica: replica.into(),

@@ -126,9 +126,6 @@ impl Board {
     }
 
     async fn follow_others(&self, shutdown: &CancellationToken) {
-        if self.sharing == Sharing::Alone {
-            return;
-        }
         let mut interval = tokio::time::interval(FOLLOW_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -136,14 +133,22 @@ impl Board {
                 () = shutdown.cancelled() => return,
                 _ = interval.tick() => {}
             }
-            // While the store is away, `write_changes` says so.
-            let Ok(rows) = self.store.proxies().await else { continue };
+            let rows = match self.sharing {
+                Sharing::Alone => None,
+                Sharing::Shared => match self.store.proxies().await {
+                    Ok(rows) => Some(rows),
+                    // `write_changes` says so.
+                    Err(_) => continue,
+                },
+            };
             let mut state = self.state();
-            let ids: HashSet<_> = rows.iter().map(|row| row.id.as_str()).collect();
-            state.keep_rows(now_us(), &ids);
-            for row in rows.iter().filter(|row| *row.replica != *self.replica) {
-                if let Some(proxy) = parse_proxy(row) {
-                    state.read_row(now_us(), proxy, row.updated_at_us);
+            if let Some(rows) = rows {
+                let ids: HashSet<_> = rows.iter().map(|row| row.id.as_str()).collect();
+                state.keep_rows(now_us(), &ids);
+                for row in rows.iter().filter(|row| *row.replica != *self.replica) {
+                    if let Some(proxy) = parse_proxy(row) {
+                        state.read_row(now_us(), proxy, row.updated_at_us);
+                    }
                 }
             }
             state.expire(now_us(), PATIENCE.as_micros() as i64);
@@ -161,13 +166,14 @@ impl Board {
 }
 
 /// What the store had at the start.
-pub(super) async fn load(store: &dyn Store, sharing: Sharing, state: &mut State) -> Result<(), StoreError> {
+pub(super) async fn load(store: &dyn Store, state: &mut State) -> Result<(), StoreError> {
     let now_us = now_us();
     for row in store.proxies().await? {
         let Some(mut proxy) = parse_proxy(&row) else { continue };
         let recent = now_us.saturating_sub(row.updated_at_us) < PATIENCE.as_micros() as i64;
-        // With a stream to another control plane that is alive, as far as one can tell yet.
-        proxy.connected &= sharing == Sharing::Shared && recent;
+        // It has a stream to another control plane that is alive, as far as one can tell yet, or is about to come back to this one: who
+        // waits for a revision waits for it.
+        proxy.connected &= recent;
         state.read_row(now_us, proxy, row.updated_at_us);
     }
     for row in store.rollouts(LOADED_ROLLOUTS).await? {

@@ -122,11 +122,14 @@ async fn export(call: Call) -> Result<Response, Problem> {
     };
     let current = call.app.publisher.current();
     let revision = call.parsed::<u64>("revision")?.filter(|number| *number != current.snapshot.id().number);
+    let whole = call.app.whole_set().await?;
     let set = match revision {
         None => None,
         Some(number) => Some(super::revisions::set_at(&call, number).await?),
     };
     let rendered = tokio::task::spawn_blocking(move || {
+        // It goes on when the client has gone.
+        let _whole = whole;
         let document = match set {
             None => document::join(current.snapshot.iter().map(|resource| &**resource)),
             Some(set) => {

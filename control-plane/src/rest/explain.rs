@@ -176,6 +176,7 @@ async fn explain(call: Call) -> Result<Response, Problem> {
     let published = match revision.filter(|number| *number != current.snapshot.id().number) {
         None => current,
         Some(number) => {
+            let _whole = call.app.whole_set().await?;
             let resources = super::revisions::set_at(&call, number).await?;
             let head = RevisionId { epoch: current.snapshot.id().epoch.clone(), number };
             let loaded = Loaded { head, committed_at_us: 0, resources };

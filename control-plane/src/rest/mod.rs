@@ -30,6 +30,7 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use self::access::{BadTokens, Means, check_origin, presented, suffices, unauthorized};
@@ -70,6 +71,8 @@ pub(crate) struct App {
     writer: Writer,
     events: Events,
     bad_tokens: BadTokens,
+    /// Whole sets that may be read or written out at once: each takes some hundred bytes of memory for each byte of it.
+    whole_sets: Arc<Semaphore>,
 }
 
 impl std::ops::Deref for App {
@@ -80,7 +83,18 @@ impl std::ops::Deref for App {
     }
 }
 
+/// How many whole sets may be read or written out at once, and how long one waits for that.
+const WHOLE_SETS: usize = 2;
+const WHOLE_SET_WAIT: Duration = Duration::from_secs(10);
+
 impl App {
+    /// Waits until a whole set may be read or written out, for as long as what is returned is kept.
+    async fn whole_set(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let permit = tokio::time::timeout(WHOLE_SET_WAIT, Arc::clone(&self.whole_sets).acquire_owned()).await;
+        let busy = || Problem::unavailable("other whole sets are being read".to_owned(), 5);
+        permit.map_err(|_| busy())?.map_err(|_| busy())
+    }
+
     /// Notes in the audit trail what makes no revision. It was done already, so that failing to note it is only logged.
     async fn note(&self, call: &Call, detail: &str) {
         let actor = call.principal.as_ref().map_or("unknown", |principal| &*principal.name);
@@ -134,7 +148,13 @@ pub fn openapi_json() -> &'static str {
 /// What the admin address serves, and the task that tells who listens of what happens; it ends at shutdown.
 pub fn router(services: Services) -> (Router, impl Future<Output = ()> + Send + 'static) {
     let writer = Writer::new(Arc::clone(&services.publisher));
-    let app = Arc::new(App { services, writer, events: Events::new(), bad_tokens: BadTokens::default() });
+    let app = Arc::new(App {
+        services,
+        writer,
+        events: Events::new(),
+        bad_tokens: BadTokens::default(),
+        whole_sets: Arc::new(Semaphore::new(WHOLE_SETS)),
+    });
     let mut by_path: BTreeMap<&'static str, Vec<&'static Endpoint>> = BTreeMap::new();
     for endpoint in TABLE.iter() {
         by_path.entry(endpoint.path).or_default().push(endpoint);

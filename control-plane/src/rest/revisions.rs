@@ -21,6 +21,7 @@ use super::problem::Problem;
 use super::resources::{Action, ChangeView, Revised, outcome_problem, set_revision, settle, write};
 use crate::board::Rollout;
 use crate::publish::compute;
+use crate::publish::named_fleets;
 use crate::store::{RevisionSummary, Role, StoredResource};
 use crate::writer::{Mode, Operation};
 
@@ -188,6 +189,7 @@ async fn diff(call: Call) -> Result<Response, Problem> {
 
 async fn rollback(call: Call) -> Result<Response, Problem> {
     let number = call.number("number")?;
+    let _whole = call.app.whole_set().await?;
     let set = set_at(&call, number).await?;
     let operation = tokio::task::spawn_blocking(move || Operation::restore(&set))
         .await
@@ -201,6 +203,8 @@ async fn rollback(call: Call) -> Result<Response, Problem> {
     set_revision(&mut response, &written);
     Ok(response)
 }
+
+const DEFAULT_FLEET: &str = "default";
 
 async fn wait(call: Call) -> Result<Response, Problem> {
     let revision = call.number("number")?;
@@ -216,7 +220,16 @@ async fn wait(call: Call) -> Result<Response, Problem> {
         // What has not come by the deadline is not served by then either, which is what is answered below.
         let _ = tokio::time::timeout_at(deadline.into(), arrives).await;
     }
-    let outcome = call.app.board.wait(revision, call.text("fleet")?, deadline).await;
+    let fleet = call.text("fleet")?;
+    // The fleet of those that name none may be waited for before there is one.
+    if let Some(fleet) = fleet
+        && fleet != DEFAULT_FLEET
+        && !call.app.board.fleets().iter().any(|known| known.name == fleet)
+        && !named_fleets(&call.app.publisher.current()).contains(fleet)
+    {
+        return Err(Problem::not_found(format!("there is no fleet {fleet}")));
+    }
+    let outcome = call.app.board.wait(revision, fleet, deadline).await;
     match outcome_problem(revision, &outcome) {
         Some(problem) => Err(problem),
         None => ok(&Waited { revision, rollouts: outcome.rollouts }),
@@ -246,6 +259,7 @@ async fn differences(call: &Call, older: u64, newer: u64) -> Result<Differences,
     }
     let mut differences = Differences::new();
     if newer - older > MAX_REPLAYED {
+        let _whole = call.app.whole_set().await?;
         let (before, after) = tokio::try_join!(set_at(call, older), set_at(call, newer))?;
         for stored in before {
             differences.insert(stored.key, (Some(stored.spec), None));
@@ -283,11 +297,10 @@ fn change_view(key: &ResourceKey, before: Option<&Bytes>, after: Option<&Bytes>)
 
 /// A stored specification without what is secret.
 fn readable(kind: Kind, spec: &[u8]) -> Value {
-    match (Resource::from_stored(kind, spec, &Catalog), kind) {
-        (Ok(resource), _) => resource.redacted(),
+    match Resource::from_stored(kind, spec, &Catalog) {
+        Ok(resource) => resource.redacted(),
         // What this version cannot read may have secrets that it does not know.
-        (Err(_), Kind::Consumer) => json!({"unreadable": true}),
-        (Err(_), _) => serde_json::from_slice(spec).unwrap_or_default(),
+        Err(_) => json!({"unreadable": true}),
     }
 }
 

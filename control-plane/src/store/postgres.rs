@@ -48,7 +48,8 @@ impl Postgres {
             // only speaks like PostgreSQL. Then the stored epoch has to do.
             let head = match query(HEAD_OF_CLUSTER).fetch_one(&mut connection).await {
                 Ok(_) => HEAD_OF_CLUSTER,
-                Err(sqlx::Error::Database(error)) if error.code().as_deref() != Some(NOT_IN_THIS_STATE) => {
+                Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| WITHHELD.contains(&&*code)) => {
+                    tracing::warn!(%error, "the cluster's identity is not to be read: a failover that loses commits is not noticed");
                     HEAD
                 }
                 Err(error) => return Err(failed(error)),
@@ -469,11 +470,12 @@ const SAVE_ROLLOUTS: &str = "
     SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[])
     ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, fleet = excluded.fleet, state = excluded.state";
 
-/// What every connection is set to. The server's own limits end what a control plane left behind that hangs or lost
+/// What every connection is set to. A commit that was answered is there after a crash. The server's own limits end what a control plane left behind that hangs or lost
 /// its network: it must not hold the head's lock. Plans are made anew for each call: one that was made when the
 /// tables were small reads all of them for every commit once they are large (20 ms with 100,000 resources).
 const SETTINGS: &str = "
     SET default_transaction_isolation = 'read committed';
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
     SET plan_cache_mode = force_custom_plan;
     SET statement_timeout = '60s';
     SET lock_timeout = '4s';
@@ -599,6 +601,8 @@ fn failed(error: sqlx::Error) -> StoreError {
             None => false,
         },
         sqlx::Error::Io(_)
+        // Somebody in between accepts for a server that is not there.
+        | sqlx::Error::Protocol(_)
         | sqlx::Error::Tls(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
@@ -608,6 +612,9 @@ fn failed(error: sqlx::Error) -> StoreError {
     };
     if away { StoreError::Unavailable(error.into()) } else { StoreError::Broken(error.to_string()) }
 }
+
+/// What is answered where the cluster's identity is withheld, or not known: no privilege, no such function, no such feature.
+const WITHHELD: [&str; 3] = ["42501", "42883", "0A000"];
 
 /// What a standby answers that was not promoted: it is not the place to write, but may become it.
 const NOT_IN_THIS_STATE: &str = "55000";

@@ -67,6 +67,13 @@ impl Sqlite {
             .after_connect(|connection, _| {
                 Box::pin(async move { raw_sql(WRITER).execute(connection).await.map(drop) })
             })
+            // After some errors (a full disk) SQLite has rolled back by itself, which sqlx does not know.
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    connection.ping().await?;
+                    Ok(!connection.is_in_transaction())
+                })
+            })
             .connect_lazy_with(options.clone());
         let readers = pool.max_connections(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
         Ok(Self { writer, readers, hint: Arc::new(Notify::new()) })

@@ -156,6 +156,19 @@ async fn a_lock_that_another_keeps_is_unavailable() {
 }
 
 #[tokio::test]
+async fn a_balancer_without_a_server_behind_it_is_unavailable() {
+    let balancer = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://postgres@{}/postgres", balancer.local_addr().unwrap());
+    // It takes who connects, and finds nobody to pass them on to.
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = balancer.accept().await {
+            let _ = tokio::io::AsyncReadExt::read(&mut client, &mut [0; 64]).await;
+        }
+    });
+    assert_unavailable(store::open(&url).await.map(drop));
+}
+
+#[tokio::test]
 async fn a_server_that_hangs_is_unavailable_in_time_and_costs_no_connections() {
     let server = Postgres::new().unwrap();
     let store = store::open(&server.url()).await.unwrap();

@@ -116,9 +116,11 @@ impl Client {
             let Some(endpoint) = endpoints.get(next % endpoints.len().max(1)) else { break };
             let address = config.addresses.get(next % endpoints.len().max(1)).map_or("", String::as_str);
             let mut heard = false;
+            let began = Instant::now();
             let ended = self.stream(endpoint, address, &mut heard).await;
             self.status.send_modify(|status| status.connected = false);
-            if heard {
+            // One that always ends soon, because another proxy uses this one's id or for whatever reason, is not asked for at once.
+            if heard && began.elapsed() >= STABLE {
                 backoff = Backoff::default();
             }
             let delay = match &ended {
@@ -403,6 +405,9 @@ impl Session<'_> {
         }
     }
 }
+
+/// A stream that lasted so long was not lost to what is wrong all the time.
+const STABLE: Duration = Duration::from_secs(5);
 
 /// Full jitter: any time up to a limit that doubles.
 #[derive(Debug, Default)]

@@ -73,8 +73,6 @@ struct Connection {
     streams: Cell<u32>,
     /// Requests that were sent over it.
     sent: Cell<u32>,
-    /// Empty frames that came over it.
-    empty: Cell<u32>,
     /// Whether there was a request since the last sweep.
     used: Cell<bool>,
     /// Sweeps without a request.
@@ -184,8 +182,6 @@ const RESET_FOR: Duration = Duration::from_secs(30);
 /// What h2 keeps for small frames that clients have not taken, bytes, before it breaks the connection off: of all streams, as many
 /// messages of 40 bytes as their windows have room for would take five times as much.
 const SMALL_FRAMES: usize = 32 << 20;
-/// Empty frames that a target may send over one connection before that is left: h2 bears a hundred.
-const EMPTY_FRAMES: u32 = 50;
 /// A target that is silent for so many sweeps while it has requests is asked whether it is there.
 const ASK_AFTER: u32 = 5;
 /// One that does not answer in so many more is given up.
@@ -260,7 +256,6 @@ impl Connections {
             settled: Cell::default(),
             streams: Cell::new(0),
             sent: Cell::new(0),
-            empty: Cell::new(0),
             used: Cell::new(true),
             unused: Cell::new(0),
             idle_timeout: Cell::new(upstream.idle_timeout),
@@ -421,14 +416,6 @@ impl Connection {
     fn count_sent(&self) {
         self.sent.set(self.sent.get().saturating_add(1));
         if self.sent.get() >= MAX_SENT {
-            self.leave();
-        }
-    }
-
-    /// Empty frames came over it.
-    fn count_empty(&self, number: u32) {
-        self.empty.set(self.empty.get().saturating_add(number));
-        if self.empty.get() >= EMPTY_FRAMES {
             self.leave();
         }
     }
@@ -847,12 +834,7 @@ impl Answer {
 
     /// Reads on.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
-        let polled = self.body.poll(cx).map_err(ExchangeError::Http2);
-        let empty = self.body.take_empty();
-        if empty > 0 {
-            self.place.0.count_empty(empty);
-        }
-        polled
+        self.body.poll(cx).map_err(ExchangeError::Http2)
     }
 
     #[inline]
@@ -951,7 +933,6 @@ mod tests {
             settled: Cell::default(),
             streams: Cell::new(0),
             sent: Cell::new(MAX_SENT - 2),
-            empty: Cell::default(),
             used: Cell::new(false),
             unused: Cell::new(0),
             idle_timeout: Cell::default(),

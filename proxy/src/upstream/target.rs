@@ -267,7 +267,7 @@ impl Latency {
     fn now(&self, now: Instant) -> Option<f64> {
         let average = f64::from_bits(self.average.load(Ordering::Relaxed));
         let kept = self.kept(now);
-        (average > 0.0 && kept > FORGOTTEN).then(|| average * kept)
+        (average > 0.0 && kept > FORGOTTEN).then_some(average * kept)
     }
 
     /// The share of the average that is left.

@@ -442,3 +442,118 @@ fn a_connect_gets_the_connection_that_is_idle() {
         }
     });
 }
+
+#[test]
+fn whoever_was_waited_for_longer_is_at_fault() {
+    block_on(async {
+        // The target takes half a second; the client sends its last byte when hardly that is left, or says no more.
+        let backend = Backend::start(|request| async move {
+            let _ = request.into_body().collect().await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Response::new(full("ok"))
+        });
+        let attempt = "retry: {attempts: 1, on: [5xx], per_try_timeout: 1s}, timeout: 10s";
+        let cases =
+            STRICT.iter().flat_map(|fields| [("timeout: 2s", 408), (attempt, 200)].map(|it| (*fields, it)));
+        let cases = cases.map(async |(fields, (route, status))| {
+            let harness = Harness::start(&document(&[backend.address], fields, &format!(", {route}")));
+            let slow = (0..4).map(async |_| {
+                let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+                stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n1").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1700)).await;
+                stream.write_all(b"2").await.unwrap();
+                read_head(&mut stream).await.unwrap()
+            });
+            for answer in futures_util::future::join_all(slow).await {
+                assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{fields} {route}: {answer}");
+            }
+            assert_eq!(harness.get("/").await.status, 200, "{fields} {route}");
+        });
+        futures_util::future::join_all(cases).await;
+    });
+}
+
+#[test]
+fn a_target_that_hangs_is_at_fault_though_a_call_of_grpc_could_go_on() {
+    block_on(async {
+        let backend = Backend::speaking(Wire::Http2, |_| std::future::pending());
+        let upstream = ", protocol: http2, circuit_breaker: {error_rate: {min_requests: 3, open_for: 1h, timeout: 200ms}}";
+        let harness = Harness::start(&document(&[backend.address], upstream, ""));
+        let mut client = Client::connect_http2(harness.address()).await;
+        for _ in 0..3 {
+            let (open, body) = tokio::sync::mpsc::channel(1);
+            open.send(Ok(Frame::data(Bytes::from_static(&[0; 5])))).await.unwrap();
+            let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(body)).boxed();
+            let (mut head, _) = call(None).into_parts();
+            head.headers.remove("content-length");
+            let answer = client.send(Request::from_parts(head, body)).await;
+            assert_eq!(answer.headers["grpc-status"], "4", "{:?}", answer.headers);
+            drop(open);
+        }
+        let open = "signalbox_upstream_breaker_state{upstream=\"u\"} 2";
+        until("it is isolated", || metrics(&harness).contains(open)).await;
+    });
+}
+
+#[test]
+fn an_answer_without_a_body_is_whole_however_its_stream_ends() {
+    block_on(async {
+        let backend = Backend::speaking(Wire::Http2, |request| async move {
+            // The end comes by itself.
+            let body = http_body_util::StreamBody::new(stream::once(async {
+                tokio::task::yield_now().await;
+                Ok::<_, std::convert::Infallible>(Frame::data(Bytes::new()))
+            }));
+            let status = if request.method() == "GET" { 204 } else { 200 };
+            Response::builder().status(status).body(body.map_err(|never| match never {}).boxed()).unwrap()
+        });
+        let harness = Harness::start(&document(&[backend.address], ", protocol: http2", ""));
+        let mut client = Client::connect(harness.address()).await;
+        for method in ["HEAD", "GET", "HEAD", "GET"] {
+            let request = Request::builder().method(method).uri("/").body(full("")).unwrap();
+            let answer = client.send(request).await;
+            assert!(answer.body.is_empty());
+        }
+        let whole = "{upstream=\"u\",code_class=\"2xx\",flags=\"\"} 4";
+        until("all are whole", || metrics(&harness).contains(whole)).await;
+    });
+}
+
+#[test]
+fn an_answer_before_the_upload_has_come_says_that_the_connection_ends() {
+    block_on(async {
+        let harness = Harness::start("routes: [{name: r, match: {paths: [{exact: /r}]}, respond: {}}]");
+        for (length, closes) in [(100, false), (100_000, true)] {
+            let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+            let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+            stream.write_all(&[head.as_bytes(), &vec![b'x'; length]].concat()).await.unwrap();
+            let answer = read_head(&mut stream).await.unwrap();
+            assert_eq!(answer.contains("connection: close\r\n"), closes, "{answer}");
+        }
+    });
+}
+
+#[test]
+fn tunnels_are_not_requests_under_way() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let document = document(&[backend.address], "", ", upgrades: [connect]").replace(
+            "{name: all,",
+            "{name: own, match: {paths: [{exact: /own}]}, respond: {body: ok}}, {name: all,",
+        );
+        let harness = Harness::with(&document, |settings| {
+            settings.workers = 1;
+            settings.max_requests = 5;
+        });
+        let mut tunnels = Vec::new();
+        for _ in 0..20 {
+            let mut tunnel = TcpStream::connect(harness.address()).await.unwrap();
+            tunnel.write_all(b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n").await.unwrap();
+            assert!(read_head(&mut tunnel).await.unwrap().starts_with("HTTP/1.1 200 "));
+            tunnels.push(tunnel);
+        }
+        assert_eq!(harness.get("/own").await.status, 200);
+    });
+}

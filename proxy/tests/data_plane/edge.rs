@@ -195,6 +195,44 @@ fn a_load_balancer_that_tells_nothing_is_closed_in_time() {
 }
 
 #[test]
+fn whatever_other_proxies_say_of_a_client_is_believed_of_those_who_are_trusted() {
+    block_on(async {
+        let backend = Backend::echo();
+        for (fields, kept) in
+            [("trusted_proxies: ['127.0.0.0/8']", true), ("trusted_proxies: ['192.0.2.1']", false)]
+        {
+            let harness = Harness::start(&with_listener(fields, &forward_to(backend.address)));
+            let mut request = Request::get("/");
+            let names =
+                ["x-forwarded-port", "x-forwarded-prefix", "x-forwarded-server", "x-real-ip", "x_real_ip"];
+            for name in names {
+                request = request.header(name, "said");
+            }
+            let answer = Client::connect(harness.address()).await.send(request.body(full("")).unwrap()).await;
+            for name in &names[..4] {
+                assert_eq!(answer.text().contains(name), kept, "{name}: {}", answer.text());
+            }
+            assert!(!answer.text().contains("x_real_ip"), "{}", answer.text());
+        }
+    });
+}
+
+#[test]
+fn who_has_not_said_where_it_comes_from_does_not_hold_up_a_drain() {
+    block_on(async {
+        let harness = Harness::start(&with_listener("proxy_protocol: require", "routes: []"));
+        let _silent = tokio::net::TcpStream::connect(harness.address()).await.unwrap();
+        until("it is there", || harness.proxy.active_connections() == 1).await;
+        let drained = tokio::task::spawn_blocking({
+            let proxy = std::sync::Arc::clone(&harness.proxy);
+            let handle = tokio::runtime::Handle::current();
+            move || handle.block_on(proxy.drain(Duration::ZERO, Duration::from_secs(60)))
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(8), drained).await.expect("soon").unwrap());
+    });
+}
+
+#[test]
 fn a_path_is_brought_into_one_form_before_it_is_matched_and_sent_on() {
     block_on(async {
         let backend = Backend::echo();

@@ -663,3 +663,28 @@ fn a_target_is_not_blamed_for_files_that_this_host_lacks() {
         assert_eq!(answer.status, 200, "it is not ejected: {}", told.text());
     });
 }
+
+#[test]
+fn an_access_log_that_is_moved_away_is_opened_anew() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, moved) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
+        let document = "routes: [{name: r, respond: {body: ok}}]";
+        let process = Process::start(document, &["--access-log", log.to_str().unwrap()]).await;
+        let has =
+            |file: &Path, path: &str| std::fs::read_to_string(file).is_ok_and(|text| text.contains(path));
+        let mut client = Client::connect(process.address).await;
+        client.get("/before").await;
+        until("it is logged", || has(&log, "/before")).await;
+        std::fs::rename(&log, &moved).unwrap();
+        let id = process.child.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
+        // The signal takes a moment, and what comes before it is still in the old one.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !has(&log, "/after") {
+            assert!(Instant::now() < deadline, "it is not opened anew");
+            assert_eq!(client.get("/after").await.status, 200, "the same connection");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
