@@ -431,30 +431,3 @@ fn who_names_no_host_is_answered_over_http2_too() {
         }
     });
 }
-
-#[test]
-fn clients_that_go_away_do_not_cost_others_their_connection() {
-    block_on(async {
-        // Answers go on until who asked has gone, and a little longer.
-        let backend = Backend::speaking(Wire::Http2, |_| async {
-            let parts = futures_util::stream::repeat_with(|| {
-                Ok(hyper::body::Frame::data(Bytes::from_static(&[b'x'; 4096])))
-            });
-            Response::new(http_body_util::BodyExt::boxed(http_body_util::StreamBody::new(parts)))
-        });
-        let harness =
-            Harness::with(&forward_over(Wire::Http2, backend.address), |settings| settings.workers = 1);
-        for _ in 0..40 {
-            let mut gone = Vec::new();
-            for _ in 0..40 {
-                let mut client = Client::connect(harness.address()).await;
-                let answer = client.start(Request::get("/").body(full("")).unwrap()).await.unwrap();
-                assert_eq!(answer.status(), 200);
-                gone.push((client, answer));
-            }
-            drop(gone);
-        }
-        until("all are gone", || harness.proxy.active_connections() == 0).await;
-        assert_eq!(backend.connections(), 1);
-    });
-}
