@@ -46,11 +46,11 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 const HEAD_SLACK: usize = 2;
 
 /// Streams that are reset for what clients did wrong on them; a connection with more is closed.
-const MAX_WRONG: usize = 1024;
+const MAX_WRONG: usize = 16 << 10;
 
 /// How many streams that were reset are remembered, and for how long: what was on its way to one when it was reset is not what
 /// the client did wrong.
-const RESET_STREAMS: usize = 1024;
+const RESET_STREAMS: usize = 2048;
 const RESET_FOR: Duration = Duration::from_secs(30);
 
 /// Serves a connection to its end.
