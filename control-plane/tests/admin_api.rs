@@ -1214,7 +1214,7 @@ async fn what_this_version_cannot_read_is_left_as_it_was() {
     let key = r#"{"name":"c","certificate":"x","private_key":"very secret","of_the_future":1}"#;
     commit(4, "certificate/c", key).await;
     assert!(eventually(Duration::from_secs(10), async || admin.head() == 5).await);
-    for path in ["/revisions/5", "/diff?from=4&to=5"] {
+    for path in ["/revisions/5", "/revisions/5/diff?from=4"] {
         let shown = admin.get(path).await;
         expect(&shown, 200);
         assert!(!shown.body.to_string().contains("very secret"), "{shown}");
