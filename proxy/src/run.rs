@@ -259,9 +259,12 @@ async fn end_signal() -> Result<()> {
 async fn hang_up(reopen: Option<Arc<AtomicBool>>) {
     let Ok(mut signals) = signal(SignalKind::hangup()) else { return };
     while signals.recv().await.is_some() {
-        info!("SIGHUP: the access log's file is opened anew");
-        if let Some(reopen) = &reopen {
-            reopen.store(true, Ordering::Relaxed);
+        match &reopen {
+            Some(reopen) => {
+                info!("SIGHUP: the access log is opened anew");
+                reopen.store(true, Ordering::Relaxed);
+            }
+            None => info!("SIGHUP: there is no access log"),
         }
     }
 }

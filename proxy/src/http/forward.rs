@@ -638,7 +638,8 @@ async fn in_try_time<T>(
         if let (Some(deadline), Some(limit)) = (&deadline, limit) {
             deadline.register(cx.waker());
             if deadline.passed() {
-                let waited = progress.map_or(Duration::ZERO, |it| it.waited(Instant::now()) - before);
+                let waited =
+                    progress.map_or(Duration::ZERO, |it| it.waited(Instant::now()).saturating_sub(before));
                 let due = began + limit + waited;
                 if due <= Instant::now() {
                     return Poll::Ready(Err(Broken::TryLate));

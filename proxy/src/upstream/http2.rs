@@ -179,8 +179,8 @@ const SEND_BUFFER: usize = 64 << 10;
 /// sending until it hears of it.
 const RESET_STREAMS: usize = 4096;
 const RESET_FOR: Duration = Duration::from_secs(30);
-/// What h2 keeps for small frames that clients have not taken, bytes, before it breaks the connection off: of all streams, as many
-/// messages of 40 bytes as their windows have room for would take five times as much.
+/// What h2 keeps for small frames that clients have not taken, bytes, before it breaks the connection off. Full windows of messages
+/// of 40 bytes, of all streams at once, would be more.
 const SMALL_FRAMES: usize = 32 << 20;
 /// A target that is silent for so many sweeps while it has requests is asked whether it is there.
 const ASK_AFTER: u32 = 5;
@@ -272,7 +272,8 @@ impl Connections {
         };
         let run = Rc::clone(&connection).run(to, Arc::clone(stats));
         *connection.task.borrow_mut() = Some(tokio::task::spawn_local(run).abort_handle());
-        group.connections.push(Rc::clone(&connection));
+        // In front of those that take no requests any more, which each request would look at else.
+        group.connections.insert(0, Rc::clone(&connection));
         Ok(Place::on(&connection))
     }
 

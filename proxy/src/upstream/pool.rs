@@ -75,8 +75,7 @@ impl Pool {
     }
 
     /// The connection that came back last, if one is left that was not idle for too long by `now`, and that the target has not
-    /// closed. Those that are found of an upstream
-    /// that has had limits since are closed.
+    /// closed. Those that are found of an upstream that has had limits since are closed.
     #[inline]
     pub fn take(&self, endpoint: Endpoint, now: Instant) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
