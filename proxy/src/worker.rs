@@ -298,8 +298,11 @@ impl Worker {
                 connections.iter().filter(|(_, it)| it.is_idle()).map(|(_, it)| Rc::clone(it)).collect()
             };
             // Those that have been idle for longest, and not all: they would come back, all at once.
-            idle.sort_by_key(|connection| connection.idle_until());
-            idle.truncate((idle.len() / 8).max(MIN_RELIEF));
+            let most = (idle.len() / 8).max(MIN_RELIEF);
+            if idle.len() > most {
+                idle.select_nth_unstable_by_key(most, |connection| connection.idle_until());
+                idle.truncate(most);
+            }
             for connection in idle {
                 connection.end_soon(now + LAST_REQUEST);
             }
