@@ -292,6 +292,8 @@ async fn the_board_outlives_its_control_plane() {
     plane.board.wait(number, None, Instant::now() + DEADLINE).await;
     let before = plane.board.rollouts(10);
     proxy.stop().await.unwrap();
+    // One that has a stream when the control plane ends is taken to come back to the next.
+    eventually("it is seen as gone", || !plane.proxy("p").connected).await;
     plane.stop().await;
 
     let plane = Plane::start(&database).await;
