@@ -37,6 +37,10 @@ pub fn split(text: &str) -> Result<Vec<Entry>, Vec<FieldError>> {
     } else {
         parse_yaml(text).map_err(|error| vec![FieldError::new("", format!("is not YAML: {error}"))])?
     };
+    if documents.iter().all(Value::is_null) {
+        // Half written, perhaps. Taken for a set of nothing, it would remove everything.
+        return Err(vec![FieldError::new("", "is empty: a document without resources is `routes: []`")]);
+    }
     let mut entries = Vec::new();
     let mut errors = Vec::new();
     let several = documents.iter().filter(|document| !document.is_null()).count() > 1;

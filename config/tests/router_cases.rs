@@ -525,7 +525,7 @@ fn fifty_thousand_siblings_are_each_found_and_removed() {
 }
 
 /// Far above what it takes, and far below what work that grows with the square or worse would take.
-const A_MOMENT: Duration = Duration::from_secs(2);
+const A_MOMENT: Duration = Duration::from_secs(20);
 
 #[test]
 fn no_request_makes_it_work_long() {

@@ -1132,7 +1132,7 @@ async fn event_streams_end_when_the_control_plane_stops() {
     let mut answer = admin.api.request(Method::GET, "/events").send().await.unwrap();
     admin.shutdown.cancel();
     let end = async { while let Ok(Some(_)) = answer.chunk().await {} };
-    tokio::time::timeout(Duration::from_secs(5), end).await.expect("the stream ends");
+    tokio::time::timeout(Duration::from_secs(30), end).await.expect("the stream ends");
 }
 
 #[tokio::test]

@@ -80,7 +80,8 @@ pub fn explain(address: SocketAddr, error: &io::Error) -> String {
 mod tests {
     use super::*;
 
-    const ANY: &str = "127.0.0.1:0";
+    /// Where no other test listens.
+    const ANY: &str = "127.0.0.77:0";
 
     #[test]
     fn every_worker_gets_a_socket_at_one_address() {

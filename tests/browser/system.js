@@ -111,7 +111,9 @@ export async function openWay(t) {
       server.close(resolve);
       for (const socket of sockets) socket.destroy();
     });
-  const own = await listen(0);
+  // Outside the range from which the kernel takes ports: while it is cut, nobody else is to get it.
+  let own = 0;
+  while (!own) own = await listen(10_000 + Math.floor(Math.random() * 22_000)).catch(() => 0);
   t.after(cut);
   return { url: `http://127.0.0.1:${own}`, cut, mend: () => listen(own) };
 }

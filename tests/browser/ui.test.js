@@ -233,6 +233,8 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     await write("PUT", `/routes/${name}`, { name, respond: { status: 204 } });
     const page = await openLoggedIn(t, browser, "/routes");
     await page.getByLabel("Find routes").fill(name);
+    // Until then the rows still move.
+    await page.waitForFunction(() => document.querySelectorAll("[data-name]").length === 1);
     await page.getByRole("switch", { name: `Enable ${name}` }).click({ force: true });
     await page.getByTestId("rollout-strip").waitFor();
     assert.equal((await call("GET", `/routes/${name}`)).json.enabled, false);
@@ -252,6 +254,7 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     await page.goto(`${url}/revisions/${first}`);
     await page.getByRole("button", { name: "Roll back to this" }).click();
     await page.getByRole("dialog").getByRole("button", { name: "Roll back" }).click();
+    await page.waitForURL((at) => /\/revisions\/\d+$/.test(at.pathname) && !at.pathname.endsWith(`/${first}`));
     await changes.locator("tr.added", { hasText: "127.0.0.1:65000" }).waitFor();
     await page.getByTestId("rollout-strip").getByText(/is live on/).waitFor();
     assert.equal((await call("GET", `/upstreams/${name}`)).json.targets[0].address, "127.0.0.1:65000");

@@ -6,10 +6,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::client::eventually;
 use crate::control_plane::{ControlPlane, Metrics, PROXY_TOKEN, metrics};
 use crate::process::{Daemon, free_port, program};
 
@@ -236,6 +237,23 @@ impl Proxy {
     /// All it has printed, over restarts.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// Waits until its data directory holds `text`, and gives the files that do: what it serves is written there soon after it
+    /// was acknowledged.
+    pub async fn wait_kept(&self, text: &str) -> Result<Vec<PathBuf>> {
+        let mut kept = Vec::new();
+        let holds = |file: &PathBuf| {
+            let bytes = std::fs::read(file).unwrap_or_default();
+            bytes.windows(text.len()).any(|part| part == text.as_bytes())
+        };
+        let found = eventually(Duration::from_secs(30), async || {
+            let Ok(entries) = std::fs::read_dir(self.dir().join("data")) else { return false };
+            kept = entries.flatten().map(|entry| entry.path()).filter(holds).collect();
+            !kept.is_empty()
+        });
+        ensure!(found.await, "{} does not keep {text:?}: {}", self.id(), self.log());
+        Ok(kept)
     }
 
     /// A directory that lasts as long as it; its data directory is `data` in it.

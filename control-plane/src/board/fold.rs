@@ -105,7 +105,7 @@ pub(super) struct State {
     pub(super) unsaved: Dirty,
     pub(super) untold: Dirty,
     /// Proxies whose traffic or last sign of life is all that changed: written less often.
-    pub(super) alive: HashSet<Arc<str>>,
+    alive: HashSet<Arc<str>>,
 }
 
 /// What changed and was not passed on yet.
@@ -442,13 +442,17 @@ impl State {
         fleet.settled = fleet.settled.max(revision.saturating_sub(1));
     }
 
-    /// What proxies with a stream to this control plane are to be written as alive.
-    pub(super) fn local_ids(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.proxies.values().filter(|proxy| proxy.stream.is_some()).map(|proxy| &proxy.node.id)
+    /// Which proxies with a stream to this control plane are to be written anew, for they are alive: those that reported since
+    /// this was last asked, or all.
+    pub(super) fn take_alive(&mut self, all: bool) -> Vec<Arc<str>> {
+        let reported = std::mem::take(&mut self.alive);
+        let local = self.proxies.values().filter(|proxy| proxy.stream.is_some());
+        local.map(|proxy| &proxy.node.id).filter(|id| all || reported.contains(*id)).cloned().collect()
     }
 
+    /// What to write of a proxy. Nothing of one that went to another control plane: that one writes it.
     pub(super) fn stored_proxy(&self, id: &str) -> Option<&Proxy> {
-        self.proxies.get(id)
+        self.proxies.get(id).filter(|proxy| proxy.replica == self.replica)
     }
 
     pub(super) fn stored_way(&self, revision: u64, fleet: &str) -> Option<Way> {
@@ -1257,6 +1261,24 @@ mod tests {
         state.read_row(5 * MS, gone, 1);
         assert!(state.proxy("b").unwrap().connected);
         assert!(state.unsaved.proxies.contains("b"), "written again, so that the other sees it");
+    }
+
+    #[test]
+    fn a_proxy_that_went_to_another_control_plane_is_not_written_here() {
+        let mut state = state();
+        state.publish(0, 1);
+        state.open(1, 1, "b", 1);
+        state.at(2, Event::Reported(Box::new(ProxyReport { node_id: "b".into(), ..ProxyReport::default() })));
+        assert!(state.stored_proxy("b").is_some());
+        state.close(3, 1, "b");
+        assert!(state.stored_proxy("b").is_some(), "it may have gone for good");
+        state.read_row(5 * MS, row_of("b", 1, 4), 1);
+        assert!(state.stored_proxy("b").is_none());
+        assert_eq!(state.take_alive(true), []);
+        state.open(6, 2, "b", 1);
+        assert!(state.stored_proxy("b").is_some());
+        assert_eq!(state.take_alive(true), ["b".into()]);
+        assert_eq!(state.take_alive(false), [], "it has not reported since");
     }
 
     #[test]

@@ -63,11 +63,8 @@ impl Board {
             if heartbeat.elapsed() >= HEARTBEAT {
                 heartbeat = Instant::now();
                 let mut state = self.state();
-                let mut alive = std::mem::take(&mut state.alive);
-                if self.sharing == Sharing::Shared {
-                    // The others take for gone what is not written anew.
-                    alive.extend(state.local_ids().cloned());
-                }
+                // Other control planes take for gone what is not written anew.
+                let alive = state.take_alive(self.sharing == Sharing::Shared);
                 state.unsaved.proxies.extend(alive);
             }
             match self.write().await {

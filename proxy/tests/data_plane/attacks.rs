@@ -196,6 +196,7 @@ fn a_client_that_reads_nothing_holds_little_whatever_its_windows() {
         }
         // Those that the proxy had no time to refuse have reached the backend, and what can be written was.
         let (mut last, mut same) = ((0, 0), 0);
+        until("many have come", || seen.load(Ordering::Relaxed) > 100).await;
         until("nothing moves any more", || {
             let now = (seen.load(Ordering::Relaxed), process.peak_memory());
             same = if std::mem::replace(&mut last, now) == now { same + 1 } else { 0 };
@@ -203,7 +204,6 @@ fn a_client_that_reads_nothing_holds_little_whatever_its_windows() {
         })
         .await;
         let begun = seen.load(Ordering::Relaxed);
-        assert!(begun > 100, "{begun}");
         let more = process.peak_memory().saturating_sub(before);
         assert!(more < 12 << 20, "{more} bytes more for the beginnings of 250 answers");
         // Who reads gets all of it.
@@ -237,6 +237,7 @@ fn tunnels_that_are_not_read_hold_little() {
         for stream in 0..200 {
             assert!(frames.send(&frame(HEADERS, END_HEADERS, 1 + 2 * stream, &connect)).await);
         }
+        until("many have come", || backend.connections() > 100).await;
         let (mut last, mut same) = ((0, 0), 0);
         until("nothing moves any more", || {
             let now = (backend.connections(), process.peak_memory());
@@ -245,8 +246,7 @@ fn tunnels_that_are_not_read_hold_little() {
         })
         .await;
         let more = process.peak_memory().saturating_sub(before);
-
-        assert!(backend.connections() > 100 && more < 14 << 20, "{more} bytes more");
+        assert!(more < 14 << 20, "{more} bytes more");
     });
 }
 
@@ -366,8 +366,12 @@ fn idle_connections_make_room_for_requests() {
 #[test]
 fn a_stream_keeps_its_deadline_whatever_others_do() {
     block_on(async {
-        let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 8 << 20])) });
-        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 1s, ").replace(
+        let large = bytes::Bytes::from(vec![b'x'; 8 << 20]);
+        let backend = Backend::start(move |_| {
+            let large = large.clone();
+            async { http::Response::new(full(large)) }
+        });
+        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 3s, ").replace(
             "routes: [",
             "routes: [{name: own, match: {paths: [{exact: /own}]}, respond: {body: own}}, ",
         );

@@ -236,7 +236,7 @@ fn with_too_few_healthy_targets_all_are_used() {
         let (a, b, c) = (Service::start("a"), Service::start("b"), Service::start("c"));
         let active = |panic: u8| {
             format!(
-                ", health_check: {{active: {{path: /health, interval: 100ms, unhealthy_after: 1, healthy_after: 1}}, panic_threshold_percent: {panic}}}"
+                ", health_check: {{active: {{path: /health, interval: 100ms, timeout: 10s, unhealthy_after: 1, healthy_after: 1}}, panic_threshold_percent: {panic}}}"
             )
         };
         let mut harness = Harness::start(&of(&[&a, &b, &c], &active(50)));
@@ -280,7 +280,7 @@ fn checks_find_out_at_once_what_works() {
         ] {
             let targets: Vec<_> = targets.into_iter().map(|address| (address, "")).collect();
             let fields = format!(
-                ", protocol: {protocol}, health_check: {{active: {{{check}, interval: 1h}}, panic_threshold_percent: 0}}"
+                ", protocol: {protocol}, health_check: {{active: {{{check}, interval: 1h, timeout: 10s}}, panic_threshold_percent: 0}}"
             );
             let harness = Harness::start(&upstream(&targets, &fields));
             until(&format!("{expected} are healthy by {check}"), || healthy(&harness) == expected).await;
@@ -292,7 +292,7 @@ fn checks_find_out_at_once_what_works() {
 fn health_survives_revisions_that_leave_the_target_alone() {
     block_on(async {
         let (a, b, c) = (Service::start("a"), Service::start("b"), Service::start("c"));
-        let fields = ", health_check: {active: {path: /health, interval: 1h}, passive: {consecutive_failures: 2, ejection: 1h}, panic_threshold_percent: 0}";
+        let fields = ", health_check: {active: {path: /health, interval: 1h, timeout: 10s}, passive: {consecutive_failures: 2, ejection: 1h}, panic_threshold_percent: 0}";
         c.ill.store(true, Ordering::Relaxed);
         let all = [&a, &b, &c].map(|service| (service.address(), ""));
         let mut harness = Harness::start(&upstream(&all, fields));
@@ -358,7 +358,7 @@ fn only_the_checks_of_the_revision_in_use_count_while_older_ones_have_requests()
             of(
                 &[&service],
                 &format!(
-                    ", health_check: {{active: {{path: {path}, interval: 100ms, statuses: [200], unhealthy_after: 1, healthy_after: 2}}, panic_threshold_percent: 0}}"
+                    ", health_check: {{active: {{path: {path}, interval: 100ms, timeout: 10s, statuses: [200], unhealthy_after: 1, healthy_after: 2}}, panic_threshold_percent: 0}}"
                 ),
             )
         };
@@ -402,7 +402,9 @@ fn a_check_that_is_new_decides_though_older_revisions_have_none() {
         };
         let mut harness = Harness::start(&fields(""));
         let _hanging = hanging(&harness, &good).await;
-        harness.apply(&fields("active: {path: /health, interval: 100ms, unhealthy_after: 1}, ")).unwrap();
+        harness
+            .apply(&fields("active: {path: /health, interval: 100ms, timeout: 10s, unhealthy_after: 1}, "))
+            .unwrap();
         until("the check has failed", || healthy(&harness) == 1).await;
         let checks = ill.checks.load(Ordering::Relaxed);
         let mut client = Client::connect(harness.address()).await;
@@ -418,7 +420,9 @@ fn a_revision_that_is_rejected_changes_nothing_of_the_targets() {
         let (good, ill) = (Service::start("good"), Service::start("ill"));
         ill.ill.store(true, Ordering::Relaxed);
         let check = |path: &str| {
-            format!(", health_check: {{active: {{path: {path}, interval: 1h}}, panic_threshold_percent: 0}}")
+            format!(
+                ", health_check: {{active: {{path: {path}, interval: 1h, timeout: 10s}}, panic_threshold_percent: 0}}"
+            )
         };
         let document = of(&[&good, &ill], &check("/health"));
         let mut harness = Harness::start(&document);
@@ -580,7 +584,7 @@ fn a_target_that_comes_back_starts_slowly() {
     block_on(async {
         let (a, b) = (Service::start("a"), Service::start("b"));
         b.ill.store(true, Ordering::Relaxed);
-        let fields = ", load_balancing: {slow_start: 8s}, health_check: {active: {path: /health, interval: 100ms, healthy_after: 1}, panic_threshold_percent: 0}";
+        let fields = ", load_balancing: {slow_start: 8s}, health_check: {active: {path: /health, interval: 100ms, timeout: 10s, healthy_after: 1}, panic_threshold_percent: 0}";
         let harness = Harness::start(&of(&[&a, &b], fields));
         let mut client = Client::connect(harness.address()).await;
         until("it is ill", || healthy(&harness) == 1).await;
@@ -614,7 +618,7 @@ fn the_own_zone_is_preferred_while_it_is_well() {
             (Service::start("near"), Service::start("also near"), Service::start("far"));
         let targets =
             [(near.address(), ", zone: a"), (also_near.address(), ", zone: a"), (far.address(), ", zone: b")];
-        let fields = ", health_check: {active: {path: /health, interval: 100ms, unhealthy_after: 1, healthy_after: 1}, panic_threshold_percent: 30}";
+        let fields = ", health_check: {active: {path: /health, interval: 100ms, timeout: 10s, unhealthy_after: 1, healthy_after: 1}, panic_threshold_percent: 30}";
         let document = upstream(&targets, fields);
         let harness = Harness::with(&document, |settings| settings.zone = Some("a".to_owned()));
         let mut client = Client::connect(harness.address()).await;
@@ -692,12 +696,12 @@ fn new_names_are_looked_up_all_at_a_time() {
                 )
             })
             .collect();
-        let mut harness = Harness::with("", |settings| settings.dns_servers = vec![dns]);
+        let mut harness = Harness::with("{}", |settings| settings.dns_servers = vec![dns]);
         let began = Instant::now();
         harness.apply(&format!("upstreams: [{}]", upstreams.join(", "))).unwrap();
         let took = began.elapsed();
         assert!(took >= Duration::from_millis(290), "a first address is waited for: {took:?}");
-        assert!(took < Duration::from_secs(2), "but not for each: {took:?}");
+        assert!(took < Duration::from_secs(5), "but not for each: {took:?}");
     });
 }
 

@@ -174,15 +174,15 @@ fn checks_tell_good_answers_from_bad_ones() {
             })
         };
         for (what, backend, check, verdict) in [
-            ("200", answering(200), "type: http", true),
-            ("500, as wanted", answering(500), "type: http, statuses: [200, 500]", true),
-            ("404, not wanted", answering(404), "type: http, statuses: [200, 500]", false),
-            ("SERVING", serving(1), "type: grpc", true),
-            ("NOT_SERVING", serving(2), "type: grpc", false),
-            ("UNKNOWN", serving(0), "type: grpc", false),
+            ("200", answering(200), "type: http, timeout: 10s", true),
+            ("500, as wanted", answering(500), "type: http, timeout: 10s, statuses: [200, 500]", true),
+            ("404, not wanted", answering(404), "type: http, timeout: 10s, statuses: [200, 500]", false),
+            ("SERVING", serving(1), "type: grpc, timeout: 10s", true),
+            ("NOT_SERVING", serving(2), "type: grpc, timeout: 10s", false),
+            ("UNKNOWN", serving(0), "type: grpc, timeout: 10s", false),
             ("silent", silent(), "type: http, timeout: 100ms", false),
             ("silent", silent(), "type: grpc, timeout: 100ms", false),
-            ("silent, but there", silent(), "type: tcp", true),
+            ("silent, but there", silent(), "type: tcp, timeout: 10s", true),
         ] {
             let fields = format!(", health_check: {{active: {{{check}, interval: 1h}}}}");
             let harness = Harness::start(&document(&[backend.address], &fields, ""));
@@ -205,7 +205,7 @@ const STRICT: [&str; 2] = [
 fn a_client_that_does_not_send_on_is_no_fault_of_the_target() {
     block_on(async {
         let cases = STRICT.iter().flat_map(|fields| {
-            ["timeout: 300ms", "retry: {attempts: 1, on: [5xx], per_try_timeout: 100ms}, timeout: 600ms"]
+            ["timeout: 2s", "retry: {attempts: 1, on: [5xx], per_try_timeout: 1s}, timeout: 3s"]
                 .map(|route| (*fields, route))
         });
         let cases = cases.map(async |(fields, route)| {
@@ -231,11 +231,15 @@ fn a_client_that_does_not_send_on_is_no_fault_of_the_target() {
 #[test]
 fn a_client_that_does_not_read_is_no_fault_of_the_target() {
     block_on(async {
-        let backend = Backend::start(|_| async { Response::new(full(vec![b'x'; 16 << 20])) });
-        for (fields, route) in STRICT
+        let large = Bytes::from(vec![b'x'; 16 << 20]);
+        let backend = Backend::start(move |_| {
+            let large = large.clone();
+            async { Response::new(full(large)) }
+        });
+        let cases = STRICT
             .iter()
-            .flat_map(|fields| ["timeout: 300ms", "idle_timeout: 300ms"].map(|route| (*fields, route)))
-        {
+            .flat_map(|fields| ["timeout: 2s", "idle_timeout: 2s"].map(|route| (*fields, route)));
+        let cases = cases.map(async |(fields, route)| {
             let harness = Harness::start(&document(&[backend.address], fields, &format!(", {route}")));
             let mut clients = Vec::new();
             for _ in 0..4 {
@@ -254,7 +258,8 @@ fn a_client_that_does_not_read_is_no_fault_of_the_target() {
                 .start(Request::get("/").body(full("")).unwrap())
                 .await;
             assert_eq!(head.unwrap().status(), 200, "{fields} {route}");
-        }
+        });
+        futures_util::future::join_all(cases).await;
     });
 }
 
@@ -384,8 +389,11 @@ routes: [{{name: all, forward: {{upstreams: [{{name: u}}], mirror: {{upstream: s
                 assert_eq!(client.send(request).await.status, 200);
             }
         }
-        until("all copies are there", || seen.lock().unwrap().len() == 40).await;
-        let seen = seen.lock().unwrap();
+        let all = |seen: &BTreeMap<String, _>| (0..40).all(|user| seen.contains_key(&user.to_string()));
+        until("all copies are there", || all(&seen.lock().unwrap())).await;
+        let mut seen = seen.lock().unwrap();
+        // Of the users before, some copies may have come late.
+        seen.retain(|user, _| !user.starts_with('u'));
         assert!(seen.values().all(|shadows| shadows.len() == 1), "{seen:?}");
         assert!(seen.values().flatten().collect::<BTreeSet<_>>().len() > 1, "{seen:?}");
     });
@@ -397,12 +405,12 @@ fn the_time_in_which_nothing_may_move_begins_anew_with_the_answer() {
         let backend = Backend::raw(|mut stream| async move {
             if read_head(&mut stream).await.is_some() {
                 for part in ["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", "late"] {
-                    tokio::time::sleep(Duration::from_secs(2)).await;
+                    tokio::time::sleep(Duration::from_secs(3)).await;
                     let _ = stream.write_all(part.as_bytes()).await;
                 }
             }
         });
-        let harness = Harness::start(&document(&[backend.address], "", ", idle_timeout: 3s"));
+        let harness = Harness::start(&document(&[backend.address], "", ", idle_timeout: 5s"));
         assert_eq!(harness.get("/").await.text(), "late");
     });
 }
@@ -431,7 +439,7 @@ fn a_connect_gets_the_connection_that_is_idle() {
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
             }
         });
-        let limits = ", circuit_breaker: {limits: {connections: 1, pending: 1}}";
+        let limits = ", connect_timeout: 10s, circuit_breaker: {limits: {connections: 1, pending: 1}}";
         let harness = Harness::start(&document(&[backend.address], limits, ", upgrades: [connect]"));
         for _ in 0..5 {
             assert_eq!(harness.get("/").await.status, 200);
@@ -446,21 +454,21 @@ fn a_connect_gets_the_connection_that_is_idle() {
 #[test]
 fn whoever_was_waited_for_longer_is_at_fault() {
     block_on(async {
-        // The target takes half a second; the client sends its last byte when hardly that is left, or says no more.
+        // The target takes two seconds; the client sends its last byte when less is left of the time.
         let backend = Backend::start(|request| async move {
             let _ = request.into_body().collect().await;
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
             Response::new(full("ok"))
         });
-        let attempt = "retry: {attempts: 1, on: [5xx], per_try_timeout: 1s}, timeout: 10s";
+        let attempt = "retry: {attempts: 1, on: [5xx], per_try_timeout: 5s}, timeout: 20s";
         let cases =
-            STRICT.iter().flat_map(|fields| [("timeout: 2s", 408), (attempt, 200)].map(|it| (*fields, it)));
+            STRICT.iter().flat_map(|fields| [("timeout: 6s", 408), (attempt, 200)].map(|it| (*fields, it)));
         let cases = cases.map(async |(fields, (route, status))| {
             let harness = Harness::start(&document(&[backend.address], fields, &format!(", {route}")));
             let slow = (0..4).map(async |_| {
                 let mut stream = TcpStream::connect(harness.address()).await.unwrap();
                 stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n1").await.unwrap();
-                tokio::time::sleep(Duration::from_millis(1700)).await;
+                tokio::time::sleep(Duration::from_millis(5200)).await;
                 stream.write_all(b"2").await.unwrap();
                 read_head(&mut stream).await.unwrap()
             });

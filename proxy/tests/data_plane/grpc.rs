@@ -219,7 +219,7 @@ fn what_the_proxy_says_itself_is_a_status_of_grpc() {
             assert!(message.is_empty() || status.message() == message, "{case}: {status:?}");
         }
         // Others get what they understand.
-        let harness = Harness::start("");
+        let harness = Harness::start("{}");
         let mut client = Client::connect_http2(harness.address()).await;
         for (content_type, te, status) in [
             ("application/grpc", "trailers", 200),

@@ -106,7 +106,7 @@ fn a_head_that_does_not_come_in_time_is_answered_408() {
 fn an_idle_connection_is_closed() {
     block_on(async {
         let backend = Backend::echo();
-        let harness = start("{idle_timeout: 1s}", backend.address);
+        let harness = start("{idle_timeout: 3s}", backend.address);
         let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
         let (answer, nothing) = tokio::join!(raw(small(&harness), request), raw(small(&harness), b""));
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
@@ -175,7 +175,7 @@ fn an_answer_that_takes_too_long_breaks_off() {
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
             while matches!(stream.read(&mut [0; 100]).await, Ok(1..)) {}
         });
-        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 1s, ");
+        let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 3s, ");
         let harness = Harness::start(&document);
         let ask = async |wire: Wire| {
             let mut client = Client::speaking(wire, harness.address()).await;
@@ -191,9 +191,13 @@ fn an_answer_that_takes_too_long_breaks_off() {
 fn a_client_that_does_not_take_its_answer_in_time_is_left() {
     block_on(async {
         let (sender, receiver) = signalbox_proxy::telemetry::access_log::channel(100);
-        let backend = Backend::start(|_| async { http::Response::new(full(vec![b'x'; 64 << 20])) });
+        let large = bytes::Bytes::from(vec![b'x'; 64 << 20]);
+        let backend = Backend::start(move |_| {
+            let large = large.clone();
+            async { http::Response::new(full(large)) }
+        });
         let document = forward_to(backend.address)
-            .replace("forward: {", "forward: {timeout: 1s, ")
+            .replace("forward: {", "forward: {timeout: 3s, ")
             .replace("prefix: /", "exact: /");
         let harness = Harness::with_log(&document, Some(sender));
         let mut left = String::new();

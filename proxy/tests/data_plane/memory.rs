@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 
-use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, forward_over, full};
+use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, forward_over, full, until};
 
 /// How many bytes the backend was asked for, of a body that has no end.
 fn endless(taken: std::sync::Arc<std::sync::atomic::AtomicU64>) -> AnyBody {
@@ -93,7 +93,8 @@ fn an_upload_that_is_not_taken_holds_up_no_other_of_its_connection() {
             stalled.start(Request::post("/stalled").body(body).unwrap()).await.is_ok()
         });
         // What the kernel, the proxy and the stream's window take is full.
-        assert!(settled(&sent).await > 1 << 20);
+        until("some was taken", || sent.load(std::sync::atomic::Ordering::Relaxed) > 1 << 20).await;
+        settled(&sent).await;
         let request = Request::post("/taken").body(full(vec![b'x'; 3 << 20])).unwrap();
         assert_eq!(client.send(request).await.text(), (3 << 20).to_string());
     });

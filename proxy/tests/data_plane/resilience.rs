@@ -82,7 +82,7 @@ fn what_failed_is_sent_to_another_target() {
             (reset.address, on_reset, "POST", false),
             (reset.address, "[reset], methods: [POST]", "POST", true),
             (reset.address, "[reset], methods: [POST]", "GET", false),
-            (hangs.address, "[reset], per_try_timeout: 1s", "GET", true),
+            (hangs.address, "[reset], per_try_timeout: 2s", "GET", true),
             (unavailable.address, on_gateway, "GET", true),
             (unavailable.address, on_5xx, "DELETE", true),
             (unavailable.address, on_reset, "GET", false),
@@ -129,7 +129,7 @@ fn what_a_target_may_have_begun_is_not_sent_again_when_a_try_is_late() {
             let harness = Harness::start(&document(
                 &[hangs.address],
                 &format!(", protocol: {protocol}"),
-                ", retry: {on: [reset], attempts: 2, per_try_timeout: 1s}",
+                ", retry: {on: [reset], attempts: 2, per_try_timeout: 2s}",
             ));
             let mut client = Client::connect(harness.address()).await;
             for (method, sent) in [("GET", 3), ("POST", 1), ("POST", 1)] {
@@ -184,11 +184,11 @@ fn the_time_of_a_request_is_not_that_of_an_answer_that_was_not_wanted() {
                 status(503, "bad")
             }
         });
-        let forward = ", timeout: 500ms, retry: {on: [5xx]}";
+        let forward = ", timeout: 3s, retry: {on: [5xx]}";
         let harness = Harness::with_log(&document(&[backend.address], "", forward), Some(sender));
         assert_eq!(harness.get("/").await.status, 504);
         let line = &lines(&receiver, 1).await[0];
-        assert!(line["duration_ms"].as_f64().unwrap() >= 400.0, "{line}");
+        assert!(line["duration_ms"].as_f64().unwrap() >= 2900.0, "{line}");
         assert!(line["upstream_ms"].is_null(), "{line}");
     });
 }
@@ -793,20 +793,17 @@ fn a_dependency_that_hangs_is_isolated_and_the_rest_does_not_feel_it() {
     block_on(async {
         // Anew when it took too long, for the machine may have stood still; a breaker that is late is late each time.
         for attempt in 1.. {
-            let took = isolate().await;
-            if took <= ISOLATED_WITHIN {
-                break;
-            }
-            assert!(attempt < 3, "isolated after {took:?}");
+            let Err(late) = isolate().await else { break };
+            assert!(attempt < 3, "{late}");
         }
     });
 }
 
 const ISOLATED_WITHIN: Duration = Duration::from_millis(1200);
 
-/// Has a dependency hang, and says after how long it was isolated; what comes of it is seen only if that was in time.
+/// Has a dependency hang. An error says what took too long.
 #[expect(clippy::print_stdout, reason = "the figures are what a reader of the log looks for")]
-async fn isolate() -> Duration {
+async fn isolate() -> Result<(), String> {
     let hangs = Arc::<AtomicBool>::default();
     let hung = Arc::clone(&hangs);
     let dependency = Backend::start(move |_| {
@@ -851,7 +848,7 @@ routes:
     let isolated = dependents.lock().unwrap().iter().find(|(_, status, _)| *status == 299).unwrap().0;
     let took = isolated.duration_since(hanging);
     if took > ISOLATED_WITHIN {
-        return took;
+        return Err(format!("isolated after {took:?}"));
     }
     let state = |state: u8| format!("signalbox_upstream_breaker_state{{upstream=\"dependency\"}} {state}");
     until("the metrics say so", || metrics(&harness).contains(&state(2))).await;
@@ -877,7 +874,9 @@ routes:
     let (before, during) = (p99(&others, began, hanging), p99(&others, hanging, end));
     println!("isolated after {took:?}; p99 of the rest {before:?} before, {during:?} during");
     // Who had to wait for what hangs would wait for as long as a request to it may take, 800 ms.
-    assert!(during < Duration::from_millis(400), "p99 {before:?} before, {during:?} during");
+    if during > Duration::from_millis(400) {
+        return Err(format!("p99 {before:?} before, {during:?} during"));
+    }
     hangs.store(false, Ordering::Relaxed);
     let recovered = Instant::now();
     until("it is used again", || {
@@ -889,7 +888,7 @@ routes:
     dependent.join_all().await;
     rest.join_all().await;
     assert!(others.lock().unwrap().iter().all(|(_, status, _)| *status == 200));
-    took
+    Ok(())
 }
 
 #[test]

@@ -799,7 +799,7 @@ fn targets_are_checked_through_tls_too() {
             for check in ["type: http, path: /", "type: grpc", "type: tcp"] {
                 let document = |tls: &str| {
                     let more = format!(
-                        "{tls}}}, protocol: {protocol}, health_check: {{panic_threshold_percent: 0, active: {{{check}, interval: 100ms, healthy_after: 1, unhealthy_after: 1}}}}, labels: {{a: b"
+                        "{tls}}}, protocol: {protocol}, health_check: {{panic_threshold_percent: 0, active: {{{check}, interval: 100ms, timeout: 10s, healthy_after: 1, unhealthy_after: 1}}}}, labels: {{a: b"
                     );
                     target.document("127.0.0.1", &more, "")
                 };
@@ -856,7 +856,7 @@ fn a_session_is_not_resumed_after_the_clients_certificate_has_expired() {
         let clients = authority("clients");
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["alice.example".to_owned()]).unwrap();
-        let until_then = std::time::SystemTime::now() + Duration::from_secs(3);
+        let until_then = std::time::SystemTime::now() + Duration::from_secs(8);
         params.not_after = until_then.into();
         let certificate = params.signed_by(&key, &clients).unwrap();
         let alice = Issued { certificate: certificate.pem(), key: key.serialize_pem() };

@@ -73,12 +73,11 @@ async fn a_certificate_goes_from_the_api_to_a_handshake_and_its_key_to_nobody_el
         assert!(!bytes.windows(line.len()).any(|it| it == line.as_bytes()), "{}", file.display());
     }
     // A proxy needs it to start without a control plane, and keeps it for itself.
-    let holding = files(proxy.dir())
-        .into_iter()
-        .filter(|file| std::fs::read(file).unwrap().windows(line.len()).any(|it| it == line.as_bytes()));
-    let modes: Vec<u32> =
-        holding.map(|file| std::fs::metadata(file).unwrap().permissions().mode() & 0o777).collect();
-    assert!(!modes.is_empty() && modes.iter().all(|mode| *mode == 0o600), "{modes:?}");
+    for file in proxy.wait_kept(line).await.unwrap() {
+        // One that is being replaced may be gone.
+        let Ok(metadata) = std::fs::metadata(&file) else { continue };
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{}", file.display());
+    }
     control_plane.stop().unwrap();
     proxy.kill9();
     proxy.start().await.unwrap();

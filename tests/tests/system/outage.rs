@@ -27,6 +27,7 @@ async fn proxies_serve_and_restart_while_the_control_plane_is_away_and_catch_up_
     gateway.control_plane.kill9();
     let end = Instant::now() + outage();
     let restarted = &mut gateway.proxies[2];
+    restarted.wait_kept("before").await.unwrap();
     restarted.kill9();
     restarted.start().await.unwrap();
     while Instant::now() < end {

@@ -1,6 +1,8 @@
 //! Several control planes on one PostgreSQL.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -83,11 +85,14 @@ async fn a_control_plane_far_from_the_database_gets_its_turn_beside_one_that_wri
     let api = near.api().clone();
     let before = api.head().await.unwrap();
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let count = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&count);
     let busy = tokio::spawn(async move {
         let mut written = Vec::new();
         while stopped.try_recv().is_err() {
             let path = format!("/{}", written.len());
             written.push(api.put("routes", "near", &respond(&path, "near")).await.unwrap());
+            counted.store(written.len(), Ordering::Relaxed);
         }
         written
     });
@@ -96,9 +101,10 @@ async fn a_control_plane_far_from_the_database_gets_its_turn_beside_one_that_wri
         let name = format!("far-{index}");
         revisions.insert(far.api().put("routes", &name, &respond(&format!("/{name}"), &name)).await.unwrap());
     }
+    let more = async || count.load(Ordering::Relaxed) > revisions.len();
+    assert!(eventually(Duration::from_secs(30), more).await, "the near one is held up");
     stop.send(()).unwrap();
     let written = busy.await.unwrap();
-    assert!(written.len() > revisions.len(), "the near one was held up: {} writes", written.len());
     revisions.extend(written);
     assert_eq!(revisions.len() as u64, near.api().head().await.unwrap() - before);
 }

@@ -93,7 +93,9 @@ async fn a_soak_brings_no_wrong_answer_and_no_growth() {
         ],
     });
     let revision = api.apply(&document).await.unwrap();
-    api.wait_default(revision).await.unwrap();
+    for fleet in ["default", "edge"] {
+        api.wait(revision, fleet).await.unwrap();
+    }
     let addresses: Vec<SocketAddr> = gateway.proxies.iter().map(Proxy::http).collect();
 
     let bodies = Load::on(addresses.clone()).request(posted).check(echoed).start().await.unwrap();

@@ -48,6 +48,13 @@ impl Follower {
     }
 }
 
+/// As a whole, so that no part of it is read.
+fn replace(path: &Path, content: impl AsRef<[u8]>) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, content).unwrap();
+    std::fs::rename(&new, path).unwrap();
+}
+
 const TWO: &str = "
 routes:
   - {name: a, match: {}, respond: {status: 200, body: a}}
@@ -58,10 +65,10 @@ routes:
 async fn a_file_is_applied_and_again_when_it_changes_and_costs_its_change() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("signalbox.yaml");
-    std::fs::write(&path, TWO).unwrap();
+    replace(&path, TWO);
     let follower = Follower::start(&path);
     follower.until_serves(&["route/a", "route/b"]).await;
-    std::fs::write(&path, format!("{TWO}  - {{name: c, match: {{}}, respond: {{status: 204}}}}\n")).unwrap();
+    replace(&path, format!("{TWO}  - {{name: c, match: {{}}, respond: {{status: 204}}}}\n"));
     follower.until_serves(&["route/a", "route/b", "route/c"]).await;
     assert_eq!(follower.applied(), [(1, 2), (2, 1)]);
     follower.shutdown.cancel();
@@ -73,12 +80,12 @@ async fn of_a_file_a_proxy_serves_what_is_for_its_fleet() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("signalbox.yaml");
     let fleets = |of_b: &str| TWO.replace("name: b,", &format!("name: b, fleets: [{of_b}],"));
-    std::fs::write(&path, fleets("other")).unwrap();
+    replace(&path, fleets("other"));
     let follower = Follower::start(&path);
     follower.until_serves(&["route/a"]).await;
-    std::fs::write(&path, fleets("other, edge")).unwrap();
+    replace(&path, fleets("other, edge"));
     follower.until_serves(&["route/a", "route/b"]).await;
-    std::fs::write(&path, fleets("other")).unwrap();
+    replace(&path, fleets("other"));
     follower.until_serves(&["route/a"]).await;
 }
 
@@ -86,16 +93,16 @@ async fn of_a_file_a_proxy_serves_what_is_for_its_fleet() {
 async fn a_file_that_has_not_changed_for_a_while_is_still_followed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("signalbox.yaml");
-    std::fs::write(&path, TWO).unwrap();
+    replace(&path, TWO);
     let follower = Follower::start(&path);
     follower.until_serves(&["route/a", "route/b"]).await;
     let began = std::time::Instant::now();
     // From then on it is told by its times whether it is still the same.
     eventually("it is old enough", || began.elapsed().as_millis() > 4_500).await;
     // As long as before, and changed at once again.
-    std::fs::write(&path, TWO.replace("body: b", "body: x")).unwrap();
+    replace(&path, TWO.replace("body: b", "body: x"));
     eventually("it is applied", || follower.applied().len() == 2).await;
-    std::fs::write(&path, TWO.replace("body: b", "body: y")).unwrap();
+    replace(&path, TWO.replace("body: b", "body: y"));
     eventually("it is applied again", || follower.applied() == [(1, 2), (2, 1), (3, 1)]).await;
 }
 
@@ -126,10 +133,7 @@ async fn a_broken_file_keeps_the_last_good_one_and_says_what_is_wrong() {
     let follower = Follower::start(&path);
     let missing = follower.until_rejects(1).await;
     assert!(missing[0].contains("cannot be read"), "{missing:?}");
-    // Replaced as a whole, for the first that is good is not looked at twice.
-    let new = dir.path().join("new");
-    std::fs::write(&new, TWO).unwrap();
-    std::fs::rename(&new, &path).unwrap();
+    replace(&path, TWO);
     follower.until_serves(&["route/a", "route/b"]).await;
     eventually("nothing is wrong any more", || follower.status.borrow().rejected.is_empty()).await;
     let cases = [
@@ -138,6 +142,7 @@ async fn a_broken_file_keeps_the_last_good_one_and_says_what_is_wrong() {
             &["respond.status", "colour"][..],
         ),
         ("routes: [", &["YAML"]),
+        ("# nothing yet\n---\n", &["is empty"]),
         (
             "{kind: route, name: a, match: {}, forward: {upstreams: [{name: nowhere}]}}",
             &["nowhere", "does not exist"],
@@ -148,17 +153,17 @@ async fn a_broken_file_keeps_the_last_good_one_and_says_what_is_wrong() {
         ),
     ];
     for (times, (text, parts)) in cases.into_iter().enumerate() {
-        std::fs::write(&path, text).unwrap();
+        replace(&path, text);
         let reasons = follower.until_rejects(times as u64 + 2).await.join("; ");
         for part in parts {
             assert!(reasons.contains(part), "{reasons}");
         }
     }
-    std::fs::write(&path, b"\xff\xfe").unwrap();
-    follower.until_rejects(6).await;
+    replace(&path, b"\xff\xfe");
+    follower.until_rejects(7).await;
     assert_eq!(follower.applied(), [(1, 2)]);
     // As it was before all that: nothing has changed.
-    std::fs::write(&path, TWO).unwrap();
+    replace(&path, TWO);
     eventually("it is good again", || follower.status.borrow().rejected.is_empty()).await;
     assert_eq!(follower.applied(), [(1, 2)]);
 }
@@ -167,11 +172,11 @@ async fn a_broken_file_keeps_the_last_good_one_and_says_what_is_wrong() {
 async fn what_the_host_stood_in_the_way_of_is_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("signalbox.yaml");
-    std::fs::write(&path, TWO).unwrap();
+    replace(&path, TWO);
     let follower = Follower::start(&path);
     follower.until_serves(&["route/a", "route/b"]).await;
     follower.recorder.refuse(Some("the port is taken"));
-    std::fs::write(&path, "{kind: route, name: z, match: {}, respond: {status: 200}}").unwrap();
+    replace(&path, "{kind: route, name: z, match: {}, respond: {status: 200}}");
     let reasons = follower.until_rejects(1).await;
     assert_eq!(reasons, ["listener/http: address: the port is taken"]);
     follower.recorder.refuse(None);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ use tonic::{Request, Streaming};
 pub(crate) const TOKEN: &str = "a proxy's token";
 
 /// How long anything may take before a test fails.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A database for the length of a test.
 pub(crate) struct Database {
@@ -473,6 +473,7 @@ pub(crate) struct Proxy {
     pub(crate) status: watch::Receiver<Status>,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), StartError>>,
+    data_dir: PathBuf,
 }
 
 impl Proxy {
@@ -506,7 +507,7 @@ impl Proxy {
         let (sender, status) = watch::channel(Status::default());
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(source::run(source, recorder.clone(), sender, shutdown.clone()));
-        Self { recorder, status, shutdown, task }
+        Self { recorder, status, shutdown, task, data_dir: data_dir.to_owned() }
     }
 
     pub(crate) fn serves(&self) -> Option<u64> {
@@ -529,9 +530,13 @@ impl Proxy {
 
     /// Ends it as a crash would.
     pub(crate) async fn kill(self) {
+        // What opens the directory would go on without the task.
+        let mut status = self.status.clone();
+        soon("it has begun", status.wait_for(|status| !status.node_id.is_empty())).await.unwrap();
         self.task.abort();
-        // Until then it holds its data directory.
         assert!(soon("it is gone", self.task).await.unwrap_err().is_cancelled());
+        let lock = std::fs::File::open(self.data_dir.join("lock")).unwrap();
+        eventually("its directory is free", || lock.try_lock().is_ok()).await;
     }
 
     /// Ends it in order.

@@ -9,6 +9,7 @@ use serde_json::json;
 use signalbox_config::{Fingerprint, Resource, ResourceKey};
 use signalbox_control_plane::board::Sharing;
 use signalbox_plugins::Catalog;
+use signalbox_tests::free_port;
 use tempfile::TempDir;
 
 use crate::harness::*;
@@ -44,7 +45,7 @@ async fn at_rest_every_proxy_has_what_the_store_has() {
     };
     for replica in 0..REPLICAS {
         world.planes.push(None);
-        world.addresses.push(([127, 0, 0, 1], 0).into());
+        world.addresses.push(([127, 0, 0, 1], free_port()).into());
         world.start_plane(replica).await;
         world.addresses[replica] = world.planes[replica].as_ref().unwrap().address;
     }
