@@ -39,7 +39,7 @@ pub enum LoadBalancing {
     /// Of two that are drawn by weight, the one that is faster by its latency of late, its peaks above all, and by how
     /// busy it is.
     PeakEwma,
-    /// By a hash of the request; when a target leaves, only its own keys move.
+    /// By a hash of the request; when a target leaves, or its weight changes, only its own keys move.
     RingHash,
     /// By a hash of the request, more evenly; when a target leaves, a few other keys move too.
     Maglev,

@@ -23,6 +23,8 @@ pub struct Incoming {
     left: Option<u64>,
     data_over: bool,
     over: bool,
+    /// Told that it is waited for, where the peer wants to know before it sends any.
+    awaited: Option<Rc<Cell<bool>>>,
 }
 
 /// A body on its way to the peer.
@@ -90,12 +92,23 @@ impl Incoming {
         let over = stream.is_end_stream();
         let length = if over { None } else { headers.get(header::CONTENT_LENGTH) };
         let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        Self { stream, left, data_over: over, over }
+        Self { stream, left, data_over: over, over, awaited: None }
+    }
+
+    /// Lets it be known when it is waited for.
+    pub fn tell(&mut self) -> Rc<Cell<bool>> {
+        Rc::clone(self.awaited.get_or_insert_default())
     }
 
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         while !self.data_over {
-            match ready!(self.stream.poll_data(cx)) {
+            let data = self.stream.poll_data(cx);
+            if data.is_pending()
+                && let Some(awaited) = &self.awaited
+            {
+                awaited.set(true);
+            }
+            match ready!(data) {
                 None => self.data_over = true,
                 Some(Ok(data)) => {
                     // It only fails when more is released than was taken.

@@ -11,6 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg, sockopt,
@@ -144,7 +145,8 @@ fn send(stream: &mut UnixStream, text: &str, sockets: &[BorrowedFd<'_>]) -> io::
     if !sockets.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(sockets)) {
         return Err(malformed());
     }
-    let sent = sendmsg(&*stream, &[IoSlice::new(&record)], &mut beside, SendFlags::NOSIGNAL)?;
+    let sent =
+        retry_on_intr(|| sendmsg(&*stream, &[IoSlice::new(&record)], &mut beside, SendFlags::NOSIGNAL))?;
     stream.write_all(record.get(sent..).unwrap_or_default())
 }
 
@@ -152,8 +154,9 @@ fn receive(stream: &mut UnixStream) -> io::Result<Option<(SocketAddr, Vec<TcpLis
     let mut record: Record = [0; 64];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        recvmsg(&*stream, &mut [IoSliceMut::new(&mut record)], &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+    let received = retry_on_intr(|| {
+        recvmsg(&*stream, &mut [IoSliceMut::new(&mut record)], &mut beside, RecvFlags::CMSG_CLOEXEC)
+    })?;
     if received.bytes == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

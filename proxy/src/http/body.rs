@@ -153,7 +153,10 @@ pub enum RequestBodyError {
 }
 
 impl ClientBody {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         match self {
             Self::None => Poll::Ready(None),
             Self::Http1(incoming) => Pin::new(incoming).poll_frame(cx).map_err(RequestBodyError::Client),
@@ -357,6 +360,11 @@ impl Patience {
 }
 
 impl Stream {
+    /// What has not been taken of it.
+    pub fn into_incoming(self: Box<Self>) -> ClientBody {
+        self.incoming
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         if let Some(kept) = &mut self.kept {
             if let Some(frame) = kept.replay() {

@@ -69,6 +69,9 @@ pub struct Downstream {
     wrote: Cell<bool>,
     /// Requests of HTTP/2 since something was written.
     asked: Cell<u32>,
+    /// Requests of HTTP/2, and how many of them the client broke off before they were answered.
+    begun: Cell<u64>,
+    broken_off: Cell<u64>,
     /// Of HTTP/2: since when the client knows that it is to end.
     leaving: Cell<Option<Instant>>,
     /// How long it may stay without a request.
@@ -124,6 +127,10 @@ const UNTAKEN: Duration = Duration::from_secs(10);
 /// Requests of HTTP/2 that are taken while nothing is written: more than there may be at a time, for some may be given up.
 const MAX_ASKED: u32 = 1024;
 
+/// A client of HTTP/2 that has broken off so many requests, and half of all, makes targets work for nothing: its connection is
+/// closed. Envoy draws the line there, too.
+const MANY_BROKEN_OFF: u64 = 500;
+
 /// What an HTTP/2 client asks for so long after it was told that the connection ends is not answered any more.
 const LEAVING: Duration = Duration::from_secs(10);
 
@@ -156,6 +163,8 @@ impl Downstream {
             given_up: Cell::new(false),
             wrote: Cell::new(false),
             asked: Cell::new(0),
+            begun: Cell::new(0),
+            broken_off: Cell::new(0),
             leaving: Cell::new(None),
             idle_until: Cell::new(Instant::now()),
             tunnel: RefCell::default(),
@@ -316,7 +325,14 @@ impl Downstream {
     pub(super) fn may_ask(&self) -> bool {
         let asked = self.asked.get() + 1;
         self.asked.set(asked);
-        asked <= MAX_ASKED
+        self.begun.set(self.begun.get() + 1);
+        let broken_off = self.broken_off.get();
+        asked <= MAX_ASKED && (broken_off < MANY_BROKEN_OFF || broken_off * 2 < self.begun.get())
+    }
+
+    /// A client of HTTP/2 has broken off a request before it was answered.
+    pub(super) fn breaks_off(&self) {
+        self.broken_off.set(self.broken_off.get() + 1);
     }
 
     /// Whether it is to end with its next answer.

@@ -48,7 +48,7 @@ pub(super) struct Request<'a> {
     pub(super) prefix_len: usize,
 }
 
-/// How much of a request's body is kept for a retry, bytes; larger ones are not sent again.
+/// How much of a request's body is kept so that it can be sent again, bytes; larger ones are not.
 const KEPT: usize = 64 << 10;
 
 /// Retries wait for a random time up to this, doubled for each, as Envoy's do.
@@ -192,6 +192,10 @@ fn encode(
     let mut request = Outgoing::new(head, body, buffer, |out| forwarded.write(out, &head.headers, by_others));
     request.repeatable = repeatable;
     request.switches = switches;
+    if repeatable {
+        // For a target that closes an idle connection just when it is used again.
+        request.keep(KEPT);
+    }
     if protocol == UpstreamProtocol::Auto && !switches {
         forwarded.insert(&mut head.headers, by_others);
         request.or_http2(head, &scheme).ok_or(Failure::Misconfigured)?;
@@ -520,6 +524,8 @@ fn admit(upstream: &Upstream) -> Option<Option<Trial>> {
 /// What is answered when nothing may be sent.
 fn refuse(exchange: &mut Exchange, upstream: &Upstream) -> Result<Answer, Failure> {
     let fallback = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.fallback.as_ref());
+    // A call of gRPC that is answered with success, and without a message, would be a broken one.
+    let fallback = fallback.filter(|fallback| !(exchange.is_grpc && fallback.status.is_success()));
     let Some(fallback) = fallback else { return Err(Failure::Overflow) };
     exchange.noted = Flag::Overflow;
     Ok(Answer::Own(respond(fallback)))

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request, response};
@@ -55,12 +55,15 @@ pub async fn handle(
     let connects = head.method == Method::CONNECT;
     let headless = head.method == Method::HEAD;
     let bodiless = body.is_end();
-    let small = body.size_hint().exact().is_some_and(|length| length <= SMALL);
+    // Asked to be told to go on, a client sends nothing before.
+    let small = body.size_hint().exact().is_some_and(|length| length <= SMALL)
+        && !head::expects_continue(&head.headers);
+    let (mut client, mut body) = (body, RequestBody::Empty);
     let serving = Rc::clone(&exchange.serving);
     let mut left = None;
     let overload = &exchange.downstream.worker.overload;
     let answer = match overload.refuses() {
-        None => decide(&mut exchange, &serving, head, body, &mut left).await,
+        None => decide(&mut exchange, &serving, head, (&mut client, &mut body), &mut left).await,
         Some(refusal) => {
             if refusal == Refusal::TooLate {
                 exchange.downstream.end_after_this();
@@ -93,9 +96,12 @@ pub async fn handle(
         matches!(&answer, Answer::Target(parts, _) if parts.status == StatusCode::SWITCHING_PROTOCOLS);
     let all_read = exchange.progress.as_ref().map(|progress| progress.state.get() == State::Done);
     let all_read = all_read.unwrap_or(bodiless);
-    if !all_read && !small && matches!(answer, Answer::Own(_)) {
-        // hyper would close without a word, and who takes the connection for usable would lose a request.
-        exchange.downstream.end_after_this();
+    if !all_read && matches!(answer, Answer::Own(_)) && !exchange.downstream.http2.get() {
+        let goes_on = small && !exchange.downstream.says_close() && read_over(client, body).await;
+        if !goes_on {
+            // hyper would close without a word, and who takes the connection for usable would lose a request.
+            exchange.downstream.end_after_this();
+        }
     }
     let status = match &mut answer {
         Answer::Own(response) => {
@@ -168,8 +174,10 @@ async fn end_of(exchange: &Exchange, body: &mut AnswerBody) {
     }
 }
 
-/// A body of so many bytes is there when its head is, and read over.
+/// A body of so many bytes is hardly ever far behind its head. Where nobody wants it, it is waited for for a moment, so that the
+/// connection can go on.
 const SMALL: u64 = 8 << 10;
+const MOMENT: Duration = Duration::from_millis(50);
 
 /// Frames that a target may send where there may be no body.
 const MAX_NOTHING: usize = 8;
@@ -222,12 +230,33 @@ fn switched(exchange: &Exchange, answer: Answer, connects: bool) -> Result<Answe
     if connects && status.is_success() { Err(Failure::Reset) } else { Ok(answer) }
 }
 
+/// Reads over what nobody has taken of a request, if it comes soon; whether it did.
+async fn read_over(client: ClientBody, body: RequestBody) -> bool {
+    let mut unread = match body {
+        RequestBody::Stream(stream) => stream.into_incoming(),
+        RequestBody::Empty | RequestBody::Whole(_) | RequestBody::Replay { .. } => client,
+    };
+    if matches!(unread, ClientBody::None) {
+        return false;
+    }
+    let end = async {
+        loop {
+            match poll_fn(|cx| unread.poll_frame(cx)).await {
+                None => return true,
+                Some(Ok(_)) => {}
+                Some(Err(_)) => return false,
+            }
+        }
+    };
+    tokio::time::timeout(MOMENT, end).await.unwrap_or(false)
+}
+
 /// Finds the route, runs its plugins, and does what it says.
 async fn decide<'a>(
     exchange: &mut Exchange,
     serving: &'a Active,
     head: &mut request::Parts,
-    body: ClientBody,
+    (client, body): (&mut ClientBody, &mut RequestBody),
     left: &mut Option<Box<Left<'a>>>,
 ) -> Result<Answer, Failure> {
     let special = Special::of(&head.headers);
@@ -241,8 +270,12 @@ async fn decide<'a>(
     }
     head::disbelieve(&mut head.headers, special, exchange.is_told());
     head::check(head, special)?;
-    // That of HTTP/1.1 was refused when it was read.
     let limits = &exchange.listener.limits;
+    if exchange.downstream.http2.get() {
+        // Before they are counted: how a client splits them is up to it.
+        head::join_cookies(&mut head.headers, special);
+    }
+    // That of HTTP/1.1 was refused when it was read.
     if exchange.downstream.http2.get()
         && (head.headers.len() > limits.header_count || head::size(head) > limits.header_size)
     {
@@ -266,15 +299,15 @@ async fn decide<'a>(
     head::prepare_request(&mut head.headers, special);
     // As the client asked for it; a plugin may change it.
     let host = head.headers.get(header::HOST).cloned();
-    if body.is_end() && head::announces_body(&head.headers, special) {
+    if client.is_end() && head::announces_body(&head.headers, special) {
         return Err(Failure::BadRequest("The request has less body than it says."));
     }
-    let mut body = incoming(exchange, body)?;
+    *body = incoming(exchange, std::mem::replace(client, ClientBody::None))?;
     let chain = serving.chains.get(route.chain as usize);
     if let Some(chain) = chain.filter(|chain| !chain.steps.is_empty()) {
         exchange.has_plugins = true;
         let left = left.insert(Box::new(Left { noted: Noted::default(), later: Steps::new() }));
-        let run = run_plugins(exchange, serving, route, chain, head, &mut body, left);
+        let run = run_plugins(exchange, serving, route, chain, head, body, left);
         if let Some(reply) = run.await? {
             return Ok(Answer::Own(reply_response(reply, exchange.request_id())));
         }
@@ -289,6 +322,7 @@ async fn decide<'a>(
             if let Some(switch) = &exchange.switch {
                 switch.insert(&mut head.headers);
             }
+            let body = std::mem::replace(body, RequestBody::Empty);
             let request = forward::Request { head, special, host: host.as_ref(), consumer, body, prefix_len };
             forward::forward(exchange, serving, route, forward, request).await
         }

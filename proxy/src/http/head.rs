@@ -272,9 +272,7 @@ fn clean_request(headers: &mut HeaderMap, special: Special) {
     {
         headers.remove(TRACEPARENT);
     }
-    if special.has(Special::COOKIES) {
-        join_cookies(headers);
-    }
+    join_cookies(headers, special);
 }
 
 /// What the proxy tells an upstream of a request. It is written behind the head that the client sent; plugins do not see it,
@@ -547,8 +545,16 @@ fn remove_named_by_connection(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether the client waits to be told before it sends a body.
+pub fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// HTTP/2 may split cookies over several fields; HTTP/1.1 has one (RFC 9113, section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
+pub fn join_cookies(headers: &mut HeaderMap, special: Special) {
+    if !special.has(Special::COOKIES) {
+        return;
+    }
     let mut joined = Vec::new();
     for cookie in headers.get_all(header::COOKIE) {
         if !joined.is_empty() {

@@ -1,5 +1,6 @@
 //! HTTP/2 as clients speak it (RFC 9113): a connection, and a task for each of its streams.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -9,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use h2::Reason;
 use h2::server::{self, SendResponse};
-use http::{Method, Response, header, request};
+use http::{Method, Response, StatusCode, header, request};
 use http_body::Body as _;
 
 use super::body::{ClientBody, ResponseBody};
 use super::connection::{BUFFER, ClientIo, Downstream};
 use super::handle::handle;
+use super::head;
 use super::tunnel::Tunnel;
 use crate::http2::{Chunk, Incoming, Meter, Raw, Sending, Stopped};
 
@@ -26,6 +28,8 @@ struct Stream {
     /// What comes behind a CONNECT.
     raw: Option<Box<Incoming>>,
     meter: Rc<Meter>,
+    /// Set when the body is waited for of a client that wants to be told (RFC 9110, section 10.1.1).
+    awaited: Option<Rc<Cell<bool>>>,
 }
 
 /// What is to be done once the head of an answer was sent.
@@ -123,13 +127,14 @@ fn poll_streams(
             break;
         }
         let (head, stream) = request.into_parts();
-        let incoming = Incoming::new(stream, &head.headers);
+        let mut incoming = Incoming::new(stream, &head.headers);
+        let awaited = (!incoming.is_end() && head::expects_continue(&head.headers)).then(|| incoming.tell());
         // What comes behind a CONNECT is no body.
         let (body, raw) = match head.method {
             Method::CONNECT => (ClientBody::None, Some(Box::new(incoming))),
             _ => (ClientBody::Http2(incoming), None),
         };
-        let stream = Stream { respond, raw, meter: Rc::clone(meter) };
+        let stream = Stream { respond, raw, meter: Rc::clone(meter), awaited };
         // In a box, for it is large, and moves several times on its way to the runtime.
         tokio::task::spawn_local(Box::pin(answer(Rc::clone(downstream), head, body, stream)));
     }
@@ -149,9 +154,14 @@ fn answer(
             let mut answering = pin!(handle(Rc::clone(&downstream), &mut head, body));
             poll_fn(|cx| match answering.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(stream.begin(answer, &downstream)),
-                // The client has broken off.
-                Poll::Pending if stream.respond.poll_reset(cx).is_ready() => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
+                Poll::Pending if stream.respond.poll_reset(cx).is_ready() => {
+                    downstream.breaks_off();
+                    Poll::Ready(None)
+                }
+                Poll::Pending => {
+                    stream.go_on();
+                    Poll::Pending
+                }
             })
             .await
         };
@@ -164,6 +174,17 @@ fn answer(
 }
 
 impl Stream {
+    /// Tells a client that waits for it to send the body, once that is waited for.
+    fn go_on(&mut self) {
+        if self.awaited.as_ref().is_some_and(|awaited| awaited.get()) {
+            self.awaited = None;
+            let mut go_on = Response::new(());
+            *go_on.status_mut() = StatusCode::CONTINUE;
+            // Of a client that has gone the stream itself knows.
+            let _ = self.respond.send_informational(go_on);
+        }
+    }
+
     /// Sends the head of an answer. `None`: that was all.
     fn begin(&mut self, answer: Response<ResponseBody>, downstream: &Downstream) -> Option<Begun> {
         let (mut head, mut body) = answer.into_parts();

@@ -90,6 +90,13 @@ pub(super) fn encode_head(
             let _ = write!(out, "content-length: {length}\r\n");
         }
         RequestFraming::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        // RFC 9110, section 8.6: some answer 411 without it.
+        RequestFraming::None
+            if matches!(head.method, Method::POST | Method::PUT | Method::PATCH)
+                && !head.headers.contains_key(header::CONTENT_LENGTH) =>
+        {
+            out.extend_from_slice(b"content-length: 0\r\n");
+        }
         RequestFraming::None | RequestFraming::Length(_) => {}
     }
     out.extend_from_slice(b"\r\n");
@@ -521,7 +528,7 @@ mod tests {
             builder.body(()).unwrap().into_parts().0
         };
         for (length, framing, expected) in [
-            (None, RequestFraming::None, ""),
+            (None, RequestFraming::None, "content-length: 0\r\n"),
             (Some("0"), RequestFraming::None, "content-length: 0\r\n"),
             (Some("7"), RequestFraming::Length(7), "content-length: 7\r\n"),
             (None, RequestFraming::Length(7), "content-length: 7\r\n"),

@@ -94,6 +94,23 @@ fn floods_of_frames_cost_little_and_end() {
         assert!(left.is_none_or(|code| code == ENHANCE_YOUR_CALM) && sent < 200_000, "{left:?} {sent}");
         expect_little("rapid reset").await;
 
+        // The same at leisure: each has reached the target when it is given up, and the client acknowledges what it is sent.
+        let silent = Backend::start(|_| std::future::pending());
+        let patient = Process::start(&forward_to(silent.address), &[]).await;
+        let mut frames = Frames::connect(patient.address, &[]).await;
+        let mut given_up = 0;
+        while given_up < 2_000 && frames.send(&get(1 + 2 * given_up)).await {
+            until("it has come", || silent.connections() > given_up as usize || given_up >= 500).await;
+            let ping = frame(PING, 0, 0, &[0; 8]);
+            let cancelled = frame(RST_STREAM, 0, 1 + 2 * given_up, &cancel);
+            if !frames.send(&[cancelled, ping].concat()).await {
+                break;
+            }
+            while frames.next_within(Duration::from_secs(10)).await.is_some_and(|frame| frame.kind != PING) {}
+            given_up += 1;
+        }
+        assert!((500..1_000).contains(&given_up), "{given_up}");
+
         // CONTINUATION without end (CVE-2024-27316).
         let mut frames = Frames::connect(address, &[]).await;
         let fields = literals(&[("x-filler", &*"y".repeat(16_000))]);

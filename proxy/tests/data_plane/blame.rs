@@ -538,6 +538,34 @@ fn an_answer_before_the_upload_has_come_says_that_the_connection_ends() {
             let answer = read_head(&mut stream).await.unwrap();
             assert_eq!(answer.contains("connection: close\r\n"), closes, "{answer}");
         }
+        // In a segment of its own it may come in time or not: what the answer says of the connection is true.
+        let ask = |expect: &str| {
+            format!("POST / HTTP/1.1\r\nhost: a\r\n{expect}content-length: 5\r\n\r\n").into_bytes()
+        };
+        for late in [false, true, false, true] {
+            let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream.write_all(&ask("")).await.unwrap();
+            if late {
+                let answer = read_head(&mut stream).await.unwrap();
+                assert!(answer.contains("connection: close\r\n"), "{answer}");
+                continue;
+            }
+            tokio::task::yield_now().await;
+            stream.write_all(b"12345").await.unwrap();
+            let answer = read_head(&mut stream).await.unwrap();
+            if !answer.contains("connection: close\r\n") {
+                let length = answer.split("content-length: ").nth(1).unwrap().lines().next().unwrap();
+                stream.read_exact(&mut vec![0; length.parse().unwrap()]).await.unwrap();
+                stream.write_all(b"GET /r HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                let next = read_head(&mut stream).await;
+                assert!(next.as_ref().is_some_and(|head| head.starts_with("HTTP/1.1 200 ")), "{next:?}");
+            }
+        }
+        let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+        stream.write_all(&ask("expect: 100-continue\r\n")).await.unwrap();
+        let answer = read_head(&mut stream).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("connection: close\r\n"), "{answer}");
     });
 }
 

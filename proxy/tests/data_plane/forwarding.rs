@@ -2,6 +2,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -15,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::harness::{
     Answer, AnyBody, Backend, Client, Harness, block_on, forward_to, full, raw, read_head, until,
 };
+use crate::wire::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, frame, literals};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -513,6 +515,36 @@ fn expect_continue_is_answered_once_the_body_is_wanted() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains(r#""body":"hello""#), "{answer}");
         assert!(!answer.contains("expect"));
+    });
+}
+
+#[test]
+fn expect_continue_is_answered_over_http2_too() {
+    block_on(async {
+        let backend = Backend::echo();
+        let harness = Harness::start(&forward_to(backend.address));
+        let mut frames = Frames::connect(harness.address(), &[]).await;
+        let fields = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/"),
+            (":authority", "a"),
+            ("expect", "100-continue"),
+        ];
+        assert!(frames.send(&frame(HEADERS, END_HEADERS, 1, &literals(&fields))).await);
+        let heads = async |frames: &mut Frames, kind: u8| loop {
+            let next = frames.next_within(Duration::from_secs(10)).await.expect("a frame");
+            if next.kind == kind {
+                return next;
+            }
+        };
+        let go_on = heads(&mut frames, HEADERS).await;
+        assert_eq!(go_on.flags & END_STREAM, 0);
+        assert!(go_on.payload.ends_with(b"100") || go_on.payload.len() < 6, "{:?}", go_on.payload);
+        assert!(frames.send(&frame(DATA, END_STREAM, 1, b"hello")).await);
+        heads(&mut frames, HEADERS).await;
+        let body = heads(&mut frames, DATA).await;
+        assert!(String::from_utf8_lossy(&body.payload).contains(r#""body":"hello""#), "{:?}", body.payload);
     });
 }
 

@@ -188,7 +188,7 @@ fn what_the_proxy_says_itself_is_a_status_of_grpc() {
                 + "plugins: [{name: key, type: key-auth}]"
         };
         for (case, document, text, code, message) in [
-            ("no route", String::new(), "x", Code::Unimplemented, "No route takes this request."),
+            ("no route", "{}".to_owned(), "x", Code::Unimplemented, "No route takes this request."),
             ("no target", forward(nobody()), "x", Code::Unavailable, "The service cannot be reached."),
             (
                 "late",
@@ -198,6 +198,16 @@ fn what_the_proxy_says_itself_is_a_status_of_grpc() {
                 "The service did not answer in time.",
             ),
             ("no key", key(forward(server)), "x", Code::Unauthenticated, ""),
+            (
+                "breaker",
+                forward(nobody()).replace(
+                    "{name: u, ",
+                    "{name: u, circuit_breaker: {error_rate: {min_requests: 1, fallback: {body: instead}}}, ",
+                ),
+                "x",
+                Code::Unavailable,
+                "",
+            ),
             (
                 "own answer",
                 "routes: [{name: r, respond: {status: 403, body: no}}]".to_owned(),
@@ -214,7 +224,12 @@ fn what_the_proxy_says_itself_is_a_status_of_grpc() {
             ),
         ] {
             let harness = Harness::start(&document);
-            let status = echo(&mut client(harness.address()).await, text).await.unwrap_err();
+            let mut client = client(harness.address()).await;
+            if case == "breaker" {
+                // That opens it.
+                echo(&mut client, text).await.unwrap_err();
+            }
+            let status = echo(&mut client, text).await.unwrap_err();
             assert_eq!(status.code(), code, "{case}: {status:?}");
             assert!(message.is_empty() || status.message() == message, "{case}: {status:?}");
         }

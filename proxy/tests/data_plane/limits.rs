@@ -263,6 +263,13 @@ fn the_limits_of_heads_are_those_of_the_listener() {
     block_on(async {
         let backend = Backend::echo();
         let harness = start("{header_count: 20, header_size: 8KiB}", backend.address);
+        // However a client splits its cookies they are one field.
+        let mut request = Request::get("/").body(full("")).unwrap();
+        for number in 0..40 {
+            request.headers_mut().append("cookie", format!("c{number}=x").parse().unwrap());
+        }
+        let answer = Client::connect_http2(small(&harness)).await.send(request).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
         for (count, size, status) in [(10, 10, 200), (25, 10, 431), (4, 3_000, 431), (4, 6_000, 431)] {
             for mut client in
                 [Client::connect(small(&harness)).await, Client::connect_http2(small(&harness)).await]

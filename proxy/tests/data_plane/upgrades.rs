@@ -43,7 +43,10 @@ async fn chat(mut socket: WebSocketStream<impl AsyncRead + AsyncWrite + Unpin>) 
     until("the request's time would be over", || began.elapsed().as_millis() > 3300).await;
     socket.send(Message::text("late")).await.unwrap();
     assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("late"));
-    socket.close(None).await.unwrap();
+    if socket.close(None).await.is_err() {
+        // The other side has answered it before it was seen to be sent.
+        return;
+    }
     while let Some(message) = socket.next().await {
         assert!(message.is_ok_and(|message| message.is_close()));
     }
