@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::{Exchange, Idle};
+use super::problem;
 use super::tunnel::Tunnel;
 use crate::deadlines::{Deadline, Deadlines};
 use crate::http2;
@@ -588,9 +589,16 @@ impl Body for ResponseBody {
                     frame.map(|frame| frame.map_err(|_| Aborted))
                 }
                 Poll::Pending if exchange.is_late(cx) => {
-                    exchange.fail(exchange.lateness().flag());
+                    let late = exchange.lateness();
+                    // A reset would leave a client of gRPC to guess.
+                    let told = exchange.is_grpc && exchange.downstream.http2.get();
+                    let trailers = told.then(|| problem::grpc_trailers(late));
+                    if let Some(trailers) = &trailers {
+                        exchange.note_grpc_status(trailers);
+                    }
+                    exchange.fail(late.flag());
                     this.exchange = None;
-                    return Poll::Ready(Some(Err(Aborted)));
+                    return Poll::Ready(Some(trailers.map(Frame::trailers).ok_or(Aborted)));
                 }
                 Poll::Pending => {
                     exchange.goes_on();

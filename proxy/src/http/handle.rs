@@ -115,6 +115,10 @@ pub async fn handle(
         }
         Answer::Target(parts, ..) => {
             head::prepare_response(&mut parts.headers);
+            if parts.status == StatusCode::NO_CONTENT {
+                // RFC 9110, section 8.6: clients of HTTP/2 would see an answer that is not whole.
+                parts.headers.remove(header::CONTENT_LENGTH);
+            }
             if switches && let Some(switch) = &exchange.switch {
                 switch.tell(parts, exchange.downstream.http2.get());
             }

@@ -60,7 +60,8 @@ impl Special {
     const GRPC_TIMEOUT: Self = Self(1 << 18);
     /// What only the proxy may say of a client's certificate.
     const CLIENT_CERTIFICATE: Self = Self(1 << 19);
-    /// One of the above two, or of what is said of a client, in another spelling: many servers take `X_A` for `X-A`.
+    /// One of the above two, of what is said of a client, or of what frames a message, in another spelling: many servers take `X_A`
+    /// for `X-A`.
     const MISSPELT: Self = Self(1 << 20);
     const HOP_BY_HOP: Self = Self(0b10_1111);
 
@@ -104,9 +105,7 @@ impl Special {
                 Self::CONSUMER
             }
             name if tells_otherwise(name) => Self::FORWARDED,
-            name if name.starts_with('x') && name.contains('_') && is_claim(&name.replace('_', "-")) => {
-                Self::MISSPELT
-            }
+            name if name.starts_with(['x', 't', 'c']) && is_misspelt(name) => Self::MISSPELT,
             _ => return,
         };
         self.0 |= special.0;
@@ -181,11 +180,8 @@ pub fn disbelieve(headers: &mut HeaderMap, special: Special, trusted: bool) {
     }
     remove_claims(headers, if trusted { Claims::OfTheProxy } else { Claims::All });
     if special.has(Special::MISSPELT) {
-        let misspelt: SmallVec<[HeaderName; 4]> = headers
-            .keys()
-            .filter(|name| name.as_str().contains('_') && is_claim(&name.as_str().replace('_', "-")))
-            .cloned()
-            .collect();
+        let misspelt: SmallVec<[HeaderName; 4]> =
+            headers.keys().filter(|name| is_misspelt(name.as_str())).cloned().collect();
         for name in misspelt {
             headers.remove(name);
         }
@@ -231,6 +227,16 @@ fn tells_otherwise(name: &str) -> bool {
 fn is_claim(name: &str) -> bool {
     Consumers::HEADERS.iter().chain(&CLIENT_CERTIFICATE).chain(&TOLD).any(|claim| *claim == name)
         || tells_otherwise(name)
+}
+
+/// Whether a server that takes `_` for `-` would believe what only the proxy may say, or see another end of the body.
+fn is_misspelt(name: &str) -> bool {
+    name.contains('_') && {
+        let name = name.replace('_', "-");
+        is_claim(&name)
+            || name == header::TRANSFER_ENCODING.as_str()
+            || name == header::CONTENT_LENGTH.as_str()
+    }
 }
 
 /// Removes what concerns only the connection to the client.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS};
 
 use super::body::RequestBodyError;
@@ -132,15 +132,27 @@ pub fn to_grpc(response: &mut Response<Bytes>) {
     let body = std::mem::take(response.body_mut());
     let problem: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
     let detail = problem.as_ref().and_then(|problem| problem.get("detail")?.as_str());
-    let message = detail.or(status.canonical_reason()).unwrap_or_default();
-    let message = percent_encoding::utf8_percent_encode(message, GRPC_MESSAGE).to_string();
+    let message = detail.or(status.canonical_reason()).unwrap_or_default().to_owned();
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(grpc_status(status)));
+    insert_grpc_message(headers, &message);
+}
+
+/// How a call of gRPC ends that has begun to be answered, and then fails.
+pub fn grpc_trailers(failure: Failure) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from(grpc_status(failure.status())));
+    insert_grpc_message(&mut trailers, failure.detail());
+    trailers
+}
+
+fn insert_grpc_message(fields: &mut HeaderMap, message: &str) {
+    let message = percent_encoding::utf8_percent_encode(message, GRPC_MESSAGE).to_string();
     // What is percent-encoded is a value.
-    headers
+    fields
         .extend(HeaderValue::try_from(message).map(|value| (HeaderName::from_static("grpc-message"), value)));
 }
 

@@ -96,9 +96,8 @@ pub fn location(redirect: &Redirect, asked: Origin<'_>, uri: &Uri, prefix_len: u
             let _ = write!(location, ":{port}");
         }
     }
-    // `//host/` would lead elsewhere.
-    if relative && path.starts_with("//") {
-        location.push_str("/.");
+    if relative {
+        location.push_str(guard(&path));
     }
     location.push_str(&path);
     if let Some(query) = uri.query() {
@@ -114,11 +113,16 @@ pub fn slash_location(slash: Slash, uri: &Uri) -> String {
         Slash::Add => format!("{path}/"),
         Slash::Remove => path.strip_suffix('/').unwrap_or(path).to_owned(),
     };
-    let guard = if path.starts_with("//") { "/." } else { "" };
+    let guard = guard(&path);
     match uri.query() {
         Some(query) => format!("{guard}{path}?{query}"),
         None => format!("{guard}{path}"),
     }
+}
+
+/// What comes before a path that would lead to another host: `//host/`, and `/\host/`, which browsers take for the same.
+fn guard(path: &str) -> &'static str {
+    if path.starts_with("//") || path.starts_with("/\\") { "/." } else { "" }
 }
 
 /// Host and port of an authority; the brackets of an IPv6 address stay.
@@ -225,6 +229,7 @@ mod tests {
         assert_eq!(slash_location(Slash::Add, &at("/a?q=1")), "/a/?q=1");
         assert_eq!(slash_location(Slash::Remove, &at("/a/")), "/a");
         assert_eq!(slash_location(Slash::Remove, &at("//evil.example.com/")), "/.//evil.example.com");
+        assert_eq!(slash_location(Slash::Remove, &at("/\\evil.example.com/")), "/./\\evil.example.com");
     }
 
     #[test]

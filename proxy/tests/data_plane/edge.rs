@@ -352,6 +352,9 @@ routes:
             ("x_client-cert_subject", "CN=admin"),
             ("x_consumer_username", "admin"),
             ("x_forwarded_for", "10.0.0.1"),
+            // By which a target that takes `_` for `-` would see another end of the body.
+            ("transfer_encoding", "chunked"),
+            ("content_length", "4242"),
         ] {
             let mut client = Client::connect(harness.address()).await;
             let request = Request::get("/").header(name, value).body(full("")).unwrap();

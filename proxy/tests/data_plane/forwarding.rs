@@ -519,6 +519,25 @@ fn expect_continue_is_answered_once_the_body_is_wanted() {
 }
 
 #[test]
+fn an_answer_without_a_body_has_no_length_whatever_the_target_says() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            while read_head(&mut stream).await.is_some() {
+                let answer = b"HTTP/1.1 204 No Content\r\ncontent-length: 2\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+            }
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        for mut client in
+            [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+        {
+            let answer = client.get("/").await;
+            assert_eq!((answer.status, answer.headers.get("content-length")), (204, None));
+        }
+    });
+}
+
+#[test]
 fn expect_continue_is_answered_over_http2_too() {
     block_on(async {
         let backend = Backend::echo();

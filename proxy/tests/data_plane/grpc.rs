@@ -179,6 +179,26 @@ fn calls_of_all_kinds_pass() {
 }
 
 #[test]
+fn a_call_whose_time_is_over_between_its_messages_is_told_so() {
+    block_on(async {
+        let document = forward_over(Wire::Http2, serve().await);
+        for limit in ["timeout: 2s", "timeout: 0s, idle_timeout: 2s"] {
+            let document = document.replace("{upstreams", &format!("{{{limit}, upstreams"));
+            let harness = Harness::start(&document);
+            let mut grpc = client(harness.address()).await;
+            grpc.ready().await.unwrap();
+            let (say, said) = tokio::sync::mpsc::channel(1);
+            say.send("first".to_owned()).await.unwrap();
+            let said = tonic::Request::new(ReceiverStream::new(said));
+            let mut heard = grpc.streaming(said, method("Talk"), codec()).await.unwrap().into_inner();
+            assert_eq!(heard.message().await.unwrap().unwrap(), "FIRST");
+            let status = heard.message().await.unwrap_err();
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{limit}: {status:?}");
+        }
+    });
+}
+
+#[test]
 fn what_the_proxy_says_itself_is_a_status_of_grpc() {
     block_on(async {
         let server = serve().await;
