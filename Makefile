@@ -1,7 +1,7 @@
 # Signalbox. `make run` and `make test` do all the set-up on a fresh machine.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: run test lint bench ui clean
+.PHONY: run test soak lint bench ui clean
 
 # Builds and starts it all: a control plane on SQLite, three proxies, two backends, a trickle of traffic.
 run: ui
@@ -13,6 +13,11 @@ run: ui
 test: setup-test ui
 	cargo build --workspace --all-targets
 	cargo test --workspace --no-fail-fast
+
+# Ten minutes of all protocols, faults and a revision a second; make test has twelve seconds of it.
+soak: setup-test
+	cargo build --bins
+	SIGNALBOX_SOAK_SECONDS=600 cargo test -p signalbox-tests --test system -- soak --nocapture
 
 lint: setup-test ui
 	cargo fmt --all --check
