@@ -95,10 +95,10 @@ pub async fn handle(
     let switches =
         matches!(&answer, Answer::Target(parts, _) if parts.status == StatusCode::SWITCHING_PROTOCOLS);
     let all_read = exchange.progress.as_ref().map(|progress| progress.state.get() == State::Done);
-    let all_read = all_read.unwrap_or(bodiless);
+    let mut all_read = all_read.unwrap_or(bodiless);
     if !all_read && matches!(answer, Answer::Own(_)) && !exchange.downstream.http2.get() {
-        let goes_on = small && !exchange.downstream.says_close() && read_over(client, body).await;
-        if !goes_on {
+        all_read = small && !exchange.downstream.says_close() && read_over(client, body).await;
+        if !all_read {
             // hyper would close without a word, and who takes the connection for usable would lose a request.
             exchange.downstream.end_after_this();
         }
