@@ -48,9 +48,6 @@ pub(super) struct Request<'a> {
     pub(super) prefix_len: usize,
 }
 
-/// How much of a request's body is kept so that it can be sent again, bytes; larger ones are not.
-const KEPT: usize = 64 << 10;
-
 /// Retries wait for a random time up to this, doubled for each, as Envoy's do.
 const BACKOFF: Duration = Duration::from_millis(25);
 const MAX_BACKOFF: Duration = Duration::from_millis(250);
@@ -194,7 +191,7 @@ fn encode(
     request.switches = switches;
     if repeatable {
         // For a target that closes an idle connection just when it is used again.
-        request.keep(KEPT);
+        request.keep();
     }
     if protocol == UpstreamProtocol::Auto && !switches {
         forwarded.insert(&mut head.headers, by_others);
@@ -427,7 +424,7 @@ async fn guarded(
     let mut attempts = retry.map(|retry| Retries::new(retry, head));
     let mut outgoing = encode(exchange, head, special, host, body, mirror)?;
     if retry.is_some() {
-        outgoing.keep(KEPT);
+        outgoing.keep();
     }
     let mut tried: SmallVec<[Arc<Target>; 4]> = SmallVec::new();
     let mut permit: Option<Permit> = None;

@@ -275,15 +275,13 @@ async fn decide<'a>(
     head::disbelieve(&mut head.headers, special, exchange.is_told());
     head::check(head, special)?;
     let limits = &exchange.listener.limits;
-    if exchange.downstream.http2.get() {
-        // Before they are counted: how a client splits them is up to it.
-        head::join_cookies(&mut head.headers, special);
-    }
     // That of HTTP/1.1 was refused when it was read.
-    if exchange.downstream.http2.get()
-        && (head.headers.len() > limits.header_count || head::size(head) > limits.header_size)
-    {
-        return Err(Failure::HeadTooLarge);
+    if exchange.downstream.http2.get() {
+        // However a client splits its cookies, they count as one field.
+        head::join_cookies(&mut head.headers, special);
+        if head.headers.len() > limits.header_count || head::size(head) > limits.header_size {
+            return Err(Failure::HeadTooLarge);
+        }
     }
     if let Some(slashes) = exchange.listener.edge.normalize_path {
         rewrite::normalize(&mut head.uri, slashes)?;

@@ -209,7 +209,7 @@ pub enum ExchangeError {
 const READ: usize = 8 << 10;
 const MAX_READ: usize = 64 << 10;
 
-/// What is kept of a body for a target that speaks HTTP/2, bytes.
+/// How much of a request's body is kept so that it can be sent again, bytes; larger ones are not.
 const KEEP: usize = 64 << 10;
 
 /// Parts of a body up to this size, bytes, are copied behind the head, for one plain write is faster than a vectored one.
@@ -607,7 +607,7 @@ impl Outgoing {
     /// no form there.
     pub fn or_http2(&mut self, head: &mut request::Parts, scheme: &Scheme) -> Option<()> {
         self.spare = Some(Box::new(Sender::new(head, &self.body, scheme)?));
-        self.keep(KEEP);
+        self.keep();
         Some(())
     }
 
@@ -638,11 +638,11 @@ impl Outgoing {
         self.state == Sending::Done
     }
 
-    /// Lets it be sent again after its body was taken: up to `cap` bytes of that are kept while they pass.
-    pub fn keep(&mut self, cap: usize) {
+    /// Lets it be sent again after its body was taken, which is kept while it passes.
+    pub fn keep(&mut self) {
         // Without a body the head stays where it is.
-        if self.framing != RequestFraming::None {
-            self.body.keep(cap);
+        if self.framing != RequestFraming::None && self.kept.is_none() {
+            self.body.keep(KEEP);
             self.kept = Some(Kept { head: self.buffer.as_slice().into(), framing: self.framing });
         }
     }
