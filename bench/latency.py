@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from cpu import PROXIES, add_arguments
+from cpu import add_arguments, wanted
 from peers import ONE_HOST, ONE_PATH, ROOT, Bench, Setup, free_port, require, run
 
 CLIENTS = 64
@@ -36,7 +36,7 @@ def main():
     work.chmod(0o755)
     bench = Bench(options, work)
     try:
-        measured = measure(bench, [name for name in PROXIES if name not in options.without.split(",")])
+        measured = measure(bench, wanted(options))
     finally:
         bench.stop_all()
         shutil.rmtree(work, ignore_errors=True)

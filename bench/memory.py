@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from cpu import PROXIES, add_arguments
+from cpu import add_arguments, wanted
 from peers import ONE_HOST, ONE_PATH, Bench, Setup, free_port, require
 
 # Seconds after the last request: a proxy may give up memory that it does not need.
@@ -34,7 +34,7 @@ def main():
     bench = Bench(options, work)
     try:
         measured = {
-            tls: {n: measure(bench, n, tls) for n in PROXIES if n not in options.without.split(",")} for tls in TITLES
+            tls: {n: measure(bench, n, tls) for n in wanted(options)} for tls in TITLES
         }
     finally:
         bench.stop_all()

@@ -119,7 +119,11 @@ class Bench:
 
     # --- proxies: each is started on a port ---
 
-    def signalbox(self, port, setup):
+    def before(self, port, setup):
+        """An earlier version of Signalbox, set up as this one is."""
+        return self.signalbox(port, setup, self.options.before)
+
+    def signalbox(self, port, setup, binary=None):
         grpc = setup.backend == "grpc"
         attached = ["keys", "limit"] if setup.plugins else []
         upstream = {"name": "backend", "targets": [{"address": f"127.0.0.1:{self.backend(setup.backend)}"}]}
@@ -158,7 +162,7 @@ class Bench:
             ]
         directory = self.directory("signalbox")
         (directory / "signalbox.json").write_text(json.dumps(document))
-        binary = self.options.signalbox
+        binary = binary or self.options.signalbox
         if not binary.is_file():
             sys.exit(f"{binary} is not built: cargo build --release -p signalbox-proxy")
         log = directory / "access.log" if setup.access_log else "off"
