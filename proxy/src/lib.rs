@@ -11,6 +11,7 @@ pub mod causes;
 pub mod compile;
 pub mod deadlines;
 pub mod http;
+pub mod http1;
 pub mod http2;
 pub mod listener;
 pub mod overload;

@@ -17,11 +17,12 @@ use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_util::io::poll_read_buf;
 
-use super::http1::{self, Decoded, Framing, Head, Malformed, RequestFraming};
+use super::http1::{self, Framing, Head, Malformed, RequestFraming};
 use super::http2::{self, Place, Sender};
 use super::load::{Load, Permit};
 use super::{Endpoint, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
+use crate::http1::{Decoded, encode_chunk_head, encode_end};
 use crate::http2::Raw;
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
@@ -306,7 +307,7 @@ impl Connection {
                     None
                 }
                 Framing::Chunked(chunked) => {
-                    let decoded = chunked.decode(&mut self.buffer)?;
+                    let decoded = chunked.decode(&mut self.buffer).map_err(Malformed::from)?;
                     if chunked.is_end() {
                         self.answer = if *keep_alive { Answer::Done } else { Answer::Last };
                         return Poll::Ready(match decoded {
@@ -739,7 +740,7 @@ impl Outgoing {
         match frame {
             None => {
                 if chunked {
-                    http1::encode_end(&mut self.buffer, None);
+                    encode_end(&mut self.buffer, None);
                 }
                 self.end();
             }
@@ -748,7 +749,7 @@ impl Outgoing {
                 Ok(data) if data.is_empty() => {}
                 Ok(data) => {
                     if chunked {
-                        http1::encode_chunk_head(&mut self.buffer, data.len());
+                        encode_chunk_head(&mut self.buffer, data.len());
                     }
                     let end = self.body.is_end_stream();
                     let tail: &'static [u8] = match (chunked, end) {
@@ -769,7 +770,7 @@ impl Outgoing {
                 }
                 Err(frame) => {
                     if chunked {
-                        http1::encode_end(&mut self.buffer, frame.into_trailers().ok());
+                        encode_end(&mut self.buffer, frame.into_trailers().ok());
                     }
                     self.end();
                 }

@@ -10,7 +10,7 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, request, response};
 use smallvec::SmallVec;
 
-use crate::http::head::{Claims, OF_A_CONNECTION, remove_claims};
+use crate::http1::{BadChunk, Chunked, encode_fields, parse_length};
 
 /// How the body of a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,15 +61,14 @@ pub enum Malformed {
     Length,
     #[error("the body is coded in a way that nobody asked for")]
     Coding,
-    #[error("a chunk cannot be read")]
-    Chunk,
+    #[error(transparent)]
+    Chunk(#[from] BadChunk),
     #[error("it switches protocols without being asked")]
     Upgrade,
 }
 
-/// The largest head of an answer, bytes; and trailers, and what a chunk says of itself.
+/// The largest head of an answer, bytes.
 pub(super) const MAX_HEAD: usize = 64 << 10;
-const MAX_TRAILERS: usize = 16 << 10;
 const MAX_HEADERS: usize = 128;
 
 /// Writes the head of a request. `more` writes further fields.
@@ -102,41 +101,6 @@ pub(super) fn encode_head(
         RequestFraming::None | RequestFraming::Length(_) => {}
     }
     out.extend_from_slice(b"\r\n");
-}
-
-/// Writes what precedes a chunk of `length` bytes. `\r\n` follows it.
-pub(super) fn encode_chunk_head(out: &mut Vec<u8>, length: usize) {
-    let _ = write!(out, "{length:x}\r\n");
-}
-
-/// Writes the end of a chunked body.
-pub(super) fn encode_end(out: &mut Vec<u8>, trailers: Option<HeaderMap>) {
-    out.extend_from_slice(b"0\r\n");
-    if let Some(mut trailers) = trailers {
-        remove_unfit_trailers(&mut trailers);
-        encode_fields(out, &trailers);
-    }
-    out.extend_from_slice(b"\r\n");
-}
-
-/// RFC 9110, section 6.5.1: what frames or routes a message does not belong behind it; nor does what only the proxy may say.
-pub(super) fn remove_unfit_trailers(trailers: &mut HeaderMap) {
-    for name in [header::CONTENT_LENGTH, header::HOST, header::TRAILER, header::TE, header::AUTHORIZATION]
-        .iter()
-        .chain(&OF_A_CONNECTION)
-    {
-        trailers.remove(name);
-    }
-    remove_claims(trailers, Claims::All);
-}
-
-fn encode_fields(out: &mut Vec<u8>, fields: &HeaderMap) {
-    for (name, value) in fields {
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
-    }
 }
 
 /// Takes the head of an answer to a request with `method` from `buffer`, if all of it is there. `headers` is cleared and
@@ -207,7 +171,7 @@ fn build_head(
         let value = bytes.slice(value as usize..value as usize + value_length as usize);
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| Malformed::Head)?;
         if name == header::CONTENT_LENGTH {
-            let this = parse_length(value.as_bytes()).ok_or(Malformed::Length)?;
+            let this = parse_lengths(value.as_bytes()).ok_or(Malformed::Length)?;
             match length.replace(this) {
                 Some(before) if before != this => return Err(Malformed::Length),
                 // Once is enough.
@@ -257,7 +221,7 @@ fn build_head(
             headers.remove(header::CONTENT_LENGTH);
             keep_alive = false;
         }
-        Framing::Chunked(Chunked::default())
+        Framing::Chunked(Chunked::from_target())
     } else {
         length.map_or(Framing::Close, Framing::Length)
     };
@@ -265,145 +229,11 @@ fn build_head(
     Ok(Head { status, headers, framing, keep_alive })
 }
 
-/// Digits only: no sign, no blank.
-fn parse_length(value: &[u8]) -> Option<u64> {
-    // A list of equal lengths is as good as one (RFC 9110, section 8.6).
-    let mut lengths = value.split(|byte| *byte == b',').map(|part| {
-        let part = part.trim_ascii();
-        if part.is_empty() || part.len() > 19 || !part.iter().all(u8::is_ascii_digit) {
-            return None;
-        }
-        Some(part.iter().fold(0u64, |sum, digit| sum * 10 + u64::from(digit - b'0')))
-    });
+/// A list of equal lengths is as good as one (RFC 9110, section 8.6).
+fn parse_lengths(value: &[u8]) -> Option<u64> {
+    let mut lengths = value.split(|byte| *byte == b',').map(|part| parse_length(part.trim_ascii()));
     let first = lengths.next()??;
     lengths.all(|length| length == Some(first)).then_some(first)
-}
-
-/// Reads a chunked body (RFC 9112, section 7.1).
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Chunked {
-    state: ChunkState,
-    /// Bytes of extensions since the last chunk.
-    extensions: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ChunkState {
-    /// In the size; how many digits there were.
-    Size {
-        size: u64,
-        digits: u8,
-    },
-    Extension {
-        size: u64,
-    },
-    SizeLf {
-        size: u64,
-    },
-    Data(u64),
-    DataCr,
-    DataLf,
-    Trailers,
-    End,
-}
-
-/// What was in the buffer.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Decoded {
-    Data(Bytes),
-    Trailers(HeaderMap),
-    End,
-    /// Not enough to tell.
-    More,
-}
-
-impl Default for Chunked {
-    fn default() -> Self {
-        Self { state: ChunkState::Size { size: 0, digits: 0 }, extensions: 0 }
-    }
-}
-
-impl Chunked {
-    /// Takes the next part of a body from `buffer`.
-    pub(super) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Decoded, Malformed> {
-        loop {
-            match self.state {
-                ChunkState::Data(left) => {
-                    if buffer.is_empty() {
-                        return Ok(Decoded::More);
-                    }
-                    let length = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-                    let data = buffer.split_to(length).freeze();
-                    let left = left - length as u64;
-                    self.state = if left == 0 { ChunkState::DataCr } else { ChunkState::Data(left) };
-                    // The end is usually there already; who knows it can be done with the body at once.
-                    if left == 0 && buffer.starts_with(b"\r\n0\r\n\r\n") {
-                        buffer.advance(7);
-                        self.state = ChunkState::End;
-                    }
-                    return Ok(Decoded::Data(data));
-                }
-                ChunkState::Trailers => return self.trailers(buffer),
-                ChunkState::End => return Ok(Decoded::End),
-                _ => match buffer.first().copied() {
-                    None => return Ok(Decoded::More),
-                    Some(byte) => {
-                        buffer.advance(1);
-                        self.state = self.step(byte)?;
-                    }
-                },
-            }
-        }
-    }
-
-    /// Whether all of it was taken.
-    pub(super) fn is_end(&self) -> bool {
-        self.state == ChunkState::End
-    }
-
-    fn step(&mut self, byte: u8) -> Result<ChunkState, Malformed> {
-        Ok(match (self.state, byte) {
-            (ChunkState::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < 16 => {
-                let digit = (byte as char).to_digit(16).ok_or(Malformed::Chunk)?;
-                ChunkState::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
-            }
-            (ChunkState::Size { size, digits: 1.. }, b'\r') => ChunkState::SizeLf { size },
-            (ChunkState::Size { size, digits: 1.. }, b';' | b' ' | b'\t') => ChunkState::Extension { size },
-            (ChunkState::Extension { size }, b'\r') => ChunkState::SizeLf { size },
-            (ChunkState::Extension { size }, byte) if byte != b'\n' => {
-                self.extensions += 1;
-                if self.extensions > MAX_TRAILERS {
-                    return Err(Malformed::Chunk);
-                }
-                ChunkState::Extension { size }
-            }
-            (ChunkState::SizeLf { size: 0 }, b'\n') => ChunkState::Trailers,
-            (ChunkState::SizeLf { size }, b'\n') => ChunkState::Data(size),
-            (ChunkState::DataCr, b'\r') => ChunkState::DataLf,
-            (ChunkState::DataLf, b'\n') => {
-                self.extensions = 0;
-                ChunkState::Size { size: 0, digits: 0 }
-            }
-            _ => return Err(Malformed::Chunk),
-        })
-    }
-
-    fn trailers(&mut self, buffer: &mut BytesMut) -> Result<Decoded, Malformed> {
-        let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let (length, fields) = match httparse::parse_headers(buffer, &mut fields) {
-            Ok(httparse::Status::Complete(parsed)) => parsed,
-            Ok(httparse::Status::Partial) if buffer.len() < MAX_TRAILERS => return Ok(Decoded::More),
-            Ok(httparse::Status::Partial) | Err(_) => return Err(Malformed::Chunk),
-        };
-        let mut trailers = HeaderMap::with_capacity(fields.len());
-        for field in fields {
-            let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Chunk)?;
-            trailers.append(name, HeaderValue::from_bytes(field.value).map_err(|_| Malformed::Chunk)?);
-        }
-        buffer.advance(length);
-        self.state = ChunkState::End;
-        Ok(if trailers.is_empty() { Decoded::End } else { Decoded::Trailers(trailers) })
-    }
 }
 
 #[cfg(test)]
@@ -426,7 +256,7 @@ mod tests {
 
     #[test]
     fn heads_are_read_with_the_end_of_their_body() {
-        let chunked = || Framing::Chunked(Chunked::default());
+        let chunked = || Framing::Chunked(Chunked::from_target());
         for (method, head, framing, keep_alive) in [
             ("GET", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", Framing::Length(5), true),
             ("GET", "HTTP/1.1 200 OK\r\ncontent-length: 5, 5\r\n\r\n", Framing::Length(5), true),
@@ -493,6 +323,7 @@ mod tests {
             ("HTTP/1.1 200 OK\r\ncontent-length: 5, 6\r\n\r\n", Malformed::Length),
             ("HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\n", Malformed::Length),
             ("HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\n", Malformed::Length),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 9223372036854775808\r\n\r\n", Malformed::Length),
             ("HTTP/1.1 200 OK\r\ncontent-length:\r\n\r\n", Malformed::Length),
             ("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", Malformed::Length),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n", Malformed::Coding),
@@ -542,109 +373,5 @@ mod tests {
             let expected = format!("POST /a?b=c HTTP/1.1\r\nhost: x\r\n{own}more: 1\r\n{added}\r\n");
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
-    }
-
-    /// Decodes `text`, given in parts of `size` bytes: the data, the trailers, and what was left.
-    fn decoded(text: &[u8], size: usize) -> Result<(Vec<u8>, Option<HeaderMap>, bool), Malformed> {
-        let mut decoder = Chunked::default();
-        let mut buffer = BytesMut::new();
-        let mut data = Vec::new();
-        let mut trailers = None;
-        for part in text.chunks(size) {
-            buffer.extend_from_slice(part);
-            loop {
-                match decoder.decode(&mut buffer)? {
-                    Decoded::Data(part) => data.extend_from_slice(&part),
-                    Decoded::Trailers(found) => trailers = Some(found),
-                    Decoded::More | Decoded::End => break,
-                }
-            }
-        }
-        Ok((data, trailers, decoder.is_end()))
-    }
-
-    #[test]
-    fn chunks_are_read_however_they_arrive() {
-        for text in [
-            "5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n",
-            "b\r\nhello world\r\n0\r\n\r\n",
-            "B;ext=\"x\"\r\nhello world\r\n000\r\n\r\n",
-            "b \r\nhello world\r\n0;x\r\n\r\n",
-        ] {
-            for size in 1..=text.len() {
-                let (data, trailers, end) = decoded(text.as_bytes(), size).unwrap();
-                assert_eq!(
-                    (data.as_slice(), trailers, end),
-                    (&b"hello world"[..], None, true),
-                    "{text} {size}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn trailers_are_read() {
-        let text = b"1\r\nx\r\n0\r\nx-sum: 42\r\nx-more: 1\r\n\r\n";
-        for size in 1..=text.len() {
-            let (data, trailers, end) = decoded(text, size).unwrap();
-            let trailers = trailers.unwrap();
-            assert_eq!((data.as_slice(), trailers.len(), end), (&b"x"[..], 2, true));
-            assert_eq!(trailers["x-sum"], "42");
-        }
-    }
-
-    #[test]
-    fn bad_chunks_are_refused() {
-        for text in [
-            "\r\n",
-            "g\r\n",
-            "-1\r\n",
-            "5\nhello",
-            "5\r\nhelloXX",
-            "5\r\nhello\n",
-            "5;x\nhello",
-            "11111111111111111\r\n",
-            "0\r\nbad trailer\r\n\r\n",
-        ] {
-            assert_eq!(decoded(text.as_bytes(), 1).unwrap_err(), Malformed::Chunk, "{text}");
-        }
-        let extension = format!("5;{}", "x".repeat(MAX_TRAILERS + 1));
-        assert_eq!(decoded(extension.as_bytes(), 1000).unwrap_err(), Malformed::Chunk);
-        let trailers = format!("0\r\nx: {}", "x".repeat(MAX_TRAILERS));
-        assert_eq!(decoded(trailers.as_bytes(), 1000).unwrap_err(), Malformed::Chunk);
-    }
-
-    #[test]
-    fn what_chunks_say_of_themselves_is_bounded_for_each_and_not_for_all() {
-        let extension = "x".repeat(MAX_TRAILERS / 2);
-        for chunk in [format!("1;{extension}\r\nx\r\n"), "1   \r\nx\r\n".repeat(MAX_TRAILERS / 2)] {
-            let text = format!("{}0\r\n\r\n", chunk.repeat(3));
-            let (data, _, end) = decoded(text.as_bytes(), 1000).unwrap();
-            assert!(end && data.iter().all(|byte| *byte == b'x'));
-        }
-    }
-
-    #[test]
-    fn a_body_that_ends_early_has_not_ended() {
-        let text = "5\r\nhello\r\n0\r\n\r\n";
-        for end in 0..text.len() {
-            assert!(!decoded(&text.as_bytes()[..end], 100).unwrap().2, "{end}");
-        }
-    }
-
-    #[test]
-    fn chunks_are_written_as_they_are_read() {
-        let mut out = Vec::new();
-        for data in [&b"hello"[..], &[b'x'; 300]] {
-            encode_chunk_head(&mut out, data.len());
-            out.extend_from_slice(data);
-            out.extend_from_slice(b"\r\n");
-        }
-        let trailers = [("x-sum", "42"), ("content-length", "9"), ("host", "evil")];
-        let trailers = trailers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
-        encode_end(&mut out, Some(HeaderMap::from_iter(trailers)));
-        let (data, trailers, end) = decoded(&out, out.len()).unwrap();
-        assert_eq!((data.len(), end), (305, true));
-        assert_eq!(trailers.unwrap().keys().collect::<Vec<_>>(), ["x-sum"]);
     }
 }

@@ -28,13 +28,14 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::connection::{ConnectError, ExchangeError, Outgoing, Switched, connect};
-use super::http1::{Head, MAX_HEAD, remove_unfit_trailers};
+use super::http1::{Head, MAX_HEAD};
 use super::load::{Load, Permit};
 use super::waiters::Waiters;
 use super::{Endpoint, Pool, Upstream};
 use crate::http::body::{RequestBody, RequestBodyError};
 use crate::http::head::OF_A_CONNECTION;
 use crate::http::switch::accept_of;
+use crate::http1::remove_unfit_trailers;
 use crate::http2::{Chunk, Incoming, Raw, Sending, Stopped};
 use crate::stream::Stream;
 use crate::telemetry::WorkerStats;
