@@ -1,9 +1,10 @@
-//! The flags of the program. Each has an environment variable, and flags win.
+//! The flags of the program. Each has an environment variable, which flags win over.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser};
+use signalbox_process::ProcessArgs;
 
 /// The control plane of Signalbox.
 #[derive(Debug, Parser)]
@@ -71,22 +72,13 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_NEW_EPOCH", action = ArgAction::SetTrue)]
     pub new_epoch: bool,
 
-    /// Absent: text on a terminal, else json
-    #[arg(long, env = "SIGNALBOX_LOG_FORMAT")]
-    pub log_format: Option<LogFormat>,
+    /// What both programs have
+    #[command(flatten)]
+    pub process: ProcessArgs,
 
     /// Print the OpenAPI document of the admin API, and end
     #[arg(long)]
     pub openapi: bool,
-}
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One object per line.
-    Json,
 }
 
 #[cfg(test)]
@@ -104,5 +96,10 @@ mod tests {
             let expected = format!("SIGNALBOX_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(&*expected), "--{long}");
         }
+    }
+
+    #[test]
+    fn an_empty_value_of_any_flag_is_as_if_absent() {
+        assert_eq!(signalbox_process::arguments::empty_values_that_count::<Args>(), Vec::<String>::new());
     }
 }

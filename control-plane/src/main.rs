@@ -1,17 +1,15 @@
 //! The program: reads the flags, starts the parts, and ends them in order.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser as _;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use signalbox_config::Kind;
-use signalbox_control_plane::args::{Args, LogFormat};
+use signalbox_control_plane::args::Args;
 use signalbox_control_plane::auth::{TokenText, Tokens};
 use signalbox_control_plane::board::{Board, Sharing};
 use signalbox_control_plane::metrics::Metrics;
@@ -21,6 +19,8 @@ use signalbox_control_plane::serve::{self, Site};
 use signalbox_control_plane::store::{self, KeySource, Role, Store, StoreError};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Refused, Writer};
 use signalbox_control_plane::xds::{Xds, XdsTls};
+use signalbox_process::limits::OpenFiles;
+use signalbox_process::{arguments, log};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -29,7 +29,6 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -37,22 +36,19 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// How long the parts may take to end.
 const END_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Open files: each proxy takes one, and each client of the admin API; 64 are for the database, the log and the runtime.
+const OPEN_FILES: OpenFiles = OpenFiles { least: 64 + 64, wanted: 64 + 4096 };
+
 fn main() -> ExitCode {
-    match start_and_run(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Where that cannot be written either, the code says it.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    signalbox_process::run(|| start_and_run(arguments::parse()))
 }
 
 fn start_and_run(args: Args) -> Result<()> {
     if args.openapi {
         return Ok(writeln!(std::io::stdout(), "{}", rest::openapi_json())?);
     }
-    start_log(args.log_format);
+    log::start(&args.process);
+    OPEN_FILES.require(|limit| format!("{} proxies and clients at once", limit.saturating_sub(64)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(run(args));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -64,7 +60,6 @@ async fn run(args: Args) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(hang_up(signal(SignalKind::hangup())?));
-    raise_open_files();
     let mut tasks = JoinSet::new();
     let started = start(args, &shutdown, &mut tasks);
     tokio::select! {
@@ -91,15 +86,6 @@ async fn run(args: Args) -> Result<()> {
 async fn hang_up(mut signals: Signal) {
     while signals.recv().await.is_some() {
         tracing::warn!("SIGHUP: nothing is read anew; certificates of this control plane need a restart");
-    }
-}
-
-/// Raises the limit on open files as far as this process may: each proxy and each client of the admin API takes one.
-fn raise_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit on open files cannot be raised");
     }
 }
 
@@ -277,17 +263,5 @@ fn host_name() -> String {
     match name.trim() {
         "" => "control-plane".to_owned(),
         name => name.to_owned(),
-    }
-}
-
-fn start_log(format: Option<LogFormat>) {
-    let terminal = std::io::stderr().is_terminal();
-    let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let filter = EnvFilter::try_from_env("SIGNALBOX_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // Standard output is for the tokens.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(terminal).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use signalbox_config::{HumanDuration, Name};
+use signalbox_process::ProcessArgs;
 
 /// An API gateway's proxy: serves the revisions of a control plane, or a file.
 ///
-/// Every flag has an environment variable; flags win.
+/// Every flag has an environment variable, which flags win over.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "signalbox-proxy", version)]
 pub struct Args {
@@ -104,9 +105,9 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_ACCESS_LOG", value_name = "WHERE", default_value = "stdout")]
     pub access_log: AccessLog,
 
-    /// How the proxy's own log is written.
-    #[arg(long, env = "SIGNALBOX_LOG_FORMAT", value_name = "FORMAT", value_enum)]
-    pub log_format: Option<LogFormat>,
+    /// What both programs have.
+    #[command(flatten)]
+    pub process: ProcessArgs,
 }
 
 impl Args {
@@ -180,13 +181,6 @@ impl FromStr for AccessLog {
     }
 }
 
-/// How the proxy's own log is written; `text` on a terminal, else `json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
 fn parse_duration(text: &str) -> Result<Duration, String> {
     text.parse::<HumanDuration>().map(|duration| duration.0)
 }
@@ -227,6 +221,11 @@ mod tests {
             args.dns_servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["192.0.2.1:53", "[2001:db8::1]:5353"]
         );
+    }
+
+    #[test]
+    fn an_empty_value_of_any_flag_is_as_if_absent() {
+        assert_eq!(signalbox_process::arguments::empty_values_that_count::<Args>(), Vec::<String>::new());
     }
 
     #[test]

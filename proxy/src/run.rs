@@ -1,6 +1,5 @@
 //! The process: from its arguments to its end.
 
-use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -9,17 +8,17 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signalbox_process::limits::OpenFiles;
+use signalbox_process::log;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
 
 use crate::admin::{self, Admin};
-use crate::args::{Args, LogFormat};
+use crate::args::Args;
 use crate::proxy::{Proxy, Settings};
 use crate::source::{self, ControlPlanes, DataPlane, Source, StartError, Status, Tls};
 use crate::takeover::{self, Handed, Predecessor};
@@ -28,12 +27,24 @@ use crate::telemetry::access_log;
 /// How often what nobody uses any more is looked for.
 const FORGET: Duration = Duration::from_secs(1);
 
-/// Open files that are no connection of a client or to a target.
-const OTHER_FILES: u64 = 256;
+/// Open files that are no connection of a client or to a target: the admin server's connections, logs, name lookups.
+const OTHER_FILES: u64 = 128;
+
+/// Likewise, for each worker: a few listeners' sockets.
+const WORKER_FILES: u64 = 16;
+
+/// With fewer client connections than this a proxy does not start.
+const LEAST_CONNECTIONS: u64 = 16;
+
+/// Client connections of one worker that the limit on open files should allow.
+const WORKER_CONNECTIONS: u64 = 2048;
+
+/// Client connections that the limit on open files should allow, however many workers there are.
+const MOST_WANTED: u64 = 32_768;
 
 /// Runs a proxy until it is told to end, and has drained.
 pub fn run(args: Args) -> Result<()> {
-    start_log(args.log_format);
+    log::start(&args.process);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
@@ -51,9 +62,9 @@ async fn serve(args: Args) -> Result<()> {
         Some(workers) => workers.get(),
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let max_connections = max_connections(args.max_connections);
-    let log = access_log::start(&args.access_log).context("cannot open the access log")?;
-    let (log_sender, log_thread) = log.unzip();
+    let max_connections = max_connections(workers, args.max_connections)?;
+    let access_log = access_log::start(&args.access_log).context("cannot open the access log")?;
+    let (log_sender, log_thread) = access_log.unzip();
     tokio::spawn(hang_up(log_sender.as_ref().map(access_log::Sender::reopening)));
     let taken = match &args.takeover {
         Some(path) => takeover::take(path)
@@ -221,23 +232,20 @@ fn admin_socket(handed: &mut Vec<Handed>, address: SocketAddr) -> Option<std::ne
     handed.swap_remove(index).sockets.pop()
 }
 
-/// Raises the limit on open files as far as this process may, and says how many clients' connections it allows.
-fn max_connections(asked: Option<NonZeroU64>) -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        warn!(%error, "the limit on open files cannot be raised");
-    }
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let allowed = (files.saturating_sub(OTHER_FILES) / 2).max(1);
-    match asked.map(NonZeroU64::get) {
-        Some(asked) if asked > allowed => {
-            warn!(asked, files, "the limit on open files is lower than --max-connections needs");
-            asked
-        }
-        Some(asked) => asked,
-        None => allowed,
-    }
+/// How many clients' connections the limit on open files allows, when each needs one more to a target; or `asked`.
+fn max_connections(workers: usize, asked: Option<NonZeroU64>) -> Result<u64> {
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX);
+    // Each listener has a socket for each worker, and each worker an epoll instance.
+    let others = OTHER_FILES.saturating_add(workers.saturating_mul(WORKER_FILES));
+    let allowed = |limit: u64| limit.saturating_sub(others) / 2;
+    let asked = asked.map(NonZeroU64::get);
+    let wanted = asked.unwrap_or(workers.saturating_mul(WORKER_CONNECTIONS).min(MOST_WANTED));
+    let files = OpenFiles {
+        least: others.saturating_add(2 * LEAST_CONNECTIONS),
+        wanted: others.saturating_add(wanted.saturating_mul(2)),
+    };
+    let limit = files.require(|limit| format!("{} client connections at once", allowed(limit)))?;
+    Ok(asked.unwrap_or(allowed(limit)))
 }
 
 fn source_ended(ended: Result<Result<(), StartError>, tokio::task::JoinError>) -> Result<()> {
@@ -294,16 +302,4 @@ fn source_of(args: Args) -> Source {
             data_dir: args.data_dir,
         }),
     }
-}
-
-/// The proxy's own log goes to standard error, so that the access log has standard output to itself.
-fn start_log(format: Option<LogFormat>) {
-    let filter = EnvFilter::try_from_env("SIGNALBOX_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let terminal = std::io::stderr().is_terminal();
-    // A log that was started before, by a test, stays.
-    let _ = match format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
-        LogFormat::Text => builder.with_ansi(terminal).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
 }

@@ -14,5 +14,5 @@ pub use client::{Answer, Load, LoadReport, Protocol, eventually, get};
 pub use control_plane::{Api, ApiAnswer, ControlPlane, Metrics};
 pub use nginx::Nginx;
 pub use postgres::Postgres;
-pub use process::{Daemon, free_port};
+pub use process::{Daemon, find_program, free_port, program, wait_until};
 pub use proxy::Proxy;

@@ -14,8 +14,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("signalbox-proto", &[]),
     ("signalbox-config", &["signalbox-proto"]),
     ("signalbox-plugins", &["signalbox-config", "signalbox-proto"]),
-    ("signalbox-control-plane", &["signalbox-plugins", "signalbox-config", "signalbox-proto"]),
-    ("signalbox-proxy", &["signalbox-plugins", "signalbox-config", "signalbox-proto"]),
+    ("signalbox-process", &[]),
+    (
+        "signalbox-control-plane",
+        &["signalbox-plugins", "signalbox-config", "signalbox-proto", "signalbox-process"],
+    ),
+    ("signalbox-proxy", &["signalbox-plugins", "signalbox-config", "signalbox-proto", "signalbox-process"]),
     ("signalbox-tests", &["signalbox-plugins", "signalbox-config", "signalbox-proto"]),
     ("signalbox-bench", &["signalbox-tests", "signalbox-plugins", "signalbox-config", "signalbox-proto"]),
 ];

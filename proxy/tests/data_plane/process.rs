@@ -542,7 +542,7 @@ fn a_drain_goes_on_accepting_for_a_grace() {
 fn a_limit_on_open_files_is_lived_with() {
     block_on(async {
         let backend = Backend::text("ok");
-        // Half of what is left when 256 are kept for other things: 172.
+        // Half of what is left when 160 are kept for other things: 220.
         let process = Process::limited(&forward_to(backend.address), 600).await;
         let mut idle = Vec::new();
         for _ in 0..150 {

@@ -11,6 +11,7 @@ mod drain;
 mod fixture;
 mod outage;
 mod peers;
+mod process;
 mod replicas;
 mod rollout;
 mod soak;
