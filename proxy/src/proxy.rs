@@ -19,7 +19,7 @@ use crate::compile::{Compiled, Services};
 use crate::listener;
 use crate::source::{Candidate, DataPlane, Rejected, Traffic};
 use crate::takeover::Handed;
-use crate::telemetry::{Cells, Histogram, Totals, WorkerStats, access_log};
+use crate::telemetry::{Cells, Counter, Histogram, Totals, WorkerStats, access_log};
 use crate::tls::ListenerTls;
 use crate::upstream::{Checking, Resolver};
 use crate::worker::{self, Command, Shared};
@@ -89,6 +89,8 @@ struct BoundSocket {
 struct Reported {
     durations: Totals,
     errors: u64,
+    no_route: u64,
+    client_errors: u64,
 }
 
 /// How long closing a socket may take: the workers only have to take what waits.
@@ -324,17 +326,24 @@ impl DataPlane for Proxy {
     fn traffic(&self) -> Traffic {
         let stats = &self.shared.stats;
         let durations = Totals::of(stats.iter().map(|stats| &stats.request_duration));
-        let errors: u64 = stats.iter().map(|stats| stats.errors.value()).sum();
+        let sum = |counter: fn(&WorkerStats) -> &Counter| -> u64 {
+            stats.iter().map(|stats| counter(stats).value()).sum()
+        };
+        let errors = sum(|stats| &stats.errors);
+        let no_route = sum(|stats| &stats.no_route);
+        let client_errors = sum(|stats| &stats.client_errors);
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         let since = durations.since(&reported.durations);
         let traffic = Traffic {
             requests: since.count(),
             errors: errors.saturating_sub(reported.errors),
+            no_route: no_route.saturating_sub(reported.no_route),
+            client_errors: client_errors.saturating_sub(reported.client_errors),
             p50_us: since.quantile_us(0.5),
             p99_us: since.quantile_us(0.99),
             active_connections: self.active_connections(),
         };
-        *reported = Reported { durations, errors };
+        *reported = Reported { durations, errors, no_route, client_errors };
         traffic
     }
 

@@ -13,7 +13,7 @@ use signalbox_proto::signalbox::report::v1::ProxyReport;
 
 use super::status::{
     FleetStatus, Propagation, ProxyError, ProxyResourceError, ProxyRevision, ProxyState, ProxyStatus,
-    ProxyTraffic, Rollout, RolloutCounts, RolloutState,
+    ProxyTraffic, Rollout, RolloutCounts, RolloutState, TrafficClasses,
 };
 use super::{Node, WaitResult};
 
@@ -349,10 +349,19 @@ impl State {
         let lasting = proxy.reported != reported || proxy.listeners != listeners;
         proxy.reported = reported;
         proxy.listeners = listeners;
-        proxy.traffic = report.traffic.map(|traffic| ProxyTraffic {
-            requests_per_second: ratio(traffic.requests as f64 * 1e6, traffic.interval_us as f64),
-            error_ratio: ratio(traffic.errors as f64, traffic.requests as f64),
-            p99_ms: traffic.p99_us as f64 / 1e3,
+        proxy.traffic = report.traffic.map(|traffic| {
+            let share = |count: u64| ratio(count as f64, traffic.requests as f64);
+            let classes = traffic.classes.map(|classes| TrafficClasses {
+                no_route: share(classes.no_route),
+                client_errors: share(classes.client_errors),
+                server_errors: share(traffic.errors),
+            });
+            ProxyTraffic {
+                requests_per_second: ratio(traffic.requests as f64 * 1e6, traffic.interval_us as f64),
+                error_ratio: share(traffic.errors),
+                p99_ms: traffic.p99_us as f64 / 1e3,
+                classes,
+            }
         });
         if lasting {
             self.mark(&id);
@@ -875,7 +884,7 @@ fn time(us: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use signalbox_proto::signalbox::report::v1::Traffic;
+    use signalbox_proto::signalbox::report::v1::{ErrorClasses, Traffic};
 
     use super::*;
 
@@ -1183,6 +1192,7 @@ mod tests {
                 requests,
                 errors: 1,
                 p99_us: 700,
+                classes: Some(ErrorClasses { no_route: 2, client_errors: 1 }),
                 ..Traffic::default()
             }),
             ..ProxyReport::default()
@@ -1194,7 +1204,8 @@ mod tests {
         let proxy = state.proxy("a").unwrap();
         assert_eq!(proxy.apply_ms, Some(1.5));
         assert_eq!(proxy.revision.applied_at, Some(time(5)));
-        let traffic = ProxyTraffic { requests_per_second: 2.0, error_ratio: 0.25, p99_ms: 0.7 };
+        let classes = Some(TrafficClasses { no_route: 0.5, client_errors: 0.25, server_errors: 0.25 });
+        let traffic = ProxyTraffic { requests_per_second: 2.0, error_ratio: 0.25, p99_ms: 0.7, classes };
         assert_eq!(proxy.traffic, Some(traffic));
         state.unsaved = Dirty::default();
         state.at(4, Event::Reported(Box::new(report(1, 0))));

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, broadcast, watch};
 pub use fold::Event;
 pub use status::{
     FleetStatus, Propagation, ProxyError, ProxyResourceError, ProxyRevision, ProxyState, ProxyStatus,
-    ProxyTraffic, Rollout, RolloutCounts, RolloutState,
+    ProxyTraffic, Rollout, RolloutCounts, RolloutState, TrafficClasses,
 };
 
 use crate::store::{Store, StoreError};

@@ -89,7 +89,7 @@ pub struct ProxyResourceError {
     pub message: String,
 }
 
-/// What a proxy serves.
+/// A proxy's traffic over the interval of its last report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProxyTraffic {
     /// Requests a second.
@@ -98,6 +98,23 @@ pub struct ProxyTraffic {
     pub error_ratio: f64,
     /// Milliseconds.
     pub p99_ms: f64,
+    /// The requests that failed, by kind; null: the proxy's version does not count them apart.
+    #[serde(default)]
+    pub classes: Option<TrafficClasses>,
+}
+
+/// Shares of all requests, from 0 to 1. Each request is in one class at most; the rest was answered with a status below
+/// 400.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TrafficClasses {
+    /// No route took the request.
+    pub no_route: f64,
+    /// Other answers with a status from 400 to 499.
+    #[serde(rename = "4xx")]
+    pub client_errors: f64,
+    /// Answers with a status of 500 and above: the same number as `error_ratio`.
+    #[serde(rename = "5xx")]
+    pub server_errors: f64,
 }
 
 /// The way of one revision through a fleet, as `GET /api/v1/rollouts` shows it.

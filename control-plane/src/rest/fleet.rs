@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::call::{Call, no_content, ok};
 use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Parameter, Place};
 use super::problem::Problem;
-use crate::board::{FleetStatus, ForgetError, ProxyStatus, Rollout};
+use crate::board::{FleetStatus, ForgetError, ProxyStatus, ProxyTraffic, Rollout, TrafficClasses};
 use crate::publish::named_fleets;
 use crate::store::Role;
 
@@ -87,7 +87,7 @@ struct FleetList {
 }
 
 /// Traffic as the connected proxies reported it last.
-#[derive(Debug, Default, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Traffic {
     /// Of all together.
     requests_per_second: f64,
@@ -95,6 +95,40 @@ struct Traffic {
     error_ratio: f64,
     /// The worst proxy's, milliseconds.
     p99_ms: f64,
+    /// The requests that failed, by kind; null: a proxy has traffic whose version does not count them apart.
+    classes: Option<TrafficClasses>,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self {
+            requests_per_second: 0.0,
+            error_ratio: 0.0,
+            p99_ms: 0.0,
+            classes: Some(TrafficClasses::default()),
+        }
+    }
+}
+
+impl Traffic {
+    /// Adds a proxy's traffic; ratios are weighted by requests.
+    fn add(&mut self, report: &ProxyTraffic) {
+        self.p99_ms = self.p99_ms.max(report.p99_ms);
+        if report.requests_per_second <= 0.0 {
+            return;
+        }
+        let sum = self.requests_per_second + report.requests_per_second;
+        let mean = |mine: f64, other: f64| {
+            (mine * self.requests_per_second + other * report.requests_per_second) / sum
+        };
+        self.error_ratio = mean(self.error_ratio, report.error_ratio);
+        self.classes = self.classes.zip(report.classes).map(|(mine, other)| TrafficClasses {
+            no_route: mean(mine.no_route, other.no_route),
+            client_errors: mean(mine.client_errors, other.client_errors),
+            server_errors: mean(mine.server_errors, other.server_errors),
+        });
+        self.requests_per_second = sum;
+    }
 }
 
 /// Where it all stands.
@@ -193,16 +227,8 @@ fn stats(call: &Call) -> Result<Response, Problem> {
         connected_proxies += 1;
         let fleet = fleets.entry(proxy.fleet.clone()).or_default();
         let Some(report) = &proxy.traffic else { continue };
-        for sum in [&mut traffic, fleet] {
-            let requests = sum.requests_per_second + report.requests_per_second;
-            if requests > 0.0 {
-                let errors = sum.error_ratio * sum.requests_per_second
-                    + report.error_ratio * report.requests_per_second;
-                sum.error_ratio = errors / requests;
-            }
-            sum.requests_per_second = requests;
-            sum.p99_ms = sum.p99_ms.max(report.p99_ms);
-        }
+        traffic.add(report);
+        fleet.add(report);
     }
     ok(&Stats {
         revision: published.snapshot.id().number,
@@ -217,4 +243,32 @@ fn stats(call: &Call) -> Result<Response, Problem> {
 /// What `GET /events` tells of a proxy that was forgotten.
 pub(super) fn forgotten_data(id: &str) -> Value {
     json!({"id": id})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(requests_per_second: f64, classes: Option<TrafficClasses>) -> ProxyTraffic {
+        let error_ratio = classes.map_or(0.5, |classes| classes.server_errors);
+        ProxyTraffic { requests_per_second, error_ratio, p99_ms: 2.0, classes }
+    }
+
+    #[test]
+    fn shares_of_several_proxies_are_weighted_by_their_requests() {
+        let classes = |no_route, client_errors, server_errors| {
+            Some(TrafficClasses { no_route, client_errors, server_errors })
+        };
+        let mut traffic = Traffic::default();
+        traffic.add(&report(30.0, classes(0.5, 0.25, 0.0)));
+        traffic.add(&report(10.0, classes(0.0, 0.25, 0.5)));
+        // A proxy without requests has no share.
+        traffic.add(&report(0.0, None));
+        assert_eq!(traffic.requests_per_second, 40.0);
+        assert_eq!(traffic.classes, classes(0.375, 0.25, 0.125));
+        assert_eq!(traffic.error_ratio, 0.125);
+        // What one proxy does not tell is not known of all.
+        traffic.add(&report(40.0, None));
+        assert_eq!((traffic.classes, traffic.error_ratio), (None, 0.3125));
+    }
 }

@@ -426,8 +426,14 @@ impl Exchange {
         let duration = now.saturating_duration_since(self.started);
         worker.stats.request_duration.record(duration);
         let status = self.counted_status();
-        if status >= 500 {
-            worker.stats.errors.add(1);
+        if status >= 400 {
+            let stats = &worker.stats;
+            let counter = match self.flag {
+                _ if status >= 500 => &stats.errors,
+                Flag::NoRoute => &stats.no_route,
+                _ => &stats.client_errors,
+            };
+            counter.add(1);
         }
         let key = Key::new(self.listener.label, status, self.flag);
         let stats = self.route.as_ref().map_or(&worker.shared.unrouted, |route| &route.stats);

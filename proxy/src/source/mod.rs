@@ -184,6 +184,10 @@ pub struct Traffic {
     pub requests: u64,
     /// Of these, with a status of 500 and above.
     pub errors: u64,
+    /// Of these, the ones that no route took.
+    pub no_route: u64,
+    /// Of these, the others with a status from 400 to 499.
+    pub client_errors: u64,
     /// Median latency, microseconds; 0 without requests.
     pub p50_us: u64,
     /// 99th percentile, microseconds; 0 without requests.

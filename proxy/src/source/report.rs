@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use signalbox_proto::signalbox::report::v1::report_service_client::ReportServiceClient;
-use signalbox_proto::signalbox::report::v1::{ProxyReport, Traffic};
+use signalbox_proto::signalbox::report::v1::{ErrorClasses, ProxyReport, Traffic};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
@@ -84,6 +84,10 @@ impl Reporter {
                 p50_us: traffic.p50_us,
                 p99_us: traffic.p99_us,
                 active_connections: traffic.active_connections,
+                classes: Some(ErrorClasses {
+                    no_route: traffic.no_route,
+                    client_errors: traffic.client_errors,
+                }),
             }),
             listeners: (self.data_plane.listeners().into_iter())
                 .map(|(name, address)| (name, address.to_string()))

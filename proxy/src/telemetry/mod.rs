@@ -27,6 +27,10 @@ pub struct WorkerStats {
     pub upstream_duration: Histogram,
     /// Requests answered with a status of 500 and above.
     pub errors: Counter,
+    /// Requests that no route took.
+    pub no_route: Counter,
+    /// Other requests answered with a status from 400 to 499.
+    pub client_errors: Counter,
     /// Client connections open now.
     pub active_connections: Counter,
     /// Client connections accepted.

@@ -253,3 +253,32 @@ async fn a_target_that_moves_is_followed() {
     }
     load.finish().assert_flawless(50);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn requests_without_a_route_are_reported_apart_from_other_failures() {
+    let gateway = Gateway::start(1).await;
+    gateway.put("routes", "fine", &respond("/fine", "ok")).await;
+    for (name, status) in [("missing", 404), ("broken", 503)] {
+        let route =
+            json!({"match": {"paths": [{"prefix": format!("/{name}")}]}, "respond": {"status": status}});
+        gateway.put("routes", name, &route).await;
+    }
+    let api = gateway.control_plane.api();
+    // A report is about two seconds; one of them that has some of each comes soon.
+    let mut traffic = json!(null);
+    let apart = eventually(Duration::from_secs(30), async || {
+        for path in ["/fine", "/none", "/missing", "/broken"] {
+            ask(&gateway.proxies[0], path, &[]).await;
+        }
+        traffic = api.proxy("proxy-0").await.unwrap()["traffic"].clone();
+        ["no_route", "4xx", "5xx"].iter().all(|class| {
+            let share = traffic["classes"][class].as_f64().unwrap_or_default();
+            // A quarter of all, but for where a report cuts the four apart.
+            (0.1..0.4).contains(&share)
+        })
+    });
+    assert!(apart.await, "{traffic}");
+    assert_eq!(traffic["classes"]["5xx"], traffic["error_ratio"]);
+    let all = &api.get("/stats").await.unwrap()["traffic"];
+    assert!(all["classes"]["no_route"].as_f64().is_some_and(|share| share > 0.0), "{all}");
+}
