@@ -1127,6 +1127,22 @@ async fn events_tell_what_happens_and_what_was_missed() {
 }
 
 #[tokio::test]
+async fn an_event_stream_tells_scripts_at_once_and_again_that_it_is_alive() {
+    let admin = Admin::start().await;
+    let mut answer = admin.api.request(Method::GET, "/events").send().await.unwrap();
+    let mut text = String::new();
+    let heartbeats = async {
+        // A comment is not seen by a script in a browser, and a heartbeat with an id would be resumed from.
+        while text.matches(": heartbeat\nevent: heartbeat\ndata: {}\n\n").count() < 2 {
+            let chunk = answer.chunk().await.unwrap().expect("the stream goes on");
+            text.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), heartbeats).await.expect("two heartbeats come");
+    assert!(!text.contains("id:"), "{text}");
+}
+
+#[tokio::test]
 async fn event_streams_end_when_the_control_plane_stops() {
     let admin = Admin::start().await;
     let mut answer = admin.api.request(Method::GET, "/events").send().await.unwrap();

@@ -26,9 +26,9 @@ use crate::board::BoardEvent;
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
         Endpoint::new(Method::GET, "/events", "events", |call| async move { Ok(listen(&call)) }.boxed())
-            .text("events", "What happens from now on: `revision`, `rollout`, `proxy`, `forgotten`; `reset`: events were missed, read everything again")
+            .text("events", "What happens from now on: `revision`, `rollout`, `proxy`, `forgotten`; `reset`: events were missed, read everything again; `heartbeat`: nothing but a sign of life")
             .parameters(&[LAST_EVENT_ID])
-            .answer_as(200, "Server-sent events, with a heartbeat every 15 seconds", "text/event-stream", |_| {
+            .answer_as(200, "Server-sent events, with a heartbeat every 5 seconds", "text/event-stream", |_| {
                 schemars::json_schema!({"type": "string"})
             }),
     ]
@@ -69,7 +69,12 @@ const RING: usize = 4096;
 /// How far a client may be behind before it is dropped; it comes back and resumes from the ring.
 const BEHIND: usize = 1024;
 
-const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How often a stream is shown to be alive. The admin UI takes silence of several intervals for a lost connection.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// A comment for clients that only need bytes to arrive, and an event because scripts in a browser see no comments. It
+/// has no id, so the id to resume from stays that of the last real event.
+const HEARTBEAT_FRAME: &[u8] = b": heartbeat\nevent: heartbeat\ndata: {}\n\n";
 
 impl Events {
     pub(super) fn new() -> Self {
@@ -162,6 +167,7 @@ fn listen(call: &Call) -> Response {
     let last = call.headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let (mut backlog, live) = call.app.events.subscribe(last);
     // Something at once, so that the client knows the stream is open; and how soon to come back.
+    backlog.push_front(Bytes::from_static(HEARTBEAT_FRAME));
     backlog.push_front(Bytes::from_static(b"retry: 1000\n\n"));
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.reset();
@@ -192,7 +198,7 @@ impl Listener {
             _ = self.heartbeat.tick() => {
                 super::access::presented(&self.headers)
                     .and_then(|token| self.app.tokens.authenticate(&token.text))
-                    .map(|_| Bytes::from_static(b": heartbeat\n\n"))
+                    .map(|_| Bytes::from_static(HEARTBEAT_FRAME))
             }
         }
     }
