@@ -1,4 +1,5 @@
 //! Puts the admin UI, as it was built, where the program embeds it from; without one, a page that says how to build it.
+//! A file that the build has also written compressed is embedded in its compressed forms only.
 
 use std::path::Path;
 use std::{env, fs, io};
@@ -36,9 +37,18 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         if entry.file_type()?.is_dir() {
             fs::create_dir_all(&target)?;
             copy(&entry.path(), &target)?;
-        } else {
+        } else if !is_compressed_beside(&entry.path()) {
             fs::copy(entry.path(), target)?;
         }
     }
     Ok(())
+}
+
+fn is_compressed_beside(file: &Path) -> bool {
+    ["br", "gz"].iter().all(|extension| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(".");
+        name.push(extension);
+        Path::new(&name).exists()
+    })
 }
