@@ -126,7 +126,7 @@ impl JsonSchema for SecretSpec {
         json_schema!({
             "description": "The secret, or {env: NAME} or {file: PATH} on the proxy's host; reads back as \"<redacted>\"",
             "anyOf": [
-                {"type": "string"},
+                {"type": "string", "format": "password"},
                 reference("env", json_schema!({"type": "string", "examples": ["NAME"]})),
                 reference("file", json_schema!({"type": "string", "examples": ["/run/secrets/name"]})),
                 reference("sha256", json_schema!({"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "examples": ["0".repeat(64)]})),

@@ -121,7 +121,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What happens from now on: `revision`, `rollout`, `proxy`, `forgotten`; `reset`: events were missed, read everything again */
+        /** What happens from now on: `revision`, `rollout`, `proxy`, `forgotten`; `reset`: events were missed, read everything again; `heartbeat`: nothing but a sign of life */
         get: operations["events"];
         put?: never;
         post?: never;
@@ -1488,8 +1488,13 @@ export interface components {
             /** @description The version of its program. */
             version: string;
         };
-        /** @description What a proxy serves. */
+        /** @description A proxy's traffic over the interval of its last report. */
         ProxyTraffic: {
+            /**
+             * @description The requests that failed, by kind; null: the proxy's version does not count them apart.
+             * @default null
+             */
+            classes: components["schemas"]["TrafficClasses"] | null;
             /**
              * Format: double
              * @description The share of answers with a status of 500 and above.
@@ -1884,6 +1889,8 @@ export interface components {
         };
         /** @description Traffic as the connected proxies reported it last. */
         Traffic: {
+            /** @description The requests that failed, by kind; null: a proxy has traffic whose version does not count them apart. */
+            classes?: components["schemas"]["TrafficClasses"] | null;
             /**
              * Format: double
              * @description The share of answers with a status of 500 and above.
@@ -1899,6 +1906,27 @@ export interface components {
              * @description Of all together.
              */
             requests_per_second: number;
+        };
+        /**
+         * @description Shares of all requests, from 0 to 1. Each request is in one class at most; the rest was answered with a status below
+         *     400.
+         */
+        TrafficClasses: {
+            /**
+             * Format: double
+             * @description Other answers with a status from 400 to 499.
+             */
+            "4xx": number;
+            /**
+             * Format: double
+             * @description Answers with a status of 500 and above: the same number as `error_ratio`.
+             */
+            "5xx": number;
+            /**
+             * Format: double
+             * @description No route took the request.
+             */
+            no_route: number;
         };
         /** @description A upstream as it is read: its specification without secrets, and its meta. */
         Upstream: {
@@ -3238,7 +3266,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Server-sent events, with a heartbeat every 15 seconds */
+            /** @description Server-sent events, with a heartbeat every 5 seconds */
             200: {
                 headers: {
                     [name: string]: unknown;
