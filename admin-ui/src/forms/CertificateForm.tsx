@@ -1,22 +1,31 @@
 import { Stack } from "@mantine/core";
 import { useResourceSchema } from "../api/queries";
 import { Failed, Loading } from "../components/states";
-import { isObject } from "../lib/json";
 import { TextField } from "./fields";
-import { useField } from "./form";
-import { SchemaForm } from "./SchemaForm";
+import { SchemaForm, SecretUnion } from "./SchemaForm";
+import { shapeOf } from "./schema";
 import { DescriptionFields, NameField, Section } from "./sections";
 
-const ELSEWHERE = ["name", "kind", "meta", "description", "labels", "fleets", "certificate", "ocsp_staple"];
+const ELSEWHERE = [
+  "name",
+  "kind",
+  "meta",
+  "description",
+  "labels",
+  "fleets",
+  "certificate",
+  "private_key",
+  "ocsp_staple",
+];
 
 export function CertificateForm({ creating }: { creating: boolean }) {
   const schema = useResourceSchema("certificates");
-  const key = useField("private_key");
   if (schema.error) return <Failed what="the form" error={schema.error} retry={() => schema.refetch()} />;
   if (!schema.data) return <Loading what="the form" />;
   const { schema: own, root } = schema.data;
-  // A reference has its fields; a key has many lines.
-  const reference = isObject(key.value);
+  const key = shapeOf({ $ref: "#/components/schemas/Secret" }, root);
+  // A hash is no key.
+  const forms = key.is === "union" ? key.variants.filter((variant) => variant.rest?.key !== "sha256") : [];
   return (
     <Stack gap="md">
       <Section title="Certificate">
@@ -29,26 +38,16 @@ export function CertificateForm({ creating }: { creating: boolean }) {
           mono
           rows={8}
         />
-        {!reference && (
-          <TextField
-            path="private_key"
-            label="Private key"
-            description={
-              creating
-                ? "In PEM. It is kept encrypted, and cannot be read back."
-                : "Leave it as it is to keep the stored key, or paste the new one in PEM."
-            }
-            required
-            mono
-            rows={6}
-          />
-        )}
-        <SchemaForm
-          schema={own}
+        <SecretUnion
+          path="private_key"
+          label="Private key"
+          description="In PEM. It is kept encrypted, and cannot be read back."
+          required
+          rows={6}
+          variants={forms}
           root={root}
-          path=""
-          omit={reference ? ELSEWHERE : [...ELSEWHERE, "private_key"]}
         />
+        <SchemaForm schema={own} root={root} path="" omit={ELSEWHERE} />
         <TextField
           path="ocsp_staple"
           label="OCSP response"

@@ -3,21 +3,31 @@ import { useState } from "react";
 import { parse, stringify } from "yaml";
 import { isObject, type Json, type JsonObject } from "../lib/json";
 import { useForm } from "./form";
+import { halfEdited } from "./secrets";
 
 type Format = "yaml" | "json";
 
 /** The specification as text. What cannot be read is not taken over, and `onBroken` says so. */
-export function RawEditor({ onBroken }: { onBroken: (broken: boolean) => void }) {
-  const { spec, replace } = useForm();
+export function RawEditor({
+  onBroken,
+  readOnly,
+}: {
+  onBroken: (broken: boolean) => void;
+  readOnly: boolean;
+}) {
+  const { spec, replace, stored } = useForm();
   const [format, setFormat] = useState<Format>("yaml");
   const [text, setText] = useState(() => write(spec, "yaml"));
-  const [wrong, setWrong] = useState<string>();
+  const [wrong, setWrong] = useState<{ title: string; text: string }>();
   const change = (text: string) => {
     setText(text);
     const read = readObject(text);
-    setWrong(read.error);
-    onBroken(read.error !== undefined);
-    if (read.spec) replace(read.spec);
+    const [half] = halfEdited(read.spec ?? {}, stored);
+    if (read.error !== undefined) setWrong({ title: "This cannot be read", text: read.error });
+    else if (half) setWrong({ title: "This cannot be saved", text: `${half.field} ${half.message}` });
+    else setWrong(undefined);
+    onBroken(read.error !== undefined || half !== undefined);
+    if (read.spec && !half) replace(read.spec);
   };
   const reformat = (format: Format) => {
     setFormat(format);
@@ -50,13 +60,14 @@ export function RawEditor({ onBroken }: { onBroken: (broken: boolean) => void })
         maxRows={40}
         spellCheck={false}
         value={text}
+        readOnly={readOnly}
         error={wrong !== undefined}
         onChange={(event) => change(event.currentTarget.value)}
       />
       {wrong && (
-        <Alert color="red" title="This cannot be read" role="alert">
+        <Alert color="red" title={wrong.title} role="alert">
           <Text size="sm" className="mono" style={{ whiteSpace: "pre-wrap" }}>
-            {wrong}
+            {wrong.text}
           </Text>
         </Alert>
       )}

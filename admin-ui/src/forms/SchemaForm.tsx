@@ -14,6 +14,8 @@ import {
   TextField,
 } from "./fields";
 import { useField } from "./form";
+import { SecretField } from "./SecretField";
+import { isSecret } from "./secrets";
 import { initialOf, labelOf, type Property, type Shape, shapeOf, type Variant } from "./schema";
 
 type Props = {
@@ -87,7 +89,12 @@ function SchemaField({ name, schema, root, path, required, hideLabel }: FieldPro
   };
   switch (shape.is) {
     case "text":
-      return <TextField {...base} />;
+      if (!shape.secret) return <TextField {...base} />;
+      return (
+        <SecretField {...base}>
+          <TextField {...base} secret />
+        </SecretField>
+      );
     case "text-or-number":
       return <TextField {...base} digitsAreNumber />;
     case "number":
@@ -131,7 +138,11 @@ function SchemaField({ name, schema, root, path, required, hideLabel }: FieldPro
         </ObjectField>
       );
     case "union":
-      return <Union {...base} variants={shape.variants} root={root} />;
+      return isSecret(shape) ? (
+        <SecretUnion {...base} variants={shape.variants} root={root} />
+      ) : (
+        <Union {...base} variants={shape.variants} root={root} />
+      );
     case "constant":
       return null;
     case "any":
@@ -276,6 +287,58 @@ function Union({ variants, root, ...base }: BaseProps & { variants: Variant[]; r
       )}
     </Stack>
   );
+}
+
+/** A secret, or where a proxy finds it. */
+export function SecretUnion({
+  variants,
+  root,
+  rows,
+  ...base
+}: BaseProps & { variants: Variant[]; root: Json; rows?: number }) {
+  const field = useField(base.path);
+  const index = variants.findIndex((variant) => variant.fits(field.value));
+  const rest = variants[index]?.rest;
+  const isText = typeof field.value === "string";
+  return (
+    <SecretField {...base}>
+      <Stack gap="xs">
+        {isText || rest === undefined ? (
+          <TextField {...base} secret rows={rows} mono={rows !== undefined} />
+        ) : (
+          <SchemaField
+            name={`${base.label}: ${labelOf(rest.key)}`}
+            schema={rest.schema}
+            root={root}
+            path={join(base.path, rest.key)}
+            required
+          />
+        )}
+        <Select
+          aria-label={`${base.label}: how it is given`}
+          size="xs"
+          maw={300}
+          data={variants.map((variant, at) => ({ value: String(at), label: secretLabel(variant) }))}
+          value={index < 0 ? null : String(index)}
+          onChange={(next) => field.set(variants[Number(next)]?.initial)}
+          allowDeselect={false}
+        />
+      </Stack>
+    </SecretField>
+  );
+}
+
+function secretLabel({ label, rest }: Variant): string {
+  switch (rest?.key) {
+    case "env":
+      return "An environment variable of the proxy";
+    case "file":
+      return "A file on the proxy's host";
+    case "sha256":
+      return "Its SHA-256";
+    default:
+      return label;
+  }
 }
 
 /** Yes, no, or not said. */

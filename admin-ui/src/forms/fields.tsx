@@ -4,6 +4,7 @@ import {
   Group,
   MultiSelect,
   NumberInput,
+  PasswordInput,
   Select,
   Stack,
   Switch,
@@ -43,6 +44,8 @@ type TextProps = FieldProps & {
   rows?: number;
   /** Where the API takes both (`65536`, `64KiB`): digits alone are a number. */
   digitsAreNumber?: boolean;
+  /** Not shown as it is typed; of many rows, only not remembered by the browser. */
+  secret?: boolean;
 };
 
 /** A text. Left empty it is absent, but for one that is required, which is then the empty text. */
@@ -54,18 +57,18 @@ export function TextField(props: TextProps) {
     error: field.error,
     value: asText(field.value),
     "data-mono": props.mono || undefined,
-    autoComplete: "off",
+    autoComplete: props.secret ? "new-password" : "off",
     spellCheck: false,
   };
   const change = (text: string) => {
     if (text === "" && !props.required) field.set(undefined);
     else field.set(props.digitsAreNumber && /^\d{1,15}$/.test(text) ? Number(text) : text);
   };
-  return props.rows ? (
-    <Textarea {...shared} rows={props.rows} onChange={(event) => change(event.currentTarget.value)} />
-  ) : (
-    <TextInput {...shared} onChange={(event) => change(event.currentTarget.value)} />
-  );
+  if (props.rows) {
+    return <Textarea {...shared} rows={props.rows} onChange={(event) => change(event.currentTarget.value)} />;
+  }
+  const Line = props.secret ? PasswordInput : TextInput;
+  return <Line {...shared} onChange={(event) => change(event.currentTarget.value)} />;
 }
 
 /** A number; what is typed that is none stays, for the API to refuse. */
@@ -97,6 +100,7 @@ export function SwitchField(props: FieldProps & { byDefault: boolean }) {
       label={props.label}
       description={props.description}
       error={field.error}
+      aria-invalid={field.error !== undefined || undefined}
       checked={checked}
       onChange={(event) => {
         const next = event.currentTarget.checked;
@@ -360,7 +364,7 @@ function ListHead({ label, description, required }: FieldProps) {
 /** An error of a field that is no input. */
 export function FieldMessage({ text }: { text: string }) {
   return (
-    <Text size="xs" c="var(--mantine-color-error)" role="alert">
+    <Text size="xs" c="var(--mantine-color-error)" role="alert" tabIndex={-1} data-field-error>
       {text}
     </Text>
   );

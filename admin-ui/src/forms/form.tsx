@@ -25,9 +25,11 @@ export type SpecForm = {
   /** The errors that no field on the screen shows. */
   unplaced: FieldError[];
   register: (path: string) => () => void;
+  /** As it is stored; `undefined`: it is not. */
+  stored: JsonObject | undefined;
 };
 
-export function useSpecForm(initial: JsonObject): SpecForm {
+export function useSpecForm(initial: JsonObject, stored: JsonObject | undefined): SpecForm {
   const [spec, setSpec] = useState(initial);
   const [errors, setErrors] = useState<FieldError[]>([]);
   // How many fields show the errors of each path.
@@ -57,8 +59,8 @@ export function useSpecForm(initial: JsonObject): SpecForm {
         return path.endsWith("*") ? isAtOrBelow(error.field, path.slice(0, -1)) : path === error.field;
       });
     const unplaced = errors.filter((error) => !isShown(error));
-    return { spec, replace, set, errors, setErrors, unplaced, register };
-  }, [spec, errors, shown, replace, set, register]);
+    return { spec, replace, set, errors, setErrors, unplaced, register, stored };
+  }, [spec, errors, shown, replace, set, register, stored]);
 }
 
 const FormContext = createContext<SpecForm | null>(null);
@@ -99,17 +101,20 @@ export function useField(path: string, deep = false): Field {
   };
 }
 
-/** Moves the focus to the first field that has an error, once after the errors of a save have come. */
-export function useFocusFirstError(errors: FieldError[]) {
+/**
+ * Brings the first field with an error into view and focuses it, or else what says why the save failed: once for each
+ * `failure`, which is a new object every time.
+ */
+export function useFocusFailure(failure: object | null) {
   const ref = useRef<HTMLDivElement>(null);
-  const last = useRef(errors);
   useEffect(() => {
-    if (errors !== last.current && errors.length > 0) {
-      const target = ref.current?.querySelector<HTMLElement>("[aria-invalid=true], [data-error-summary]");
-      target?.focus();
-    }
-    last.current = errors;
-  }, [errors]);
+    if (failure === null) return;
+    const target =
+      ref.current?.querySelector<HTMLElement>("[aria-invalid=true], [data-field-error]") ??
+      ref.current?.querySelector<HTMLElement>("[data-error-summary]");
+    target?.focus({ preventScroll: true });
+    target?.scrollIntoView({ block: "center" });
+  }, [failure]);
   return ref;
 }
 

@@ -2,7 +2,8 @@ import { isObject, type Json, type JsonObject } from "../lib/json";
 
 /** What a form shows for a schema: the words that the control plane's schemas use, sorted into kinds of input. */
 export type Shape = { description?: string; fallback?: Json } & (
-  | { is: "text" }
+  /** `secret`: not to be shown. */
+  | { is: "text"; secret?: boolean }
   | { is: "number"; integer: boolean; min?: number; max?: number }
   /** Digits are a number, all else is a text: `65536`, `64KiB`. */
   | { is: "text-or-number" }
@@ -56,7 +57,8 @@ export function shapeOf(schema: Json, root: Json): Shape {
   const types = [found.type].flat().filter((type) => type !== "null");
   if (types.includes("string")) {
     const also = types.includes("integer") || types.includes("number");
-    return shape({ is: also ? "text-or-number" : "text" });
+    if (also) return shape({ is: "text-or-number" });
+    return shape({ is: "text", ...(found.format === "password" ? { secret: true } : {}) });
   }
   if (types.includes("integer") || types.includes("number")) {
     const format = text(found.format) ?? "";
@@ -198,7 +200,7 @@ function variant(schema: JsonObject, root: Json): Variant {
   }
   const type = [schema.type].flat()[0] ?? "any";
   return {
-    label: text(schema.title) ?? labelOf(String(type)),
+    label: text(schema.title) ?? (schema.format === "password" ? "The secret itself" : labelOf(String(type))),
     description,
     fits: (value) => typeName(value) === type || (type === "integer" && typeName(value) === "number"),
     initial: initialOf(schema, root),
