@@ -4,7 +4,7 @@ import { MantineProvider } from "@mantine/core";
 import { MutationCache, QueryCache, QueryClient, QueryClientProvider } from "@tanstack/react-query";
 import { StrictMode } from "react";
 import { createRoot } from "react-dom/client";
-import { BrowserRouter } from "react-router";
+import { createBrowserRouter, RouterProvider } from "react-router";
 import { App } from "./App";
 import { Problem } from "./api/problem";
 import { SESSION_KEY } from "./api/queries";
@@ -23,7 +23,11 @@ const queries: QueryClient = new QueryClient({
     onError: (error, _, __, mutation) => onError(error, mutation.options.mutationKey),
   }),
   defaultOptions: {
+    // A paused write would be made by itself when the browser is online again, perhaps much later.
+    mutations: { networkMode: "always", retry: false },
     queries: {
+      // A control plane on this very host answers without a network.
+      networkMode: "always",
       // What the server refuses is not asked again; what did not get through is, twice.
       retry: (count, error) => count < 2 && !(error instanceof Problem && error.status < 500),
       staleTime: 5_000,
@@ -31,15 +35,15 @@ const queries: QueryClient = new QueryClient({
   },
 });
 
+const router = createBrowserRouter([{ path: "*", element: <App /> }]);
+
 const root = document.getElementById("root");
 if (root) {
   createRoot(root).render(
     <StrictMode>
       <MantineProvider theme={theme} defaultColorScheme="auto">
         <QueryClientProvider client={queries}>
-          <BrowserRouter>
-            <App />
-          </BrowserRouter>
+          <RouterProvider router={router} />
         </QueryClientProvider>
       </MantineProvider>
     </StrictMode>,

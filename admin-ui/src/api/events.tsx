@@ -1,5 +1,6 @@
 import { type InfiniteData, type QueryClient, useQueryClient } from "@tanstack/react-query";
 import { createContext, type ReactNode, useContext, useEffect, useState } from "react";
+import { noteHeard } from "../lib/liveness";
 import {
   KEPT_ROLLOUTS,
   onRevision,
@@ -11,17 +12,22 @@ import {
 } from "./queries";
 import type { ProxyStatus, RevisionSummary, Rollout } from "./types";
 
-export type Connection = "connecting" | "live" | "lost";
+/** `since`: when the stream of events last showed a sign of life, milliseconds since 1970. */
+export type Connection = { state: "connecting" } | { state: "live" } | { state: "lost"; since: number };
 
 /** How long events are gathered before the page is drawn, milliseconds: a thousand proxies tell of one revision. */
 const GATHER = 80;
 /** Before a stream that the server refused is opened again, milliseconds. */
 const REOPEN = 2_000;
+/** The control plane sends a heartbeat every five seconds; after two and a half of them the stream counts as lost. */
+const SILENCE = 12_500;
+/** How often the silence is measured, milliseconds. */
+const CHECK = 1_000;
 
 /** What the events keep up. */
 const KEPT_UP: string[] = [...PROXIES_KEY, ...ROLLOUTS_KEY, ...REVISIONS_KEY];
 
-const ConnectionContext = createContext<Connection>("connecting");
+const ConnectionContext = createContext<Connection>({ state: "connecting" });
 
 /** Whether what one sees is kept up by the control plane's events. */
 export function useConnection(): Connection {
@@ -31,7 +37,7 @@ export function useConnection(): Connection {
 /** Follows `GET /events`, and writes what it tells into what the pages have read. */
 export function EventsProvider({ children }: { children: ReactNode }) {
   const queries = useQueryClient();
-  const [connection, setConnection] = useState<Connection>("connecting");
+  const [connection, setConnection] = useState<Connection>({ state: "connecting" });
   useEffect(() => follow(queries, setConnection), [queries]);
   return <ConnectionContext value={connection}>{children}</ConnectionContext>;
 }
@@ -40,8 +46,11 @@ function follow(queries: QueryClient, tell: (connection: Connection) => void): (
   let source: EventSource | undefined;
   let reopening: number | undefined;
   let flushing: number | undefined;
-  let opened = false;
   let gathered = new Gathered();
+  let state: Connection["state"] = "connecting";
+  // When the stream was opened, and when one last showed a sign of life: at first, from when on it could have.
+  let openedAt = Date.now();
+  let heardAt = openedAt;
 
   const flush = () => {
     flushing = undefined;
@@ -63,25 +72,50 @@ function follow(queries: QueryClient, tell: (connection: Connection) => void): (
     onRevision(queries);
   };
 
+  const heard = () => {
+    heardAt = Date.now();
+    noteHeard();
+    if (state !== "live") tell({ state: "live" });
+    state = "live";
+  };
+  const lost = () => {
+    if (state !== "lost") tell({ state: "lost", since: heardAt });
+    state = "lost";
+  };
+  // A frozen connection ends with no error.
+  const checkSilence = () => {
+    const silence = Date.now() - Math.max(openedAt, heardAt);
+    if (reopening !== undefined || silence <= SILENCE) return;
+    lost();
+    open();
+  };
+  const reopenAtOnce = () => {
+    if (state === "lost") open();
+  };
+
   const open = () => {
+    window.clearTimeout(reopening);
+    reopening = undefined;
+    source?.close();
+    openedAt = Date.now();
     source = new EventSource("/api/v1/events");
     source.onopen = () => {
-      tell("live");
+      heard();
       // Between what was read and the first event, or while the stream was down, something may have happened.
       readAgain();
-      opened = true;
     };
     source.onerror = () => {
-      tell(opened ? "lost" : "connecting");
       // The browser tries again by itself, unless the answer was no stream of events at all.
-      if (source?.readyState === EventSource.CLOSED) {
-        tell("lost");
+      const closed = source?.readyState === EventSource.CLOSED;
+      if (closed || state === "live") lost();
+      if (closed) {
         void queries.invalidateQueries({ queryKey: SESSION_KEY });
-        reopening = window.setTimeout(open, REOPEN);
+        reopening ??= window.setTimeout(open, REOPEN);
       }
     };
     const on = <T,>(name: string, take: (gathered: Gathered, data: T) => void) =>
       source?.addEventListener(name, (event: MessageEvent<string>) => {
+        heard();
         // The control plane writes these from the types of its OpenAPI document.
         const data = JSON.parse(event.data) as T;
         gather((gathered) => take(gathered, data));
@@ -92,12 +126,23 @@ function follow(queries: QueryClient, tell: (connection: Connection) => void): (
     on<RevisionSummary>("revision", (gathered, revision) =>
       gathered.revisions.set(revision.number, revision),
     );
-    source.addEventListener("reset", readAgain);
+    source.addEventListener("heartbeat", heard);
+    source.addEventListener("reset", () => {
+      heard();
+      readAgain();
+    });
   };
   open();
+  const checking = window.setInterval(checkSilence, CHECK);
+  // After a sleep, the timer may be late.
+  document.addEventListener("visibilitychange", checkSilence);
+  window.addEventListener("online", reopenAtOnce);
 
   return () => {
     source?.close();
+    window.clearInterval(checking);
+    document.removeEventListener("visibilitychange", checkSilence);
+    window.removeEventListener("online", reopenAtOnce);
     window.clearTimeout(reopening);
     window.clearTimeout(flushing);
   };

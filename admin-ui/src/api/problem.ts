@@ -21,6 +21,21 @@ export class Problem extends Error {
   }
 }
 
+/** A write that got no answer. It is not sent again. */
+export class Unanswered extends Error {
+  constructor(
+    /** Whether it may have reached the control plane. */
+    readonly outcome: "not-sent" | "unknown",
+    why: string,
+  ) {
+    super(
+      outcome === "not-sent"
+        ? `${why} Nothing was sent, and nothing will be sent later.`
+        : `${why} It is not known whether the change was made: look at the revisions before you try again. It will not be sent again by itself.`,
+    );
+  }
+}
+
 /** What went wrong, in a sentence for people. */
 export function messageOf(error: unknown): string {
   if (error instanceof Problem) {
@@ -30,7 +45,10 @@ export function messageOf(error: unknown): string {
       return error.detail || "The database is away. Reading goes on; try to write later.";
     return error.message;
   }
-  if (error instanceof TypeError) return "The control plane does not answer.";
+  if (error instanceof TypeError) return "The control plane cannot be reached.";
+  if (error instanceof DOMException && error.name === "TimeoutError") {
+    return "The control plane does not answer.";
+  }
   return error instanceof Error ? error.message : String(error);
 }
 

@@ -1,6 +1,8 @@
 import { ActionIcon, AppShell, Box, Container, Group, Menu, Text, Tooltip } from "@mantine/core";
 import { Link, NavLink, Outlet } from "react-router";
 import { type Connection, useConnection } from "../api/events";
+import { formatAge, useNow } from "../lib/format";
+import { messageOf } from "../api/problem";
 import { useLogout } from "../api/queries";
 import type { Session } from "../api/types";
 import { KINDS } from "../kinds";
@@ -58,11 +60,20 @@ export function Layout({ session }: { session: Session }) {
         </Group>
       </AppShell.Header>
       <AppShell.Main>
-        {connection === "lost" && (
-          <Box bg="orange.6" c="white" py={6} role="alert">
+        {connection.state === "lost" && (
+          <Box bg="orange.8" c="white" py={6} role="alert">
             <Container size={1480} px="lg">
               <Text size="sm" fw={600}>
                 The connection to the control plane is lost. What you see may be old; trying to connect again…
+              </Text>
+            </Container>
+          </Box>
+        )}
+        {logout.error && (
+          <Box bg="red.8" c="white" py={6} role="alert">
+            <Container size={1480} px="lg">
+              <Text size="sm" fw={600}>
+                You are still logged in. {messageOf(logout.error)}
               </Text>
             </Container>
           </Box>
@@ -84,26 +95,39 @@ export function Layout({ session }: { session: Session }) {
   );
 }
 
-const MARKS: Record<Connection, { color: string; label: string; about: string }> = {
+const MARKS: Record<Connection["state"], { color: string; label: string; about: string }> = {
   connecting: { color: "gray", label: "connecting", about: "Connecting to the control plane" },
   live: { color: "teal", label: "live", about: "Changes appear as they happen" },
-  lost: { color: "orange", label: "offline", about: "The connection is lost; trying again" },
+  lost: { color: "orange", label: "not live", about: "The connection is lost; trying again" },
 };
 
 function ConnectionMark({ connection }: { connection: Connection }) {
-  const mark = MARKS[connection];
+  const { state } = connection;
+  const mark = MARKS[state];
   return (
     <Tooltip label={mark.about}>
-      <Group gap={6} wrap="nowrap" role="status" data-connection={connection} tabIndex={0} px={4}>
+      <Group gap={6} wrap="nowrap" role="status" data-connection={state} tabIndex={0} px={4}>
         <span
           aria-hidden
-          className={connection === "live" ? undefined : "pulse"}
+          className={state === "live" ? undefined : "pulse"}
           style={{ width: 8, height: 8, borderRadius: 4, background: `var(--mantine-color-${mark.color}-6)` }}
         />
         <Text size="xs" c="dimmed">
           {mark.label}
+          {connection.state === "lost" && <SilentFor since={connection.since} />}
         </Text>
       </Group>
     </Tooltip>
+  );
+}
+
+/** Counts on for the eye alone: a screen reader would tell every second. */
+function SilentFor({ since }: { since: number }) {
+  const now = useNow();
+  return (
+    <span aria-hidden className="nowrap">
+      {" "}
+      for {formatAge(now - since)}
+    </span>
   );
 }
