@@ -4,8 +4,13 @@ import type { components } from "./schema";
 type Schemas = components["schemas"];
 
 export type ProxyStatus = Schemas["ProxyStatus"];
+/** A resource at fault for a rejection. `changed_in`: the revision that wrote it so. */
+export type ResourceFault = Schemas["ProxyResourceError"] & { changed_in?: number | null };
+export type TrafficClasses = Schemas["TrafficClasses"];
 export type ProxyState = Schemas["ProxyState"];
-export type Rollout = Schemas["Rollout"];
+export type Rollout = Schemas["Rollout"] & {
+  fault?: (Omit<ResourceFault, "changed_in"> & { proxy: string; revision: number }) | null;
+};
 export type RolloutState = Schemas["RolloutState"];
 export type RevisionSummary = Schemas["RevisionSummary"];
 export type RevisionDetail = Omit<Schemas["Revision"], "changes"> & { changes: Change[] };
@@ -15,6 +20,7 @@ export type Change = Omit<Schemas["Change"], "before" | "after"> & {
 };
 export type PluginType = Omit<Schemas["PluginType"], "schema"> & { schema: JsonObject };
 export type Session = Schemas["Caller"];
+export type Role = Schemas["Role"];
 export type Meta = Schemas["Meta"];
 
 export type KindPlural = "routes" | "upstreams" | "plugins" | "consumers" | "listeners" | "certificates";

@@ -14,16 +14,19 @@ import {
 import { useMediaQuery } from "@mantine/hooks";
 import { Fragment, useMemo, useState } from "react";
 import type { ProxyState, ProxyStatus, RevisionSummary } from "../api/types";
-import { lagOf } from "../lib/board";
+import { isNotable, lagOf } from "../lib/board";
 import { formatDuration, formatPercent, formatRate, plural } from "../lib/format";
 import { Age } from "./Age";
 import { ForgetProxy } from "./ForgetProxy";
+import { Fault } from "./Rejections";
 import { IconSearch } from "./icons";
 import { PROXY_STATES, ProxyBadge } from "./StateBadge";
 import { Empty } from "./states";
 
 /** Rows on one page: with more the browser would be busy drawing what nobody reads. */
 const PAGE = 25;
+/** How many of the resources that a proxy complains of are shown. */
+const SHOWN_FAULTS = 3;
 
 export type ProxyFilter = { state: ProxyState | null; text: string };
 
@@ -140,9 +143,7 @@ function ProxyRow({
   const lag = lagOf(proxy, revisions);
   const live = proxy.connected ? traffic : null;
   const rate = live ? formatRate(live.requests_per_second) : "–";
-  const errors = live ? formatPercent(live.error_ratio) : "–";
   const p99 = live && live.requests_per_second > 0 ? formatDuration(live.p99_ms) : "–";
-  const failing = live !== null && live !== undefined && live.error_ratio > 0.01;
   return (
     <Fragment>
       <Table.Tr
@@ -212,17 +213,15 @@ function ProxyRow({
         {wide ? (
           <>
             <Table.Td className="num">{rate}</Table.Td>
-            <Table.Td className="num" c={failing ? "red" : undefined}>
-              {errors}
+            <Table.Td className="num">
+              <Failures traffic={live ?? null} />
             </Table.Td>
             <Table.Td className="num">{p99}</Table.Td>
           </>
         ) : (
           <Table.Td className="num">
             <Text size="sm">{rate} req/s</Text>
-            <Text className="cell-sub" c={failing ? "red" : undefined}>
-              {errors} errors
-            </Text>
+            <Failures traffic={live ?? null} />
             <Text className="cell-sub">p99 {p99}</Text>
           </Table.Td>
         )}
@@ -231,28 +230,45 @@ function ProxyRow({
         <Table.Tr className="rejected-row" data-rejection={proxy.id}>
           <Table.Td colSpan={wide ? 11 : 7} pt={0}>
             <Text size="sm" c="red" fw={600}>
-              Rejected revision {error.revision}
+              {proxy.state === "drifted" ? "Drifted from" : "Rejected"} revision {error.revision}
             </Text>
-            {error.resources.map((resource) => (
+            {error.resources.slice(0, SHOWN_FAULTS).map((fault) => (
               <Text
                 size="sm"
-                key={`${resource.kind}/${resource.name}/${resource.field}/${resource.message}`}
+                key={`${fault.kind}/${fault.name}/${fault.field}/${fault.message}`}
                 className="breaks"
+                lineClamp={3}
+                title={fault.message}
               >
-                {resource.name !== "" && (
-                  <span className="mono">
-                    {resource.kind} {resource.name}
-                    {resource.field !== "" && ` · ${resource.field}`}
-                    {": "}
-                  </span>
-                )}
-                {resource.message}
+                <Fault fault={fault} />
               </Text>
             ))}
+            {error.resources.length > SHOWN_FAULTS && (
+              <Text size="sm">and {error.resources.length - SHOWN_FAULTS} more</Text>
+            )}
           </Table.Td>
         </Table.Tr>
       )}
     </Fragment>
+  );
+}
+
+/** What share of the requests failed, by kind; kinds that did not occur are left out, but for 5xx. */
+function Failures({ traffic }: { traffic: ProxyStatus["traffic"] }) {
+  if (!traffic) return "–";
+  const { no_route: noRoute = 0, "4xx": clientErrors = 0 } = traffic.classes ?? {};
+  return (
+    <>
+      <Text size="sm" className="nowrap" c={isNotable(traffic.error_ratio) ? "red" : undefined}>
+        {formatPercent(traffic.error_ratio)} <span className="cell-sub">5xx</span>
+      </Text>
+      {clientErrors > 0 && <Text className="cell-sub">{formatPercent(clientErrors)} 4xx</Text>}
+      {noRoute > 0 && (
+        <Text className="cell-sub" c={isNotable(noRoute) ? "orange" : undefined}>
+          {formatPercent(noRoute)} no route
+        </Text>
+      )}
+    </>
   );
 }
 

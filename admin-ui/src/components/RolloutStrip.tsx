@@ -2,9 +2,10 @@ import { Anchor, Box, CloseButton, Container, Group, Loader, Text, ThemeIcon } f
 import { createContext, type ReactNode, useContext, useMemo, useState } from "react";
 import { Link } from "react-router";
 import { useProxies, useRollouts } from "../api/queries";
-import { convergenceOf } from "../lib/board";
+import { convergenceOf, groupRejections } from "../lib/board";
 import { formatDuration, plural } from "../lib/format";
 import { IconAlert, IconCheck } from "./icons";
+import { Fault, whoAndWhat } from "./Rejections";
 
 type Watched = { revision: number | null; watch: (revision: number | null) => void };
 
@@ -32,7 +33,7 @@ function Strip({ revision, close }: { revision: number; close: () => void }) {
   const rollouts = useRollouts();
   const proxies = useProxies();
   const row = convergenceOf(revision, undefined, rollouts.data ?? []);
-  const rejections = (proxies.data ?? []).filter((proxy) => proxy.error?.revision === revision);
+  const rejections = groupRejections(proxies.data ?? []).filter((each) => each.revision === revision);
   const failed = row.state === "failed" || row.rejected > 0;
   const live = !failed && row.state !== null && row.pending === 0;
   const nobody = row.state === null && proxies.data?.every((proxy) => !proxy.connected) === true;
@@ -70,12 +71,24 @@ function Strip({ revision, close }: { revision: number; close: () => void }) {
                 {row.disconnected > 0 && ` · ${row.disconnected} disconnected`}
               </>
             )}
-            {rejections.map((proxy) => (
-              <Text key={proxy.id} size="sm" c="red">
-                {proxy.id} rejected it:{" "}
-                {proxy.error?.resources.map((resource) => resource.message).join("; ")}
+            {rejections.map((rejection) => (
+              <Text key={rejection.what} size="sm" c="var(--mantine-color-error)" lineClamp={2}>
+                {whoAndWhat(rejection)} {revision}
+                {rejection.reasons[0] && (
+                  <>
+                    {": "}
+                    <Fault fault={rejection.reasons[0].fault} />
+                  </>
+                )}
+                {rejection.reasons.length > 1 &&
+                  ` and ${plural(rejection.reasons.length - 1, "more reason", "more reasons")}`}
               </Text>
             ))}
+            {rejections.length === 0 && row.fault && (
+              <Text size="sm" c="var(--mantine-color-error)" lineClamp={2}>
+                {row.fault.proxy} rejected it: <Fault fault={row.fault} />
+              </Text>
+            )}
           </Text>
           <Anchor component={Link} to={failed ? "/" : `/revisions/${revision}`} size="sm" className="nowrap">
             {failed ? "See the board" : "See what changed"}

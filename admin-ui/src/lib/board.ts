@@ -1,4 +1,13 @@
-import type { ProxyState, ProxyStatus, RevisionSummary, Rollout, RolloutState } from "../api/types";
+import type {
+  ProxyState,
+  ProxyStatus,
+  ResourceFault,
+  RevisionSummary,
+  Rollout,
+  RolloutState,
+  TrafficClasses,
+} from "../api/types";
+
 
 /** `proxy-2` before `proxy-10`. Made once: it costs more than sorting a thousand proxies with it. */
 const byNumbers = new Intl.Collator("en", { numeric: true });
@@ -19,20 +28,84 @@ export function countStates(proxies: ProxyStatus[]): Record<ProxyState, number> 
   return counts;
 }
 
-export type Traffic = { requestsPerSecond: number; errorRatio: number; worstP99: number | null };
+/** Whether so large a share of failed requests is worth a colour. */
+export function isNotable(share: number): boolean {
+  return share > 0.01;
+}
 
-/** All connected proxies together: errors weighted by requests, and the slowest p99 of any. */
+/** `classes`: `null` where a proxy's version does not count them apart. */
+export type Traffic = {
+  requestsPerSecond: number;
+  errorRatio: number;
+  classes: TrafficClasses | null;
+  worstP99: number | null;
+};
+
+/** All connected proxies together: shares weighted by requests, and the slowest p99 of any. */
 export function sumTraffic(proxies: ProxyStatus[]): Traffic {
   let requestsPerSecond = 0;
   let errors = 0;
+  let noRoute = 0;
+  let clientErrors = 0;
+  let isApart = true;
   let worstP99: number | null = null;
   for (const { connected, traffic } of proxies) {
-    if (!connected || !traffic) continue;
-    requestsPerSecond += traffic.requests_per_second;
-    errors += traffic.requests_per_second * traffic.error_ratio;
-    if (traffic.requests_per_second > 0) worstP99 = Math.max(worstP99 ?? 0, traffic.p99_ms);
+    if (!connected || !traffic || traffic.requests_per_second <= 0) continue;
+    const rate = traffic.requests_per_second;
+    requestsPerSecond += rate;
+    errors += rate * traffic.error_ratio;
+    noRoute += rate * (traffic.classes?.no_route ?? 0);
+    clientErrors += rate * (traffic.classes?.["4xx"] ?? 0);
+    isApart &&= traffic.classes != null;
+    worstP99 = Math.max(worstP99 ?? 0, traffic.p99_ms);
   }
-  return { requestsPerSecond, errorRatio: requestsPerSecond > 0 ? errors / requestsPerSecond : 0, worstP99 };
+  const share = (count: number) => (requestsPerSecond > 0 ? count / requestsPerSecond : 0);
+  const classes = { no_route: share(noRoute), "4xx": share(clientErrors), "5xx": share(errors) };
+  return { requestsPerSecond, errorRatio: share(errors), classes: isApart ? classes : null, worstP99 };
+}
+
+/** Proxies that rejected the same revision, or drifted from it. */
+export type Rejection = {
+  revision: number;
+  what: "rejected" | "drifted";
+  proxies: string[];
+  /** What they serve instead. */
+  served: number[];
+  /** What they say, the most frequent first. */
+  reasons: Reason[];
+};
+
+export type Reason = { fault: ResourceFault; proxies: string[] };
+
+/** The newest revision first. */
+export function groupRejections(proxies: ProxyStatus[]): Rejection[] {
+  const groups = new Map<string, { rejection: Rejection; reasons: Map<string, Reason> }>();
+  for (const { id, error, state, revision } of proxies) {
+    if (!error) continue;
+    const what = state === "drifted" ? "drifted" : "rejected";
+    const key = `${error.revision} ${what}`;
+    let group = groups.get(key);
+    if (!group) {
+      const rejection: Rejection = { revision: error.revision, what, proxies: [], served: [], reasons: [] };
+      group = { rejection, reasons: new Map() };
+      groups.set(key, group);
+    }
+    group.rejection.proxies.push(id);
+    if (!group.rejection.served.includes(revision.applied)) group.rejection.served.push(revision.applied);
+    for (const fault of error.resources) {
+      const said = JSON.stringify([fault.kind, fault.name, fault.field, fault.message]);
+      const reason: Reason = group.reasons.get(said) ?? { fault, proxies: [] };
+      // One proxy may say the same twice.
+      if (reason.proxies.at(-1) !== id) reason.proxies.push(id);
+      group.reasons.set(said, reason);
+    }
+  }
+  return [...groups.values()]
+    .map(({ rejection, reasons }) => ({
+      ...rejection,
+      reasons: [...reasons.values()].sort((a, b) => b.proxies.length - a.proxies.length),
+    }))
+    .sort((a, b) => b.revision - a.revision);
 }
 
 /** What became of one revision in all fleets together. */
@@ -50,6 +123,8 @@ export type Convergence = {
   max: number | null;
   /** Why it ended otherwise than it should. */
   reason: string | null;
+  /** The first rejection of it. */
+  fault: NonNullable<Rollout["fault"]> | null;
 };
 
 /** The worst state of several fleets is the revision's. */
@@ -83,6 +158,7 @@ export function convergenceOf(
         .map((rollout) => rollout.reason)
         .filter(Boolean)
         .join("; ") || null,
+    fault: of.map((rollout) => rollout.fault).find((fault) => fault != null) ?? null,
   };
 }
 

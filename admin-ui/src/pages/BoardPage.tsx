@@ -1,4 +1,4 @@
-import { Alert, Anchor, Grid, Group, Paper, Stack, Text, Title } from "@mantine/core";
+import { Anchor, Group, Paper, SimpleGrid, Stack, Text, Title } from "@mantine/core";
 import { useCallback, useMemo, useState } from "react";
 import { Link } from "react-router";
 import { useProxies, useRevisions, useRollouts } from "../api/queries";
@@ -6,10 +6,10 @@ import type { ProxyState, ProxyStatus, RevisionSummary } from "../api/types";
 import { Age } from "../components/Age";
 import { ConvergenceTable, PropagationChart } from "../components/Convergence";
 import { FleetDots, StateCounts } from "../components/Fleet";
-import { IconAlert } from "../components/icons";
 import { ProxyTable } from "../components/ProxyTable";
+import { Rejections } from "../components/Rejections";
 import { Failed, Loading } from "../components/states";
-import { byUrgency, type Convergence, convergenceOf, sumTraffic } from "../lib/board";
+import { byUrgency, type Convergence, convergenceOf, isNotable, sumTraffic } from "../lib/board";
 import { formatDuration, formatPercent, formatRate, plural } from "../lib/format";
 
 /** How many of the last revisions the board shows. */
@@ -39,7 +39,8 @@ export function BoardPage() {
     ["the revisions", revisions],
     ["the rollouts", rollouts],
   ] as const) {
-    if (query.error) return <Failed what={what} error={query.error} retry={() => query.refetch()} />;
+    if (query.error && !query.data)
+      return <Failed what={what} error={query.error} retry={() => query.refetch()} />;
   }
   if (!proxies.data || !revisions.data || !rollouts.data) return <Loading what="the board" />;
 
@@ -83,51 +84,6 @@ export function BoardPage() {
       {isMany && lastRevisions}
       <ProxyTable proxies={sorted} revisions={log} filter={filter} onFilter={setFilter} />
       {!isMany && lastRevisions}
-    </Stack>
-  );
-}
-
-/** One alert for all that was rejected: proxies that say the same are named together. */
-function Rejections({ proxies }: { proxies: ProxyStatus[] }) {
-  const groups = new Map<string, { proxies: string[]; proxy: ProxyStatus }>();
-  for (const proxy of proxies) {
-    if (!proxy.error) continue;
-    const key = JSON.stringify(proxy.error);
-    const group = groups.get(key) ?? { proxies: [], proxy };
-    group.proxies.push(proxy.id);
-    groups.set(key, group);
-  }
-  if (groups.size === 0) return null;
-  return (
-    <Stack gap="sm" role="alert">
-      {[...groups.values()].map(({ proxies, proxy }) => (
-        <Alert
-          key={proxies[0]}
-          color="red"
-          variant="light"
-          icon={<IconAlert />}
-          title={`${proxies.length === 1 ? proxies[0] : plural(proxies.length, "proxy", "proxies")} rejected revision ${proxy.error?.revision}`}
-        >
-          <Stack gap={4}>
-            {proxy.error?.resources.map((resource) => (
-              <Text size="sm" key={`${resource.kind}/${resource.name}/${resource.field}`} className="breaks">
-                {resource.name !== "" && (
-                  <span className="mono">
-                    {resource.kind} {resource.name}
-                    {resource.field !== "" && ` · ${resource.field}`}
-                    {": "}
-                  </span>
-                )}
-                {resource.message}
-              </Text>
-            ))}
-            <Text size="xs" c="dimmed" className="breaks">
-              {proxies.length > 1 && `${proxies.slice(0, 8).join(", ")}${proxies.length > 8 ? " …" : ""}. `}
-              Still serving revision {proxy.revision.applied}.
-            </Text>
-          </Stack>
-        </Alert>
-      ))}
     </Stack>
   );
 }
@@ -194,8 +150,9 @@ function PropagationCard({ convergence }: { convergence: Convergence[] }) {
 
 function TrafficCard({ proxies }: { proxies: ProxyStatus[] }) {
   const traffic = sumTraffic(proxies);
+  const { classes } = traffic;
   return (
-    <Paper p="md">
+    <Paper p="md" data-testid="traffic">
       <CardTitle>Traffic</CardTitle>
       <Text className="stat-value">
         {formatRate(traffic.requestsPerSecond)}
@@ -204,23 +161,32 @@ function TrafficCard({ proxies }: { proxies: ProxyStatus[] }) {
           requests/s
         </Text>
       </Text>
-      <Grid gap="xs" mt={8}>
-        <Grid.Col span={6}>
-          <Text size="sm" c={traffic.errorRatio > 0.01 ? "red" : undefined}>
-            {formatPercent(traffic.errorRatio)}
-          </Text>
-          <Text size="xs" c="dimmed">
-            errors
-          </Text>
-        </Grid.Col>
-        <Grid.Col span={6}>
+      <SimpleGrid cols={4} spacing="xs" mt={8}>
+        <Figure name="no route" share={classes?.no_route} color="orange" />
+        <Figure name="4xx" share={classes?.["4xx"]} />
+        <Figure name="5xx" share={traffic.errorRatio} color="red" />
+        <div>
           <Text size="sm">{traffic.worstP99 === null ? "–" : formatDuration(traffic.worstP99)}</Text>
-          <Text size="xs" c="dimmed">
-            slowest p99
+          <Text size="xs" c="dimmed" className="nowrap">
+            max p99
           </Text>
-        </Grid.Col>
-      </Grid>
+        </div>
+      </SimpleGrid>
     </Paper>
+  );
+}
+
+/** A share of the requests, coloured when it is no accident any more. */
+function Figure({ name, share, color }: { name: string; share: number | undefined; color?: string }) {
+  return (
+    <div>
+      <Text size="sm" c={share !== undefined && isNotable(share) ? color : undefined}>
+        {share === undefined ? "–" : formatPercent(share)}
+      </Text>
+      <Text size="xs" c="dimmed" className="nowrap">
+        {name}
+      </Text>
+    </div>
   );
 }
 

@@ -19,7 +19,9 @@ import type { Change, RevisionDetail } from "../api/types";
 import { Age } from "../components/Age";
 import { Confirm } from "../components/Confirm";
 import { Diff } from "../components/Diff";
+import { Guard } from "../components/Guard";
 import { IconUndo } from "../components/icons";
+import { Fault } from "../components/Rejections";
 import { useWatchRevision } from "../components/RolloutStrip";
 import { RolloutBadge } from "../components/StateBadge";
 import { Empty, Failed, Loading } from "../components/states";
@@ -133,10 +135,31 @@ function Facts({ revision }: { revision: RevisionDetail }) {
               {row.applied} of {plural(row.total, "proxy", "proxies")} serve it or a later one
             </Text>
           )}
-          {row.reason && (
-            <Text className="cell-sub breaks" c="var(--mantine-color-error)">
-              {row.reason}
+          {row.rejected > 0 && (
+            <Text className="cell-sub" c="var(--mantine-color-error)">
+              {plural(row.rejected, "proxy", "proxies")} rejected it
             </Text>
+          )}
+          {row.fault ? (
+            <Text className="cell-sub breaks" data-testid="fault">
+              {row.fault.proxy}: <Fault fault={row.fault} />
+              {row.fault.revision !== revision.number && (
+                <>
+                  {" "}
+                  It was written in revision{" "}
+                  <Anchor component={Link} to={`/revisions/${row.fault.revision}`} inherit>
+                    {row.fault.revision}
+                  </Anchor>
+                  .
+                </>
+              )}
+            </Text>
+          ) : (
+            row.reason && (
+              <Text className="cell-sub breaks" c="var(--mantine-color-error)">
+                {row.reason}
+              </Text>
+            )
           )}
         </Fact>
         <Fact name="Propagation">
@@ -272,14 +295,16 @@ function RollBack({ number, head }: { number: number; head: number }) {
     });
   return (
     <>
-      <Button
-        variant="default"
-        leftSection={<IconUndo size={16} />}
-        onClick={() => setAsking(true)}
-        style={{ flex: "none" }}
-      >
-        Roll back to this
-      </Button>
+      <Guard>
+        <Button
+          variant="default"
+          leftSection={<IconUndo size={16} />}
+          onClick={() => setAsking(true)}
+          style={{ flex: "none" }}
+        >
+          Roll back to this
+        </Button>
+      </Guard>
       <Confirm
         opened={asking}
         close={() => setAsking(false)}

@@ -80,7 +80,9 @@ export function RevisionsPage() {
                         <Group gap="xs" wrap="nowrap">
                           <RolloutBadge state={row.state} />
                           <Text className="cell-sub nowrap">
-                            {row.applied} of {row.total}
+                            {row.rejected > 0
+                              ? `by ${row.rejected} of ${row.total}`
+                              : `${row.applied} of ${row.total}`}
                           </Text>
                         </Group>
                       )}
