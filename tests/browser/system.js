@@ -48,9 +48,9 @@ export async function open(t, browser) {
 }
 
 /** A page that is logged in, at `path`; `by`: the address by which it goes to the control plane. */
-export async function openLoggedIn(t, browser, path = "/", by = url) {
+export async function openLoggedIn(t, browser, path = "/", by = url, as = token) {
   const page = await open(t, browser);
-  const answer = await page.request.post(`${by}/api/v1/session`, { data: { token } });
+  const answer = await page.request.post(`${by}/api/v1/session`, { data: { token: as } });
   assert.equal(answer.status(), 200, await answer.text());
   await page.goto(by + path);
   await page.locator("[data-connection=live]").waitFor();
@@ -83,7 +83,14 @@ export async function connectedProxies() {
   return json.items.filter((proxy) => proxy.connected).map((proxy) => proxy.id);
 }
 
-/** A way to the control plane that can be cut and mended. */
+/** A page that is logged in as a new token of a role. */
+export async function openAs(t, browser, role, path = "/") {
+  const { json: made } = await call("POST", "/tokens", { name: unique(role), role });
+  t.after(() => call("DELETE", `/tokens/${made.name}`));
+  return openLoggedIn(t, browser, path, url, made.token);
+}
+
+/** A way to the control plane that can be cut and mended, or frozen and thawed: then what was sent arrives late. */
 export async function openWay(t) {
   const { hostname, port } = new URL(url);
   const sockets = new Set();
@@ -94,15 +101,22 @@ export async function openWay(t) {
     socket.on("error", () => socket.destroy());
   };
   let server;
+  // While it is frozen: what is to be done when it thaws.
+  let frozen = null;
+  const whenThawed = (action) => (frozen ? frozen.push(action) : action());
   const listen = (on) =>
     new Promise((resolve, reject) => {
       server = net.createServer((client) => {
-        const upstream = net.connect(Number(port), hostname);
         track(client);
-        track(upstream);
-        client.pipe(upstream).pipe(client);
-        client.on("close", () => upstream.destroy());
-        upstream.on("close", () => client.destroy());
+        let upstream;
+        whenThawed(() => {
+          upstream = net.connect(Number(port), hostname);
+          track(upstream);
+          upstream.on("data", (data) => whenThawed(() => client.write(data)));
+          upstream.on("close", () => whenThawed(() => client.destroy()));
+        });
+        client.on("data", (data) => whenThawed(() => upstream.write(data)));
+        client.on("close", () => whenThawed(() => upstream.end()));
       });
       server.on("error", reject).listen(on, "127.0.0.1", () => resolve(server.address().port));
     });
@@ -115,7 +129,15 @@ export async function openWay(t) {
   let own = 0;
   while (!own) own = await listen(10_000 + Math.floor(Math.random() * 22_000)).catch(() => 0);
   t.after(cut);
-  return { url: `http://127.0.0.1:${own}`, cut, mend: () => listen(own) };
+  const freeze = () => {
+    frozen = [];
+  };
+  const thaw = () => {
+    const late = frozen;
+    frozen = null;
+    for (const action of late) action();
+  };
+  return { url: `http://127.0.0.1:${own}`, cut, mend: () => listen(own), freeze, thaw };
 }
 
 function required(name) {

@@ -1,10 +1,24 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync } from "node:fs";
+import http from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { call, connectedProxies, DEADLINE, launch, open, openLoggedIn, openWay, token, unique, url, write } from "./system.js";
+import {
+  call,
+  connectedProxies,
+  DEADLINE,
+  launch,
+  open,
+  openAs,
+  openLoggedIn,
+  openWay,
+  token,
+  unique,
+  url,
+  write,
+} from "./system.js";
 
 describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
   let browser;
@@ -112,7 +126,8 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
 
     await page.reload();
     await field(page, "Certificate").waitFor();
-    assert.equal(await field(page, "Private key").inputValue(), "<redacted>");
+    await page.getByRole("group", { name: "Private key" }).getByText("set", { exact: true }).waitFor();
+    assert.equal(await field(page, "Private key").count(), 0, "a stored key is no text to be edited");
     await field(page, "Description").fill("of this test");
     const save = page.getByRole("button", { name: "Save" });
     await save.click();
@@ -120,6 +135,10 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     // Once all is read again the form begins anew, with nothing to save.
     await page.locator("button[type=submit]:disabled:not([data-loading])").waitFor();
     await field(page, "Certificate").fill(second.certificate);
+    await save.click();
+    await page.getByText("is not the key of the certificate").first().waitFor();
+    await focusedInView(page, page.getByRole("button", { name: "Replace Private key" }));
+    await page.getByRole("button", { name: "Replace Private key" }).click();
     await field(page, "Private key").fill(second.key);
     await save.click();
     const stored = async () => (await call("GET", `/certificates/${name}`)).json;
@@ -147,7 +166,7 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
 
     await invalid(page, "Name");
     await invalid(page, "Path 1");
-    await page.getByRole("alert").filter({ hasText: "2 fields are marked below" }).waitFor();
+    await page.getByRole("alert").filter({ hasText: "2 fields are marked" }).waitFor();
     assert.equal((await call("GET", "/routes?q=Not%20A%20Name")).json.items.length, 0);
 
     // The error goes when the field is changed.
@@ -307,11 +326,354 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     await page.getByRole("heading", { name: "Proxies", exact: true }).waitFor();
     await way.cut();
     await page.getByText("The connection to the control plane is lost").waitFor();
+    await page.getByText(/not live for \d+ s/).waitFor();
     const name = unique("up");
     const revision = await write("PUT", `/upstreams/${name}`, { name, targets: [] });
     await way.mend();
     await page.locator("[data-connection=live]").waitFor();
     for (const id of proxies) await served(page, id, revision);
+  });
+
+  test("a stored secret is kept unless it is replaced as a whole", async (t) => {
+    const name = unique("consumer");
+    const path = `/consumers/${name}`;
+    const [first, second] = [unique("first-key"), unique("second-key")];
+    const isTaken = async (key) => {
+      const other = { name: `${name}-other`, credentials: [{ key_auth: { key } }] };
+      return (await call("PUT", `/consumers/${other.name}?dry_run=true`, other)).status >= 400;
+    };
+    await write("PUT", path, { name, credentials: [{ key_auth: { key: first } }] });
+    assert.ok(await isTaken(first));
+    const page = await openLoggedIn(t, browser, path);
+    const save = page.getByRole("button", { name: "Save" });
+    const replace = page.getByRole("button", { name: "Replace Key" });
+    await page.getByRole("group", { name: "Key" }).getByText("set", { exact: true }).waitFor();
+    assert.equal(await page.getByRole("textbox").and(page.locator('[value*="redacted"]')).count(), 0);
+
+    // Replacing can be taken back.
+    await replace.click();
+    await field(page, "Key").fill("nonsense");
+    await page.getByRole("button", { name: "Keep the stored Key" }).click();
+    await replace.waitFor();
+    assert.ok(await save.isDisabled(), "nothing was changed");
+    await field(page, "Custom ID").fill("4711");
+    await save.click();
+    await until(async () => (await call("GET", path)).json.custom_id === "4711");
+    assert.ok(await isTaken(first), "the stored key was kept");
+
+    // The text of the specification is no way around it.
+    await page.getByRole("tab", { name: "Specification" }).click();
+    const text = page.getByLabel("Specification", { exact: true }).and(page.locator("textarea"));
+    const whole = await text.inputValue();
+    for (const half of ["<redacted>x", "x<redacted>", "<redacted", "redacted>"]) {
+      await text.fill(whole.replace("<redacted>", `"${half}"`));
+      await page.getByText("This cannot be saved").waitFor();
+      assert.ok(await save.isDisabled(), half);
+    }
+    await text.fill(whole);
+    await page.getByRole("tab", { name: "Form" }).click();
+
+    await replace.click();
+    await field(page, "Key").fill(second);
+    assert.equal(await field(page, "Key").getAttribute("type"), "password");
+    await save.click();
+    await until(() => isTaken(second));
+    assert.ok(!(await isTaken(first)), "the old key is gone");
+  });
+
+  test("a save that fails says so in view, with the focus on it", async (t) => {
+    const name = unique("up");
+    const path = `/upstreams/${name}`;
+    const targets = Array.from({ length: 40 }, (_, index) => ({ address: `127.0.0.1:${20_000 + index}` }));
+    await write("PUT", path, { name, targets });
+    const way = await openWay(t);
+    const page = await openLoggedIn(t, browser, path, way.url);
+    await field(page, "Description").fill("scrolled down to this");
+    const save = page.getByRole("button", { name: "Save" });
+    const alert = page.locator("[data-error-summary][role=alert]");
+
+    // A field far above.
+    await field(page, "Address of target 2").fill("nowhere");
+    await field(page, "Description").focus();
+    await save.click();
+    await focusedInView(page, field(page, "Address of target 2"));
+    await alert.filter({ hasText: "One field is marked" }).waitFor();
+    await field(page, "Address of target 2").fill("127.0.0.1:20001");
+
+    // No field at all. What a replica without its database, or a role, answers is known from its own tests.
+    for (const [status, detail] of [
+      [403, "the token has the role 'viewer'; this needs 'editor'"],
+      [409, "another revision came first"],
+      [503, "the database is away"],
+    ]) {
+      await page.route(`**/api/v1${path}`, (route) =>
+        route.request().method() === "PUT"
+          ? route.fulfill({ status, json: { title: "x", detail, status }, contentType: "application/problem+json" })
+          : route.fallback(),
+      );
+      await field(page, "Description").focus();
+      await save.click();
+      await alert.filter({ hasText: detail }).waitFor();
+      await focusedInView(page, alert);
+      await page.unroute(`**/api/v1${path}`);
+    }
+
+    await way.cut();
+    await field(page, "Description").focus();
+    await save.click();
+    await alert.filter({ hasText: /connection to the control plane failed|cannot be reached/ }).waitFor();
+    await focusedInView(page, alert);
+    await way.mend();
+    await page.locator("[data-connection=live]").waitFor();
+    await save.click();
+    await until(async () => (await call("GET", path)).json.description === "scrolled down to this");
+  });
+
+  test("a name that is taken is told in view", async (t) => {
+    const name = unique("up");
+    await write("PUT", `/upstreams/${name}`, { name, targets: [{ address: "127.0.0.1:65000" }] });
+    const page = await openLoggedIn(t, browser, "/upstreams/new");
+    await field(page, "Name").fill(name);
+    await field(page, "Address of target 1").fill("127.0.0.1:65001");
+    await page.getByRole("button", { name: "Create upstream" }).click();
+    await page.locator("[data-error-summary][role=alert]").waitFor();
+    await page.waitForFunction(() => document.activeElement?.matches("[data-error-summary], [aria-invalid=true]"));
+    assert.equal((await call("GET", `/upstreams/${name}`)).json.targets[0].address, "127.0.0.1:65000");
+  });
+
+  test("a changed form is not left without a question", async (t) => {
+    const name = unique("up");
+    const path = `/upstreams/${name}`;
+    await write("PUT", path, { name, targets: [{ address: "127.0.0.1:65000" }] });
+    const page = await openLoggedIn(t, browser, "/upstreams");
+    await page.getByLabel("Find upstreams").fill(name);
+    await page.getByRole("link", { name }).click();
+    const description = field(page, "Description");
+    const dialog = page.getByRole("dialog", { name: "Leave without saving?" });
+    await description.click();
+    await page.keyboard.type("not saved yet");
+
+    await navigate(page, "Routes");
+    await dialog.getByRole("button", { name: "Keep editing" }).click();
+    await dialog.waitFor({ state: "hidden" });
+    assert.equal(await description.inputValue(), "not saved yet");
+    await page.goBack();
+    await dialog.getByRole("button", { name: "Keep editing" }).click();
+    await dialog.waitFor({ state: "hidden" });
+    assert.equal(new URL(page.url()).pathname, path);
+    await page.getByRole("link", { name: "Cancel" }).click();
+    await dialog.getByRole("button", { name: "Keep editing" }).click();
+    await dialog.waitFor({ state: "hidden" });
+
+    // The browser asks before a reload; who insists finds the draft.
+    const asked = new Promise((resolve) =>
+      page.once("dialog", async (question) => {
+        resolve(question.type());
+        await question.accept();
+      }),
+    );
+    await page.reload();
+    assert.equal(await asked, "beforeunload");
+    await page.getByText("Your unsaved changes are back").waitFor();
+    assert.equal(await description.inputValue(), "not saved yet");
+
+    await navigate(page, "Routes");
+    await dialog.getByRole("button", { name: "Discard changes" }).click();
+    await page.getByRole("heading", { name: "Routes", level: 1 }).waitFor();
+    await page.goto(url + path);
+    await description.waitFor();
+    assert.equal(await description.inputValue(), "", "what was discarded does not come back");
+
+    // A form that was saved is left without a question.
+    await description.fill("saved");
+    await page.getByRole("button", { name: "Save" }).click();
+    await page.locator("button[type=submit]:disabled:not([data-loading])").waitFor();
+    await navigate(page, "Routes");
+    await page.getByRole("heading", { name: "Routes", level: 1 }).waitFor();
+    assert.equal((await call("GET", path)).json.description, "saved");
+  });
+
+  test("after an expired session and a new login the draft is there, without its secrets", async (t) => {
+    const name = unique("consumer");
+    const path = `/consumers/${name}`;
+    const key = unique("a-secret-key");
+    await write("PUT", path, { name, credentials: [{ key_auth: { key: unique("key") } }] });
+    const page = await openLoggedIn(t, browser, path);
+    await field(page, "Custom ID").fill("4711");
+    await page.getByRole("button", { name: "Replace Key" }).click();
+    await field(page, "Key").fill(key);
+    const drafts = () => page.evaluate(() => JSON.stringify({ ...sessionStorage, ...localStorage }));
+    await until(async () => (await drafts()).includes("4711"));
+    assert.ok(!(await drafts()).includes(key), "a secret was written to the browser's storage");
+
+    await page.context().clearCookies();
+    await page.getByRole("button", { name: "Save" }).click();
+    await page.getByLabel("Token").fill(token);
+    await page.getByRole("button", { name: "Log in" }).click();
+    await page.getByText("Your unsaved changes are back").waitFor();
+    assert.equal(await field(page, "Custom ID").inputValue(), "4711");
+    assert.equal(await field(page, "Key").inputValue(), "");
+    await field(page, "Key").fill(key);
+    await page.getByRole("button", { name: "Save" }).click();
+    await until(async () => (await call("GET", path)).json.custom_id === "4711");
+    await until(async () => !(await drafts()).includes("4711"));
+  });
+
+  test("over a draft that is older than what is stored, saving shows the difference", async (t) => {
+    const name = unique("up");
+    const path = `/upstreams/${name}`;
+    await write("PUT", path, { name, targets: [{ address: "127.0.0.1:65000" }] });
+    const page = await openLoggedIn(t, browser, path);
+    await field(page, "Description").fill("mine");
+    await write("PUT", path, { name, description: "theirs", targets: [{ address: "127.0.0.1:65000" }] });
+    await page.reload();
+    await page.getByText("Somebody has changed it since").waitFor();
+    await page.getByRole("button", { name: "Save" }).click();
+    const dialog = page.getByRole("dialog", { name: "Changed meanwhile" });
+    await dialog.getByText("theirs").waitFor();
+    assert.equal((await call("GET", path)).json.description, "theirs");
+    await dialog.getByRole("button", { name: "Keep editing" }).click();
+    await page.getByRole("button", { name: "Discard them" }).click();
+    await page.waitForFunction(() => !document.querySelector("[data-testid=draft]"));
+    assert.equal(await field(page, "Description").inputValue(), "theirs");
+  });
+
+  test("a frozen connection is told, and a write that was tried meanwhile is never made", async (t) => {
+    const name = unique("up");
+    const path = `/upstreams/${name}`;
+    await write("PUT", path, { name, targets: [{ address: "127.0.0.1:65000" }] });
+    const way = await openWay(t);
+    const page = await openLoggedIn(t, browser, path, way.url);
+    await field(page, "Description").fill("never");
+    way.freeze();
+    await page.locator("[data-connection=lost]").waitFor({ timeout: 2 * DEADLINE });
+    await page.getByText(/not live for \d+ s/).waitFor();
+    await page.getByRole("button", { name: "Save" }).click();
+    await page.getByRole("alert").filter({ hasText: "Nothing was sent" }).waitFor();
+
+    way.thaw();
+    await page.locator("[data-connection=live]").waitFor({ timeout: 2 * DEADLINE });
+    await seesChange(page);
+    assert.equal((await call("GET", path)).json.description, undefined);
+    await page.getByRole("button", { name: "Save" }).click();
+    await until(async () => (await call("GET", path)).json.description === "never");
+  });
+
+  test("a write that was tried offline fails at once, and is never made", async (t) => {
+    const name = unique("up");
+    const path = `/upstreams/${name}`;
+    await write("PUT", path, { name, targets: [{ address: "127.0.0.1:65000" }] });
+    const page = await openLoggedIn(t, browser, path);
+    await field(page, "Description").fill("never");
+    await page.context().setOffline(true);
+    await page.getByRole("button", { name: "Save" }).click();
+    await page.getByRole("alert").filter({ hasText: "Your browser is offline" }).waitFor();
+    await page.context().setOffline(false);
+    await page.locator("[data-connection=live]").waitFor({ timeout: 2 * DEADLINE });
+    await seesChange(page);
+    assert.equal((await call("GET", path)).json.description, undefined);
+  });
+
+  test("requests that no route takes are shown apart from errors", async (t) => {
+    const page = await openLoggedIn(t, browser);
+    const { json } = await call("GET", "/proxies?limit=1000");
+    const proxy = json.items.find(({ id }) => id === proxies[0]);
+    const { hostname, port } = new URL(`http://${Object.values(proxy.listeners)[0]}`);
+    const traffic = page.getByTestId("traffic");
+    const row = page.locator(`[data-proxy="${proxy.id}"]`);
+    const share = traffic.locator("div").filter({ hasText: /^[\d.]+ %no route$/ });
+    await until(async () => {
+      await Promise.all(Array.from({ length: 20 }, () => request(`http://${hostname}:${port}/`, "nowhere.example")));
+      const shown = (await share.count()) > 0 ? parseFloat(await share.first().textContent()) : 0;
+      return shown > 0 && (await row.getByText(/% no route/).count()) > 0;
+    });
+    assert.ok((await traffic.locator("div").filter({ hasText: /^0 %5xx$/ }).count()) > 0, "a 404 is no 5xx");
+    const { classes, error_ratio } = (await call("GET", `/proxies/${proxy.id}`)).json.traffic;
+    assert.deepEqual([classes["5xx"], error_ratio], [0, 0]);
+  });
+
+  test("a viewer sees what needs another role, disabled and with the reason", async (t) => {
+    const [route, upstream] = [unique("route"), unique("up")];
+    await write("PUT", `/upstreams/${upstream}`, { name: upstream, targets: [{ address: "127.0.0.1:65000" }] });
+    const first = await write("PUT", `/routes/${route}`, routeTo(route, upstream));
+    await write("PUT", `/routes/${route}`, { ...routeTo(route, upstream), description: "x" });
+    const page = await openAs(t, browser, "viewer", "/routes");
+    const refused = [];
+    page.on("response", (answer) => answer.status() === 403 && refused.push(answer.url()));
+    const denied = async (control, press = true) => {
+      await control.waitFor();
+      assert.equal(await control.getAttribute("aria-disabled"), "true");
+      const reason = await control.evaluate(
+        (element) => document.getElementById(element.getAttribute("aria-describedby"))?.textContent,
+      );
+      assert.match(reason, /has the role viewer; this needs editor/);
+      if (!press) return;
+      // By keyboard, which a disabled element would not take.
+      await control.focus();
+      await page.keyboard.press("Tab");
+      await page.keyboard.press("Shift+Tab");
+      await page.getByRole("tooltip").filter({ hasText: "this needs editor" }).waitFor();
+      await page.keyboard.press("Enter");
+      await control.blur();
+      await page.getByRole("tooltip").waitFor({ state: "hidden" });
+    };
+    await page.getByLabel("Find routes").fill(route);
+    await page.waitForFunction(() => document.querySelectorAll("[data-name]").length === 1);
+    await denied(page.getByRole("link", { name: "New route" }));
+    assert.equal(new URL(page.url()).pathname, "/routes");
+    await denied(page.getByRole("button", { name: `Delete ${route}` }));
+    const enable = page.getByRole("switch", { name: `Enable ${route}` });
+    await denied(enable, false);
+    await enable.click({ force: true });
+    assert.ok(await enable.isChecked());
+
+    await page.getByRole("link", { name: route }).click();
+    await page.getByText("You can look at this, but not change it").waitFor();
+    assert.ok(await field(page, "Description").isDisabled());
+    await denied(page.getByRole("button", { name: "Save" }));
+    await denied(page.getByRole("button", { name: "Delete" }));
+    await page.getByRole("tab", { name: "Specification" }).click();
+    const text = page.getByLabel("Specification", { exact: true }).and(page.locator("textarea"));
+    assert.equal(await text.getAttribute("readonly"), "");
+    await page.goto(`${url}/revisions/${first}`);
+    await denied(page.getByRole("button", { name: "Roll back to this" }));
+    assert.equal(await page.getByRole("dialog").count(), 0);
+    assert.deepEqual(refused, []);
+
+    // Who may write sees nothing of that.
+    const editor = await openAs(t, browser, "editor", `/routes/${route}`);
+    await field(editor, "Description").fill("by an editor");
+    await editor.getByRole("button", { name: "Save" }).click();
+    await until(async () => (await call("GET", `/routes/${route}`)).json.description === "by an editor");
+  });
+
+  test("the UI comes compressed, and its files are cached for good", async (t) => {
+    const page = await open(t, browser);
+    const answers = [];
+    page.on("response", (answer) => answers.push(answer));
+    await page.goto(url);
+    await page.getByLabel("Token").waitFor();
+    const assets = answers.filter((answer) => new URL(answer.url()).pathname.startsWith("/assets/"));
+    assert.ok(assets.length >= 2);
+    let bytes = 0;
+    for (const asset of assets) {
+      const headers = await asset.allHeaders();
+      assert.match(headers["content-encoding"], /^(br|gzip)$/, asset.url());
+      assert.match(headers["cache-control"], /immutable/);
+      assert.match(headers.vary, /accept-encoding/i);
+      bytes += (await asset.request().sizes()).responseBodySize;
+    }
+    assert.ok(bytes < 400_000, `${bytes} bytes`);
+
+    // A client that cannot decompress is served, too.
+    const [script] = assets.map((asset) => asset.url()).filter((each) => each.endsWith(".js"));
+    const plain = await request(script);
+    assert.equal(plain.headers["content-encoding"], undefined);
+    assert.ok(plain.body.length > bytes && plain.body.includes("createElement"));
+    const start = await request(url);
+    assert.equal(start.headers["cache-control"], "no-cache");
+    const again = await request(url, undefined, { "If-None-Match": start.headers.etag });
+    assert.equal(again.status, 304);
   });
 
   test("nothing is wider than a window of 900 pixels", async (t) => {
@@ -374,6 +736,47 @@ async function create(page, singular) {
     old,
   );
   return Number((await shown.textContent()).replace(/\D/g, ""));
+}
+
+/** Waits until an element has the focus and can be seen, wherever one has scrolled. */
+async function focusedInView(page, element) {
+  await until(() =>
+    element.evaluate((element) => {
+      const { top, bottom, left, right } = element.getBoundingClientRect();
+      const [x, y] = [(left + right) / 2, (top + bottom) / 2];
+      const isInside = top >= 0 && bottom <= window.innerHeight;
+      return isInside && document.activeElement === element && element.contains(document.elementFromPoint(x, y));
+    }),
+  );
+}
+
+/** Waits until a page that was opened anew shows a change that was made just now: what was sent before is done by then. */
+async function seesChange(page) {
+  const name = unique("up");
+  const message = `A change elsewhere, ${name}`;
+  const body = { name, targets: [{ address: "127.0.0.1:65000" }] };
+  await write("PUT", `/upstreams/${name}`, body, { "X-Signalbox-Message": message });
+  const other = await page.context().newPage();
+  await other.goto(new URL("/revisions", page.url()).href);
+  await other.getByText(message).waitFor();
+  await other.close();
+}
+
+/** A request as a simple client makes it. */
+function request(to, host, headers = {}) {
+  return new Promise((resolve, reject) => {
+    const options = { headers: { ...headers, ...(host ? { Host: host } : {}) }, timeout: DEADLINE };
+    http
+      .get(to, options, (answer) => {
+        const parts = [];
+        answer.on("data", (part) => parts.push(part));
+        answer.on("error", reject);
+        answer.on("end", () =>
+          resolve({ status: answer.statusCode, headers: answer.headers, body: Buffer.concat(parts) }),
+        );
+      })
+      .on("error", reject);
+  });
 }
 
 /** Waits until a condition holds. */

@@ -275,7 +275,7 @@ impl Api {
 
     /// The proxies, by id.
     pub async fn proxies(&self) -> Result<Vec<Value>> {
-        let body = self.get("/proxies").await?;
+        let body = self.get("/proxies?limit=1000").await?;
         body["items"].as_array().cloned().context("no items")
     }
 

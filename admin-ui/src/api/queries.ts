@@ -263,8 +263,9 @@ export function useDeleteResource(kind: KindPlural) {
 
 // What the forms are drawn from
 
-export function usePluginTypes() {
+export function usePluginTypes(enabled = true) {
   return useQuery({
+    enabled,
     queryKey: ["plugin-types"],
     queryFn: async (): Promise<PluginType[]> => {
       const types = await read(api.GET("/plugin-types"));

@@ -1,5 +1,5 @@
 import { Alert, Button, Group, List, Modal, Stack, Text } from "@mantine/core";
-import type { ReactNode } from "react";
+import { type ReactNode, useEffect, useRef } from "react";
 import { messageOf, Problem } from "../api/problem";
 
 type Props = {
@@ -19,6 +19,10 @@ export function Confirm({ opened, close, title, children, action, mutation }: Pr
     close();
   };
   const { error } = mutation;
+  const errorRef = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    if (error) errorRef.current?.focus();
+  }, [error]);
   // A single error is often all that the detail says.
   const errors =
     error instanceof Problem ? error.errors.filter(({ message }) => message !== error.detail) : [];
@@ -29,7 +33,7 @@ export function Confirm({ opened, close, title, children, action, mutation }: Pr
           {children}
         </Text>
         {error !== null && error !== undefined && (
-          <Alert color="red" role="alert" title="It was not done">
+          <Alert color="red" role="alert" title="It was not done" ref={errorRef} tabIndex={-1}>
             <Text size="sm" className="breaks">
               {messageOf(error)}
             </Text>

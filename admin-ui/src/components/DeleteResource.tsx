@@ -3,6 +3,7 @@ import { useState } from "react";
 import { useDeleteResource } from "../api/queries";
 import type { KindInfo } from "../kinds";
 import { Confirm } from "./Confirm";
+import { Guard } from "./Guard";
 import { IconTrash } from "./icons";
 import { useWatchRevision } from "./RolloutStrip";
 
@@ -32,20 +33,22 @@ export function DeleteResource({ kind, name, version, compact, onDeleted }: Prop
     );
   return (
     <>
-      {compact ? (
-        <ActionIcon
-          variant="subtle"
-          color="gray"
-          aria-label={`Delete ${name}`}
-          onClick={() => setAsking(true)}
-        >
-          <IconTrash />
-        </ActionIcon>
-      ) : (
-        <Button variant="subtle" color="red" c="var(--mantine-color-error)" onClick={() => setAsking(true)}>
-          Delete
-        </Button>
-      )}
+      <Guard>
+        {compact ? (
+          <ActionIcon
+            variant="subtle"
+            color="gray"
+            aria-label={`Delete ${name}`}
+            onClick={() => setAsking(true)}
+          >
+            <IconTrash />
+          </ActionIcon>
+        ) : (
+          <Button variant="subtle" color="red" c="var(--mantine-color-error)" onClick={() => setAsking(true)}>
+            Delete
+          </Button>
+        )}
+      </Guard>
       <Confirm
         opened={asking}
         close={() => setAsking(false)}

@@ -2,6 +2,7 @@ import { Anchor } from "@mantine/core";
 import { useState } from "react";
 import { useForgetProxy } from "../api/queries";
 import { Confirm } from "./Confirm";
+import { Guard } from "./Guard";
 
 /** A proxy that is gone for good is taken off the board by hand. */
 export function ForgetProxy({ id }: { id: string }) {
@@ -9,9 +10,11 @@ export function ForgetProxy({ id }: { id: string }) {
   const forget = useForgetProxy();
   return (
     <>
-      <Anchor component="button" type="button" size="xs" ta="left" onClick={() => setAsking(true)}>
-        Forget
-      </Anchor>
+      <Guard>
+        <Anchor component="button" type="button" size="xs" ta="left" onClick={() => setAsking(true)}>
+          Forget
+        </Anchor>
+      </Guard>
       <Confirm
         opened={asking}
         close={() => setAsking(false)}

@@ -13,24 +13,28 @@ import {
   TextInput,
   Title,
 } from "@mantine/core";
-import { useState } from "react";
-import { Link, useNavigate, useParams } from "react-router";
+import { type RefObject, useEffect, useRef, useState } from "react";
+import { Link, useBlocker, useNavigate, useParams } from "react-router";
 import { messageOf, Problem } from "../api/problem";
-import { useResource, useSaveResource } from "../api/queries";
+import { useResource, useSaveResource, useSession } from "../api/queries";
 import type { Resource } from "../api/types";
 import { Age } from "../components/Age";
 import { DeleteResource } from "../components/DeleteResource";
 import { Diff } from "../components/Diff";
+import { Guard, useDenial } from "../components/Guard";
 import { IconAlert } from "../components/icons";
 import { useWatchRevision } from "../components/RolloutStrip";
 import { Empty, Failed, Loading } from "../components/states";
-import { FormProvider, useFocusFirstError, useSpecForm } from "../forms/form";
+import { draftKey, dropDraft, readDraft, useDraft } from "../forms/draft";
+import { FormProvider, useFocusFailure, useSpecForm } from "../forms/form";
 import { RawEditor } from "../forms/RawEditor";
+import { halfEdited } from "../forms/secrets";
 import type { KindInfo } from "../kinds";
 import { sameJson, withoutEmpty } from "../lib/json";
 
 export function ResourceCreatePage({ kind }: { kind: KindInfo }) {
-  return <Editor kind={kind} stored={null} reload={() => {}} />;
+  const [count, setCount] = useState(0);
+  return <Editor key={count} kind={kind} stored={null} restart={() => setCount(count + 1)} />;
 }
 
 export function ResourceEditPage({ kind }: { kind: KindInfo }) {
@@ -64,42 +68,71 @@ export function ResourceEditPage({ kind }: { kind: KindInfo }) {
     setOpened({ name, stored: resource.data, count: 0 });
     return null;
   }
-  const reload = (stored: Resource) => setOpened({ name, stored, count: opened.count + 1 });
-  return <Editor key={`${name} ${opened.count}`} kind={kind} stored={opened.stored} reload={reload} />;
+  const restart = (stored: Resource | null) =>
+    setOpened({ name, stored: stored ?? opened.stored, count: opened.count + 1 });
+  return <Editor key={`${name} ${opened.count}`} kind={kind} stored={opened.stored} restart={restart} />;
 }
 
-type EditorProps = { kind: KindInfo; stored: Resource | null; reload: (stored: Resource) => void };
+type EditorProps = {
+  kind: KindInfo;
+  stored: Resource | null;
+  /** Begins anew with what is stored; `null`: as it was known before. */
+  restart: (stored: Resource | null) => void;
+};
 
-function Editor({ kind, stored, reload }: EditorProps) {
+/** Why the last save failed; a new object each time, for each time it is shown. */
+type Failure = { error: Error };
+
+function Editor({ kind, stored, restart }: EditorProps) {
   const navigate = useNavigate();
   const watch = useWatchRevision();
-  const form = useSpecForm(stored?.spec ?? kind.initial);
-  const errorRef = useFocusFirstError(form.errors);
+  const denial = useDenial("editor");
+  const by = useSession().data?.name ?? "";
+  const key = draftKey(kind.plural, stored?.name ?? null);
+  const [draft] = useState(() => readDraft(key, by));
+  // What was typed was typed over this version; another one that is stored meanwhile is not overwritten unseen.
+  const version = draft ? draft.version : (stored?.meta.version ?? null);
+  const form = useSpecForm(draft?.spec ?? stored?.spec ?? kind.initial, stored?.spec);
   const save = useSaveResource(kind.plural);
-  const [message, setMessage] = useState("");
+  const [failure, setFailure] = useState<Failure | null>(null);
+  const errorRef = useFocusFailure(failure);
+  const [message, setMessage] = useState(draft?.message ?? "");
   const [broken, setBroken] = useState(false);
   const [conflict, setConflict] = useState(false);
   const [unchanged, setUnchanged] = useState(false);
   const spec = withoutEmpty(form.spec, kind.optional);
   const name = stored?.name ?? (typeof spec.name === "string" ? spec.name : "");
   const changed = stored === null || !sameJson(spec, stored.spec);
+  const isDirty = broken || !sameJson(spec, stored?.spec ?? withoutEmpty(kind.initial, kind.optional));
+  useDraft(kind.plural, key, isDirty, { spec: form.spec, message, by, version });
+  const isLeaving = useRef(false);
 
   const submit = (version: string | null) => {
     setUnchanged(false);
+    const half = halfEdited(spec, stored?.spec);
+    if (half.length > 0) {
+      form.setErrors(half);
+      setFailure({ error: new Problem(422, "The form is not complete", "", half) });
+      return;
+    }
     save.mutate(
       { name, version, spec, message },
       {
         onSuccess: (saved) => {
           setConflict(false);
+          setFailure(null);
           form.setErrors([]);
+          dropDraft(key);
+          isLeaving.current = true;
           if (saved.revision === null) setUnchanged(true);
           else watch(saved.revision);
           if (stored === null) navigate(`/${kind.plural}/${saved.resource.name}`, { replace: true });
-          else reload(saved.resource);
+          else restart(saved.resource);
         },
         onError: (error) => {
-          if (error instanceof Problem && error.status === 412 && stored !== null) setConflict(true);
+          setConflict(error instanceof Problem && error.status === 412 && version !== null);
           form.setErrors(error instanceof Problem ? error.errors : []);
+          setFailure({ error });
         },
       },
     );
@@ -110,7 +143,7 @@ function Editor({ kind, stored, reload }: EditorProps) {
       noValidate
       onSubmit={(event) => {
         event.preventDefault();
-        if (!broken) submit(stored?.meta.version ?? null);
+        if (!broken && denial === null) submit(version);
       }}
     >
       <Stack gap="lg" maw={900} mx="auto" ref={errorRef}>
@@ -143,13 +176,32 @@ function Editor({ kind, stored, reload }: EditorProps) {
                 kind={kind}
                 name={stored.name}
                 version={stored.meta.version}
-                onDeleted={() => navigate(`/${kind.plural}`)}
+                onDeleted={() => {
+                  dropDraft(key);
+                  isLeaving.current = true;
+                  navigate(`/${kind.plural}`);
+                }}
               />
             )}
           </Group>
         </div>
 
-        <ErrorSummary error={save.error} unplaced={form.unplaced} total={form.errors.length} />
+        {denial !== null && (
+          <Alert color="gray" title="You can look at this, but not change it">
+            {denial}
+          </Alert>
+        )}
+        {draft && (
+          <Restored
+            at={draft.at}
+            isIncomplete={draft.isIncomplete}
+            isOld={stored !== null && draft.version !== stored.meta.version}
+            discard={() => {
+              dropDraft(key);
+              restart(null);
+            }}
+          />
+        )}
 
         {/* Once it is saved the form begins anew: what is typed until then would be lost. */}
         <div inert={save.isPending}>
@@ -161,10 +213,14 @@ function Editor({ kind, stored, reload }: EditorProps) {
                 </Tabs.Tab>
                 <Tabs.Tab value="raw">Specification</Tabs.Tab>
               </Tabs.List>
-              <Tabs.Panel value="form">{kind.form(stored === null)}</Tabs.Panel>
+              <Tabs.Panel value="form">
+                <fieldset disabled={denial !== null} className="bare">
+                  {kind.form(stored === null)}
+                </fieldset>
+              </Tabs.Panel>
               <Tabs.Panel value="raw">
                 <Paper p="lg">
-                  <RawEditor onBroken={setBroken} />
+                  <RawEditor onBroken={setBroken} readOnly={denial !== null} />
                 </Paper>
               </Tabs.Panel>
             </Tabs>
@@ -172,8 +228,10 @@ function Editor({ kind, stored, reload }: EditorProps) {
         </div>
 
         <Paper p="md" pos="sticky" bottom={12} shadow="md" style={{ zIndex: 2 }}>
+          <ErrorSummary error={failure?.error ?? null} unplaced={form.unplaced} total={form.errors.length} />
           <Group gap="sm" wrap="nowrap">
             <TextInput
+              disabled={denial !== null}
               aria-label="Message of the revision"
               placeholder="Message of the revision (optional): why this change?"
               style={{ flex: 1, minWidth: 0 }}
@@ -189,20 +247,32 @@ function Editor({ kind, stored, reload }: EditorProps) {
             <Button variant="default" component={Link} to={`/${kind.plural}`}>
               Cancel
             </Button>
-            <Button type="submit" loading={save.isPending} disabled={broken || !changed}>
-              {stored ? "Save" : `Create ${kind.singular}`}
-            </Button>
+            <Guard>
+              <Button type="submit" loading={save.isPending} disabled={denial === null && (broken || !changed)}>
+                {stored ? "Save" : `Create ${kind.singular}`}
+              </Button>
+            </Guard>
           </Group>
         </Paper>
       </Stack>
+      <LeaveGuard
+        isDirty={isDirty}
+        isLeaving={isLeaving}
+        discard={() => dropDraft(key)}
+      />
       {conflict && stored && (
         <Conflict
+          // After another conflict, what is stored now is another again.
+          key={save.submittedAt}
           kind={kind}
           mine={spec}
           name={name}
           isSaving={save.isPending}
           close={() => setConflict(false)}
-          reload={reload}
+          reload={(theirs) => {
+            dropDraft(key);
+            restart(theirs);
+          }}
           overwrite={submit}
         />
       )}
@@ -223,7 +293,17 @@ function ErrorSummary({
   if (!error || (error instanceof Problem && error.errors.length > 0 && total === 0)) return null;
   const placed = total - unplaced.length;
   return (
-    <Alert color="red" icon={<IconAlert />} role="alert" title="Not saved" tabIndex={-1} data-error-summary>
+    <Alert
+      color="red"
+      icon={<IconAlert />}
+      role="alert"
+      title="Not saved"
+      tabIndex={-1}
+      data-error-summary
+      mb="sm"
+      mah="40vh"
+      style={{ overflowY: "auto" }}
+    >
       <Stack gap={4}>
         {total === 0 && (
           <Text size="sm">
@@ -234,7 +314,7 @@ function ErrorSummary({
         )}
         {placed > 0 && (
           <Text size="sm">
-            {placed === 1 ? "One field is marked below." : `${placed} fields are marked below.`}
+            {placed === 1 ? "One field is marked." : `${placed} fields are marked.`}
           </Text>
         )}
         {unplaced.length > 0 && (
@@ -249,6 +329,83 @@ function ErrorSummary({
         )}
       </Stack>
     </Alert>
+  );
+}
+
+/** Tells that the form begins with what was typed earlier and not saved. */
+function Restored({
+  at,
+  isIncomplete,
+  isOld,
+  discard,
+}: {
+  at: number;
+  isIncomplete: boolean;
+  isOld: boolean;
+  discard: () => void;
+}) {
+  return (
+    <Alert color="blue" title="Your unsaved changes are back" data-testid="draft">
+      <Group justify="space-between" align="flex-end">
+        <Text size="sm" style={{ flex: 1, minWidth: 240 }}>
+          You typed them <Age at={new Date(at).toISOString()} ago />.
+          {isIncomplete && " Secrets, and fields that are not known, were not kept: enter them again."}
+          {isOld && " Somebody has changed it since; saving shows how."}
+        </Text>
+        <Button size="compact-sm" variant="default" onClick={discard}>
+          Discard them
+        </Button>
+      </Group>
+    </Alert>
+  );
+}
+
+/** Asks before a changed form is left, by whatever way. */
+function LeaveGuard({
+  isDirty,
+  isLeaving,
+  discard,
+}: {
+  isDirty: boolean;
+  /** It was saved or deleted, and is left for that. */
+  isLeaving: RefObject<boolean>;
+  discard: () => void;
+}) {
+  const blocker = useBlocker(
+    ({ currentLocation, nextLocation }) =>
+      isDirty && !isLeaving.current && currentLocation.pathname !== nextLocation.pathname,
+  );
+  useEffect(() => {
+    if (!isDirty) return;
+    const ask = (event: BeforeUnloadEvent) => event.preventDefault();
+    window.addEventListener("beforeunload", ask);
+    return () => window.removeEventListener("beforeunload", ask);
+  }, [isDirty]);
+  const stay = () => blocker.reset?.();
+  return (
+    <Modal
+      opened={blocker.state === "blocked"}
+      onClose={stay}
+      title={<Text fw={600}>Leave without saving?</Text>}
+    >
+      <Stack gap="md">
+        <Text size="sm">What you have changed here is not saved.</Text>
+        <Group justify="flex-end" gap="xs">
+          <Button variant="default" onClick={stay} data-autofocus>
+            Keep editing
+          </Button>
+          <Button
+            color="red"
+            onClick={() => {
+              discard();
+              blocker.proceed?.();
+            }}
+          >
+            Discard changes
+          </Button>
+        </Group>
+      </Stack>
+    </Modal>
   );
 }
 
@@ -268,7 +425,7 @@ function Conflict({ kind, name, mine, isSaving, close, reload, overwrite }: Conf
   const deleted = current.error instanceof Problem && current.error.status === 404;
   const theirs = current.data;
   return (
-    <Modal opened onClose={close} size="xl" title={<Text fw={600}>Changed meanwhile</Text>}>
+    <Modal opened onClose={close} size="xl" returnFocus={false} title={<Text fw={600}>Changed meanwhile</Text>}>
       <Stack gap="md">
         {current.isFetching ? (
           <Loading what="what is stored now" />

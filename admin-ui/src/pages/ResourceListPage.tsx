@@ -1,12 +1,13 @@
-import { Anchor, Button, Group, Paper, Stack, Switch, Table, Text, TextInput, Title } from "@mantine/core";
+import { Anchor, Button, Group, Paper, Stack, Switch, Table, Text, TextInput, Title, Tooltip } from "@mantine/core";
 import { useDebouncedValue } from "@mantine/hooks";
-import { useState } from "react";
+import { useId, useState } from "react";
 import { Link, useNavigate } from "react-router";
 import { messageOf } from "../api/problem";
 import { usePatchResource, useResources } from "../api/queries";
 import type { Resource } from "../api/types";
 import { Age } from "../components/Age";
 import { DeleteResource } from "../components/DeleteResource";
+import { Guard, useDenial } from "../components/Guard";
 import { IconPlus, IconSearch } from "../components/icons";
 import { useWatchRevision } from "../components/RolloutStrip";
 import { Empty, Failed, Loading } from "../components/states";
@@ -18,9 +19,11 @@ export function ResourceListPage({ kind }: { kind: KindInfo }) {
   const list = useResources(kind.plural, q);
   const items = list.data?.pages.flatMap((page) => page.items) ?? [];
   const create = (
-    <Button component={Link} to={`/${kind.plural}/new`} leftSection={<IconPlus size={16} />}>
-      New {kind.singular}
-    </Button>
+    <Guard>
+      <Button component={Link} to={`/${kind.plural}/new`} leftSection={<IconPlus size={16} />}>
+        New {kind.singular}
+      </Button>
+    </Guard>
   );
   return (
     <Stack gap="lg">
@@ -158,25 +161,40 @@ function Rows({ kind, items }: { kind: KindInfo; items: Resource[] }) {
 function EnabledSwitch({ kind, resource }: { kind: KindInfo; resource: Resource }) {
   const patch = usePatchResource(kind.plural);
   const watch = useWatchRevision();
+  const denial = useDenial("editor");
+  const id = useId();
   const enabled = resource.spec.enabled !== false;
   return (
     <>
-      <Switch
-        aria-label={`Enable ${resource.name}`}
-        checked={patch.isPending ? patch.variables.change.enabled === true : enabled}
-        disabled={patch.isPending}
-        onChange={(event) =>
-          patch.mutate(
-            {
-              name: resource.name,
-              version: resource.meta.version,
-              change: { enabled: event.currentTarget.checked },
-              message: `${event.currentTarget.checked ? "Enable" : "Disable"} ${kind.singular} ${resource.name}`,
-            },
-            { onSuccess: ({ revision }) => watch(revision) },
-          )
-        }
-      />
+      <Tooltip label={denial} disabled={denial === null} multiline maw={300}>
+        <div style={{ width: "max-content" }}>
+          <Switch
+            aria-label={`Enable ${resource.name}`}
+            aria-disabled={denial !== null || undefined}
+            aria-describedby={denial === null ? undefined : id}
+            checked={patch.isPending ? patch.variables.change.enabled === true : enabled}
+            disabled={patch.isPending}
+            className={denial === null ? undefined : "denied"}
+            onChange={(event) => {
+              if (denial !== null) return;
+              patch.mutate(
+                {
+                  name: resource.name,
+                  version: resource.meta.version,
+                  change: { enabled: event.currentTarget.checked },
+                  message: `${event.currentTarget.checked ? "Enable" : "Disable"} ${kind.singular} ${resource.name}`,
+                },
+                { onSuccess: ({ revision }) => watch(revision) },
+              );
+            }}
+          />
+        </div>
+      </Tooltip>
+      {denial !== null && (
+        <span id={id} className="visually-hidden">
+          {denial}
+        </span>
+      )}
       {patch.error && (
         <Text size="xs" c="red" role="alert">
           {messageOf(patch.error)}
