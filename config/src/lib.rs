@@ -20,6 +20,7 @@ mod digest;
 pub mod document;
 mod error;
 mod health;
+pub mod host;
 mod key;
 mod listener;
 pub mod path;
@@ -46,7 +47,7 @@ pub use error::{Errors, FieldError};
 pub use health::{ActiveCheck, HealthCheck, PassiveCheck, Probe};
 pub use key::{Kind, Name, ResourceKey};
 pub use listener::{
-    ClientAuth, Edge, Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec, ListenerTls,
+    ClientAuth, Edge, HalfClose, Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec, ListenerTls,
     ProxyProtocol, TlsVersion,
 };
 pub use plugin::{Plugin, PluginCatalog, PluginSpec};

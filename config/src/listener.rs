@@ -53,9 +53,23 @@ pub struct ListenerSpec {
     /// What becomes of `%2F` and `%5C` in paths that are normalised; default `reject`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escaped_slashes: Option<EscapedSlashes>,
+    /// What becomes of a request whose client says, over HTTP/1.1, that it sends no more; default `abort`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half_close: Option<HalfClose>,
     /// What a client may send.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsSpec>,
+}
+
+/// What becomes of a request whose client sends no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HalfClose {
+    /// A target's work for it is given up. An answer that is ready, or the proxy's own, is still sent.
+    #[default]
+    Abort,
+    /// It goes on, for the client is taken to wait for its answer.
+    Allow,
 }
 
 /// Whether connections begin with a PROXY protocol header.
@@ -184,6 +198,8 @@ pub struct Edge {
     pub trusted_proxies: Box<[Cidr]>,
     /// How paths are normalised; `None`: they are not.
     pub normalize_path: Option<EscapedSlashes>,
+    /// What becomes of a request whose client sends no more.
+    pub half_close: HalfClose,
 }
 
 impl Edge {
@@ -199,6 +215,7 @@ impl Default for Edge {
             proxy_protocol: ProxyProtocol::Off,
             trusted_proxies: Box::default(),
             normalize_path: Some(EscapedSlashes::Reject),
+            half_close: HalfClose::Abort,
         }
     }
 }
@@ -311,6 +328,7 @@ impl ListenerSpec {
             proxy_protocol,
             trusted_proxies: trusted.into(),
             normalize_path: normalize.then(|| self.escaped_slashes.unwrap_or_default()),
+            half_close: self.half_close.unwrap_or_default(),
         }
     }
 }
@@ -351,7 +369,7 @@ impl LimitsSpec {
     fn parse(&self, errors: &mut Errors) -> Limits {
         let default = Limits::default();
         let header_size = self.header_size.map_or(default.header_size, |size| size.0 as usize);
-        // hyper's read buffer cannot be smaller than 8 KiB.
+        // Browsers send some KiB.
         if !(8 << 10..=1 << 20).contains(&header_size) {
             errors.push("limits.header_size", "must be from 8KiB to 1MiB");
         }
@@ -402,6 +420,7 @@ mod tests {
             "proxy_protocol": "accept",
             "trusted_proxies": ["10.0.0.0/8", "::1"],
             "escaped_slashes": "keep",
+            "half_close": "allow",
             "limits": {"body_timeout": "5s"},
         }))
         .unwrap()
@@ -409,6 +428,7 @@ mod tests {
         assert_eq!(edge.proxy_protocol, ProxyProtocol::Accept);
         assert!(edge.trusts([10, 1, 1, 1].into()) && !edge.trusts([11, 1, 1, 1].into()));
         assert_eq!(edge.normalize_path, Some(EscapedSlashes::Keep));
+        assert_eq!(edge.half_close, HalfClose::Allow);
         assert_eq!(parse(&serde_json::json!({"normalize_path": false})).unwrap().edge.normalize_path, None);
     }
 

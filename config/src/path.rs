@@ -41,6 +41,35 @@ impl BadPath {
     }
 }
 
+/// Percent-encodes what no target of a request may have, but browsers, curl and others send all the same: bytes that are not
+/// ASCII, and `"`, `<`, `>`, `^`, `` ` ``, `{`, `|`, `}`. `target` is a path, with its query or without. What is matched and sent
+/// on is the encoded form. `None`: there is nothing to encode.
+pub fn encode(target: &[u8]) -> Option<String> {
+    target.iter().any(|byte| is_raw(*byte)).then(|| encode_where(target, is_raw))
+}
+
+/// The same for a path with variables in braces.
+pub(crate) fn encode_template(template: &str) -> String {
+    encode_where(template.as_bytes(), |byte| is_raw(byte) && !matches!(byte, b'{' | b'}'))
+}
+
+fn encode_where(target: &[u8], is_raw: impl Fn(u8) -> bool) -> String {
+    let digit = |digit: u8| char::from_digit(u32::from(digit), 16).unwrap_or_default().to_ascii_uppercase();
+    let mut out = String::with_capacity(target.len() + 16);
+    for byte in target {
+        if is_raw(*byte) {
+            out.extend(['%', digit(byte >> 4), digit(byte & 15)]);
+        } else {
+            out.push(char::from(*byte));
+        }
+    }
+    out
+}
+
+fn is_raw(byte: u8) -> bool {
+    matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}' | 0x80..)
+}
+
 /// The form of `path` that means the same to everybody: the percent-encoding of characters that need none is undone (RFC
 /// 3986, section 2.3), the rest is in upper case, empty segments are gone and then `.` and `..` (section 5.2.4). So `/a//../b`
 /// is `/b`, as a file system has it. Twice is the same as once.
@@ -123,6 +152,25 @@ mod tests {
 
     fn keep(path: &str) -> Result<String, BadPath> {
         normalize(path, EscapedSlashes::Keep).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn what_no_target_may_have_is_encoded() {
+        for (target, expected) in [
+            ("/", None),
+            ("*", None),
+            ("/a?b=c&d[]=%7b\\ '()!$~", None),
+            ("/caf\u{e9}", Some("/caf%C3%A9")),
+            ("/a\"b?c=\"d\"", Some("/a%22b?c=%22d%22")),
+            ("/<>^`{|}", Some("/%3C%3E%5E%60%7B%7C%7D")),
+        ] {
+            assert_eq!(encode(target.as_bytes()).as_deref(), expected, "{target}");
+        }
+        assert_eq!(encode(b"/\xff\x80").as_deref(), Some("/%FF%80"));
+        assert_eq!(encode_template("/{id}/a|b"), "/{id}/a%7Cb");
+        // What is encoded is in the normal form already.
+        let encoded = encode("/caf\u{e9}/{x}".as_bytes()).unwrap();
+        assert!(matches!(normalize(&encoded, EscapedSlashes::Reject), Ok(Cow::Borrowed(_))));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Errors, FieldError};
 use crate::key::Name;
-use crate::path::{EscapedSlashes, normalize};
+use crate::path::{EscapedSlashes, encode, encode_template, normalize};
 use crate::plugin::enabled;
 use crate::retry::{Retry, RetrySpec};
 use crate::router::template::Template;
@@ -582,17 +582,18 @@ impl PathSpec {
     fn parse(&self) -> Result<PathMatch, (&'static str, String)> {
         match self {
             Self::Exact(path) => check_match_path(path)
-                .map(|()| PathMatch::Exact(path.as_str().into()))
+                .map(|()| PathMatch::Exact(encode(path.as_bytes()).as_ref().unwrap_or(path).as_str().into()))
                 .map_err(|e| ("exact", e)),
             Self::Prefix(path) => check_match_path(path).map_err(|e| ("prefix", e)).map(|()| {
-                let trimmed = path.strip_suffix('/').unwrap_or(path);
+                let path = encode(path.as_bytes()).unwrap_or_else(|| path.clone());
+                let trimmed = path.strip_suffix('/').unwrap_or(&path);
                 PathMatch::Prefix(PrefixPath {
                     path: trimmed.into(),
                     trailing_slash: path.len() != trimmed.len(),
                 })
             }),
             Self::Template(text) => check_match_path(text)
-                .and_then(|()| text.parse())
+                .and_then(|()| encode_template(text).parse())
                 .map(PathMatch::Template)
                 .map_err(|e| ("template", e)),
             Self::Regex(text) => anchored(text)

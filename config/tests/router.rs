@@ -165,6 +165,9 @@ fn rank_path(pattern: &PathMatch, strict: bool, path: &str) -> Option<PathRank> 
             Some((0, 0, vec![], Some(Slash::Remove)))
         }
         PathMatch::Exact(_) => None,
+        PathMatch::Prefix(PrefixPath { path: prefix, .. }) if path == "*" => {
+            prefix.is_empty().then_some((2, 0, vec![], None))
+        }
         PathMatch::Prefix(PrefixPath { path: prefix, trailing_slash }) => {
             let rest = path.strip_prefix(&**prefix)?;
             if !rest.is_empty() && !rest.starts_with('/') {

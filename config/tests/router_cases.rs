@@ -464,12 +464,27 @@ fn the_best_of_a_routes_own_paths_counts() {
 }
 
 #[test]
-fn options_of_the_whole_server_is_below_no_prefix() {
+fn options_of_the_whole_server_is_for_routes_that_take_all_paths() {
     check(&[("any", json!({})), ("template", path("template", "/{*x}"))], &[]);
-    let index = index_of(&[("any", json!({}))]);
     let mut request = Request::of("OPTIONS http://h/");
     request.path = "*".into();
-    assert!(index.find(&request.parts()).is_none());
+    for (fields, takes) in [
+        (json!({}), true),
+        (path("prefix", "/"), true),
+        (json!({"strict_slash": true}), true),
+        (path("prefix", "/a"), false),
+        (path("exact", "/"), false),
+        (path("template", "/{*x}"), false),
+        (path("regex", "/.*"), false),
+    ] {
+        let index = index_of(&[("r", fields.clone())]);
+        let found = index.find(&request.parts());
+        assert_eq!(
+            found.map(|found| (found.prefix_len, found.slash)),
+            takes.then_some((0, None)),
+            "{fields}"
+        );
+    }
     let index = index_of(&[("regex", path("regex", r"\*"))]);
     assert_eq!(index.find(&request.parts()).map(|found| found.value.as_str()), Some("regex"));
 }

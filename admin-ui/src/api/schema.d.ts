@@ -1017,6 +1017,8 @@ export interface components {
             /** @description One of these, drawn by weight for each request. */
             upstreams: components["schemas"]["WeightedSpec"][];
         };
+        /** @description What becomes of a request whose client sends no more. */
+        HalfClose: "abort" | "allow";
         /** @description What a request is known by, as people write it. */
         HashOnSpec: {
             header: string;
@@ -1080,6 +1082,8 @@ export interface components {
             escaped_slashes?: components["schemas"]["EscapedSlashes"] | null;
             /** @description Which fleets get it; absent: all. */
             fleets?: string[] | null;
+            /** @description What becomes of a request whose client says, over HTTP/1.1, that it sends no more; default `abort`. */
+            half_close?: components["schemas"]["HalfClose"] | null;
             /** @description For people and selectors. */
             labels?: {
                 [key: string]: string;
@@ -1126,6 +1130,8 @@ export interface components {
             escaped_slashes?: components["schemas"]["EscapedSlashes"] | null;
             /** @description Which fleets get it; absent: all. */
             fleets?: string[] | null;
+            /** @description What becomes of a request whose client says, over HTTP/1.1, that it sends no more; default `abort`. */
+            half_close?: components["schemas"]["HalfClose"] | null;
             /** @description For people and selectors. */
             labels?: {
                 [key: string]: string;

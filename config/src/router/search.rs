@@ -71,8 +71,10 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
         }
         self.host = pattern;
         let path = self.request.path;
-        // Only `OPTIONS *` has a path without a slash in front; it is no path below anything.
-        if let Some(path) = path.strip_prefix('/') {
+        // Only `OPTIONS *` has a path without a slash in front. It is below nothing, so only routes take it that take all paths.
+        if path == "*" {
+            self.visit_prefix(&host.paths.prefix, 0);
+        } else if let Some(path) = path.strip_prefix('/') {
             let mut prefixes = SmallVec::new();
             self.visit_exact(&host.paths, path, &mut prefixes);
             if let Some(templates) = &host.templates {
