@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
@@ -32,6 +32,8 @@ pub struct Sending {
     outlet: Outlet,
     /// Waits for the peer to take more; and whether it is the last.
     held: Option<(Bytes, bool)>,
+    /// Dropped by the connection when it has written all that came before it.
+    marker: Option<Weak<()>>,
 }
 
 /// Where bytes go to the peer, as many as it takes.
@@ -58,6 +60,20 @@ pub struct Chunk {
     meter: Option<Rc<Meter>>,
     /// As it was counted.
     size: usize,
+    /// Tells that it has gone.
+    _marker: Option<Box<Marker>>,
+}
+
+/// What is told when a part has been written, or is not going to be.
+struct Marker {
+    alive: Rc<()>,
+    waker: Waker,
+}
+
+impl Drop for Marker {
+    fn drop(&mut self) {
+        self.waker.wake_by_ref();
+    }
 }
 
 /// How much waits in a connection to be written, of all its streams together. Without a limit a client that opens many of
@@ -147,7 +163,7 @@ impl Incoming {
 
 impl Sending {
     pub fn new(stream: SendStream<Chunk>, meter: Option<Rc<Meter>>) -> Self {
-        Self { outlet: Outlet::new(stream, meter), held: None }
+        Self { outlet: Outlet::new(stream, meter), held: None, marker: None }
     }
 
     /// Sends as much of `body` as the peer takes. Ready when there is no more to send. `prepare` sees to its trailers.
@@ -235,6 +251,23 @@ impl Sending {
         self.outlet.stream.poll_reset(cx).is_ready()
     }
 
+    /// Waits until the connection has written what was sent, as far as the peer lets it: a reset would overtake it.
+    pub fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let marker = match &self.marker {
+            Some(marker) => Weak::clone(marker),
+            None => {
+                let marker = Box::new(Marker { alive: Rc::new(()), waker: cx.waker().clone() });
+                let seen = Rc::downgrade(&marker.alive);
+                if self.outlet.stream.send_data(Chunk::marked(marker), false).is_err() {
+                    return Poll::Ready(());
+                }
+                self.marker = Some(Weak::clone(&seen));
+                seen
+            }
+        };
+        if marker.strong_count() == 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     /// Breaks off.
     pub fn reset(&mut self, reason: Reason) {
         self.outlet.stream.send_reset(reason);
@@ -298,12 +331,17 @@ impl Chunk {
         if let Some(meter) = meter {
             meter.waiting.set(meter.waiting.get() + size);
         }
-        Self { bytes, meter: meter.cloned(), size }
+        Self { bytes, meter: meter.cloned(), size, _marker: None }
+    }
+
+    /// Nothing, which tells when all before it was written.
+    fn marked(marker: Box<Marker>) -> Self {
+        Self { bytes: Bytes::new(), meter: None, size: 0, _marker: Some(marker) }
     }
 
     /// Nothing, which the end of a stream goes with.
     pub fn empty() -> Self {
-        Self { bytes: Bytes::new(), meter: None, size: 0 }
+        Self { bytes: Bytes::new(), meter: None, size: 0, _marker: None }
     }
 }
 

@@ -216,16 +216,22 @@ impl Stream {
 /// Sends the body of an answer, as long as the time of its exchange is not over.
 async fn send(downstream: &Downstream, mut body: ResponseBody, mut sending: Sending) {
     let deadline = body.deadline().cloned();
-    let mut over = false;
+    let (mut over, mut broken) = (false, false);
     poll_fn(|cx| {
-        match sending.poll(&mut body, |_| {}, cx) {
-            Poll::Ready(Ok(()) | Err(Stopped::ByPeer)) => return Poll::Ready(()),
-            Poll::Ready(Err(Stopped::Body(_))) => {
-                sending.reset(Reason::INTERNAL_ERROR);
-                return Poll::Ready(());
+        if !broken {
+            match sending.poll(&mut body, |_| {}, cx) {
+                Poll::Ready(Ok(()) | Err(Stopped::ByPeer)) => return Poll::Ready(()),
+                Poll::Ready(Err(Stopped::Body(_))) => broken = true,
+                Poll::Pending => {}
             }
-            Poll::Pending if sending.is_reset(cx) => return Poll::Ready(()),
-            Poll::Pending => {}
+        }
+        // What came of an answer that ends early goes before the reset.
+        if broken && sending.poll_written(cx).is_ready() {
+            sending.reset(Reason::INTERNAL_ERROR);
+            return Poll::Ready(());
+        }
+        if sending.is_reset(cx) {
+            return Poll::Ready(());
         }
         let Some(deadline) = &deadline else { return Poll::Pending };
         if !over && body.is_end_stream() {
