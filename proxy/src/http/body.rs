@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::exchange::{Exchange, Idle};
+use super::http1;
 use super::problem;
 use super::tunnel::Tunnel;
 use crate::deadlines::{Deadline, Deadlines};
@@ -23,7 +23,7 @@ use crate::upstream::AnswerBody;
 #[derive(Debug)]
 pub enum ClientBody {
     None,
-    Http1(Incoming),
+    Http1(http1::Incoming),
     Http2(http2::Incoming),
 }
 
@@ -148,7 +148,7 @@ pub enum RequestBodyError {
     #[error("the client does not send on")]
     Late,
     #[error("the client broke off")]
-    Client(#[source] hyper::Error),
+    Client(#[source] http1::IncomingError),
     #[error("the client broke off")]
     ClientStream(#[source] h2::Error),
 }
@@ -160,7 +160,7 @@ impl ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         match self {
             Self::None => Poll::Ready(None),
-            Self::Http1(incoming) => Pin::new(incoming).poll_frame(cx).map_err(RequestBodyError::Client),
+            Self::Http1(incoming) => incoming.poll(cx).map_err(RequestBodyError::Client),
             Self::Http2(incoming) => incoming.poll(cx).map_err(RequestBodyError::ClientStream),
         }
     }
@@ -169,7 +169,7 @@ impl ClientBody {
     pub fn is_end(&self) -> bool {
         match self {
             Self::None => true,
-            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http1(incoming) => incoming.is_end(),
             Self::Http2(incoming) => incoming.is_end(),
         }
     }

@@ -1,7 +1,6 @@
 //! A client's connection: which protocol it speaks, how long it may take, and how it ends.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::convert::Infallible;
 use std::future::{Future as _, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -11,20 +10,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use rustls::HandshakeKind;
-use signalbox_config::{ClientCertificate, Limits, ProxyProtocol};
+use signalbox_config::{ClientCertificate, HalfClose, Limits, ProxyProtocol};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::body::ClientBody;
 use super::exchange::Exchange;
-use super::handle::handle;
+use super::http1;
 use super::http2;
 use super::problem::{self, Failure};
 use super::proxy_protocol;
@@ -76,6 +68,8 @@ pub struct Downstream {
     leaving: Cell<Option<Instant>>,
     /// How long it may stay without a request.
     idle_until: Cell<Instant>,
+    /// A target works for the current request of HTTP/1.1.
+    forwarding: Cell<bool>,
     /// Its last answer lets it switch to another protocol.
     tunnel: RefCell<Option<Box<Tunnel>>>,
 }
@@ -85,8 +79,6 @@ pub struct Downstream {
 enum Phase {
     /// Waiting for a request.
     Idle,
-    /// The first bytes of a request have just come.
-    Arriving,
     /// A head is on its way, and its time is running.
     Head,
     /// A request is being answered.
@@ -95,16 +87,15 @@ enum Phase {
     Flushing,
 }
 
-/// Why a connection is left.
-enum End {
-    /// It is closed.
-    Closed,
+/// What is over of an HTTP/1.1 connection without a request when its deadline has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overdue {
     /// Nothing came for too long, or what was sent is not taken.
-    Silent,
+    Connection,
     /// A head did not come in time.
-    SlowHead,
+    Head,
     /// It is left alone until something comes.
-    Rest,
+    Memory,
 }
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -114,7 +105,7 @@ pub(super) const BUFFER: usize = 64 << 10;
 
 /// A closing connection is read for so long and so much, so that a client that is still sending gets to see the answer: the
 /// kernel resets a connection that is closed with unread data.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 16 << 20;
 
 /// Handshakes of one worker at a time: one takes some 50 KB and up to a millisecond. Beyond, the oldest is given up: a client
@@ -167,6 +158,7 @@ impl Downstream {
             broken_off: Cell::new(0),
             leaving: Cell::new(None),
             idle_until: Cell::new(Instant::now()),
+            forwarding: Cell::new(false),
             tunnel: RefCell::default(),
             worker,
         }
@@ -261,7 +253,19 @@ impl Downstream {
         self.worker.overload.begin();
         self.running.set(self.running.get() + 1);
         self.phase.set(Phase::Request);
+        self.forwarding.set(false);
         self.deadline.set(None);
+    }
+
+    /// A target begins to work for the current request.
+    #[inline]
+    pub fn forwards(&self) {
+        self.forwarding.set(true);
+    }
+
+    /// Whether a target works for the current request, of HTTP/1.1.
+    pub(super) fn is_forwarding(&self) -> bool {
+        self.forwarding.get()
     }
 
     /// The last byte of its answer was handed over.
@@ -286,16 +290,41 @@ impl Downstream {
         if self.ending.get() { UNTAKEN } else { self.settings.borrow().limits.idle_timeout }
     }
 
-    /// What an HTTP/1.1 connection without a request does when its deadline has passed.
-    fn tires(&self) -> Option<End> {
+    /// Some of the head of a request is there: its time is running.
+    pub(super) fn head_begins(&self) {
+        if self.phase.get() != Phase::Head {
+            self.phase.set(Phase::Head);
+            let time = self.settings.borrow().limits.header_timeout;
+            self.deadline.set(Some(Instant::now() + time));
+        }
+    }
+
+    /// The last answer of an HTTP/1.1 connection was written.
+    #[inline]
+    pub(super) fn is_written(&self) {
+        if self.phase.get() == Phase::Flushing {
+            self.phase.set(Phase::Idle);
+        }
+    }
+
+    /// What is over of an HTTP/1.1 connection that waits for a request, or for its client to take an answer.
+    pub(super) fn overdue(&self) -> Option<Overdue> {
+        if !self.deadline.passed() {
+            return None;
+        }
         let now = Instant::now();
         match self.phase.get() {
-            Phase::Idle if self.ending.get() || now >= self.idle_until.get() => return Some(End::Silent),
-            Phase::Idle => return Some(End::Rest),
+            // A request that is late and could be told so has been by now; one that is late in its body cannot be helped.
+            Phase::Request => return Some(Overdue::Connection),
+            Phase::Head => return Some(Overdue::Head),
+            Phase::Idle if self.ending.get() || now >= self.idle_until.get() => {
+                return Some(Overdue::Connection);
+            }
+            Phase::Idle => return Some(Overdue::Memory),
             // The last answer is on its way as long as the client takes some of it.
-            _ if self.wrote.replace(false) => self.idle_until.set(now + self.patience()),
-            _ if now >= self.idle_until.get() => return Some(End::Silent),
-            _ => {}
+            Phase::Flushing if self.wrote.replace(false) => self.idle_until.set(now + self.patience()),
+            Phase::Flushing if now >= self.idle_until.get() => return Some(Overdue::Connection),
+            Phase::Flushing => {}
         }
         self.deadline.set(Some(self.idle_until.get()));
         None
@@ -353,6 +382,10 @@ impl Downstream {
         self.settings.borrow().limits.clone()
     }
 
+    pub(super) fn half_close(&self) -> HalfClose {
+        self.settings.borrow().edge.half_close
+    }
+
     /// Whether it is an HTTP/2 client that goes on asking although it knows that it is to leave. It has as much time to learn
     /// that as a round trip may take.
     pub fn has_left(&self) -> bool {
@@ -364,9 +397,19 @@ impl Downstream {
         *self.tunnel.borrow_mut() = Some(tunnel);
     }
 
+    /// What it becomes with its last answer, if that is a tunnel.
+    pub(super) fn take_tunnel(&self) -> Option<Box<Tunnel>> {
+        self.tunnel.borrow_mut().take()
+    }
+
     /// The client was told to close while it may still be sending.
     pub fn leaves_unread(&self) {
         self.unread.set(true);
+    }
+
+    /// Whether the client may still be sending what nobody will read.
+    pub(super) fn has_unread(&self) -> bool {
+        self.unread.get()
     }
 }
 
@@ -393,14 +436,8 @@ pub async fn serve(downstream: Rc<Downstream>, stream: TcpStream) {
             None => return,
         },
     };
-    let mut io = ClientIo {
-        stream,
-        downstream: Rc::clone(&downstream),
-        begun: [0; 24],
-        begun_len: 0,
-        replayed: 0,
-        rest: Bytes::new(),
-    };
+    let mut io =
+        ClientIo { stream, downstream: Rc::clone(&downstream), begun: [0; 24], begun_len: 0, replayed: 0 };
     if !downstream.https
         && let Some(room) = io.begun.get_mut(..begun.len())
     {
@@ -417,7 +454,7 @@ pub async fn serve(downstream: Rc<Downstream>, stream: TcpStream) {
         };
         match protocol {
             Sniffed::Http2 if !rested => return Box::pin(http2::serve(downstream, io)).await,
-            Sniffed::Http1 | Sniffed::Http2 => match Box::pin(serve_http1(&downstream, io)).await {
+            Sniffed::Http1 | Sniffed::Http2 => match Box::pin(http1::serve(&downstream, io)).await {
                 Some(resting) => io = resting,
                 None => return,
             },
@@ -550,79 +587,19 @@ async fn shake_hands(
     Some((Stream::Tls(stream), protocol))
 }
 
-/// Returns when the connection has ended, or the socket when it rests.
-async fn serve_http1(downstream: &Rc<Downstream>, io: ClientIo) -> Option<ClientIo> {
-    let limits = downstream.limits();
-    let mut builder = http1::Builder::new();
-    builder
-        .header_read_timeout(None)
-        .max_header_size(limits.header_size)
-        .max_buf_size(limits.header_size.max(BUFFER));
-    // Its default needs no allocation.
-    if limits.header_count != 100 {
-        builder.max_headers(limits.header_count);
-    }
-    let service = service_fn(|request: Request<Incoming>| {
-        let downstream = Rc::clone(downstream);
-        let (mut head, body) = request.into_parts();
-        async move { Ok::<_, Infallible>(handle(downstream, &mut head, ClientBody::Http1(body)).await) }
-    });
-    let mut connection = builder.serve_connection(TokioIo::new(io), service);
-    let end = poll_fn(|cx| {
-        downstream.deadline.register(cx.waker());
-        if Pin::new(&mut connection).poll(cx).is_ready() {
-            return Poll::Ready(End::Closed);
-        }
-        match downstream.phase.get() {
-            Phase::Arriving => {
-                downstream.phase.set(Phase::Head);
-                downstream.deadline.set(Some(Instant::now() + limits.header_timeout));
-            }
-            Phase::Head if downstream.deadline.passed() => return Poll::Ready(End::SlowHead),
-            // A request that is late and could be told so has been by now; one that is late in its body cannot be helped.
-            Phase::Request if downstream.deadline.passed() => return Poll::Ready(End::Silent),
-            Phase::Idle | Phase::Flushing if downstream.deadline.passed() => {
-                if let Some(end) = downstream.tires() {
-                    return Poll::Ready(end);
-                }
-            }
-            Phase::Idle | Phase::Head | Phase::Request | Phase::Flushing => {}
-        }
-        Poll::Pending
-    })
-    .await;
-    let tunnel = downstream.tunnel.take();
-    match end {
-        End::Closed if let Some(tunnel) = tunnel => {
-            let parts = connection.into_parts();
-            Box::pin(tunnel.run(parts.io.into_inner(), &parts.read_buf)).await;
-        }
-        End::Closed if downstream.unread.get() => linger(connection.into_parts().io.into_inner()).await,
-        End::Closed | End::Silent => {}
-        End::SlowHead => refuse_slow(connection.into_parts().io.into_inner()).await,
-        End::Rest => {
-            let parts = connection.into_parts();
-            let mut io = parts.io.into_inner();
-            io.rest(&parts.read_buf);
-            return Some(io);
-        }
-    }
-    None
-}
-
 /// Answers a client whose head does not come.
 async fn refuse_slow(mut io: ClientIo) {
     let raw = io.refuse(Failure::HeadTimeout);
-    if matches!(tokio::time::timeout(LINGER, io.stream.write_all(&raw)).await, Ok(Ok(()))) {
+    if matches!(tokio::time::timeout(LINGER, io.write_all(&raw)).await, Ok(Ok(()))) {
         linger(io).await;
     }
 }
 
 /// Reads what a client is still sending, and then closes.
-async fn linger(mut io: ClientIo) {
+pub(super) async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let drained = async {
-        io.stream.shutdown().await?;
-        tokio::io::copy(&mut (&mut io.stream).take(LINGER_BYTES), &mut tokio::io::sink()).await
+        io.shutdown().await?;
+        tokio::io::copy(&mut (&mut io).take(LINGER_BYTES), &mut tokio::io::sink()).await
     };
     // However it ends, it is closed.
     let _ = tokio::time::timeout(LINGER, drained).await;
@@ -636,8 +613,6 @@ pub(super) struct ClientIo {
     begun: [u8; 24],
     begun_len: u8,
     replayed: u8,
-    /// Likewise, behind that: the part of a head that was there before the connection rested.
-    rest: Bytes,
 }
 
 enum Sniffed {
@@ -651,10 +626,6 @@ enum Sniffed {
 impl ClientIo {
     /// Reads as far as needed to tell HTTP/2 with prior knowledge (RFC 9113, section 3.3) from HTTP/1.1.
     async fn sniff(&mut self) -> Sniffed {
-        if !self.rest.is_empty() {
-            self.head_begins();
-            return Sniffed::Http1;
-        }
         poll_fn(|cx| {
             let downstream = &self.downstream;
             downstream.deadline.register(cx.waker());
@@ -673,9 +644,7 @@ impl ClientIo {
                         let read = buf.filled().len();
                         self.begun_len += read as u8;
                         downstream.worker.stats.downstream_in.add(read as u64);
-                        if downstream.phase.get() == Phase::Idle {
-                            self.head_begins();
-                        }
+                        downstream.head_begins();
                     }
                     Poll::Ready(_) => return Poll::Ready(Sniffed::Closed),
                     Poll::Pending if !downstream.deadline.passed() => return Poll::Pending,
@@ -687,52 +656,19 @@ impl ClientIo {
         .await
     }
 
-    fn head_begins(&self) {
-        let downstream = &self.downstream;
-        downstream.phase.set(Phase::Head);
-        let time = downstream.settings.borrow().limits.header_timeout;
-        downstream.deadline.set(Some(Instant::now() + time));
-    }
-
-    /// Waits for more, before which `read` was read.
-    fn rest(&mut self, read: &[u8]) {
+    /// Waits for more.
+    pub(super) fn rest(&mut self) {
         self.begun_len = 0;
         self.replayed = 0;
-        // Not all that it is a part of.
-        self.rest = Bytes::copy_from_slice(read);
         self.downstream.deadline.set(Some(self.downstream.idle_until.get()));
     }
 
     /// Notes a refusal, and says what is to be written.
-    fn refuse(&self, failure: Failure) -> Vec<u8> {
+    pub(super) fn refuse(&self, failure: Failure) -> Vec<u8> {
         let exchange = Exchange::begin_refused(Rc::clone(&self.downstream), failure);
         let raw = problem::raw(failure, exchange.request_id());
         exchange.complete();
-        self.downstream.leaves_unread();
-        self.downstream.worker.stats.downstream_out.add(raw.len() as u64);
         raw
-    }
-
-    /// When nothing is being answered, hyper writes only to refuse what it could not read. It does so without a body; ours
-    /// takes its place.
-    fn replace_refusal(&mut self, cx: &mut Context<'_>, answer: &[u8]) -> Option<Poll<io::Result<()>>> {
-        if self.downstream.http2.get()
-            || matches!(self.downstream.phase.get(), Phase::Request | Phase::Flushing)
-        {
-            return None;
-        }
-        let failure = match answer.get(9..12) {
-            Some(b"400") => Failure::BadRequest("The request cannot be read as HTTP."),
-            Some(b"431") => Failure::HeadTooLarge,
-            Some(b"414") => Failure::UriTooLong,
-            _ => return None,
-        };
-        let raw = self.refuse(failure);
-        // It is smaller than what the kernel takes at once. Where the kernel takes nothing, the client takes nothing.
-        match Pin::new(&mut self.stream).poll_write(cx, &raw) {
-            Poll::Ready(Err(error)) => Some(Poll::Ready(Err(error))),
-            Poll::Ready(Ok(_)) | Poll::Pending => Some(Poll::Ready(Ok(()))),
-        }
     }
 
     fn wrote(&self, result: &Poll<io::Result<usize>>) {
@@ -755,19 +691,11 @@ impl AsyncRead for ClientIo {
             this.replayed += part.len() as u8;
             return Poll::Ready(Ok(()));
         }
-        if !this.rest.is_empty() {
-            let part = this.rest.split_to(this.rest.len().min(buf.remaining()));
-            buf.put_slice(&part);
-            return Poll::Ready(Ok(()));
-        }
         let before = buf.filled().len();
         let result = Pin::new(&mut this.stream).poll_read(cx, buf);
         let read = buf.filled().len() - before;
         if read > 0 {
             this.downstream.worker.stats.downstream_in.add(read as u64);
-            if this.downstream.phase.get() == Phase::Idle {
-                this.downstream.phase.set(Phase::Arriving);
-            }
         }
         result
     }
@@ -776,9 +704,6 @@ impl AsyncRead for ClientIo {
 impl AsyncWrite for ClientIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if let Some(replaced) = this.replace_refusal(cx, buf) {
-            return replaced.map_ok(|()| buf.len());
-        }
         let result = Pin::new(&mut this.stream).poll_write(cx, buf);
         this.wrote(&result);
         result
@@ -790,9 +715,6 @@ impl AsyncWrite for ClientIo {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if let Some(replaced) = this.replace_refusal(cx, bufs.first().map_or(&[], |buf| &**buf)) {
-            return replaced.map_ok(|()| bufs.iter().map(|buf| buf.len()).sum());
-        }
         let size: usize = bufs.iter().map(|buf| buf.len()).sum();
         let result = match bufs {
             [only] => Pin::new(&mut this.stream).poll_write(cx, only),
@@ -813,13 +735,7 @@ impl AsyncWrite for ClientIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
-        // hyper asks for it when nothing is left to be written; through TLS something may be left even so.
-        if this.downstream.phase.get() == Phase::Flushing && matches!(flushed, Poll::Ready(Ok(()))) {
-            this.downstream.phase.set(Phase::Idle);
-        }
-        flushed
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -262,6 +262,7 @@ impl Exchange {
     #[inline]
     pub fn targeted(&mut self, upstream: &Arc<Upstream>, target: &Arc<Target>) {
         self.in_flight = upstream.begin(target);
+        self.downstream.forwards();
         if self.attempts > 0 {
             // What another target answered before is not the end.
             (self.ended, self.upstream_took) = (None, None);

@@ -126,7 +126,8 @@ async fn connect_client(
 #[inline]
 fn rewrite(forward: &Forward, head: &mut request::Parts, prefix_len: usize) -> Result<(), Failure> {
     let Some(wanted) = &forward.rewrite else { return Ok(()) };
-    if let Some(path) = &wanted.path {
+    // `OPTIONS *` has no path that could be another.
+    if let Some(path) = wanted.path.as_ref().filter(|_| head.uri.path() != "*") {
         let path = rewrite::path(path, head.uri.path(), prefix_len);
         head.uri = rewrite::with_path(&head.uri, &path).ok_or(Failure::Misconfigured)?;
     }

@@ -99,7 +99,7 @@ pub async fn handle(
     if !all_read && matches!(answer, Answer::Own(_)) && !exchange.downstream.http2.get() {
         all_read = small && !exchange.downstream.says_close() && read_over(client, body).await;
         if !all_read {
-            // hyper would close without a word, and who takes the connection for usable would lose a request.
+            // Who takes the connection for usable would lose a request.
             exchange.downstream.end_after_this();
         }
     }
@@ -277,6 +277,7 @@ async fn decide<'a>(
     let limits = &exchange.listener.limits;
     // That of HTTP/1.1 was refused when it was read.
     if exchange.downstream.http2.get() {
+        rewrite::encode(&mut head.uri)?;
         // However a client splits its cookies, they count as one field.
         head::join_cookies(&mut head.headers, special);
         if head.headers.len() > limits.header_count || head::size(head) > limits.header_size {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
-use signalbox_config::ClientCertificate;
+use signalbox_config::{ClientCertificate, host};
 use signalbox_plugins::Consumers;
 use smallvec::SmallVec;
 
@@ -128,36 +128,19 @@ impl Special {
     }
 }
 
-/// Refuses what others on the way may read in another way than the proxy does, beyond what hyper and h2 refuse.
+/// Refuses what others on the way may read in another way than the proxy does, beyond what is refused where heads are read.
 #[inline]
 pub fn check(head: &request::Parts, special: Special) -> Result<(), Failure> {
-    if special.0 & (Special::TRANSFER_ENCODING.0 | Special::LENGTHS.0) != 0 {
-        check_framing(&head.headers, special)?;
+    if special.has(Special::LENGTHS) {
+        // That of HTTP/1.1 was refused when it was read; h2 looks at one only.
+        return Err(Failure::BadRequest("The request has more than one Content-Length header."));
     }
     let path = head.uri.path();
     if path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS) {
         return Ok(());
     }
-    // `OPTIONS http://host` has no path (RFC 9112, section 3.2.4); `GET host` has only an authority, and that is for CONNECT.
-    match head.uri.scheme() {
-        Some(_) if path.is_empty() => Ok(()),
-        _ => Err(Failure::BadRequest("The request's target is not a path.")),
-    }
-}
-
-/// hyper takes any codings of which `chunked` is the last, and removes a length beside them; but a target that does not see
-/// the codings takes the body for something else, and what comes before us may end it elsewhere. h2 looks at one length only.
-#[cold]
-fn check_framing(headers: &HeaderMap, special: Special) -> Result<(), Failure> {
-    if special.has(Special::LENGTHS) {
-        return Err(Failure::BadRequest("The request has more than one Content-Length header."));
-    }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(()),
-        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(Failure::BadRequest("The request's Transfer-Encoding is not chunked.")),
-    }
+    // `GET host` has only an authority, and that is for CONNECT.
+    Err(Failure::BadRequest("The request's target is not a path."))
 }
 
 /// Whether the head announces a body: one that then does not come would be waited for by the target.
@@ -419,7 +402,7 @@ pub fn prepare_response(headers: &mut HeaderMap) {
 /// to be told. Where the target names one it counts, else the `Host` header (RFC 9112, section 3.2.2).
 #[inline]
 pub fn host<'a>(head: &'a request::Parts, special: Special) -> Result<Cow<'a, str>, Failure> {
-    normal_host(check_host(head, special)?).ok_or(NO_HOST_NAME)
+    host::normalize(check_host(head, special)?).ok_or(NO_HOST_NAME)
 }
 
 /// The text that the host is in, when there is one host and no more.
@@ -451,35 +434,6 @@ fn check_host(head: &request::Parts, special: Special) -> Result<&str, Failure> 
 
 const NO_HOST_NAME: Failure = Failure::BadRequest("The request's host is not a host name.");
 
-/// See [`host`]. `None`: it has a character that no host has.
-#[inline]
-pub(super) fn normal_host(given: &str) -> Option<Cow<'_, str>> {
-    let mut upper = false;
-    let mut colons = 0;
-    let mut brackets = 0;
-    for byte in given.bytes() {
-        match byte {
-            b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_' => {}
-            b'A'..=b'Z' => upper = true,
-            b':' => colons += 1,
-            b'[' | b']' => brackets += 1,
-            // The rest of RFC 3986's reg-name.
-            b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => {}
-            _ => return None,
-        }
-    }
-    let (host, port) = super::rewrite::split_port(given);
-    if port.is_some_and(|port| !port.bytes().all(|b| b.is_ascii_digit())) {
-        return None;
-    }
-    let is_literal = || brackets == 2 && host.starts_with('[') && host.ends_with(']');
-    if (brackets > 0 || colons > 1) && !is_literal() {
-        return None;
-    }
-    let host = host.strip_suffix('.').unwrap_or(host);
-    Some(if upper { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) })
-}
-
 /// Makes the host that a request's target names the one of its `Host` header, so that nobody goes by another.
 #[inline]
 pub fn name_host(head: &mut request::Parts, special: Special) -> Result<(), Failure> {
@@ -494,21 +448,13 @@ pub fn name_host(head: &mut request::Parts, special: Special) -> Result<(), Fail
 /// Makes the head one that an HTTP/1.1 target understands: the target is a path, and the host a header; see [`name_host`].
 #[inline]
 pub fn to_http1(head: &mut request::Parts, special: Special) {
-    let http2 = head.version == Version::HTTP_2;
     head.version = Version::HTTP_11;
     if head.uri.authority().is_none() && !special.has(Special::HOST) {
         // RFC 9112, section 3.2: HTTP/1.0 needs none.
         head.headers.insert(header::HOST, HeaderValue::from_static(""));
     }
     if head.uri.authority().is_some() {
-        head.uri = match head.uri.path_and_query() {
-            // `OPTIONS http://host` is `OPTIONS *` (RFC 9112, section 3.2.4). With a slash behind it, it is not, but that is
-            // known only of HTTP/2, where `*` is said as such.
-            Some(target) if http2 || head.method != Method::OPTIONS || target != "/" => {
-                Uri::from(target.clone())
-            }
-            _ => Uri::from_static("*"),
-        };
+        head.uri = head.uri.path_and_query().cloned().map_or(Uri::from_static("/"), Uri::from);
     }
 }
 
@@ -553,7 +499,12 @@ fn remove_named_by_connection(headers: &mut HeaderMap) {
 
 /// Whether the client waits to be told before it sends a body.
 pub fn expects_continue(headers: &HeaderMap) -> bool {
-    headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    headers.get(header::EXPECT).is_some_and(is_continue)
+}
+
+/// Whether a value of `Expect` says so.
+pub(super) fn is_continue(expectation: &HeaderValue) -> bool {
+    expectation.as_bytes().eq_ignore_ascii_case(b"100-continue")
 }
 
 /// HTTP/2 may split cookies over several fields; HTTP/1.1 has one (RFC 9113, section 8.2.3).
@@ -617,32 +568,6 @@ mod tests {
             map.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
         map
-    }
-
-    #[test]
-    fn hosts_are_read() {
-        for (given, expected) in [
-            ("example.com", Some("example.com")),
-            ("Example.COM:8080", Some("example.com")),
-            ("example.com.", Some("example.com")),
-            ("example.com.:80", Some("example.com")),
-            ("[::1]:8080", Some("[::1]")),
-            ("[::1]", Some("[::1]")),
-            ("", Some("")),
-            ("a b", None),
-            ("a/b", None),
-            ("a@b", None),
-            ("a:b", None),
-            ("a:80:80", None),
-            ("[a", None),
-            ("a]", None),
-            ("[a]b]", None),
-            ("[[a]]", None),
-            ("\u{e4}.example", None),
-        ] {
-            assert_eq!(normal_host(given).as_deref(), expected, "{given}");
-        }
-        assert!(matches!(normal_host("example.com:80"), Some(Cow::Borrowed(_))));
     }
 
     #[test]
@@ -782,7 +707,7 @@ mod tests {
         for (method, uri, expected) in [
             ("GET", "http://a.example:81/x?y=1", "/x?y=1"),
             ("GET", "http://a.example:81", "/"),
-            ("OPTIONS", "http://a.example:81", "*"),
+            ("OPTIONS", "http://a.example:81/", "/"),
         ] {
             let mut head = parts(|b| b.method(method).uri(uri).header("host", "b"));
             let special = Special::of(&head.headers);

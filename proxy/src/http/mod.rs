@@ -1,6 +1,6 @@
 //! The life of a request.
 //!
-//! [`connection`] reads it from a client, over HTTP/2 with [`http2`]; [`exchange`] is what is known of it until its last
+//! [`connection`] takes a client's connection, [`http1`] and [`http2`] read requests from it; [`exchange`] is what is known of it until its last
 //! byte, and [`handle`] decides: it finds the route, runs the plugins, and answers or has it sent on by [`forward`]. [`head`],
 //! [`rewrite`] and [`problem`] are the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through;
 //! [`switch`] says how a client leaves HTTP behind, and [`tunnel`] lets through what then comes.
@@ -12,6 +12,7 @@ pub mod exchange;
 mod forward;
 pub mod handle;
 pub mod head;
+pub mod http1;
 mod http2;
 pub mod identify;
 mod mirror;

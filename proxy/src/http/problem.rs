@@ -193,7 +193,7 @@ fn grpc_status(status: StatusCode) -> u16 {
     }
 }
 
-/// A problem as it is written to a connection that hyper does not answer on, which is closed after it.
+/// A problem as it is written to an HTTP/1.1 connection that is closed after it.
 pub fn raw(failure: Failure, request_id: &[u8]) -> Vec<u8> {
     let status = failure.status();
     let body = json(status, failure.detail(), request_id);

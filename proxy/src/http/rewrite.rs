@@ -39,17 +39,31 @@ pub fn normalize(uri: &mut Uri, slashes: EscapedSlashes) -> Result<(), Failure> 
     match signalbox_config::path::normalize(uri.path(), slashes) {
         Ok(Cow::Borrowed(_)) => Ok(()),
         Ok(Cow::Owned(path)) => {
-            let target =
-                with_path(uri, &path).ok_or(Failure::BadRequest("The request's path is not one."))?;
+            let target = with_path(uri, &path).ok_or(NO_PATH)?;
             let mut parts = std::mem::take(uri).into_parts();
             parts.path_and_query = target.into_parts().path_and_query;
-            *uri =
-                Uri::from_parts(parts).map_err(|_| Failure::BadRequest("The request's path is not one."))?;
+            *uri = Uri::from_parts(parts).map_err(|_| NO_PATH)?;
             Ok(())
         }
         Err(bad) => Err(Failure::BadRequest(bad.as_str())),
     }
 }
+
+/// Brings the target of a request over HTTP/2 into the form in which one over HTTP/1.1 is read.
+#[inline]
+pub fn encode(uri: &mut Uri) -> Result<(), Failure> {
+    let Some(target) = uri.path_and_query() else { return Ok(()) };
+    if target.as_str().starts_with('?') {
+        return Err(NO_PATH);
+    }
+    let Some(encoded) = signalbox_config::path::encode(target.as_str().as_bytes()) else { return Ok(()) };
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(encoded.try_into().map_err(|_| Failure::UriTooLong)?);
+    *uri = Uri::from_parts(parts).map_err(|_| NO_PATH)?;
+    Ok(())
+}
+
+const NO_PATH: Failure = Failure::BadRequest("The request's path is not one.");
 
 /// `path` with the query of `uri`, as the target of a request to an upstream. `None`: the path has something in it that no
 /// target can have.
@@ -72,9 +86,11 @@ pub struct Origin<'a> {
 
 /// Where a redirect leads.
 pub fn location(redirect: &Redirect, asked: Origin<'_>, uri: &Uri, prefix_len: usize) -> String {
+    // `OPTIONS *` asks for no path.
+    let asked_path = if uri.path() == "*" { "/" } else { uri.path() };
     let path = match &redirect.path {
-        Some(rewrite) => path(rewrite, uri.path(), prefix_len),
-        None => Cow::Borrowed(uri.path()),
+        Some(rewrite) => path(rewrite, asked_path, prefix_len),
+        None => Cow::Borrowed(asked_path),
     };
     let mut location = String::with_capacity(asked.authority.len() + path.len() + 16);
     let relative = redirect.scheme.is_none() && redirect.host.is_none() && redirect.port.is_none();

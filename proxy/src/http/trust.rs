@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
-use signalbox_config::Edge;
+use signalbox_config::{Edge, host};
 
-use super::head::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID, normal_host};
+use super::head::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
 
 /// Who a client is.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ pub fn believe(headers: &mut HeaderMap, edge: &Edge, peer: &Client) -> Told {
     };
     keep(headers, &X_FORWARDED_PROTO, |proto| matches!(proto, b"http" | b"https"));
     keep(headers, &X_FORWARDED_HOST, |host| {
-        std::str::from_utf8(host).is_ok_and(|host| !host.is_empty() && normal_host(host).is_some())
+        std::str::from_utf8(host).is_ok_and(|host| !host.is_empty() && host::normalize(host).is_some())
     });
     let request_id = keep(headers, &X_REQUEST_ID, |id| {
         (1..=MAX_REQUEST_ID).contains(&id.len())

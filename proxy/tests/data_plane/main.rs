@@ -12,6 +12,7 @@ mod edge;
 mod forwarding;
 mod grpc;
 mod harness;
+mod http1;
 mod http2_targets;
 mod limits;
 mod memory;

@@ -1,0 +1,378 @@
+//! The socket of a client of HTTP/1.1, as its connection's driver and the body of its current request share it.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use signalbox_config::Limits;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use super::super::connection::ClientIo;
+use super::super::problem::Failure;
+use super::request::{self, Framing, Head, Partial};
+use crate::http1::{BadChunk, Decoded};
+
+/// The socket, what was read of it and not taken, and how far the body of the current request has come.
+///
+/// The body is read by whoever sends it on: the task of the connection, or one of its own while the answer goes back. So the
+/// socket is shared between them. While the body is not over nobody else reads.
+pub(super) struct Link(RefCell<Inner>);
+
+struct Inner {
+    io: ClientIo,
+    buffer: BytesMut,
+    /// How much of the buffer is known not to be a whole head.
+    seen: usize,
+    /// How much to read at once.
+    read_size: usize,
+    /// Counts requests, so that the body of an old one takes nothing of the next.
+    request: u64,
+    framing: Framing,
+    /// The client waits for `100 Continue`, and nobody has waited for the body yet.
+    awaits_continue: bool,
+    /// What is left to be written of `100 Continue`.
+    interim: &'static [u8],
+    input: Input,
+    /// Woken when the body is over, for then the connection's task reads on.
+    driver: Option<Waker>,
+}
+
+/// What may still come of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Input {
+    Open,
+    /// The client has said that it sends no more. It may still read.
+    Ended,
+    Broken,
+}
+
+/// The body of a request.
+pub struct Incoming {
+    link: Rc<Link>,
+    request: u64,
+}
+
+/// Why the body of a request ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum IncomingError {
+    #[error(transparent)]
+    Chunk(#[from] BadChunk),
+    #[error("the client closed the connection")]
+    Closed,
+    #[error("the connection broke")]
+    Broken(#[source] io::Error),
+}
+
+/// Bytes to read at once, to begin with and at most.
+const READ: usize = 8 << 10;
+const MAX_READ: usize = 64 << 10;
+
+/// How much room there is at least when it is only looked whether the client is still there.
+const MIN_ROOM: usize = 512;
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+impl Link {
+    pub(super) fn new(io: ClientIo) -> Rc<Self> {
+        Rc::new(Self(RefCell::new(Inner {
+            io,
+            buffer: BytesMut::with_capacity(READ),
+            seen: 0,
+            read_size: READ,
+            request: 0,
+            framing: Framing::Length(0),
+            awaits_continue: false,
+            interim: b"",
+            input: Input::Open,
+            driver: None,
+        })))
+    }
+
+    /// The socket, when nobody shares it any more.
+    pub(super) fn into_io(self: Rc<Self>) -> Result<ClientIo, Rc<Self>> {
+        Rc::try_unwrap(self).map(|link| link.0.into_inner().io)
+    }
+
+    pub(super) fn input(&self) -> Input {
+        self.0.borrow().input
+    }
+
+    /// Whether anything was read that nobody has taken.
+    pub(super) fn has_read_ahead(&self) -> bool {
+        !self.0.borrow().buffer.is_empty()
+    }
+
+    /// What was read and not taken.
+    pub(super) fn take_read_ahead(&self) -> BytesMut {
+        std::mem::take(&mut self.0.borrow_mut().buffer)
+    }
+
+    /// Notes that a request is refused, and says what is to be written.
+    pub(super) fn refuse(&self, failure: Failure) -> Vec<u8> {
+        self.0.borrow().io.refuse(failure)
+    }
+
+    /// Takes the head of the next request as soon as all of it has come; `None`: nothing more comes. `headers` is used, so that
+    /// its memory is. `begins` is called while some of a head is there.
+    pub(super) fn poll_head(
+        &self,
+        limits: &Limits,
+        headers: &mut HeaderMap,
+        begins: impl Fn(),
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Head>, Failure>> {
+        let inner = &mut *self.0.borrow_mut();
+        inner.make_room();
+        loop {
+            if inner.buffer.len() > inner.seen {
+                if let Some(head) = inner.take_head(limits, headers)? {
+                    return Poll::Ready(Ok(Some(head)));
+                }
+                if !inner.buffer.is_empty() {
+                    begins();
+                }
+            }
+            if inner.input != Input::Open {
+                return Poll::Ready(Ok(None));
+            }
+            // How it ended is noted.
+            let _ = ready!(inner.poll_fill(cx));
+        }
+    }
+
+    /// The body behind `head`; `None`: there is none.
+    pub(super) fn begin(self: &Rc<Self>, framing: Framing, expects_continue: bool) -> Option<Incoming> {
+        let mut inner = self.0.borrow_mut();
+        inner.request += 1;
+        inner.driver = None;
+        inner.awaits_continue = expects_continue && inner.buffer.is_empty() && !framing.is_end();
+        inner.interim = b"";
+        inner.framing = framing;
+        (!inner.framing.is_end()).then(|| Incoming { link: Rc::clone(self), request: inner.request })
+    }
+
+    /// Looks whether the client is still there, while it is not its turn; the task is woken when that changes. What comes
+    /// meanwhile waits.
+    pub(super) fn poll_input(&self, cx: &mut Context<'_>) -> Input {
+        let inner = &mut *self.0.borrow_mut();
+        if !inner.framing.is_end() {
+            // Who reads the body notices.
+            if inner.driver.as_ref().is_none_or(|driver| !driver.will_wake(cx.waker())) {
+                inner.driver = Some(cx.waker().clone());
+            }
+            return inner.input;
+        }
+        while inner.input == Input::Open && inner.buffer.is_empty() {
+            if inner.poll_fill(cx).is_pending() {
+                break;
+            }
+        }
+        inner.input
+    }
+
+    /// An answer begins, and the client need not be asked to go on. What is left of having asked it is put into `out`.
+    pub(super) fn begin_answer(&self, out: &mut Vec<u8>) {
+        let mut inner = self.0.borrow_mut();
+        inner.awaits_continue = false;
+        if inner.interim.len() < CONTINUE.len() {
+            out.extend_from_slice(inner.interim);
+        }
+        inner.interim = b"";
+    }
+
+    /// Whether the current request is over. Of its body, what has been read already is taken.
+    pub(super) fn is_over(&self) -> bool {
+        let inner = &mut *self.0.borrow_mut();
+        loop {
+            match inner.next_frame() {
+                Ok(Some(Some(_))) => {}
+                Ok(Some(None)) => return true,
+                Ok(None) | Err(_) => return false,
+            }
+        }
+    }
+
+    /// Writes from `slices` as much as the client takes.
+    pub(super) fn poll_write(&self, slices: &[IoSlice<'_>], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let io = &mut self.0.borrow_mut().io;
+        match slices {
+            [only] => Pin::new(io).poll_write(cx, only),
+            several => Pin::new(io).poll_write_vectored(cx, several),
+        }
+    }
+
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.borrow_mut().io).poll_flush(cx)
+    }
+}
+
+impl Inner {
+    /// Makes room for a head, which takes no memory when nobody holds on to the one before.
+    fn make_room(&mut self) {
+        if self.buffer.is_empty() && self.buffer.capacity() < READ / 2 {
+            self.buffer.reserve(READ);
+        }
+    }
+
+    fn take_head(&mut self, limits: &Limits, headers: &mut HeaderMap) -> Result<Option<Head>, Failure> {
+        // Some clients send an empty line behind a body (RFC 9112, section 2.2).
+        while let Some(length) = request::empty_line(&self.buffer) {
+            self.buffer.advance(length);
+            self.seen = 0;
+        }
+        let looked = match self.seen {
+            0 => Partial::MayBeWhole,
+            seen => request::look(&self.buffer, seen),
+        };
+        let head = match looked {
+            Partial::Bad => return Err(request::UNREADABLE),
+            Partial::More if self.buffer.len() >= limits.header_size => return Err(Failure::HeadTooLarge),
+            Partial::More => None,
+            Partial::MayBeWhole if self.buffer.is_empty() => None,
+            Partial::MayBeWhole => request::take_head(&mut self.buffer, limits, headers)?,
+        };
+        self.seen = if head.is_some() { 0 } else { self.buffer.len() };
+        Ok(head)
+    }
+
+    /// Reads what has come; 0 bytes are the end. How it ends is noted.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.buffer.capacity() - self.buffer.len() < MIN_ROOM {
+            self.buffer.reserve(self.read_size);
+        }
+        let room = self.buffer.capacity() - self.buffer.len();
+        let read = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.buffer));
+        match &read {
+            Ok(0) => self.input = Input::Ended,
+            Ok(read) if *read == room => self.read_size = (self.read_size * 2).min(MAX_READ),
+            Ok(_) => {}
+            Err(_) => self.input = Input::Broken,
+        }
+        Poll::Ready(read)
+    }
+
+    /// Takes the next part of the body out of the buffer. `Some(None)`: it is over; `None`: more has to come.
+    #[expect(clippy::option_option, reason = "there is more to come, or there is no more")]
+    fn next_frame(&mut self) -> Result<Option<Option<Frame<Bytes>>>, BadChunk> {
+        match &mut self.framing {
+            Framing::Length(0) => Ok(Some(None)),
+            Framing::Length(_) if self.buffer.is_empty() => Ok(None),
+            Framing::Length(left) => {
+                let length = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
+                *left -= length as u64;
+                Ok(Some(Some(Frame::data(self.buffer.split_to(length).freeze()))))
+            }
+            Framing::Chunked(chunked) => Ok(match chunked.decode(&mut self.buffer)? {
+                Decoded::Data(data) => Some(Some(Frame::data(data))),
+                Decoded::Trailers(trailers) => Some(Some(Frame::trailers(trailers))),
+                Decoded::End => Some(None),
+                Decoded::More => None,
+            }),
+        }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, IncomingError>>> {
+        loop {
+            if let Some(frame) = self.next_frame().map_err(IncomingError::Chunk)? {
+                self.awaits_continue = false;
+                if self.framing.is_end()
+                    && let Some(driver) = self.driver.take()
+                    && !driver.will_wake(cx.waker())
+                {
+                    driver.wake();
+                }
+                return Poll::Ready(frame.map(Ok));
+            }
+            if self.input != Input::Open {
+                return Poll::Ready(Some(Err(IncomingError::Closed)));
+            }
+            self.poll_continue(cx);
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) => return Poll::Ready(Some(Err(IncomingError::Closed))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(IncomingError::Broken(error)))),
+            }
+        }
+    }
+
+    /// Asks a client that waits for it to go on. Nothing else is being written then.
+    fn poll_continue(&mut self, cx: &mut Context<'_>) {
+        if std::mem::take(&mut self.awaits_continue) {
+            self.interim = CONTINUE;
+        }
+        while !self.interim.is_empty() {
+            match Pin::new(&mut self.io).poll_write(cx, self.interim) {
+                Poll::Ready(Ok(written @ 1..)) => {
+                    self.interim = self.interim.get(written..).unwrap_or_default();
+                }
+                // That the client has gone is noticed by reading.
+                Poll::Ready(Ok(0) | Err(_)) => self.interim = b"",
+                Poll::Pending => return,
+            }
+            if self.interim.is_empty() {
+                let _ = Pin::new(&mut self.io).poll_flush(cx);
+            }
+        }
+    }
+}
+
+impl Incoming {
+    /// Reads on.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, IncomingError>>> {
+        let mut inner = self.link.0.borrow_mut();
+        if inner.request != self.request {
+            return Poll::Ready(Some(Err(IncomingError::Closed)));
+        }
+        inner.poll_body(cx)
+    }
+
+    /// Whether all of it was taken.
+    #[inline]
+    pub fn is_end(&self) -> bool {
+        let inner = self.link.0.borrow();
+        inner.request == self.request && inner.framing.is_end()
+    }
+
+    pub fn size_hint(&self) -> SizeHint {
+        match &self.link.0.borrow().framing {
+            Framing::Length(left) => SizeHint::with_exact(*left),
+            Framing::Chunked(chunked) if chunked.is_end() => SizeHint::with_exact(0),
+            Framing::Chunked(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Incoming").field("request", &self.request).finish_non_exhaustive()
+    }
+}
+
+/// The socket itself, for what is no request.
+pub(super) struct Raw(pub(super) Rc<Link>);
+
+impl AsyncRead for Raw {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.0.borrow_mut().io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Raw {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0.0.borrow_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.0.borrow_mut().io).poll_shutdown(cx)
+    }
+}
