@@ -27,13 +27,22 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_XDS_ADDRESS", default_value = "127.0.0.1:9081")]
     pub xds_address: SocketAddr,
 
-    /// The token `admin`, which may do everything; absent: one is made and printed at the first start
+    /// Tokens that may do everything, comma-separated, each of at least 16 characters: in force on this replica while
+    /// they are given, and not stored; absent: one is made, stored and printed at the first start
     #[arg(long, env = "SIGNALBOX_ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<String>,
 
-    /// The token `proxy`, which proxies present; absent: one is made and printed at the first start
+    /// A file with such tokens, one a line, which is read again when it changes
+    #[arg(long, env = "SIGNALBOX_ADMIN_TOKEN_FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// Tokens that proxies present, comma-separated, likewise
     #[arg(long, env = "SIGNALBOX_PROXY_TOKEN", hide_env_values = true)]
     pub proxy_token: Option<String>,
+
+    /// A file with such tokens, one a line, which is read again when it changes
+    #[arg(long, env = "SIGNALBOX_PROXY_TOKEN_FILE")]
+    pub proxy_token_file: Option<PathBuf>,
 
     /// The key that secrets are encrypted with in the database: 64 hexadecimal digits; absent, with SQLite: made, in a
     /// file beside the database

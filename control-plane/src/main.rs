@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use signalbox_config::Kind;
 use signalbox_control_plane::args::Args;
-use signalbox_control_plane::auth::{TokenText, Tokens};
+use signalbox_control_plane::auth::{Credentials, TokenFlags};
 use signalbox_control_plane::board::{Board, Sharing};
 use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rest::{self, Services};
 use signalbox_control_plane::serve::{self, Site};
-use signalbox_control_plane::store::{self, KeySource, Role, Store, StoreError};
+use signalbox_control_plane::store::{self, KeySource, Store, StoreError};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Refused, Writer};
 use signalbox_control_plane::xds::{Xds, XdsTls};
 use signalbox_process::limits::OpenFiles;
@@ -91,6 +91,14 @@ async fn hang_up(mut signals: Signal) {
 
 /// Starts every part as a task.
 async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    let token_flags = TokenFlags {
+        admin: args.admin_token.clone(),
+        admin_file: args.admin_token_file.clone(),
+        proxy: args.proxy_token.clone(),
+        proxy_file: args.proxy_token_file.clone(),
+    };
+    // Before the database is waited for: what is wrong with them needs no database to be told.
+    token_flags.read().map_err(anyhow::Error::msg)?;
     let tls = match (&args.admin_tls_cert, &args.admin_tls_key) {
         (Some(cert), Some(key)) => {
             Some(tls_acceptor(cert, key).context("--admin-tls-cert and --admin-tls-key")?)
@@ -127,9 +135,10 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
         tracing::warn!(epoch = %head.epoch, revision = head.number, "a new epoch was started");
     }
     let metrics = Arc::new(Metrics::default());
-    let tokens =
-        Tokens::load(Arc::clone(&store), Arc::clone(&metrics)).await.context("the tokens cannot be read")?;
-    bootstrap_tokens(&tokens, &args).await.context("the first tokens cannot be stored")?;
+    let credentials = Credentials::load(Arc::clone(&store), Arc::clone(&metrics), token_flags).await?;
+    for (name, text) in credentials.bootstrap().await.context("the first tokens cannot be stored")? {
+        writeln!(std::io::stdout(), "{name} token: {}", text.0)?;
+    }
     let publisher = Publisher::start(Arc::clone(&store), Arc::clone(&metrics))
         .await
         .context("the set cannot be loaded")?;
@@ -141,7 +150,7 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
         Board::open(Arc::clone(&store), &replica, sharing).await.context("the board cannot be read")?;
 
     part(tasks, Arc::clone(&publisher).follow(shutdown.clone()));
-    part(tasks, Arc::clone(&tokens).follow(shutdown.clone()));
+    part(tasks, Arc::clone(&credentials).follow(shutdown.clone()));
     part(tasks, Arc::clone(&board).run(shutdown.clone()));
 
     // Bound only now: who has not loaded the set must not be connected to.
@@ -149,14 +158,15 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
         .await
         .with_context(|| format!("the xDS address {} cannot be bound", args.xds_address))?;
     tracing::info!(address = %listener.local_addr()?, tls = xds_tls.is_some(), "the xDS server listens");
-    let xds = Xds::new(Arc::clone(&publisher), Arc::clone(&board), Arc::clone(&tokens), Arc::clone(&metrics));
+    let xds =
+        Xds::new(Arc::clone(&publisher), Arc::clone(&board), Arc::clone(&credentials), Arc::clone(&metrics));
     let serving = xds.serve(listener, xds_tls, shutdown.clone());
     tasks.spawn(async { serving.await.context("the xDS server failed") });
 
     let (router, feed) = rest::router(Services {
         publisher,
         store,
-        tokens,
+        credentials,
         board,
         metrics,
         replica,
@@ -200,28 +210,6 @@ fn key_source(args: &Args) -> Result<KeySource> {
         return Ok(KeySource::Given(read.with_context(|| format!("{} cannot be read", path.display()))?));
     }
     Ok(store::key_beside(&args.database_url).map_or(KeySource::None, KeySource::Made))
-}
-
-/// Makes what was configured stand; where nothing was, and nothing is stored, makes tokens and prints them this once.
-async fn bootstrap_tokens(tokens: &Tokens, args: &Args) -> Result<()> {
-    let first_start = tokens.list().await?.is_empty();
-    for (name, role, configured) in
-        [("admin", Role::Admin, &args.admin_token), ("proxy", Role::Proxy, &args.proxy_token)]
-    {
-        if let Some(text) = configured {
-            if text.len() < 16 {
-                tracing::warn!(token = name, "a token of less than 16 characters can be guessed");
-            }
-            tokens.ensure(name, role, &TokenText(text.clone())).await?;
-        } else if first_start {
-            let text = TokenText::random();
-            // Another control plane may have been faster; then it has printed its own.
-            if tokens.create(name, role, &text).await? {
-                writeln!(std::io::stdout(), "{name} token: {}", text.0)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The first revision of a new database: a listener, so that a route is all that is missing.

@@ -16,6 +16,8 @@ pub struct Metrics {
     pub xds_nacks: Counter,
     /// Stored resources that this version could not read, each time one was met.
     pub unreadable_resources: Counter,
+    /// Proxies that were refused, by reason.
+    pub xds_refused: ByReason,
     store: Mutex<BTreeMap<&'static str, StoreCalls>>,
     http: Mutex<BTreeMap<HttpKey, HttpCalls>>,
 }
@@ -33,6 +35,25 @@ impl Counter {
     /// How many.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Numbers that only grow, by a reason out of a small set.
+#[derive(Debug, Default)]
+pub struct ByReason(Mutex<BTreeMap<&'static str, u64>>);
+
+impl ByReason {
+    /// One more.
+    pub fn increment(&self, reason: &'static str) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(reason).or_default() += 1;
+    }
+
+    fn write(&self, out: &mut String, name: &str) {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (reason, count) in counts.iter() {
+            let _ = writeln!(out, "{name}{{reason=\"{reason}\"}} {count}");
+        }
     }
 }
 
@@ -104,6 +125,10 @@ pub struct Gauges {
     pub database_up: bool,
     /// Stored resources that this version cannot read now.
     pub unreadable_now: u64,
+    /// Stored resources of a kind that this version does not know.
+    pub unknown_resources: u64,
+    /// Stored tokens with a role that this version does not know.
+    pub unknown_roles: u64,
 }
 
 impl Metrics {
@@ -148,6 +173,16 @@ impl Metrics {
                 "Stored resources this version cannot read.",
                 gauges.unreadable_now,
             ),
+            (
+                "signalbox_unknown_resources",
+                "Stored resources of a kind that this version does not know.",
+                gauges.unknown_resources,
+            ),
+            (
+                "signalbox_unknown_role_tokens",
+                "Stored tokens with a role that this version does not know.",
+                gauges.unknown_roles,
+            ),
         ] {
             head(&mut out, name, help, "gauge");
             let _ = writeln!(out, "{name} {value}");
@@ -163,6 +198,9 @@ impl Metrics {
             head(&mut out, name, help, "counter");
             let _ = writeln!(out, "{name} {}", counter.value());
         }
+        let name = "signalbox_xds_refused_total";
+        head(&mut out, name, "Connections, streams and reports of proxies that were refused.", "counter");
+        self.xds_refused.write(&mut out, name);
         let name = "signalbox_propagation_seconds";
         head(&mut out, name, "From a revision's commit to a proxy's ACK.", "histogram");
         self.propagation.write(&mut out, name, "");

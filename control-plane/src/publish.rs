@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 use crate::store::{
     Committed, Held, Loaded, Meta, NewChange, NewRevision, Revision, RevisionSummary, Store, StoreError,
+    UnknownKey,
 };
 
 /// One published state. Immutable and structurally shared: a revision costs its changes.
@@ -36,6 +37,9 @@ pub struct Published {
     pub scoped: OrdSet<ResourceKey>,
     /// Stored resources that this version cannot read, and why. The set has the version before, if it had one.
     pub unreadable: OrdMap<ResourceKey, Arc<[FieldError]>>,
+    /// Stored resources of kinds that this version does not know. They are not in the set, so no proxy gets them from
+    /// here, and nothing that is written here changes them.
+    pub unknown: OrdSet<UnknownKey>,
 }
 
 impl Published {
@@ -49,6 +53,7 @@ impl Published {
             history: History::default(),
             scoped: OrdSet::new(),
             unreadable: OrdMap::new(),
+            unknown: OrdSet::new(),
         }
     }
 
@@ -56,6 +61,7 @@ impl Published {
     pub fn of(loaded: Loaded) -> Self {
         let mut published = Self::empty(loaded.head.epoch.clone());
         let mut changes = Vec::with_capacity(loaded.resources.len());
+        published.unknown.extend(loaded.unknown.into_iter().map(|resource| resource.key));
         for stored in loaded.resources {
             match Resource::from_stored(stored.key.kind, &stored.spec, &Catalog) {
                 Ok(resource) => changes.push(Change::Put(Arc::new(resource))),
@@ -135,7 +141,21 @@ impl Published {
                 },
             }
         }
-        self.next(&revision.summary, &changes, unreadable, None)
+        let mut next = self.next(&revision.summary, &changes, unreadable, None);
+        for change in &revision.unknown {
+            if change.after.is_some() {
+                next.unknown.insert(change.key.clone());
+            } else {
+                next.unknown.remove(&change.key);
+            }
+        }
+        next
+    }
+
+    /// The resources that a newer version wrote and that this one leaves as they are.
+    pub fn left_alone(&self) -> Vec<String> {
+        let unreadable = self.unreadable.keys().map(ToString::to_string);
+        unreadable.chain(self.unknown.iter().map(ToString::to_string)).collect()
     }
 
     fn forget_body(&mut self, key: &ResourceKey, before: &Snapshot) {
@@ -380,10 +400,14 @@ impl Publisher {
     }
 
     fn publish(&self, next: Published, summaries: Vec<RevisionSummary>) {
+        let before = self.current();
         for (key, errors) in &next.unreadable {
-            if !self.current().unreadable.contains_key(key) {
+            if !before.unreadable.contains_key(key) {
                 note_unreadable(&self.metrics, key, errors);
             }
+        }
+        for key in next.unknown.iter().filter(|key| !before.unknown.contains(*key)) {
+            note_unknown(key);
         }
         let epoch = &next.snapshot.id().epoch;
         for RevisionSummary { number, committed_at_us, .. } in &summaries {
@@ -457,7 +481,7 @@ impl Turn<'_> {
             if revisions.first().is_none_or(|first| first.summary.number != after + 1) {
                 return Err(StoreError::Broken(format!("its log lacks revision {}", after + 1)));
             }
-            let size = revisions.iter().map(|revision| revision.changes.len()).sum();
+            let size = revisions.iter().map(|revision| revision.summary.change_count as usize).sum();
             let fold = |state: Published, revision: &Revision| state.next_of_log(revision);
             let next = compute(size, || revisions.iter().fold((*published).clone(), fold));
             self.publisher.publish(next, revisions.into_iter().map(|revision| revision.summary).collect());
@@ -531,6 +555,7 @@ async fn load(store: &Arc<dyn Store>, metrics: &Metrics) -> Result<Published, St
     for (key, errors) in &published.unreadable {
         note_unreadable(metrics, key, errors);
     }
+    published.unknown.iter().for_each(note_unknown);
     Ok(published)
 }
 
@@ -540,6 +565,14 @@ fn note_unreadable(metrics: &Metrics, key: &ResourceKey, errors: &[FieldError]) 
     tracing::error!(
         resource = %key, errors = errors.join("; "),
         "a stored resource cannot be read by this version, and is left as it was before"
+    );
+}
+
+fn note_unknown(key: &UnknownKey) {
+    tracing::warn!(
+        resource = %key,
+        "a stored resource is of a kind that this version does not know: it is kept, and proxies of this control plane \
+         do not get it"
     );
 }
 

@@ -13,7 +13,7 @@ use signalbox_config::{
 use signalbox_plugins::Catalog;
 
 use crate::publish::{Published, Publisher, compute};
-use crate::store::{StoreError, StoredResource};
+use crate::store::{StoreError, StoredSet};
 
 /// Makes revisions.
 #[derive(Clone)]
@@ -58,7 +58,7 @@ pub enum Operation {
     },
     /// Adds or replaces all resources of a document.
     Apply(Document),
-    /// Leads back to an earlier set.
+    /// Leads back to an earlier set. What a newer version wrote stays as it is.
     Restore(Vec<Arc<Resource>>),
 }
 
@@ -160,6 +160,12 @@ pub enum Refused {
     /// The specification is wrong.
     #[error("the specification is not valid")]
     Invalid(Vec<FieldError>),
+    /// It is stored as a newer version wrote it.
+    #[error(
+        "{0} was written by a newer version, and this version cannot read it: change it there, or replace it without \
+         If-Match"
+    )]
+    Unreadable(ResourceKey),
     /// It conflicts with other resources.
     #[error("{detail}")]
     Conflict {
@@ -294,12 +300,14 @@ impl Operation {
     }
 
     /// Reads the set of an earlier revision.
-    pub fn restore(set: &[StoredResource]) -> Result<Self, Refused> {
+    pub fn restore(set: &StoredSet, current: &Published) -> Result<Self, Refused> {
         let mut errors = Errors::default();
-        let mut resources = Vec::with_capacity(set.len());
-        for stored in set {
+        let mut resources = Vec::with_capacity(set.resources.len());
+        for stored in &set.resources {
             match Resource::from_stored(stored.key.kind, &stored.spec, &Catalog) {
                 Ok(resource) => resources.push(Arc::new(resource)),
+                // A newer version wrote it then and now: it stays as it is.
+                Err(_) if current.unreadable.contains_key(&stored.key) => {}
                 Err(found) => errors.extend_below(&stored.key.to_string(), found),
             }
         }
@@ -330,6 +338,10 @@ impl Operation {
                 put(key, spec.clone(), current)
             }
             Self::Patch { key, patch, precondition } => {
+                if current.unreadable.contains_key(key) {
+                    // A patch of the version before would lose what the newer one says.
+                    return Err(Refused::Unreadable(key.clone()));
+                }
                 let found = current.snapshot.find(key).ok_or_else(|| Refused::NotFound(key.clone()))?;
                 precondition.check(key, current)?;
                 let mut spec: Value = serde_json::from_slice(found.spec())
@@ -375,7 +387,7 @@ impl Document {
                 },
             };
             names.push(resource.key().clone());
-            plan.put(current, resource, path.clone());
+            plan.put_if_changed(current, resource, path.clone());
         }
         if self.prune == Prune::Delete {
             plan.delete_others(current, &names.iter().collect());
@@ -386,6 +398,10 @@ impl Document {
 
 impl Precondition {
     fn check(&self, key: &ResourceKey, current: &Published) -> Result<(), Refused> {
+        if matches!(self, Self::Version(_)) && current.unreadable.contains_key(key) {
+            // What is stored is another version than the one that is shown.
+            return Err(Refused::Unreadable(key.clone()));
+        }
         let version = current.snapshot.find(key).map(|resource| resource.version());
         let holds = match (self, &version) {
             (Self::None, _) => true,
@@ -420,22 +436,34 @@ impl Plan {
     }
 
     fn put(&mut self, current: &Published, resource: Arc<Resource>, path: String) {
-        let differs = current
-            .snapshot
-            .find(resource.key())
-            .is_none_or(|known| known.fingerprint() != resource.fingerprint());
         // What could not be read is stored otherwise than it is published.
-        if differs || current.unreadable.contains_key(resource.key()) {
-            self.paths.insert(resource.key().clone(), path);
-            self.changes.push(Change::Put(resource));
+        if current.unreadable.contains_key(resource.key()) {
+            self.push(resource, path);
+        } else {
+            self.put_if_changed(current, resource, path);
         }
     }
 
+    /// Likewise for a resource of a document: one that is as it is published changes nothing, so that applying what was
+    /// exported here does not replace what a newer version wrote.
+    fn put_if_changed(&mut self, current: &Published, resource: Arc<Resource>, path: String) {
+        let known = current.snapshot.find(resource.key());
+        if known.is_none_or(|known| known.fingerprint() != resource.fingerprint()) {
+            self.push(resource, path);
+        }
+    }
+
+    fn push(&mut self, resource: Arc<Resource>, path: String) {
+        self.paths.insert(resource.key().clone(), path);
+        self.changes.push(Change::Put(resource));
+    }
+
+    /// Deletes what is not in `kept`. What a newer version wrote stays: it may be missing there only because whoever
+    /// made the document could not read it.
     fn delete_others(&mut self, current: &Published, kept: &BTreeSet<&ResourceKey>) {
         let known = current.snapshot.iter().map(|resource| resource.key());
-        let keys: BTreeSet<&ResourceKey> =
-            known.chain(current.unreadable.keys()).filter(|key| !kept.contains(*key)).collect();
-        self.changes.extend(keys.into_iter().cloned().map(Change::Delete));
+        let others = known.filter(|key| !kept.contains(key) && !current.unreadable.contains_key(*key));
+        self.changes.extend(others.cloned().map(Change::Delete));
     }
 
     /// A proxy goes on with a certificate that has expired, but nobody should begin to.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use signalbox_config::Kind;
-use signalbox_control_plane::auth::{TokenText, Tokens};
+use signalbox_control_plane::auth::{Credentials, TokenFlags, TokenText};
 use signalbox_control_plane::board::{Board, Event, Node, ProxyResourceError, Sharing};
 use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
@@ -18,7 +18,7 @@ use signalbox_control_plane::rest::{self, Services};
 use signalbox_control_plane::serve::{self, Site};
 use signalbox_control_plane::store::{self, KeySource, NewChange, NewRevision, Role, Store};
 use signalbox_control_plane::xds::Xds;
-use signalbox_tests::control_plane::send;
+use signalbox_tests::control_plane::{EventsAs, send};
 use signalbox_tests::{Api, ApiAnswer, eventually};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -59,29 +59,30 @@ impl Admin {
 
     async fn start_on(store: Arc<dyn Store>, database: PathBuf, dir: Arc<TempDir>) -> Self {
         let metrics = Arc::new(Metrics::default());
-        let tokens = Tokens::load(Arc::clone(&store), Arc::clone(&metrics)).await.unwrap();
+        let flags = TokenFlags::default();
+        let credentials = Credentials::load(Arc::clone(&store), Arc::clone(&metrics), flags).await.unwrap();
         for (name, role, text) in [
             ("admin", Role::Admin, ADMIN),
             ("editor", Role::Editor, EDITOR),
             ("viewer", Role::Viewer, VIEWER),
             ("proxy", Role::Proxy, PROXY),
         ] {
-            tokens.ensure(name, role, &TokenText(text.to_owned())).await.unwrap();
+            credentials.create(name, role, &TokenText(text.to_owned())).await.unwrap();
         }
         let publisher = Publisher::start(Arc::clone(&store), Arc::clone(&metrics)).await.unwrap();
         let board = Board::open(Arc::clone(&store), "here", Sharing::Alone).await.unwrap();
         let shutdown = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let xds =
-            Xds::new(Arc::clone(&publisher), Arc::clone(&board), Arc::clone(&tokens), Arc::clone(&metrics));
+        let (serves, tells) = (Arc::clone(&publisher), Arc::clone(&board));
+        let xds = Xds::new(serves, tells, Arc::clone(&credentials), Arc::clone(&metrics));
         let proxies = TcpListener::bind("127.0.0.1:0").await.unwrap();
         tokio::spawn(xds.serve(proxies, None, shutdown.clone()));
         let site = Site::default();
         let (router, feed) = rest::router(Services {
             publisher: Arc::clone(&publisher),
             store: Arc::clone(&store),
-            tokens: Arc::clone(&tokens),
+            credentials: Arc::clone(&credentials),
             board: Arc::clone(&board),
             metrics,
             replica: "here".to_owned(),
@@ -91,7 +92,7 @@ impl Admin {
         site.open(router);
         tokio::spawn(feed);
         tokio::spawn(Arc::clone(&publisher).follow(shutdown.clone()));
-        tokio::spawn(tokens.follow(shutdown.clone()));
+        tokio::spawn(credentials.follow(shutdown.clone()));
         tokio::spawn(Arc::clone(&board).run(shutdown.clone()));
         tokio::spawn(serve::serve(listener, None, site, shutdown.clone()));
         let api = Api::new(url.clone(), ADMIN).unwrap();
@@ -867,6 +868,199 @@ async fn a_session_is_a_cookie_that_other_sites_cannot_use() {
     let logged_out = browser(Method::DELETE, "/session", &[]).await;
     expect(&logged_out, 204);
     assert!(logged_out.header("set-cookie").unwrap().contains("Max-Age=0"));
+    // Whoever kept the cookie has nothing in hand.
+    expect(&browser(Method::GET, "/session", &[]).await, 401);
+    expect(&browser(Method::DELETE, "/session", &[]).await, 204);
+}
+
+/// Logs in; the `Cookie` header of the session.
+async fn log_in(admin: &Admin, token: &str) -> String {
+    admin.api.log_in(token).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_cookie_is_no_token_and_a_token_is_no_cookie() {
+    let admin = Admin::start().await;
+    let cookie = log_in(&admin, EDITOR).await;
+    let (name, value) = cookie.split_once('=').unwrap();
+    assert!(value.len() == 64 && value.bytes().all(|byte| byte.is_ascii_hexdigit()), "{value}");
+    assert_ne!(cookie, log_in(&admin, EDITOR).await, "each login opens a session of its own");
+    let as_token = admin.api.with_token(value).call(Method::GET, "/routes", None).await.unwrap();
+    expect(&as_token, 401);
+    for forged in [EDITOR, "", &"0".repeat(64), &value[1..], &format!("{value}0")] {
+        let cookie = format!("{name}={forged}");
+        expect(&send(admin.api.with_cookie(Method::GET, "/routes", &cookie)).await.unwrap(), 401);
+    }
+    expect(&send(admin.api.with_cookie(Method::GET, "/routes", &cookie)).await.unwrap(), 200);
+
+    // Neither a cookie nor a token's text is in the database.
+    let mut raw = Vec::new();
+    for file in std::fs::read_dir(admin.database.parent().unwrap()).unwrap() {
+        raw.extend(std::fs::read(file.unwrap().path()).unwrap());
+    }
+    for secret in [value, EDITOR] {
+        assert!(!raw.windows(secret.len()).any(|part| part == secret.as_bytes()), "{secret} is stored");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_token_is_nobodys_whatever_is_stored() {
+    let admin = Admin::start().await;
+    // A version before could store one.
+    let empty = signalbox_control_plane::store::TokenRow {
+        name: "empty".to_owned(),
+        role: Role::Admin.into(),
+        hash: signalbox_config::sha256(b"").to_vec(),
+        created_at_us: 0,
+    };
+    assert!(admin.store.create_token(&empty).await.unwrap());
+    // Its creation has been seen once a later one has been.
+    let made = admin.post("/tokens", json!({"name": "ci", "role": "viewer"})).await;
+    expect(&made, 201);
+    let nobody = admin.api.with_token("");
+    expect(&nobody.call(Method::GET, "/routes", None).await.unwrap(), 401);
+    for text in ["", " ", "\n"] {
+        let refused = nobody.call(Method::POST, "/session", Some(&json!({"token": text}))).await.unwrap();
+        expect(&refused, 401);
+        assert!(refused.header("set-cookie").is_none(), "{refused}");
+    }
+    let cookie = "signalbox_session=";
+    expect(&send(admin.api.with_cookie(Method::GET, "/routes", cookie)).await.unwrap(), 401);
+    expect(&admin.delete("/tokens/empty").await, 204);
+}
+
+#[tokio::test]
+async fn sessions_are_listed_and_ended_by_an_administrator() {
+    let admin = Admin::start().await;
+    let (editor, viewer) = (log_in(&admin, EDITOR).await, log_in(&admin, VIEWER).await);
+    let own = log_in(&admin, ADMIN).await;
+    let ask = async |method: Method, path: &str, cookie: &str| {
+        send(admin.api.with_cookie(method, path, cookie)).await.unwrap()
+    };
+    let listed = ask(Method::GET, "/sessions", &own).await;
+    expect(&listed, 200);
+    let items = listed.body["items"].as_array().unwrap();
+    let seen: Vec<_> =
+        items.iter().map(|item| (item["token"].as_str().unwrap(), item["current"] == true)).collect();
+    assert_eq!(seen, [("editor", false), ("viewer", false), ("admin", true)]);
+    for cookie in [&editor, &viewer, &own] {
+        let value = cookie.split_once('=').unwrap().1;
+        assert!(!listed.body.to_string().contains(value), "no cookie comes back");
+    }
+    let (created, expires) = (&items[0]["created_at"], &items[0]["expires_at"]);
+    let moment = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    assert_eq!(moment(expires).as_second() - moment(created).as_second(), 7 * 24 * 3600);
+
+    expect(&ask(Method::GET, "/sessions", &editor).await, 403);
+    expect(&ask(Method::DELETE, "/sessions", &editor).await, 403);
+    let id = items[0]["id"].as_str().unwrap();
+    expect(&ask(Method::DELETE, &format!("/sessions/{id}"), &viewer).await, 403);
+    expect(&ask(Method::DELETE, &format!("/sessions/{id}"), &own).await, 204);
+    expect(&ask(Method::DELETE, &format!("/sessions/{id}"), &own).await, 404);
+    expect(&ask(Method::GET, "/routes", &editor).await, 401);
+    expect(&ask(Method::GET, "/routes", &viewer).await, 200);
+
+    expect(&ask(Method::DELETE, "/sessions", &own).await, 204);
+    for cookie in [&viewer, &own] {
+        expect(&ask(Method::GET, "/routes", cookie).await, 401);
+    }
+    assert_eq!(admin.get("/sessions").await.body["items"], json!([]));
+    let audit = admin.get("/audit").await;
+    assert_eq!(audit.body["items"][0]["detail"], "end all 2 sessions", "{audit}");
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_takes_its_sessions_and_event_streams_with_it() {
+    let admin = Admin::start().await;
+    let made = admin.post("/tokens", json!({"name": "ci", "role": "editor"})).await;
+    let text = made.body["token"].as_str().unwrap();
+    let cookie = log_in(&admin, text).await;
+    let other = log_in(&admin, EDITOR).await;
+    let mut streams = Vec::new();
+    for how in [EventsAs::Token(text), EventsAs::Cookie(&cookie)] {
+        streams.push(admin.api.event_stream(how).await.unwrap());
+    }
+    let mut stays = admin.api.event_stream(EventsAs::Cookie(&other)).await.unwrap();
+    expect(&admin.delete("/tokens/ci").await, 204);
+    for stream in &mut streams {
+        ends(stream).await;
+    }
+    expect(&send(admin.api.with_cookie(Method::GET, "/routes", &cookie)).await.unwrap(), 401);
+    assert_eq!(admin.get("/sessions").await.body["items"].as_array().unwrap().len(), 1);
+    // A token of the same name does not bring the session back.
+    expect(&admin.post("/tokens", json!({"name": "ci", "role": "editor"})).await, 201);
+    expect(&send(admin.api.with_cookie(Method::GET, "/routes", &cookie)).await.unwrap(), 401);
+    // The others go on.
+    expect(&admin.put("/upstreams/u", upstream()).await, 201);
+    let told = tokio::time::timeout(Duration::from_secs(30), stays.chunk()).await.unwrap();
+    assert!(told.unwrap().is_some());
+}
+
+/// Reads an event stream to its end, which must come.
+async fn ends(stream: &mut reqwest::Response) {
+    let end = async { while stream.chunk().await.unwrap().is_some() {} };
+    tokio::time::timeout(Duration::from_secs(10), end).await.expect("the stream goes on");
+}
+
+#[tokio::test]
+async fn a_session_ends_when_its_time_is_over() {
+    use sqlx::Connection as _;
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let database = dir.path().join("signalbox.db");
+    let url = format!("sqlite://{}", database.display());
+    let start =
+        async || Admin::start_on(store::open(&url).await.unwrap(), database.clone(), Arc::clone(&dir)).await;
+    let admin = start().await;
+    let (idle, old, good) =
+        (log_in(&admin, EDITOR).await, log_in(&admin, EDITOR).await, log_in(&admin, EDITOR).await);
+    drop(admin);
+    let mut sql = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    let hash = |cookie: &str| signalbox_config::sha256(cookie.split_once('=').unwrap().1.as_bytes()).to_vec();
+    let hours = |hours: i64| jiff::Timestamp::now().as_microsecond() - hours * 3_600_000_000;
+    for (cookie, column, value) in [
+        (&idle, "last_used_at_us", hours(13)),
+        (&good, "last_used_at_us", hours(11)),
+        (&old, "expires_at_us", hours(1)),
+    ] {
+        let statement = format!("UPDATE sessions SET {column} = $1 WHERE hash = $2");
+        let done = sqlx::query(sqlx::AssertSqlSafe(statement))
+            .bind(value)
+            .bind(hash(cookie))
+            .execute(&mut sql)
+            .await;
+        assert_eq!(done.unwrap().rows_affected(), 1);
+    }
+    let admin = start().await;
+    for (cookie, status) in [(&idle, 401), (&old, 401), (&good, 200)] {
+        expect_status(&send(admin.api.with_cookie(Method::GET, "/routes", cookie)).await.unwrap(), status);
+    }
+    // The use is in the database after a while, and what is over is not.
+    let last_used: i64 = hours(1);
+    let stored = eventually(Duration::from_secs(20), async || {
+        let rows: Vec<(i64,)> =
+            sqlx::query_as("SELECT last_used_at_us FROM sessions").fetch_all(&mut sql).await.unwrap();
+        rows.len() == 1 && rows[0].0 > last_used
+    });
+    assert!(stored.await);
+}
+
+#[track_caller]
+fn expect_status(answer: &ApiAnswer, status: u16) {
+    assert_eq!(answer.status.as_u16(), status, "{answer}");
+}
+
+#[tokio::test]
+async fn a_token_has_a_hundred_sessions_at_most() {
+    let admin = Admin::start().await;
+    let other = log_in(&admin, VIEWER).await;
+    let first = log_in(&admin, EDITOR).await;
+    let second = log_in(&admin, EDITOR).await;
+    for _ in 0..99 {
+        log_in(&admin, EDITOR).await;
+    }
+    for (cookie, status) in [(&first, 401), (&second, 200), (&other, 200)] {
+        expect_status(&send(admin.api.with_cookie(Method::GET, "/routes", cookie)).await.unwrap(), status);
+    }
 }
 
 /// A request without a token.
@@ -1225,6 +1419,22 @@ async fn what_this_version_cannot_read_is_left_as_it_was() {
     assert_eq!(missing.fields(), ["of_the_future"]);
     let ready = send(raw_request(&Method::GET, &format!("{}/readyz", admin.url))).await.unwrap();
     assert_eq!((ready.status.as_u16(), &ready.body["unreadable_resources"]), (200, &json!(2)), "{ready}");
+
+    // What would lose it is refused, or leaves it alone.
+    expect(&admin.call(Method::PATCH, "/upstreams/u", Some(json!({"description": "x"}))).await, 409);
+    let shown = admin.get("/upstreams/u").await;
+    let tag = shown.header("etag").unwrap();
+    expect(&admin.with_header(Method::PUT, "/upstreams/u", ("if-match", tag), Some(upstream())).await, 409);
+    expect(&admin.with_header(Method::DELETE, "/upstreams/u", ("if-match", tag), None).await, 409);
+    let exported = admin.get("/export?format=json").await;
+    assert_eq!(exported.header("signalbox-not-exported"), Some("upstream/new, upstream/u"), "{exported}");
+    let applied = admin.post("/apply?prune=true", exported.body).await;
+    expect(&applied, 200);
+    assert_eq!(applied.body["changes"], json!([]), "{applied}");
+    assert_eq!(applied.body["left_alone"], json!(["upstream/new", "upstream/u"]), "{applied}");
+    let back = admin.post("/revisions/4/rollback", json!(null)).await;
+    expect(&back, 200);
+    assert_eq!(back.body["changes"], json!([]), "{back}");
 
     // Nor is it shown what may be a secret in it.
     let key = r#"{"name":"c","certificate":"x","private_key":"very secret","of_the_future":1}"#;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
+use signalbox_tests::control_plane::EventsAs;
 use signalbox_tests::{Api, Daemon, eventually, free_port};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -81,14 +82,252 @@ async fn the_first_start_makes_tokens_and_a_listener_and_later_ones_do_not() {
     api.delete("listeners", "http").await.unwrap();
     second.stop();
 
-    // What is configured takes the place of what was made.
+    // What is given by hand is valid beside what was made.
     let third = Program::start(dir.path(), "third", &["--admin-token=configured-for-the-third"]).await;
     assert_eq!(third.printed("proxy"), None);
     let api = third.api("configured-for-the-third");
     assert_eq!(api.get("/listeners").await.unwrap()["items"], json!([]), "what was deleted stays deleted");
-    assert_eq!(third.api(&admin).call(Method::GET, "/routes", None).await.unwrap().status, 401);
+    assert_eq!(third.api(&admin).call(Method::GET, "/routes", None).await.unwrap().status, 200);
     let log = third.daemon.log();
+    assert!(log.contains("a stored token of this name is valid beside those that are given"), "{log}");
     assert!(!log.contains("configured-for-the-third") && !log.contains(&proxy), "{log}");
+    third.stop();
+}
+
+#[tokio::test]
+async fn a_token_that_is_given_holds_as_long_as_it_is_given_and_is_not_stored() {
+    let (admin, second_admin, proxy) = ("given-admin-token-1", "given-admin-token-2", "given-proxy-token-1");
+    let dir = tempfile::tempdir().unwrap();
+    let both = format!("--admin-token={admin},{second_admin}");
+    let first = Program::start(dir.path(), "first", &[&both, &format!("--proxy-token={proxy}")]).await;
+    assert_eq!((first.printed("admin"), first.printed("proxy")), (None, None));
+    let api = first.api(admin);
+    let listed = api.get("/tokens").await.unwrap();
+    let given =
+        |name: &str, role: &str| json!({"name": name, "role": role, "source": "flag", "created_at": null});
+    assert_eq!(
+        listed["items"],
+        json!([given("admin", "admin"), given("admin-2", "admin"), given("proxy", "proxy")])
+    );
+    for (name, flag) in [("admin", "--admin-token"), ("admin-2", "--admin-token"), ("proxy", "--proxy-token")]
+    {
+        let refused = api.call(Method::DELETE, &format!("/tokens/{name}"), None).await.unwrap();
+        assert_eq!(refused.status, 409, "{refused}");
+        assert!(refused.body["detail"].as_str().unwrap().contains(flag), "{refused}");
+    }
+    let cookie = api.log_in(second_admin).await.unwrap();
+    let ask = async |program: &Program| {
+        let request = program.api(admin).with_cookie(Method::GET, "/session", &cookie);
+        signalbox_tests::control_plane::send(request).await.unwrap()
+    };
+    assert_eq!(ask(&first).await.body["name"], "admin-2");
+    // A stored token of the same name is another one, and can be deleted.
+    api.call(Method::POST, "/tokens", Some(&json!({"name": "proxy", "role": "proxy"})))
+        .await
+        .unwrap()
+        .success()
+        .unwrap();
+    api.call(Method::DELETE, "/tokens/proxy", None).await.unwrap().success().unwrap();
+    let raw: Vec<u8> = ["signalbox.db", "signalbox.db-wal"]
+        .iter()
+        .flat_map(|file| std::fs::read(dir.path().join(file)).unwrap_or_default())
+        .collect();
+    for text in [admin, second_admin, proxy] {
+        let hash = signalbox_config::sha256(text.as_bytes());
+        assert!(!raw.windows(32).any(|part| part == hash), "the hash of {text} is stored");
+    }
+    first.stop();
+
+    // The session goes on with its token, wherever that stands in the list, and ends with it.
+    let second = Program::start(dir.path(), "second", &[&format!("--admin-token={second_admin}")]).await;
+    assert_eq!(ask(&second).await.body["name"], "admin");
+    assert_eq!(second.api(admin).call(Method::GET, "/routes", None).await.unwrap().status, 401);
+    second.stop();
+    let third = Program::start(dir.path(), "third", &["--admin-token=given-admin-token-3"]).await;
+    assert_eq!(ask(&third).await.status, 401);
+    third.stop();
+    // Nobody would have a token, so one is made.
+    let fourth = Program::start(dir.path(), "fourth", &[]).await;
+    let made = fourth.printed("admin").unwrap();
+    assert_eq!(fourth.api(&made).call(Method::GET, "/tokens", None).await.unwrap().status, 200);
+    assert_eq!(fourth.api(second_admin).call(Method::GET, "/tokens", None).await.unwrap().status, 401);
+    fourth.stop();
+}
+
+#[tokio::test]
+async fn a_file_of_tokens_is_read_again_and_never_half() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens");
+    let (one, two) = ("token-of-a-file-one", "token-of-a-file-two");
+    std::fs::write(&path, format!("{one}\n")).unwrap();
+    let flag = format!("--admin-token-file={}", path.display());
+    let program = Program::start(dir.path(), "log", &[&flag]).await;
+    let status =
+        async |token: &str| program.api(token).call(Method::GET, "/tokens", None).await.unwrap().status;
+    assert_eq!((status(one).await.as_u16(), status(two).await.as_u16()), (200, 401));
+    std::fs::write(&path, format!("# both for a while\n{one}\n{two}\n")).unwrap();
+    assert!(eventually(Duration::from_secs(10), async || status(two).await == 200).await);
+    let listed = program.api(one).get("/tokens").await.unwrap();
+    let sources: Vec<_> =
+        listed["items"].as_array().unwrap().iter().filter(|item| item["role"] == "admin").collect();
+    assert!(sources.len() == 2 && sources.iter().all(|item| item["source"] == "file"), "{listed}");
+    let refused = program.api(one).call(Method::DELETE, "/tokens/admin-2", None).await.unwrap();
+    assert_eq!(refused.status, 409, "{refused}");
+    assert!(refused.body["detail"].as_str().unwrap().contains("--admin-token-file"), "{refused}");
+
+    // What cannot be used changes nothing, and is told once.
+    let told = || program.daemon.log().matches("those of before stay in force").count();
+    for (index, content) in ["# none\n", &format!("{two}\nshort\n")].into_iter().enumerate() {
+        std::fs::write(&path, content).unwrap();
+        assert!(
+            eventually(Duration::from_secs(10), async || told() == index + 1).await,
+            "{}",
+            program.daemon.log()
+        );
+        assert_eq!((status(one).await.as_u16(), status(two).await.as_u16()), (200, 200));
+    }
+    let mut stream = program.api(one).event_stream(EventsAs::Token(one)).await.unwrap();
+    std::fs::write(&path, format!("{two}\n")).unwrap();
+    let end = async { while stream.chunk().await.unwrap().is_some() {} };
+    tokio::time::timeout(Duration::from_secs(10), end).await.expect("the stream of the old token goes on");
+    assert_eq!((status(one).await.as_u16(), status(two).await.as_u16()), (401, 200));
+    program.stop();
+}
+
+#[test]
+fn tokens_that_anybody_could_guess_or_share_are_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tokens");
+    std::fs::write(&file, "\n").unwrap();
+    let file = format!("--proxy-token-file={}", file.display());
+    for (arguments, why) in [
+        (&["--admin-token=short"][..], "has 5 characters; at least 16 are needed"),
+        (
+            &["--proxy-token=sixteen-symbols-,x"],
+            "--proxy-token (SIGNALBOX_PROXY_TOKEN): token 2 has 1 characters",
+        ),
+        (&["--admin-token=sixteen symbols -"], "has a space"),
+        (&["--admin-token=sixteen-symbols;-"], "has the character ';'"),
+        (&["--proxy-token=sixteen-symbols-\n"], "has the control character 0x0a"),
+        (
+            &["--admin-token=sixteen-symbols-", "--proxy-token=sixteen-symbols-x,sixteen-symbols-"],
+            "must differ",
+        ),
+        (&[&file], "has no token"),
+        (&["--admin-token-file=/nonexistent/tokens"], "/nonexistent/tokens cannot be read"),
+    ] {
+        let output = Command::new(PROGRAM)
+            .arg(format!("--database-url=sqlite://{}/signalbox.db", dir.path().display()))
+            .args(["--admin-address=127.0.0.1:0", "--xds-address=127.0.0.1:0"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && stderr.contains("error: ") && stderr.contains(why),
+            "{arguments:?}: {stderr}"
+        );
+        assert!(!stderr.contains("symbols"), "{stderr}");
+        assert!(!dir.path().join("signalbox.db").exists(), "nothing was made");
+    }
+}
+
+/// The version before stored what flags gave, even an empty text.
+#[tokio::test]
+async fn tokens_that_the_version_before_stored_stay_valid_unless_they_are_empty() {
+    use sqlx::Connection as _;
+    let dir = tempfile::tempdir().unwrap();
+    let options = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(dir.path().join("signalbox.db"))
+        .create_if_missing(true);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    for migration in [
+        include_str!("../../migrations/sqlite/0001_store.sql"),
+        include_str!("../../migrations/sqlite/0002_secrets.sql"),
+        "PRAGMA application_id = 1399284344; PRAGMA user_version = 2; INSERT INTO head VALUES (1, 'e', 0)",
+    ] {
+        sqlx::raw_sql(migration).execute(&mut connection).await.unwrap();
+    }
+    for (name, role, text) in [("admin", "admin", ""), ("proxy", "proxy", "short"), ("ann", "admin", "ann's")]
+    {
+        sqlx::query("INSERT INTO tokens VALUES ($1, $2, $3, 7)")
+            .bind(name)
+            .bind(role)
+            .bind(signalbox_config::sha256(text.as_bytes()).to_vec())
+            .execute(&mut connection)
+            .await
+            .unwrap();
+    }
+    connection.close().await.unwrap();
+
+    let given = "given-admin-token-1";
+    let program = Program::start(dir.path(), "log", &[&format!("--admin-token={given}")]).await;
+    let status = async |token: &str| {
+        program.api(token).call(Method::GET, "/sessions", None).await.unwrap().status.as_u16()
+    };
+    let statuses = (status("").await, status("short").await, status("ann's").await, status(given).await);
+    assert_eq!(statuses, (401, 403, 200, 200));
+    assert!(program.api(given).log_in("").await.is_err());
+    let log = program.daemon.log();
+    assert!(log.contains("the stored text of a token is empty, so it opens nothing"), "{log}");
+    // The token that is given can take the stored one of its name away, and not itself.
+    for status in [204, 409] {
+        let answer = program.api(given).call(Method::DELETE, "/tokens/admin", None).await.unwrap();
+        assert_eq!(answer.status, status, "{answer}");
+    }
+    program.stop();
+}
+
+/// On SQLite a newer version is not beside this one, but it may have been there before, and a test may be.
+#[tokio::test]
+async fn what_a_newer_version_left_in_the_file_stops_neither_a_run_nor_a_start() {
+    use sqlx::Connection as _;
+    let dir = tempfile::tempdir().unwrap();
+    let write = async |number: u64, spec: &str| {
+        let url = format!("sqlite://{}/signalbox.db", dir.path().display());
+        let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        let statement = format!(
+            "BEGIN IMMEDIATE;
+             UPDATE head SET revision = {number};
+             INSERT INTO revisions VALUES ({number}, 'newer', '', 7, 1);
+             INSERT INTO resource_versions VALUES
+                 ('policy', 'p', {number}, 7, (SELECT spec FROM resources WHERE kind = 'policy'), CAST('{spec}' AS BLOB));
+             INSERT OR REPLACE INTO resources VALUES ('policy', 'p', CAST('{spec}' AS BLOB), {number}, 7, 7, 'newer');
+             INSERT OR REPLACE INTO tokens VALUES ('op', 'operator', x'0102', 7);
+             COMMIT;"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    };
+    let ready = async |program: &Program| -> serde_json::Value {
+        reqwest::get(format!("{}/readyz", program.url)).await.unwrap().json().await.unwrap()
+    };
+    let first = Program::start(dir.path(), "first", &[]).await;
+    let admin = first.printed("admin").unwrap();
+    write(2, "{\"a\":1}").await;
+    let followed = async || {
+        let ready = ready(&first).await;
+        ready["revision"] == 2 && ready["unknown_resources"] == 1 && ready["tokens_with_unknown_roles"] == 1
+    };
+    assert!(eventually(Duration::from_secs(20), followed).await, "{}", ready(&first).await);
+    let upstream = json!({"targets": []});
+    assert_eq!(first.api(&admin).put("upstreams", "u", &upstream).await.unwrap(), 3);
+    first.stop();
+
+    write(4, "{\"a\":2}").await;
+    let second = Program::start(dir.path(), "second", &[]).await;
+    let seen = ready(&second).await;
+    assert_eq!(
+        (&seen["revision"], &seen["unknown_resources"], &seen["tokens_with_unknown_roles"]),
+        (&json!(4), &json!(1), &json!(1))
+    );
+    let api = second.api(&admin);
+    assert_eq!(api.get("/upstreams/u").await.unwrap()["targets"], json!([]));
+    let back = api.call(Method::POST, "/revisions/1/rollback", None).await.unwrap().success().unwrap();
+    assert_eq!((back.revision().unwrap(), &back.body["left_alone"]), (5, &json!(["policy/p"])));
+    second.stop();
+    let third = Program::start(dir.path(), "third", &[]).await;
+    assert_eq!(ready(&third).await["unknown_resources"], 1);
     third.stop();
 }
 

@@ -113,6 +113,16 @@ impl ControlPlane {
         Self::builder().start().await
     }
 
+    /// Changes an argument, `--name=value`, for its next start.
+    pub fn set_arg(&mut self, argument: &str) {
+        set_argument(&mut self.arguments, argument);
+    }
+
+    /// Takes an argument, `--name`, away for its next start.
+    pub fn remove_arg(&mut self, name: &str) {
+        self.arguments.retain(|known| known.split('=').next() != Some(name));
+    }
+
     /// Starts it again, with the same database and ports; returns when it is ready.
     pub async fn start(&mut self) -> Result<()> {
         self.start_unready()?;
@@ -193,6 +203,12 @@ impl ControlPlane {
     }
 }
 
+pub(crate) fn set_argument(arguments: &mut Vec<String>, argument: &str) {
+    let name = |argument: &str| argument.split('=').next().unwrap_or_default().to_owned();
+    arguments.retain(|known| name(known) != name(argument));
+    arguments.push(argument.to_owned());
+}
+
 /// A client of the API of a control plane. Every call has a deadline.
 #[derive(Debug, Clone)]
 pub struct Api {
@@ -200,6 +216,15 @@ pub struct Api {
     /// `http://127.0.0.1:PORT`
     server: String,
     token: String,
+}
+
+/// With what an event stream is opened.
+#[derive(Debug, Clone, Copy)]
+pub enum EventsAs<'a> {
+    /// A token.
+    Token(&'a str),
+    /// A session's `Cookie` header.
+    Cookie(&'a str),
 }
 
 /// What the API answered.
@@ -221,6 +246,33 @@ impl Api {
     pub fn new(server: String, token: &str) -> Result<Self> {
         let http = reqwest::Client::builder().timeout(CALL_DEADLINE).no_proxy().build()?;
         Ok(Self { http, server, token: token.to_owned() })
+    }
+
+    /// Logs in with a token, as a browser does; gives the `Cookie` header of the session.
+    pub async fn log_in(&self, token: &str) -> Result<String> {
+        let url = format!("{}/api/v1/session", self.server);
+        let answer = send(self.http.post(url).json(&serde_json::json!({"token": token}))).await?.success()?;
+        let cookie = answer.header("set-cookie").context("no cookie")?;
+        Ok(cookie.split(';').next().unwrap_or_default().to_owned())
+    }
+
+    /// Prepares a call of `/api/v1` + `path` with a session's cookie instead of a token, as a browser makes it.
+    pub fn with_cookie(&self, method: Method, path: &str, cookie: &str) -> reqwest::RequestBuilder {
+        let url = format!("{}/api/v1{path}", self.server);
+        self.http.request(method, url).header("cookie", cookie).header("sec-fetch-site", "same-origin")
+    }
+
+    /// Opens the event stream of a prepared call, and gives it when its first bytes have come. It has no deadline.
+    pub async fn event_stream(&self, how: EventsAs<'_>) -> Result<reqwest::Response> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let request = http.get(format!("{}/api/v1/events", self.server));
+        let request = match how {
+            EventsAs::Token(token) => request.bearer_auth(token),
+            EventsAs::Cookie(cookie) => request.header("cookie", cookie),
+        };
+        let mut stream = request.send().await?.error_for_status()?;
+        stream.chunk().await?.context("it ended at once")?;
+        Ok(stream)
     }
 
     /// The same server, as someone else.

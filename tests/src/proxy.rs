@@ -11,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::client::eventually;
-use crate::control_plane::{ControlPlane, Metrics, PROXY_TOKEN, metrics};
+use crate::control_plane::{ControlPlane, Metrics, PROXY_TOKEN, metrics, set_argument};
 use crate::process::{Daemon, free_port, program};
 
 /// How to start a proxy.
@@ -120,7 +120,13 @@ impl ProxyBuilder {
         if !self.arguments.iter().any(|argument| argument.starts_with("--access-log")) {
             arguments.push("--access-log=off".to_owned());
         }
-        arguments.extend(self.arguments);
+        for argument in &self.arguments {
+            if argument.starts_with("--token=") {
+                set_argument(&mut arguments, argument);
+            } else {
+                arguments.push(argument.clone());
+            }
+        }
         Ok(Proxy {
             daemon: None,
             program: self.program.map_or_else(|| program("signalbox-proxy"), Ok)?,
@@ -143,6 +149,11 @@ impl Proxy {
     /// A proxy of a control plane, with an identity.
     pub async fn of(control_plane: &ControlPlane, node_id: &str) -> Result<Self> {
         Self::builder().control_plane(control_plane).node_id(node_id).start().await
+    }
+
+    /// Changes an argument, `--name=value`, for its next start.
+    pub fn set_arg(&mut self, argument: &str) {
+        set_argument(&mut self.arguments, argument);
     }
 
     /// Starts it again; returns when it is ready.

@@ -494,10 +494,45 @@ export interface paths {
         /** Who you are */
         get: operations["getSession"];
         put?: never;
-        /** Log in: sets a cookie that stands for the token */
+        /** Log in: opens a session that stands for the token, and sets its cookie */
         post: operations["logIn"];
-        /** Log out: clears the cookie */
+        /** Log out: ends the session and its event streams on every replica, and clears the cookie */
         delete: operations["logOut"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The open sessions of the UI, oldest first */
+        get: operations["listSessions"];
+        put?: never;
+        post?: never;
+        /** End all sessions, yours among them */
+        delete: operations["endSessions"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/sessions/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** End a session */
+        delete: operations["endSession"];
         options?: never;
         head?: never;
         patch?: never;
@@ -527,7 +562,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Tokens, by name */
+        /** The stored tokens, by name, and those that are given to this replica by hand */
         get: operations["listTokens"];
         put?: never;
         /** Create a token */
@@ -548,7 +583,7 @@ export interface paths {
         get?: never;
         put?: never;
         post?: never;
-        /** Revoke a token */
+        /** Revoke a stored token: its sessions, event streams and proxies' streams end on every replica */
         delete: operations["revokeToken"];
         options?: never;
         head?: never;
@@ -892,6 +927,8 @@ export interface components {
              * @description After.
              */
             to: number;
+            /** @description Those of resources of kinds that this version does not know, by kind and name. */
+            unknown?: components["schemas"]["UnknownChange"][];
         };
         /**
          * Format: duration-text
@@ -1615,6 +1652,11 @@ export interface components {
             /** @description One for each resource that differs, by kind and name. */
             changes: components["schemas"]["Change"][];
             /**
+             * @description Resources that a newer version wrote, and that this one cannot read: neither `prune` nor a rollback changes
+             *     them.
+             */
+            left_alone?: string[];
+            /**
              * Format: uint64
              * @description The revision that was made; null when nothing differed, and with `dry_run`.
              */
@@ -1640,6 +1682,8 @@ export interface components {
              * @description Counts up without gaps.
              */
             number: number;
+            /** @description Those of resources of kinds that this version does not know, by kind and name. */
+            unknown?: components["schemas"]["UnknownChange"][];
         };
         /** @description Revisions, newest first. */
         RevisionPage: {
@@ -1829,6 +1873,29 @@ export interface components {
             /** @example 0000000000000000000000000000000000000000000000000000000000000000 */
             sha256: string;
         };
+        /** @description A session of the UI. */
+        Session: {
+            /** @description RFC 3339. */
+            created_at: string;
+            /** @description It is the one that this request comes with. */
+            current: boolean;
+            /** @description When it ends if it is not used any more, RFC 3339. */
+            ends_at: string;
+            /** @description When it ends in any case, RFC 3339. */
+            expires_at: string;
+            /** @description For ending it; it opens nothing. */
+            id: string;
+            /** @description RFC 3339; up to a minute behind for a session that is used on another replica. */
+            last_used_at: string;
+            /** @description The name of the token it was opened with. */
+            token: string;
+            /** @description Where that token is from; a session of one that is given by hand is valid on replicas that have the token. */
+            token_source: components["schemas"]["TokenSource"];
+        };
+        /** @description Open sessions, oldest first. */
+        SessionList: {
+            items: components["schemas"]["Session"][];
+        };
         /** @description What `strict_slash` wants of the path. */
         Slash: "add" | "remove";
         /** @description Where it all stands. */
@@ -1884,15 +1951,20 @@ export interface components {
         TlsVersion: "1.2" | "1.3";
         /** @description A token. */
         Token: {
-            /** @description RFC 3339. */
-            created_at: string;
+            /** @description RFC 3339; null for one that is given by hand. */
+            created_at?: string | null;
             name: string;
-            role: components["schemas"]["Role"];
+            /** @description `viewer`, `editor`, `admin` or `proxy`; another was written by a newer version, and may do nothing here. */
+            role: string;
+            /** @description `flag` and `file`: valid on this replica while it is given. */
+            source: components["schemas"]["TokenSource"];
         };
         /** @description Tokens, by name. */
         TokenList: {
             items: components["schemas"]["Token"][];
         };
+        /** @description Where a token is from. */
+        TokenSource: "stored" | "flag" | "file";
         /** @description Traffic as the connected proxies reported it last. */
         Traffic: {
             /** @description The requests that failed, by kind; null: a proxy has traffic whose version does not count them apart. */
@@ -1933,6 +2005,12 @@ export interface components {
              * @description No route took the request.
              */
             no_route: number;
+        };
+        /** @description What happened to a resource of a kind that this version does not know. */
+        UnknownChange: {
+            action: components["schemas"]["ChangeAction"];
+            kind: string;
+            name: string;
         };
         /** @description A upstream as it is read: its specification without secrets, and its meta. */
         Upstream: {
@@ -5453,7 +5531,25 @@ export interface operations {
             };
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
+            /** @description It is not valid: every error, by field */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["TooManyRequests"];
+            /** @description The database is away */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
         };
     };
     logOut: {
@@ -5473,6 +5569,112 @@ export interface operations {
                 content?: never;
             };
             400: components["responses"]["BadRequest"];
+            /** @description The database is away */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listSessions: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description They, without their cookies */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionList"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    endSessions: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description They have ended */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database is away */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    endSession: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It has ended */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database is away */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
         };
     };
     getStats: {

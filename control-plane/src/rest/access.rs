@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use schemars::JsonSchema;
@@ -13,29 +13,46 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use signalbox_config::{FieldError, Name};
 
-use super::call::{Call, json_response, no_content, ok, rfc3339};
+use super::call::{Call, Caller, json_response, no_content, ok, rfc3339};
 use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Media, RESOURCE_LIMIT};
 use super::problem::Problem;
-use crate::auth::{Principal, TokenText};
-use crate::store::{AuditRow, Role};
+use crate::auth::{Credentials, GivenToken, LIFETIME, Principal, Session, TokenText, Use};
+use crate::publish::chain;
+use crate::store::{AuditRow, Role, StoredRole, TokenSource};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     let admin = Access::Role(Role::Admin);
     vec![
-        Endpoint::new(Method::POST, "/session", "logIn", |call| async move { log_in(&call) }.boxed())
-            .text("access", "Log in: sets a cookie that stands for the token")
+        Endpoint::new(Method::POST, "/session", "logIn", |call| log_in(call).boxed())
+            .text("access", "Log in: opens a session that stands for the token, and sets its cookie")
             .access(Access::Public)
             .body(Media::Json, |generator| generator.subschema_for::<LogIn>(), RESOURCE_LIMIT)
-            .answer::<Caller>(200, "Who you are"),
+            .answer::<CallerView>(200, "Who you are")
+            .problems(&[401, 422, 429, 503]),
         Endpoint::new(Method::GET, "/session", "getSession", |call| async move { session(&call) }.boxed())
             .text("access", "Who you are")
-            .answer::<Caller>(200, "You"),
-        Endpoint::new(Method::DELETE, "/session", "logOut", |call| async move { Ok(log_out(&call)) }.boxed())
-            .text("access", "Log out: clears the cookie")
+            .answer::<CallerView>(200, "You"),
+        Endpoint::new(Method::DELETE, "/session", "logOut", |call| log_out(call).boxed())
+            .text("access", "Log out: ends the session and its event streams on every replica, and clears the cookie")
             .access(Access::Public)
-            .empty(204, "You are logged out"),
+            .empty(204, "You are logged out")
+            .problems(&[503]),
+        Endpoint::new(Method::GET, "/sessions", "listSessions", |call| async move { list_sessions(&call) }.boxed())
+            .text("access", "The open sessions of the UI, oldest first")
+            .access(admin)
+            .answer::<SessionList>(200, "They, without their cookies"),
+        Endpoint::new(Method::DELETE, "/sessions", "endSessions", |call| end_sessions(call).boxed())
+            .text("access", "End all sessions, yours among them")
+            .access(admin)
+            .empty(204, "They have ended")
+            .problems(&[503]),
+        Endpoint::new(Method::DELETE, "/sessions/{id}", "endSession", |call| end_session(call).boxed())
+            .text("access", "End a session")
+            .access(admin)
+            .empty(204, "It has ended")
+            .problems(&[404, 503]),
         Endpoint::new(Method::GET, "/tokens", "listTokens", |call| list_tokens(call).boxed())
-            .text("access", "Tokens, by name")
+            .text("access", "The stored tokens, by name, and those that are given to this replica by hand")
             .access(admin)
             .answer::<TokenList>(200, "They, without their texts")
             .problems(&[503]),
@@ -46,7 +63,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .answer::<CreatedToken>(201, "It; its text is never shown again")
             .problems(&[409, 422, 503]),
         Endpoint::new(Method::DELETE, "/tokens/{name}", "revokeToken", |call| revoke_token(call).boxed())
-            .text("access", "Revoke a token")
+            .text("access", "Revoke a stored token: its sessions, event streams and proxies' streams end on every replica")
             .access(admin)
             .empty(204, "It is revoked")
             .problems(&[404, 409, 503]),
@@ -68,7 +85,8 @@ struct LogIn {
 
 /// Who calls.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Caller {
+#[schemars(rename = "Caller")]
+struct CallerView {
     /// The name of its token.
     name: String,
     /// What it may do.
@@ -98,15 +116,46 @@ struct CreatedToken {
 #[derive(Debug, Serialize, JsonSchema)]
 struct Token {
     name: String,
-    role: Role,
-    /// RFC 3339.
-    created_at: String,
+    /// `viewer`, `editor`, `admin` or `proxy`; another was written by a newer version, and may do nothing here.
+    role: String,
+    /// `flag` and `file`: valid on this replica while it is given.
+    source: TokenSource,
+    /// RFC 3339; null for one that is given by hand.
+    created_at: Option<String>,
 }
 
 /// Tokens, by name.
 #[derive(Debug, Serialize, JsonSchema)]
 struct TokenList {
     items: Vec<Token>,
+}
+
+/// A session of the UI.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Session")]
+struct SessionView {
+    /// For ending it; it opens nothing.
+    id: String,
+    /// The name of the token it was opened with.
+    token: String,
+    /// Where that token is from; a session of one that is given by hand is valid on replicas that have the token.
+    token_source: TokenSource,
+    /// RFC 3339.
+    created_at: String,
+    /// RFC 3339; up to a minute behind for a session that is used on another replica.
+    last_used_at: String,
+    /// When it ends if it is not used any more, RFC 3339.
+    ends_at: String,
+    /// When it ends in any case, RFC 3339.
+    expires_at: String,
+    /// It is the one that this request comes with.
+    current: bool,
+}
+
+/// Open sessions, oldest first.
+#[derive(Debug, Serialize, JsonSchema)]
+struct SessionList {
+    items: Vec<SessionView>,
 }
 
 /// One entry of the audit trail.
@@ -136,10 +185,26 @@ struct AuditPage {
 
 const COOKIE: &str = "signalbox_session";
 
-/// A token as a request presents it.
+/// A token, or the cookie of a session, as a request presents it.
 pub(super) struct Presented {
     pub(super) text: String,
     pub(super) by: Means,
+}
+
+impl Presented {
+    /// Who presents it. A session's cookie is no token, and a token is no cookie.
+    pub(super) fn caller(&self, credentials: &Credentials, how: Use) -> Option<Caller> {
+        match self.by {
+            Means::Header => {
+                let principal = credentials.authenticate(&self.text)?;
+                Some(Caller { principal, session: None })
+            }
+            Means::Cookie => {
+                let (principal, session) = credentials.authenticate_session(&self.text, how)?;
+                Some(Caller { principal, session: Some(session) })
+            }
+        }
+    }
 }
 
 /// How a token is presented.
@@ -217,8 +282,9 @@ impl BadTokens {
     }
 }
 
-/// Whether `role` may do what `needed` may.
-pub(super) fn suffices(role: Role, needed: Role) -> bool {
+/// Whether `role` may do what `needed` may. A role that this version does not know may do nothing.
+pub(super) fn suffices(role: &StoredRole, needed: Role) -> bool {
+    let Some(role) = role.known() else { return false };
     let rank = |role| match role {
         Role::Proxy => 0,
         Role::Viewer => 1,
@@ -234,39 +300,104 @@ pub(super) fn unauthorized(detail: &str) -> Problem {
         .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"signalbox\""))
 }
 
-fn log_in(call: &Call) -> Result<Response, Problem> {
+async fn log_in(call: Call) -> Result<Response, Problem> {
     let LogIn { token } = call.json_as()?;
     // Another site must not log a browser in as somebody else.
     if call.headers.contains_key(header::ORIGIN) {
         check_origin(&call.headers)?;
     }
-    let principal = call.app.tokens.authenticate(token.trim());
+    let token = token.trim();
+    let principal = call.app.credentials.authenticate(token);
     let principal = principal
-        .filter(|principal| suffices(principal.role, Role::Viewer))
+        .filter(|principal| suffices(&principal.role, Role::Viewer))
         .ok_or_else(|| call.app.bad_token(call.peer, "the token is not known, or not for people"))?;
-    let mut response = ok(&caller(&principal))?;
-    set_cookie(&mut response, call, token.trim(), 30 * 24 * 3600);
+    let mut response = ok(&caller_view(&principal)?)?;
+    let opened = call.app.credentials.open_session(token, &principal).await?;
+    set_cookie(&mut response, &call, &opened.cookie, LIFETIME.as_secs());
+    // A browser that logs in anew does not leave its session of before behind.
+    if let Some(before) = own_session(&call) {
+        // Failing that is no reason to refuse the login: it is tried again until it is done.
+        if let Err(error) = call.app.credentials.end_sessions(vec![before.row().id.clone()]).await {
+            tracing::debug!(error = chain(&error), "the browser's session of before is ended later");
+        }
+    }
     Ok(response)
 }
 
 fn session(call: &Call) -> Result<Response, Problem> {
-    match &call.principal {
-        Some(principal) => ok(&caller(principal)),
+    match &call.caller {
+        Some(caller) => ok(&caller_view(&caller.principal)?),
         None => Err(unauthorized("nobody is logged in")),
     }
 }
 
-fn log_out(call: &Call) -> Response {
+/// The session whose cookie the request presents, if it is open.
+fn own_session(call: &Call) -> Option<Arc<Session>> {
+    let presented = presented(&call.headers).filter(|presented| presented.by == Means::Cookie)?;
+    presented.caller(&call.app.credentials, Use::Silent)?.session
+}
+
+/// Whoever has the cookie may end its session, even if the request came from another site: the cookie is not sent
+/// with such (`SameSite=Strict`).
+async fn log_out(call: Call) -> Result<Response, Problem> {
     let mut response = no_content();
-    set_cookie(&mut response, call, "", 0);
-    response
+    if let Some(session) = own_session(&call)
+        && let Err(error) = call.app.credentials.end_sessions(vec![session.row().id.clone()]).await
+    {
+        let cause = chain(&error);
+        let detail = "you are logged out on this replica; the database is not available, so the others learn of it later";
+        response = Problem::unavailable(detail, 5).because(cause).into_response();
+    }
+    set_cookie(&mut response, &call, "", 0);
+    Ok(response)
 }
 
-fn caller(principal: &Principal) -> Caller {
-    Caller { name: principal.name.to_string(), role: principal.role }
+fn list_sessions(call: &Call) -> Result<Response, Problem> {
+    let own = call.caller.as_ref().and_then(|caller| caller.session.as_ref());
+    let view = |session: &Arc<Session>| {
+        let row = session.row();
+        SessionView {
+            id: row.id.clone(),
+            token: row.token.clone(),
+            token_source: row.token_source,
+            created_at: rfc3339(row.created_at_us),
+            last_used_at: rfc3339(session.last_used_us()),
+            ends_at: rfc3339(session.ends_at_us()),
+            expires_at: rfc3339(row.expires_at_us),
+            current: own.is_some_and(|own| own.row().id == row.id),
+        }
+    };
+    ok(&SessionList { items: call.app.credentials.sessions().iter().map(view).collect() })
 }
 
-fn set_cookie(response: &mut Response, call: &Call, value: &str, max_age_s: u32) {
+async fn end_sessions(call: Call) -> Result<Response, Problem> {
+    let sessions = call.app.credentials.sessions();
+    let ids: Vec<String> = sessions.iter().map(|session| session.row().id.clone()).collect();
+    let count = ids.len();
+    call.app.credentials.end_sessions(ids).await?;
+    call.app.note(&call, &format!("end all {count} sessions")).await;
+    Ok(no_content())
+}
+
+async fn end_session(call: Call) -> Result<Response, Problem> {
+    let id = call.path("id");
+    let sessions = call.app.credentials.sessions();
+    let Some(session) = sessions.iter().find(|session| session.row().id == id) else {
+        return Err(Problem::not_found(format!("there is no session {id:?}")));
+    };
+    call.app.credentials.end_sessions(vec![id.to_owned()]).await?;
+    call.app.note(&call, &format!("end session {id} of the token {}", session.row().token)).await;
+    Ok(no_content())
+}
+
+fn caller_view(principal: &Principal) -> Result<CallerView, Problem> {
+    // An endpoint that needs a role has checked that already.
+    let role =
+        principal.role.known().ok_or_else(|| unauthorized("the token has a role that is not known"))?;
+    Ok(CallerView { name: principal.name.to_string(), role })
+}
+
+fn set_cookie(response: &mut Response, call: &Call, value: &str, max_age_s: u64) {
     let secure = if call.app.tls { "; Secure" } else { "" };
     let cookie = format!("{COOKIE}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={max_age_s}{secure}");
     if let Ok(value) = HeaderValue::from_str(&cookie) {
@@ -275,12 +406,19 @@ fn set_cookie(response: &mut Response, call: &Call, value: &str, max_age_s: u32)
 }
 
 async fn list_tokens(call: Call) -> Result<Response, Problem> {
-    let rows = call.app.tokens.list().await?;
-    let items = rows
-        .into_iter()
-        .map(|row| Token { name: row.name, role: row.role, created_at: rfc3339(row.created_at_us) })
-        .collect();
-    ok(&TokenList { items })
+    let stored = call.app.credentials.stored().await?.into_iter().map(|row| Token {
+        name: row.name,
+        role: row.role.as_str().to_owned(),
+        source: TokenSource::Stored,
+        created_at: Some(rfc3339(row.created_at_us)),
+    });
+    let given = call.app.credentials.given().into_iter().map(|token| Token {
+        name: token.name.to_string(),
+        role: token.role.to_string(),
+        source: token.source,
+        created_at: None,
+    });
+    ok(&TokenList { items: stored.chain(given).collect() })
 }
 
 async fn create_token(call: Call) -> Result<Response, Problem> {
@@ -289,7 +427,7 @@ async fn create_token(call: Call) -> Result<Response, Problem> {
         return Err(Problem::invalid(vec![FieldError::new("name", message)]));
     }
     let text = TokenText::random();
-    if !call.app.tokens.create(&name, role, &text).await? {
+    if !call.app.credentials.create(&name, role, &text).await? {
         let message = format!("there is a token {name:?} already");
         return Err(
             Problem::new(StatusCode::CONFLICT, &*message).errors(vec![FieldError::new("name", message)])
@@ -301,15 +439,35 @@ async fn create_token(call: Call) -> Result<Response, Problem> {
 
 async fn revoke_token(call: Call) -> Result<Response, Problem> {
     let name = call.path("name");
-    if call.principal.as_ref().is_some_and(|principal| *principal.name == *name) {
+    let is_own =
+        |caller: &Caller| *caller.principal.name == *name && caller.principal.source == TokenSource::Stored;
+    if call.caller.as_ref().is_some_and(is_own) {
         let detail = "this is the token you use; revoke it with another, so that nobody is shut out";
         return Err(Problem::new(StatusCode::CONFLICT, detail));
     }
-    if !call.app.tokens.revoke(name).await? {
-        return Err(Problem::not_found(format!("there is no token {name:?}")));
+    if !call.app.credentials.revoke(name).await? {
+        let given = call.app.credentials.given();
+        return Err(match given.iter().find(|token| *token.name == *name) {
+            None => Problem::not_found(format!("there is no token {name:?}")),
+            Some(token) => Problem::new(StatusCode::CONFLICT, how_to_take_back(token)),
+        });
     }
     call.app.note(&call, &format!("revoke token {name}")).await;
     Ok(no_content())
+}
+
+/// A token that is given by hand is not the API's to take back.
+fn how_to_take_back(token: &GivenToken) -> String {
+    let GivenToken { name, role, source, .. } = token;
+    match source {
+        TokenSource::File => format!(
+            "the token {name:?} is in the file of --{role}-token-file of this control plane: take it out of the file,              and it ends within a second, without a restart; on each replica that has it"
+        ),
+        TokenSource::Flag | TokenSource::Stored => format!(
+            "the token {name:?} is given by --{role}-token (SIGNALBOX_{}_TOKEN) of this control plane: start that              without it, on each replica that has it",
+            role.as_str().to_uppercase()
+        ),
+    }
 }
 
 async fn audit(call: Call) -> Result<Response, Problem> {

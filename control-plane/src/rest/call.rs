@@ -17,7 +17,7 @@ use signalbox_config::{FieldError, HumanDuration, Kind, Name, ResourceKey, check
 
 use super::App;
 use super::problem::Problem;
-use crate::auth::Principal;
+use crate::auth::{Principal, Session};
 use crate::writer::{Author, Mode, Precondition};
 
 /// One request, after its caller and its parameters were checked.
@@ -26,7 +26,7 @@ pub(super) struct Call {
     /// The endpoint's.
     pub(super) kind: Option<Kind>,
     /// `None`: the endpoint is for everybody, and nobody is known to call.
-    pub(super) principal: Option<Principal>,
+    pub(super) caller: Option<Caller>,
     pub(super) method: Method,
     /// Without the query.
     pub(super) uri_path: String,
@@ -38,6 +38,13 @@ pub(super) struct Call {
     pub(super) body: Bytes,
     /// Where the client is, as far as the connection says.
     pub(super) peer: IpAddr,
+}
+
+/// Who calls, and how that is known.
+pub(super) struct Caller {
+    pub(super) principal: Principal,
+    /// `None`: a token was presented.
+    pub(super) session: Option<Arc<Session>>,
 }
 
 /// The longest that anything is waited for.
@@ -120,7 +127,7 @@ impl Call {
 
     /// Who writes, and why.
     pub(super) fn author(&self) -> Result<Author, Problem> {
-        let name = self.principal.as_ref().map_or("unknown".into(), |principal| principal.name.clone());
+        let name = self.caller.as_ref().map_or("unknown".into(), |caller| caller.principal.name.clone());
         Ok(Author { name, message: self.message()?, action: format!("{} {}", self.method, self.uri_path) })
     }
 

@@ -2,7 +2,7 @@
 
 use axum::response::Response;
 use futures_util::FutureExt as _;
-use http::{HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use schemars::Schema;
 use serde_json::json;
 use signalbox_config::{Kind, Resource, document};
@@ -130,33 +130,66 @@ async fn export(call: Call) -> Result<Response, Problem> {
     let rendered = tokio::task::spawn_blocking(move || {
         // It goes on when the client has gone.
         let _whole = whole;
+        let mut missing: Vec<String> = Vec::new();
         let document = match set {
-            None => document::join(current.snapshot.iter().map(|resource| &**resource)),
+            None => {
+                missing.extend(current.left_alone());
+                document::join(current.snapshot.iter().map(|resource| &**resource))
+            }
             Some(set) => {
                 // What this version cannot read cannot be applied by it either.
-                let resources: Vec<Resource> = set
-                    .iter()
-                    .filter_map(|stored| Resource::from_stored(stored.key.kind, &stored.spec, &Catalog).ok())
-                    .collect();
+                let mut resources: Vec<Resource> = Vec::with_capacity(set.resources.len());
+                for stored in &set.resources {
+                    match Resource::from_stored(stored.key.kind, &stored.spec, &Catalog) {
+                        Ok(resource) => resources.push(resource),
+                        Err(_) => missing.push(stored.key.to_string()),
+                    }
+                }
+                missing.extend(set.unknown.iter().map(|unknown| unknown.key.to_string()));
                 document::join(&resources)
             }
         };
-        if json {
-            serde_json::to_string_pretty(&document).map_err(|error| error.to_string())
+        let text = if json {
+            serde_json::to_string_pretty(&document).map_err(|error| error.to_string())?
         } else {
-            document::to_yaml(&document)
-        }
+            document::to_yaml(&document)?
+        };
+        Ok((text, missing))
     });
-    let text = rendered.await.map_err(|error| gave_up(&error))?.map_err(|message| {
-        Problem::new(
-            http::StatusCode::INTERNAL_SERVER_ERROR,
-            format!("the document cannot be written: {message}"),
-        )
-    })?;
+    let (mut text, missing) =
+        rendered.await.map_err(|error| gave_up(&error))?.map_err(|message: String| {
+            Problem::new(
+                http::StatusCode::INTERNAL_SERVER_ERROR,
+                format!("the document cannot be written: {message}"),
+            )
+        })?;
+    let not_exported = not_exported(&missing);
+    if let Some(names) = &not_exported
+        && !json
+    {
+        text.insert_str(0, &format!("# Not exported, for a newer version wrote them: {names}\n"));
+    }
     let mut response = Response::new(text.into());
     let media = if json { "application/json" } else { "application/yaml" };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    if let Some(names) = not_exported.and_then(|names| HeaderValue::from_str(&names).ok()) {
+        response.headers_mut().insert(NOT_EXPORTED, names);
+    }
     Ok(response)
+}
+
+/// The header that names what an export lacks: JSON has no comments.
+const NOT_EXPORTED: HeaderName = HeaderName::from_static("signalbox-not-exported");
+
+/// The names of resources that this version cannot read, as one line; `None`: there are none.
+fn not_exported(missing: &[String]) -> Option<String> {
+    const NAMED: usize = 50;
+    let mut names: Vec<String> =
+        missing.iter().take(NAMED).map(|name| name.escape_default().to_string()).collect();
+    if missing.len() > NAMED {
+        names.push(format!("and {} more", missing.len() - NAMED));
+    }
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 /// A task that panicked.

@@ -12,16 +12,19 @@ use futures_util::{FutureExt as _, stream};
 use http::{HeaderValue, Method, header};
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Interval;
 
 use super::App;
+use super::access::{Presented, presented, suffices};
 use super::call::Call;
 use super::endpoint::{Endpoint, Parameter, Place};
 use super::fleet::forgotten_data;
 use super::revisions::event_data;
+use crate::auth::Use;
 use crate::board::BoardEvent;
+use crate::store::Role;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
@@ -160,7 +163,8 @@ struct Listener {
     backlog: VecDeque<Bytes>,
     live: broadcast::Receiver<Frame>,
     heartbeat: Interval,
-    headers: http::HeaderMap,
+    access: watch::Receiver<()>,
+    presented: Option<Presented>,
 }
 
 fn listen(call: &Call) -> Response {
@@ -171,8 +175,14 @@ fn listen(call: &Call) -> Response {
     backlog.push_front(Bytes::from_static(b"retry: 1000\n\n"));
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.reset();
-    let listener =
-        Listener { app: Arc::clone(&call.app), backlog, live, heartbeat, headers: call.headers.clone() };
+    let listener = Listener {
+        access: call.app.credentials.changes(),
+        app: Arc::clone(&call.app),
+        backlog,
+        live,
+        heartbeat,
+        presented: presented(&call.headers),
+    };
     let frames = stream::unfold(listener, |mut listener| async {
         let frame = listener.next().await?;
         Some((Ok::<_, Infallible>(frame), listener))
@@ -186,21 +196,38 @@ fn listen(call: &Call) -> Response {
 }
 
 impl Listener {
-    /// The next piece of the stream; `None` ends it: the control plane stops, the token was revoked, or the client is
-    /// too far behind.
+    /// The next piece of the stream; `None` ends it: the control plane stops, the token was revoked, the session has
+    /// ended, or the client is too far behind.
     async fn next(&mut self) -> Option<Bytes> {
+        // Before the backlog as well: it may be long, and read slowly.
+        if self.access.has_changed().unwrap_or(true) {
+            self.access.mark_unchanged();
+            self.check_access()?;
+        }
         if let Some(frame) = self.backlog.pop_front() {
             return Some(frame);
         }
-        tokio::select! {
-            () = self.app.shutdown.cancelled() => None,
-            frame = self.live.recv() => frame.ok().map(|frame| frame.text),
-            _ = self.heartbeat.tick() => {
-                super::access::presented(&self.headers)
-                    .and_then(|token| self.app.tokens.authenticate(&token.text))
-                    .map(|_| Bytes::from_static(HEARTBEAT_FRAME))
+        loop {
+            tokio::select! {
+                () = self.app.shutdown.cancelled() => return None,
+                changed = self.access.changed() => {
+                    changed.ok()?;
+                    self.check_access()?;
+                }
+                frame = self.live.recv() => return frame.ok().map(|frame| frame.text),
+                _ = self.heartbeat.tick() => {
+                    // A session may have run out.
+                    self.check_access()?;
+                    return Some(Bytes::from_static(HEARTBEAT_FRAME));
+                }
             }
         }
+    }
+
+    /// `None` when whoever opened the stream may not read any more.
+    fn check_access(&self) -> Option<()> {
+        let caller = self.presented.as_ref()?.caller(&self.app.credentials, Use::Silent)?;
+        suffices(&caller.principal.role, Role::Viewer).then_some(())
     }
 }
 

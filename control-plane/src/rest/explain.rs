@@ -21,7 +21,7 @@ use super::documents::gave_up;
 use super::endpoint::{Endpoint, Media, RESOURCE_LIMIT};
 use super::problem::Problem;
 use crate::publish::Published;
-use crate::store::Loaded;
+use crate::store::{Loaded, StoredSet};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
@@ -177,9 +177,9 @@ async fn explain(call: Call) -> Result<Response, Problem> {
         None => current,
         Some(number) => {
             let _whole = call.app.whole_set().await?;
-            let resources = super::revisions::set_at(&call, number).await?;
+            let StoredSet { resources, unknown } = super::revisions::set_at(&call, number).await?;
             let head = RevisionId { epoch: current.snapshot.id().epoch.clone(), number };
-            let loaded = Loaded { head, committed_at_us: 0, resources };
+            let loaded = Loaded { head, committed_at_us: 0, resources, unknown };
             Arc::new(
                 tokio::task::spawn_blocking(|| Published::of(loaded))
                     .await

@@ -34,11 +34,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use self::access::{BadTokens, Means, check_origin, presented, suffices, unauthorized};
-use self::call::Call;
+use self::call::{Call, Caller};
 use self::endpoint::{Access, Endpoint, Media, Place};
 use self::events::Events;
 use self::problem::Problem;
-use crate::auth::{Principal, Tokens};
+use crate::auth::{Credentials, Use};
 use crate::board::Board;
 use crate::metrics::{Gauges, Metrics};
 use crate::publish::{Health, Publisher};
@@ -53,7 +53,7 @@ pub struct Services {
     /// For history, which is not in memory.
     pub store: Arc<dyn Store>,
     /// Who may call.
-    pub tokens: Arc<Tokens>,
+    pub credentials: Arc<Credentials>,
     /// Proxies and rollouts.
     pub board: Arc<Board>,
     /// To be counted and shown.
@@ -97,7 +97,7 @@ impl App {
 
     /// Notes in the audit trail what makes no revision. It was done already, so that failing to note it is only logged.
     async fn note(&self, call: &Call, detail: &str) {
-        let actor = call.principal.as_ref().map_or("unknown", |principal| &*principal.name);
+        let actor = call.caller.as_ref().map_or("unknown", |caller| &*caller.principal.name);
         let action = format!("{} {}", call.method, call.uri_path);
         tracing::info!(actor, action, detail, "noted");
         let noted = self.metrics.store_call("note", self.store.note(actor, &action, detail)).await;
@@ -229,7 +229,7 @@ async fn answer(app: Arc<App>, endpoint: &'static Endpoint, request: Request) ->
 async fn run(app: &Arc<App>, endpoint: &'static Endpoint, request: Request) -> Result<Response, Problem> {
     let (mut parts, body) = request.into_parts();
     let peer = parts.extensions.get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip());
-    let principal = authorize(app, endpoint, &parts.headers, peer)?;
+    let caller = authorize(app, endpoint, &parts.headers, peer)?;
     let path = if endpoint.path.contains('{') {
         use axum::extract::FromRequestParts as _;
         Path::<Vec<(String, String)>>::from_request_parts(&mut parts, &())
@@ -250,7 +250,7 @@ async fn run(app: &Arc<App>, endpoint: &'static Endpoint, request: Request) -> R
     let call = Call {
         app: Arc::clone(app),
         kind: endpoint.kind,
-        principal,
+        caller,
         peer,
         method: parts.method,
         // Without what nesting the router took off it.
@@ -269,28 +269,30 @@ fn authorize(
     endpoint: &Endpoint,
     headers: &HeaderMap,
     peer: IpAddr,
-) -> Result<Option<Principal>, Problem> {
+) -> Result<Option<Caller>, Problem> {
     let Access::Role(needed) = endpoint.access else { return Ok(None) };
     let Some(presented) = presented(headers) else {
         return Err(unauthorized("this needs a token: Authorization: Bearer TOKEN"));
     };
-    let principal = app
-        .tokens
-        .authenticate(&presented.text)
-        .ok_or_else(|| app.bad_token(peer, "the token is not known"))?;
+    let caller = presented.caller(&app.credentials, Use::Counts).ok_or_else(|| match presented.by {
+        // Browsers go on presenting what has ended: that is no guess.
+        Means::Cookie => unauthorized("the session has ended; log in again"),
+        Means::Header => app.bad_token(peer, "the token is not known"),
+    })?;
+    let principal = &caller.principal;
     if presented.by == Means::Cookie && endpoint.method != Method::GET {
         check_origin(headers)?;
     }
-    if !suffices(principal.role, needed) {
+    if !suffices(&principal.role, needed) {
         let detail = format!(
             "the token {:?} has the role {}; this needs {}",
             principal.name,
-            json!(principal.role),
+            json!(principal.role.as_str()),
             json!(needed)
         );
         return Err(Problem::new(StatusCode::FORBIDDEN, detail.replace("\"", "'")));
     }
-    Ok(Some(principal))
+    Ok(Some(caller))
 }
 
 /// The parameters of the query, all of which the endpoint must have.
@@ -390,6 +392,8 @@ fn readiness(app: &App) -> Response {
         "revision": published.snapshot.id().number,
         "database": database,
         "unreadable_resources": published.unreadable.len(),
+        "unknown_resources": published.unknown.len(),
+        "tokens_with_unknown_roles": app.credentials.unknown_roles().len(),
     });
     json_with(status, &body)
 }
@@ -412,6 +416,8 @@ fn metrics(app: &App) -> Response {
         resources: published.snapshot.len() as u64,
         database_up: app.publisher.health() == Health::InSync,
         unreadable_now: published.unreadable.len() as u64,
+        unknown_resources: published.unknown.len() as u64,
+        unknown_roles: app.credentials.unknown_roles().len() as u64,
     });
     let mut response = Response::new(Body::from(text));
     let media = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

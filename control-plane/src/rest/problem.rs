@@ -149,6 +149,7 @@ impl From<Refused> for Problem {
                     None => problem,
                 }
             }
+            Refused::Unreadable(_) => Self::new(StatusCode::CONFLICT, detail),
             Refused::Invalid(errors) => Self::invalid(errors),
             Refused::Conflict { errors, .. } => Self::new(StatusCode::CONFLICT, detail).errors(errors),
             Refused::Busy => Self::unavailable(detail, 1),

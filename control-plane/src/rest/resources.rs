@@ -164,6 +164,11 @@ pub(super) struct Revised {
     pub(super) revision: Option<u64>,
     /// One for each resource that differs, by kind and name.
     pub(super) changes: Vec<ChangeView>,
+    /// Resources that a newer version wrote, and that this one cannot read: neither `prune` nor a rollback changes
+    /// them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub(super) left_alone: Vec<String>,
 }
 
 /// One difference.
@@ -217,7 +222,11 @@ impl Revised {
             before: changed.before.as_ref().filter(|_| mode == Mode::DryRun).map(|before| before.redacted()),
             after: changed.after.as_ref().filter(|_| mode == Mode::DryRun).map(|after| after.redacted()),
         };
-        Self { revision: written.revision, changes: written.changes.iter().map(view).collect() }
+        Self {
+            revision: written.revision,
+            changes: written.changes.iter().map(view).collect(),
+            left_alone: written.published.left_alone(),
+        }
     }
 }
 

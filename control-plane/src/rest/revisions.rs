@@ -22,7 +22,7 @@ use super::resources::{Action, ChangeView, Revised, outcome_problem, set_revisio
 use crate::board::Rollout;
 use crate::publish::compute;
 use crate::publish::named_fleets;
-use crate::store::{RevisionSummary, Role, StoredResource};
+use crate::store::{RevisionSummary, Role, StoredSet, UnknownKey};
 use crate::writer::{Mode, Operation};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
@@ -123,6 +123,26 @@ struct RevisionView {
     summary: SummaryView,
     /// By kind and name.
     changes: Vec<ChangeView>,
+    /// Those of resources of kinds that this version does not know, by kind and name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    unknown: Vec<UnknownChangeView>,
+}
+
+/// What happened to a resource of a kind that this version does not know.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "UnknownChange")]
+struct UnknownChangeView {
+    kind: String,
+    name: String,
+    action: Action,
+}
+
+impl UnknownChangeView {
+    fn of(key: &UnknownKey, before: Option<&Bytes>, after: Option<&Bytes>) -> Self {
+        let action = Action::of(before.is_some(), after.is_some());
+        Self { kind: key.kind.to_string(), name: key.name.to_string(), action }
+    }
 }
 
 /// What differs between two revisions.
@@ -134,6 +154,10 @@ struct Diff {
     to: u64,
     /// By kind and name.
     changes: Vec<ChangeView>,
+    /// Those of resources of kinds that this version does not know, by kind and name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    unknown: Vec<UnknownChangeView>,
 }
 
 /// Every connected proxy serves it.
@@ -167,23 +191,36 @@ async fn get(call: Call) -> Result<Response, Problem> {
             .iter()
             .map(|change| change_view(&change.key, change.before.as_ref(), change.after.as_ref()))
             .collect();
-        ok(&RevisionView { summary: (&revision.summary).into(), changes })
+        let unknown = revision
+            .unknown
+            .iter()
+            .map(|change| UnknownChangeView::of(&change.key, change.before.as_ref(), change.after.as_ref()))
+            .collect();
+        ok(&RevisionView { summary: (&revision.summary).into(), changes, unknown })
     })
 }
 
 async fn diff(call: Call) -> Result<Response, Problem> {
     let to = call.number("number")?;
     let from = call.parsed::<u64>("from")?.unwrap_or_else(|| to.saturating_sub(1));
-    let changed = differences(&call, from.min(to), from.max(to)).await?;
+    let Differences { changed, unknown } = differences(&call, from.min(to), from.max(to)).await?;
     compute(changed.len(), || {
+        let forwards = from <= to;
         let changes = changed
             .iter()
             .map(|(key, (older, newer))| {
-                let (before, after) = if from <= to { (older, newer) } else { (newer, older) };
+                let (before, after) = if forwards { (older, newer) } else { (newer, older) };
                 change_view(key, before.as_ref(), after.as_ref())
             })
             .collect();
-        ok(&Diff { from, to, changes })
+        let unknown = unknown
+            .iter()
+            .map(|(key, (older, newer))| {
+                let (before, after) = if forwards { (older, newer) } else { (newer, older) };
+                UnknownChangeView::of(key, before.as_ref(), after.as_ref())
+            })
+            .collect();
+        ok(&Diff { from, to, changes, unknown })
     })
 }
 
@@ -191,7 +228,8 @@ async fn rollback(call: Call) -> Result<Response, Problem> {
     let number = call.number("number")?;
     let _whole = call.app.whole_set().await?;
     let set = set_at(&call, number).await?;
-    let operation = tokio::task::spawn_blocking(move || Operation::restore(&set))
+    let current = call.app.publisher.current();
+    let operation = tokio::task::spawn_blocking(move || Operation::restore(&set, &current))
         .await
         .map_err(|error| gave_up(&error))??;
     let written = write(&call, operation).await?;
@@ -237,7 +275,7 @@ async fn wait(call: Call) -> Result<Response, Problem> {
 }
 
 /// The set as it was at a revision.
-pub(super) async fn set_at(call: &Call, number: u64) -> Result<Vec<StoredResource>, Problem> {
+pub(super) async fn set_at(call: &Call, number: u64) -> Result<StoredSet, Problem> {
     let found = call.app.metrics.store_call("set_at", call.app.store.set_at(number)).await?;
     found.ok_or_else(|| no_revision(number))
 }
@@ -246,7 +284,12 @@ fn no_revision(number: u64) -> Problem {
     Problem::not_found(format!("there is no revision {number}"))
 }
 
-type Differences = BTreeMap<ResourceKey, (Option<Bytes>, Option<Bytes>)>;
+/// What differs, each with what was before and after.
+#[derive(Default)]
+struct Differences {
+    changed: BTreeMap<ResourceKey, (Option<Bytes>, Option<Bytes>)>,
+    unknown: BTreeMap<UnknownKey, (Option<Bytes>, Option<Bytes>)>,
+}
 
 /// Beyond this many revisions the two sets are compared, instead of what happened between them.
 const MAX_REPLAYED: u64 = 1000;
@@ -257,15 +300,18 @@ async fn differences(call: &Call, older: u64, newer: u64) -> Result<Differences,
     if newer > head.number {
         return Err(no_revision(newer));
     }
-    let mut differences = Differences::new();
+    let mut differences = Differences::default();
+    let Differences { changed, unknown } = &mut differences;
     if newer - older > MAX_REPLAYED {
         let _whole = call.app.whole_set().await?;
         let (before, after) = tokio::try_join!(set_at(call, older), set_at(call, newer))?;
-        for stored in before {
-            differences.insert(stored.key, (Some(stored.spec), None));
+        changed.extend(before.resources.into_iter().map(|stored| (stored.key, (Some(stored.spec), None))));
+        unknown.extend(before.unknown.into_iter().map(|stored| (stored.key, (Some(stored.spec), None))));
+        for stored in after.resources {
+            changed.entry(stored.key).or_default().1 = Some(stored.spec);
         }
-        for stored in after {
-            differences.entry(stored.key).or_default().1 = Some(stored.spec);
+        for stored in after.unknown {
+            unknown.entry(stored.key).or_default().1 = Some(stored.spec);
         }
     } else {
         let mut known = older;
@@ -276,12 +322,18 @@ async fn differences(call: &Call, older: u64, newer: u64) -> Result<Differences,
                 call.app.metrics.store_call("revisions_after", store.revisions_after(known, limit)).await?;
             let Some(last) = revisions.last() else { return Err(no_revision(known + 1)) };
             known = last.summary.number;
-            for change in revisions.into_iter().flat_map(|revision| revision.changes) {
-                differences.entry(change.key).or_insert((change.before, None)).1 = change.after;
+            for revision in revisions {
+                for change in revision.changes {
+                    changed.entry(change.key).or_insert((change.before, None)).1 = change.after;
+                }
+                for change in revision.unknown {
+                    unknown.entry(change.key).or_insert((change.before, None)).1 = change.after;
+                }
             }
         }
     }
-    differences.retain(|_, (before, after)| before != after);
+    changed.retain(|_, (before, after)| before != after);
+    unknown.retain(|_, (before, after)| before != after);
     Ok(differences)
 }
 

@@ -89,13 +89,16 @@ pub trait Store: Send + Sync {
     /// One revision with its changes.
     async fn revision(&self, number: u64) -> Result<Option<Revision>, StoreError>;
 
-    /// The whole set as it was at a revision, by kind and name; `None` when there is no such revision.
-    async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError>;
+    /// The whole set as it was at a revision; `None` when there is no such revision.
+    async fn set_at(&self, number: u64) -> Result<Option<StoredSet>, StoreError>;
 
     /// Wakes one waiter when another process may have committed (NOTIFY), and after every connection to the database
     /// that listens for it, for what was told before is lost: only a hint, for there may be none (on SQLite there
     /// never is). It keeps one wake-up for a waiter that comes later.
     fn hint(&self) -> Arc<Notify>;
+
+    /// Likewise, when another process may have changed tokens or sessions.
+    fn access_hint(&self) -> Arc<Notify>;
 
     /// Starts a new epoch: for a database whose disk was put back to an earlier state. (On Postgres a promotion, a
     /// restore to a point in time and a restore into another cluster change the epoch by themselves.)
@@ -122,8 +125,21 @@ pub trait Store: Send + Sync {
     /// All tokens, by name.
     async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError>;
 
-    /// Revokes a token; whether there was one of that name.
+    /// Revokes a token, and ends the sessions that were opened with it; whether there was one of that name.
     async fn delete_token(&self, name: &str) -> Result<bool, StoreError>;
+
+    /// Stores a session. Its id and its hash are random, so none is there already.
+    async fn create_session(&self, session: &SessionRow) -> Result<(), StoreError>;
+
+    /// All sessions, oldest first.
+    async fn sessions(&self) -> Result<Vec<SessionRow>, StoreError>;
+
+    /// Notes when sessions were used last, microseconds since 1970, by id. An earlier time than the stored one
+    /// changes nothing.
+    async fn touch_sessions(&self, used: &[(String, i64)]) -> Result<(), StoreError>;
+
+    /// Ends sessions; those that are not there are passed over.
+    async fn delete_sessions(&self, ids: &[String]) -> Result<(), StoreError>;
 
     /// The audit trail, newest first, entries before `before`.
     async fn audit(&self, before: Option<i64>, limit: u32) -> Result<Vec<AuditRow>, StoreError>;
@@ -181,6 +197,54 @@ pub struct Loaded {
     pub committed_at_us: i64,
     /// By kind and name.
     pub resources: Vec<StoredResource>,
+    /// Those that this version cannot name, by kind and name.
+    pub unknown: Vec<UnknownResource>,
+}
+
+/// The set as it was at a revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredSet {
+    /// By kind and name.
+    pub resources: Vec<StoredResource>,
+    /// Those that this version cannot name, by kind and name.
+    pub unknown: Vec<UnknownResource>,
+}
+
+/// Kind and name of a resource that a newer version wrote: of a kind, or with a form of name, that this version does
+/// not know.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnknownKey {
+    /// As it is stored.
+    pub kind: Arc<str>,
+    /// As it is stored.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for UnknownKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.name)
+    }
+}
+
+/// A resource that a newer version wrote. Its bytes are never shown: they may hold secrets that this version does not
+/// know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownResource {
+    /// Kind and name.
+    pub key: UnknownKey,
+    /// As it is stored.
+    pub spec: Bytes,
+}
+
+/// One change of a resource that a newer version wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownChange {
+    /// What it concerns.
+    pub key: UnknownKey,
+    /// `None`: it was not there.
+    pub before: Option<Bytes>,
+    /// `None`: it was deleted.
+    pub after: Option<Bytes>,
 }
 
 /// A resource as it is stored.
@@ -260,6 +324,8 @@ pub struct Revision {
     pub summary: RevisionSummary,
     /// By kind and name.
     pub changes: Vec<StoredChange>,
+    /// The changes of resources that this version cannot name, by kind and name.
+    pub unknown: Vec<UnknownChange>,
 }
 
 /// One change: the full before and after.
@@ -346,17 +412,102 @@ impl FromStr for Role {
     }
 }
 
+/// A role as it is stored: a newer version may have written one that this version does not know. Such a role may do
+/// nothing here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredRole {
+    /// One of this version's.
+    Known(Role),
+    /// Another.
+    Unknown(Arc<str>),
+}
+
+impl StoredRole {
+    /// `viewer`
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Known(role) => role.as_str(),
+            Self::Unknown(text) => text,
+        }
+    }
+
+    /// The role, if this version knows it.
+    pub fn known(&self) -> Option<Role> {
+        match self {
+            Self::Known(role) => Some(*role),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl From<Role> for StoredRole {
+    fn from(role: Role) -> Self {
+        Self::Known(role)
+    }
+}
+
+impl From<&str> for StoredRole {
+    fn from(text: &str) -> Self {
+        text.parse().map_or_else(|_| Self::Unknown(text.into()), Self::Known)
+    }
+}
+
 /// A token; its text is not stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRow {
     /// Unique; the author of what is done with it.
     pub name: String,
     /// What it may do.
-    pub role: Role,
-    /// SHA-256 of its text. Tokens are 256 random bits, so a fast hash is enough.
-    pub hash: [u8; 32],
+    pub role: StoredRole,
+    /// SHA-256 of its text. Tokens are 256 random bits, so a fast hash is enough. Of another length when a newer
+    /// version made it otherwise; then nothing matches it here.
+    pub hash: Vec<u8>,
     /// Microseconds since 1970.
     pub created_at_us: i64,
+}
+
+/// A session of the UI; its cookie is not stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRow {
+    /// What it is called where sessions are listed and ended. It opens nothing.
+    pub id: String,
+    /// SHA-256 of the cookie, which is 256 random bits.
+    pub hash: [u8; 32],
+    /// The name of the token it was opened with.
+    pub token: String,
+    /// Where that token is from.
+    pub token_source: TokenSource,
+    /// SHA-256 of the cookie and the token's hash: tells the token without storing anything of it.
+    pub binding: [u8; 32],
+    /// Microseconds since 1970.
+    pub created_at_us: i64,
+    /// Microseconds since 1970; up to a minute behind.
+    pub last_used_at_us: i64,
+    /// Microseconds since 1970: the end, however much it is used.
+    pub expires_at_us: i64,
+}
+
+/// Where a token is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenSource {
+    /// The database: valid on every replica until it is deleted.
+    Stored,
+    /// A flag or an environment variable: valid on the replica that has it, as long as it is given.
+    Flag,
+    /// A file that is re-read: valid on the replica that reads it, as long as it is in there.
+    File,
+}
+
+impl TokenSource {
+    /// `stored`
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Flag => "flag",
+            Self::File => "file",
+        }
+    }
 }
 
 /// One entry of the audit trail.

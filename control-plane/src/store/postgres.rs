@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{
     AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewRevision, ProxyRow, Revision,
-    RevisionSummary, RolloutRow, Store, StoreError, StoredResource, TokenRow, deadline_for, new_epoch,
+    RevisionSummary, RolloutRow, SessionRow, Store, StoreError, StoredSet, TokenRow, deadline_for, new_epoch,
     now_us, row, to_sql, within,
 };
 
@@ -26,7 +26,7 @@ pub(super) struct Postgres {
     pool: PgPool,
     /// How to read the head: [`HEAD_OF_CLUSTER`] where that is allowed, else [`HEAD`].
     head: &'static str,
-    hint: Arc<Notify>,
+    hints: Hints,
     listener: AbortHandle,
 }
 
@@ -83,9 +83,17 @@ impl Postgres {
                 })
             })
             .connect_lazy_with(options.clone());
-        let hint = Arc::new(Notify::new());
-        let listener = tokio::spawn(listen(options, hint.clone())).abort_handle();
-        Ok(Self { pool, head, hint, listener })
+        let hints = Hints::default();
+        let listener = tokio::spawn(listen(options, hints.clone())).abort_handle();
+        Ok(Self { pool, head, hints, listener })
+    }
+
+    /// Tells other control planes that tokens or sessions have changed. It is only a hint, so failing is no matter.
+    async fn tell_access(&self) {
+        let told = query("SELECT pg_notify($1, '')").bind(ACCESS_CHANNEL).execute(&self.pool).await;
+        if let Err(error) = told {
+            tracing::debug!(%error, "the other control planes will find the change of access by themselves");
+        }
     }
 
     async fn head_on(&self, connection: &mut PgConnection) -> Result<RevisionId, StoreError> {
@@ -149,7 +157,8 @@ impl Store for Postgres {
             }
             drop(rows);
             transaction.commit().await.map_err(failed)?;
-            Ok(Loaded { head, committed_at_us, resources: resources.finish() })
+            let StoredSet { resources, unknown } = resources.finish();
+            Ok(Loaded { head, committed_at_us, resources, unknown })
         })
         .await
     }
@@ -218,7 +227,7 @@ impl Store for Postgres {
         Ok(self.with_changes(found.into_iter().collect()).await?.pop())
     }
 
-    async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError> {
+    async fn set_at(&self, number: u64) -> Result<Option<StoredSet>, StoreError> {
         within(LONG_CALL, async {
             let mut connection = self.pool.acquire().await.map_err(failed)?;
             // What is at or before the head never changes, so there is nothing to be kept consistent with.
@@ -236,7 +245,11 @@ impl Store for Postgres {
     }
 
     fn hint(&self) -> Arc<Notify> {
-        self.hint.clone()
+        self.hints.revisions.clone()
+    }
+
+    fn access_hint(&self) -> Arc<Notify> {
+        self.hints.access.clone()
     }
 
     async fn new_epoch(&self) -> Result<RevisionId, StoreError> {
@@ -311,11 +324,12 @@ impl Store for Postgres {
             let done = query(row::CREATE_TOKEN)
                 .bind(&token.name)
                 .bind(token.role.as_str())
-                .bind(&token.hash[..])
+                .bind(&*token.hash)
                 .bind(token.created_at_us)
                 .execute(&self.pool)
                 .await
                 .map_err(failed)?;
+            self.tell_access().await;
             Ok(done.rows_affected() > 0)
         })
         .await
@@ -324,15 +338,74 @@ impl Store for Postgres {
     async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
         within(CALL, async {
             let rows = query_as(row::TOKENS).fetch_all(&self.pool).await.map_err(failed)?;
-            rows.into_iter().map(row::token).collect()
+            Ok(rows.into_iter().map(row::token).collect())
         })
         .await
     }
 
     async fn delete_token(&self, name: &str) -> Result<bool, StoreError> {
         within(CALL, async {
-            let done = query(row::DELETE_TOKEN).bind(name).execute(&self.pool).await.map_err(failed)?;
+            let mut transaction = self.pool.begin().await.map_err(failed)?;
+            let done =
+                query(row::DELETE_TOKEN).bind(name).execute(&mut *transaction).await.map_err(failed)?;
+            query(row::DELETE_SESSIONS_OF).bind(name).execute(&mut *transaction).await.map_err(failed)?;
+            transaction.commit().await.map_err(failed)?;
+            self.tell_access().await;
             Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn create_session(&self, session: &SessionRow) -> Result<(), StoreError> {
+        within(CALL, async {
+            query(row::CREATE_SESSION)
+                .bind(&session.id)
+                .bind(&session.hash[..])
+                .bind(&session.token)
+                .bind(session.token_source.as_str())
+                .bind(&session.binding[..])
+                .bind(session.created_at_us)
+                .bind(session.last_used_at_us)
+                .bind(session.expires_at_us)
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            self.tell_access().await;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::SESSIONS).fetch_all(&self.pool).await.map_err(failed)?;
+            Ok(rows.into_iter().filter_map(row::session).collect())
+        })
+        .await
+    }
+
+    async fn touch_sessions(&self, used: &[(String, i64)]) -> Result<(), StoreError> {
+        within(CALL, async {
+            query(TOUCH_SESSIONS)
+                .bind(used.iter().map(|(id, _)| &**id).collect::<Vec<_>>())
+                .bind(used.iter().map(|(_, at_us)| *at_us).collect::<Vec<_>>())
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn delete_sessions(&self, ids: &[String]) -> Result<(), StoreError> {
+        within(CALL, async {
+            query("DELETE FROM sessions WHERE id = ANY($1)")
+                .bind(ids)
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            self.tell_access().await;
+            Ok(())
         })
         .await
     }
@@ -444,7 +517,13 @@ const COMMIT: &str = "
     )
     SELECT revision, pg_notify('signalbox_revision', revision::text) FROM next";
 
-const CHANNEL: &str = "signalbox_revision";
+const REVISION_CHANNEL: &str = "signalbox_revision";
+const ACCESS_CHANNEL: &str = "signalbox_access";
+
+const TOUCH_SESSIONS: &str = "
+    UPDATE sessions SET last_used_at_us = used.at_us
+    FROM UNNEST($1::text[], $2::bigint[]) AS used (id, at_us)
+    WHERE sessions.id = used.id AND sessions.last_used_at_us < used.at_us";
 
 const HEAD: &str = "SELECT epoch, revision FROM head";
 
@@ -481,11 +560,18 @@ const SETTINGS: &str = "
     SET lock_timeout = '4s';
     SET idle_in_transaction_session_timeout = '10s'";
 
-/// Listens for other processes' commits, for ever; connects again when the connection is lost.
-async fn listen(options: PgConnectOptions, hint: Arc<Notify>) {
+/// Who is woken by what other processes tell.
+#[derive(Clone, Default)]
+struct Hints {
+    revisions: Arc<Notify>,
+    access: Arc<Notify>,
+}
+
+/// Listens for what other processes tell, for ever; connects again when the connection is lost.
+async fn listen(options: PgConnectOptions, hints: Hints) {
     let mut pause = RECONNECT_FIRST;
     loop {
-        let error = match listen_once(&options, &hint, &mut pause).await {
+        let error = match listen_once(&options, &hints, &mut pause).await {
             Ok(()) => "the connection was closed".into(),
             Err(error) => error.to_string(),
         };
@@ -499,7 +585,7 @@ async fn listen(options: PgConnectOptions, hint: Arc<Notify>) {
 /// Listens until the connection is lost.
 async fn listen_once(
     options: &PgConnectOptions,
-    hint: &Notify,
+    hints: &Hints,
     pause: &mut Duration,
 ) -> Result<(), sqlx::Error> {
     // The listener connects through a pool only; this one has just its connection.
@@ -511,13 +597,17 @@ async fn listen_once(
         .connect_lazy_with(options.clone());
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.eager_reconnect(false);
-    listener.listen(CHANNEL).await?;
+    listener.listen_all([REVISION_CHANNEL, ACCESS_CHANNEL]).await?;
     *pause = RECONNECT_FIRST;
     // What was told while nobody listened is lost.
-    hint.notify_one();
+    hints.revisions.notify_one();
+    hints.access.notify_one();
     loop {
         match timeout(PROVE_ALIVE, listener.try_recv()).await {
-            Ok(Ok(Some(_))) => hint.notify_one(),
+            Ok(Ok(Some(notification))) => match notification.channel() {
+                ACCESS_CHANNEL => hints.access.notify_one(),
+                _ => hints.revisions.notify_one(),
+            },
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(error)) => return Err(error),
             // Nothing was said for a while: a peer that vanished without a word looks the same.
@@ -558,11 +648,21 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
         .await
         .map_err(failed)?;
     let known = MIGRATIONS.len();
-    let applied = usize::try_from(version).ok().filter(|applied| *applied <= known).ok_or_else(|| {
-        StoreError::Broken(format!(
-            "it has schema version {version}, made by a newer Signalbox; this one knows {known}"
-        ))
-    })?;
+    let applied = usize::try_from(version).unwrap_or(usize::MAX);
+    if applied > known {
+        // Tables that do not say are not to be used. Looked for first, for an error would end the transaction.
+        let says: bool = query_scalar("SELECT to_regclass('schema_compatibility') IS NOT NULL")
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        let oldest: Option<i64> = if says {
+            query_scalar(row::OLDEST_SCHEMA).fetch_optional(&mut *transaction).await.map_err(failed)?
+        } else {
+            None
+        };
+        row::check_newer_schema(version.into(), known, oldest)
+            .map_err(|message| StoreError::Broken(format!("it {message}")))?;
+    }
     for (migration, version) in MIGRATIONS.iter().zip(1_i32..).skip(applied) {
         raw_sql(*migration).execute(&mut *transaction).await.map_err(failed)?;
         query("INSERT INTO signalbox_schema (version, applied_at) VALUES ($1, now())")
@@ -580,9 +680,10 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/postgres/0001_store.sql"),
     include_str!("../../../migrations/postgres/0002_secrets.sql"),
+    include_str!("../../../migrations/postgres/0003_sessions.sql"),
 ];
 
 /// "signalbx"

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use signalbox_config::ResourceKey;
 
 use super::{
-    AuditRow, Meta, PAGE_CHANGES, ProxyRow, Revision, RevisionSummary, RolloutRow, StoreError, StoredChange,
-    StoredResource, TokenRow,
+    AuditRow, Meta, PAGE_CHANGES, ProxyRow, Revision, RevisionSummary, RolloutRow, SessionRow, StoreError,
+    StoredChange, StoredResource, StoredSet, TokenRow, TokenSource, UnknownChange, UnknownKey,
+    UnknownResource,
 };
 
 pub(super) const RESOURCES: &str =
@@ -34,7 +35,7 @@ pub(super) type ResourceColumns = (String, String, Vec<u8>, i64, i64, i64, Strin
 /// Gathers the rows of [`RESOURCES`] or [`RESOURCES_AT`].
 #[derive(Default)]
 pub(super) struct Resources {
-    resources: Vec<StoredResource>,
+    set: StoredSet,
     /// A set of 100,000 resources has a handful of authors.
     authors: HashSet<Arc<str>>,
 }
@@ -42,6 +43,13 @@ pub(super) struct Resources {
 impl Resources {
     pub(super) fn push(&mut self, columns: ResourceColumns) -> Result<(), StoreError> {
         let (kind, name, spec, revision, created_at_us, updated_at_us, author) = columns;
+        let key = match key(&kind, &name) {
+            Ok(key) => key,
+            Err(key) => {
+                self.set.unknown.push(UnknownResource { key, spec: spec.into() });
+                return Ok(());
+            }
+        };
         let updated_by = match self.authors.get(author.as_str()) {
             Some(known) => known.clone(),
             None => {
@@ -51,14 +59,15 @@ impl Resources {
             }
         };
         let meta = Meta { revision: number(revision)?, created_at_us, updated_at_us, updated_by };
-        self.resources.push(StoredResource { key: key(&kind, &name)?, spec: spec.into(), meta });
+        self.set.resources.push(StoredResource { key, spec: spec.into(), meta });
         Ok(())
     }
 
     /// By kind and name. Sorted here, for the databases know nothing of the order of kinds.
-    pub(super) fn finish(mut self) -> Vec<StoredResource> {
-        self.resources.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        self.resources
+    pub(super) fn finish(mut self) -> StoredSet {
+        self.set.resources.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        self.set.unknown.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        self.set
     }
 }
 
@@ -114,8 +123,10 @@ pub(super) fn revisions(
     summaries: Vec<RevisionSummary>,
     rows: Vec<ChangeColumns>,
 ) -> Result<Vec<Revision>, StoreError> {
-    let mut revisions: Vec<_> =
-        summaries.into_iter().map(|summary| Revision { summary, changes: Vec::new() }).collect();
+    let mut revisions: Vec<_> = summaries
+        .into_iter()
+        .map(|summary| Revision { summary, changes: Vec::new(), unknown: Vec::new() })
+        .collect();
     let Some(first) = revisions.first().map(|revision| revision.summary.number) else {
         return Ok(revisions);
     };
@@ -124,22 +135,22 @@ pub(super) fn revisions(
         let revision = at
             .and_then(|at| revisions.get_mut(at))
             .ok_or_else(|| StoreError::Broken(format!("revision {revision} is missing from the log")))?;
-        revision.changes.push(StoredChange {
-            key: key(&kind, &name)?,
-            before: before.map(Bytes::from),
-            after: after.map(Bytes::from),
-        });
+        let (before, after) = (before.map(Bytes::from), after.map(Bytes::from));
+        match key(&kind, &name) {
+            Ok(key) => revision.changes.push(StoredChange { key, before, after }),
+            Err(key) => revision.unknown.push(UnknownChange { key, before, after }),
+        }
     }
     for revision in &mut revisions {
-        if revision.changes.len() != revision.summary.change_count as usize {
+        let logged = revision.changes.len() + revision.unknown.len();
+        if logged != revision.summary.change_count as usize {
             return Err(StoreError::Broken(format!(
-                "revision {} has {} changes in the log instead of {}",
-                revision.summary.number,
-                revision.changes.len(),
-                revision.summary.change_count
+                "revision {} has {logged} changes in the log instead of {}",
+                revision.summary.number, revision.summary.change_count
             )));
         }
         revision.changes.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        revision.unknown.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     }
     Ok(revisions)
 }
@@ -180,12 +191,36 @@ pub(super) const DELETE_TOKEN: &str = "DELETE FROM tokens WHERE name = $1";
 /// name, role, hash, created_at_us
 pub(super) type TokenColumns = (String, String, Vec<u8>, i64);
 
-pub(super) fn token((name, role, hash, created_at_us): TokenColumns) -> Result<TokenRow, StoreError> {
-    let role = role.parse().map_err(broken)?;
-    let hash = hash
-        .try_into()
-        .map_err(|_| StoreError::Broken(format!("the hash of token {name} is not 32 bytes")))?;
-    Ok(TokenRow { name, role, hash, created_at_us })
+pub(super) fn token((name, role, hash, created_at_us): TokenColumns) -> TokenRow {
+    TokenRow { name, role: role.as_str().into(), hash, created_at_us }
+}
+
+pub(super) const SESSIONS: &str =
+    "SELECT id, hash, token, token_source, binding, created_at_us, last_used_at_us, expires_at_us
+    FROM sessions ORDER BY created_at_us, id";
+pub(super) const CREATE_SESSION: &str = "INSERT INTO sessions
+    (id, hash, token, token_source, binding, created_at_us, last_used_at_us, expires_at_us)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+pub(super) const DELETE_SESSIONS_OF: &str =
+    "DELETE FROM sessions WHERE token = $1 AND token_source = 'stored'";
+
+/// id, hash, token, token_source, binding, created_at_us, last_used_at_us, expires_at_us
+pub(super) type SessionColumns = (String, Vec<u8>, String, String, Vec<u8>, i64, i64, i64);
+
+/// A session; `None` for one that a newer version made in a way that this one cannot check.
+pub(super) fn session(columns: SessionColumns) -> Option<SessionRow> {
+    let (id, hash, token, source, binding, created_at_us, last_used_at_us, expires_at_us) = columns;
+    let sources = [TokenSource::Stored, TokenSource::Flag, TokenSource::File];
+    Some(SessionRow {
+        id,
+        hash: hash.try_into().ok()?,
+        token,
+        token_source: sources.into_iter().find(|known| known.as_str() == source)?,
+        binding: binding.try_into().ok()?,
+        created_at_us,
+        last_used_at_us,
+        expires_at_us,
+    })
 }
 
 pub(super) const KEY_CHECK: &str = "SELECT key_check FROM secrets";
@@ -207,8 +242,28 @@ pub(super) fn number(stored: i64) -> Result<u64, StoreError> {
     u64::try_from(stored).map_err(|_| StoreError::Broken(format!("a revision has the number {stored}")))
 }
 
-fn key(kind: &str, name: &str) -> Result<ResourceKey, StoreError> {
-    Ok(ResourceKey::new(kind.parse().map_err(broken)?, name.parse().map_err(broken)?))
+fn key(kind: &str, name: &str) -> Result<ResourceKey, UnknownKey> {
+    match (kind.parse(), name.parse()) {
+        (Ok(kind), Ok(name)) => Ok(ResourceKey::new(kind, name)),
+        _ => Err(UnknownKey { kind: kind.into(), name: name.into() }),
+    }
+}
+
+/// The oldest schema version whose programs can work with the tables.
+pub(super) const OLDEST_SCHEMA: &str = "SELECT CAST(oldest AS BIGINT) FROM schema_compatibility";
+
+/// Refuses the tables of a newer version, unless that says that this one can work with them. `oldest` is the oldest
+/// version that can, if the tables tell.
+pub(super) fn check_newer_schema(version: i64, known: usize, oldest: Option<i64>) -> Result<(), String> {
+    if oldest.is_some_and(|oldest| usize::try_from(oldest).is_ok_and(|oldest| oldest <= known)) {
+        tracing::warn!(
+            version,
+            known,
+            "the database was made by a newer Signalbox that says that this one can work with it"
+        );
+        return Ok(());
+    }
+    Err(format!("has schema version {version}, made by a newer Signalbox; this one knows {known}"))
 }
 
 fn broken(error: impl std::fmt::Display) -> StoreError {

@@ -16,8 +16,8 @@ use signalbox_config::{ResourceKey, RevisionId};
 use tokio::sync::Notify;
 
 use super::{
-    AuditRow, Committed, Held, Loaded, NewRevision, ProxyRow, Revision, RevisionSummary, RolloutRow, Store,
-    StoreError, StoredResource, TokenRow,
+    AuditRow, Committed, Held, Loaded, NewRevision, ProxyRow, Revision, RevisionSummary, RolloutRow,
+    SessionRow, Store, StoreError, StoredResource, StoredSet, TokenRow,
 };
 
 /// A key for secrets: 256 bits.
@@ -232,14 +232,18 @@ impl Store for Sealed {
         Ok(revision)
     }
 
-    async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError> {
+    async fn set_at(&self, number: u64) -> Result<Option<StoredSet>, StoreError> {
         let mut set = self.inner.set_at(number).await?;
-        set.iter_mut().try_for_each(|resources| self.open_all(resources))?;
+        set.iter_mut().try_for_each(|set| self.open_all(&mut set.resources))?;
         Ok(set)
     }
 
     fn hint(&self) -> Arc<Notify> {
         self.inner.hint()
+    }
+
+    fn access_hint(&self) -> Arc<Notify> {
+        self.inner.access_hint()
     }
 
     async fn new_epoch(&self) -> Result<RevisionId, StoreError> {
@@ -276,6 +280,22 @@ impl Store for Sealed {
 
     async fn delete_token(&self, name: &str) -> Result<bool, StoreError> {
         self.inner.delete_token(name).await
+    }
+
+    async fn create_session(&self, session: &SessionRow) -> Result<(), StoreError> {
+        self.inner.create_session(session).await
+    }
+
+    async fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
+        self.inner.sessions().await
+    }
+
+    async fn touch_sessions(&self, used: &[(String, i64)]) -> Result<(), StoreError> {
+        self.inner.touch_sessions(used).await
+    }
+
+    async fn delete_sessions(&self, ids: &[String]) -> Result<(), StoreError> {
+        self.inner.delete_sessions(ids).await
     }
 
     async fn audit(&self, before: Option<i64>, limit: u32) -> Result<Vec<AuditRow>, StoreError> {

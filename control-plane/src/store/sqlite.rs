@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use super::{
     AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewChange, NewRevision, ProxyRow, Revision,
-    RevisionSummary, RolloutRow, Store, StoreError, StoredResource, TokenRow, deadline_for, new_epoch,
+    RevisionSummary, RolloutRow, SessionRow, Store, StoreError, StoredSet, TokenRow, deadline_for, new_epoch,
     now_us, row, to_sql, within,
 };
 
@@ -123,7 +123,8 @@ impl Store for Sqlite {
             while let Some(columns) = rows.try_next().await.map_err(failed)? {
                 resources.push(columns)?;
             }
-            Ok(Loaded { head, committed_at_us, resources: resources.finish() })
+            let StoredSet { resources, unknown } = resources.finish();
+            Ok(Loaded { head, committed_at_us, resources, unknown })
         })
         .await
     }
@@ -226,7 +227,7 @@ impl Store for Sqlite {
         Ok(self.with_changes(found.into_iter().collect()).await?.pop())
     }
 
-    async fn set_at(&self, number: u64) -> Result<Option<Vec<StoredResource>>, StoreError> {
+    async fn set_at(&self, number: u64) -> Result<Option<StoredSet>, StoreError> {
         within(LONG_CALL, async {
             let mut connection = self.readers.acquire().await.map_err(failed)?;
             // What is at or before the head never changes, so there is nothing to be kept consistent with.
@@ -244,6 +245,10 @@ impl Store for Sqlite {
     }
 
     fn hint(&self) -> Arc<Notify> {
+        self.hint.clone()
+    }
+
+    fn access_hint(&self) -> Arc<Notify> {
         self.hint.clone()
     }
 
@@ -339,7 +344,7 @@ impl Store for Sqlite {
             let done = query(row::CREATE_TOKEN)
                 .bind(&token.name)
                 .bind(token.role.as_str())
-                .bind(&token.hash[..])
+                .bind(&*token.hash)
                 .bind(token.created_at_us)
                 .execute(&self.writer)
                 .await
@@ -352,15 +357,77 @@ impl Store for Sqlite {
     async fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
         within(CALL, async {
             let rows = query_as(row::TOKENS).fetch_all(&self.readers).await.map_err(failed)?;
-            rows.into_iter().map(row::token).collect()
+            Ok(rows.into_iter().map(row::token).collect())
         })
         .await
     }
 
     async fn delete_token(&self, name: &str) -> Result<bool, StoreError> {
         within(CALL, async {
-            let done = query(row::DELETE_TOKEN).bind(name).execute(&self.writer).await.map_err(failed)?;
+            let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+            let done =
+                query(row::DELETE_TOKEN).bind(name).execute(&mut *transaction).await.map_err(failed)?;
+            query(row::DELETE_SESSIONS_OF).bind(name).execute(&mut *transaction).await.map_err(failed)?;
+            transaction.commit().await.map_err(failed)?;
             Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn create_session(&self, session: &SessionRow) -> Result<(), StoreError> {
+        within(CALL, async {
+            query(row::CREATE_SESSION)
+                .bind(&session.id)
+                .bind(&session.hash[..])
+                .bind(&session.token)
+                .bind(session.token_source.as_str())
+                .bind(&session.binding[..])
+                .bind(session.created_at_us)
+                .bind(session.last_used_at_us)
+                .bind(session.expires_at_us)
+                .execute(&self.writer)
+                .await
+                .map_err(failed)?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::SESSIONS).fetch_all(&self.readers).await.map_err(failed)?;
+            Ok(rows.into_iter().filter_map(row::session).collect())
+        })
+        .await
+    }
+
+    async fn touch_sessions(&self, used: &[(String, i64)]) -> Result<(), StoreError> {
+        within(CALL, async {
+            let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+            for (id, at_us) in used {
+                query("UPDATE sessions SET last_used_at_us = $2 WHERE id = $1 AND last_used_at_us < $2")
+                    .bind(id)
+                    .bind(at_us)
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(failed)?;
+            }
+            transaction.commit().await.map_err(failed)
+        })
+        .await
+    }
+
+    async fn delete_sessions(&self, ids: &[String]) -> Result<(), StoreError> {
+        within(CALL, async {
+            let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+            for id in ids {
+                query("DELETE FROM sessions WHERE id = $1")
+                    .bind(id)
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(failed)?;
+            }
+            transaction.commit().await.map_err(failed)
         })
         .await
     }
@@ -511,12 +578,14 @@ async fn migrate(options: &SqliteConnectOptions) -> Result<(), StoreError> {
         return Err(StoreError::Broken(format!("{file} is a SQLite database of another program")));
     }
     let known = MIGRATIONS.len();
-    let applied = usize::try_from(version).ok().filter(|applied| *applied <= known).ok_or_else(|| {
-        StoreError::Broken(format!(
-            "{file} has schema version {version}, made by a newer Signalbox; this one knows {known}"
-        ))
-    })?;
-    for migration in &MIGRATIONS[applied..] {
+    let applied = usize::try_from(version).unwrap_or(usize::MAX);
+    if applied > known {
+        // Tables that do not say are not to be used.
+        let oldest: Option<i64> = query_scalar(row::OLDEST_SCHEMA).fetch_one(&mut *transaction).await.ok();
+        row::check_newer_schema(version, known, oldest)
+            .map_err(|message| StoreError::Broken(format!("{file} {message}")))?;
+    }
+    for migration in MIGRATIONS.get(applied..).unwrap_or_default() {
         raw_sql(*migration).execute(&mut *transaction).await.map_err(failed)?;
     }
     if applied < known {
@@ -536,9 +605,10 @@ async fn migrate(options: &SqliteConnectOptions) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/sqlite/0001_store.sql"),
     include_str!("../../../migrations/sqlite/0002_secrets.sql"),
+    include_str!("../../../migrations/sqlite/0003_sessions.sql"),
 ];
 
 /// What marks a file as ours: "Sgbx".

@@ -5,6 +5,7 @@
 
 pub mod delta;
 mod node;
+mod refusal;
 mod report;
 mod set;
 mod stream;
@@ -28,11 +29,12 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
-use crate::auth::Tokens;
+use crate::auth::Credentials;
 use crate::board::{Board, Event};
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
-use crate::store::Role;
+use crate::store::{Role, StoredRole};
+use refusal::Refusal;
 use stream::Shared;
 
 /// The xDS server. That it has a [`Publisher`] means that this control plane has loaded the set: before, no proxy is
@@ -74,7 +76,7 @@ impl Xds {
     pub fn new(
         publisher: Arc<Publisher>,
         board: Arc<Board>,
-        tokens: Arc<Tokens>,
+        credentials: Arc<Credentials>,
         metrics: Arc<Metrics>,
     ) -> Self {
         // The board knows a revision before a proxy can have it.
@@ -82,7 +84,7 @@ impl Xds {
         publisher.witness(move |revision, committed_at_us| {
             witness.fold(Event::Published { revision, committed_at_us });
         });
-        Self { shared: Arc::new(Shared::new(publisher, board, tokens, metrics)) }
+        Self { shared: Arc::new(Shared::new(publisher, board, credentials, metrics)) }
     }
 
     /// How many streams are open.
@@ -150,7 +152,7 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let token = authorize(&request, &self.0.tokens)?;
+        let token = authorize(&request, &self.0)?;
         if self.0.tasks.len() >= MAX_STREAMS {
             return Err(Status::resource_exhausted("this control plane has all the streams it can take"));
         }
@@ -172,28 +174,38 @@ impl ReportService for Reports {
         &self,
         request: Request<Streaming<ProxyReport>>,
     ) -> Result<Response<ReportSummary>, Status> {
-        authorize(&request, &self.0.tokens)?;
-        report::serve(&self.0, request.into_inner()).await?;
+        let token = authorize(&request, &self.0)?;
+        report::serve(&self.0, request.into_inner(), token).await?;
         Ok(Response::new(ReportSummary {}))
     }
 }
 
-/// The token that the call presents, if it may be here.
-fn authorize<T>(request: &Request<T>, tokens: &Tokens) -> Result<Arc<str>, Status> {
+/// The hash of a token that opens streams.
+type TokenHash = [u8; 32];
+
+/// The token that the call presents, if it may be here; else it is refused, which is counted and logged.
+fn authorize<T>(request: &Request<T>, shared: &Shared) -> Result<TokenHash, Status> {
     let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-    let Some(text) = header.and_then(|header| header.strip_prefix("Bearer ")) else {
-        return Err(Status::unauthenticated("a token is needed: authorization: Bearer TOKEN"));
+    let text = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default().trim();
+    let refusal = match shared.credentials.authenticate(text) {
+        Some(principal) if opens_streams(&principal.role) => {
+            return Ok(signalbox_config::sha256(text.as_bytes()));
+        }
+        Some(principal) => Refusal::WrongRole { name: principal.name, role: principal.role },
+        None if text.is_empty() => Refusal::NoToken,
+        None => Refusal::UnknownToken,
     };
-    if may_stream(tokens, text) {
-        Ok(text.into())
-    } else {
-        Err(Status::unauthenticated("the token is not known, or its role is neither proxy nor admin"))
-    }
+    shared.refusals.note(&shared.metrics, request.remote_addr(), &refusal);
+    Err(Status::unauthenticated(refusal.to_string()))
 }
 
-/// Whether whoever presents `token` may get the configuration.
-fn may_stream(tokens: &Tokens, token: &str) -> bool {
-    tokens.authenticate(token).is_some_and(|principal| matches!(principal.role, Role::Proxy | Role::Admin))
+/// Whether the token that was presented before may still get the configuration.
+fn may_stream(credentials: &Credentials, token: &TokenHash) -> bool {
+    credentials.by_hash(token).is_some_and(|principal| opens_streams(&principal.role))
+}
+
+fn opens_streams(role: &StoredRole) -> bool {
+    matches!(role.known(), Some(Role::Proxy | Role::Admin))
 }
 
 /// A proxy that is gone without a word is noticed after twice this.

@@ -5,15 +5,26 @@ use std::time::Duration;
 use signalbox_proto::signalbox::report::v1::ProxyReport;
 use tonic::{Status, Streaming};
 
-use super::node;
+use super::refusal::Refusal;
 use super::stream::Shared;
+use super::{TokenHash, may_stream, node};
 use crate::board::Event;
 
-/// Takes in the reports of one proxy until it ends the stream, or is silent for too long.
-pub(super) async fn serve(shared: &Shared, mut reports: Streaming<ProxyReport>) -> Result<(), Status> {
+/// Takes in the reports of one proxy until it ends the stream, is silent for too long, or its token is revoked.
+pub(super) async fn serve(
+    shared: &Shared,
+    mut reports: Streaming<ProxyReport>,
+    token: TokenHash,
+) -> Result<(), Status> {
+    let mut access = shared.credentials.token_changes();
     loop {
+        access.mark_unchanged();
+        if !may_stream(&shared.credentials, &token) {
+            return Err(Status::unauthenticated(Refusal::RevokedToken.to_string()));
+        }
         let next = tokio::select! {
             () = shared.shutdown.cancelled() => return Err(Status::unavailable("this control plane shuts down")),
+            _ = access.changed() => continue,
             next = tokio::time::timeout(SILENCE, reports.message()) => next,
         };
         let next = next.map_err(|_| Status::deadline_exceeded("no report came for a minute"))?;

@@ -20,9 +20,10 @@ use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
 use super::delta::{Answer, Chunk, Set, Subscription, Want};
+use super::refusal::{Refusal, Refusals};
 use super::set::{Empty, View, Views};
-use super::{may_stream, node};
-use crate::auth::Tokens;
+use super::{TokenHash, may_stream, node};
+use crate::auth::Credentials;
 use crate::board::{Board, Event, Node, ProxyResourceError, now_us};
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
@@ -31,8 +32,9 @@ use crate::publish::Publisher;
 pub(super) struct Shared {
     pub(super) publisher: Arc<Publisher>,
     pub(super) board: Arc<Board>,
-    pub(super) tokens: Arc<Tokens>,
-    metrics: Arc<Metrics>,
+    pub(super) credentials: Arc<Credentials>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) refusals: Refusals,
     views: Views,
     streams: Streams,
     /// How many streams may be sent everything at once. Else thousands that connect together would all get a little
@@ -46,15 +48,16 @@ impl Shared {
     pub(super) fn new(
         publisher: Arc<Publisher>,
         board: Arc<Board>,
-        tokens: Arc<Tokens>,
+        credentials: Arc<Credentials>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             views: Views::new(publisher.clone()),
             publisher,
             board,
-            tokens,
+            credentials,
             metrics,
+            refusals: Refusals::default(),
             streams: Streams::default(),
             admission: Arc::new(Semaphore::new(FULL_SENDS)),
             tasks: TaskTracker::new(),
@@ -94,7 +97,7 @@ pub(super) async fn serve(
     inbound: Streaming<DeltaDiscoveryRequest>,
     outbound: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     address: Option<SocketAddr>,
-    token: Arc<str>,
+    token: TokenHash,
 ) {
     if let Err(status) = run(&shared, inbound, &outbound, address, token).await {
         tracing::info!(%status, "stream closed");
@@ -108,8 +111,10 @@ async fn run(
     mut inbound: Streaming<DeltaDiscoveryRequest>,
     outbound: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     address: Option<SocketAddr>,
-    token: Arc<str>,
+    token: TokenHash,
 ) -> Result<(), Status> {
+    // Subscribed to before the token is looked at again below, so that no change is missed.
+    let mut access = shared.credentials.token_changes();
     let first = tokio::select! {
         () = shared.shutdown.cancelled() => return Err(Status::unavailable("this control plane shuts down")),
         first = tokio::time::timeout(FIRST_REQUEST, inbound.message()) => first,
@@ -119,8 +124,13 @@ async fn run(
     let node = first.node.take().ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
     let node = node::parse(node, address).map_err(Status::invalid_argument)?;
     let mut published = shared.publisher.subscribe();
-    let mut session = Session::open(shared.clone(), node, token, first)?;
+    let mut session = Session::open(shared.clone(), node, first)?;
     loop {
+        access.mark_unchanged();
+        if !may_stream(&shared.credentials, &token) {
+            shared.refusals.note(&shared.metrics, address, &Refusal::RevokedToken);
+            return Err(Status::unauthenticated(Refusal::RevokedToken.to_string()));
+        }
         published.mark_unchanged();
         session.plan();
         let deadline = session.deadline();
@@ -137,6 +147,7 @@ async fn run(
                     return Ok(());
                 }
             },
+            changed = access.changed() => changed.map_err(|_| Status::unavailable("no token is known"))?,
             changed = published.changed() => changed.map_err(|_| Status::unavailable("nothing is published"))?,
             permit = outbound.reserve(), if has_chunk => match permit {
                 Ok(permit) => if let Some(response) = session.next_response() {
@@ -145,8 +156,16 @@ async fn run(
                 Err(_) => return Ok(()),
             },
             permit = admitted(&mut session.admission) => session.admit(permit),
-            () = tokio::time::sleep_until(deadline) => session.on_deadline()?,
+            () = sleep_until(deadline) => session.on_deadline()?,
         }
+    }
+}
+
+/// Sleeps until there is something to do, if there is.
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -169,7 +188,6 @@ async fn admitted(admission: &mut Admission) -> Option<OwnedSemaphorePermit> {
 struct Session {
     shared: Arc<Shared>,
     node: Node,
-    token: Arc<str>,
     /// Unique among the streams to this control plane.
     stream: u64,
     replaced: CancellationToken,
@@ -181,7 +199,6 @@ struct Session {
     committed_at_us: i64,
     /// Since when the proxy is ahead of what is published here, and whether that was told.
     ahead: Option<(Instant, bool)>,
-    reauthenticate_at: Instant,
     /// Until when what is ready must have been written.
     write_by: Option<Instant>,
     /// Until when what was written must have been answered.
@@ -189,19 +206,13 @@ struct Session {
 }
 
 impl Session {
-    fn open(
-        shared: Arc<Shared>,
-        node: Node,
-        token: Arc<str>,
-        first: DeltaDiscoveryRequest,
-    ) -> Result<Self, Status> {
+    fn open(shared: Arc<Shared>, node: Node, first: DeltaDiscoveryRequest) -> Result<Self, Status> {
         static STREAMS: AtomicU64 = AtomicU64::new(1);
         let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
         let replaced = shared.streams.open(&node.id, stream);
         let mut session = Self {
             shared,
             node: node.clone(),
-            token,
             stream,
             replaced,
             opened_at_us: now_us(),
@@ -209,7 +220,6 @@ impl Session {
             admission: Admission::NotNeeded,
             committed_at_us: 0,
             ahead: None,
-            reauthenticate_at: Instant::now() + REAUTHENTICATE,
             write_by: None,
             answer_by: None,
         };
@@ -352,22 +362,13 @@ impl Session {
         Some(response)
     }
 
-    fn deadline(&self) -> Instant {
+    fn deadline(&self) -> Option<Instant> {
         let ahead = self.ahead.filter(|(_, told)| !told).map(|(since, _)| since + CATCH_UP);
-        [ahead, self.write_by, self.answer_by]
-            .into_iter()
-            .flatten()
-            .fold(self.reauthenticate_at, std::cmp::min)
+        [ahead, self.write_by, self.answer_by].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self) -> Result<(), Status> {
         let now = Instant::now();
-        if now >= self.reauthenticate_at {
-            self.reauthenticate_at = now + REAUTHENTICATE;
-            if !may_stream(&self.shared.tokens, &self.token) {
-                return Err(Status::unauthenticated("the token was revoked"));
-            }
-        }
         if self.write_by.is_some_and(|by| now >= by) {
             return Err(Status::aborted("the proxy does not read what it is sent"));
         }
@@ -455,9 +456,6 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
 
 /// How long a replica that a proxy is ahead of may take to catch up before that is an error.
 const CATCH_UP: Duration = Duration::from_secs(3);
-
-/// How soon a revoked token ends the streams that were opened with it.
-const REAUTHENTICATE: Duration = Duration::from_secs(30);
 
 const FULL_SENDS: usize = 64;
 

@@ -10,8 +10,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use signalbox_config::ResourceKey;
 use signalbox_control_plane::store::{
-    KeySource, Meta, NewChange, NewRevision, ProxyRow, Role, RolloutRow, Store, StoreError, StoredResource,
-    TokenRow, seal,
+    KeySource, Meta, NewChange, NewRevision, ProxyRow, Role, RolloutRow, SessionRow, Store, StoreError,
+    StoredResource, StoredSet, TokenRow, TokenSource, seal,
 };
 
 use crate::places::Place;
@@ -24,7 +24,7 @@ pub(crate) async fn a_new_store_is_empty(place: &dyn Place) {
     let loaded = store.load().await.unwrap();
     assert_eq!((&loaded.head, loaded.committed_at_us), (&head, 0));
     assert_eq!(loaded.resources, []);
-    assert_eq!(store.set_at(0).await.unwrap(), Some(vec![]));
+    assert_eq!(store.set_at(0).await.unwrap(), Some(StoredSet::default()));
     assert_eq!(store.set_at(1).await.unwrap(), None);
     assert_eq!(store.set_at(u64::MAX).await.unwrap(), None);
     assert_eq!(store.revision(0).await.unwrap(), None);
@@ -34,6 +34,7 @@ pub(crate) async fn a_new_store_is_empty(place: &dyn Place) {
     assert_eq!(store.proxies().await.unwrap(), []);
     assert_eq!(store.rollouts(10).await.unwrap(), []);
     assert_eq!(store.tokens().await.unwrap(), []);
+    assert_eq!(store.sessions().await.unwrap(), []);
     assert_eq!(store.audit(None, 10).await.unwrap(), []);
 }
 
@@ -248,7 +249,8 @@ pub(crate) async fn a_set_of_the_past_is_what_the_log_adds_up_to(place: &dyn Pla
         sets.push(set.values().cloned().collect());
     }
     for (number, set) in sets.iter().enumerate() {
-        assert_eq!(store.set_at(number as u64).await.unwrap().as_ref(), Some(set), "revision {number}");
+        let at = store.set_at(number as u64).await.unwrap().unwrap();
+        assert_eq!(&at.resources, set, "revision {number}");
     }
     let loaded = store.load().await.unwrap();
     assert_eq!((loaded.head.number, Some(&loaded.resources)), (60, sets.last()));
@@ -278,7 +280,7 @@ pub(crate) async fn specifications_come_back_byte_for_byte(place: &dyn Place) {
     store.commit(1, NewRevision { changes, ..revision(&[]) }).await.unwrap();
     let of = |set: Vec<StoredResource>| set.into_iter().map(|resource| resource.spec).collect::<Vec<_>>();
     assert_eq!(of(store.load().await.unwrap().resources), specs);
-    assert_eq!(of(store.set_at(1).await.unwrap().unwrap()), specs);
+    assert_eq!(of(store.set_at(1).await.unwrap().unwrap().resources), specs);
     for change in store.revision(2).await.unwrap().unwrap().changes.iter().zip(specs) {
         assert_eq!((change.0.before.as_deref(), change.0.after.as_deref()), (Some(change.1), Some(change.1)));
     }
@@ -347,10 +349,10 @@ pub(crate) async fn rollouts_are_kept_by_id(place: &dyn Place) {
 
 pub(crate) async fn tokens_are_kept_by_name(place: &dyn Place) {
     let store = place.open().await;
-    let token = |name: &str, role, byte| TokenRow {
+    let token = |name: &str, role: Role, byte| TokenRow {
         name: name.into(),
-        role,
-        hash: [byte; 32],
+        role: role.into(),
+        hash: vec![byte; 32],
         created_at_us: 1_700_000_000_000_000,
     };
     let tokens = [
@@ -367,6 +369,94 @@ pub(crate) async fn tokens_are_kept_by_name(place: &dyn Place) {
     assert!(store.delete_token("e").await.unwrap());
     assert!(!store.delete_token("e").await.unwrap());
     assert_eq!(place.open().await.tokens().await.unwrap().len(), 3);
+}
+
+pub(crate) async fn sessions_are_kept_and_end_with_their_token(place: &dyn Place) {
+    let (store, other) = (place.open().await, place.open().await);
+    let session = |id: &str, token: &str, token_source, byte: u8| SessionRow {
+        id: id.into(),
+        hash: [byte; 32],
+        token: token.into(),
+        token_source,
+        binding: [byte + 1; 32],
+        created_at_us: i64::from(byte),
+        last_used_at_us: 100,
+        expires_at_us: 1000,
+    };
+    let (stored, flag) = (TokenSource::Stored, TokenSource::Flag);
+    let mut all = vec![
+        session("s1", "ci", stored, 1),
+        session("s2", "ci", flag, 2),
+        session("s3", "ann", stored, 3),
+        session("s4", "ann", TokenSource::File, 4),
+    ];
+    for session in all.iter().rev() {
+        store.create_session(session).await.unwrap();
+    }
+    assert_eq!(other.sessions().await.unwrap(), all);
+    let used = |id: &str, at_us| (id.to_owned(), at_us);
+    store.touch_sessions(&[used("s1", 200), used("s2", 50), used("gone", 300)]).await.unwrap();
+    store.touch_sessions(&[]).await.unwrap();
+    all[0].last_used_at_us = 200;
+    assert_eq!(other.sessions().await.unwrap(), all);
+
+    let token = TokenRow { name: "ci".into(), role: Role::Admin.into(), hash: vec![9; 32], created_at_us: 0 };
+    store.create_token(&token).await.unwrap();
+    assert!(store.delete_token("ci").await.unwrap());
+    all.remove(0);
+    assert_eq!(other.sessions().await.unwrap(), all, "a token that is given by hand is another one");
+    store.delete_sessions(&["s3".into(), "gone".into()]).await.unwrap();
+    store.delete_sessions(&[]).await.unwrap();
+    let left = other.sessions().await.unwrap();
+    assert_eq!(left.iter().map(|session| &*session.id).collect::<Vec<_>>(), ["s2", "s4"]);
+}
+
+/// A newer version's revision 2: a resource of a kind that is not known, one with a name that is none here, one that
+/// is; and a token with a role and a hash that are not known.
+pub(crate) const OF_A_NEWER_VERSION: &str = "
+    UPDATE head SET revision = 2;
+    INSERT INTO revisions VALUES (2, 'ann', '', 7, 3);
+    INSERT INTO resource_versions (kind, name, revision, created_at_us, before, after) VALUES
+        ('policy', 'p', 2, 7, NULL, '{\"secret\":1}'), ('route', 'a/b', 2, 7, NULL, '{}'), ('route', 'c', 2, 7, NULL, '3');
+    INSERT INTO resources (kind, name, spec, revision, created_at_us, updated_at_us, updated_by) VALUES
+        ('policy', 'p', '{\"secret\":1}', 2, 7, 7, 'ann'), ('route', 'a/b', '{}', 2, 7, 7, 'ann'),
+        ('route', 'c', '3', 2, 7, 7, 'ann');
+    INSERT INTO tokens (name, role, hash, created_at_us) VALUES ('op', 'operator', '1234', 7);";
+
+pub(crate) async fn what_a_newer_version_wrote_is_kept_as_unknown(place: &dyn Place) {
+    let store = place.open().await;
+    put(&*store, 0, &[("route/a", "1")]).await;
+    // SQLite tells text from bytes.
+    let bytes = |statement: &str| match place.url().starts_with("sqlite:") {
+        true => statement
+            .replace("'{\"secret\":1}'", "CAST('{\"secret\":1}' AS BLOB)")
+            .replace("'{}'", "CAST('{}' AS BLOB)")
+            .replace("'3'", "CAST('3' AS BLOB)")
+            .replace("'1234'", "CAST('1234' AS BLOB)"),
+        false => statement.to_owned(),
+    };
+    place.run(&bytes(OF_A_NEWER_VERSION)).await;
+
+    let names = |unknown: &[signalbox_control_plane::store::UnknownResource]| {
+        unknown.iter().map(|unknown| unknown.key.to_string()).collect::<Vec<_>>()
+    };
+    let loaded = store.load().await.unwrap();
+    assert_eq!((loaded.head.number, loaded.resources.len()), (2, 2));
+    assert_eq!(names(&loaded.unknown), ["policy/p", "route/a/b"]);
+    let at = store.set_at(2).await.unwrap().unwrap();
+    assert_eq!((at.resources.len(), names(&at.unknown)), (2, names(&loaded.unknown)));
+    assert_eq!(store.set_at(1).await.unwrap().unwrap().unknown, []);
+    let revision = store.revisions_after(1, 10).await.unwrap().remove(0);
+    assert_eq!((revision.summary.change_count, revision.changes.len()), (3, 1));
+    let changes: Vec<_> =
+        revision.unknown.iter().map(|change| (change.key.to_string(), change.before.is_some())).collect();
+    assert_eq!(changes, [("policy/p".to_owned(), false), ("route/a/b".to_owned(), false)]);
+    let tokens = store.tokens().await.unwrap();
+    assert_eq!((tokens[0].role.as_str(), tokens[0].role.known()), ("operator", None));
+
+    // The next commit leaves them as they are.
+    assert_eq!(put(&*store, 2, &[("route/a", "2")]).await, 3);
+    assert_eq!(place.open().await.load().await.unwrap().unknown, loaded.unknown);
 }
 
 pub(crate) async fn the_audit_trail_has_commits_and_notes(place: &dyn Place) {
@@ -418,7 +508,7 @@ pub(crate) async fn a_dropped_commit_is_there_wholly_or_not_at_all(place: &dyn P
     }
     let loaded = store.load().await.unwrap();
     assert_eq!(loaded.head.number, log.len() as u64);
-    assert_eq!(store.set_at(loaded.head.number).await.unwrap(), Some(loaded.resources));
+    assert_eq!(store.set_at(loaded.head.number).await.unwrap().unwrap().resources, loaded.resources);
     let audited = store.audit(None, 1_000).await.unwrap();
     assert_eq!(audited.len(), log.len());
 }
@@ -450,7 +540,7 @@ pub(crate) async fn a_hundred_thousand_resources_are_one_commit(place: &dyn Plac
     assert!(loaded.resources.is_sorted_by(|a, b| a.key < b.key));
 
     let start = Instant::now();
-    let first = store.set_at(1).await.unwrap().unwrap();
+    let first = store.set_at(1).await.unwrap().unwrap().resources;
     times.push(start.elapsed());
     assert_eq!(first.len(), COUNT);
     assert!(first.iter().all(|resource| resource.spec.starts_with(b"{\"version\":0,")));
@@ -548,7 +638,7 @@ pub(crate) async fn secrets_cannot_be_read_in_the_database(place: &dyn Place) {
     assert_eq!(log[1].changes[0].before.as_deref(), Some(first.as_bytes()));
     assert_eq!(log[1].changes[0].after.as_deref(), Some(second.as_bytes()));
     assert_eq!(store.revision(3).await.unwrap().unwrap(), log[2]);
-    let past = store.set_at(2).await.unwrap().unwrap();
+    let past = store.set_at(2).await.unwrap().unwrap().resources;
     assert!(past.iter().any(|resource| resource.spec == second.as_bytes()));
 
     for (source, expected) in [

@@ -44,6 +44,8 @@ on_both! {
     proxies_are_kept_by_id,
     rollouts_are_kept_by_id,
     tokens_are_kept_by_name,
+    sessions_are_kept_and_end_with_their_token,
+    what_a_newer_version_wrote_is_kept_as_unknown,
     the_audit_trail_has_commits_and_notes,
     a_dropped_commit_is_there_wholly_or_not_at_all,
     a_hundred_thousand_resources_are_one_commit,

@@ -17,6 +17,9 @@ pub(crate) trait Place: Send + Sync {
     /// All that is in it, as somebody sees it who has the disk or a dump.
     fn raw(&self) -> Vec<u8>;
 
+    /// Runs a statement in it.
+    async fn run(&self, statement: &str);
+
     /// Opens it, as one more control plane would.
     async fn open(&self) -> Arc<dyn Store> {
         store::open(&self.url()).await.unwrap()
@@ -34,6 +37,7 @@ impl OnSqlite {
     }
 }
 
+#[async_trait]
 impl Place for OnSqlite {
     fn url(&self) -> String {
         format!("sqlite://{}/store.db", self.dir.path().display())
@@ -42,6 +46,13 @@ impl Place for OnSqlite {
     fn raw(&self) -> Vec<u8> {
         let files = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path());
         files.flat_map(|file| std::fs::read(file).unwrap()).collect()
+    }
+
+    async fn run(&self, statement: &str) {
+        let mut connection =
+            <sqlx::SqliteConnection as sqlx::Connection>::connect(&self.url()).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+        sqlx::Connection::close(connection).await.unwrap();
     }
 }
 
@@ -79,6 +90,7 @@ impl OnPostgres {
     }
 }
 
+#[async_trait]
 impl Place for OnPostgres {
     fn url(&self) -> String {
         self.url.clone()
@@ -92,6 +104,10 @@ impl Place for OnPostgres {
             text.split("\\\\x").flat_map(from_hex).collect::<Vec<u8>>()
         };
         tables.into_iter().flat_map(rows).collect()
+    }
+
+    async fn run(&self, statement: &str) {
+        self.sql(statement);
     }
 }
 

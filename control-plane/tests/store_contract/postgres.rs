@@ -20,20 +20,27 @@ async fn control_planes_that_start_at_once_make_the_tables_once() {
     for head in &heads {
         assert_eq!(head.as_ref().unwrap(), heads[0].as_ref().unwrap());
     }
-    assert_eq!(place.sql("SELECT version FROM signalbox_schema ORDER BY 1"), "1\n2");
+    assert_eq!(place.sql("SELECT version FROM signalbox_schema ORDER BY 1"), "1\n2\n3");
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused() {
+async fn a_newer_schema_is_refused_unless_it_says_that_this_version_can_use_it() {
     let place = OnPostgres::new();
     place.open().await;
-    place.sql("INSERT INTO signalbox_schema VALUES (99, now())");
-    match store::open(&place.url()).await {
+    let refused = async || match store::open(&place.url()).await {
         Err(StoreError::Broken(message)) => {
-            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 2");
+            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 3");
         }
         other => panic!("{:?}", other.err()),
-    }
+    };
+    place.sql("INSERT INTO signalbox_schema VALUES (99, now()); UPDATE schema_compatibility SET oldest = 99");
+    refused().await;
+    // One that only added to the tables says so.
+    place.sql("UPDATE schema_compatibility SET oldest = 3");
+    assert_eq!(place.open().await.head().await.unwrap().number, 0);
+    // A version that says nothing is not to be trusted.
+    place.sql("DROP TABLE schema_compatibility");
+    refused().await;
 }
 
 #[tokio::test]

@@ -51,12 +51,20 @@ async fn another_programs_database_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_newer_schema_is_refused() {
+async fn a_newer_schema_is_refused_unless_it_says_that_this_version_can_use_it() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("store.db");
     open(&file).await.unwrap();
     sql(&file, "PRAGMA user_version = 99").await;
-    assert_broken(open(&file).await, "has schema version 99, made by a newer Signalbox; this one knows 2");
+    sql(&file, "UPDATE schema_compatibility SET oldest = 99").await;
+    let refused = open(&file).await;
+    assert_broken(refused, "has schema version 99, made by a newer Signalbox; this one knows 3");
+    // One that only added to the tables says so.
+    sql(&file, "UPDATE schema_compatibility SET oldest = 3").await;
+    assert_eq!(open(&file).await.unwrap().head().await.unwrap().number, 0);
+    // A version that says nothing is not to be trusted.
+    sql(&file, "DROP TABLE schema_compatibility").await;
+    assert_broken(open(&file).await, "has schema version 99");
 }
 
 #[tokio::test]
@@ -152,7 +160,10 @@ async fn a_killed_writer_leaves_every_commit_that_it_was_told_of() {
         let log = store.revisions_after(0, 1_000).await.unwrap();
         assert!(log.iter().map(|revision| revision.summary.number).eq(1..=head));
         assert!(log.iter().all(|revision| revision.changes.len() == 2));
-        assert_eq!(store.load().await.unwrap().resources, store.set_at(head).await.unwrap().unwrap());
+        assert_eq!(
+            store.load().await.unwrap().resources,
+            store.set_at(head).await.unwrap().unwrap().resources
+        );
     }
 }
 

@@ -3,12 +3,14 @@
 // Clippy lets only the tests themselves unwrap, not what they share.
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod bad_input;
 mod certificates;
 mod configuration;
 mod data_path;
 mod drain;
 mod fixture;
+mod newer;
 mod outage;
 mod peers;
 mod process;

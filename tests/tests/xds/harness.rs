@@ -9,7 +9,7 @@ use std::time::Duration;
 use prost::Message;
 use serde_json::{Value, json};
 use signalbox_config::{Change, Fingerprint, Resource, ResourceKey, Snapshot};
-use signalbox_control_plane::auth::{TokenText, Tokens};
+use signalbox_control_plane::auth::{Credentials, TokenFlags, TokenText};
 use signalbox_control_plane::board::{Board, ProxyStatus, Sharing};
 use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
@@ -61,7 +61,7 @@ pub(crate) struct Plane {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) board: Arc<Board>,
-    pub(crate) tokens: Arc<Tokens>,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) address: SocketAddr,
     pub(crate) open_streams: Box<dyn Fn() -> usize + Send + Sync>,
     pub(crate) shutdown: CancellationToken,
@@ -114,14 +114,16 @@ impl Plane {
         let store = store::open(&database.url()).await.unwrap();
         let metrics = Arc::new(Metrics::default());
         let publisher = Publisher::start(store.clone(), metrics.clone()).await.unwrap();
-        let tokens = Tokens::load(store.clone(), metrics.clone()).await.unwrap();
-        tokens.ensure("proxy", Role::Proxy, &TokenText(TOKEN.into())).await.unwrap();
+        let flags = TokenFlags::default();
+        let credentials = Credentials::load(store.clone(), metrics.clone(), flags).await.unwrap();
+        // Another control plane on the database may have made it.
+        credentials.create("proxy", Role::Proxy, &TokenText(TOKEN.into())).await.unwrap();
         let board = Board::open(store.clone(), settings.replica, settings.sharing).await.unwrap();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let listener = runtime.spawn(listen(settings.address)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let xds = Xds::new(publisher.clone(), board.clone(), tokens.clone(), metrics);
+        let xds = Xds::new(publisher.clone(), board.clone(), credentials.clone(), metrics);
         let open_streams = xds.open_streams();
         let shutdown = CancellationToken::new();
         let serving = xds.serve(listener, settings.tls, shutdown.clone());
@@ -134,7 +136,7 @@ impl Plane {
             store,
             publisher,
             board,
-            tokens,
+            credentials,
             address,
             open_streams,
             shutdown,

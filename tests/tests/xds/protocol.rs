@@ -95,7 +95,7 @@ async fn only_a_proxys_or_an_admins_token_opens_a_stream() {
     let plane = Plane::start(&database).await;
     let tokens = [("viewer", Role::Viewer), ("editor", Role::Editor), ("admin", Role::Admin)];
     for (name, role) in tokens {
-        plane.tokens.ensure(name, role, &TokenText(name.to_owned())).await.unwrap();
+        assert!(plane.credentials.create(name, role, &TokenText(name.to_owned())).await.unwrap());
     }
     for token in ["viewer", "editor", "unknown", ""] {
         let refused = match Raw::with_token(&plane, token).await {

@@ -1,0 +1,129 @@
+//! Proxies that are refused: counted by reason, and logged without flooding the log.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::metrics::Metrics;
+use crate::store::StoredRole;
+
+/// Why a proxy is refused. Its text is what the proxy is told.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It presents no token.
+    NoToken,
+    /// Its token is not valid on this replica.
+    UnknownToken,
+    /// Its token is not for proxies.
+    WrongRole {
+        /// The name of the token.
+        name: Arc<str>,
+        /// Its role.
+        role: StoredRole,
+    },
+    /// Its token was valid when it connected, and is no more.
+    RevokedToken,
+}
+
+impl Refusal {
+    /// As the metric has it.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoToken => "token_missing",
+            Self::UnknownToken => "token_unknown",
+            Self::WrongRole { .. } => "token_role",
+            Self::RevokedToken => "token_revoked",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoToken => f.write_str("a token is needed: authorization: Bearer TOKEN"),
+            Self::UnknownToken => f.write_str("the token is not known to this control plane"),
+            Self::WrongRole { name, role } => write!(
+                f,
+                "the token {name:?} has the role {}, and only proxy and admin open streams",
+                role.as_str()
+            ),
+            Self::RevokedToken => f.write_str("the token was revoked, or is not given any more"),
+        }
+    }
+}
+
+/// What was refused lately, by address and reason: each is logged at most once in [`Refusals::WINDOW`].
+#[derive(Default)]
+pub(super) struct Refusals(Mutex<HashMap<(Option<IpAddr>, &'static str), Noted>>);
+
+struct Noted {
+    logged_at: Instant,
+    /// Since then.
+    unlogged: u64,
+}
+
+impl Refusals {
+    const WINDOW: Duration = Duration::from_secs(60);
+    const MAX_ADDRESSES: usize = 10_000;
+
+    /// Counts a refusal, and logs it unless the same was logged a moment ago.
+    pub(super) fn note(&self, metrics: &Metrics, peer: Option<SocketAddr>, refusal: &Refusal) {
+        metrics.xds_refused.increment(refusal.reason());
+        if let Some(since_last) = self.is_due(peer.map(|peer| peer.ip()), refusal.reason(), Instant::now()) {
+            tracing::warn!(
+                peer = peer.map(tracing::field::display),
+                reason = refusal.reason(),
+                since_last,
+                "a proxy was refused: {refusal}"
+            );
+        }
+    }
+
+    /// Whether it is to be logged, and then how many like it were not since the last that was.
+    fn is_due(&self, peer: Option<IpAddr>, reason: &'static str, now: Instant) -> Option<u64> {
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if noted.len() >= Self::MAX_ADDRESSES {
+            noted.retain(|_, noted| now.duration_since(noted.logged_at) < Self::WINDOW);
+            if noted.len() >= Self::MAX_ADDRESSES {
+                noted.clear();
+            }
+        }
+        match noted.get_mut(&(peer, reason)) {
+            Some(known) if now.duration_since(known.logged_at) < Self::WINDOW => {
+                known.unlogged += 1;
+                None
+            }
+            Some(known) => {
+                known.logged_at = now;
+                Some(std::mem::take(&mut known.unlogged))
+            }
+            None => {
+                noted.insert((peer, reason), Noted { logged_at: now, unlogged: 0 });
+                Some(0)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_logged_once_a_minute_for_each_address() {
+        let refusals = Refusals::default();
+        let (one, other) = (Some(IpAddr::from([10, 0, 0, 1])), Some(IpAddr::from([10, 0, 0, 2])));
+        let now = Instant::now();
+        assert_eq!(refusals.is_due(one, "a", now), Some(0));
+        for _ in 0..1000 {
+            assert_eq!(refusals.is_due(one, "a", now), None);
+        }
+        assert_eq!(refusals.is_due(one, "b", now), Some(0));
+        assert_eq!(refusals.is_due(other, "a", now), Some(0));
+        let later = now + Refusals::WINDOW;
+        assert_eq!(refusals.is_due(one, "a", later), Some(1000));
+        assert_eq!(refusals.is_due(one, "a", later), None);
+    }
+}
