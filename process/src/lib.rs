@@ -1,14 +1,16 @@
 //! What the control plane and the proxy both need of their process: arguments from flags, environment and a file, the
-//! log, limits of the operating system, and an orderly error when the start fails.
+//! log, limits of the operating system, certificate files, and an orderly error when the start fails.
 //!
 //! It lies below both planes and knows neither.
 
 #![warn(missing_docs)]
 
 pub mod arguments;
+pub mod health;
 pub mod limits;
 pub mod log;
 mod run;
+pub mod tls;
 
 pub use run::run;
 
@@ -29,4 +31,8 @@ pub struct ProcessArgs {
     /// How the program's own log is written [default: text on a terminal, else json].
     #[arg(long, env = "SIGNALBOX_LOG_FORMAT", value_name = "FORMAT", value_enum)]
     pub log_format: Option<log::LogFormat>,
+
+    /// Ask the program that runs with the same flags whether it is ready, and end: for the health checks of containers.
+    #[arg(long)]
+    pub check_health: bool,
 }

@@ -1,4 +1,4 @@
-//! Limits of the operating system: open files.
+//! Limits of the operating system: open files, address space.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -62,9 +62,37 @@ impl OpenFiles {
     }
 }
 
+/// Checks the limit on address space (`ulimit -v`) for a program with so many threads. Below it threads could not be
+/// started, and the first allocation that fails would end the process without a word of why.
+pub fn require_address_space(threads: u64) -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::As).current.unwrap_or(u64::MAX);
+    let least = least_address_space(threads);
+    if limit < least {
+        let (has, needs) = (limit >> 10, least.div_ceil(1 << 10));
+        anyhow::bail!(
+            "the limit on address space is {has} KiB; at least {needs} are needed with {threads} threads: set it with `ulimit -v`, or have fewer workers"
+        );
+    }
+    Ok(())
+}
+
+/// Stacks and the allocators' reserves of so many threads, and what the program needs beside them: bytes.
+fn least_address_space(threads: u64) -> u64 {
+    const OTHERS: u64 = 128 << 20;
+    const THREAD: u64 = 8 << 20;
+    OTHERS.saturating_add(threads.saturating_mul(THREAD))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_thread_needs_address_space() {
+        assert!(least_address_space(4) > 150_000 << 10);
+        assert_eq!(least_address_space(u64::MAX), u64::MAX);
+        assert!(require_address_space(4).is_ok(), "the tests run without such a limit");
+    }
 
     #[test]
     fn a_limit_on_open_files_is_enough_or_low_or_too_low_and_the_number_to_set_is_named() {

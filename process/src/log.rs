@@ -1,7 +1,10 @@
 //! The program's own log, on standard error.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
@@ -56,9 +59,60 @@ pub fn start(args: &ProcessArgs) {
     };
 }
 
+/// Bounds how often lines of one kind are logged. There are as many kinds as `K` has values, so `K` is an enum.
+#[derive(Debug)]
+pub struct Throttle<K> {
+    interval: Duration,
+    /// When a line was logged last, and how many were not since.
+    kinds: Mutex<BTreeMap<K, (Instant, u64)>>,
+}
+
+impl<K: Ord> Throttle<K> {
+    /// One line in `interval` for each kind.
+    pub fn new(interval: Duration) -> Self {
+        Self { interval, kinds: Mutex::default() }
+    }
+
+    /// Whether a line of this kind may be logged now; then how many were not since the last one that was.
+    pub fn admit(&self, kind: K) -> Option<u64> {
+        self.admit_at(kind, Instant::now())
+    }
+
+    fn admit_at(&self, kind: K, now: Instant) -> Option<u64> {
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        match kinds.get_mut(&kind) {
+            Some((logged, withheld)) if now.duration_since(*logged) < self.interval => {
+                *withheld += 1;
+                None
+            }
+            Some((logged, withheld)) => {
+                *logged = now;
+                Some(std::mem::take(withheld))
+            }
+            None => {
+                kinds.insert(kind, (now, 0));
+                Some(0)
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_throttle_admits_one_line_of_a_kind_in_an_interval_and_counts_the_others() {
+        let throttle = Throttle::new(Duration::from_secs(10));
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(throttle.admit_at('a', at(0)), Some(0));
+        assert_eq!(throttle.admit_at('a', at(9)), None);
+        assert_eq!(throttle.admit_at('b', at(9)), Some(0));
+        assert_eq!(throttle.admit_at('a', at(9)), None);
+        assert_eq!(throttle.admit_at('a', at(10)), Some(2));
+        assert_eq!(throttle.admit_at('a', at(20)), Some(0));
+    }
 
     #[test]
     fn a_log_level_is_a_level_or_one_for_each_module() {
