@@ -24,6 +24,7 @@ FROM base AS control-plane
 COPY --from=build /usr/local/bin/signalbox-control-plane /usr/local/bin/
 ENV SIGNALBOX_ADMIN_ADDRESS=0.0.0.0:9080 SIGNALBOX_XDS_ADDRESS=0.0.0.0:9081
 EXPOSE 9080 9081
+HEALTHCHECK --interval=5s --timeout=4s --start-period=30s CMD ["signalbox-control-plane", "--check-health"]
 ENTRYPOINT ["signalbox-control-plane"]
 
 FROM base AS proxy
@@ -31,4 +32,5 @@ COPY --from=build /usr/local/bin/signalbox-proxy /usr/local/bin/
 ENV SIGNALBOX_ADMIN_ADDRESS=0.0.0.0:9082
 EXPOSE 8080 9082
 STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=4s --start-period=30s CMD ["signalbox-proxy", "--check-health"]
 ENTRYPOINT ["signalbox-proxy"]

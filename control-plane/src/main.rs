@@ -1,7 +1,6 @@
 //! The program: reads the flags, starts the parts, and ends them in order.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,16 +17,13 @@ use signalbox_control_plane::rest::{self, Services};
 use signalbox_control_plane::serve::{self, Site};
 use signalbox_control_plane::store::{self, KeySource, Store, StoreError};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Refused, Writer};
-use signalbox_control_plane::xds::{Xds, XdsTls};
-use signalbox_process::limits::OpenFiles;
-use signalbox_process::{arguments, log};
+use signalbox_control_plane::xds::Xds;
+use signalbox_process::limits::{self, OpenFiles};
+use signalbox_process::tls::{Reloading, ServerFiles};
+use signalbox_process::{arguments, health, log};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
@@ -39,6 +35,9 @@ const END_DEADLINE: Duration = Duration::from_secs(10);
 /// Open files: each proxy takes one, and each client of the admin API; 64 are for the database, the log and the runtime.
 const OPEN_FILES: OpenFiles = OpenFiles { least: 64 + 64, wanted: 64 + 4096 };
 
+/// Threads beside the runtime's, one for each core: SQLite's, and those that may block.
+const OTHER_THREADS: u64 = 4;
+
 fn main() -> ExitCode {
     signalbox_process::run(|| start_and_run(arguments::parse()))
 }
@@ -47,7 +46,12 @@ fn start_and_run(args: Args) -> Result<()> {
     if args.openapi {
         return Ok(writeln!(std::io::stdout(), "{}", rest::openapi_json())?);
     }
+    if args.process.check_health {
+        return health::check(args.admin_address, args.admin_tls_cert.as_deref());
+    }
     log::start(&args.process);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    limits::require_address_space(OTHER_THREADS.saturating_add(cores as u64))?;
     OPEN_FILES.require(|limit| format!("{} proxies and clients at once", limit.saturating_sub(64)))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(run(args));
@@ -82,10 +86,10 @@ async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// SIGHUP, which terminals and who rotates logs send, ends nothing.
+/// SIGHUP, which terminals and log rotation send, ends nothing.
 async fn hang_up(mut signals: Signal) {
     while signals.recv().await.is_some() {
-        tracing::warn!("SIGHUP: nothing is read anew; certificates of this control plane need a restart");
+        tracing::info!("SIGHUP: nothing to do; certificate files are re-read when they change");
     }
 }
 
@@ -99,25 +103,41 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
     };
     // Before the database is waited for: what is wrong with them needs no database to be told.
     token_flags.read().map_err(anyhow::Error::msg)?;
-    let tls = match (&args.admin_tls_cert, &args.admin_tls_key) {
-        (Some(cert), Some(key)) => {
-            Some(tls_acceptor(cert, key).context("--admin-tls-cert and --admin-tls-key")?)
-        }
-        _ => None,
-    };
+    let metrics = Arc::new(Metrics::default());
+    let admin_files =
+        args.admin_tls_cert.clone().zip(args.admin_tls_key.clone()).map(|(certificate, key)| ServerFiles {
+            name: "admin",
+            certificate,
+            key,
+            client_ca: None,
+            alpn: b"http/1.1",
+        });
+    let tls = admin_files.map(Reloading::server).transpose().context("--admin-tls-cert, --admin-tls-key")?;
     if tls.is_none() && !args.admin_address.ip().is_loopback() {
         tracing::warn!(address = %args.admin_address, "the admin address is open to other hosts without TLS");
     }
     let is_tls = tls.is_some();
-    let xds_tls = match (&args.xds_tls_cert, &args.xds_tls_key) {
-        (Some(certificate), Some(key)) => {
-            let client_ca = args.xds_tls_client_ca.clone();
-            Some(XdsTls { certificate: certificate.clone(), key: key.clone(), client_ca })
-        }
-        _ => None,
-    };
+    let xds_files = args.xds_tls_cert.clone().zip(args.xds_tls_key.clone()).map(|(certificate, key)| {
+        let client_ca = args.xds_tls_client_ca.clone().map(|path| ("xds_client_ca", path));
+        ServerFiles { name: "xds", certificate, key, client_ca, alpn: b"h2" }
+    });
+    let xds_tls = xds_files
+        .map(Reloading::server)
+        .transpose()
+        .context("--xds-tls-cert, --xds-tls-key, --xds-tls-client-ca")?;
     if xds_tls.is_none() && !args.xds_address.ip().is_loopback() {
         tracing::warn!(address = %args.xds_address, "the xDS address is open to other hosts without TLS");
+    }
+    for files in [&tls, &xds_tls].into_iter().flatten() {
+        metrics.watch_certificates(Arc::clone(files));
+        let files = Arc::clone(files);
+        let shutdown = shutdown.clone();
+        part(tasks, async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = files.follow(|_| {}) => {}
+            }
+        });
     }
 
     // Answers probes while the database is opened.
@@ -134,7 +154,6 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
         let head = store.new_epoch().await.context("a new epoch could not be started")?;
         tracing::warn!(epoch = %head.epoch, revision = head.number, "a new epoch was started");
     }
-    let metrics = Arc::new(Metrics::default());
     let credentials = Credentials::load(Arc::clone(&store), Arc::clone(&metrics), token_flags).await?;
     for (name, text) in credentials.bootstrap().await.context("the first tokens cannot be stored")? {
         writeln!(std::io::stdout(), "{name} token: {}", text.0)?;
@@ -229,21 +248,6 @@ async fn create_first_listener(publisher: &Arc<Publisher>) -> Result<()> {
         Ok(_) | Err(Refused::Exists(_) | Refused::Conflict { .. }) => Ok(()),
         Err(error) => Err(error).context("the first revision cannot be made"),
     }
-}
-
-fn tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor> {
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(cert)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("{} has no certificates that can be read", cert.display()))?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .with_context(|| format!("{} has no private key that can be read", key.display()))?;
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 fn host_name() -> String {

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use signalbox_process::tls::Reloading;
+use tokio_rustls::rustls::ServerConfig;
 
 /// All counters of one control plane. What is a state (connected proxies, the head revision) is read when it is
 /// written, and is not here.
@@ -20,6 +23,8 @@ pub struct Metrics {
     pub xds_refused: ByReason,
     store: Mutex<BTreeMap<&'static str, StoreCalls>>,
     http: Mutex<BTreeMap<HttpKey, HttpCalls>>,
+    /// The TLS files of this process.
+    certificates: Mutex<Vec<Arc<Reloading<ServerConfig>>>>,
 }
 
 /// A number that only grows.
@@ -160,6 +165,11 @@ impl Metrics {
         calls.entry((method, path, class)).or_default().took.observe(took);
     }
 
+    /// Has the expiry of these files' certificates shown.
+    pub fn watch_certificates(&self, files: Arc<Reloading<ServerConfig>>) {
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).push(files);
+    }
+
     /// All of it, in Prometheus' text format.
     pub fn write(&self, gauges: &Gauges) -> String {
         let mut out = String::with_capacity(8 << 10);
@@ -201,6 +211,13 @@ impl Metrics {
         let name = "signalbox_xds_refused_total";
         head(&mut out, name, "Connections, streams and reports of proxies that were refused.", "counter");
         self.xds_refused.write(&mut out, name);
+        let name = "signalbox_tls_certificate_expiry_timestamp_seconds";
+        head(&mut out, name, "When a certificate of this process expires, seconds since 1970.", "gauge");
+        for files in self.certificates.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            for expiry in files.expiries() {
+                let _ = writeln!(out, "{name}{{use=\"{}\"}} {}", expiry.name, expiry.not_after);
+            }
+        }
         let name = "signalbox_propagation_seconds";
         head(&mut out, name, "From a revision's commit to a proxy's ACK.", "histogram");
         self.propagation.write(&mut out, name, "");

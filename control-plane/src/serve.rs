@@ -13,11 +13,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use signalbox_process::tls::Reloading;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 
@@ -65,7 +67,12 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Serves until `shutdown`, then finishes what runs.
-pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, site: Site, shutdown: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<Reloading<ServerConfig>>>,
+    site: Site,
+    shutdown: CancellationToken,
+) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -94,7 +101,12 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, site: Site, 
             let _room = room;
             match tls {
                 None => connection(stream, Peer(peer), site, shutdown).await,
-                Some(tls) => match tokio::time::timeout(HANDSHAKE_DEADLINE, tls.accept(stream)).await {
+                Some(tls) => match tokio::time::timeout(
+                    HANDSHAKE_DEADLINE,
+                    TlsAcceptor::from(tls.current()).accept(stream),
+                )
+                .await
+                {
                     Ok(Ok(stream)) => connection(stream, Peer(peer), site, shutdown).await,
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "the TLS handshake failed"),
                     Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),

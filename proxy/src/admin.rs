@@ -131,7 +131,12 @@ impl Admin {
         } else {
             (StatusCode::OK, "ready")
         };
-        json_response(status, &json!({"status": state}))
+        let mut body = json!({"status": state});
+        let warnings = self.status.borrow().warnings();
+        if !warnings.is_empty() {
+            body["warnings"] = warnings.into();
+        }
+        json_response(status, &body)
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {

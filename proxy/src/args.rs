@@ -68,7 +68,7 @@ pub struct Args {
     pub data_dir: PathBuf,
 
     /// No control plane: run this declarative file, and apply it again when it changes.
-    #[arg(long, env = "SIGNALBOX_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "SIGNALBOX_CONFIG", value_name = "FILE", conflicts_with_all = ["control_plane", "tls_ca", "tls_cert"])]
     pub config: Option<PathBuf>,
 
     /// Threads that serve requests [default: number of cores].
@@ -239,8 +239,12 @@ mod tests {
             "--drain-timeout=5",
             "--tls-cert=a.pem",
             "--dns-server=dns.example",
+            "--config=a.yaml --control-plane=http://a:1",
+            "--config=a.yaml --tls-ca=ca.pem",
         ] {
-            assert!(Args::try_parse_from(["signalbox-proxy", bad]).is_err(), "{bad}");
+            let bad = bad.split(' ');
+            let bad: Vec<_> = std::iter::once("signalbox-proxy").chain(bad).collect();
+            assert!(Args::try_parse_from(&bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use signalbox_process::limits::OpenFiles;
-use signalbox_process::log;
+use signalbox_process::limits::{self, OpenFiles};
+use signalbox_process::{health, log};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -26,6 +26,9 @@ use crate::telemetry::access_log;
 
 /// How often what nobody uses any more is looked for.
 const FORGET: Duration = Duration::from_secs(1);
+
+/// Threads that are no workers: the control runtime's, those that may block, the access log's.
+const OTHER_THREADS: u64 = 4;
 
 /// Open files that are no connection of a client or to a target: the admin server's connections, logs, name lookups.
 const OTHER_FILES: u64 = 128;
@@ -44,24 +47,28 @@ const MOST_WANTED: u64 = 32_768;
 
 /// Runs a proxy until it is told to end, and has drained.
 pub fn run(args: Args) -> Result<()> {
+    if args.process.check_health {
+        return health::check(args.admin_address, None);
+    }
     log::start(&args.process);
+    let workers = match args.workers {
+        Some(workers) => workers.get(),
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    limits::require_address_space(OTHER_THREADS.saturating_add(workers as u64))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(serve(args));
+    let result = runtime.block_on(serve(args, workers));
     // Lookups of names cannot be broken off, and nobody waits for them.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
-async fn serve(args: Args) -> Result<()> {
-    let workers = match args.workers {
-        Some(workers) => workers.get(),
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
+async fn serve(args: Args, workers: usize) -> Result<()> {
     let max_connections = max_connections(workers, args.max_connections)?;
     let access_log = access_log::start(&args.access_log).context("cannot open the access log")?;
     let (log_sender, log_thread) = access_log.unzip();

@@ -23,6 +23,8 @@ pub struct ProxyBuilder {
     config: Option<PathBuf>,
     arguments: Vec<String>,
     program: Option<PathBuf>,
+    token: Option<String>,
+    data_dir: Option<PathBuf>,
 }
 
 /// A running proxy. Data directory, node id and ports stay the same over a restart.
@@ -46,6 +48,27 @@ impl ProxyBuilder {
     #[must_use]
     pub fn control_plane(mut self, control_plane: &ControlPlane) -> Self {
         self.control_planes.push(control_plane.xds_url());
+        self
+    }
+
+    /// Connects to a control plane at this URL.
+    #[must_use]
+    pub fn control_plane_url(mut self, url: impl Into<String>) -> Self {
+        self.control_planes.push(url.into());
+        self
+    }
+
+    /// Presents this token instead of the tests' own.
+    #[must_use]
+    pub fn token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self
+    }
+
+    /// Keeps its data there, instead of in a directory that lasts as long as it.
+    #[must_use]
+    pub fn data_dir(mut self, dir: &Path) -> Self {
+        self.data_dir = Some(dir.to_owned());
         self
     }
 
@@ -106,8 +129,8 @@ impl ProxyBuilder {
         let http = given.unwrap_or_else(loopback);
         let mut arguments = vec![
             format!("--admin-address={admin}"),
-            format!("--data-dir={}", dir.path().join("data").display()),
-            format!("--token={PROXY_TOKEN}"),
+            format!("--data-dir={}", self.data_dir.unwrap_or_else(|| dir.path().join("data")).display()),
+            format!("--token={}", self.token.as_deref().unwrap_or(PROXY_TOKEN)),
             format!("--listener=http={http}"),
             "--log-format=text".to_owned(),
             "--workers=2".to_owned(),

@@ -1530,6 +1530,8 @@ export interface components {
             traffic?: components["schemas"]["ProxyTraffic"] | null;
             /** @description The version of its program. */
             version: string;
+            /** @description What people should know of, although the proxy serves: that its disk is full, for example. */
+            warnings: string[];
         };
         /** @description A proxy's traffic over the interval of its last report. */
         ProxyTraffic: {

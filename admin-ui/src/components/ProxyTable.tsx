@@ -161,6 +161,11 @@ function ProxyRow({
             {proxy.fleet !== "default" && ` · fleet ${proxy.fleet}`}
           </Text>
           <Labels labels={proxy.labels} />
+          {proxy.warnings.map((warning) => (
+            <Text key={warning} size="xs" c="orange" mt={4} className="breaks">
+              {warning}
+            </Text>
+          ))}
         </Table.Td>
         <Table.Td>
           <ProxyBadge state={proxy.state} />

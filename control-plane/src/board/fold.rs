@@ -136,6 +136,9 @@ pub(super) struct Proxy {
     drifted: bool,
     traffic: Option<ProxyTraffic>,
     listeners: BTreeMap<String, String>,
+    /// As it reported. A version before does not know them.
+    #[serde(default)]
+    warnings: Vec<String>,
     /// Its stream to this control plane.
     #[serde(skip)]
     stream: Option<u64>,
@@ -346,9 +349,11 @@ impl State {
         proxy.last_seen_us = now_us;
         let reported = Some((report.revision, report.applied_at_us, report.apply_us));
         let listeners: BTreeMap<_, _> = report.listeners.into_iter().collect();
-        let lasting = proxy.reported != reported || proxy.listeners != listeners;
+        let lasting =
+            proxy.reported != reported || proxy.listeners != listeners || proxy.warnings != report.warnings;
         proxy.reported = reported;
         proxy.listeners = listeners;
+        proxy.warnings = report.warnings;
         proxy.traffic = report.traffic.map(|traffic| {
             let share = |count: u64| ratio(count as f64, traffic.requests as f64);
             let classes = traffic.classes.map(|classes| TrafficClasses {
@@ -589,6 +594,7 @@ impl State {
             error: proxy.error.clone(),
             traffic: proxy.traffic.clone().filter(|_| proxy.connected),
             listeners: proxy.listeners.clone(),
+            warnings: proxy.warnings.clone(),
         }
     }
 
@@ -769,6 +775,7 @@ impl Proxy {
             drifted: false,
             traffic: None,
             listeners: BTreeMap::new(),
+            warnings: Vec::new(),
             stream: None,
             row: (0, 0),
         }

@@ -36,6 +36,8 @@ pub struct ProxyStatus {
     pub traffic: Option<ProxyTraffic>,
     /// Listener name to the address it is bound to on that host.
     pub listeners: BTreeMap<String, String>,
+    /// What people should know of, although the proxy serves: that its disk is full, for example.
+    pub warnings: Vec<String>,
 }
 
 /// How a proxy stands to the revision it is assigned.

@@ -3,6 +3,7 @@
 //! [`delta`] decides what a proxy is sent; [`stream`] moves it; [`set`] is what there is to send. Every proxy has a
 //! cursor and no queue: what it is sent is computed when its stream can be written, so a slow one skips revisions.
 
+mod accept;
 pub mod delta;
 mod node;
 mod refusal;
@@ -10,10 +11,10 @@ mod report;
 mod set;
 mod stream;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use signalbox_process::tls::Reloading;
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -22,10 +23,10 @@ use signalbox_proto::signalbox::report::v1::report_service_server::{ReportServic
 use signalbox_proto::signalbox::report::v1::{ProxyReport, ReportSummary};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 
@@ -43,33 +44,13 @@ pub struct Xds {
     shared: Arc<Shared>,
 }
 
-/// TLS for the proxies' connections: PEM files.
-#[derive(Debug, Clone)]
-pub struct XdsTls {
-    /// The server's certificate chain.
-    pub certificate: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-    /// Who may have signed the proxies' certificates; then they must present one.
-    pub client_ca: Option<PathBuf>,
-}
+/// TLS for the proxies' connections: the server's certificate, and who may have signed the proxies' certificates.
+pub type XdsTls = Arc<Reloading<ServerConfig>>;
 
-/// Why the server is not started, or has ended.
+/// Why the server has ended.
 #[derive(Debug, thiserror::Error)]
-pub enum XdsError {
-    /// A file of [`XdsTls`] cannot be read.
-    #[error("cannot read {path}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        error: std::io::Error,
-    },
-    /// TLS, or the listening socket.
-    #[error("the xDS server cannot run")]
-    Transport(#[source] tonic::transport::Error),
-}
+#[error("the xDS server cannot run")]
+pub struct XdsError(#[source] tonic::transport::Error);
 
 impl Xds {
     /// A server of what `publisher` publishes.
@@ -100,22 +81,22 @@ impl Xds {
         tls: Option<XdsTls>,
         shutdown: CancellationToken,
     ) -> Result<(), XdsError> {
+        let (ready, incoming) = mpsc::channel(1);
+        let stop_accepting = shutdown.child_token();
+        let accepting = accept::run(listener, tls, Arc::clone(&self.shared), ready, stop_accepting.clone());
+        let accepting = tokio::spawn(accepting);
         let mut server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .max_concurrent_streams(STREAMS_PER_CONNECTION);
-        if let Some(tls) = tls {
-            server = server.tls_config(load_tls(&tls).await?).map_err(XdsError::Transport)?;
-        }
         let shared = self.shared;
         let discovery = AggregatedDiscoveryServiceServer::new(Discovery(shared.clone()))
             .max_decoding_message_size(MAX_REQUEST);
         let reports = ReportServiceServer::new(Reports(shared.clone())).max_decoding_message_size(MAX_REPORT);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let served = server
             .add_service(discovery)
             .add_service(reports)
-            .serve_with_incoming_shutdown(incoming, async {
+            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async {
                 shutdown.cancelled().await;
                 shared.shutdown.cancel();
             })
@@ -123,23 +104,13 @@ impl Xds {
         shared.shutdown.cancel();
         shared.tasks.close();
         shared.tasks.wait().await;
-        served.map_err(XdsError::Transport)
+        stop_accepting.cancel();
+        // With it the listening socket is closed: another process may have the port now.
+        if accepting.await.is_err() {
+            tracing::error!("accepting the proxies' connections panicked");
+        }
+        served.map_err(XdsError)
     }
-}
-
-async fn load_tls(tls: &XdsTls) -> Result<ServerTlsConfig, XdsError> {
-    let certificate = read(&tls.certificate).await?;
-    let key = read(&tls.key).await?;
-    let mut config =
-        ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)).timeout(HANDSHAKE_TIMEOUT);
-    if let Some(client_ca) = &tls.client_ca {
-        config = config.client_ca_root(Certificate::from_pem(read(client_ca).await?));
-    }
-    Ok(config)
-}
-
-async fn read(path: &Path) -> Result<Vec<u8>, XdsError> {
-    tokio::fs::read(path).await.map_err(|error| XdsError::File { path: path.to_owned(), error })
 }
 
 struct Discovery(Arc<Shared>);
@@ -210,8 +181,6 @@ fn opens_streams(role: &StoredRole) -> bool {
 
 /// A proxy that is gone without a word is noticed after twice this.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A proxy needs two: its stream and its reports.
 const STREAMS_PER_CONNECTION: u32 = 16;

@@ -25,6 +25,34 @@ pub(super) enum Refusal {
     },
     /// Its token was valid when it connected, and is no more.
     RevokedToken,
+    /// There is no connection over which it could present a token.
+    Handshake {
+        /// Why.
+        reason: Handshake,
+        /// The same for people.
+        detail: String,
+    },
+}
+
+/// Why a connection is refused before a word of HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Handshake {
+    /// The proxy speaks TLS to a port without.
+    TlsOnCleartext,
+    /// It speaks no TLS to a port with TLS.
+    CleartextOnTls,
+    /// It has no certificate, and needs one.
+    NoCertificate,
+    /// Its certificate is not accepted: expired, or of an unknown authority.
+    BadCertificate,
+    /// It does not accept this control plane's certificate.
+    ByClient,
+    /// There is no TLS version or cipher in common, or what it says is not TLS.
+    Incompatible,
+    /// It closed the connection in the handshake.
+    Closed,
+    /// It took too long.
+    Timeout,
 }
 
 impl Refusal {
@@ -35,6 +63,7 @@ impl Refusal {
             Self::UnknownToken => "token_unknown",
             Self::WrongRole { .. } => "token_role",
             Self::RevokedToken => "token_revoked",
+            Self::Handshake { reason, .. } => reason.as_str(),
         }
     }
 }
@@ -50,6 +79,22 @@ impl fmt::Display for Refusal {
                 role.as_str()
             ),
             Self::RevokedToken => f.write_str("the token was revoked, or is not given any more"),
+            Self::Handshake { detail, .. } => f.write_str(detail),
+        }
+    }
+}
+
+impl Handshake {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::TlsOnCleartext => "tls_on_cleartext",
+            Self::CleartextOnTls => "cleartext_on_tls",
+            Self::NoCertificate => "no_certificate",
+            Self::BadCertificate => "bad_certificate",
+            Self::ByClient => "by_client",
+            Self::Incompatible => "incompatible",
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
         }
     }
 }

@@ -28,9 +28,13 @@ pub(super) async fn serve(
             next = tokio::time::timeout(SILENCE, reports.message()) => next,
         };
         let next = next.map_err(|_| Status::deadline_exceeded("no report came for a minute"))?;
-        let Some(report) = next? else { return Ok(()) };
+        let Some(mut report) = next? else { return Ok(()) };
         if !node::is_id(&report.node_id) || report.listeners.len() > MAX_LISTENERS {
             return Err(Status::invalid_argument("not a report of a proxy"));
+        }
+        report.warnings.truncate(MAX_WARNINGS);
+        for warning in &mut report.warnings {
+            warning.truncate(warning.floor_char_boundary(MAX_WARNING));
         }
         shared.board.fold(Event::Reported(Box::new(report)));
     }
@@ -40,3 +44,8 @@ pub(super) async fn serve(
 const SILENCE: Duration = Duration::from_secs(60);
 
 const MAX_LISTENERS: usize = 1000;
+
+const MAX_WARNINGS: usize = 16;
+
+/// Bytes.
+const MAX_WARNING: usize = 512;

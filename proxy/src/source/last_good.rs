@@ -24,42 +24,60 @@ use signalbox_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use super::StartError;
 use super::staging::{Staging, Step, responses};
 
-/// A data directory that is this proxy's alone.
+/// A data directory that is this proxy's alone. One that cannot be written now is read, and tried again with every write.
 #[derive(Debug)]
 pub(super) struct DataDir {
     path: PathBuf,
-    /// Unlocked when it is closed, however the proxy ends.
-    _lock: File,
+    /// Unlocked when it is closed, however the proxy ends. `None`: the directory could not be written yet.
+    lock: Option<File>,
+    /// An identity that was made and could not be stored yet.
+    unsaved_id: Option<String>,
+    /// Why it cannot be written.
+    error: Option<io::Error>,
 }
 
 impl DataDir {
-    /// Makes it if needed, and locks it.
+    /// Makes it if needed, and locks it. The only error is that another proxy uses it.
     pub(super) fn open(path: PathBuf) -> Result<Self, StartError> {
-        let failed = |error| StartError::Io { path: path.clone(), error };
-        make_dir(&path).map_err(failed)?;
-        let lock =
-            private().create(true).write(true).truncate(false).open(path.join("lock")).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(StartError::DataDirInUse(path)),
-            Err(TryLockError::Error(error)) => Err(failed(error)),
-        }
+        let (lock, error) = match lock(&path) {
+            Ok(Some(lock)) => (Some(lock), None),
+            Ok(None) => return Err(StartError::DataDirInUse(path)),
+            Err(error) => (None, Some(error)),
+        };
+        Ok(Self { path, lock, unsaved_id: None, error })
     }
 
-    /// The identity that is kept here; made and stored at the first start.
-    pub(super) fn node_id(&self) -> Result<String, StartError> {
+    /// The identity that is kept here; made, and stored if possible, at the first start.
+    pub(super) fn node_id(&mut self) -> String {
         let path = self.path.join("node-id");
-        let made = match std::fs::read_to_string(&path) {
-            Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
-            Ok(_) => None,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => Some(Err(error)),
-        };
-        let made = made.unwrap_or_else(|| {
-            let id = uuid::Uuid::now_v7().to_string();
-            replace_file(&path, |file| writeln!(file, "{id}")).map(|_| id)
-        });
-        made.map_err(|error| StartError::Io { path, error })
+        let stored = std::fs::read_to_string(&path).unwrap_or_default();
+        if !stored.trim().is_empty() {
+            return stored.trim().to_owned();
+        }
+        let id = uuid::Uuid::now_v7().to_string();
+        self.unsaved_id = Some(id.clone());
+        if self.error.is_none() {
+            self.error = self.make_writable().err();
+        }
+        id
+    }
+
+    /// Why it cannot be written; what it keeps may be out of date.
+    pub(super) fn error(&self) -> Option<&io::Error> {
+        self.error.as_ref()
+    }
+
+    /// Makes up for what could not be done when it was opened.
+    fn make_writable(&mut self) -> io::Result<()> {
+        if self.lock.is_none() {
+            let in_use = || io::Error::other("another proxy uses the data directory");
+            self.lock = Some(lock(&self.path)?.ok_or_else(in_use)?);
+        }
+        if let Some(id) = &self.unsaved_id {
+            replace_file(&self.path.join("node-id"), |file| writeln!(file, "{id}"))?;
+            self.unsaved_id = None;
+        }
+        Ok(())
     }
 
     /// The last good revision, and the journal to go on with.
@@ -110,6 +128,7 @@ impl Journal {
 
     /// Writes `snapshot`, which `changes` lead to from what was written before.
     pub(super) fn write(&mut self, snapshot: &Snapshot, changes: &[Change]) -> io::Result<()> {
+        self.dir.make_writable()?;
         let continues = self.written.as_ref().is_some_and(|written| written.epoch == snapshot.id().epoch);
         let large = self.journal_bytes > Self::SMALL.max(self.snapshot_bytes);
         let result = match &mut self.file {
@@ -227,6 +246,20 @@ fn read_record(file: &mut impl Read) -> io::Result<Option<DeltaDiscoveryResponse
     DeltaDiscoveryResponse::decode(bytes::Bytes::from(record)).map(Some).map_err(io::Error::other)
 }
 
+/// The lock on a data directory, which is made if needed; `None`: another process has it.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    make_dir(path)?;
+    let lock = private().create(true).write(true).truncate(false).open(path.join("lock"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Told of every write: `None` when it was made, else why not.
+pub(super) type Told = Box<dyn Fn(Option<&io::Error>) + Send>;
+
 /// Writes the last good snapshot on a thread of its own. While it writes, what comes is merged.
 pub(super) struct Writer {
     shared: Arc<WriterShared>,
@@ -246,11 +279,11 @@ struct Pending {
 }
 
 impl Writer {
-    pub(super) fn start(journal: Journal) -> io::Result<Self> {
+    pub(super) fn start(journal: Journal, told: Told) -> io::Result<Self> {
         let shared = Arc::new(WriterShared { pending: Mutex::default(), wake: Condvar::new() });
         let thread = std::thread::Builder::new().name("last-good".to_owned()).spawn({
             let shared = shared.clone();
-            move || shared.run(journal)
+            move || shared.run(journal, &told)
         })?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -279,13 +312,19 @@ impl Drop for Writer {
 }
 
 impl WriterShared {
-    fn run(&self, mut journal: Journal) {
-        let mut failing = false;
+    fn run(&self, mut journal: Journal, told: &Told) {
+        let mut failing = journal.dir.error.is_some();
         while let Some((snapshot, changes)) = self.next() {
             let merged: Vec<_> = changes.values().cloned().collect();
             match journal.write(&snapshot, &merged) {
-                Ok(()) => failing = false,
+                Ok(()) => {
+                    if std::mem::take(&mut failing) {
+                        tracing::info!(path = %journal.dir.path.display(), "the last good snapshot is kept on disk again");
+                    }
+                    told(None);
+                }
                 Err(error) => {
+                    told(Some(&error));
                     if !failing {
                         tracing::error!(path = %journal.dir.path.display(), %error, "cannot keep the last good snapshot on disk; trying on");
                     }
@@ -550,9 +589,31 @@ mod tests {
     #[test]
     fn the_node_id_is_made_once() {
         let dir = tempfile::tempdir().unwrap();
-        let id = DataDir::open(dir.path().to_owned()).unwrap().node_id().unwrap();
+        let id = DataDir::open(dir.path().to_owned()).unwrap().node_id();
         assert_eq!(id.len(), 36);
-        assert_eq!(DataDir::open(dir.path().to_owned()).unwrap().node_id().unwrap(), id);
+        assert_eq!(DataDir::open(dir.path().to_owned()).unwrap().node_id(), id);
+    }
+
+    #[test]
+    fn a_directory_that_becomes_writable_later_keeps_the_identity_and_the_snapshot() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("data");
+        // Nobody can make a directory where a file is, root neither.
+        std::fs::write(&path, "").unwrap();
+        let mut opened = DataDir::open(path.clone()).unwrap();
+        let id = opened.node_id();
+        assert!(opened.error().is_some());
+        let (found, mut journal) = opened.load();
+        assert!(found.is_none());
+        let changes = [route("a", "1")];
+        let one = next(&Snapshot::empty("e"), &changes);
+        assert!(journal.write(&one, &changes).is_err());
+        std::fs::remove_file(&path).unwrap();
+        journal.write(&one, &changes).unwrap();
+        assert!(DataDir::open(path.clone()).is_err(), "it is locked now");
+        drop(journal);
+        assert!(same(loaded(&path).as_ref(), &one));
+        assert_eq!(DataDir::open(path).unwrap().node_id(), id);
     }
 
     #[test]
@@ -569,7 +630,7 @@ mod tests {
     fn what_is_noted_while_it_writes_is_written_before_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         let (_, journal) = load(dir.path());
-        let writer = Writer::start(journal).unwrap();
+        let writer = Writer::start(journal, Box::new(|_| {})).unwrap();
         let mut last = Snapshot::empty("e");
         for round in 0..200 {
             let changes = [route("a", &round.to_string()), gone("b"), route(&format!("r{}", round % 7), "x")];

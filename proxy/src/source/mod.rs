@@ -5,6 +5,8 @@
 //! - [`file`] reads a declarative file instead.
 
 mod apply;
+mod choice;
+mod connect;
 mod file;
 mod last_good;
 mod report;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use signalbox_config::{Change, Digest, ResourceKey, RevisionId, Snapshot};
+use signalbox_process::tls::{Expiry, TlsFileError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -79,6 +82,38 @@ pub struct Status {
     pub rejected: Vec<Rejected>,
     /// The proxy's identity, once it is known; empty for a file.
     pub node_id: String,
+    /// When the certificates for the control planes expire.
+    pub certificates: Vec<Expiry>,
+    /// Whether what is served is kept on disk.
+    pub persistence: Persistence,
+}
+
+/// Whether the last good snapshot is kept on disk.
+#[derive(Debug, Clone, Default)]
+pub struct Persistence {
+    /// How often it could not be written since the start.
+    pub failures: u64,
+    /// Why it cannot be written now.
+    pub failing: Option<String>,
+}
+
+impl Persistence {
+    fn failed(&mut self, reason: String) {
+        self.failures = self.failures.saturating_add(1);
+        self.failing = Some(reason);
+    }
+}
+
+impl Status {
+    /// What people should know of, although the proxy serves.
+    pub fn warnings(&self) -> Vec<String> {
+        let persistence = self.persistence.failing.iter().map(|reason| {
+            format!(
+                "what is served is not kept on disk, so that a restart may serve an older revision: {reason}"
+            )
+        });
+        persistence.collect()
+    }
 }
 
 /// A revision that is served.
@@ -111,6 +146,9 @@ pub enum StartError {
         #[source]
         error: std::io::Error,
     },
+    /// The certificates for the control planes cannot be used.
+    #[error("--tls-ca, --tls-cert, --tls-key")]
+    Tls(#[source] TlsFileError),
     /// An argument does not make sense.
     #[error("{0}")]
     Invalid(String),

@@ -68,7 +68,10 @@ impl Reporter {
     }
 
     fn report(&self, interval: Duration) -> ProxyReport {
-        let serving = self.status.borrow().serving.clone();
+        let (serving, warnings) = {
+            let status = self.status.borrow();
+            (status.serving.clone(), status.warnings())
+        };
         let traffic = self.data_plane.traffic();
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         ProxyReport {
@@ -92,6 +95,7 @@ impl Reporter {
             listeners: (self.data_plane.listeners().into_iter())
                 .map(|(name, address)| (name, address.to_string()))
                 .collect(),
+            warnings,
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
+use rustls::ClientConfig;
 use signalbox_config::{Change, Snapshot, wire};
+use signalbox_process::tls::{ClientFiles, Reloading, chain};
 use signalbox_proto::envoy::config::core::v3::Node;
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -21,10 +22,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status as GrpcStatus};
 
 use super::apply::{self, Refused};
+use super::choice::Choice;
+use super::connect::{Connector, Progress};
 use super::last_good::{DataDir, Journal, Writer};
 use super::report::Reporter;
 use super::staging::{self, Staging, Step};
@@ -37,20 +40,36 @@ pub(super) async fn run(
     status: watch::Sender<Status>,
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
-    let endpoints = endpoints(&config.addresses, &config.tls)?;
+    let tls = load_tls(&config.addresses, &config.tls)?;
+    let endpoints = endpoints(&config.addresses, tls.as_ref())?;
     let token = config.token.as_deref().map(bearer).transpose()?;
     let data_dir = config.data_dir.clone();
     let given_id = config.node_id.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let dir = DataDir::open(data_dir)?;
-        let node_id = given_id.map_or_else(|| dir.node_id(), Ok)?;
+        let mut dir = DataDir::open(data_dir)?;
+        let node_id = given_id.unwrap_or_else(|| dir.node_id());
+        let error = dir.error().map(ToString::to_string);
         let (snapshot, journal) = dir.load();
-        Ok((node_id, snapshot, journal))
+        Ok((node_id, error, snapshot, journal))
     });
-    let (node_id, last_good, journal) = opened
+    let (node_id, error, last_good, journal) = opened
         .await
         .map_err(|error| StartError::Invalid(format!("opening the data directory failed: {error}")))??;
+    if let Some(reason) = error {
+        let path = config.data_dir.display();
+        tracing::error!(%path, reason, "the data directory cannot be written; going on without what it should keep");
+        status.send_modify(|status| status.persistence.failed(reason));
+    }
     status.send_modify(|status| status.node_id = node_id.clone());
+    let _following = tls.map(|tls| {
+        let status = status.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let follow = Arc::clone(&tls).follow(move |expiries| {
+                status.send_modify(|status| status.certificates = expiries.to_vec());
+            });
+            follow.await;
+        }))
+    });
     let client = Client {
         node: node(&config, &node_id),
         token,
@@ -81,8 +100,13 @@ struct Client {
 enum Ended {
     #[error("no connection")]
     Connect(#[source] tonic::transport::Error),
-    #[error("it does not answer")]
-    Silent,
+    /// What is wrong with the connection, in words.
+    #[error("{0}")]
+    Connection(String),
+    #[error("no answer within {} s: {waits_for}", OPEN_DEADLINE.as_secs())]
+    Silent { waits_for: &'static str },
+    #[error("it takes nothing more")]
+    Stuck,
     #[error("it ended the stream: {} ({:?})", .0.message(), .0.code())]
     Status(#[source] Box<GrpcStatus>),
     #[error("it ended the stream")]
@@ -97,7 +121,7 @@ impl Client {
     async fn run(
         mut self,
         config: &ControlPlanes,
-        endpoints: &[Endpoint],
+        endpoints: &[ControlPlane],
         last_good: Option<Snapshot>,
         mut journal: Journal,
     ) -> Result<(), StartError> {
@@ -108,38 +132,51 @@ impl Client {
             journal.start_anew();
         }
         let path = config.data_dir.clone();
-        self.writer = Some(Writer::start(journal).map_err(|error| StartError::Io { path, error })?);
+        let status = self.status.clone();
+        let told = move |error: Option<&std::io::Error>| match error {
+            Some(error) => status.send_modify(|status| status.persistence.failed(error.to_string())),
+            None => drop(status.send_if_modified(|status| status.persistence.failing.take().is_some())),
+        };
+        let writer = Writer::start(journal, Box::new(told));
+        self.writer = Some(writer.map_err(|error| StartError::Io { path, error })?);
         let mut backoff = Backoff::default();
-        let mut next = fastrand::usize(..endpoints.len().max(1));
-        let mut told = String::new();
+        let mut choice = Choice::new(endpoints.len());
+        let mut told: HashMap<&str, (String, Instant)> = HashMap::new();
         while !self.shutdown.is_cancelled() {
-            let Some(endpoint) = endpoints.get(next % endpoints.len().max(1)) else { break };
-            let address = config.addresses.get(next % endpoints.len().max(1)).map_or("", String::as_str);
+            let index = choice.next(Instant::now());
+            let Some(endpoint) = endpoints.get(index) else { break };
+            let address = endpoint.address.as_str();
             let mut heard = false;
             let began = Instant::now();
-            let ended = self.stream(endpoint, address, &mut heard).await;
+            let ended = self.stream(endpoint, &mut heard).await;
             self.status.send_modify(|status| status.connected = false);
             // One that always ends soon, because another proxy uses this one's id or for whatever reason, is not asked for at once.
             if heard && began.elapsed() >= STABLE {
                 backoff = Backoff::default();
+                choice.held(index);
+            }
+            if !matches!(ended, Ended::Drift) {
+                choice.failed(index, Instant::now());
             }
             let delay = match &ended {
                 Ended::Shutdown => break,
                 // Many proxies may have noticed the same; and if everything does not help, asking often will not.
                 Ended::Drift => jitter(FIRST_RESYNC, self.drifts.saturating_sub(1), LAST_RESYNC),
+                // The others are not to wait for this one.
+                _ if choice.has_better_than(index, Instant::now()) => jitter(FIRST_RETRY, 0, FIRST_RETRY),
                 _ => backoff.next(),
             };
-            let text = chain(&ended);
-            if heard || text != told {
+            let reason = chain(&ended);
+            // The same of the same control plane again and again is logged now and then.
+            let known =
+                told.get(address).is_some_and(|(before, at)| *before == reason && at.elapsed() < TELL_AGAIN);
+            if heard || !known {
                 tracing::warn!(
                     control_plane = address,
-                    reason = text,
+                    reason,
                     "no stream; what was served last stays, trying on"
                 );
-                told = text;
-            }
-            if !matches!(ended, Ended::Drift) {
-                next = next.wrapping_add(1);
+                told.insert(address, (reason, Instant::now()));
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => {}
@@ -173,18 +210,34 @@ impl Client {
     }
 
     /// One stream, from connecting to its end. `heard` becomes whether anything came.
-    async fn stream(&mut self, endpoint: &Endpoint, address: &str, heard: &mut bool) -> Ended {
+    async fn stream(&mut self, endpoint: &ControlPlane, heard: &mut bool) -> Ended {
         let shutdown = self.shutdown.clone();
-        tokio::select! {
-            () = shutdown.cancelled() => Ended::Shutdown,
-            ended = self.stream_until_end(endpoint, address, heard) => ended,
+        let progress = Progress::new();
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => return Ended::Shutdown,
+            ended = self.stream_until_end(endpoint, &progress, heard) => ended,
+        };
+        match (ended, progress.failure()) {
+            // The layers above the connection only say that the request was cancelled.
+            (Ended::Connect(_) | Ended::Status(_) | Ended::Closed, Some(failure)) => {
+                Ended::Connection(failure)
+            }
+            (ended, _) => ended,
         }
     }
 
-    async fn stream_until_end(&mut self, endpoint: &Endpoint, address: &str, heard: &mut bool) -> Ended {
-        let channel = match endpoint.connect().await {
-            Ok(channel) => channel,
-            Err(error) => return Ended::Connect(error),
+    async fn stream_until_end(
+        &mut self,
+        endpoint: &ControlPlane,
+        progress: &Progress,
+        heard: &mut bool,
+    ) -> Ended {
+        let address = endpoint.address.as_str();
+        let deadline = Instant::now() + OPEN_DEADLINE;
+        let channel = match tokio::time::timeout_at(deadline, endpoint.connect(progress)).await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => return Ended::Connect(error),
+            Err(_) => return Ended::Silent { waits_for: progress.waits_for() },
         };
         let (requests, outbound) = mpsc::channel(4);
         let presented = self.served.as_ref().filter(|_| self.drifts == 0);
@@ -195,11 +248,11 @@ impl Client {
         authorize(&mut request, self.token.as_ref());
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel.clone()).max_decoding_message_size(MAX_RESPONSE);
-        let opening = tokio::time::timeout(OPEN_TIMEOUT, client.delta_aggregated_resources(request)).await;
+        let opening = tokio::time::timeout_at(deadline, client.delta_aggregated_resources(request)).await;
         let mut responses = match opening {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Ended::Status(Box::new(status)),
-            Err(_) => return Ended::Silent,
+            Err(_) => return Ended::Silent { waits_for: progress.waits_for() },
         };
         let reporter = Reporter {
             node_id: self.node.id.clone(),
@@ -401,7 +454,7 @@ impl Session<'_> {
         match tokio::time::timeout(SEND_TIMEOUT, self.requests.send(request)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Ended::Closed),
-            Err(_) => Err(Ended::Silent),
+            Err(_) => Err(Ended::Stuck),
         }
     }
 }
@@ -449,53 +502,69 @@ fn node(config: &ControlPlanes, id: &str) -> Node {
     }
 }
 
-fn endpoints(addresses: &[String], tls: &Tls) -> Result<Vec<Endpoint>, StartError> {
+/// One of the control planes.
+#[derive(Debug)]
+struct ControlPlane {
+    address: String,
+    endpoint: Endpoint,
+    /// For `https://`.
+    tls: Option<Arc<Reloading<ClientConfig>>>,
+}
+
+impl ControlPlane {
+    async fn connect(&self, progress: &Progress) -> Result<Channel, tonic::transport::Error> {
+        let connector = Connector { tls: self.tls.clone(), progress: progress.clone() };
+        self.endpoint.connect_with_connector(connector).await
+    }
+}
+
+fn endpoints(
+    addresses: &[String],
+    tls: Option<&Arc<Reloading<ClientConfig>>>,
+) -> Result<Vec<ControlPlane>, StartError> {
     if addresses.is_empty() {
         return Err(StartError::Invalid("no control plane is given".to_owned()));
     }
-    let tls = tls_config(addresses, tls)?;
-    addresses.iter().map(|address| endpoint(address, tls.as_ref())).collect()
+    addresses.iter().map(|address| endpoint(address, tls)).collect()
 }
 
-fn endpoint(address: &str, tls: Option<&ClientTlsConfig>) -> Result<Endpoint, StartError> {
+fn endpoint(address: &str, tls: Option<&Arc<Reloading<ClientConfig>>>) -> Result<ControlPlane, StartError> {
     let invalid = |reason: &dyn fmt::Display| {
         StartError::Invalid(format!(
             "control plane {address:?} is not http://HOST:PORT or https://HOST:PORT: {reason}"
         ))
     };
-    if !address.starts_with("http://") && !address.starts_with("https://") {
-        return Err(invalid(&"it has neither scheme"));
-    }
-    let invalid = |error: tonic::transport::Error| invalid(&chain(&error));
-    let endpoint = Endpoint::from_shared(address.to_owned())
-        .map_err(invalid)?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
+    let secure = address.strip_prefix("https://");
+    let rest = secure.or_else(|| address.strip_prefix("http://"));
+    let rest = rest.ok_or_else(|| invalid(&"it has neither scheme"))?;
+    // The connector speaks TLS itself, because its files are re-read.
+    let endpoint = Endpoint::from_shared(format!("http://{rest}"))
+        .map_err(|error| invalid(&chain(&error)))?
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true);
-    match tls.filter(|_| address.starts_with("https://")) {
-        Some(tls) => endpoint.tls_config(tls.clone()).map_err(invalid),
-        None => Ok(endpoint),
-    }
+    Ok(ControlPlane { address: address.to_owned(), endpoint, tls: tls.filter(|_| secure.is_some()).cloned() })
 }
 
-fn tls_config(addresses: &[String], tls: &Tls) -> Result<Option<ClientTlsConfig>, StartError> {
+/// Reads the certificates for `https://` control planes. Files that no control plane would be shown are an error, too:
+/// whoever gives them believes that the connection is encrypted.
+fn load_tls(addresses: &[String], tls: &Tls) -> Result<Option<Arc<Reloading<ClientConfig>>>, StartError> {
     if !addresses.iter().any(|address| address.starts_with("https://")) {
-        return Ok(None);
+        let flag = match tls {
+            Tls { ca: Some(_), .. } => "--tls-ca",
+            Tls { identity: Some(_), .. } => "--tls-cert",
+            Tls { .. } => return Ok(None),
+        };
+        let text =
+            format!("{flag} is given, but every control plane is http://: use https://, or leave it out");
+        return Err(StartError::Invalid(text));
     }
     let Some(ca) = &tls.ca else {
         return Err(StartError::Invalid("an https:// control plane needs --tls-ca".to_owned()));
     };
-    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
-    if let Some((certificate, key)) = &tls.identity {
-        config = config.identity(Identity::from_pem(read(certificate)?, read(key)?));
-    }
-    Ok(Some(config))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, StartError> {
-    std::fs::read(path).map_err(|error| StartError::Io { path: path.to_owned(), error })
+    let identity = tls.identity.clone().map(|(certificate, key)| ("client", certificate, key));
+    let files = ClientFiles { ca: ("control_plane_ca", ca.clone()), identity, alpn: b"h2" };
+    Reloading::client(files).map(Some).map_err(StartError::Tls)
 }
 
 fn bearer(token: &str) -> Result<MetadataValue<Ascii>, StartError> {
@@ -512,27 +581,14 @@ pub(super) fn authorize<T>(request: &mut Request<T>, token: Option<&MetadataValu
     }
 }
 
-/// An error and its causes, for the one place that logs it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// A control plane that is gone without a word is noticed after twice this.
 const KEEPALIVE: Duration = Duration::from_secs(4);
 
-const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// For TCP, TLS, HTTP/2 and the first answer together.
+const OPEN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often it is logged that the same is wrong with the same control plane.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -569,9 +625,25 @@ mod tests {
     #[test]
     fn an_address_that_is_none_is_named() {
         for bad in ["", "not a url", "127.0.0.1:9081", "http://a b", "ftp://a:1"] {
-            let error = endpoints(&[bad.to_owned()], &Tls::default()).unwrap_err();
+            let error = endpoints(&[bad.to_owned()], None).unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
         }
-        assert!(endpoints(&[], &Tls::default()).is_err());
+        assert!(endpoints(&[], None).is_err());
+    }
+
+    #[test]
+    fn tls_flags_that_contradict_the_addresses_are_refused() {
+        let (http, https) = ("http://a:1".to_owned(), "https://a:1".to_owned());
+        let with_ca = Tls { ca: Some("ca.pem".into()), identity: None };
+        let with_identity = Tls { ca: None, identity: Some(("a.pem".into(), "a.key".into())) };
+        for (addresses, tls, flag) in [
+            (vec![http.clone()], &with_ca, "--tls-ca"),
+            (vec![http.clone(), http.clone()], &with_identity, "--tls-cert"),
+            (vec![https.clone()], &Tls::default(), "--tls-ca"),
+            (vec![http, https], &with_identity, "--tls-ca"),
+        ] {
+            let error = load_tls(&addresses, tls).unwrap_err();
+            assert!(matches!(&error, StartError::Invalid(text) if text.contains(flag)), "{error}");
+        }
     }
 }

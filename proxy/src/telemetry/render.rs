@@ -75,6 +75,18 @@ pub fn render(
             "Revisions that could not be served.",
             status.rejected_total,
         ),
+        (
+            "signalbox_proxy_persist_failures_total",
+            "counter",
+            "Times that what is served could not be kept on disk.",
+            status.persistence.failures,
+        ),
+        (
+            "signalbox_proxy_persist_failing",
+            "gauge",
+            "Whether what is served cannot be kept on disk now.",
+            u64::from(status.persistence.failing.is_some()),
+        ),
     ] {
         head(&mut out, name, kind, help);
         line(&mut out, name, &[], value);
@@ -100,6 +112,11 @@ pub fn render(
     for reason in HandshakeFailure::ALL {
         let failures = stats().filter_map(|stats| stats.handshake_failures.get(reason as usize));
         line(&mut out, name, &[("reason", reason.as_str())], failures.map(|it| it.value()).sum());
+    }
+    let name = "signalbox_tls_certificate_expiry_timestamp_seconds";
+    head(&mut out, name, "gauge", "When a certificate for the control planes expires, seconds since 1970.");
+    for expiry in &status.certificates {
+        line(&mut out, name, &[("use", expiry.name)], u64::try_from(expiry.not_after).unwrap_or(0));
     }
     let name = "signalbox_certificate_not_after_seconds";
     head(&mut out, name, "gauge", "Until when a certificate is good, seconds since 1970.");

@@ -4,15 +4,19 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod authority;
 mod bad_input;
 mod certificates;
 mod configuration;
+mod control_planes;
 mod data_path;
 mod drain;
 mod fixture;
 mod newer;
 mod outage;
 mod peers;
+mod persistence;
+mod planes_tls;
 mod process;
 mod replicas;
 mod rollout;

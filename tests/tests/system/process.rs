@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::authority::{Authority, PemFiles, Until};
 use signalbox_tests::{ControlPlane, Daemon, Proxy, eventually, find_program, program, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -127,6 +128,76 @@ async fn with_few_open_files_programs_warn_with_the_number_to_set_and_serve() {
     // Two workers: 128 and 2 × 16 files for other things; a client's connection may need one to a target.
     assert!(log.contains("256, which allows 48 client connections"), "{log}");
     assert!(log.contains(&format!("set it to {} or more", 160 + 2 * 2 * 2048)), "{log}");
+}
+
+#[test]
+fn with_too_little_address_space_no_program_starts_and_none_panics() {
+    for name in PROGRAMS {
+        let mut command = Command::new(find_program("prlimit").expect("prlimit of util-linux"));
+        let bytes = 150_000_u64 << 10;
+        command.arg(format!("--as={bytes}:{bytes}")).arg(program(name).unwrap());
+        let said = failure(command);
+        assert!(said.contains("limit on address space is 150000 KiB; at least"), "{said}");
+    }
+}
+
+#[test]
+fn contradictory_flags_refuse_the_start() {
+    for (name, arguments, named) in [
+        (PROGRAMS[1], &["--tls-ca=ca.pem"][..], "--tls-ca"),
+        (PROGRAMS[1], &["--tls-cert=a.pem", "--tls-key=a.key", "--control-plane=http://a:1"], "--tls-cert"),
+        (PROGRAMS[1], &["--control-plane=https://a:1"], "--tls-ca"),
+        (PROGRAMS[1], &["--config=a.yaml", "--control-plane=http://a:1"], "--control-plane"),
+        (PROGRAMS[0], &["--xds-tls-client-ca=ca.pem"], "--xds-tls-cert"),
+        (PROGRAMS[0], &["--admin-tls-cert=a.pem"], "--admin-tls-key"),
+    ] {
+        let arguments: Vec<_> = arguments.iter().copied().chain(["--admin-address=127.0.0.1:0"]).collect();
+        let said = failure(command(name, &arguments));
+        assert!(said.contains(named), "{arguments:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn check_health_ends_with_success_where_the_program_is_ready() {
+    let control_plane = ControlPlane::sqlite().await.unwrap();
+    let proxy = Proxy::of(&control_plane, "p").await.unwrap();
+    let port = control_plane.admin_url().rsplit_once(':').unwrap().1.to_owned();
+    // As in an image, where the programs listen on all addresses.
+    let running = [format!("0.0.0.0:{port}"), proxy.admin().to_string()];
+    for (name, address) in PROGRAMS.into_iter().zip(running) {
+        let check = || command(name, &["--check-health", &format!("--admin-address={address}")]);
+        assert!(check().status().unwrap().success(), "{name} at {address}");
+    }
+    let nobody = format!("--admin-address=127.0.0.1:{}", signalbox_tests::free_port());
+    for name in PROGRAMS {
+        let said = failure(command(name, &["--check-health", &nobody]));
+        assert!(said.contains("nothing answers"), "{said}");
+    }
+    drop(proxy);
+    let mut unready = Proxy::builder().control_plane_url("http://127.0.0.1:9").prepare().unwrap();
+    unready.start_unready().unwrap();
+    let address = format!("--admin-address={}", unready.admin());
+    let listens =
+        eventually(DEADLINE, async || tokio::net::TcpStream::connect(unready.admin()).await.is_ok());
+    assert!(listens.await, "{}", unready.log());
+    let said = failure(command(PROGRAMS[1], &["--check-health", &address]));
+    assert!(said.contains("not ready") && said.contains("no revision yet"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn check_health_works_where_the_admin_address_has_tls() {
+    let (files, ca) = (PemFiles::new(), Authority::new("ca"));
+    files.put("admin", &ca.issue(&Until::Year(2080)));
+    let tls = [files.flag("admin-tls-cert", "admin.pem"), files.flag("admin-tls-key", "admin.key")];
+    let [cert, key] = &tls;
+    let mut control_plane = ControlPlane::builder().arg(cert).arg(key).prepare().unwrap();
+    control_plane.start_unready().unwrap();
+    let address = control_plane.admin_url().replace("http://", "--admin-address=");
+    let ready = eventually(DEADLINE, async || {
+        let mut check = command(PROGRAMS[0], &["--check-health", &address, cert, key]);
+        check.stderr(Stdio::null()).status().unwrap().success()
+    });
+    assert!(ready.await, "{}", control_plane.log());
 }
 
 /// A program that runs `name` under `limits`.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use signalbox_control_plane::xds::XdsTls;
+use signalbox_process::tls::{Reloading, ServerFiles};
 use signalbox_proxy::source::{StartError, Tls};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
@@ -13,8 +13,14 @@ fn file(name: &str) -> PathBuf {
 }
 
 fn server(client_ca: Option<PathBuf>) -> Settings {
-    let tls = XdsTls { certificate: file("control-plane.pem"), key: file("control-plane.key"), client_ca };
-    Settings { tls: Some(tls), ..Settings::default() }
+    let tls = ServerFiles {
+        name: "xds",
+        certificate: file("control-plane.pem"),
+        key: file("control-plane.key"),
+        client_ca: client_ca.map(|path| ("xds_client_ca", path)),
+        alpn: b"h2",
+    };
+    Settings { tls: Some(Reloading::server(tls).unwrap()), ..Settings::default() }
 }
 
 fn client() -> Tls {
@@ -71,5 +77,8 @@ async fn without_an_authority_no_control_plane_is_trusted() {
     let missing = Tls { ca: Some(dir.path().join("missing.pem")), identity: None };
     let proxy = Proxy::start_tls(&urls, dir.path(), "p", missing);
     let error = proxy.ended().await.unwrap_err();
-    assert!(matches!(&error, StartError::Io { path, .. } if path.ends_with("missing.pem")), "{error:?}");
+    assert!(
+        matches!(&error, StartError::Tls(error) if error.to_string().contains("missing.pem")),
+        "{error:?}"
+    );
 }
