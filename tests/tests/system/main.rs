@@ -20,6 +20,7 @@ mod planes_tls;
 mod process;
 mod replicas;
 mod rollout;
+mod runbooks;
 mod soak;
 mod speakers;
 mod targets;
