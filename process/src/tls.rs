@@ -76,11 +76,14 @@ pub struct Expiry {
 
 /// A TLS configuration built from files, and built anew when they change.
 pub struct Reloading<C> {
-    build: Box<dyn Fn(&[Vec<u8>]) -> Result<Built<C>, TlsFileError> + Send + Sync>,
+    build: Build<C>,
     files: Vec<PathBuf>,
     current: ArcSwap<C>,
     state: Mutex<State>,
 }
+
+/// Builds a configuration from the files' contents.
+type Build<C> = Box<dyn Fn(&[Vec<u8>]) -> Result<Built<C>, TlsFileError> + Send + Sync>;
 
 struct State {
     /// What the files held when they were read last.
