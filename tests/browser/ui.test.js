@@ -538,6 +538,22 @@ describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
     assert.equal(await field(page, "Description").inputValue(), "theirs");
   });
 
+  test("what a conflict shows has no secret in it", async (t) => {
+    const name = unique("consumer");
+    const path = `/consumers/${name}`;
+    const key = unique("a-secret-key");
+    const credentials = [{ key_auth: { key: unique("key") } }];
+    await write("PUT", path, { name, credentials });
+    const page = await openLoggedIn(t, browser, path);
+    await page.getByRole("button", { name: "Replace Key" }).click();
+    await field(page, "Key").fill(key);
+    await write("PATCH", path, { description: "theirs" }, { "Content-Type": "application/merge-patch+json" });
+    await page.getByRole("button", { name: "Save" }).click();
+    const dialog = page.getByRole("dialog", { name: "Changed meanwhile" });
+    await dialog.getByText("<new secret>").waitFor();
+    assert.ok(!(await dialog.innerText()).includes(key));
+  });
+
   test("a frozen connection is told, and a write that was tried meanwhile is never made", async (t) => {
     const name = unique("up");
     const path = `/upstreams/${name}`;

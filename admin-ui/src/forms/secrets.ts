@@ -49,50 +49,64 @@ export function isSecret(shape: Shape): boolean {
   );
 }
 
+/** What becomes of what may not be shown or kept. */
+export type Hiding = {
+  /** Stands for a secret. */
+  secret: string;
+  /** Whether what the schema does not describe is kept. */
+  keepsUnknown: boolean;
+};
+
+/** For the browser's storage: nothing that may be a secret. */
+export const FOR_STORAGE: Hiding = { secret: "", keepsUnknown: false };
+
+/** For the eye: all but the secrets. */
+export const FOR_DISPLAY: Hiding = { secret: "<new secret>", keepsUnknown: true };
+
 /**
- * A copy of `value` without what may be a secret: texts where the schema has a secret are emptied, and what the schema
- * does not describe is left out. What stands for a stored secret, or says where a proxy finds it, stays.
+ * A copy of `value` without its secrets: the texts where the schema has a secret, and private keys anywhere. What stands
+ * for a stored secret, or says where a proxy finds it, stays.
  */
-export function withoutSecrets(value: Json, schema: Json, root: Json): Json | undefined {
-  if (typeof value === "string" && value.includes("PRIVATE KEY-----")) return "";
+export function withoutSecrets(value: Json, schema: Json, root: Json, hiding: Hiding): Json | undefined {
+  if (typeof value === "string" && value.includes("PRIVATE KEY-----")) return hiding.secret;
   const shape = shapeOf(schema, root);
-  if (isSecret(shape)) return typeof value === "string" && value !== REDACTED ? "" : value;
+  if (isSecret(shape)) return typeof value === "string" && value !== REDACTED ? hiding.secret : value;
+  const unknown = hiding.keepsUnknown ? value : undefined;
+  const fields = (schemaOf: (key: string) => Json | undefined) => {
+    if (!isObject(value)) return plain(value) ?? unknown;
+    const kept: JsonObject = {};
+    for (const [key, item] of Object.entries(value)) {
+      const schema = schemaOf(key);
+      const copy =
+        schema !== undefined
+          ? withoutSecrets(item, schema, root, hiding)
+          : hiding.keepsUnknown
+            ? item
+            : undefined;
+      if (copy !== undefined) kept[key] = copy;
+    }
+    return kept;
+  };
   switch (shape.is) {
     case "object":
-      return isObject(value) ? fields(value, (key) => known(shape.properties, key), root) : plain(value);
+      return fields((key) => shape.properties.find((property) => property.name === key)?.schema);
     case "map":
-      return isObject(value) ? fields(value, () => shape.value, root) : plain(value);
+      return fields(() => shape.value);
     case "list":
       return Array.isArray(value)
-        ? value.map((item) => withoutSecrets(item, shape.item, root) ?? null)
-        : plain(value);
+        ? value.map((item) => withoutSecrets(item, shape.item, root, hiding) ?? null)
+        : (plain(value) ?? unknown);
     case "union": {
       const rest = shape.variants.find((variant) => variant.fits(value))?.rest;
-      if (!rest) return plain(value);
-      if (rest.key === "") return withoutSecrets(value, rest.schema, root);
-      return isObject(value)
-        ? fields(value, (key) => (key === rest.key ? rest.schema : undefined), root)
-        : plain(value);
+      if (!rest) return plain(value) ?? unknown;
+      if (rest.key === "") return withoutSecrets(value, rest.schema, root, hiding);
+      return fields((key) => (key === rest.key ? rest.schema : undefined));
     }
     case "any":
-      return undefined;
+      return unknown;
     default:
-      return plain(value);
+      return plain(value) ?? unknown;
   }
-}
-
-function fields(value: JsonObject, schemaOf: (key: string) => Json | undefined, root: Json): JsonObject {
-  const kept: JsonObject = {};
-  for (const [key, item] of Object.entries(value)) {
-    const schema = schemaOf(key);
-    const copy = schema === undefined ? undefined : withoutSecrets(item, schema, root);
-    if (copy !== undefined) kept[key] = copy;
-  }
-  return kept;
-}
-
-function known(properties: { name: string; schema: Json }[], key: string): Json | undefined {
-  return properties.find((property) => property.name === key)?.schema;
 }
 
 /** Where the schema has a number or a text, nothing deeper is described. */

@@ -25,10 +25,10 @@ import { Guard, useDenial } from "../components/Guard";
 import { IconAlert } from "../components/icons";
 import { useWatchRevision } from "../components/RolloutStrip";
 import { Empty, Failed, Loading } from "../components/states";
-import { draftKey, dropDraft, readDraft, useDraft } from "../forms/draft";
+import { draftKey, dropDraft, readDraft, useDraft, useWithoutSecrets } from "../forms/draft";
 import { FormProvider, useFocusFailure, useSpecForm } from "../forms/form";
 import { RawEditor } from "../forms/RawEditor";
-import { halfEdited } from "../forms/secrets";
+import { FOR_DISPLAY, halfEdited } from "../forms/secrets";
 import type { KindInfo } from "../kinds";
 import { sameJson, withoutEmpty } from "../lib/json";
 
@@ -88,8 +88,8 @@ function Editor({ kind, stored, restart }: EditorProps) {
   const watch = useWatchRevision();
   const denial = useDenial("editor");
   const by = useSession().data?.name ?? "";
-  const key = draftKey(kind.plural, stored?.name ?? null);
-  const [draft] = useState(() => readDraft(key, by));
+  const key = draftKey(kind.plural, stored?.name ?? null, by);
+  const [draft] = useState(() => readDraft(key));
   // What was typed was typed over this version; another one that is stored meanwhile is not overwritten unseen.
   const version = draft ? draft.version : (stored?.meta.version ?? null);
   const form = useSpecForm(draft?.spec ?? stored?.spec ?? kind.initial, stored?.spec);
@@ -104,7 +104,7 @@ function Editor({ kind, stored, restart }: EditorProps) {
   const name = stored?.name ?? (typeof spec.name === "string" ? spec.name : "");
   const changed = stored === null || !sameJson(spec, stored.spec);
   const isDirty = broken || !sameJson(spec, stored?.spec ?? withoutEmpty(kind.initial, kind.optional));
-  useDraft(kind.plural, key, isDirty, { spec: form.spec, message, by, version });
+  useDraft(kind.plural, key, isDirty, { spec: form.spec, message, version });
   const isLeaving = useRef(false);
 
   const submit = (version: string | null) => {
@@ -424,6 +424,7 @@ function Conflict({ kind, name, mine, isSaving, close, reload, overwrite }: Conf
   const current = useResource(kind.plural, name, "fresh");
   const deleted = current.error instanceof Problem && current.error.status === 404;
   const theirs = current.data;
+  const shown = useWithoutSecrets(kind.plural, mine, FOR_DISPLAY);
   return (
     <Modal opened onClose={close} size="xl" returnFocus={false} title={<Text fw={600}>Changed meanwhile</Text>}>
       <Stack gap="md">
@@ -441,7 +442,7 @@ function Conflict({ kind, name, mine, isSaving, close, reload, overwrite }: Conf
               {theirs.meta.revision}. This is what saving yours would change:
             </Text>
             <Paper style={{ maxHeight: "50vh", overflow: "auto" }}>
-              <Diff before={theirs.spec} after={mine} />
+              {shown ? <Diff before={theirs.spec} after={shown} /> : <Loading what="the difference" />}
             </Paper>
           </>
         ) : (
