@@ -5,7 +5,9 @@ type Schemas = components["schemas"];
 
 export type ProxyStatus = Schemas["ProxyStatus"];
 /** A resource at fault for a rejection. `changed_in`: the revision that wrote it so. */
-export type ResourceFault = Schemas["ProxyResourceError"] & { changed_in?: number | null };
+export type ResourceFault = Omit<Schemas["ProxyResourceError"], "changed_in"> & {
+  changed_in?: number | null;
+};
 export type TrafficClasses = Schemas["TrafficClasses"];
 export type ProxyState = Schemas["ProxyState"];
 export type Rollout = Schemas["Rollout"] & {
