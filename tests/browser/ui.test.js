@@ -20,7 +20,7 @@ import {
   write,
 } from "./system.js";
 
-describe("the admin UI", { timeout: 20 * DEADLINE }, () => {
+describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
   let browser;
   let proxies;
   before(async () => {
