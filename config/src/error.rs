@@ -11,12 +11,22 @@ pub struct FieldError {
     pub field: String,
     /// What is wrong, for a person.
     pub message: String,
+    /// How many errors this entry stands for that are not listed; 0: it is an error itself.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub omitted: usize,
 }
 
 impl FieldError {
     /// An error at `field`. What is very long is cut short: fields and messages quote what was sent.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: shortened(field.into()), message: shortened(message.into()) }
+        Self { field: shortened(field.into()), message: shortened(message.into()), omitted: 0 }
+    }
+
+    /// The entry that ends a list which leaves out `omitted` errors.
+    pub(crate) fn more(omitted: usize) -> Self {
+        let message = format!("there are {omitted} more errors, not listed here");
+        Self { field: String::new(), message, omitted }
     }
 }
 
@@ -54,10 +64,14 @@ pub struct Errors {
 
 impl Errors {
     /// How many errors are reported.
-    pub const MAX: usize = 500;
+    pub const MAX: usize = 100;
 
-    /// Notes an error at `field`.
+    /// Notes an error at `field`. What cannot be listed any more is only counted.
     pub fn push(&mut self, field: impl fmt::Display, message: impl fmt::Display) {
+        if self.found.len() >= Self::MAX && self.misshapen.is_empty() {
+            self.more += 1;
+            return;
+        }
         let field = field.to_string();
         if !self.is_misshapen(&field) {
             self.add(FieldError::new(field, message.to_string()));
@@ -67,6 +81,14 @@ impl Errors {
     /// Adds errors found elsewhere, their fields below `prefix`.
     pub fn extend_below(&mut self, prefix: &str, errors: impl IntoIterator<Item = FieldError>) {
         for error in errors {
+            if error.omitted > 0 {
+                self.more += error.omitted;
+                continue;
+            }
+            if self.found.len() >= Self::MAX && self.misshapen.is_empty() {
+                self.more += 1;
+                continue;
+            }
             let field = join(prefix, &error.field);
             if !self.is_misshapen(&field) {
                 self.add(FieldError::new(field, error.message));
@@ -74,13 +96,28 @@ impl Errors {
         }
     }
 
+    /// Adds another collection, its fields below `prefix`.
+    pub(crate) fn append_below(&mut self, prefix: &str, other: Self) {
+        self.extend_below(prefix, other.found);
+        self.more += other.more;
+    }
+
     /// Adds what [`check_structure`](crate::check_structure) found. In the place of what it found wrong there is
     /// something else now, so errors noted later that concern these fields or what is in them are left out.
     pub fn extend_misshapen(&mut self, errors: impl IntoIterator<Item = FieldError>) {
         for error in errors {
+            if error.omitted > 0 {
+                self.more += error.omitted;
+                continue;
+            }
             self.misshapen.insert(error.field.clone());
             self.add(error);
         }
+    }
+
+    /// Whether no more errors are listed, and further ones only counted.
+    pub fn is_full(&self) -> bool {
+        self.found.len() >= Self::MAX
     }
 
     /// Whether nothing was wrong.
@@ -97,8 +134,7 @@ impl Errors {
                     self.push("", "is invalid");
                 }
                 if self.more > 0 {
-                    let message = format!("there are {} more errors, not listed here", self.more);
-                    self.found.push(FieldError::new("", message));
+                    self.found.push(FieldError::more(self.more));
                 }
                 Err(self.found)
             }

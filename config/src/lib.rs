@@ -11,6 +11,7 @@
 
 #![warn(missing_docs)]
 
+pub mod arrival;
 mod balancing;
 mod breaker;
 mod certificate;
@@ -36,6 +37,7 @@ mod structure;
 mod upstream;
 mod values;
 pub mod wire;
+mod written;
 
 pub use balancing::{HashOn, LoadBalancing};
 pub use breaker::{CircuitBreaker, CircuitBreakerSpec, ErrorRate, UpstreamLimits};
@@ -64,3 +66,4 @@ pub use snapshot::{Change, RevisionId, Snapshot};
 pub use structure::check_structure;
 pub use upstream::{Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
 pub use values::{ByteSize, HumanDuration};
+pub use written::{check_placeholders, mentions_placeholder};

@@ -4,8 +4,8 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use schemars::{JsonSchema, Schema};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 use crate::certificate::{Certificate, CertificateSpec};
@@ -20,6 +20,7 @@ use crate::secret::Secret;
 use crate::structure::check_structure;
 use crate::upstream::{Upstream, UpstreamSpec};
 use crate::wire;
+use crate::written::{check_narrowing, check_placeholders};
 
 /// One named, parsed object, with the bytes it is stored and sent as.
 pub struct Resource {
@@ -58,7 +59,20 @@ impl Resource {
         if let Some(given) = given.filter(|given| given != kind.as_str()) {
             errors.push("kind", format_args!("is {given}, but this is a {kind}"));
         }
+        check_narrowing(kind, &mut value, &mut errors);
         Self::dispatch(kind, Source::Written(value), errors, catalog)
+    }
+
+    /// Whether `value` has the shape of a specification of `kind`: a quick look, for those who need not know what is wrong.
+    pub fn has_shape(kind: Kind, value: &Value) -> bool {
+        match kind {
+            Kind::Listener => ListenerSpec::deserialize(value).is_ok(),
+            Kind::Route => RouteSpec::deserialize(value).is_ok(),
+            Kind::Upstream => UpstreamSpec::deserialize(value).is_ok(),
+            Kind::Plugin => PluginSpec::deserialize(value).is_ok(),
+            Kind::Consumer => ConsumerSpec::deserialize(value).is_ok(),
+            Kind::Certificate => CertificateSpec::deserialize(value).is_ok(),
+        }
     }
 
     /// Reads what was stored: canonical JSON. Its bytes are kept as they are, and so is its version.
@@ -114,6 +128,9 @@ impl Resource {
         parse: impl FnOnce(&S, &Name) -> Result<Body, Vec<FieldError>>,
     ) -> Result<Self, Vec<FieldError>> {
         let Some(spec) = source.read::<S>(kind, &mut errors) else { return errors.finish(None) };
+        if let Source::Written(value) = &source {
+            errors.extend_misshapen(check_placeholders(S::schema(), value));
+        }
         let common = spec.common();
         let name: Option<Name> =
             common.name.parse().map_err(|message: String| errors.push("name", message)).ok();
@@ -265,6 +282,19 @@ impl Resource {
                 serde_json::from_slice(self.spec()).unwrap_or(Value::Null)
             }
         }
+    }
+
+    /// The specification for a document that is applied elsewhere. Of keys that are only compared the digest stays; a
+    /// secret that is stored as it is becomes what `hide` makes of it, which is told the field.
+    pub fn exported(&self, hide: &mut dyn FnMut(&str, &str) -> Value) -> Value {
+        let mut spec: Value = serde_json::from_slice(self.spec()).unwrap_or(Value::Null);
+        if self.key.kind == Kind::Certificate
+            && let Some(key) = spec.get_mut("private_key")
+            && let Value::String(text) = key
+        {
+            *key = hide("private_key", text);
+        }
+        spec
     }
 
     /// Puts the secrets of this stored resource where `value`, a new specification of it, has the text that stands

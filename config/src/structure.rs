@@ -12,8 +12,11 @@ use crate::values::{ByteSize, HumanDuration};
 /// from a type that serde reads, so only the words that `schemars` uses are understood. `kind` names the table of
 /// fields that are designed but not supported yet; plugin configurations have none.
 pub fn check_structure(schema: &Schema, value: &mut Value, kind: &str) -> Vec<FieldError> {
-    let mut check = Check { root: schema.as_value(), kind, errors: Vec::new() };
+    let mut check = Check { root: schema.as_value(), kind, errors: Vec::new(), more: 0 };
     check.walk(schema.as_value(), value, "");
+    if check.more > 0 {
+        check.errors.push(FieldError::more(check.more));
+    }
     check.errors
 }
 
@@ -24,7 +27,10 @@ const NOT_SUPPORTED_YET: &[(&str, &[&str])] =
 struct Check<'a> {
     root: &'a Value,
     kind: &'a str,
+    /// At most [`Errors::MAX`].
     errors: Vec<FieldError>,
+    /// How many more there were.
+    more: usize,
 }
 
 impl<'a> Check<'a> {
@@ -164,9 +170,10 @@ impl<'a> Check<'a> {
     }
 
     fn note(&mut self, path: String, message: String) {
-        // One more than will be listed, so that it shows that there are more.
-        if self.errors.len() <= Errors::MAX {
+        if self.errors.len() < Errors::MAX {
             self.errors.push(FieldError::new(path, message));
+        } else {
+            self.more += 1;
         }
     }
 

@@ -571,12 +571,124 @@ fn names_of_every_kind_are_checked_alike() {
 
 #[test]
 fn null_stands_for_a_field_that_is_left_out_only_where_it_may_be() {
-    assert!(parse(Kind::Route, a_route(&json!({"description": null, "fleets": null}))).is_ok());
+    assert!(parse(Kind::Route, a_route(&json!({"description": null, "forward": null}))).is_ok());
     refused(
         Kind::Route,
         a_route(&json!({"match": null, "priority": null})),
         &["match: must be an object, is null", "priority: must be an integer, is null"],
     );
+}
+
+#[test]
+fn what_narrows_down_and_says_nothing_is_refused() {
+    let route = |path: &str, value: Value| -> Value {
+        let mut spec = a_route(&json!({"match": {"hosts": ["a"]}}));
+        match path.split_once('.') {
+            Some((above, name)) => spec[above][name] = value,
+            None => spec[path] = value,
+        }
+        spec
+    };
+    for (path, instead) in [
+        ("fleets", "for all fleets"),
+        ("listeners", "for all listeners"),
+        ("match.hosts", "for any host"),
+        ("match.paths", "for any path"),
+        ("match.methods", "for any method"),
+        ("match.headers", "for any headers"),
+        ("match.query", "for any query"),
+    ] {
+        for (value, what) in [(json!([]), "empty"), (Value::Null, "null")] {
+            let error = format!("{path}: must not be {what}; leave it out {instead}");
+            refused(Kind::Route, route(path, value), &[&error]);
+        }
+    }
+    let listener = |fields: Value| with(json!({"name": "l", "address": "0.0.0.0:80"}), &fields);
+    let https = |auth: Value| listener(json!({"protocol": "https", "tls": {"client_auth": auth}}));
+    let certificate = json!({"name": "c", "snis": null, "certificate": "", "private_key": {"env": "K"}});
+    for (kind, spec, error) in [
+        (
+            Kind::Listener,
+            listener(json!({"proxy_protocol": "require", "trusted_proxies": []})),
+            "trusted_proxies: must not be empty; leave it out to take connections from anybody",
+        ),
+        (
+            Kind::Listener,
+            https(json!({})),
+            "tls.client_auth: must not be empty; leave it out to ask for no certificate",
+        ),
+        (
+            Kind::Listener,
+            https(Value::Null),
+            "tls.client_auth: must not be null; leave it out to ask for no certificate",
+        ),
+        (
+            Kind::Route,
+            forwarding(&json!({"upgrades": null})),
+            "forward.upgrades: must not be null; leave it out for the default",
+        ),
+        (
+            Kind::Route,
+            forwarding(&json!({"retry": {"methods": null}})),
+            "forward.retry.methods: must not be null; leave it out for the idempotent ones",
+        ),
+        (
+            Kind::Route,
+            a_route(&json!({"match": {"headers": [{"name": "x", "prefix": ""}]}})),
+            "match.headers[0].prefix: must not be empty, for every value begins so; use `present: true`",
+        ),
+        (
+            Kind::Plugin,
+            json!({"name": "p", "type": "limit", "config": {"limit": 1, "anonymous": null}}),
+            "config.anonymous: must not be null; leave it out for its default",
+        ),
+    ] {
+        refused(kind, spec, &[error]);
+    }
+    let errors = errors_of(Kind::Certificate, certificate);
+    assert!(
+        errors.contains(&"snis: must not be null; leave it out for all names of the certificate".to_owned()),
+        "{errors:?}"
+    );
+    // None is none where that narrows down to nothing.
+    for (kind, spec) in [
+        (Kind::Route, forwarding(&json!({"upgrades": []}))),
+        (Kind::Route, a_route(&json!({"plugins": [], "match": {}}))),
+        (Kind::Listener, listener(json!({"trusted_proxies": []}))),
+        (Kind::Upstream, json!({"name": "u", "targets": []})),
+        (Kind::Consumer, json!({"name": "c", "groups": [], "credentials": [], "plugins": []})),
+    ] {
+        assert_eq!(errors_of(kind, spec.clone()), [""; 0], "{spec}");
+    }
+    // What an earlier version stored is still read.
+    let stored = br#"{"name":"r","match":{"hosts":[],"headers":[{"name":"x","prefix":""}]},"respond":{}}"#;
+    assert!(Resource::from_stored(Kind::Route, stored, &Catalog).is_ok());
+}
+
+#[test]
+fn a_secret_with_the_placeholder_in_it_is_refused() {
+    let mixed = "has \"<redacted>\" in it, which stands for the secret that is stored: send exactly that to keep it, \
+                 or the new secret alone";
+    for key in [
+        json!("<redacted>x"),
+        json!("x<redacted>"),
+        json!(" <redacted>"),
+        json!("<redacted>\n"),
+        json!("a <REDACTED> b"),
+        json!({"env": "<redacted>"}),
+        json!({"file": "/run/<redacted>"}),
+    ] {
+        let error = format!("credentials[0].key_auth.key: {mixed}");
+        let credentials = json!([{"key_auth": {"key": key}}]);
+        let errors = errors_of(Kind::Consumer, alice(&credentials));
+        assert_eq!(errors, [error], "{key}");
+        let certificate = json!({"name": "c", "certificate": "", "private_key": key});
+        let errors = errors_of(Kind::Certificate, certificate);
+        assert!(errors.contains(&format!("private_key: {mixed}")), "{key}: {errors:?}");
+    }
+    // Elsewhere the text is one like any other.
+    let described = with(alice(&json!([])), &json!({"description": "<redacted>x"}));
+    assert_eq!(errors_of(Kind::Consumer, described), [""; 0]);
 }
 
 #[test]

@@ -5,6 +5,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use imbl::GenericHashMap;
 use imbl::shared_ptr::DefaultSharedPtr;
+use signalbox_config::arrival::{
+    self, X_ANONYMOUS_CONSUMER, X_CONSUMER_CUSTOM_ID, X_CONSUMER_GROUPS, X_CONSUMER_ID, X_CONSUMER_USERNAME,
+    X_CREDENTIAL_IDENTIFIER,
+};
 use signalbox_config::{Consumer, Name};
 use smallvec::SmallVec;
 
@@ -36,23 +40,9 @@ pub struct Identity {
     pub credential: Option<HeaderValue>,
 }
 
-const X_CONSUMER_ID: HeaderName = HeaderName::from_static("x-consumer-id");
-const X_CONSUMER_USERNAME: HeaderName = HeaderName::from_static("x-consumer-username");
-const X_CONSUMER_CUSTOM_ID: HeaderName = HeaderName::from_static("x-consumer-custom-id");
-const X_CONSUMER_GROUPS: HeaderName = HeaderName::from_static("x-consumer-groups");
-const X_CREDENTIAL_IDENTIFIER: HeaderName = HeaderName::from_static("x-credential-identifier");
-const X_ANONYMOUS_CONSUMER: HeaderName = HeaderName::from_static("x-anonymous-consumer");
-
 impl Consumers {
     /// The headers that only plugins vouch for; the proxy strips them from what clients send.
-    pub const HEADERS: [HeaderName; 6] = [
-        X_CONSUMER_ID,
-        X_CONSUMER_USERNAME,
-        X_CONSUMER_CUSTOM_ID,
-        X_CONSUMER_GROUPS,
-        X_CREDENTIAL_IDENTIFIER,
-        X_ANONYMOUS_CONSUMER,
-    ];
+    pub const HEADERS: [HeaderName; 6] = arrival::CONSUMER;
 
     /// Adds a consumer that is not there. `keys` are the SHA-256 of its API keys, in the order of
     /// [`Consumer::keys`], references resolved.

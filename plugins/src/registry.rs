@@ -6,7 +6,7 @@ use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize as _, Deserializer};
 use serde_json::Value;
 use serde_path_to_error::Segment;
-use signalbox_config::{Errors, FieldError, PluginCatalog, ResourceKey, check_structure};
+use signalbox_config::{Errors, FieldError, PluginCatalog, ResourceKey, check_placeholders, check_structure};
 
 use crate::context::Context;
 use crate::plugin::{Phase, Plugin};
@@ -148,6 +148,7 @@ impl<'de> Deserializer<'de> for &mut FieldNames {
 fn check<D: Definition>(schema: &Schema, config: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let mut value = config.clone();
+    errors.extend_misshapen(check_placeholders(schema, config));
     errors.extend_misshapen(check_structure(schema, &mut value, D::NAME));
     // serde stops at the first value that it cannot read ("window: abc"); what is left is read without that field.
     loop {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Slash;
 use super::rule::{Mismatch, Pattern, Rule};
 use super::search::{HostPattern, Reached, Recorder};
+use crate::key::Name;
 use crate::route::PathSpec;
 
 /// Which route takes a request, and which others host and path led to.
@@ -46,6 +47,8 @@ pub struct Candidate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LostBy {
+    /// The fleet does not get it.
+    Fleet,
     /// It is not on the listener.
     Listener,
     /// It does not take the method.
@@ -81,6 +84,7 @@ impl Explanation {
 
 /// Keeps what the walk reaches, in its order.
 pub(super) struct Record<'i, 'r, T> {
+    has: &'r dyn Fn(&Name) -> bool,
     reached: Vec<Reached<'i, 'r, T>>,
     /// Index of the best of them whose conditions are met.
     winner: Option<usize>,
@@ -90,16 +94,20 @@ pub(super) struct Record<'i, 'r, T> {
 /// How many entries are kept before the best are picked: enough for any set of routes that people can oversee.
 const MAX_REACHED: usize = 10_000;
 
-impl<T> Default for Record<'_, '_, T> {
-    fn default() -> Self {
-        Self { reached: Vec::new(), winner: None, truncated: false }
+impl<'r, T> Record<'_, 'r, T> {
+    /// Takes only the routes that `has` admits for routes of the proxy.
+    pub(super) fn new(has: &'r dyn Fn(&Name) -> bool) -> Self {
+        Self { has, reached: Vec::new(), winner: None, truncated: false }
     }
 }
 
 impl<'i, 'r, T> Recorder<'i, 'r, T> for Record<'i, 'r, T> {
     const ALL: bool = true;
 
-    fn reached(&mut self, reached: Reached<'i, 'r, T>) {
+    fn reached(&mut self, mut reached: Reached<'i, 'r, T>) {
+        if !(self.has)(&reached.entry.rule.name) {
+            reached.outcome = Err(Mismatch::Fleet);
+        }
         let priority = |index: usize| self.reached.get(index).map(|reached| reached.entry.rule.priority);
         let wins =
             reached.outcome.is_ok() && Some(reached.entry.rule.priority) > self.winner.and_then(priority);
@@ -158,6 +166,7 @@ impl<T> Reached<'_, '_, T> {
 
     fn why_not(&self, winner: Option<&Self>) -> (LostBy, String) {
         match (&self.outcome, winner) {
+            (Err(Mismatch::Fleet), _) => (LostBy::Fleet, "is not in this fleet".to_owned()),
             (Err(Mismatch::Listener), _) => (LostBy::Listener, "is not on this listener".to_owned()),
             (Err(Mismatch::Method), _) => (LostBy::Method, "does not take this method".to_owned()),
             (Err(Mismatch::Header(header)), _) => {

@@ -23,6 +23,7 @@ use self::rule::{Bucket, Entry, PathRegex, Pattern, Rule};
 use self::search::{HostPattern, Nothing, Recorder, Search};
 use self::template::Segment;
 use self::tree::Host;
+use crate::key::Name;
 use crate::route::{HostMatch, PathMatch, PrefixPath, Route};
 
 /// What of a request is matched.
@@ -117,7 +118,12 @@ impl<T: Clone> RouteIndex<T> {
 
     /// The same as [`find`](Self::find), and every other route that host and path led to, with the reason why not.
     pub fn explain(&self, request: &RequestParts<'_>) -> Explanation {
-        self.search(request, Record::default()).1.explain()
+        self.explain_in(request, &|_| true)
+    }
+
+    /// The same for a fleet that has only those routes whose names `has` admits.
+    pub fn explain_in(&self, request: &RequestParts<'_>, has: &dyn Fn(&Name) -> bool) -> Explanation {
+        self.search(request, Record::new(has)).1.explain()
     }
 
     fn search<'i, 'r, R: Recorder<'i, 'r, T>>(

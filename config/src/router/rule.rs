@@ -33,6 +33,8 @@ struct Conditions {
 /// The first condition that a request does not meet.
 #[derive(Clone, Copy)]
 pub(super) enum Mismatch<'i> {
+    /// Only told by those who ask for a fleet: a proxy has no routes of others.
+    Fleet,
     Listener,
     Method,
     Header(&'i HeaderMatch),

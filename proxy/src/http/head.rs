@@ -5,6 +5,11 @@ use std::time::Duration;
 
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, request};
+use signalbox_config::arrival::{
+    CLIENT_CERTIFICATE, X_FORWARDED_FOR, X_FORWARDED_HOST, is_misspelt, remove_misspelt, tells_otherwise,
+};
+pub use signalbox_config::arrival::{Claims, remove_claims};
+pub(super) use signalbox_config::arrival::{X_FORWARDED_PROTO, X_REQUEST_ID};
 use signalbox_config::{ClientCertificate, host};
 use signalbox_plugins::Consumers;
 use smallvec::SmallVec;
@@ -12,19 +17,6 @@ use smallvec::SmallVec;
 use super::identify::{Traceparent, is_traceparent};
 use super::problem::Failure;
 
-pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// Subject, other names and fingerprint of the certificate that a client showed.
-const CLIENT_CERTIFICATE: [HeaderName; 3] = [
-    HeaderName::from_static("x-client-cert-subject"),
-    HeaderName::from_static("x-client-cert-san"),
-    HeaderName::from_static("x-client-cert-fingerprint"),
-];
-/// What a proxy tells of a client.
-const TOLD: [HeaderName; 5] =
-    [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED];
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -163,11 +155,7 @@ pub fn disbelieve(headers: &mut HeaderMap, special: Special, trusted: bool) {
     }
     remove_claims(headers, if trusted { Claims::OfTheProxy } else { Claims::All });
     if special.has(Special::MISSPELT) {
-        let misspelt: SmallVec<[HeaderName; 4]> =
-            headers.keys().filter(|name| is_misspelt(name.as_str())).cloned().collect();
-        for name in misspelt {
-            headers.remove(name);
-        }
+        remove_misspelt(headers);
     }
 }
 
@@ -177,49 +165,6 @@ pub fn size(head: &request::Parts) -> usize {
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
     target + fields.sum::<usize>()
-}
-
-/// Whose word is removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Claims {
-    /// What only the proxy may say: of consumers, and of clients' certificates.
-    OfTheProxy,
-    /// And what proxies before it may say of a client.
-    All,
-}
-
-/// Removes fields in which somebody claims something of a client.
-pub fn remove_claims(fields: &mut HeaderMap, which: Claims) {
-    let told: &[HeaderName] = if which == Claims::All { &TOLD } else { &[] };
-    for name in Consumers::HEADERS.iter().chain(&CLIENT_CERTIFICATE).chain(told) {
-        fields.remove(name);
-    }
-    if which == Claims::All {
-        let others = fields.keys().filter(|name| tells_otherwise(name.as_str())).cloned();
-        for name in others.collect::<SmallVec<[HeaderName; 4]>>() {
-            fields.remove(name);
-        }
-    }
-}
-
-/// Whether it is one of those by which other proxies tell of a client: `X-Forwarded-Port`, `X-Forwarded-Prefix` and the like.
-fn tells_otherwise(name: &str) -> bool {
-    name.starts_with("x-forwarded-") || name == "x-real-ip"
-}
-
-fn is_claim(name: &str) -> bool {
-    Consumers::HEADERS.iter().chain(&CLIENT_CERTIFICATE).chain(&TOLD).any(|claim| *claim == name)
-        || tells_otherwise(name)
-}
-
-/// Whether a server that takes `_` for `-` would believe what only the proxy may say, or see another end of the body.
-fn is_misspelt(name: &str) -> bool {
-    name.contains('_') && {
-        let name = name.replace('_', "-");
-        is_claim(&name)
-            || name == header::TRANSFER_ENCODING.as_str()
-            || name == header::CONTENT_LENGTH.as_str()
-    }
 }
 
 /// Removes what concerns only the connection to the client.

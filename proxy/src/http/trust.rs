@@ -4,9 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
+use signalbox_config::arrival::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
 use signalbox_config::{Edge, host};
-
-use super::head::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
 
 /// Who a client is.
 #[derive(Debug, Clone)]

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use signalbox_config::{Change, Problem, Relations, Resource, ResourceKey, RevisionId, Snapshot, document};
+use signalbox_config::{
+    Change, Errors, Problem, Relations, Resource, ResourceKey, RevisionId, Snapshot, document,
+};
 use signalbox_plugins::Catalog;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -183,15 +185,21 @@ fn parse(text: &str, fleet: &str, served: &Snapshot, number: u64) -> Result<Cand
         field: error.field,
         message: error.message,
     };
-    let entries =
-        document::split(text).map_err(|errors| errors.into_iter().map(reject).collect::<Vec<_>>())?;
+    let document = document::read(text);
+    let document = document.and_then(|document| document.check_whole().map(|()| document));
+    let document = document.map_err(|errors| errors.into_iter().map(reject).collect::<Vec<_>>())?;
     let mut rejected = Vec::new();
     let mut resources: BTreeMap<ResourceKey, Arc<Resource>> = BTreeMap::new();
-    for entry in entries {
+    for entry in document.iter() {
         let name = entry.spec.get("name").and_then(|name| name.as_str()).map(str::to_owned);
         match Resource::parse(entry.kind, entry.spec, &Catalog) {
             Ok(resource) => {
                 resources.insert(resource.key().clone(), Arc::new(resource));
+            }
+            // The first errors are enough to see what is wrong with the file.
+            Err(_) if rejected.len() >= Errors::MAX => {
+                rejected.push(whole("there are more errors, not listed here".to_owned()));
+                break;
             }
             Err(errors) => {
                 let key = name.and_then(|name| format!("{}/{name}", entry.kind).parse().ok());

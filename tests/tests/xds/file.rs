@@ -143,6 +143,11 @@ async fn a_broken_file_keeps_the_last_good_one_and_says_what_is_wrong() {
         ),
         ("routes: [", &["YAML"]),
         ("# nothing yet\n---\n", &["is empty"]),
+        ("{}", &["is empty"]),
+        ("[]", &["is empty"]),
+        ("routes:\n", &["routes", "must be a list"]),
+        ("routes: [{name: a, respond: {}}]\nlisteners:\n", &["listeners", "must be a list"]),
+        ("routes: [{name: a, match: {hosts: []}, respond: {}}]", &["match.hosts", "must not be empty"]),
         (
             "{kind: route, name: a, match: {}, forward: {upstreams: [{name: nowhere}]}}",
             &["nowhere", "does not exist"],
@@ -152,6 +157,7 @@ async fn a_broken_file_keeps_the_last_good_one_and_says_what_is_wrong() {
             &["twice"],
         ),
     ];
+    let count = cases.len() as u64;
     for (times, (text, parts)) in cases.into_iter().enumerate() {
         replace(&path, text);
         let reasons = follower.until_rejects(times as u64 + 2).await.join("; ");
@@ -160,7 +166,7 @@ async fn a_broken_file_keeps_the_last_good_one_and_says_what_is_wrong() {
         }
     }
     replace(&path, b"\xff\xfe");
-    follower.until_rejects(7).await;
+    follower.until_rejects(count + 2).await;
     assert_eq!(follower.applied(), [(1, 2)]);
     // As it was before all that: nothing has changed.
     replace(&path, TWO);

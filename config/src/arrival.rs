@@ -1,0 +1,103 @@
+//! What a proxy makes of a request's head before it looks for its route. [`RouteIndex::explain`](crate::RouteIndex) says what
+//! a proxy does only of a request that went through the same.
+
+use http::HeaderMap;
+use http::header::{self, HeaderName};
+use smallvec::SmallVec;
+
+/// The name of the consumer.
+pub const X_CONSUMER_ID: HeaderName = HeaderName::from_static("x-consumer-id");
+/// The same.
+pub const X_CONSUMER_USERNAME: HeaderName = HeaderName::from_static("x-consumer-username");
+/// What backends know the consumer by.
+pub const X_CONSUMER_CUSTOM_ID: HeaderName = HeaderName::from_static("x-consumer-custom-id");
+/// The consumer's groups.
+pub const X_CONSUMER_GROUPS: HeaderName = HeaderName::from_static("x-consumer-groups");
+/// By which credential the consumer was known.
+pub const X_CREDENTIAL_IDENTIFIER: HeaderName = HeaderName::from_static("x-credential-identifier");
+/// There when the consumer is the anonymous one.
+pub const X_ANONYMOUS_CONSUMER: HeaderName = HeaderName::from_static("x-anonymous-consumer");
+
+/// The headers that only plugins vouch for; the proxy removes them from what clients send.
+pub const CONSUMER: [HeaderName; 6] = [
+    X_CONSUMER_ID,
+    X_CONSUMER_USERNAME,
+    X_CONSUMER_CUSTOM_ID,
+    X_CONSUMER_GROUPS,
+    X_CREDENTIAL_IDENTIFIER,
+    X_ANONYMOUS_CONSUMER,
+];
+
+/// Subject, other names and fingerprint of the certificate that a client showed.
+pub const CLIENT_CERTIFICATE: [HeaderName; 3] = [
+    HeaderName::from_static("x-client-cert-subject"),
+    HeaderName::from_static("x-client-cert-san"),
+    HeaderName::from_static("x-client-cert-fingerprint"),
+];
+
+/// The id of a request.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The addresses that a request came from.
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// `http` or `https`, as the client asked.
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// The host that the client asked for.
+pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// The headers by which a proxy tells of a client.
+pub const TOLD: [HeaderName; 5] =
+    [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED];
+
+/// Whose word is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claims {
+    /// What only the proxy may say: of consumers, and of clients' certificates.
+    OfTheProxy,
+    /// And what proxies before it may say of a client.
+    All,
+}
+
+/// Removes fields in which somebody claims something of a client.
+pub fn remove_claims(fields: &mut HeaderMap, which: Claims) {
+    let told: &[HeaderName] = if which == Claims::All { &TOLD } else { &[] };
+    for name in CONSUMER.iter().chain(&CLIENT_CERTIFICATE).chain(told) {
+        fields.remove(name);
+    }
+    if which == Claims::All {
+        let others = fields.keys().filter(|name| tells_otherwise(name.as_str())).cloned();
+        for name in others.collect::<SmallVec<[HeaderName; 4]>>() {
+            fields.remove(name);
+        }
+    }
+}
+
+/// Removes the fields of [`is_misspelt`].
+pub fn remove_misspelt(fields: &mut HeaderMap) {
+    let misspelt: SmallVec<[HeaderName; 4]> =
+        fields.keys().filter(|name| is_misspelt(name.as_str())).cloned().collect();
+    for name in misspelt {
+        fields.remove(name);
+    }
+}
+
+/// Whether it is one of those by which other proxies tell of a client: `X-Forwarded-Port`, `X-Forwarded-Prefix` and the like.
+#[inline]
+pub fn tells_otherwise(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || name == "x-real-ip"
+}
+
+/// Whether a server that takes `_` for `-` would believe what only the proxy may say, or see another end of the body.
+#[inline]
+pub fn is_misspelt(name: &str) -> bool {
+    name.contains('_') && {
+        let name = name.replace('_', "-");
+        is_claim(&name)
+            || name == header::TRANSFER_ENCODING.as_str()
+            || name == header::CONTENT_LENGTH.as_str()
+    }
+}
+
+fn is_claim(name: &str) -> bool {
+    CONSUMER.iter().chain(&CLIENT_CERTIFICATE).chain(&TOLD).any(|claim| *claim == name)
+        || tells_otherwise(name)
+}
