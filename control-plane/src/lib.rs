@@ -4,6 +4,7 @@
 pub mod args;
 pub mod auth;
 pub mod board;
+mod locked;
 pub mod metrics;
 pub mod publish;
 pub mod rest;

@@ -497,6 +497,15 @@ impl Turn<'_> {
         self.catch_up().await
     }
 
+    /// Goes as far with `changes` as a commit does before it writes, and fails where that would: a secret that cannot be
+    /// encrypted, a database that is away or cannot be written. Catches up: what is published may be another then.
+    pub(crate) async fn rehearse(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        self.publisher.store.check(&stored_changes(changes))?;
+        self.hold().await?;
+        self.held = None;
+        Ok(())
+    }
+
     /// What is published now; nobody else changes it.
     pub(crate) fn current(&self) -> Arc<Published> {
         self.publisher.current()
@@ -515,18 +524,12 @@ impl Turn<'_> {
     ) -> Result<Committed, StoreError> {
         let Publisher { store, metrics, .. } = self.publisher;
         let current = self.current();
-        let stored = changes
-            .iter()
-            .map(|change| match change {
-                Change::Put(resource) => NewChange {
-                    key: resource.key().clone(),
-                    spec: Some(Bytes::copy_from_slice(resource.spec())),
-                },
-                Change::Delete(key) => NewChange { key: key.clone(), spec: None },
-            })
-            .collect();
-        let revision =
-            NewRevision { author: author.clone(), message: message.clone(), action, changes: stored };
+        let revision = NewRevision {
+            author: author.clone(),
+            message: message.clone(),
+            action,
+            changes: stored_changes(&changes),
+        };
         let base = current.snapshot.id().number;
         let commit = match self.held.take() {
             Some(held) => store.commit_held(held, base, revision),
@@ -544,6 +547,17 @@ impl Turn<'_> {
         self.publisher.publish(next, vec![summary]);
         Ok(committed)
     }
+}
+
+/// Changes as they are stored.
+fn stored_changes(changes: &[Change]) -> Vec<NewChange> {
+    let stored = |change: &Change| match change {
+        Change::Put(resource) => {
+            NewChange { key: resource.key().clone(), spec: Some(Bytes::copy_from_slice(resource.spec())) }
+        }
+        Change::Delete(key) => NewChange { key: key.clone(), spec: None },
+    };
+    changes.iter().map(stored).collect()
 }
 
 async fn load(store: &Arc<dyn Store>, metrics: &Metrics) -> Result<Published, StoreError> {

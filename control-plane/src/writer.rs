@@ -1,7 +1,8 @@
 //! All writes of resources: what an operation changes is a function of what is published, and becomes one revision
 //! or none.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use serde_json::Value;
 use signalbox_config::document::Entry;
 use signalbox_config::{
     Body, Change, Errors, FieldError, Kind, Name, Problem, Relations, Resource, ResourceKey, RevisionId,
+    mentions_placeholder,
 };
 use signalbox_plugins::Catalog;
 
@@ -88,14 +90,37 @@ pub enum Prune {
     /// They stay.
     Keep,
     /// They are deleted.
-    Delete,
+    Delete(MassDelete),
+}
+
+/// Whether a document may delete the last listener, or more than half of the set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MassDelete {
+    /// It may not: a document that was cut short would do that.
+    Refused,
+    /// It may, for somebody said so.
+    Allowed,
+}
+
+/// What a document would delete.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
+pub struct Deletions {
+    /// How many resources would go.
+    pub total: usize,
+    /// Of how many.
+    pub of: usize,
+    /// How many of each kind.
+    pub by_kind: BTreeMap<Kind, usize>,
+    /// Whether no listener would be left.
+    pub last_listener: bool,
 }
 
 #[derive(Debug, Clone)]
 enum Prepared {
     Parsed(Arc<Resource>),
-    /// Its secrets may be those that are stored when it is written, so it is parsed then.
-    Unparsed(Kind, Value),
+    /// JSON with the placeholder of a secret in it. The secret is the one that is stored when it is written, so it is
+    /// parsed then.
+    Unparsed(Kind, Box<str>),
 }
 
 /// Who writes, and why.
@@ -174,6 +199,9 @@ pub enum Refused {
         /// The same, by field.
         errors: Vec<FieldError>,
     },
+    /// It would delete the last listener, or more than half of the set.
+    #[error("{0}; allow_mass_delete=true allows it")]
+    MassDelete(Deletions),
     /// Other writes came first for too long, of this control plane or of others.
     #[error("other writes came first for too long")]
     Busy,
@@ -233,6 +261,15 @@ async fn write(
         });
         let (changes, relations) = match plan {
             Ok((changes, relations)) if mode == Mode::Store && !changes.is_empty() => (changes, relations),
+            Ok((changes, _)) if !changes.is_empty() => {
+                turn.rehearse(&changes).await?;
+                if turn.current().snapshot.id() != current.snapshot.id() {
+                    verified = true;
+                    continue;
+                }
+                let changes = changed(&current, &changes);
+                return Ok(Written { revision: None, published: current, changes });
+            }
             refused_or_nothing_to_do => {
                 if !verified {
                     turn.catch_up().await?;
@@ -273,20 +310,31 @@ async fn write(
 
 impl Operation {
     /// Reads a document. All that is wrong with any of its resources comes back at once.
-    pub fn apply(entries: Vec<Entry>, prune: Prune, current: &Published) -> Result<Self, Refused> {
+    pub fn apply(
+        entries: impl IntoIterator<Item = Entry>,
+        prune: Prune,
+        current: &Published,
+    ) -> Result<Self, Refused> {
         let mut errors = Errors::default();
-        let mut prepared = Vec::with_capacity(entries.len());
-        let mut paths: HashMap<ResourceKey, String> = HashMap::with_capacity(entries.len());
-        for Entry { kind, spec, path } in entries {
-            let kept = matches!(kind, Kind::Consumer | Kind::Certificate).then(|| spec.clone());
+        let mut prepared = Vec::new();
+        for Entry { kind, mut spec, path } in entries {
+            // Of what is not listed any more it is enough that it is wrong: to say all that is wrong with each of a million
+            // would take minutes. A `kind` and `meta` are taken off when a resource is parsed.
+            if errors.is_full() {
+                if let Some(fields) = spec.as_object_mut() {
+                    fields.remove("kind");
+                    fields.remove("meta");
+                }
+                if !Resource::has_shape(kind, &spec) {
+                    errors.push(&path, "does not have the shape of its kind");
+                    continue;
+                }
+            }
+            let kept = mentions_placeholder(&spec).then(|| spec.to_string().into());
             match parse_restoring(kind, spec, current) {
+                // Once something is wrong, what is right is not needed.
+                Ok(_) if !errors.is_empty() => prepared = Vec::new(),
                 Ok(resource) => {
-                    // Names are compared before they are parsed too, but `name` may have been wrong there.
-                    if let Some(first) = paths.insert(resource.key().clone(), path.clone()) {
-                        let message =
-                            format!("{} is in the document twice, first at {first:?}", resource.key());
-                        errors.extend_below(&path, [FieldError::new("name", message)]);
-                    }
                     let entry = match kept {
                         Some(spec) => Prepared::Unparsed(kind, spec),
                         None => Prepared::Parsed(Arc::new(resource)),
@@ -378,21 +426,53 @@ impl Document {
         for (path, entry) in &self.entries {
             let resource = match entry {
                 Prepared::Parsed(resource) => Arc::clone(resource),
-                Prepared::Unparsed(kind, spec) => match parse_restoring(*kind, spec.clone(), current) {
-                    Ok(resource) => Arc::new(resource),
-                    Err(found) => {
-                        errors.extend_below(path, found);
-                        continue;
+                Prepared::Unparsed(kind, spec) => {
+                    // It was written by this module, so it can be read.
+                    let spec = serde_json::from_str(spec).unwrap_or_default();
+                    match parse_restoring(*kind, spec, current) {
+                        Ok(resource) => Arc::new(resource),
+                        Err(found) => {
+                            errors.extend_below(path, found);
+                            continue;
+                        }
                     }
-                },
+                }
             };
             names.push(resource.key().clone());
             plan.put_if_changed(current, resource, path.clone());
         }
-        if self.prune == Prune::Delete {
+        if let Prune::Delete(_) = self.prune {
             plan.delete_others(current, &names.iter().collect());
         }
-        errors.finish(Some(plan)).map_err(Refused::Invalid)
+        let plan = errors.finish(Some(plan)).map_err(Refused::Invalid)?;
+        if self.prune == Prune::Delete(MassDelete::Refused) {
+            let deletions = plan.deletions(current);
+            if deletions.is_mass() {
+                return Err(Refused::MassDelete(deletions));
+            }
+        }
+        Ok(plan)
+    }
+}
+
+impl Deletions {
+    fn is_mass(&self) -> bool {
+        self.last_listener || self.total * 2 > self.of
+    }
+}
+
+impl fmt::Display for Deletions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each: Vec<String> = self
+            .by_kind
+            .iter()
+            .map(|(kind, count)| match count {
+                1 => format!("1 {kind}"),
+                count => format!("{count} {}", kind.plural()),
+            })
+            .collect();
+        write!(f, "it would delete {} of {} resources ({})", self.total, self.of, each.join(", "))?;
+        if self.last_listener { f.write_str(" and leave no listener") } else { Ok(()) }
     }
 }
 
@@ -464,6 +544,25 @@ impl Plan {
         let known = current.snapshot.iter().map(|resource| resource.key());
         let others = known.filter(|key| !kept.contains(key) && !current.unreadable.contains_key(*key));
         self.changes.extend(others.cloned().map(Change::Delete));
+    }
+
+    fn deletions(&self, current: &Published) -> Deletions {
+        let mut by_kind: BTreeMap<Kind, usize> = BTreeMap::new();
+        let mut is_listener_put = false;
+        for change in &self.changes {
+            match change {
+                Change::Delete(key) => *by_kind.entry(key.kind).or_default() += 1,
+                Change::Put(resource) => is_listener_put |= resource.key().kind == Kind::Listener,
+            }
+        }
+        let listeners = current.snapshot.of_kind(Kind::Listener, None).count();
+        let deleted = by_kind.get(&Kind::Listener).copied().unwrap_or_default();
+        Deletions {
+            total: by_kind.values().sum(),
+            of: current.snapshot.len() + current.unreadable.len(),
+            last_listener: deleted > 0 && deleted >= listeners && !is_listener_put,
+            by_kind,
+        }
     }
 
     /// A proxy goes on with a certificate that has expired, but nobody should begin to.

@@ -155,7 +155,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The whole set as one document, ready for `apply`; without secrets */
+        /** The whole set as one document, ready for `apply`. API keys are exported as their SHA-256 (to viewers: not). Private keys are left out unless they are asked for: `<redacted>` stands for each, `Signalbox-Secrets-Omitted` names the resources, and `apply` elsewhere refuses each until it is filled in */
         get: operations["export"];
         put?: never;
         post?: never;
@@ -913,6 +913,25 @@ export interface components {
         CredentialSpec: {
             key_auth: components["schemas"]["KeyAuthSpec"];
         };
+        /** @description What a document would delete. */
+        Deletions: {
+            /** @description How many of each kind. */
+            by_kind: {
+                [key: string]: number;
+            };
+            /** @description Whether no listener would be left. */
+            last_listener: boolean;
+            /**
+             * Format: uint
+             * @description Of how many.
+             */
+            of: number;
+            /**
+             * Format: uint
+             * @description How many resources would go.
+             */
+            total: number;
+        };
         /** @description What differs between two revisions. */
         Diff: {
             /** @description By kind and name. */
@@ -972,9 +991,11 @@ export interface components {
         EscapedSlashes: "reject" | "keep";
         /** @description What becomes of a request. */
         Explained: {
-            /** @description What the route does; null: no route takes it, and it is answered 404. */
+            /** @description What the route does; null: no route takes it. */
             action?: components["schemas"]["ActionKind"] | null;
-            /** @description By which listener the request is taken to come; null: there is none. */
+            /** @description Of which fleet the proxy is taken to be. */
+            fleet: string;
+            /** @description By which listener the request is taken to come; null: the fleet has none, so that no proxy gets the request. */
             listener?: string | null;
             /**
              * @description The others, the one that came closest first; each route once, with the match of it that came closest. Routes
@@ -983,6 +1004,8 @@ export interface components {
             losers: components["schemas"]["Candidate"][];
             /** @description The plugins it goes through, in order; a consumer's own are known only once it is authenticated. */
             plugins: components["schemas"]["ChainStep"][];
+            /** @description Why the proxy refuses the request before any plugin runs; null: it does not. */
+            refused?: components["schemas"]["Refusal"] | null;
             /**
              * Format: uint64
              * @description Of which revision this is true.
@@ -1242,7 +1265,7 @@ export interface components {
             token: string;
         };
         /** @description What decided against a route. */
-        LostBy: "listener" | "method" | "header" | "query" | "priority" | "host_rank" | "path_kind" | "path_rank" | "slash_rank" | "method_rank" | "header_count" | "query_count" | "name";
+        LostBy: "fleet" | "listener" | "method" | "header" | "query" | "priority" | "host_rank" | "path_kind" | "path_rank" | "slash_rank" | "method_rank" | "header_count" | "query_count" | "name";
         /** @description Which requests a route takes: one of each list that is there. */
         MatchSpec: {
             /** @description All of them must match. Of a header that is there several times, any value may. */
@@ -1410,10 +1433,18 @@ export interface components {
         };
         /** @description What was wrong. */
         Problem: {
+            /** @description What an `apply` with `prune` would delete, where it would delete too much. */
+            deletions?: components["schemas"]["Deletions"] | null;
             /** @description What was wrong, for a person. */
             detail: string;
-            /** @description The same by field, where it concerns fields: all that is wrong at once. */
+            /** @description The same by field, where it concerns fields: all that is wrong at once, up to 100. */
             errors?: components["schemas"]["FieldError"][];
+            /**
+             * Format: uint
+             * @description How many more errors there are than are listed, at least: of resources that come behind those with the listed
+             *     errors, each that is wrong may be counted once. Absent: none.
+             */
+            errors_omitted?: number;
             /**
              * Format: uint16
              * @description The HTTP status.
@@ -1559,19 +1590,24 @@ export interface components {
         /** @description A request to be explained. */
         Question: {
             /**
-             * @description Its headers.
+             * @description Of which fleet the proxy is that gets it; absent: `default`, as with a proxy that names none.
+             * @default null
+             */
+            fleet: string | null;
+            /**
+             * @description Its headers, as a client sends them that is no trusted proxy.
              * @default {}
              */
             headers: {
                 [key: string]: string;
             };
             /**
-             * @description By which listener it comes; absent: the first by name.
+             * @description By which listener it comes; absent: the first of the fleet by name.
              * @default null
              */
             listener: string | null;
             /**
-             * @description Default GET.
+             * @description Default GET. Methods are told apart by case, as they are by proxies: `get` is another.
              * @default null
              */
             method: string | null;
@@ -1581,7 +1617,7 @@ export interface components {
              * @default null
              */
             revision: number | null;
-            /** @description `http://admin.example.com/api/users?x=1`, or a path alone with the host among the headers. */
+            /** @description `http://admin.example.com/api/users?x=1`, or a path alone with the host among the headers; for CONNECT `host:port`. */
             url: string;
         };
         /**
@@ -1607,6 +1643,16 @@ export interface components {
              * @description 301, 302, 303, 307 or 308; default 302.
              */
             status?: number | null;
+        };
+        /** @description How a proxy refuses a request. */
+        Refusal: {
+            /** @description Why, in one sentence. */
+            reason: string;
+            /**
+             * Format: uint16
+             * @description 400, 404 or 501.
+             */
+            status: number;
         };
         /** @description Answers as written here. */
         RespondSpec: {
@@ -2208,8 +2254,10 @@ export interface operations {
     apply: {
         parameters: {
             query?: {
-                /** @description Delete what the document does not have */
+                /** @description Delete what the document does not have. The document must name a resource or a list, and each list must be one (`[]`, not null), else 400. Deleting the last listener or more than half of the set is 409 with `deletions`, unless `allow_mass_delete` is true */
                 prune?: boolean;
+                /** @description With `prune`: the last listener and more than half of the set may be deleted */
+                allow_mass_delete?: boolean;
                 /** @description Check it and answer what would change; store nothing */
                 dry_run?: boolean;
                 /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
@@ -2218,6 +2266,8 @@ export interface operations {
             header?: {
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
+                /** @description The passphrase of a document that was exported with `secrets=encrypted` */
+                "X-Signalbox-Passphrase"?: string;
             };
             path?: never;
             cookie?: never;
@@ -3429,8 +3479,13 @@ export interface operations {
                 revision?: number;
                 /** @description Absent: as Accept has it, or YAML */
                 format?: "yaml" | "json";
+                /** @description `encrypted`: with private keys, encrypted under the passphrase of the header; for administrators. Absent: without */
+                secrets?: "encrypted";
             };
-            header?: never;
+            header?: {
+                /** @description With `secrets=encrypted`: what they are encrypted with, from 12 to 1024 characters */
+                "X-Signalbox-Passphrase"?: string;
+            };
             path?: never;
             cookie?: never;
         };

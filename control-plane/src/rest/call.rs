@@ -52,6 +52,22 @@ const MAX_WAIT: Duration = Duration::from_secs(300);
 
 const MAX_MESSAGE: usize = 1024;
 
+/// The header with the passphrase of a document's secrets.
+pub(super) const PASSPHRASE: &str = "X-Signalbox-Passphrase";
+
+/// Whoever has the document may try passphrases for as long as he likes.
+const MIN_PASSPHRASE: usize = 12;
+const MAX_PASSPHRASE: usize = 1024;
+
+/// A boolean parameter. Nothing else is taken for one: `prune=` must not be `prune=true`.
+pub(super) fn parse_flag(name: &str, text: &str) -> Result<bool, Problem> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(Problem::parameter(name, format!("must be true or false, is {other:?}"))),
+    }
+}
+
 impl Call {
     /// A parameter of the path.
     pub(super) fn path(&self, name: &str) -> &str {
@@ -94,13 +110,21 @@ impl Call {
         self.text(name)?.map(parse).transpose()
     }
 
-    /// Whether a parameter of the query is `true`.
+    /// Whether a parameter of the query is `true`; absent: it is not.
     pub(super) fn flag(&self, name: &str) -> Result<bool, Problem> {
-        match self.text(name)? {
-            None | Some("false") => Ok(false),
-            Some("true" | "") => Ok(true),
-            Some(other) => Err(Problem::parameter(name, format!("must be true or false, is {other:?}"))),
+        Ok(self.text(name)?.map(|text| parse_flag(name, text)).transpose()?.unwrap_or(false))
+    }
+
+    /// What secrets of a document are encrypted with, where the request has it.
+    pub(super) fn passphrase(&self) -> Result<Option<&str>, Problem> {
+        let Some(value) = self.headers.get(PASSPHRASE) else { return Ok(None) };
+        let text = std::str::from_utf8(value.as_bytes());
+        let text = text.map_err(|_| Problem::parameter(PASSPHRASE, "is not UTF-8"))?;
+        if !(MIN_PASSPHRASE..=MAX_PASSPHRASE).contains(&text.chars().count()) {
+            let message = format!("must have from {MIN_PASSPHRASE} to {MAX_PASSPHRASE} characters");
+            return Err(Problem::parameter(PASSPHRASE, message));
         }
+        Ok(Some(text))
     }
 
     /// How many entries of a list are wanted.

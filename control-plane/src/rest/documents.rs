@@ -2,32 +2,41 @@
 
 use axum::response::Response;
 use futures_util::FutureExt as _;
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use schemars::Schema;
-use serde_json::json;
-use signalbox_config::{Kind, Resource, document};
+use serde_json::{Value, json};
+use signalbox_config::document::Entry;
+use signalbox_config::{Kind, REDACTED, Resource, document};
 use signalbox_plugins::Catalog;
 
-use super::call::{Call, ok};
+use super::access::suffices;
+use super::call::{Call, PASSPHRASE, ok};
 use super::endpoint::{Access, DOCUMENT_LIMIT, Endpoint, Media, Parameter, Place, WRITE};
 use super::problem::Problem;
 use super::resources::{Revised, set_revision, settle, write};
+use crate::locked::{Locker, Unlocker};
 use crate::store::Role;
-use crate::writer::{Operation, Prune};
+use crate::writer::{MassDelete, Operation, Prune};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
         Endpoint::new(Method::POST, "/apply", "apply", |call| apply(call).boxed())
             .text("documents", "Create and replace all resources of a declarative document, as one revision")
             .access(Access::Role(Role::Editor))
-            .parameters(&[PRUNE])
+            .parameters(&[PRUNE, ALLOW_MASS_DELETE])
             .parameters(&WRITE)
+            .parameters(&[PASSPHRASE_OF_APPLY])
             .body(Media::Document, document_schema, DOCUMENT_LIMIT)
             .answer::<Revised>(200, "What was changed; with `dry_run`: what would be")
             .problems(&[409, 413, 415, 422, 503, 504]),
         Endpoint::new(Method::GET, "/export", "export", |call| export(call).boxed())
-            .text("documents", "The whole set as one document, ready for `apply`; without secrets")
-            .parameters(&[AT, FORMAT])
+            .text(
+                "documents",
+                "The whole set as one document, ready for `apply`. API keys are exported as their SHA-256 (to viewers: not). \
+                 Private keys are left out unless they are asked for: `<redacted>` stands for each, \
+                 `Signalbox-Secrets-Omitted` names the resources, and `apply` elsewhere refuses each until it is filled in",
+            )
+            .parameters(&[AT, FORMAT, SECRETS, PASSPHRASE_OF_EXPORT])
             .answer_as(200, "The document", "application/yaml", document_schema)
             .answer_as(200, "The document", "application/json", document_schema)
             .problems(&[404, 503]),
@@ -38,7 +47,35 @@ const PRUNE: Parameter = Parameter {
     name: "prune",
     place: Place::Query,
     schema: || json!({"type": "boolean", "default": false}),
-    text: "Delete what the document does not have",
+    text: "Delete what the document does not have. The document must name a resource or a list, and each list must be one (`[]`, not null), else 400. Deleting the last listener or more than half of the set is 409 with `deletions`, unless `allow_mass_delete` is true",
+};
+
+const ALLOW_MASS_DELETE: Parameter = Parameter {
+    name: "allow_mass_delete",
+    place: Place::Query,
+    schema: || json!({"type": "boolean", "default": false}),
+    text: "With `prune`: the last listener and more than half of the set may be deleted",
+};
+
+const PASSPHRASE_OF_APPLY: Parameter = Parameter {
+    name: PASSPHRASE,
+    place: Place::Header,
+    schema: || json!({"type": "string"}),
+    text: "The passphrase of a document that was exported with `secrets=encrypted`",
+};
+
+const PASSPHRASE_OF_EXPORT: Parameter = Parameter {
+    name: PASSPHRASE,
+    place: Place::Header,
+    schema: || json!({"type": "string"}),
+    text: "With `secrets=encrypted`: what they are encrypted with, from 12 to 1024 characters",
+};
+
+const SECRETS: Parameter = Parameter {
+    name: "secrets",
+    place: Place::Query,
+    schema: || json!({"type": "string", "enum": ["encrypted"]}),
+    text: "`encrypted`: with private keys, encrypted under the passphrase of the header; for administrators. Absent: without",
 };
 
 const AT: Parameter = Parameter {
@@ -73,27 +110,56 @@ fn document_schema(generator: &mut schemars::SchemaGenerator) -> Schema {
     }
     schemars::json_schema!({
         "type": "object",
-        "description": "A list for each kind; or one or several YAML documents `{kind: route, name: …}`",
+        "description": "A list for each kind; or one or several YAML documents `{kind: route, name: …}`. A private key may be `{encrypted: …}`, as an export with `secrets=encrypted` has it",
         "properties": properties,
     })
 }
 
-async fn apply(call: Call) -> Result<Response, Problem> {
-    let prune = if call.flag("prune")? { Prune::Delete } else { Prune::Keep };
-    let text = call.utf8()?.to_owned();
+async fn apply(mut call: Call) -> Result<Response, Problem> {
+    let prune = match (call.flag("prune")?, call.flag("allow_mass_delete")?) {
+        (false, _) => Prune::Keep,
+        (true, false) => Prune::Delete(MassDelete::Refused),
+        (true, true) => Prune::Delete(MassDelete::Allowed),
+    };
+    call.utf8()?;
+    let body = std::mem::take(&mut call.body);
+    let passphrase = call.passphrase()?.map(str::to_owned);
     let current = call.app.publisher.current();
     // A large document takes a second, in which this thread has other requests to answer.
     let parsed = tokio::task::spawn_blocking(move || {
-        let entries = document::split(&text).map_err(|errors| {
+        let document = document::read(std::str::from_utf8(&body).unwrap_or_default()).map_err(|errors| {
             // What concerns no field is the text as a whole.
-            if errors.iter().any(|error| error.field.is_empty()) {
-                let details: Vec<&str> = errors.iter().map(|error| error.message.as_str()).collect();
-                Problem::malformed(format!("the document {}", details.join("; "))).errors(errors)
-            } else {
+            let of_the_whole = errors.iter().filter(|error| error.field.is_empty() && error.omitted == 0);
+            let details: Vec<&str> = of_the_whole.map(|error| error.message.as_str()).collect();
+            if details.is_empty() {
                 Problem::invalid(errors)
+            } else {
+                Problem::malformed(format!("the document {}", details.join("; "))).errors(errors)
             }
         })?;
-        Operation::apply(entries, prune, &current).map_err(Problem::from)
+        drop(body);
+        if prune != Prune::Keep {
+            document.check_whole().map_err(|errors| {
+                let first = errors.first().map(ToString::to_string).unwrap_or_default();
+                Problem::malformed(format!("prune needs a document that says what stays; this one: {first}"))
+                    .errors(errors)
+            })?;
+        }
+        let mut unlocker = Unlocker::new(passphrase.as_deref());
+        let mut cannot_unlock = Vec::new();
+        let entries = document.iter().map(|mut entry| {
+            if let Err(message) = unlock(&mut entry, &mut unlocker) {
+                let field = format!("{}.private_key", entry.path);
+                cannot_unlock.push(signalbox_config::FieldError::new(field, message));
+            }
+            entry
+        });
+        let operation = Operation::apply(entries, prune, &current);
+        if cannot_unlock.is_empty() {
+            operation.map_err(Problem::from)
+        } else {
+            Err(Problem::invalid(cannot_unlock))
+        }
     });
     let operation = parsed.await.map_err(|error| gave_up(&error))??;
     let written = write(&call, operation).await?;
@@ -104,6 +170,26 @@ async fn apply(call: Call) -> Result<Response, Problem> {
     let mut response = ok(&Revised::of(&written, mode))?;
     set_revision(&mut response, &written);
     Ok(response)
+}
+
+/// Decrypts the private key of a certificate, if it is encrypted.
+fn unlock(entry: &mut Entry, unlocker: &mut Unlocker<'_>) -> Result<(), &'static str> {
+    if entry.kind != Kind::Certificate {
+        return Ok(());
+    }
+    let name = entry.spec.get("name").and_then(Value::as_str).unwrap_or_default();
+    let bound_to = bound_to(name);
+    let Some(key) = entry.spec.get_mut("private_key") else { return Ok(()) };
+    let only = key.as_object().filter(|fields| fields.len() == 1).and_then(|fields| fields.get("encrypted"));
+    let Some(locked) = only else { return Ok(()) };
+    let secret = unlocker.unlock(locked.as_str().unwrap_or_default(), &bound_to)?;
+    *key = Value::String(secret);
+    Ok(())
+}
+
+/// What the private key of a certificate is bound to.
+fn bound_to(name: &str) -> String {
+    format!("certificate/{name} private_key")
 }
 
 async fn export(call: Call) -> Result<Response, Problem> {
@@ -120,6 +206,31 @@ async fn export(call: Call) -> Result<Response, Problem> {
             return Err(Problem::parameter("format", format!("must be yaml or json, is {other:?}")));
         }
     };
+    let encrypts = match call.text("secrets")? {
+        None => false,
+        Some("encrypted") => true,
+        Some(other) => {
+            return Err(Problem::parameter(
+                "secrets",
+                format!("must be encrypted or left out, is {other:?}"),
+            ));
+        }
+    };
+    let passphrase = call.passphrase()?.map(str::to_owned);
+    let has_role = |needed| call.principal.as_ref().is_some_and(|principal| suffices(principal.role, needed));
+    if encrypts && !has_role(Role::Admin) {
+        let detail = "secrets=encrypted needs a token with the role admin: whoever knows the passphrase can read the keys";
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    }
+    let passphrase = match (encrypts, passphrase) {
+        (true, None) => {
+            return Err(Problem::parameter(PASSPHRASE, "is needed with secrets=encrypted"));
+        }
+        (true, passphrase) => passphrase,
+        (false, _) => None,
+    };
+    // A weak key can be found from its digest.
+    let with_digests = has_role(Role::Editor);
     let current = call.app.publisher.current();
     let revision = call.parsed::<u64>("revision")?.filter(|number| *number != current.snapshot.id().number);
     let whole = call.app.whole_set().await?;
@@ -130,11 +241,16 @@ async fn export(call: Call) -> Result<Response, Problem> {
     let rendered = tokio::task::spawn_blocking(move || {
         // It goes on when the client has gone.
         let _whole = whole;
+        let locker = passphrase.map(|passphrase| Locker::new(&passphrase)).transpose();
+        let mut export =
+            Export { locker: locker.map_err(|error| error.to_string())?, with_digests, ..Export::default() };
         let mut missing: Vec<String> = Vec::new();
         let document = match set {
             None => {
                 missing.extend(current.left_alone());
-                document::join(current.snapshot.iter().map(|resource| &**resource))
+                document::join_with(current.snapshot.iter().map(|resource| &**resource), |resource, path| {
+                    export.write(resource, path)
+                })
             }
             Some(set) => {
                 // What this version cannot read cannot be applied by it either.
@@ -146,20 +262,23 @@ async fn export(call: Call) -> Result<Response, Problem> {
                     }
                 }
                 missing.extend(set.unknown.iter().map(|unknown| unknown.key.to_string()));
-                document::join(&resources)
+                document::join_with(&resources, |resource, path| export.write(resource, path))
             }
         };
+        if let Some(error) = export.failed {
+            return Err(error);
+        }
         let text = if json {
             serde_json::to_string_pretty(&document).map_err(|error| error.to_string())?
         } else {
-            document::to_yaml(&document)?
+            export.omitted.comment() + &document::to_yaml(&document)?
         };
-        Ok((text, missing))
+        Ok((text, export.omitted, missing))
     });
-    let (mut text, missing) =
+    let (mut text, omitted, missing) =
         rendered.await.map_err(|error| gave_up(&error))?.map_err(|message: String| {
             Problem::new(
-                http::StatusCode::INTERNAL_SERVER_ERROR,
+                StatusCode::INTERNAL_SERVER_ERROR,
                 format!("the document cannot be written: {message}"),
             )
         })?;
@@ -174,6 +293,9 @@ async fn export(call: Call) -> Result<Response, Problem> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     if let Some(names) = not_exported.and_then(|names| HeaderValue::from_str(&names).ok()) {
         response.headers_mut().insert(NOT_EXPORTED, names);
+    }
+    if let Some(names) = omitted.names() {
+        response.headers_mut().insert(SECRETS_OMITTED, names);
     }
     Ok(response)
 }
@@ -192,8 +314,110 @@ fn not_exported(missing: &[String]) -> Option<String> {
     (!names.is_empty()).then(|| names.join(", "))
 }
 
+/// The header that names the resources whose secrets an export leaves out.
+const SECRETS_OMITTED: HeaderName = HeaderName::from_static("signalbox-secrets-omitted");
+
+/// Writes the resources of an export.
+#[derive(Default)]
+struct Export {
+    /// Encrypts secrets; `None`: they are left out.
+    locker: Option<Locker>,
+    with_digests: bool,
+    omitted: Omitted,
+    failed: Option<String>,
+}
+
+impl Export {
+    fn write(&mut self, resource: &Resource, path: &str) -> Value {
+        let spec = if self.with_digests {
+            let name = resource.key().name.as_str();
+            resource.exported(&mut |_, secret| match &self.locker {
+                None => REDACTED.into(),
+                Some(locker) => match locker.lock(secret, &bound_to(name)) {
+                    Ok(locked) => json!({"encrypted": locked}),
+                    Err(error) => {
+                        self.failed = Some(error.to_string());
+                        Value::Null
+                    }
+                },
+            })
+        } else {
+            resource.redacted()
+        };
+        if matches!(resource.key().kind, Kind::Consumer | Kind::Certificate) {
+            self.omitted.find(resource, &spec, path);
+        }
+        spec
+    }
+}
+
+/// The secrets that an export leaves out.
+#[derive(Debug, Default)]
+struct Omitted {
+    /// Resource and field of each, up to [`MAX_OMITTED`].
+    listed: Vec<(String, String)>,
+    count: usize,
+}
+
+const MAX_OMITTED: usize = 100;
+
+impl Omitted {
+    /// Notes the fields of `value` that have the placeholder.
+    fn find(&mut self, resource: &Resource, value: &Value, path: &str) {
+        match value {
+            Value::String(text) if text == REDACTED => {
+                self.count += 1;
+                if self.listed.len() < MAX_OMITTED {
+                    self.listed.push((resource.key().to_string(), path.to_owned()));
+                }
+            }
+            Value::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    self.find(resource, item, &format!("{path}[{index}]"));
+                }
+            }
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    self.find(resource, value, &format!("{path}.{name}"));
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    /// What stands above a YAML document.
+    fn comment(&self) -> String {
+        if self.count == 0 {
+            return String::new();
+        }
+        let mut lines = format!(
+            "# {} secrets are left out. A control plane that does not have them refuses this document until they are filled in:\n",
+            self.count
+        );
+        for (resource, path) in &self.listed {
+            lines.push_str(&format!("#   {path}  ({resource})\n"));
+        }
+        if self.count > self.listed.len() {
+            lines.push_str(&format!("#   and {} more\n", self.count - self.listed.len()));
+        }
+        lines
+    }
+
+    /// The resources, for a header.
+    fn names(&self) -> Option<HeaderValue> {
+        let mut names: Vec<&str> = self.listed.iter().map(|(resource, _)| resource.as_str()).collect();
+        names.dedup();
+        let more = self.count.saturating_sub(self.listed.len());
+        let mut text = names.join(", ");
+        if more > 0 {
+            text.push_str(&format!(", and {more} more secrets"));
+        }
+        if text.is_empty() { None } else { HeaderValue::from_str(&text).ok() }
+    }
+}
+
 /// A task that panicked.
 pub(super) fn gave_up(error: &tokio::task::JoinError) -> Problem {
-    Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, "it ended early; the control plane's log says more")
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "it ended early; the control plane's log says more")
         .because(error.to_string())
 }

@@ -315,6 +315,20 @@ fn query(endpoint: &Endpoint, uri: &http::Uri) -> Result<Vec<(String, String)>, 
         };
         return Err(Problem::parameter(name, format!("is not known; {known}")));
     }
+    // Here, so that no endpoint can take something else for `true`, and none passes over what is wrong.
+    let is_boolean =
+        |parameter: &endpoint::Parameter| (parameter.schema)().get("type").is_some_and(|it| it == "boolean");
+    for parameter in endpoint.parameters.iter().filter(|parameter| parameter.place == Place::Query) {
+        let mut given = pairs.iter().filter(|(name, _)| name == parameter.name);
+        if let Some((name, text)) = given.next()
+            && is_boolean(parameter)
+        {
+            call::parse_flag(name, text)?;
+            if given.next().is_some() {
+                return Err(Problem::parameter(name, "is there twice"));
+            }
+        }
+    }
     Ok(pairs)
 }
 

@@ -5,11 +5,11 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use signalbox_config::FieldError;
+use signalbox_config::{Errors, FieldError};
 
 use crate::publish::chain;
 use crate::store::StoreError;
-use crate::writer::Refused;
+use crate::writer::{Deletions, Refused};
 
 /// Why a request was not done. Boxed, for it stands in every result.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ struct Parts {
     status: StatusCode,
     detail: String,
     errors: Vec<FieldError>,
+    errors_omitted: usize,
+    deletions: Option<Deletions>,
     /// Further members.
     members: Map<String, Value>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -40,13 +42,26 @@ pub(super) struct ProblemBody {
     pub(super) status: u16,
     /// What was wrong, for a person.
     pub(super) detail: String,
-    /// The same by field, where it concerns fields: all that is wrong at once.
+    /// The same by field, where it concerns fields: all that is wrong at once, up to 100.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub(super) errors: Vec<FieldError>,
+    /// How many more errors there are than are listed, at least: of resources that come behind those with the listed
+    /// errors, each that is wrong may be counted once. Absent: none.
+    #[serde(skip_serializing_if = "is_zero")]
+    #[schemars(default)]
+    pub(super) errors_omitted: usize,
+    /// What an `apply` with `prune` would delete, where it would delete too much.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) deletions: Option<Deletions>,
     #[serde(flatten)]
     #[schemars(skip)]
     pub(super) members: Map<String, Value>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Problem {
@@ -55,6 +70,8 @@ impl Problem {
             status,
             detail: detail.into(),
             errors: Vec::new(),
+            errors_omitted: 0,
+            deletions: None,
             members: Map::new(),
             headers: Vec::new(),
             cause: None,
@@ -73,11 +90,14 @@ impl Problem {
 
     /// 422
     pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
-        let detail = match errors.as_slice() {
-            [only] => only.to_string(),
-            several => format!("{} errors", several.len()),
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "").errors(errors);
+        let Parts { detail, errors, errors_omitted, .. } = &mut *problem.0;
+        *detail = match (errors.as_slice(), *errors_omitted) {
+            ([only], 0) => only.to_string(),
+            (several, 0) => format!("{} errors", several.len()),
+            (listed, more) => format!("{} errors, of which {} are listed", listed.len() + more, listed.len()),
         };
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail).errors(errors)
+        problem
     }
 
     /// 503, to be tried again.
@@ -91,8 +111,23 @@ impl Problem {
         Self::malformed(format!("the parameter {error}")).errors(vec![error])
     }
 
+    /// Lists errors, up to [`Errors::MAX`]; of the rest their number is told.
     pub(super) fn errors(mut self, errors: Vec<FieldError>) -> Self {
-        self.0.errors = errors;
+        let mut collected = Errors::default();
+        collected.extend_below("", errors);
+        if collected.is_empty() {
+            return self;
+        }
+        let mut listed = collected.finish(None::<()>).err().unwrap_or_default();
+        if let Some(more) = listed.pop_if(|last| last.omitted > 0) {
+            self.0.errors_omitted = more.omitted;
+        }
+        self.0.errors = listed;
+        self
+    }
+
+    fn deletions(mut self, deletions: Deletions) -> Self {
+        self.0.deletions = Some(deletions);
         self
     }
 
@@ -152,6 +187,7 @@ impl From<Refused> for Problem {
             Refused::Unreadable(_) => Self::new(StatusCode::CONFLICT, detail),
             Refused::Invalid(errors) => Self::invalid(errors),
             Refused::Conflict { errors, .. } => Self::new(StatusCode::CONFLICT, detail).errors(errors),
+            Refused::MassDelete(deletions) => Self::new(StatusCode::CONFLICT, detail).deletions(deletions),
             Refused::Busy => Self::unavailable(detail, 1),
             Refused::Store(error) => error.into(),
         }
@@ -160,13 +196,16 @@ impl From<Refused> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let Parts { status, detail, errors, members, headers: further, cause: _ } = *self.0;
+        let Parts { status, detail, errors, errors_omitted, deletions, members, headers: further, cause: _ } =
+            *self.0;
         let body = ProblemBody {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or("Error").to_owned(),
             status: status.as_u16(),
             detail,
             errors,
+            errors_omitted,
+            deletions,
             members,
         };
         let mut response = Response::new(serde_json::to_vec(&body).unwrap_or_default().into());

@@ -71,6 +71,11 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Broken`] when a key is there twice, or one is deleted that is not there: nothing was written.
     async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError>;
 
+    /// Fails where [`Store::commit`] of `changes` would for what is in them: [`StoreError::NoSecretsKey`].
+    fn check(&self, _changes: &[NewChange]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Holds the head: until [`Store::commit_held`], or until what this returns is dropped, nobody else moves it, and
     /// who wants to waits (4 s at most, then it is [`StoreError::Unavailable`] to them).
     async fn hold(&self) -> Result<Held, StoreError>;

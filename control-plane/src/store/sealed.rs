@@ -16,8 +16,8 @@ use signalbox_config::{ResourceKey, RevisionId};
 use tokio::sync::Notify;
 
 use super::{
-    AuditRow, Committed, Held, Loaded, NewRevision, ProxyRow, Revision, RevisionSummary, RolloutRow,
-    SessionRow, Store, StoreError, StoredResource, StoredSet, TokenRow,
+    AuditRow, Committed, Held, Loaded, NewChange, NewRevision, ProxyRow, Revision, RevisionSummary,
+    RolloutRow, SessionRow, Store, StoreError, StoredResource, StoredSet, TokenRow,
 };
 
 /// A key for secrets: 256 bits.
@@ -207,6 +207,15 @@ impl Store for Sealed {
 
     async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError> {
         self.inner.commit(base, self.close(revision)?).await
+    }
+
+    fn check(&self, changes: &[NewChange]) -> Result<(), StoreError> {
+        let is_secret =
+            |change: &NewChange| change.spec.as_ref().is_some_and(|spec| change.key.kind.holds_secret(spec));
+        if self.key.is_none() && changes.iter().any(is_secret) {
+            return Err(StoreError::NoSecretsKey);
+        }
+        self.inner.check(changes)
     }
 
     async fn hold(&self) -> Result<Held, StoreError> {

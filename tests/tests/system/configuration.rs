@@ -73,12 +73,15 @@ async fn what_is_exported_can_be_applied_and_makes_no_revision() {
     let answer = signalbox_tests::control_plane::send(request.body(yaml)).await.unwrap().success().unwrap();
     assert_eq!(api.head().await.unwrap(), head, "{answer}");
 
-    // With prune, what is absent goes, in one revision with what is new.
+    // With prune, what is absent goes, in one revision with what is new. It is most of the set, which must be meant.
     let document = json!({
         "listeners": [{"name": "http", "address": "0.0.0.0:8080"}],
         "routes": [with(respond("/", "y"), &json!({"name": "other"}))],
     });
-    let answer = api.call(Method::POST, "/apply?prune=true&wait=20s", Some(&document)).await.unwrap();
+    let answer = api
+        .call(Method::POST, "/apply?prune=true&allow_mass_delete=true&wait=20s", Some(&document))
+        .await
+        .unwrap();
     assert_eq!(answer.success().unwrap().revision().unwrap(), head + 1);
     let export = api.get("/export?format=json").await.unwrap();
     assert!(export.get("consumers").is_none() && export.get("upstreams").is_none(), "{export:#}");
