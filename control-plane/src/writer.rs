@@ -559,7 +559,7 @@ impl Plan {
         let deleted = by_kind.get(&Kind::Listener).copied().unwrap_or_default();
         Deletions {
             total: by_kind.values().sum(),
-            of: current.snapshot.len() + current.unreadable.len(),
+            of: current.snapshot.len(),
             last_listener: deleted > 0 && deleted >= listeners && !is_listener_put,
             by_kind,
         }

@@ -217,7 +217,8 @@ async fn export(call: Call) -> Result<Response, Problem> {
         }
     };
     let passphrase = call.passphrase()?.map(str::to_owned);
-    let has_role = |needed| call.principal.as_ref().is_some_and(|principal| suffices(principal.role, needed));
+    let caller = call.caller.as_ref();
+    let has_role = |needed| caller.is_some_and(|caller| suffices(&caller.principal.role, needed));
     if encrypts && !has_role(Role::Admin) {
         let detail = "secrets=encrypted needs a token with the role admin: whoever knows the passphrase can read the keys";
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));

@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use futures_util::FutureExt as _;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use signalbox_config::arrival::{self, Claims};
+use signalbox_config::path::BadPath;
 use signalbox_config::router::{Explanation, RequestParts};
 use signalbox_config::{
     Action, Body, Edge, FieldError, Kind, LoadBalancing, Name, Plugin, Resource, ResourceKey, RevisionId,
-    Snapshot, path,
+    Snapshot, host, path,
 };
 use signalbox_plugins::TYPES;
 
@@ -20,7 +23,7 @@ use super::call::{Call, ok};
 use super::documents::gave_up;
 use super::endpoint::{Endpoint, Media, RESOURCE_LIMIT};
 use super::problem::Problem;
-use crate::publish::Published;
+use crate::publish::{Published, named_fleets};
 use crate::store::{Loaded, StoredSet};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
@@ -43,15 +46,18 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Question {
-    /// Default GET.
+    /// Default GET. Methods are told apart by case, as they are by proxies: `get` is another.
     #[serde(default)]
     method: Option<String>,
-    /// `http://admin.example.com/api/users?x=1`, or a path alone with the host among the headers.
+    /// `http://admin.example.com/api/users?x=1`, or a path alone with the host among the headers; for CONNECT `host:port`.
     url: String,
-    /// Its headers.
+    /// Its headers, as a client sends them that is no trusted proxy.
     #[serde(default)]
     headers: BTreeMap<String, String>,
-    /// By which listener it comes; absent: the first by name.
+    /// Of which fleet the proxy is that gets it; absent: `default`, as with a proxy that names none.
+    #[serde(default)]
+    fleet: Option<String>,
+    /// By which listener it comes; absent: the first of the fleet by name.
     #[serde(default)]
     listener: Option<String>,
     /// As it was at this revision; absent: as it is.
@@ -64,17 +70,30 @@ struct Question {
 struct Explained {
     /// Of which revision this is true.
     revision: u64,
-    /// By which listener the request is taken to come; null: there is none.
+    /// Of which fleet the proxy is taken to be.
+    fleet: String,
+    /// By which listener the request is taken to come; null: the fleet has none, so that no proxy gets the request.
     listener: Option<String>,
     /// The route that takes it, and those that do not.
     #[serde(flatten)]
     explanation: Explanation,
-    /// What the route does; null: no route takes it, and it is answered 404.
+    /// Why the proxy refuses the request before any plugin runs; null: it does not.
+    refused: Option<Refusal>,
+    /// What the route does; null: no route takes it.
     action: Option<ActionKind>,
     /// The plugins it goes through, in order; a consumer's own are known only once it is authenticated.
     plugins: Vec<ChainStep>,
     /// Of which one is drawn by share; empty when it is not forwarded.
     upstreams: Vec<UpstreamShare>,
+}
+
+/// How a proxy refuses a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+struct Refusal {
+    /// 400, 404 or 501.
+    status: u16,
+    /// Why, in one sentence.
+    reason: String,
 }
 
 /// What a route does.
@@ -161,17 +180,22 @@ struct PluginTypeView {
 /// A question whose parts were read.
 struct Request {
     method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    fleet: String,
+    listener: Option<String>,
+}
+
+/// A request as a proxy looks for its route.
+struct Arrived {
     host: String,
     path: String,
-    query: Option<String>,
-    headers: HeaderMap,
-    listener: Option<String>,
 }
 
 async fn explain(call: Call) -> Result<Response, Problem> {
     let question: Question = call.json_as()?;
     let revision = question.revision;
-    let mut request = Request::read(question).map_err(Problem::invalid)?;
+    let request = Request::read(question).map_err(Problem::invalid)?;
     let current = call.app.publisher.current();
     let published = match revision.filter(|number| *number != current.snapshot.id().number) {
         None => current,
@@ -187,14 +211,22 @@ async fn explain(call: Call) -> Result<Response, Problem> {
             )
         }
     };
-    request.arrive(&published).map_err(Problem::invalid)?;
-    ok(&request.explain(&published))
+    let fleet = &*request.fleet;
+    let is_known = fleet == DEFAULT_FLEET
+        || named_fleets(&published).contains(fleet)
+        || call.app.board.fleets().iter().any(|known| known.name == fleet);
+    if !is_known {
+        let message = format!("there is no fleet {fleet:?}: no resource names it, and no proxy is of it");
+        return Err(Problem::invalid(vec![FieldError::new("fleet", message)]));
+    }
+    let explained = request.explain(&published).map_err(|error| Problem::invalid(vec![error]))?;
+    ok(&explained)
 }
 
 impl Request {
     fn read(question: Question) -> Result<Self, Vec<FieldError>> {
         let mut errors = Vec::new();
-        let method = question.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
+        let method = question.method.as_deref().unwrap_or("GET");
         let method = Method::from_bytes(method.as_bytes()).unwrap_or_else(|_| {
             errors.push(FieldError::new("method", "is not an HTTP method"));
             Method::GET
@@ -206,101 +238,160 @@ impl Request {
                 _ => errors.push(FieldError::new(format!("headers.{name}"), "is not a header")),
             }
         }
-        let uri: Uri = question.url.parse().unwrap_or_else(|_| {
+        let uri = read_target(&question.url, &method).unwrap_or_else(|| {
             errors.push(FieldError::new("url", "is not a URL; write http://host/path?query or /path?query"));
             Uri::from_static("/")
         });
         if !errors.is_empty() {
             return Err(errors);
         }
-        let given = headers.get(http::header::HOST).and_then(|value| value.to_str().ok());
-        // As a client would send it, so that a match on the header sees it too.
-        let authority = uri.authority().map(|authority| authority.as_str()).or(given).unwrap_or_default();
-        let host =
-            authority.parse::<http::uri::Authority>().map(|authority| authority.host().to_ascii_lowercase());
-        if let Ok(value) = HeaderValue::from_str(authority)
-            && !authority.is_empty()
-        {
-            headers.insert(http::header::HOST, value);
-        }
-        Ok(Self {
-            method,
-            host: host.unwrap_or_default(),
-            path: if uri.path().is_empty() { "/".to_owned() } else { uri.path().to_owned() },
-            query: uri.query().map(str::to_owned),
-            headers,
-            listener: question.listener,
-        })
+        let fleet = question.fleet.unwrap_or_else(|| DEFAULT_FLEET.to_owned());
+        Ok(Self { method, uri, headers, fleet, listener: question.listener })
     }
 
-    /// Makes of it what its listener does before a route is looked for.
-    fn arrive(&mut self, published: &Published) -> Result<(), Vec<FieldError>> {
-        let set = &published.snapshot;
-        if self.listener.is_none() {
-            let first = set.of_kind(Kind::Listener, None).next();
-            self.listener = first.map(|listener| listener.key().name.to_string());
-        }
-        let listener = self.listener.as_ref().and_then(|name| find(set, Kind::Listener, name));
-        let edge = match listener.map(|resource| resource.body()) {
-            Some(Body::Listener(listener)) => listener.edge.clone(),
-            _ => Edge::default(),
+    /// The listener by which it comes: its name, and what is made of requests there.
+    fn listener(&self, set: &Snapshot) -> Result<Option<(String, Edge)>, FieldError> {
+        let mut listeners = set.of_kind(Kind::Listener, None).filter(|it| it.visible_to(&self.fleet));
+        let found = match &self.listener {
+            None => listeners.next(),
+            Some(name) => Some(listeners.find(|it| it.key().name.as_str() == name).ok_or_else(|| {
+                FieldError::new("listener", format!("the fleet {} has no listener {name:?}", self.fleet))
+            })?),
         };
-        if let Some(slashes) = edge.normalize_path {
-            let normal = path::normalize(&self.path, slashes).map_err(|wrong| {
-                vec![FieldError::new("url", format!("is answered 400: {}", wrong.as_str()))]
-            })?;
-            self.path = normal.into_owned();
-        }
-        Ok(())
+        Ok(found.and_then(|resource| match resource.body() {
+            Body::Listener(listener) => Some((resource.key().name.to_string(), listener.edge.clone())),
+            _ => None,
+        }))
     }
 
-    fn explain(&self, published: &Published) -> Explained {
+    /// Does with it what a proxy does before it looks for a route, or says why a proxy answers 400.
+    fn arrive(&mut self, edge: &Edge) -> Result<Arrived, &'static str> {
+        arrival::remove_claims(&mut self.headers, Claims::All);
+        arrival::remove_misspelt(&mut self.headers);
+        let connects = self.method == Method::CONNECT;
+        let path = match self.uri.path() {
+            _ if connects && self.uri.authority().is_none() => {
+                return Err("The request's target is not a host.");
+            }
+            _ if connects => "/",
+            "*" if self.method == Method::OPTIONS => "*",
+            path if path.starts_with('/') => path,
+            _ => return Err("The request's target is not a path."),
+        };
+        let path = match edge.normalize_path {
+            Some(slashes) => path::normalize(path, slashes).map_err(BadPath::as_str)?.into_owned(),
+            None => path.to_owned(),
+        };
+        if self.headers.get_all(http::header::HOST).iter().count() > 1 {
+            return Err("The request has more than one Host header.");
+        }
+        let no_name = "The request's host is not a host name.";
+        // As a client would send it, so that a match on the header sees it, too.
+        if let Some(authority) = self.uri.authority() {
+            let value = HeaderValue::from_str(authority.as_str()).map_err(|_| no_name)?;
+            self.headers.insert(http::header::HOST, value);
+        }
+        let given = self.headers.get(http::header::HOST).map(HeaderValue::to_str).transpose();
+        let given = given.map_err(|_| no_name)?.unwrap_or_default();
+        let host = host::normalize(given).ok_or(no_name)?.into_owned();
+        Ok(Arrived { host, path })
+    }
+
+    fn explain(mut self, published: &Published) -> Result<Explained, FieldError> {
         let set = &published.snapshot;
-        let listener = self.listener.clone();
-        let explanation = published.routes.explain(&RequestParts {
-            listener: listener.as_deref().unwrap_or_default(),
-            method: &self.method,
-            host: &self.host,
-            path: &self.path,
-            query: self.query.as_deref(),
-            headers: &self.headers,
-        });
-        let winner = explanation.winner.as_ref().and_then(|winner| find(set, Kind::Route, &winner.route));
+        let (listener, edge) = self.listener(set)?.unzip();
         let mut explained = Explained {
             revision: set.id().number,
+            fleet: self.fleet.clone(),
             listener,
-            explanation,
+            explanation: Explanation { winner: None, losers: Vec::new(), truncated: false },
+            refused: None,
             action: None,
             plugins: Vec::new(),
             upstreams: Vec::new(),
         };
-        if let Some(Body::Route(route)) = winner.map(|resource| resource.body()) {
-            explained.plugins = chain(set, &route.plugins);
-            explained.action = Some(match &route.action {
-                Action::Forward(forward) => {
-                    let total: f64 =
-                        forward.upstreams.iter().map(|upstream| f64::from(upstream.weight.get())).sum();
-                    let share = |weight: u32| f64::from(weight) / total;
-                    explained.upstreams = forward
-                        .upstreams
-                        .iter()
-                        .filter_map(|upstream| {
-                            upstream_share(set, &upstream.name, share(upstream.weight.get()))
-                        })
-                        .collect();
-                    ActionKind::Forward
-                }
-                Action::Redirect(_) => ActionKind::Redirect,
-                Action::Respond(_) => ActionKind::Respond,
-            });
+        let refusal = |status: u16, reason: &str| Some(Refusal { status, reason: reason.to_owned() });
+        let Arrived { host, path } = match self.arrive(&edge.unwrap_or_default()) {
+            Ok(arrived) => arrived,
+            Err(reason) => {
+                explained.refused = refusal(400, reason);
+                return Ok(explained);
+            }
+        };
+        let parts = RequestParts {
+            listener: explained.listener.as_deref().unwrap_or_default(),
+            method: &self.method,
+            host: &host,
+            path: &path,
+            query: self.uri.query(),
+            headers: &self.headers,
+        };
+        let has = |name: &Name| {
+            let found = find(set, Kind::Route, name.as_str());
+            found.is_some_and(|route| route.visible_to(&self.fleet))
+        };
+        explained.explanation = published.routes.explain_in(&parts, &has);
+        let winner = explained.explanation.winner.as_ref();
+        let winner = winner.and_then(|winner| find(set, Kind::Route, &winner.route));
+        let Some(Body::Route(route)) = winner.map(|resource| resource.body()) else {
+            explained.refused = refusal(404, "No route takes the request.");
+            return Ok(explained);
+        };
+        if self.method == Method::CONNECT
+            && !matches!(&route.action, Action::Forward(forward) if forward.connects())
+        {
+            explained.refused = refusal(501, "CONNECT is not allowed here.");
         }
-        explained
+        explained.plugins = chain(set, &self.fleet, &route.plugins);
+        explained.action = Some(match &route.action {
+            Action::Forward(forward) => {
+                let total: f64 =
+                    forward.upstreams.iter().map(|upstream| f64::from(upstream.weight.get())).sum();
+                let share = |weight: u32| f64::from(weight) / total;
+                explained.upstreams = forward
+                    .upstreams
+                    .iter()
+                    .filter_map(|upstream| upstream_share(set, &upstream.name, share(upstream.weight.get())))
+                    .collect();
+                ActionKind::Forward
+            }
+            Action::Redirect(_) => ActionKind::Redirect,
+            Action::Respond(_) => ActionKind::Respond,
+        });
+        Ok(explained)
     }
 }
 
+/// Reads a request's target as a proxy does: what clients send raw is percent-encoded, and `OPTIONS http://host` asks for the
+/// host as a whole (RFC 9112, section 3.2.4).
+fn read_target(url: &str, method: &Method) -> Option<Uri> {
+    let path_begins = match url.find("://") {
+        _ if url.starts_with('/') || *method == Method::CONNECT => Some(0),
+        Some(scheme) => {
+            let behind = url.get(scheme + 3..)?;
+            behind.find(['/', '?', '#']).map(|at| scheme + 3 + at)
+        }
+        None => None,
+    };
+    let (origin, path) = url.split_at(path_begins.unwrap_or(url.len()));
+    let path = path::encode(path.as_bytes()).unwrap_or_else(|| path.to_owned());
+    // An empty path is `/` (RFC 9110, section 4.2.3).
+    let slash = if !origin.is_empty() && path.starts_with(['?', '#']) { "/" } else { "" };
+    let uri: Uri = format!("{origin}{slash}{path}").parse().ok()?;
+    if *method != Method::OPTIONS || !path.is_empty() || uri.scheme().is_none() {
+        return Some(uri);
+    }
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static("*"));
+    Uri::from_parts(parts).ok()
+}
+
+/// The fleet of proxies that name none.
+const DEFAULT_FLEET: &str = "default";
+
 /// The chain of a route with these plugins, as a proxy resolves it: its own, then the global ones of other types; the
 /// highest order first, and by name.
-fn chain(set: &Snapshot, own: &[Name]) -> Vec<ChainStep> {
+fn chain(set: &Snapshot, fleet: &str, own: &[Name]) -> Vec<ChainStep> {
     let mut steps: Vec<ChainStep> = Vec::new();
     for name in own {
         if let Some(Body::Plugin(plugin)) = find(set, Kind::Plugin, name.as_str()).map(|found| found.body()) {
@@ -310,7 +401,7 @@ fn chain(set: &Snapshot, own: &[Name]) -> Vec<ChainStep> {
     for resource in set.of_kind(Kind::Plugin, None) {
         let Body::Plugin(plugin) = resource.body() else { continue };
         let name = &resource.key().name;
-        if !plugin.global || own.contains(name) {
+        if !plugin.global || own.contains(name) || !resource.visible_to(fleet) {
             continue;
         }
         let mut global = step(name, plugin, Attachment::Global);
