@@ -5,10 +5,10 @@
 use std::io::Write as _;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::header::{self, HeaderName};
+use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
 
-use crate::http::head::{Claims, OF_A_CONNECTION, remove_claims};
+use crate::http::head::{remove_all_claims, remove_forbidden_trailers};
 
 /// How a body ends that comes in chunks, and how far it has come (RFC 9112, section 7.1).
 #[derive(Debug, PartialEq, Eq)]
@@ -265,15 +265,10 @@ pub fn encode_end(out: &mut Vec<u8>, trailers: Option<HeaderMap>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// RFC 9110, section 6.5.1: what frames or routes a message does not belong behind it; nor does what only the proxy may say.
+/// Removes from trailers on their way to a peer what may not stand there, and what only the proxy may say.
 pub fn remove_unfit_trailers(trailers: &mut HeaderMap) {
-    for name in [header::CONTENT_LENGTH, header::HOST, header::TRAILER, header::TE, header::AUTHORIZATION]
-        .iter()
-        .chain(&OF_A_CONNECTION)
-    {
-        trailers.remove(name);
-    }
-    remove_claims(trailers, Claims::All);
+    remove_forbidden_trailers(trailers);
+    remove_all_claims(trailers);
 }
 
 /// Writes header fields as lines.

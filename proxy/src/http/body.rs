@@ -11,6 +11,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::exchange::{Exchange, Idle};
+use super::head;
 use super::http1;
 use super::problem;
 use super::tunnel::Tunnel;
@@ -611,7 +612,7 @@ impl Body for ResponseBody {
                 this.complete();
                 Poll::Ready(None)
             }
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
                 exchange.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64);
                 let ended = match &this.source {
                     Source::Empty | Source::Whole(_) | Source::Tunnel(_) => true,
@@ -624,6 +625,7 @@ impl Body for ResponseBody {
                     this.complete();
                 } else {
                     exchange.goes_on();
+                    head::remove_forbidden_trailers(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

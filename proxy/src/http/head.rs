@@ -24,6 +24,49 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub const OF_A_CONNECTION: [HeaderName; 5] =
     [header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE];
 
+/// Fields that mean nothing behind a body, or something else there than in front of it: they frame, route or authenticate the message,
+/// modify the request, or say how the body is to be read or kept (RFC 9110, section 6.5.1; the groups are those of RFC 7230, section
+/// 4.1.2).
+const NOT_IN_TRAILERS: [HeaderName; 37] = [
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::TRAILER,
+    header::CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::UPGRADE,
+    header::TE,
+    header::HOST,
+    header::CACHE_CONTROL,
+    header::EXPECT,
+    header::MAX_FORWARDS,
+    header::PRAGMA,
+    header::RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+    header::IF_RANGE,
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::WWW_AUTHENTICATE,
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("authentication-info"),
+    HeaderName::from_static("proxy-authentication-info"),
+    header::COOKIE,
+    header::SET_COOKIE,
+    header::AGE,
+    header::EXPIRES,
+    header::DATE,
+    header::LOCATION,
+    header::RETRY_AFTER,
+    header::VARY,
+    header::WARNING,
+    header::CONTENT_ENCODING,
+    header::CONTENT_TYPE,
+    header::CONTENT_RANGE,
+];
+
 /// What is in a head that the proxy must see to, found in one pass over it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Special(u32);
@@ -165,6 +208,19 @@ pub fn size(head: &request::Parts) -> usize {
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
     target + fields.sum::<usize>()
+}
+
+/// Removes from the trailers of an answer what may not stand there.
+pub fn remove_forbidden_trailers(trailers: &mut HeaderMap) {
+    for name in &NOT_IN_TRAILERS {
+        trailers.remove(name);
+    }
+}
+
+/// Removes fields in which somebody claims something of a client, in every spelling.
+pub fn remove_all_claims(fields: &mut HeaderMap) {
+    remove_claims(fields, Claims::All);
+    remove_misspelt(fields);
 }
 
 /// Removes what concerns only the connection to the client.
