@@ -114,7 +114,11 @@ pub async fn handle(
             response.status()
         }
         Answer::Target(parts, ..) => {
+            let required = switch::required(parts, exchange.downstream.http2.get());
             head::prepare_response(&mut parts.headers);
+            if let Some(protocols) = required {
+                switch::require(&mut parts.headers, protocols);
+            }
             if parts.status == StatusCode::NO_CONTENT {
                 // RFC 9110, section 8.6: clients of HTTP/2 would see an answer that is not whole.
                 parts.headers.remove(header::CONTENT_LENGTH);

@@ -8,6 +8,7 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request, response};
 use ring::digest;
 use signalbox_config::Forward;
+use smallvec::SmallVec;
 
 use super::head::{Special, announces_body, elements};
 use super::problem::Failure;
@@ -127,6 +128,23 @@ fn upgrade(head: &request::Parts, special: Special, forward: &Forward) -> Option
         return None;
     }
     elements(&head.headers, &header::UPGRADE).find_map(|protocol| forward.upgrades_to(protocol))
+}
+
+/// The protocols to one of which a client of HTTP/1.1 must switch, as an answer with the status 426 says (RFC 9110, section 15.5.22).
+/// HTTP/2 has no place for them (RFC 9113, section 8.2.2).
+pub(super) fn required(head: &response::Parts, http2: bool) -> Option<SmallVec<[HeaderValue; 1]>> {
+    if head.status != StatusCode::UPGRADE_REQUIRED || http2 {
+        return None;
+    }
+    Some(head.headers.get_all(header::UPGRADE).iter().cloned().collect())
+}
+
+/// Says to the client that it must switch to one of `protocols`, after what concerned the connection to the target was removed.
+pub(super) fn require(headers: &mut HeaderMap, protocols: SmallVec<[HeaderValue; 1]>) {
+    for protocol in protocols {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.append(header::UPGRADE, protocol);
+    }
 }
 
 /// Says that the message is about switching to `protocol`.
