@@ -64,6 +64,6 @@ pub use router::RouteIndex;
 pub use secret::{REDACTED, Secret, SecretSpec, sha256};
 pub use snapshot::{Change, RevisionId, Snapshot};
 pub use structure::check_structure;
-pub use upstream::{Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
+pub use upstream::{ResponseLimits, Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
 pub use values::{ByteSize, HumanDuration};
 pub use written::{check_placeholders, mentions_placeholder};

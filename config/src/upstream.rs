@@ -13,7 +13,7 @@ use crate::error::{Errors, FieldError};
 use crate::health::{HealthCheck, HealthCheckSpec};
 use crate::key::Name;
 use crate::route::is_port;
-use crate::values::HumanDuration;
+use crate::values::{ByteSize, HumanDuration};
 
 /// An upstream as people write it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -53,6 +53,22 @@ pub struct UpstreamSpec {
     /// How TLS is spoken to the targets; absent: it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<UpstreamTlsSpec>,
+    /// How large the heads of the targets' answers may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ResponseLimitsSpec>,
+}
+
+/// How large the heads of targets' answers may be, as people write it. An answer beyond is refused with 502.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResponseLimitsSpec {
+    /// Number of header fields; default 1000, at most 10000. Beyond: 502.
+    #[schemars(range(min = 1, max = 10_000), example = 1000)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_header_count: Option<u16>,
+    /// Status line and headers together, 1KiB to 1MiB; default 128KiB. Beyond: 502.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_header_size: Option<ByteSize>,
 }
 
 /// How TLS is spoken to targets, as people write it. `{}` is good for targets with certificates that the proxy's host
@@ -124,6 +140,25 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// How TLS is spoken to the targets; `None`: it is not.
     pub tls: Option<UpstreamTls>,
+    /// How large the heads of the targets' answers may be.
+    pub limits: ResponseLimits,
+}
+
+/// How large the heads of targets' answers may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ResponseLimits {
+    /// Number of header fields.
+    pub header_count: usize,
+    /// Bytes of the status line and the headers together. Over HTTP/2 they count as RFC 9113, section 6.5.2, has it.
+    pub header_size: usize,
+}
+
+/// Targets set many cookies, and name many sources in a `Content-Security-Policy`: more than clients send. Envoy takes 100 fields and
+/// 60 KiB unless told otherwise, nginx any number of fields in 4 or 8 KiB.
+impl Default for ResponseLimits {
+    fn default() -> Self {
+        Self { header_count: 1000, header_size: 128 << 10 }
+    }
 }
 
 /// How TLS is spoken to targets.
@@ -230,8 +265,24 @@ impl UpstreamSpec {
             health_check,
             connect_timeout: timeout("connect_timeout", self.connect_timeout, Duration::from_secs(1)),
             idle_timeout: timeout("idle_timeout", self.idle_timeout, Duration::from_secs(60)),
+            limits: self.limits.as_ref().map_or_else(ResponseLimits::default, |spec| spec.parse(&mut errors)),
         };
         errors.finish(Some(upstream))
+    }
+}
+
+impl ResponseLimitsSpec {
+    fn parse(&self, errors: &mut Errors) -> ResponseLimits {
+        let default = ResponseLimits::default();
+        let header_count = self.response_header_count.map_or(default.header_count, usize::from);
+        if !(1..=10_000).contains(&header_count) {
+            errors.push("limits.response_header_count", "must be from 1 to 10000");
+        }
+        let size = self.response_header_size.map_or(default.header_size as u64, |size| size.0);
+        if !(1 << 10..=1 << 20).contains(&size) {
+            errors.push("limits.response_header_size", "must be from 1KiB to 1MiB");
+        }
+        ResponseLimits { header_count, header_size: usize::try_from(size).unwrap_or(default.header_size) }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::http::problem;
 use crate::proxy::Proxy;
 use crate::source::{DataPlane, Status};
 use crate::telemetry::render::render;
-use crate::upstream::{Target, Upstream};
+use crate::upstream::{LastError, Target, Upstream};
 
 /// What the server tells of.
 pub struct Admin {
@@ -239,6 +239,7 @@ fn upstream_report(upstream: &Upstream) -> Value {
             "failures": target.failures(),
             "share": view.share(index),
             "in_flight": upstream.counts_in_flight().then(|| target.in_flight()),
+            "last_error": target.last_error().as_ref().map(error_report),
         })
     };
     json!({
@@ -247,8 +248,16 @@ fn upstream_report(upstream: &Upstream) -> Value {
         "panic": view.panic,
         "ejections": upstream.members.ejections(),
         "unresolved": upstream.members.unresolved(),
+        "resolution_errors": upstream.members.resolution_errors().into_iter().map(|(target, error, at)| {
+            json!({"target": target, "error": error, "at": at.to_string()})
+        }).collect::<Vec<_>>(),
         "targets": view.targets.iter().enumerate().map(target).collect::<Vec<_>>(),
     })
+}
+
+/// Why a target did not answer.
+fn error_report(error: &LastError) -> Value {
+    json!({"reason": error.reason.as_str(), "error": error.detail, "at": error.at.to_string()})
 }
 
 fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {

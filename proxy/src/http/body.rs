@@ -587,7 +587,12 @@ impl Body for ResponseBody {
                     if let Some(idle) = &exchange.idle {
                         idle.moved(Instant::now());
                     }
-                    frame.map(|frame| frame.map_err(|_| Aborted))
+                    frame.map(|frame| {
+                        frame.map_err(|error| {
+                            exchange.upstream_error = error.reason();
+                            Aborted
+                        })
+                    })
                 }
                 Poll::Pending if exchange.is_late(cx) => {
                     let late = exchange.lateness();
@@ -618,14 +623,14 @@ impl Body for ResponseBody {
                     Source::Empty | Source::Whole(_) | Source::Tunnel(_) => true,
                     Source::Target(body) => body.is_end(),
                 };
-                if let Some(trailers) = frame.trailers_ref() {
+                if let Some(trailers) = frame.trailers_mut() {
                     exchange.note_grpc_status(trailers);
+                    head::remove_forbidden_trailers(trailers);
                 }
                 if ended || frame.is_trailers() {
                     this.complete();
                 } else {
                     exchange.goes_on();
-                    head::remove_forbidden_trailers(trailers);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -20,7 +20,7 @@ use crate::active::{ActiveListener, CompiledRoute};
 use crate::deadlines::Deadline;
 use crate::telemetry::access_log::{self, Entry};
 use crate::telemetry::{Flag, Key};
-use crate::upstream::{AnswerBody, InFlight, Outcome, Permit, Target, Upstream};
+use crate::upstream::{AnswerBody, InFlight, Outcome, Permit, Target, Upstream, UpstreamError};
 use crate::worker::Serving;
 
 /// One request and its answer. When it is dropped before it is over, the client has gone.
@@ -41,6 +41,8 @@ pub struct Exchange {
     pub running: Option<Permit>,
     /// What there is to tell of it although it was answered.
     pub noted: Flag,
+    /// Why the last target that it was sent to did not answer, or not to the end.
+    pub upstream_error: Option<UpstreamError>,
     /// Where nothing moving for too long ends it.
     pub idle: Option<Rc<Idle>>,
     /// Whether plugins have seen it.
@@ -151,6 +153,7 @@ impl Exchange {
             set_cookie: None,
             running: None,
             noted: Flag::None,
+            upstream_error: None,
             idle: None,
             client_deadline: false,
             has_plugins: false,
@@ -264,8 +267,8 @@ impl Exchange {
         self.in_flight = upstream.begin(target);
         self.downstream.forwards();
         if self.attempts > 0 {
-            // What another target answered before is not the end.
-            (self.ended, self.upstream_took) = (None, None);
+            // What another target answered before, or did not, is not the end.
+            (self.ended, self.upstream_took, self.upstream_error) = (None, None, None);
             if let Some(idle) = &self.idle {
                 idle.moved(Instant::now());
             }
@@ -326,22 +329,13 @@ impl Exchange {
     /// Whether the target is to blame for how a gRPC call ended, as far as is known.
     #[inline]
     pub fn has_grpc_failed(&self) -> bool {
-        match self.grpc_status {
-            // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.
-            Some(2 | 13 | 14 | 15) => true,
-            // DEADLINE_EXCEEDED: a client that is in a hurry is no failure of the target.
-            Some(4) => !self.client_deadline,
-            Some(_) | None => false,
-        }
+        problem::is_targets_failure(self.grpc_status, self.client_deadline)
     }
 
     /// The status as which it is counted: 200 says nothing of a gRPC call.
     #[inline]
     fn counted_status(&self) -> u16 {
-        match self.grpc_status {
-            Some(status) if self.status == 200 => problem::status_of_grpc(status),
-            _ => self.status,
-        }
+        problem::counted_status(self.status, self.grpc_status)
     }
 
     /// The answer goes on later: what the clock said is not now any more.
@@ -469,6 +463,7 @@ impl Exchange {
             flags: self.flag.as_str(),
             route: self.route.as_ref().map_or("", |route| &route.stats.name),
             upstream: self.upstream.as_ref().map_or("", |upstream| upstream.name.as_str()),
+            upstream_error: self.upstream_error.map_or("", UpstreamError::as_str),
             target: log.target.as_ref().map_or("", |target| &target.label),
             attempts: self.attempts,
             duration,
@@ -508,7 +503,10 @@ impl Exchange {
             // It has answered; how long the rest takes is the client's doing, too.
             Flag::Timeout if self.upstream_took.is_some() && self.status < 500 => Outcome::Good,
             Flag::ConnectFailure | Flag::ConnectFailureExhausted => Outcome::ConnectFailure,
-            Flag::UpstreamReset | Flag::UpstreamResetExhausted => Outcome::Reset,
+            Flag::UpstreamReset
+            | Flag::UpstreamResetExhausted
+            | Flag::UpstreamProtocol
+            | Flag::UpstreamProtocolExhausted => Outcome::Reset,
             // A client that is in a hurry must not be able to get a target ejected.
             Flag::Timeout if self.client_deadline => Outcome::Abandoned,
             Flag::Timeout | Flag::TimeoutExhausted | Flag::StreamIdle => Outcome::Timeout,

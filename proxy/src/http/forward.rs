@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, header, request, response};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request, response};
 use signalbox_config::{Forward, Name, Respond, Retry, RetryOn, UpstreamProtocol};
 use smallvec::SmallVec;
 
@@ -25,13 +25,12 @@ use super::problem::Failure;
 use super::rewrite;
 use super::switch::Switch;
 use crate::active::{Active, CompiledRoute};
-use crate::causes::Causes;
 use crate::deadlines::Deadline;
 use crate::telemetry::Flag;
 use crate::tls::Offer;
 use crate::upstream::{
-    AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Head, Outcome, Outgoing, Permit, Pick,
-    RetryOutcome, SendError, Switched, Target, Trial, Upstream,
+    AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Head, Malformed, Outcome, Outgoing,
+    Permit, Pick, RetryOutcome, SendError, Switched, Target, Trial, Upstream,
 };
 use crate::worker::Worker;
 
@@ -74,7 +73,7 @@ pub(super) async fn forward(
         return Box::pin(guarded(exchange, serving, route, forward, upstream, request, hash)).await;
     }
     let pick = Pick { worker: exchange.downstream.worker.index, now: exchange.started, hash, exclude: &[] };
-    let target = upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?;
+    let target = upstream.pick(&pick).ok_or_else(|| no_target(exchange, upstream))?;
     exchange.targeted(upstream, &target);
     let endpoint = upstream.endpoint(&target);
     drop(target);
@@ -97,7 +96,7 @@ async fn connect_client(
     exchange.running = Some(running.ok_or(Failure::Overflow)?);
     let Some(trial) = admit(upstream) else { return refuse(exchange, upstream) };
     let pick = Pick { worker: worker.index, now: exchange.started, hash, exclude: &[] };
-    let target = Arc::clone(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
+    let target = Arc::clone(&*upstream.pick(&pick).ok_or_else(|| no_target(exchange, upstream))?);
     exchange.targeted(upstream, &target);
     exchange.attempts = 1;
     let endpoint = upstream.endpoint(&target);
@@ -117,7 +116,7 @@ async fn connect_client(
     {
         trial.report(worker.index, Instant::now(), opened.is_ok());
     }
-    let opened = opened.map_err(|error| not_connected(upstream, endpoint, &error))?;
+    let opened = opened.map_err(|error| connect_failed(exchange, upstream, endpoint, &error))?;
     exchange.upstream_answered(exchange.started);
     Ok(Answer::Connected(Box::new(opened)))
 }
@@ -248,8 +247,12 @@ async fn attempt(
                     exchange.attempts -= 1;
                     continue;
                 }
-                Err(SendError::Connect(error)) => return Err(not_connected(upstream, endpoint, &error)),
-                Err(SendError::Exchange(error)) => return Err(not_answered(&error)),
+                Err(SendError::Connect(error)) => {
+                    return Err(connect_failed(exchange, upstream, endpoint, &error));
+                }
+                Err(SendError::Exchange(error)) => {
+                    return Err(exchange_failed(exchange, upstream, endpoint, &error));
+                }
             }
         }
         let mut reused = pooled.is_some();
@@ -266,12 +269,13 @@ async fn attempt(
                         exchange.attempts -= 1;
                         continue;
                     }
-                    Err(error) => return Err(not_connected(upstream, endpoint, &error)),
+                    Err(error) => return Err(connect_failed(exchange, upstream, endpoint, &error)),
                 }
             }
         };
         let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
-        let error = match in_time(exchange, connection.send(request, headers)).await? {
+        let sending = connection.send(request, upstream.response_limits, headers);
+        let error = match in_time(exchange, sending).await? {
             Ok(head) => {
                 exchange.upstream_answered(sent);
                 exchange.note_grpc_status(&head.headers);
@@ -281,19 +285,54 @@ async fn attempt(
         };
         // A target may close an idle connection at the very moment at which it is used again. That is no failure of the
         // target, so the request is sent again, if it may be: RFC 9110, section 9.2.2.
-        let closed = matches!(error, ExchangeError::Closed { answered: false });
+        let closed = matches!(error, ExchangeError::Closed { answered: false, .. });
         if !(closed && reused && request.rewind()) {
-            return Err(not_answered(&error));
+            return Err(exchange_failed(exchange, upstream, endpoint, &error));
         }
     }
 }
 
 const NO_UPGRADES: Failure = Failure::NotImplemented("The service takes no upgrades.");
 
-fn not_answered(error: &ExchangeError) -> Failure {
+/// There is no connection for a request.
+#[cold]
+fn connect_failed(
+    exchange: &mut Exchange,
+    upstream: &Upstream,
+    endpoint: Endpoint,
+    error: &ConnectError,
+) -> Failure {
+    exchange.upstream_error = Some(error.reason());
+    not_connected(upstream, endpoint, error)
+}
+
+/// There is no answer to a request.
+#[cold]
+fn exchange_failed(
+    exchange: &mut Exchange,
+    upstream: &Upstream,
+    endpoint: Endpoint,
+    error: &ExchangeError,
+) -> Failure {
+    exchange.upstream_error = error.reason();
+    not_answered(upstream, endpoint, error)
+}
+
+/// There is no target for a request.
+#[cold]
+fn no_target(exchange: &mut Exchange, upstream: &Upstream) -> Failure {
+    exchange.upstream_error = upstream.note_no_target();
+    Failure::NoHealthyTarget
+}
+
+pub(super) fn not_answered(upstream: &Upstream, endpoint: Endpoint, error: &ExchangeError) -> Failure {
+    if let Some(reason) = error.reason() {
+        upstream.note_error(endpoint, reason, error);
+    }
     match error {
         ExchangeError::NoProtocols => NO_UPGRADES,
         ExchangeError::RequestBody(error) => Failure::of_body(error),
+        ExchangeError::Malformed(Malformed::HeadTooLarge) => Failure::ResponseHeadTooLarge,
         ExchangeError::Closed { .. } | ExchangeError::Malformed(_) | ExchangeError::Http2(_) => {
             Failure::Reset
         }
@@ -365,12 +404,13 @@ async fn may_connect(
 }
 
 pub(super) fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &ConnectError) -> Failure {
-    // Each one would be a line for each request; the flag in the access log and the metrics tell of it.
-    tracing::debug!(upstream = %upstream.name, address = %endpoint.address, error = %Causes(error), "cannot connect");
+    upstream.note_error(endpoint, error.reason(), error);
     match error {
         ConnectError::Refused(_)
         | ConnectError::Timeout
         | ConnectError::Tls(_)
+        | ConnectError::TlsTimeout
+        | ConnectError::Http2(_)
         | ConnectError::OtherProtocol => Failure::ConnectFailure,
         ConnectError::TooMany => Failure::Overflow,
         ConnectError::NoRoom(_) => Failure::NoRoom,
@@ -389,7 +429,7 @@ type Tried = Result<(Head, AnswerBody), Broken>;
 
 /// Why an attempt brought no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Broken {
+pub(super) enum Broken {
     /// The request's time is over.
     Late,
     /// The attempt's time is over.
@@ -431,7 +471,7 @@ async fn guarded(
     let mut permit: Option<Permit> = None;
     loop {
         let pick = Pick { worker: worker.index, now: exchange.started, hash, exclude: &tried };
-        let target = Arc::clone(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
+        let target = Arc::clone(&*upstream.pick(&pick).ok_or_else(|| no_target(exchange, upstream))?);
         exchange.targeted(upstream, &target);
         let limit = [
             retry.and_then(|retry| retry.per_try_timeout),
@@ -445,7 +485,7 @@ async fn guarded(
         if let Some(outcome) = failed(exchange, &result) {
             exchange.attempt_ended(outcome);
         }
-        tell(trial.take(), exchange, &result);
+        tell(trial.take(), worker.index, judge(exchange, &result));
         let again = attempts.as_mut().and_then(|attempts| attempts.after(&result, &outgoing));
         if permit.take().is_some() {
             let outcome = if again.is_none() && result.is_ok() {
@@ -499,15 +539,25 @@ async fn guarded(
 
 /// What a target is to blame for, if an attempt failed.
 fn failed(exchange: &Exchange, result: &Tried) -> Option<Outcome> {
-    Some(match result {
-        Ok((head, _)) if head.status.is_server_error() || exchange.has_grpc_failed() => Outcome::ServerError,
-        Ok(_) => return None,
-        Err(Broken::Late) if exchange.has_client_deadline() => Outcome::Abandoned,
+    Some(judge(exchange, result)).filter(|outcome| *outcome != Outcome::Good)
+}
+
+fn judge(exchange: &Exchange, result: &Tried) -> Outcome {
+    let status = result.as_ref().map(|(head, _)| head.status).map_err(|broken| *broken);
+    outcome(status, exchange.has_grpc_failed(), exchange.has_client_deadline())
+}
+
+/// What a target is to blame for after an attempt. `hurried`: it was the client that said how much time there is.
+pub(super) fn outcome(result: Result<StatusCode, Broken>, has_grpc_failed: bool, hurried: bool) -> Outcome {
+    match result {
+        Ok(status) if status.is_server_error() || has_grpc_failed => Outcome::ServerError,
+        Ok(_) => Outcome::Good,
+        Err(Broken::Late) if hurried => Outcome::Abandoned,
         Err(Broken::Late | Broken::TryLate | Broken::Failed(Failure::StreamIdle)) => Outcome::Timeout,
         Err(Broken::Failed(Failure::ConnectFailure)) => Outcome::ConnectFailure,
-        Err(Broken::Failed(Failure::Reset)) => Outcome::Reset,
+        Err(Broken::Failed(Failure::Reset | Failure::ResponseHeadTooLarge)) => Outcome::Reset,
         Err(Broken::Failed(_)) => Outcome::Abandoned,
-    })
+    }
 }
 
 /// Asks the breaker. `None`: nothing is to be sent.
@@ -539,18 +589,16 @@ pub(super) fn respond(respond: &Respond) -> Response<Bytes> {
     response
 }
 
-/// Tells the breaker what came of a request.
-fn tell(trial: Option<Trial>, exchange: &Exchange, result: &Tried) {
-    let Some(trial) = trial else { return };
-    let succeeded = match result {
-        Ok((head, _)) => !head.status.is_server_error() && !exchange.has_grpc_failed(),
-        // A client that gives the upstream no time does not make it a bad one.
-        Err(Broken::Late) if exchange.has_client_deadline() => return,
-        Err(Broken::Late | Broken::TryLate) => false,
-        Err(Broken::Failed(Failure::ConnectFailure | Failure::Reset | Failure::StreamIdle)) => false,
-        Err(Broken::Failed(_)) => return,
+/// Tells the breaker what came of a request. Nothing is known of an upstream that is not to blame.
+pub(super) fn tell(trial: Option<Trial>, worker: usize, outcome: Outcome) {
+    let succeeded = match outcome {
+        Outcome::Good => true,
+        Outcome::ServerError | Outcome::ConnectFailure | Outcome::Reset | Outcome::Timeout => false,
+        Outcome::Abandoned => return,
     };
-    trial.report(exchange.downstream.worker.index, Instant::now(), succeeded);
+    if let Some(trial) = trial {
+        trial.report(worker, Instant::now(), succeeded);
+    }
 }
 
 /// What a route's retries have come to.
@@ -589,7 +637,7 @@ impl<'a> Retries<'a> {
                         && head::grpc_status(&head.headers).is_some_and(|status| on.has_grpc_status(status)))
             }
             Err(Broken::Failed(Failure::ConnectFailure | Failure::NoRoom)) => on.has(RetryOn::ConnectFailure),
-            Err(Broken::Failed(Failure::Reset) | Broken::TryLate) => {
+            Err(Broken::Failed(Failure::Reset | Failure::ResponseHeadTooLarge) | Broken::TryLate) => {
                 on.has(RetryOn::Reset) && (self.repeatable || !request.has_begun())
             }
             Err(Broken::Failed(_) | Broken::Late) => false,

@@ -3,6 +3,7 @@
 //! A copy is sent by a task of its own once all of the request's body has passed, so nothing it does can hold up the request.
 //! What would make it cost too much gives it up: too many of them at once, a large body, time.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +14,9 @@ use http::{HeaderMap, HeaderValue, request};
 use signalbox_config::UpstreamProtocol;
 
 use super::body::RequestBody;
-use super::forward::{connect, not_connected};
-use super::problem::Failure;
+use super::forward::{Broken, connect, not_answered, not_connected, outcome, tell};
+use super::head::{self, Special};
+use super::problem::{self, Failure};
 use crate::telemetry::{Flag, Key};
 use crate::tls::Offer;
 use crate::upstream::{
@@ -80,16 +82,16 @@ impl Copy {
     fn start(mut self, body: Bytes) {
         self.sent = true;
         tokio::task::spawn_local(async move {
-            let (status, flag) = match tokio::time::timeout(TIMEOUT, self.run(body)).await {
-                Ok(Ok(status)) => (status, Flag::None),
-                Ok(Err(failure)) => (failure.status().as_u16(), failure.flag()),
-                Err(_) => (Failure::Timeout.status().as_u16(), Flag::Timeout),
+            let (status, flag) = match self.run(body).await {
+                Ok(status) => (status, Flag::None),
+                Err(failure) => (failure.status().as_u16(), failure.flag()),
             };
             let key = Key::new(0, status, flag).without_listener();
             self.upstream.stats.requests.count(self.worker.index, key);
         });
     }
 
+    /// Sends it, reads the answer, and judges the target as that of a request is judged. The status as which it is to be counted.
     async fn run(&self, body: Bytes) -> Result<u16, Failure> {
         let (worker, upstream) = (&self.worker, &self.upstream);
         let limit = upstream.limits.map_or(u32::MAX, |limits| limits.requests);
@@ -99,10 +101,61 @@ impl Copy {
             None => None,
         };
         let began = Instant::now();
+        let special = Special::of(&self.head.headers);
+        let is_grpc = head::is_grpc_call(&self.head.headers, special);
+        // A client that is in a hurry is so here, too, and its target is told.
+        let time = head::grpc_timeout(&self.head.headers, special).filter(|time| *time < TIMEOUT);
+        let hurried = time.is_some();
+        let deadline = tokio::time::Instant::from_std(began + time.unwrap_or(TIMEOUT));
         let pick = Pick { worker: worker.index, now: began, hash: self.hash, exclude: &[] };
         let target = Arc::clone(&*upstream.pick(&pick).ok_or(Failure::NoHealthyTarget)?);
         let in_flight = upstream.begin(&target);
-        let endpoint = upstream.endpoint(&target);
+        let mut request = self.outgoing(body)?;
+        let sending = self.send(upstream.endpoint(&target), &mut request);
+        let limit = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout);
+        let sending = tokio::time::timeout(limit.unwrap_or(TIMEOUT), sending);
+        let mut answer = match tokio::time::timeout_at(deadline, sending).await {
+            Err(_) => Err(Broken::Late),
+            Ok(Err(_)) => Err(Broken::TryLate),
+            Ok(Ok(answer)) => answer.map_err(Broken::Failed),
+        };
+        let took = answer.is_ok().then(|| began.elapsed());
+        let status = answer.as_ref().map(|(_, head)| head.status).map_err(|broken| *broken);
+        let fields = answer.as_ref().ok().map(|(_, head)| &head.headers);
+        let mut grpc_status = fields.filter(|_| is_grpc).and_then(head::grpc_status);
+        let judged =
+            |grpc_status| outcome(status, problem::is_targets_failure(grpc_status, hurried), hurried);
+        tell(trial, worker.index, judged(grpc_status));
+        let mut ended = judged(grpc_status);
+        if let Ok((body, _)) = &mut answer {
+            // Of one that takes longer, or has more to say, the rest is not waited for.
+            match tokio::time::timeout_at(deadline, read_to_end(body)).await {
+                Ok(Ok(trailers)) => {
+                    let trailers = trailers.filter(|_| is_grpc);
+                    grpc_status = trailers.as_ref().and_then(head::grpc_status).or(grpc_status);
+                    ended = judged(grpc_status);
+                }
+                Ok(Err(_)) => ended = Outcome::Reset,
+                Err(_) => {}
+            }
+        }
+        if let Some(in_flight) = in_flight {
+            upstream.end(&in_flight, ended, took, Instant::now());
+        }
+        let (body, head) = answer.map_err(|broken| match broken {
+            Broken::Late | Broken::TryLate => Failure::Timeout,
+            Broken::Failed(failure) => failure,
+        })?;
+        if request.is_sent()
+            && let Some(connection) = body.into_connection()
+        {
+            worker.pool.pass_on(connection, Instant::now(), upstream.idle_timeout);
+        }
+        Ok(problem::counted_status(head.status.as_u16(), grpc_status))
+    }
+
+    /// The copy as it is written to targets of its upstream.
+    fn outgoing(&self, body: Bytes) -> Result<Outgoing, Failure> {
         let body = if body.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(body)) };
         let head_with_all = || {
             let mut head = self.head.clone();
@@ -111,43 +164,32 @@ impl Copy {
         };
         let http1 =
             |body| Outgoing::new(&self.head, body, Vec::new(), |out| out.extend_from_slice(&self.said));
-        let request = match upstream.protocol {
+        let scheme = self.upstream.scheme();
+        let request = match self.upstream.protocol {
             UpstreamProtocol::Http1 => Some(http1(body)),
-            UpstreamProtocol::Http2 => Outgoing::http2(&mut head_with_all(), body, &upstream.scheme()),
+            UpstreamProtocol::Http2 => Outgoing::http2(&mut head_with_all(), body, &scheme),
             UpstreamProtocol::Auto => {
                 let mut request = http1(body);
-                request.or_http2(&mut head_with_all(), &upstream.scheme()).map(|()| request)
+                request.or_http2(&mut head_with_all(), &scheme).map(|()| request)
             }
         };
-        let mut request = request.ok_or(Failure::Misconfigured)?;
-        let limit = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout);
-        let answer = self.send(endpoint, &mut request);
-        let answer = tokio::time::timeout(limit.unwrap_or(TIMEOUT), answer).await;
-        let answer = answer.map_err(|_| Failure::Timeout).flatten();
-        if let Some(trial) = trial {
-            let succeeded = answer.as_ref().is_ok_and(|(_, head)| !head.status.is_server_error());
-            trial.report(worker.index, Instant::now(), succeeded);
-        }
-        if let Some(in_flight) = in_flight {
-            let now = Instant::now();
-            let took = answer.is_ok().then(|| now.saturating_duration_since(began));
-            upstream.end(&in_flight, outcome(&answer), took, now);
-        }
-        let (mut answer, head) = answer?;
-        let mut read = 0;
-        while let Some(Ok(frame)) = std::future::poll_fn(|cx| answer.poll(cx)).await {
-            read += frame.data_ref().map_or(0, Bytes::len);
-            if read > MAX_ANSWER {
-                break;
-            }
-        }
-        if request.is_sent()
-            && let Some(connection) = answer.into_connection()
-        {
-            worker.pool.pass_on(connection, Instant::now(), upstream.idle_timeout);
-        }
-        Ok(head.status.as_u16())
+        request.ok_or(Failure::Misconfigured)
     }
+}
+
+/// Reads an answer, up to [`MAX_ANSWER`]; its trailers, if it has some.
+async fn read_to_end(body: &mut AnswerBody) -> Result<Option<HeaderMap>, ExchangeError> {
+    let mut read = 0;
+    while let Some(frame) = poll_fn(|cx| body.poll(cx)).await {
+        match frame?.into_data() {
+            Ok(data) => read += data.len(),
+            Err(frame) => return Ok(frame.into_trailers().ok()),
+        }
+        if read > MAX_ANSWER {
+            break;
+        }
+    }
+    Ok(None)
 }
 
 impl Copy {
@@ -180,7 +222,7 @@ impl Copy {
                     worker.pool.chose(endpoint, http2);
                 }
                 Err(SendError::Connect(error)) => return Err(not_connected(upstream, endpoint, &error)),
-                Err(SendError::Exchange(_)) => return Err(Failure::Reset),
+                Err(SendError::Exchange(error)) => return Err(not_answered(upstream, endpoint, &error)),
             }
         }
     }
@@ -195,25 +237,14 @@ impl Copy {
             Some(connection) => (connection, true),
             None => connect(worker, upstream, endpoint, Offer::Any).await?,
         };
-        let mut sent = connection.send(request, &mut HeaderMap::new()).await;
-        if reused && matches!(sent, Err(ExchangeError::Closed { answered: false })) && request.rewind() {
+        let limits = upstream.response_limits;
+        let mut sent = connection.send(request, limits, &mut HeaderMap::new()).await;
+        if reused && matches!(sent, Err(ExchangeError::Closed { answered: false, .. })) && request.rewind() {
             connection = connect(worker, upstream, endpoint, Offer::Any).await?.0;
-            sent = connection.send(request, &mut HeaderMap::new()).await;
+            sent = connection.send(request, limits, &mut HeaderMap::new()).await;
         }
         let head = sent.map_err(SendError::Exchange)?;
         Ok((AnswerBody::Own(connection), head))
-    }
-}
-
-/// What the target of a copy is to blame for.
-fn outcome(answer: &Result<(AnswerBody, Head), Failure>) -> Outcome {
-    match answer {
-        Ok((_, head)) if head.status.is_server_error() => Outcome::ServerError,
-        Ok(_) => Outcome::Good,
-        Err(Failure::ConnectFailure) => Outcome::ConnectFailure,
-        Err(Failure::Reset) => Outcome::Reset,
-        Err(Failure::Timeout) => Outcome::Timeout,
-        Err(_) => Outcome::Abandoned,
     }
 }
 

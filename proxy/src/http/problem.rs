@@ -32,6 +32,8 @@ pub enum Failure {
     /// Nothing moved for too long.
     StreamIdle,
     Reset,
+    /// The head of the answer is beyond the upstream's limits.
+    ResponseHeadTooLarge,
     // Our own.
     Overloaded,
     Misconfigured,
@@ -62,7 +64,7 @@ impl Failure {
             | Self::NoRoom
             | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
-            Self::Reset => StatusCode::BAD_GATEWAY,
+            Self::Reset | Self::ResponseHeadTooLarge => StatusCode::BAD_GATEWAY,
             Self::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -84,6 +86,7 @@ impl Failure {
             Self::StreamIdle => Flag::StreamIdle,
             Self::Overloaded => Flag::Overloaded,
             Self::Reset => Flag::UpstreamReset,
+            Self::ResponseHeadTooLarge => Flag::UpstreamProtocol,
         }
     }
 
@@ -105,6 +108,9 @@ impl Failure {
             Self::StreamIdle => "Nothing came for too long.",
             Self::Overloaded => "There is more to do than can be done.",
             Self::Reset => "The service broke off.",
+            Self::ResponseHeadTooLarge => {
+                "The service's answer has larger or more headers than is accepted here."
+            }
             Self::Misconfigured => "The request cannot be sent on.",
         }
     }
@@ -156,8 +162,28 @@ fn insert_grpc_message(fields: &mut HeaderMap, message: &str) {
         .extend(HeaderValue::try_from(message).map(|value| (HeaderName::from_static("grpc-message"), value)));
 }
 
+/// Whether the target is to blame for the status that a gRPC call ended with, as far as there is one. `hurried`: the client said how
+/// much time there is.
+pub fn is_targets_failure(grpc_status: Option<u8>, hurried: bool) -> bool {
+    match grpc_status {
+        // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.
+        Some(2 | 13 | 14 | 15) => true,
+        // DEADLINE_EXCEEDED: a client that is in a hurry is no failure of the target.
+        Some(4) => !hurried,
+        Some(_) | None => false,
+    }
+}
+
+/// The status as which an answer is counted: 200 says nothing of a gRPC call.
+pub fn counted_status(status: u16, grpc_status: Option<u8>) -> u16 {
+    match grpc_status {
+        Some(grpc_status) if status == 200 => status_of_grpc(grpc_status),
+        _ => status,
+    }
+}
+
 /// The status of HTTP that says what one of gRPC does (google.rpc.Code).
-pub fn status_of_grpc(status: u8) -> u16 {
+fn status_of_grpc(status: u8) -> u16 {
     match status {
         0 => 200,
         1 => 499,
@@ -234,6 +260,7 @@ mod tests {
             (Failure::StreamIdle, 504, "SI"),
             (Failure::Overloaded, 503, "OM"),
             (Failure::Reset, 502, "UC"),
+            (Failure::ResponseHeadTooLarge, 502, "UPE"),
             (Failure::BodyTooLarge, 413, ""),
             (Failure::HeadTooLarge, 431, "DPE"),
             (Failure::BadRequest(""), 400, "DPE"),

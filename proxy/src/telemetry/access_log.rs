@@ -31,6 +31,8 @@ pub struct Entry<'a> {
     pub flags: &'a str,
     pub route: &'a str,
     pub upstream: &'a str,
+    /// Why the target did not answer.
+    pub upstream_error: &'a str,
     pub target: &'a str,
     pub attempts: u8,
     pub duration: Duration,
@@ -262,6 +264,7 @@ impl Buffer {
         plain(out, ",\"flags\":\"", entry.flags.as_bytes());
         plain(out, "\",\"route\":\"", entry.route.as_bytes());
         plain(out, "\",\"upstream\":\"", entry.upstream.as_bytes());
+        plain(out, "\",\"upstream_error\":\"", entry.upstream_error.as_bytes());
         plain(out, "\",\"target\":\"", entry.target.as_bytes());
         number(out, "\",\"attempts\":", entry.attempts.into());
         millis(out, ",\"duration_ms\":", entry.duration);
@@ -408,6 +411,7 @@ mod tests {
             flags: "",
             route: "users",
             upstream: "u",
+            upstream_error: "",
             target: "10.0.0.1:80",
             attempts: 1,
             duration: Duration::from_micros(1_234_567),
@@ -430,7 +434,7 @@ mod tests {
         let expected = serde_json::json!({
             "time": "2026-01-01T00:00:00.042Z", "request_id": "id-1", "trace_id": "", "client": "192.0.2.1",
             "method": "GET", "host": "a.example", "path": "/x", "protocol": "HTTP/1.1", "status": 200, "flags": "",
-            "route": "users", "upstream": "u", "target": "10.0.0.1:80", "attempts": 1, "duration_ms": 1234.567,
+            "route": "users", "upstream": "u", "upstream_error": "", "target": "10.0.0.1:80", "attempts": 1, "duration_ms": 1234.567,
             "upstream_ms": 0.007, "bytes_in": 0, "bytes_out": u64::MAX, "consumer": "alice",
             "user_agent": "say \"hi\" \\ \u{1}\u{fffd}\u{e4}", "revision": 7,
         });

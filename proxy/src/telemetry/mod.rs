@@ -101,10 +101,12 @@ pub enum Flag {
     ConnectFailureExhausted,
     TimeoutExhausted,
     UpstreamResetExhausted,
+    UpstreamProtocol,
+    UpstreamProtocolExhausted,
 }
 
 impl Flag {
-    pub const ALL: [Flag; 15] = [
+    pub const ALL: [Flag; 17] = [
         Flag::None,
         Flag::NoRoute,
         Flag::NoHealthyUpstream,
@@ -120,6 +122,8 @@ impl Flag {
         Flag::ConnectFailureExhausted,
         Flag::TimeoutExhausted,
         Flag::UpstreamResetExhausted,
+        Flag::UpstreamProtocol,
+        Flag::UpstreamProtocolExhausted,
     ];
 
     /// The same after as many retries as there may be.
@@ -129,6 +133,7 @@ impl Flag {
             Flag::ConnectFailure => Flag::ConnectFailureExhausted,
             Flag::Timeout => Flag::TimeoutExhausted,
             Flag::UpstreamReset => Flag::UpstreamResetExhausted,
+            Flag::UpstreamProtocol => Flag::UpstreamProtocolExhausted,
             other => other,
         }
     }
@@ -150,6 +155,8 @@ impl Flag {
             Flag::ConnectFailureExhausted => "UF,URX",
             Flag::TimeoutExhausted => "UT,URX",
             Flag::UpstreamResetExhausted => "UC,URX",
+            Flag::UpstreamProtocol => "UPE",
+            Flag::UpstreamProtocolExhausted => "UPE,URX",
         }
     }
 }

@@ -178,6 +178,13 @@ fn upstreams(out: &mut String, compiled: &Compiled) {
             );
         }
     }
+    let name = "signalbox_upstream_errors_total";
+    head(out, name, "counter", "Requests that a target did not answer, or not to the end, by why.");
+    for upstream in upstreams() {
+        for (reason, count) in upstream.stats.errors.counted() {
+            line(out, name, &[("upstream", upstream.name.as_str()), ("reason", reason.as_str())], count);
+        }
+    }
     let name = "signalbox_upstream_healthy_targets";
     head(out, name, "gauge", "Targets that are healthy.");
     for upstream in upstreams() {

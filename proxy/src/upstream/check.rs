@@ -159,7 +159,7 @@ async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<
     let tls = tls.as_deref().filter(|_| check.probe != Probe::Tcp);
     let settings = tls.map_or(0, |tls| tls.settings(&target.label));
     let endpoint = Endpoint { address: target.address, settings, only_of: 0 };
-    let stream = connect(endpoint, tls, offer).await.map_err(|error| match &error {
+    let stream = connect(endpoint, tls, offer, check.timeout).await.map_err(|error| match &error {
         // Ports are short for one destination, and an address may be missing for a whole family: not for all targets.
         ConnectError::NoRoom(io) if io.kind() == io::ErrorKind::AddrNotAvailable => {
             Unwell::Target(format!("cannot connect: {}", Causes(io)))

@@ -5,18 +5,21 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, request};
 use http_body::{Body, Frame, SizeHint};
 use rustix::io::Errno;
-use signalbox_config::UpstreamProtocol;
+use signalbox_config::{ResponseLimits, UpstreamProtocol};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
+use tokio::time::timeout_at;
 use tokio_util::io::poll_read_buf;
 
+use super::failure::UpstreamError;
 use super::http1::{self, Framing, Head, Malformed, RequestFraming};
 use super::http2::{self, Place, Sender};
 use super::load::{Load, Permit};
@@ -91,9 +94,7 @@ impl Switched {
         stats: Arc<WorkerStats>,
         permit: Permit,
     ) -> Result<Self, ConnectError> {
-        let connecting = connect(endpoint, None, Offer::Any);
-        let connected = tokio::time::timeout(upstream.connect_timeout, connecting).await;
-        let stream = connected.unwrap_or(Err(ConnectError::Timeout))?;
+        let stream = connect(endpoint, None, Offer::Any, upstream.connect_timeout).await?;
         stats.upstream_connections.add(1);
         Ok(Self::connection(stream, BytesMut::new(), stats, permit))
     }
@@ -156,35 +157,40 @@ enum Sending {
     Broken,
 }
 
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
+/// Why there is no connection. A clone is for another request that waited for the same connection.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ConnectError {
     #[error("the target does not accept connections")]
-    Refused(#[source] io::Error),
+    Refused(#[source] Arc<io::Error>),
     #[error("the target did not accept the connection in time")]
     Timeout,
     #[error("the target is not who it should be, or does not speak TLS with us")]
-    Tls(#[source] io::Error),
+    Tls(#[source] Arc<io::Error>),
+    #[error("the target did not set up TLS in time")]
+    TlsTimeout,
+    #[error("HTTP/2 cannot be begun with the target")]
+    Http2(#[source] Arc<h2::Error>),
     #[error("there are as many connections to the target as there may be, and all are in use")]
     TooMany,
     /// For want of files, ports or memory.
     #[error("this host has no room for another connection")]
-    NoRoom(#[source] io::Error),
+    NoRoom(#[source] Arc<io::Error>),
     /// Of an upstream whose targets choose.
     #[error("the target chose to speak the other version of HTTP")]
     OtherProtocol,
 }
 
 impl ConnectError {
-    /// The same, for another request that waited for the same connection.
-    pub(super) fn again(&self) -> Self {
+    pub fn reason(&self) -> UpstreamError {
         match self {
-            Self::Refused(error) => Self::Refused(error.kind().into()),
-            Self::NoRoom(error) => Self::NoRoom(error.kind().into()),
-            Self::Tls(error) => Self::Tls(error.kind().into()),
-            Self::Timeout => Self::Timeout,
-            Self::TooMany => Self::TooMany,
-            Self::OtherProtocol => Self::OtherProtocol,
+            Self::Refused(error) => UpstreamError::of_connect(error),
+            Self::Timeout => UpstreamError::ConnectTimeout,
+            Self::Tls(error) => UpstreamError::of_handshake(error),
+            Self::TlsTimeout => UpstreamError::TlsTimeout,
+            Self::Http2(error) => UpstreamError::of_http2(error),
+            Self::TooMany => UpstreamError::TooManyConnections,
+            Self::NoRoom(_) => UpstreamError::OutOfSockets,
+            Self::OtherProtocol => UpstreamError::NoCommonProtocol,
         }
     }
 }
@@ -192,9 +198,9 @@ impl ConnectError {
 /// Why there is no answer, or no more of it.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// The target closed the connection, or it broke. `answered`: something had come of the answer.
+    /// The target closed the connection, or it broke. `answered`: something had come of the answer. `reason` says why.
     #[error("the target closed the connection")]
-    Closed { answered: bool },
+    Closed { answered: bool, reason: UpstreamError },
     #[error("the target does not speak HTTP/1.1")]
     Malformed(#[from] Malformed),
     #[error("the target broke the stream off, or does not speak HTTP/2")]
@@ -204,6 +210,26 @@ pub enum ExchangeError {
     /// Over HTTP/2.
     #[error("the target does not switch to other protocols")]
     NoProtocols,
+}
+
+impl ExchangeError {
+    fn closed(answered: bool, read: io::Result<usize>) -> Self {
+        let reason = match read {
+            Ok(_) => UpstreamError::ConnectionClosed,
+            Err(error) => UpstreamError::of_connection(&error),
+        };
+        Self::Closed { answered, reason }
+    }
+
+    /// What the target did. `None`: it is not the target's doing.
+    pub fn reason(&self) -> Option<UpstreamError> {
+        match self {
+            Self::Closed { reason, .. } => Some(*reason),
+            Self::Malformed(error) => Some(UpstreamError::of_http1(*error)),
+            Self::Http2(error) => Some(UpstreamError::of_http2(error)),
+            Self::RequestBody(_) | Self::NoProtocols => None,
+        }
+    }
 }
 
 /// Bytes to read at once, to begin with and at most: 64 KiB at a time are fast, and memory for few.
@@ -225,9 +251,7 @@ impl Connection {
         stats: Arc<WorkerStats>,
         permit: Permit,
     ) -> Result<Box<Self>, ConnectError> {
-        let connecting = connect(endpoint, upstream.tls.as_deref(), offer);
-        let connected = tokio::time::timeout(upstream.connect_timeout, connecting).await;
-        let stream = connected.unwrap_or(Err(ConnectError::Timeout))?;
+        let stream = connect(endpoint, upstream.tls.as_deref(), offer, upstream.connect_timeout).await?;
         if upstream.protocol == UpstreamProtocol::Auto && stream.agreed() == Some(HTTP2) {
             return Err(ConnectError::OtherProtocol);
         }
@@ -242,32 +266,38 @@ impl Connection {
         self.permit.load()
     }
 
-    /// Sends a request, and waits for the head of its answer, which takes the memory of `headers`. The request's body may
-    /// still be on its way then: see [`Outgoing::is_done`].
+    /// Sends a request, and waits for the head of its answer, which is taken up to `limits`, and takes the memory of `headers`. The
+    /// request's body may still be on its way then: see [`Outgoing::is_done`].
     ///
     /// Dropping the future leaves the connection useless.
     pub async fn send(
         &mut self,
         request: &mut Outgoing,
+        limits: ResponseLimits,
         headers: &mut HeaderMap,
     ) -> Result<Head, ExchangeError> {
         self.answer = Answer::Expected;
         let mut answered = false;
+        // How much of the head has been looked at.
+        let mut seen = 0;
         poll_fn(|cx| {
             // A target that takes no more may have answered already, or still do so.
             if let Poll::Ready(Err(error)) = request.poll_write(&mut self.stream, &self.stats, cx) {
                 return Poll::Ready(Err(ExchangeError::RequestBody(error)));
             }
             loop {
-                if answered
-                    && let Some(head) =
-                        http1::parse_head(&mut self.buffer, &request.method, request.switches, headers)?
-                {
-                    return Poll::Ready(Ok(head));
+                if answered && http1::may_be_whole(&self.buffer, seen, limits) {
+                    let Outgoing { method, switches, .. } = request;
+                    if let Some(head) =
+                        http1::parse_head(&mut self.buffer, method, *switches, limits, headers)?
+                    {
+                        return Poll::Ready(Ok(head));
+                    }
                 }
+                seen = self.buffer.len();
                 match ready!(self.poll_fill(cx)) {
                     Ok(1..) => answered = true,
-                    Ok(0) | Err(_) => return Poll::Ready(Err(ExchangeError::Closed { answered })),
+                    ended => return Poll::Ready(Err(ExchangeError::closed(answered, ended))),
                 }
             }
         })
@@ -289,7 +319,7 @@ impl Connection {
         let Answer::Body { framing, keep_alive } = &mut self.answer else {
             return Poll::Ready(match self.answer {
                 Answer::Done | Answer::Last => None,
-                Answer::Expected | Answer::Body { .. } => Some(Err(ExchangeError::Closed { answered: true })),
+                Answer::Expected | Answer::Body { .. } => Some(Err(ExchangeError::closed(true, Ok(0)))),
             });
         };
         loop {
@@ -335,9 +365,9 @@ impl Connection {
                     self.answer = Answer::Last;
                     return Poll::Ready(None);
                 }
-                Ok(0) | Err(_) => {
+                ended => {
                     self.answer = Answer::Expected;
-                    return Poll::Ready(Some(Err(ExchangeError::Closed { answered: true })));
+                    return Poll::Ready(Some(Err(ExchangeError::closed(true, ended))));
                 }
             }
         }
@@ -413,21 +443,27 @@ impl Connection {
     }
 }
 
-/// Makes a connection that bytes can be sent over.
+/// Makes a connection that bytes can be sent over, TLS included, in so much time.
 pub(super) async fn connect(
     endpoint: Endpoint,
     tls: Option<&UpstreamTls>,
     offer: Offer,
+    timeout: Duration,
 ) -> Result<Stream, ConnectError> {
-    let stream = TcpStream::connect(endpoint.address).await.map_err(|error| match is_for_want(&error) {
-        true => ConnectError::NoRoom(error),
-        false => ConnectError::Refused(error),
-    })?;
-    stream.set_nodelay(true).map_err(ConnectError::Refused)?;
+    let deadline = tokio::time::Instant::now() + timeout;
+    let refused = |error| ConnectError::Refused(Arc::new(error));
+    let connected = timeout_at(deadline, TcpStream::connect(endpoint.address)).await;
+    let stream =
+        connected.map_err(|_| ConnectError::Timeout)?.map_err(|error| match is_for_want(&error) {
+            true => ConnectError::NoRoom(Arc::new(error)),
+            false => refused(error),
+        })?;
+    stream.set_nodelay(true).map_err(refused)?;
     let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
     // In a box of its own, which those that speak in the clear do without.
-    let shaken = Box::pin(tls.connect(endpoint.settings, offer, stream)).await;
-    shaken.map(Stream::Tls).map_err(ConnectError::Tls)
+    let shaken = timeout_at(deadline, Box::pin(tls.connect(endpoint.settings, offer, stream))).await;
+    let stream = shaken.map_err(|_| ConnectError::TlsTimeout)?;
+    stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(Arc::new(error)))
 }
 
 /// Whether this host, and not the target, is why there is no connection.

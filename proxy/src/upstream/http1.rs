@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, request, response};
+use signalbox_config::ResponseLimits;
 use smallvec::SmallVec;
 
 use crate::http1::{BadChunk, Chunked, encode_fields, parse_length};
@@ -55,8 +56,8 @@ impl Head {
 pub enum Malformed {
     #[error("the head cannot be read")]
     Head,
-    #[error("the head is too large")]
-    TooLarge,
+    #[error("the head is larger than the upstream's limits allow")]
+    HeadTooLarge,
     #[error("it is not clear where the body ends")]
     Length,
     #[error("the body is coded in a way that nobody asked for")]
@@ -67,9 +68,11 @@ pub enum Malformed {
     Upgrade,
 }
 
-/// The largest head of an answer, bytes.
-pub(super) const MAX_HEAD: usize = 64 << 10;
-const MAX_HEADERS: usize = 128;
+/// Fields of a head for which there is room on the stack.
+const USUAL_FIELDS: usize = 128;
+
+/// A head up to this size, bytes, is read again from its beginning whenever more of it comes.
+const SMALL_HEAD: usize = 8 << 10;
 
 /// Writes the head of a request. `more` writes further fields.
 #[inline]
@@ -103,52 +106,92 @@ pub(super) fn encode_head(
     out.extend_from_slice(b"\r\n");
 }
 
+/// Whether a head that was not whole when `seen` bytes of it had come may be whole now, or too large. Reading a large head again with
+/// each part of it that comes would take time that grows with the square of its size.
+pub(super) fn may_be_whole(buffer: &[u8], seen: usize, limits: ResponseLimits) -> bool {
+    if seen < SMALL_HEAD || buffer.len() >= limits.header_size {
+        return true;
+    }
+    let new = buffer.get(seen.saturating_sub(3)..).unwrap_or_default();
+    // Lines may end without a CR.
+    memchr::memmem::find(new, b"\n\r\n").is_some() || memchr::memmem::find(new, b"\n\n").is_some()
+}
+
 /// Takes the head of an answer to a request with `method` from `buffer`, if all of it is there. `headers` is cleared and
 /// used, so that its memory is. Interim answers (1xx) are passed over, but for 101 if the target may switch protocols.
 pub(super) fn parse_head(
     buffer: &mut BytesMut,
     method: &Method,
     switches: bool,
+    limits: ResponseLimits,
     headers: &mut HeaderMap,
 ) -> Result<Option<Head>, Malformed> {
     loop {
-        let mut fields = [MaybeUninit::uninit(); MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut []);
-        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-            &mut response,
-            buffer,
-            &mut fields,
-        );
-        let length = match parsed {
-            Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
-            Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD => return Ok(None),
-            Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Malformed::TooLarge),
+        let read = match read_lines(buffer, &mut [MaybeUninit::uninit(); USUAL_FIELDS]) {
+            Err(httparse::Error::TooManyHeaders) if limits.header_count > USUAL_FIELDS => {
+                read_lines(buffer, &mut vec![MaybeUninit::uninit(); limits.header_count])
+            }
+            read => read,
+        };
+        let lines = match read {
+            Ok(Some(lines)) if lines.is_within(limits) => lines,
+            Ok(None) if buffer.len() < limits.header_size => return Ok(None),
+            Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Malformed::HeadTooLarge),
             Err(_) => return Err(Malformed::Head),
         };
-        let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed::Head)?;
+        let status = lines.status.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Malformed::Head)?;
         if status.is_informational() && !(switches && status == StatusCode::SWITCHING_PROTOCOLS) {
             if status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(Malformed::Upgrade);
             }
-            buffer.advance(length);
+            buffer.advance(lines.length);
             continue;
         }
-        let version = if response.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-        // Where the fields are, for the buffer must be let go of before it can be shared.
-        let start = buffer.as_ptr() as usize;
-        let mut places: SmallVec<[Place; 32]> = SmallVec::new();
-        places.extend(response.headers.iter().map(|field| {
-            let name = field.name.as_ptr() as usize - start;
-            let value = if field.value.is_empty() { 0 } else { field.value.as_ptr() as usize - start };
-            (name as u16, field.name.len() as u16, value as u32, field.value.len() as u32)
-        }));
-        let bytes = buffer.split_to(length).freeze();
-        return build_head(&bytes, &places, status, version, method, headers).map(Some);
+        let bytes = buffer.split_to(lines.length).freeze();
+        return build_head(&bytes, &lines.places, status, lines.version, method, headers).map(Some);
+    }
+}
+
+/// Where the parts of a head are in the bytes that were read, which can be shared once nobody looks at them.
+struct Lines {
+    /// Of all of it, bytes.
+    length: usize,
+    status: Option<u16>,
+    version: Version,
+    places: SmallVec<[Place; 32]>,
+}
+
+impl Lines {
+    fn is_within(&self, limits: ResponseLimits) -> bool {
+        self.length <= limits.header_size && self.places.len() <= limits.header_count
     }
 }
 
 /// The place of a field in the bytes of a head: where its name begins, how long it is, and the same of its value.
-type Place = (u16, u16, u32, u32);
+type Place = (u32, u32, u32, u32);
+
+/// Finds the lines of a head. `None`: it is not whole. `fields` is where they are kept meanwhile.
+#[inline]
+fn read_lines<'a>(
+    buffer: &'a [u8],
+    fields: &mut [MaybeUninit<httparse::Header<'a>>],
+) -> Result<Option<Lines>, httparse::Error> {
+    let mut response = httparse::Response::new(&mut []);
+    // `Name : value` is to be passed on without the whitespace (RFC 9112, section 5.1).
+    let parsed = httparse::ParserConfig::default()
+        .allow_spaces_after_header_name_in_responses(true)
+        .parse_response_with_uninit_headers(&mut response, buffer, fields)?;
+    let httparse::Status::Complete(length) = parsed else { return Ok(None) };
+    let start = buffer.as_ptr() as usize;
+    let mut places: SmallVec<[Place; 32]> = SmallVec::new();
+    places.extend(response.headers.iter().map(|field| {
+        let name = field.name.as_ptr() as usize - start;
+        let value = if field.value.is_empty() { 0 } else { field.value.as_ptr() as usize - start };
+        (name as u32, field.name.len() as u32, value as u32, field.value.len() as u32)
+    }));
+    let version = if response.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
+    Ok(Some(Lines { length, status: response.code, version, places }))
+}
 
 fn build_head(
     bytes: &Bytes,
@@ -160,14 +203,19 @@ fn build_head(
 ) -> Result<Head, Malformed> {
     let mut headers = std::mem::take(headers);
     headers.clear();
-    headers.reserve(places.len());
+    headers.try_reserve(places.len()).map_err(|_| Malformed::HeadTooLarge)?;
     let mut length: Option<u64> = None;
     let mut coded = false;
     let mut keep_alive = version == Version::HTTP_11;
     for &(name, name_length, value, value_length) in places {
-        let name = usize::from(name)..usize::from(name) + usize::from(name_length);
-        let name = bytes.get(name).ok_or(Malformed::Head)?;
+        let name_end = name as usize + name_length as usize;
+        let name = bytes.get(name as usize..name_end).ok_or(Malformed::Head)?;
         let name = HeaderName::from_bytes(name).map_err(|_| Malformed::Head)?;
+        let frames = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE];
+        if bytes.get(name_end) != Some(&b':') && frames.contains(&name) {
+            // Others on the way may not take it for this field.
+            return Err(Malformed::Head);
+        }
         let value = bytes.slice(value as usize..value as usize + value_length as usize);
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| Malformed::Head)?;
         if name == header::CONTENT_LENGTH {
@@ -201,7 +249,7 @@ fn build_head(
                 continue;
             }
         }
-        headers.append(name, value);
+        headers.try_append(name, value).map_err(|_| Malformed::HeadTooLarge)?;
     }
     // RFC 9112, section 6.3, in its order.
     let bodiless = *method == Method::HEAD
@@ -246,7 +294,8 @@ mod tests {
         let mut buffer = BytesMut::from(text);
         let mut headers = HeaderMap::new();
         headers.insert("x-old", HeaderValue::from_static("1"));
-        let head = parse_head(&mut buffer, &method.parse().unwrap(), false, &mut headers)?;
+        let limits = ResponseLimits::default();
+        let head = parse_head(&mut buffer, &method.parse().unwrap(), false, limits, &mut headers)?;
         if let Some(head) = &head {
             assert!(!head.headers.contains_key("x-old"));
             assert_eq!(buffer, "REST", "what follows stays");
@@ -324,6 +373,7 @@ mod tests {
             ("HTTP/1.1 200 OK\r\ncontent-length: +5\r\n\r\n", Malformed::Length),
             ("HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\n", Malformed::Length),
             ("HTTP/1.1 200 OK\r\ncontent-length: 9223372036854775808\r\n\r\n", Malformed::Length),
+            ("HTTP/1.1 204 No Content\r\ncontent-length: 9223372036854775808\r\n\r\n", Malformed::Length),
             ("HTTP/1.1 200 OK\r\ncontent-length:\r\n\r\n", Malformed::Length),
             ("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", Malformed::Length),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n", Malformed::Coding),
@@ -336,10 +386,75 @@ mod tests {
         ] {
             assert_eq!(head_of("GET", head).unwrap_err(), expected, "{head}");
         }
-        let large = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(MAX_HEAD));
-        assert_eq!(head_of("GET", &large).unwrap_err(), Malformed::TooLarge);
-        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(MAX_HEADERS + 1));
-        assert_eq!(head_of("GET", &many).unwrap_err(), Malformed::TooLarge);
+    }
+
+    #[test]
+    fn heads_are_taken_up_to_the_limits() {
+        let ResponseLimits { header_count, header_size } = ResponseLimits::default();
+        let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+        let filled = |size: usize| {
+            let rest = size - head("x: \r\n").len();
+            head(&format!("x: {}\r\n", "y".repeat(rest)))
+        };
+        for (fits, text) in [
+            (true, head(&"x: y\r\n".repeat(USUAL_FIELDS + 1))),
+            (true, head(&"x: y\r\n".repeat(header_count))),
+            (false, head(&"x: y\r\n".repeat(header_count + 1))),
+            (true, filled(header_size)),
+            (false, filled(header_size + 1)),
+            // It need not come to its end.
+            (false, filled(header_size + 2)[..header_size].to_owned()),
+        ] {
+            let read = head_of("GET", &format!("{text}REST"));
+            match fits {
+                true => assert_eq!(head_of("GET", &format!("{text}REST")).unwrap().unwrap().status, 200),
+                false => assert_eq!(read.unwrap_err(), Malformed::HeadTooLarge, "{}", text.len()),
+            }
+        }
+        let far = head(&format!("a: {}\r\nb: c\r\n", "x".repeat(100_000)));
+        let far = head_of("GET", &format!("{far}REST")).unwrap().unwrap();
+        assert_eq!(far.headers["b"], "c", "beyond 64 KiB");
+        let mut buffer = BytesMut::from(head("a: b\r\nc: d\r\n").as_str());
+        let few = ResponseLimits { header_count: 1, header_size };
+        let read = parse_head(&mut buffer, &Method::GET, false, few, &mut HeaderMap::new());
+        assert_eq!(read.unwrap_err(), Malformed::HeadTooLarge);
+    }
+
+    #[test]
+    fn a_large_head_is_read_once_it_is_whole() {
+        let limits = ResponseLimits::default();
+        for end in ["\r\n", "\n"] {
+            let text =
+                format!("HTTP/1.1 200 OK{end}x: {}{end}y: z{end}{end}REST", "x".repeat(2 * SMALL_HEAD));
+            let whole = text.len() - "REST".len();
+            let mut read = 0;
+            for size in 1..=text.len() {
+                let part = &text.as_bytes()[..size];
+                if may_be_whole(part, size - 1, limits) {
+                    read += 1;
+                    let mut buffer = BytesMut::from(part);
+                    let head = parse_head(&mut buffer, &Method::GET, false, limits, &mut HeaderMap::new());
+                    assert_eq!(head.unwrap().is_some(), size >= whole, "{size}");
+                }
+                assert!(size != whole || may_be_whole(part, size - 1, limits), "{size}");
+            }
+            assert!(read <= SMALL_HEAD + 8, "{read} times");
+        }
+    }
+
+    #[test]
+    fn whitespace_behind_a_name_is_removed_unless_the_field_frames_the_message() {
+        let head = head_of("GET", "HTTP/1.1 200 OK\r\nX-A : 1\r\nX-B \t:2\r\n\r\nREST").unwrap().unwrap();
+        assert_eq!(
+            (&head.headers["x-a"], &head.headers["x-b"]),
+            (&"1".parse().unwrap(), &"2".parse().unwrap())
+        );
+        for field in
+            ["Content-Length : 5", "transfer-encoding\t: chunked", "Connection : close", "Upgrade : x"]
+        {
+            let text = format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\n");
+            assert_eq!(head_of("GET", &text).unwrap_err(), Malformed::Head, "{field}");
+        }
     }
 
     #[test]

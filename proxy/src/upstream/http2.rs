@@ -19,16 +19,18 @@ use foldhash::fast::RandomState;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::ext::Protocol;
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use http::header::{self, HeaderName};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, request, response};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, request, response};
 use http_body::{Frame, SizeHint};
-use signalbox_config::{UpstreamLimits, UpstreamProtocol};
+use signalbox_config::{ResponseLimits, UpstreamLimits, UpstreamProtocol};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::connection::{ConnectError, ExchangeError, Outgoing, Switched, connect};
-use super::http1::{Head, MAX_HEAD};
+use super::failure::UpstreamError;
+use super::http1::{Head, Malformed};
 use super::load::{Load, Permit};
 use super::waiters::Waiters;
 use super::{Endpoint, Pool, Upstream};
@@ -57,6 +59,8 @@ struct Group {
 
 struct Connection {
     endpoint: Endpoint,
+    /// What was agreed on for the heads of answers when it was made.
+    limits: ResponseLimits,
     /// Of the upstream that it was made for.
     load: Arc<Load>,
     /// Until it is over, or was idle and given up.
@@ -66,6 +70,8 @@ struct Connection {
     /// `None`: it is not there yet, or takes no more requests.
     sender: RefCell<Option<SendRequest<Chunk>>>,
     error: RefCell<Option<ConnectError>>,
+    /// Why it is over, for requests that were not sent over it any more.
+    ended: Cell<UpstreamError>,
     /// Tells those who wait for it that it is there, or will not be, and when it is settled.
     made: Notify,
     /// Whether the target has said what it takes: its settings are what it says first.
@@ -174,6 +180,8 @@ const MAX_CONNECTIONS: usize = 64;
 const MAX_LEAVING: usize = 4096;
 /// How often a request is sent at most when targets say that they have not looked at it.
 const MAX_SENDS: u32 = 4;
+/// How many times as large as it may be the head of an answer is still read, so that it can be told what is wrong with it.
+const HEAD_SLACK: usize = 4;
 /// What waits to be sent of one stream, bytes.
 const SEND_BUFFER: usize = 64 << 10;
 /// How many streams that were reset are remembered, and for how long: clients that go away make many, and a target goes on
@@ -229,7 +237,10 @@ impl Connections {
                 connection.retire();
                 continue;
             }
-            if !avoided(connection) && connection.has_room(&mut group.max_streams) {
+            if connection.limits == upstream.response_limits
+                && !avoided(connection)
+                && connection.has_room(&mut group.max_streams)
+            {
                 connection.idle_timeout.set(upstream.idle_timeout);
                 return Ok(Place::on(connection));
             }
@@ -247,12 +258,14 @@ impl Connections {
         };
         let connection = Rc::new(Connection {
             endpoint,
+            limits: upstream.response_limits,
             load: Arc::clone(&upstream.load),
             permit: Cell::new(Some(permit)),
             waiters: Rc::clone(&self.waiters),
             phase: Cell::new(Phase::Connecting),
             sender: RefCell::default(),
             error: RefCell::default(),
+            ended: Cell::new(UpstreamError::ConnectionClosed),
             made: Notify::new(),
             settled: Cell::default(),
             streams: Cell::new(0),
@@ -270,6 +283,7 @@ impl Connections {
             tls: upstream.tls.clone(),
             auto: upstream.protocol == UpstreamProtocol::Auto,
             timeout: upstream.connect_timeout,
+            limits: upstream.response_limits,
         };
         let run = Rc::clone(&connection).run(to, Arc::clone(stats));
         *connection.task.borrow_mut() = Some(tokio::task::spawn_local(run).abort_handle());
@@ -309,17 +323,19 @@ impl Connections {
                 Ok((mut head, body)) => {
                     let switched = request.http2.as_mut().and_then(|sender| sender.switched(&mut head));
                     let mut answer = Box::new(place.answer(&head, body));
+                    check_head(&head.headers, upstream.response_limits, &answer.body)
+                        .map_err(|error| SendError::Exchange(error.into()))?;
                     answer.switched = switched;
                     return Ok((Head::over_http2(head), answer));
                 }
                 Err(error) => error,
             };
-            request.begun = !matches!(error, NotAnswered::Unseen);
+            request.begun = !matches!(error, NotAnswered::Unseen(_));
             let again = match &error {
-                NotAnswered::Unseen => request.restart(),
+                NotAnswered::Unseen(_) => request.restart(),
                 // As for a connection that the target closes at the moment at which it is used again: RFC 9110, section
                 // 9.2.2.
-                NotAnswered::Closed => proven && request.rewind(),
+                NotAnswered::Closed(_) => proven && request.rewind(),
                 NotAnswered::Stream(_) | NotAnswered::RequestBody(_) => false,
             };
             if left == 0 || !again {
@@ -384,8 +400,7 @@ impl Connection {
     /// Makes it, and then drives it to its end.
     async fn run(self: Rc<Self>, to: Destination, stats: Arc<WorkerStats>) {
         let heard = Rc::clone(&self.heard);
-        let opened = tokio::time::timeout(to.timeout, open(&to, heard, stats)).await;
-        match opened.unwrap_or(Err(ConnectError::Timeout)) {
+        match open(&to, heard, stats).await {
             Ok((sender, mut connection)) => {
                 self.watch.borrow_mut().pings = connection.ping_pong();
                 *self.sender.borrow_mut() = Some(sender);
@@ -402,7 +417,11 @@ impl Connection {
                         self.made.notify_waiters();
                     }
                     // How it ended is told to its requests.
-                    polled.map(drop)
+                    polled.map(|ended| {
+                        if let Err(error) = ended {
+                            self.ended.set(UpstreamError::of_http2(&error));
+                        }
+                    })
                 })
                 .await;
             }
@@ -500,6 +519,7 @@ struct Destination {
     /// The target may choose to speak HTTP/1.1.
     auto: bool,
     timeout: Duration,
+    limits: ResponseLimits,
 }
 
 async fn open(
@@ -507,7 +527,7 @@ async fn open(
     heard: Rc<Cell<bool>>,
     stats: Arc<WorkerStats>,
 ) -> Result<Opened, ConnectError> {
-    let stream = connect(to.endpoint, to.tls.as_deref(), Offer::Any).await?;
+    let stream = connect(to.endpoint, to.tls.as_deref(), Offer::Any, to.timeout).await?;
     if to.auto && stream.agreed() != Some(HTTP2) {
         return Err(ConnectError::OtherProtocol);
     }
@@ -518,16 +538,16 @@ async fn open(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(STREAM_WINDOW * MAX_STREAMS)
         .initial_max_send_streams(MAX_STREAMS as usize)
-        .max_header_list_size(MAX_HEAD as u32)
+        .max_header_list_size(u32::try_from(HEAD_SLACK * to.limits.header_size).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(RESET_STREAMS)
         .reset_stream_duration(RESET_FOR)
         .max_local_error_reset_streams(None)
         .data_frame_budget(SMALL_FRAMES);
-    let broken = |error: h2::Error| {
-        ConnectError::Refused(error.into_io().unwrap_or_else(|| io::ErrorKind::InvalidData.into()))
-    };
-    builder.handshake(Io { stream, heard, stats }).await.map_err(broken)
+    // It writes what the socket takes at once, and waits for nothing of the target.
+    let opened = tokio::time::timeout(to.timeout, builder.handshake(Io { stream, heard, stats })).await;
+    let opened = opened.map_err(|_| ConnectError::Timeout)?;
+    opened.map_err(|error| ConnectError::Http2(Arc::new(error)))
 }
 
 impl Watch {
@@ -592,7 +612,7 @@ impl Place {
             // Nothing comes between the check and this: there is one thread.
             self.0.made.notified().await;
         }
-        self.0.error.borrow().as_ref().map_or(Ok(()), |error| Err(error.again()))
+        self.0.error.borrow().clone().map_or(Ok(()), Err)
     }
 
     /// Whether the target switches to other protocols, as it says when the connection begins. One that is over does, for the
@@ -609,7 +629,9 @@ impl Place {
         &self,
         Outgoing { http2, body, begun, .. }: &mut Outgoing,
     ) -> Result<(response::Parts, RecvStream), NotAnswered> {
-        let Some(sender) = http2 else { return Err(NotAnswered::Closed) };
+        let Some(sender) = http2 else {
+            return Err(NotAnswered::Closed(UpstreamError::ConnectionClosed));
+        };
         let mut answer = self.begin(sender)?;
         // Whoever stops waiting for the answer has to know that the target may have begun.
         *begun = true;
@@ -628,7 +650,7 @@ impl Place {
 
     fn begin(&self, sender: &mut Sender) -> Result<ResponseFuture, NotAnswered> {
         let mut open = self.0.sender.borrow_mut();
-        let Some(requests) = &mut *open else { return Err(NotAnswered::Unseen) };
+        let Some(requests) = &mut *open else { return Err(NotAnswered::Unseen(self.0.ended.get())) };
         let end = !sender.has_body && sender.switching.is_none();
         match requests.send_request(sender.head.clone(), end) {
             Ok((answer, stream)) => {
@@ -648,7 +670,7 @@ impl Place {
                     self.0.leave();
                 }
                 // Whatever it was, nothing was sent.
-                Err(NotAnswered::Unseen)
+                Err(NotAnswered::Unseen(UpstreamError::of_http2(&error)))
             }
         }
     }
@@ -660,11 +682,11 @@ impl Place {
             if error.is_go_away() {
                 self.0.leave();
             }
-            return NotAnswered::Unseen;
+            return NotAnswered::Unseen(UpstreamError::of_http2(&error));
         }
         if error.is_io() {
             self.0.leave();
-            return NotAnswered::Closed;
+            return NotAnswered::Closed(UpstreamError::of_http2(&error));
         }
         NotAnswered::Stream(error)
     }
@@ -683,6 +705,20 @@ impl Drop for Place {
             self.0.pass_on();
         }
     }
+}
+
+/// Refuses an answer whose head is beyond `limits`, or that announces a body of which no one can know the size.
+fn check_head(headers: &HeaderMap, limits: ResponseLimits, body: &Incoming) -> Result<(), Malformed> {
+    // As RFC 9113, section 6.5.2, counts them.
+    let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
+    if headers.len() > limits.header_count || headers.iter().map(size).sum::<usize>() > limits.header_size {
+        return Err(Malformed::HeadTooLarge);
+    }
+    // Larger than anybody has; others on the way may read it with a sign.
+    if body.size_hint().exact().is_some_and(|length| length > i64::MAX as u64) {
+        return Err(Malformed::Length);
+    }
+    Ok(())
 }
 
 /// Whether these fields, of one connection of HTTP/1.1, have no place in HTTP/2 (RFC 9113, section 8.2.2). As h2 has it, which
@@ -705,9 +741,9 @@ pub enum SendError {
 #[derive(Debug)]
 enum NotAnswered {
     /// The target has surely not looked at the request.
-    Unseen,
+    Unseen(UpstreamError),
     /// The connection broke.
-    Closed,
+    Closed(UpstreamError),
     Stream(h2::Error),
     RequestBody(RequestBodyError),
 }
@@ -715,7 +751,9 @@ enum NotAnswered {
 impl From<NotAnswered> for ExchangeError {
     fn from(error: NotAnswered) -> Self {
         match error {
-            NotAnswered::Unseen | NotAnswered::Closed => Self::Closed { answered: false },
+            NotAnswered::Unseen(reason) | NotAnswered::Closed(reason) => {
+                Self::Closed { answered: false, reason }
+            }
             NotAnswered::Stream(error) => Self::Http2(error),
             NotAnswered::RequestBody(error) => Self::RequestBody(error),
         }
@@ -925,12 +963,14 @@ mod tests {
     fn a_connection_is_left_before_its_streams_run_out_of_numbers() {
         let connection = Connection {
             endpoint: Endpoint { address: ([127, 0, 0, 1], 1).into(), settings: 0, only_of: 0 },
+            limits: ResponseLimits::default(),
             load: Arc::default(),
             permit: Cell::default(),
             waiters: Rc::default(),
             phase: Cell::new(Phase::Open),
             sender: RefCell::default(),
             error: RefCell::default(),
+            ended: Cell::new(UpstreamError::ConnectionClosed),
             made: Notify::new(),
             settled: Cell::default(),
             streams: Cell::new(0),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
+use jiff::Timestamp;
 use signalbox_config::{HealthCheck, LoadBalancing};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -267,6 +268,13 @@ impl Members {
     pub fn unresolved(&self) -> Vec<&str> {
         let unresolved = |it: &&Configured| it.addresses.all().is_empty();
         self.configured.iter().filter(unresolved).map(|it| &*it.label).collect()
+    }
+
+    /// The names whose last lookup failed, why, and when. Addresses that were found before are still used.
+    pub fn resolution_errors(&self) -> Vec<(&str, String, Timestamp)> {
+        let failed = |it: &Configured| it.addresses.lookup_error();
+        let failed = self.configured.iter().filter_map(|it| Some((&*it.label, failed(it)?)));
+        failed.map(|(label, (error, at))| (label, error, at)).collect()
     }
 
     /// Something has happened to a target.

@@ -4,6 +4,7 @@ mod balance;
 mod breaker;
 mod check;
 mod connection;
+mod failure;
 pub mod hash;
 mod http1;
 mod http2;
@@ -17,6 +18,7 @@ mod waiters;
 pub use breaker::{Breaker, Position, Trial};
 pub use check::Checking;
 pub use connection::{AnswerBody, ConnectError, Connection, ExchangeError, Outgoing, Switched};
+pub use failure::{LastError, UpstreamError, UpstreamErrors};
 pub use http1::{Head, Malformed};
 pub use http2::SendError;
 pub use load::{Load, Permit, RetryOutcome};
@@ -29,8 +31,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::uri::Scheme;
-use signalbox_config::{HashOn, LoadBalancing, Name, UpstreamLimits, UpstreamProtocol};
+use signalbox_config::{HashOn, LoadBalancing, Name, ResponseLimits, UpstreamLimits, UpstreamProtocol};
 
+use crate::causes::Causes;
 use crate::compile::Services;
 use crate::telemetry::Cells;
 use crate::tls::UpstreamTls;
@@ -51,6 +54,7 @@ pub struct Upstream {
     pub stats: Arc<UpstreamStats>,
     pub load: Arc<Load>,
     pub limits: Option<UpstreamLimits>,
+    pub response_limits: ResponseLimits,
     pub breaker: Option<Arc<Breaker>>,
     /// How TLS is spoken to the targets; `None`: it is not.
     pub tls: Option<Arc<UpstreamTls>>,
@@ -70,6 +74,7 @@ struct Watches {
 pub struct UpstreamStats {
     pub name: Name,
     pub requests: Cells,
+    pub errors: UpstreamErrors,
 }
 
 /// A target that has a request under way.
@@ -112,11 +117,18 @@ impl Upstream {
             connect_timeout: spec.connect_timeout,
             idle_timeout: spec.idle_timeout,
             stats: before.map_or_else(
-                || Arc::new(UpstreamStats { name: name.clone(), requests: Cells::new(services.workers) }),
+                || {
+                    Arc::new(UpstreamStats {
+                        name: name.clone(),
+                        requests: Cells::new(services.workers),
+                        errors: UpstreamErrors::new(Instant::now()),
+                    })
+                },
                 |before| Arc::clone(&before.stats),
             ),
             load: before.map_or_else(Arc::default, |before| Arc::clone(&before.load)),
             limits: spec.circuit_breaker.limits,
+            response_limits: spec.limits,
             breaker: spec.circuit_breaker.error_rate.as_ref().map(|settings| {
                 let before = before.and_then(|before| before.breaker.as_deref());
                 Arc::new(Breaker::new(name, settings, services.workers, before))
@@ -178,6 +190,53 @@ impl Upstream {
         {
             self.members.changed();
         }
+    }
+
+    /// Notes why the target at `endpoint` did not answer a request: for the metrics, for `/debug/upstreams`, and now and then for
+    /// the log.
+    #[cold]
+    pub fn note_error(&self, endpoint: Endpoint, reason: UpstreamError, error: &dyn std::error::Error) {
+        self.stats.errors.count(reason);
+        if reason == UpstreamError::TooManyConnections {
+            // That is as the upstream is configured, and says nothing of the target.
+            return;
+        }
+        let now = Instant::now();
+        let view = self.members.view();
+        let is_it = |it: &&Arc<Target>| it.address == endpoint.address && self.endpoint(it) == endpoint;
+        let target = view.targets.iter().find(is_it);
+        let detail = || Causes(error).to_string();
+        let is_news =
+            target.is_none_or(|target| LastError::note(&mut target.last_error(), reason, now, detail));
+        if !is_news {
+            return self.stats.errors.suppress();
+        }
+        if let Some(suppressed) = self.stats.errors.may_write(now) {
+            let label = target.map_or_else(|| endpoint.address.to_string(), |it| it.label.to_string());
+            tracing::warn!(
+                upstream = %self.name, target = label, address = %endpoint.address, reason = reason.as_str(),
+                error = %Causes(error), suppressed, "a target does not answer"
+            );
+        }
+    }
+
+    /// Why there is no target for a request, if it is that no name of one has an address.
+    #[cold]
+    pub fn note_no_target(&self) -> Option<UpstreamError> {
+        if !self.members.view().targets.is_empty() {
+            return None;
+        }
+        let unresolved = self.members.unresolved();
+        let first = unresolved.first()?;
+        let reason = UpstreamError::NameNotResolved;
+        self.stats.errors.count(reason);
+        if let Some(suppressed) = self.stats.errors.may_write(Instant::now()) {
+            tracing::warn!(
+                upstream = %self.name, target = first, unresolved = unresolved.len(), reason = reason.as_str(),
+                suppressed, "no target's name has an address"
+            );
+        }
+        Some(reason)
     }
 
     /// Whether requests that are under way are counted for each target.

@@ -10,6 +10,7 @@ use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -57,6 +58,8 @@ struct Found {
     addresses: Arc<[IpAddr]>,
     /// Who is told when they change.
     users: Vec<Weak<watch::Sender<()>>>,
+    /// Why the last lookup failed, if it did, and when.
+    error: Option<(String, Timestamp)>,
 }
 
 /// Resolves names on the control side, again and again as their records run out, for as long as a target uses them.
@@ -93,6 +96,16 @@ impl Addresses {
                 let found = Arc::clone(&name.known().addresses);
                 found.iter().map(|ip| SocketAddr::new(*ip, *port)).collect()
             }
+        }
+    }
+}
+
+impl Addresses {
+    /// Why the last lookup of the name failed, if it did, and when.
+    pub fn lookup_error(&self) -> Option<(String, Timestamp)> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::Name { name, .. } => name.known().error.clone(),
         }
     }
 }
@@ -165,6 +178,7 @@ async fn keep_resolved(name: Weak<Resolved>, client: Arc<Client>, mut looking: O
             Err(error) => {
                 let kept = resolved.known().addresses.len();
                 warn!(host = %resolved.host, error, kept, "cannot resolve the name of a target");
+                resolved.known().error = Some((error, Timestamp::now()));
                 let wait = retry;
                 retry = (retry * 2).min(MAX_RETRY);
                 // Many names fail at a time when their server does.
@@ -193,6 +207,7 @@ impl Resolved {
 
     fn set(&self, addresses: Vec<IpAddr>) {
         let mut found = self.known();
+        found.error = None;
         if *found.addresses == *addresses {
             return;
         }

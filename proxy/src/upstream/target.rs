@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use super::failure::LastError;
+
 /// One address of an upstream, and what is known of it. It outlives revisions that do not take it away.
 #[derive(Debug)]
 pub struct Target {
@@ -17,6 +19,8 @@ pub struct Target {
     /// Requests that failed in a row, where that is watched.
     failures: AtomicU32,
     health: Mutex<Health>,
+    /// Why a request got no answer last.
+    last_error: Mutex<Option<LastError>>,
 }
 
 /// What became of a request, as far as its target is to blame.
@@ -115,6 +119,7 @@ impl Target {
                 since: Timestamp::now(),
                 warming: None,
             }),
+            last_error: Mutex::default(),
         }
     }
 
@@ -177,6 +182,11 @@ impl Target {
 
     pub fn forget_failures(&self) {
         self.failures.store(0, Ordering::Relaxed);
+    }
+
+    /// Why a request got no answer last; `None`: there was none such. Requests that are answered do not look at it.
+    pub fn last_error(&self) -> MutexGuard<'_, Option<LastError>> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Only for the control side.

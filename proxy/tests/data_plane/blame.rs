@@ -347,6 +347,89 @@ fn an_upload_that_no_route_takes_is_answered() {
     });
 }
 
+/// Answers each call with success once all of its request has come, and so has passed to be copied.
+fn reads_all() -> Backend {
+    Backend::speaking(Wire::Http2, |request| async move {
+        request.into_body().collect().await.unwrap();
+        let response = Response::builder().header("content-type", "application/grpc");
+        response.header("grpc-status", "0").body(full("")).unwrap()
+    })
+}
+
+/// A document whose requests are copied to `shadow`, with more fields of its upstream.
+fn mirrored(backend: &Backend, shadow: std::net::SocketAddr, fields: &str) -> String {
+    format!(
+        "upstreams:
+- {{name: u, protocol: http2, targets: [{{address: '{}'}}]}}
+- {{name: shadow, targets: [{{address: '{shadow}'}}]{fields}}}
+routes: [{{name: all, forward: {{upstreams: [{{name: u}}], mirror: {{upstream: shadow}}}}}}]",
+        backend.address
+    )
+}
+
+#[test]
+fn copies_are_judged_as_requests_are() {
+    block_on(async {
+        let passive =
+            ", health_check: {passive: {consecutive_failures: 3, ejection: 1h}, panic_threshold_percent: 0}";
+        let breaker = ", circuit_breaker: {error_rate: {min_requests: 3, open_for: 1h}}";
+        let backend = reads_all();
+        for (status, message, fields, timeout, class, blamed) in [
+            ("14", false, passive, None, "5xx", true),
+            ("14", true, passive, None, "5xx", true),
+            ("0", true, passive, None, "2xx", false),
+            ("5", false, passive, None, "4xx", false),
+            ("4", true, passive, None, "5xx", true),
+            ("4", true, passive, Some("5S"), "5xx", false),
+            ("14", false, breaker, None, "5xx", true),
+            ("5", false, breaker, None, "4xx", false),
+        ] {
+            let shadow = grpc(status, message);
+            let fields = format!(", protocol: http2{fields}");
+            let harness = Harness::start(&mirrored(&backend, shadow.address, &fields));
+            let mut client = Client::connect_http2(harness.address()).await;
+            for _ in 0..3 {
+                assert_eq!(client.send(call(timeout)).await.headers.get("grpc-message"), None);
+            }
+            let case = format!("{status} {message} {timeout:?} {fields}");
+            let counted = format!(
+                "signalbox_upstream_requests_total{{upstream=\"shadow\",code_class=\"{class}\",flags=\"\"}} 3"
+            );
+            until(&case, || metrics(&harness).contains(&counted)).await;
+            let out = || {
+                let metrics = metrics(&harness);
+                metrics.contains("signalbox_upstream_healthy_targets{upstream=\"shadow\"} 0")
+                    || metrics.contains("signalbox_upstream_breaker_state{upstream=\"shadow\"} 2")
+            };
+            if blamed {
+                until(&case, out).await;
+            } else {
+                assert!(!out(), "{case}");
+            }
+        }
+    });
+}
+
+#[test]
+fn copies_for_which_there_is_no_connection_open_no_breaker() {
+    block_on(async {
+        let backend = reads_all();
+        let shadow = Backend::raw(|mut stream| async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let fields = ", circuit_breaker: {limits: {connections: 1, pending: 0}, error_rate: {min_requests: 3, open_for: 1h}}";
+        let harness = Harness::start(&mirrored(&backend, shadow.address, fields));
+        let mut client = Client::connect_http2(harness.address()).await;
+        for _ in 0..6 {
+            client.get("/").await;
+        }
+        let refused =
+            "signalbox_upstream_requests_total{upstream=\"shadow\",code_class=\"5xx\",flags=\"UO\"} 5";
+        until("one has the connection", || metrics(&harness).contains(refused)).await;
+        assert!(metrics(&harness).contains("signalbox_upstream_breaker_state{upstream=\"shadow\"} 0"));
+    });
+}
+
 #[test]
 fn copies_are_balanced_as_the_upstream_of_the_mirror_says() {
     block_on(async {

@@ -144,6 +144,61 @@ routes: [{name: r, respond: {body: ok}}]";
 }
 
 #[test]
+fn why_a_target_does_not_answer_is_told_by_the_admin_server_and_now_and_then_by_the_log() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let target = nobody();
+        let document = format!(
+            "upstreams:
+- {{name: users, targets: [{{address: '{target}'}}]}}
+- {{name: nowhere, targets: [{{address: 'does-not-exist.invalid:80'}}]}}
+routes:
+- {{name: users, match: {{paths: [{{exact: /users}}]}}, forward: {{upstreams: [{{name: users}}]}}}}
+- {{name: nowhere, match: {{paths: [{{exact: /nowhere}}]}}, forward: {{upstreams: [{{name: nowhere}}]}}}}"
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec \"$0\" \"$@\" 2>'{}'", log.display()), PROGRAM]);
+        let process = Process::start_by(command, &document, &["--log-format", "json"]).await;
+        let mut client = Client::connect(process.address).await;
+        const REQUESTS: usize = 30;
+        for _ in 0..REQUESTS {
+            for path in ["/users", "/nowhere"] {
+                assert_eq!(client.get(path).await.status, 503);
+            }
+        }
+        let upstreams = Client::connect(process.admin).await.get("/debug/upstreams").await.json();
+        let of = |name: &str| {
+            upstreams.as_array().unwrap().iter().find(|it| it["upstream"] == name).unwrap().clone()
+        };
+        let error = &of("users")["targets"][0]["last_error"];
+        assert_eq!(error["reason"], "connection_refused");
+        assert!(error["error"].as_str().unwrap().contains("refused"), "{error}");
+        error["at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        until("the lookup has failed", || {
+            let log = std::fs::read_to_string(&log).unwrap();
+            log.contains("cannot resolve the name of a target")
+        })
+        .await;
+        let upstreams = Client::connect(process.admin).await.get("/debug/upstreams").await.json();
+        let nowhere = upstreams.as_array().unwrap().iter().find(|it| it["upstream"] == "nowhere").unwrap();
+        assert_eq!(nowhere["unresolved"][0], "does-not-exist.invalid:80");
+        assert_eq!(nowhere["resolution_errors"][0]["target"], "does-not-exist.invalid:80", "{nowhere}");
+        let log = std::fs::read_to_string(&log).unwrap();
+        for (upstream, target, reason) in [
+            ("users", target.to_string(), "connection_refused"),
+            ("nowhere", "does-not-exist.invalid:80".to_owned(), "name_not_resolved"),
+        ] {
+            let names = |line: &&str| {
+                [upstream, &target, reason].iter().all(|word| line.contains(word)) && line.contains("WARN")
+            };
+            let lines = log.lines().filter(names).count();
+            assert!((1..REQUESTS).contains(&lines), "{lines} lines of {upstream}: {log}");
+        }
+    });
+}
+
+#[test]
 fn a_drain_loses_no_request() {
     block_on(async {
         let backend = Backend::start(|_| async {
