@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
+use x509_parser::public_key::PublicKey;
 
 use crate::error::{Errors, FieldError};
+use crate::ocsp::{self, Staple};
 use crate::route::is_host_name;
 use crate::secret::{REDACTED, ReferenceSpec, SecretSpec};
 
@@ -38,10 +40,12 @@ pub struct CertificateSpec {
     /// `{file: PATH}` on the proxy's host, which is not checked before a proxy reads it. Never read back.
     pub private_key: SecretSpec,
     /// Server names for which it is chosen: `example.com`, `*.example.com`. The certificate must be good for them.
-    /// Absent: all of the certificate's own; empty: none, so that it serves only where it is named.
+    /// Absent: all of the certificate's own; empty: none, so that it serves only where it is named. A name may have a certificate of
+    /// each type of key: ECDSA, EdDSA and RSA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snis: Option<Vec<String>>,
-    /// What its authority says of its revocation, stapled to handshakes: an OCSP response in PEM, or its DER in base64.
+    /// What its authority says of its revocation, stapled to handshakes while it is good: an OCSP response in PEM, or its DER in
+    /// base64. It must be of this certificate, and good when it is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ocsp_staple: Option<String>,
 }
@@ -55,7 +59,9 @@ pub struct Certificate {
     pub key: PrivateKey,
     /// Server names for which it is chosen, in lower case: `example.com`, `*.example.com`.
     pub snis: Box<[Box<str>]>,
-    /// A DER-encoded OCSP response.
+    /// What its key is.
+    pub key_type: KeyType,
+    /// A DER-encoded OCSP response. See [`Certificate::staple`].
     pub ocsp: Option<Box<[u8]>>,
     /// What the certificate says of itself.
     pub facts: CertificateFacts,
@@ -74,6 +80,29 @@ pub struct CertificateFacts {
     pub not_before: i64,
     /// Until when, seconds since 1970.
     pub not_after: i64,
+}
+
+/// What kind of key a certificate has. A server name may have a certificate of each: a client is shown the first of these that it
+/// can check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeyType {
+    /// ECDSA, on any curve.
+    Ecdsa,
+    /// Ed25519 and others of its kind.
+    Eddsa,
+    /// RSA.
+    Rsa,
+}
+
+impl KeyType {
+    /// Its name for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ecdsa => "ECDSA",
+            Self::Eddsa => "EdDSA",
+            Self::Rsa => "RSA",
+        }
+    }
 }
 
 /// Who a client proved to be with a certificate.
@@ -110,11 +139,11 @@ impl CertificateSpec {
     pub(crate) fn parse(&self) -> Result<Certificate, Vec<FieldError>> {
         let mut errors = Errors::default();
         let chain = parse_certificates(&self.certificate).and_then(check_chain);
-        let (chain, facts) = match chain {
-            Ok((chain, facts)) => (Some(chain), Some(facts)),
+        let (chain, facts, key_type) = match chain {
+            Ok((chain, facts, key_type)) => (Some(chain), Some(facts), key_type),
             Err(message) => {
                 errors.push("certificate", message);
-                (None, None)
+                (None, None, KeyType::Rsa)
             }
         };
         let key = match &self.private_key {
@@ -153,6 +182,7 @@ impl CertificateSpec {
             chain: chain.into(),
             key,
             snis: snis.into(),
+            key_type,
             ocsp,
             facts,
         });
@@ -188,9 +218,13 @@ impl Certificate {
 
     /// The certificate, ready to prove who one is with `key`, its private key in PEM; or why that is none.
     pub fn certified(&self, key: &str) -> Result<CertifiedKey, String> {
-        let mut certified = certified(&self.chain, key)?;
-        certified.ocsp = self.ocsp.as_deref().map(<[u8]>::to_vec);
-        Ok(certified)
+        certified(&self.chain, key)
+    }
+
+    /// What its authority says of its revocation, to be told to clients while [that is current](Staple::check), or why it cannot be
+    /// told. It must be of this very certificate; that its issuer's key is the one that is meant is known where the chain has the issuer.
+    pub fn staple(&self) -> Result<Option<Staple<'_>>, String> {
+        self.ocsp.as_deref().map(|der| ocsp::staple(der, &self.chain)).transpose()
     }
 }
 
@@ -272,7 +306,7 @@ pub(crate) fn parse_authorities(pem: &str) -> Result<Box<[CertificateDer<'static
 /// Reads the first, and checks that each was issued by the next.
 fn check_chain(
     chain: Vec<CertificateDer<'static>>,
-) -> Result<(Vec<CertificateDer<'static>>, CertificateFacts), String> {
+) -> Result<(Vec<CertificateDer<'static>>, CertificateFacts, KeyType), String> {
     if chain.len() > MAX_CHAIN {
         return Err(format!("has {} certificates; at most {MAX_CHAIN}", chain.len()));
     }
@@ -308,8 +342,13 @@ fn check_chain(
         not_before: first.validity().not_before.timestamp(),
         not_after: first.validity().not_after.timestamp(),
     };
+    let key_type = match first.public_key().parsed() {
+        Ok(PublicKey::EC(_)) => KeyType::Ecdsa,
+        Ok(PublicKey::RSA(_)) => KeyType::Rsa,
+        _ => KeyType::Eddsa,
+    };
     drop(parsed);
-    Ok((chain, facts))
+    Ok((chain, facts, key_type))
 }
 
 fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {

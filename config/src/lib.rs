@@ -24,6 +24,7 @@ mod health;
 pub mod host;
 mod key;
 mod listener;
+mod ocsp;
 pub mod path;
 mod plugin;
 mod relations;
@@ -41,7 +42,9 @@ mod written;
 
 pub use balancing::{HashOn, LoadBalancing};
 pub use breaker::{CircuitBreaker, CircuitBreakerSpec, ErrorRate, UpstreamLimits};
-pub use certificate::{Certificate, CertificateFacts, CertificateSpec, ClientCertificate, PrivateKey};
+pub use certificate::{
+    Certificate, CertificateFacts, CertificateSpec, ClientCertificate, KeyType, PrivateKey,
+};
 pub use cidr::Cidr;
 pub use consumer::{Consumer, ConsumerSpec, CredentialSpec, KeyAuthSpec, KeyCredential};
 pub use digest::{Digest, Fingerprint};
@@ -52,6 +55,7 @@ pub use listener::{
     ClientAuth, Edge, HalfClose, Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec, ListenerTls,
     ProxyProtocol, TlsVersion,
 };
+pub use ocsp::{NotCurrent, Staple};
 pub use plugin::{Plugin, PluginCatalog, PluginSpec};
 pub use relations::{Problem, Relations};
 pub use resource::{Body, Resource};

@@ -266,8 +266,10 @@ impl Resource {
                 })
                 .collect(),
             Body::Certificate(certificate) => {
+                let key_type = certificate.key_type.as_str();
                 let snis = certificate.snis.iter();
-                snis.map(|sni| (format!("the server name {sni}"), "snis".to_owned())).collect()
+                let claim = |sni| format!("the server name {sni} for {key_type} certificates");
+                snis.map(|sni| (claim(sni), "snis".to_owned())).collect()
             }
             Body::Route(_) | Body::Upstream(_) | Body::Plugin(_) => Vec::new(),
         }

@@ -206,7 +206,7 @@ fn the_private_key_is_written_and_never_read() {
 }
 
 #[test]
-fn a_server_name_has_one_certificate_in_a_fleet() {
+fn a_server_name_has_one_certificate_of_each_type_in_a_fleet() {
     let ca = authority("ca");
     let named = |name: &str, names: &[&str], fleets: Option<&str>| {
         let (cert, key) = issued(names, &ca);
@@ -224,10 +224,17 @@ fn a_server_name_has_one_certificate_in_a_fleet() {
     let problems = check(&[named("a", &["x.example"], None), named("b", &["y.example", "x.example"], None)]);
     let problems = problems.unwrap_err();
     assert!(
-        matches!(&problems[..], [Problem::Claimed { error, .. }] if error.to_string() == "snis: the server name x.example is taken by certificate/a"),
+        matches!(&problems[..], [Problem::Claimed { error, .. }] if error.to_string() == "snis: the server name x.example for ECDSA certificates is taken by certificate/a"),
         "{problems:?}"
     );
     check(&[named("a", &["x.example"], Some("one")), named("b", &["x.example"], Some("two"))]).unwrap();
+    let ed25519 = {
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let made = CertificateParams::new(vec!["x.example".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let spec = with(&spec(&made.pem(), &key.serialize_pem()), "name", &json!("b"));
+        Change::Put(parse(Kind::Certificate, spec).unwrap().into())
+    };
+    check(&[named("a", &["x.example"], None), ed25519]).unwrap();
 }
 
 #[test]
@@ -335,4 +342,132 @@ fn a_clients_certificate_says_who_it_is_and_no_more() {
     assert_eq!(read.fingerprint.len(), 64);
     assert!(read.not_after > 4_000_000_000, "rcgen's default");
     assert!(ClientCertificate::read(b"hello").is_none());
+}
+
+/// An element of DER.
+fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let contents = parts.concat();
+    let length = u16::try_from(contents.len()).unwrap().to_be_bytes();
+    let mut element = vec![tag, 0x82, length[0], length[1]];
+    element.extend(contents);
+    element
+}
+
+/// What an OCSP response says of a certificate.
+struct Said<'a> {
+    /// Of the certificate that it is of, and of who issued that.
+    own: &'a str,
+    issuer: &'a str,
+    status: &'a [u8],
+    next_update: Option<&'a str>,
+}
+
+impl Said<'_> {
+    /// In base64, with a signature that is none.
+    fn response(&self) -> Value {
+        use x509_parser::prelude::{FromDer as _, Pem, X509Certificate};
+        let [own, issuer] =
+            [self.own, self.issuer].map(|pem| Pem::iter_from_buffer(pem.as_bytes()).next().unwrap().unwrap());
+        let own = X509Certificate::from_der(&own.contents).unwrap().1;
+        let issuer = X509Certificate::from_der(&issuer.contents).unwrap().1;
+        let sha1 = |bytes: &[u8]| {
+            ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, bytes).as_ref().to_vec()
+        };
+        let algorithm = der(0x30, &[&der(6, &[&[0x2b, 0x0e, 3, 2, 0x1a]]), &[5, 0]]);
+        let id = der(
+            0x30,
+            &[
+                &algorithm,
+                &der(4, &[&sha1(own.issuer().as_raw())]),
+                &der(4, &[&sha1(&issuer.public_key().subject_public_key.data)]),
+                &der(2, &[own.raw_serial()]),
+            ],
+        );
+        let time = |text: &str| der(0x18, &[text.as_bytes()]);
+        let next = self.next_update.map_or_else(Vec::new, |next| der(0xa0, &[&time(next)]));
+        let single = der(0x30, &[&id, self.status, &time("20300101000000Z"), &next]);
+        let by_key = der(0xa2, &[&der(4, &[&[0; 20]])]);
+        let data = der(0x30, &[&by_key, &time("20300101000000Z"), &der(0x30, &[&single])]);
+        let basic = der(0x30, &[&data, &algorithm, &der(3, &[&[0, 1, 2]])]);
+        let kind = der(6, &[&[0x2b, 6, 1, 5, 5, 7, 0x30, 1, 1]]);
+        let bytes = der(0x30, &[&kind, &der(4, &[&basic])]);
+        let response = der(0x30, &[&[0x0a, 1, 0], &der(0xa0, &[&bytes])]);
+        json!(pem_of(&response))
+    }
+}
+
+fn pem_of(der: &[u8]) -> String {
+    let body = base64(der);
+    format!("-----BEGIN OCSP RESPONSE-----\n{body}\n-----END OCSP RESPONSE-----\n")
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for part in bytes.chunks(3) {
+        let number = (0..3).fold(0_u32, |sum, index| sum << 8 | u32::from(*part.get(index).unwrap_or(&0)));
+        for index in 0..4 {
+            let digit = char::from(DIGITS[(number >> (18 - 6 * index) & 63) as usize]);
+            text.push(if index <= part.len() { digit } else { '=' });
+        }
+    }
+    text
+}
+
+#[test]
+fn a_staple_is_of_this_certificate_and_says_that_it_is_good() {
+    const GOOD: &[u8] = &[0x80, 0];
+    const JANUARY: i64 = 1_893_456_000;
+    let ca = authority("ca");
+    let root = ca.as_ref().pem();
+    let (cert, key) = issued(&["example.com"], &ca);
+    let (other, _) = issued(&["example.com"], &ca);
+    let chain = cert.clone() + &root;
+    // Another authority of the same name, so that only its key tells it apart.
+    let namesake = authority("ca").as_ref().pem();
+    let said = |own, issuer, status, next_update| Said { own, issuer, status, next_update }.response();
+    let day = Some("20300102000000Z");
+    let revoked = der(0xa1, &[&der(0x18, &[b"20290101000000Z"])]);
+    // One that has its authority's name, which does not make it its own.
+    let nameless = CertifiedIssuer::self_signed(
+        {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params
+        },
+        KeyPair::generate().unwrap(),
+    )
+    .unwrap();
+    let (same_name, same_name_key) = issued(&["example.com"], &nameless);
+    let nameless_pem = nameless.as_ref().pem();
+    let staple = said(&same_name, &nameless_pem, GOOD, day);
+    let same_name = with(&spec(&same_name, &same_name_key), "ocsp_staple", &staple);
+    assert!(certificate(&parse(Kind::Certificate, same_name).unwrap()).staple().is_ok());
+    for (certificate, staple, expected) in [
+        (&cert, said(&cert, &root, GOOD, day), Ok(JANUARY + 86_400)),
+        (&chain, said(&cert, &root, GOOD, day), Ok(JANUARY + 86_400)),
+        (&cert, said(&cert, &root, GOOD, Some("20310101000000Z")), Ok(JANUARY + 365 * 86_400)),
+        // It does not say until when.
+        (&cert, said(&cert, &root, GOOD, None), Ok(JANUARY + 86_400)),
+        (&cert, said(&other, &root, GOOD, day), Err("is of another certificate")),
+        (&chain, said(&other, &root, GOOD, day), Err("is of another certificate")),
+        (&chain, said(&cert, &namesake, GOOD, day), Err("is of another certificate")),
+        (&cert, said(&cert, &root, &revoked, day), Err("says that the certificate is revoked")),
+        (&cert, said(&cert, &root, &[0x82, 0], day), Err("says that its authority does not know")),
+        (&cert, json!("MAcKAQCgAgUA"), Err("is not an OCSP response that can be read")),
+    ] {
+        let spec = with(&spec(certificate, &key), "ocsp_staple", &staple);
+        // It is read back whatever it says: what was stored is not lost.
+        let resource = parse(Kind::Certificate, spec).unwrap();
+        let resource = Resource::from_stored(Kind::Certificate, resource.spec(), &Catalog).unwrap();
+        let found = self::certificate(&resource).staple().map(|staple| staple.unwrap());
+        match (found, expected) {
+            (Ok(staple), Ok(until)) => {
+                assert_eq!((staple.from, staple.until), (JANUARY, until));
+                assert_eq!(staple.check(until), Err(signalbox_config::NotCurrent::Expired(until)));
+            }
+            (Err(error), Err(expected)) => assert!(error.starts_with(expected), "{error}"),
+            (found, expected) => panic!("{found:?} instead of {expected:?}"),
+        }
+    }
 }

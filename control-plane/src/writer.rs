@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde_json::Value;
 use signalbox_config::document::Entry;
 use signalbox_config::{
-    Body, Change, Errors, FieldError, Kind, Name, Problem, Relations, Resource, ResourceKey, RevisionId,
-    mentions_placeholder,
+    Body, Certificate, Change, Errors, FieldError, Kind, Name, NotCurrent, Problem, Relations, Resource,
+    ResourceKey, RevisionId, mentions_placeholder,
 };
 use signalbox_plugins::Catalog;
 
@@ -255,7 +255,7 @@ async fn write(
             let plan = operation.plan(&current)?;
             // A rollback brings back what was, even if it is good for less than it was.
             if !matches!(operation, Operation::Restore(_)) {
-                plan.refuse_expired(jiff::Timestamp::now())?;
+                plan.refuse_unfit_certificates(jiff::Timestamp::now())?;
             }
             plan.check(&current)
         });
@@ -565,24 +565,15 @@ impl Plan {
         }
     }
 
-    /// A proxy goes on with a certificate that has expired, but nobody should begin to.
-    fn refuse_expired(&self, now: jiff::Timestamp) -> Result<(), Refused> {
+    /// A proxy goes on with a certificate that has expired, but nobody should begin to; likewise with what is stapled to it.
+    fn refuse_unfit_certificates(&self, now: jiff::Timestamp) -> Result<(), Refused> {
         let mut errors = Vec::new();
         for change in &self.changes {
             if let Change::Put(resource) = change
                 && let Body::Certificate(certificate) = resource.body()
-                && let Some((place, at)) = certificate.expired(now.as_second())
             {
-                let at = jiff::Timestamp::from_second(at);
-                let when = at.map_or_else(|_| "long ago".to_owned(), |at| format!("on {at}"));
-                let error = FieldError::new(
-                    "certificate",
-                    match place {
-                        1 => format!("expired {when}"),
-                        _ => format!("is of no use: its certificate {place} expired {when}"),
-                    },
-                );
-                errors.push(self.locate(resource.key(), &error));
+                let found = unfit(certificate, now);
+                errors.extend(found.iter().map(|error| self.locate(resource.key(), error)));
             }
         }
         if errors.is_empty() { Ok(()) } else { Err(Refused::Invalid(errors)) }
@@ -635,6 +626,31 @@ impl Plan {
         }
         errors.finish(None::<()>).err().and_then(|mut found| found.pop()).unwrap_or_else(|| error.clone())
     }
+}
+
+/// Why nobody should begin to use a certificate at `now`.
+fn unfit(certificate: &Certificate, now: jiff::Timestamp) -> Vec<FieldError> {
+    let on = |at: i64| {
+        jiff::Timestamp::from_second(at)
+            .map_or_else(|_| "at a time that has no name".to_owned(), |at| format!("on {at}"))
+    };
+    let mut errors = Vec::new();
+    if let Some((place, at)) = certificate.expired(now.as_second()) {
+        let message = match place {
+            1 => format!("expired {}", on(at)),
+            _ => format!("is of no use: its certificate {place} expired {}", on(at)),
+        };
+        errors.push(FieldError::new("certificate", message));
+    }
+    let staple = certificate.staple().and_then(|staple| match staple.map(|it| it.check(now.as_second())) {
+        None | Some(Ok(())) => Ok(()),
+        Some(Err(NotCurrent::Expired(at))) => Err(format!("expired {}", on(at))),
+        Some(Err(NotCurrent::NotYet(at))) => Err(format!("is not good before it was made, {}", on(at))),
+    });
+    if let Err(message) = staple {
+        errors.push(FieldError::new("ocsp_staple", message));
+    }
+    errors
 }
 
 /// A deep change of `target` by a JSON merge patch (RFC 7396, section 2).

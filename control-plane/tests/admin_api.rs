@@ -749,6 +749,74 @@ async fn a_certificate_that_cannot_serve_is_refused_with_the_reason() {
     expect(&admin.call(Method::DELETE, "/certificates/c", None).await, 409);
 }
 
+/// What an authority says in OCSP of a certificate that it has issued, from now on for seven days, in DER.
+fn ocsp_response(authority: &rcgen::CertifiedIssuer<'_, rcgen::KeyPair>, own: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let openssl = |arguments: &[&str]| {
+        let output =
+            std::process::Command::new("openssl").args(arguments).current_dir(&dir).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    std::fs::write(dir.path().join("ca.pem"), authority.as_ref().pem()).unwrap();
+    std::fs::write(dir.path().join("ca.key"), authority.key().serialize_pem()).unwrap();
+    std::fs::write(dir.path().join("own.pem"), own).unwrap();
+    let serial = openssl(&["x509", "-in", "own.pem", "-noout", "-serial"]);
+    let serial = serial.trim().trim_start_matches("serial=");
+    std::fs::write(dir.path().join("index"), format!("V\t400101000000Z\t\t{serial}\tunknown\t/CN=a\n"))
+        .unwrap();
+    openssl(&[
+        "ocsp", "-index", "index", "-rsigner", "ca.pem", "-rkey", "ca.key", "-CA", "ca.pem", "-issuer",
+        "ca.pem", "-cert", "own.pem", "-respout", "told", "-ndays", "7",
+    ]);
+    std::fs::read(dir.path().join("told")).unwrap()
+}
+
+#[tokio::test]
+async fn a_staple_of_another_certificate_or_out_of_date_is_refused() {
+    let admin = Admin::start().await;
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+    let issued = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        (params.signed_by(&key, &authority).unwrap().pem(), key.serialize_pem())
+    };
+    let (own, key) = issued();
+    let good = ocsp_response(&authority, &own);
+    let others = ocsp_response(&authority, &issued().0);
+    // Times are GeneralizedTime of 15 bytes: when it was made, from when it is good, and until when. The signature does not matter.
+    let at = |mut response: Vec<u8>, index: usize, time: &[u8; 15]| {
+        let times = response.windows(2).enumerate().filter(|(_, bytes)| *bytes == [0x18, 15]);
+        let start = times.map(|(start, _)| start + 2).nth(index).unwrap();
+        response[start..start + 15].copy_from_slice(time);
+        response
+    };
+    let expired = at(good.clone(), 2, b"20210101000000Z");
+    let early = at(good.clone(), 1, b"20990101000000Z");
+    for (response, reason) in [
+        (others, "is of another certificate"),
+        (expired, "expired on 2021-01-01T00:00:00Z"),
+        (early, "is not good before it was made, on 2099-01-01T00:00:00Z"),
+    ] {
+        let spec = json!({"certificate": own, "private_key": key, "ocsp_staple": base64(&response)});
+        for path in ["/certificates/c", "/certificates/c?dry_run=true"] {
+            let refused = admin.put(path, spec.clone()).await;
+            expect(&refused, 422);
+            assert_eq!(refused.fields(), ["ocsp_staple"]);
+            assert!(refused.message("ocsp_staple").starts_with(reason), "{refused}");
+        }
+    }
+    let spec = json!({"certificate": own, "private_key": key, "ocsp_staple": base64(&good)});
+    expect(&admin.put("/certificates/c", spec).await, 201);
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use ::base64::Engine as _;
+    ::base64::prelude::BASE64_STANDARD.encode(bytes)
+}
+
 #[tokio::test]
 async fn without_a_key_a_secret_is_refused_and_the_flag_named() {
     let dir = tempfile::tempdir().unwrap();

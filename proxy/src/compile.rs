@@ -14,7 +14,7 @@ use signalbox_plugins::{Consumers, Context, PluginType, States, TYPES};
 use crate::active::{Active, Chain, CompiledRoute, Map, PluginStats, RouteStats, Step, TypeSet};
 use crate::source::{Candidate, Rejected};
 use crate::telemetry::{Cells, Histograms};
-use crate::tls::{self, Certificates, ListenerTls, UpstreamTls};
+use crate::tls::{self, Certificates, ListenerTls, Shown, UpstreamTls};
 use crate::upstream::{Checking, Resolver, Upstream};
 
 /// A revision, compiled, with what it takes to compile the next one. A clone is cheap.
@@ -232,7 +232,10 @@ impl Compiled {
             let Body::Certificate(certificate) = resource.body() else { continue };
             let key = resource.key();
             match tls::certified(certificate) {
-                Ok(certified) => self.certificates.insert(&key.name, &certificate.snis, &certified),
+                Ok(certified) => {
+                    let shown = Arc::new(Shown::new(&key.name, certificate, certified));
+                    self.certificates.insert(&key.name, &certificate.snis, &shown);
+                }
                 Err(message) => rejected.push(Rejected {
                     key: Some(key.clone()),
                     field: "private_key".to_owned(),
@@ -303,7 +306,7 @@ impl Compiled {
                 let found = self.certificates.named(name).zip(self.snapshot.find(&key));
                 let (certified, resource) = found
                     .ok_or_else(|| ("tls.certificate", format!("certificate {name:?} does not exist")))?;
-                Some((certified, resource.version()))
+                Some((&certified.certified, resource.version()))
             }
         };
         let certificate = certificate.as_ref().map(|(certified, version)| (*certified, version.as_str()));

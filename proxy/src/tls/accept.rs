@@ -9,22 +9,26 @@ use rustls::server::{
     WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, crypto::ring::Ticketer};
+use rustls::{ServerConfig, SignatureScheme, crypto::ring::Ticketer};
 use signalbox_config::{ClientAuth, Name};
+use smallvec::SmallVec;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream};
 
-use super::{HTTP1, HTTP2, provider, roots, versions};
+use super::{HTTP1, HTTP2, Shown, provider, roots, versions};
 use crate::active::Map;
 
 /// The certificates of a revision. A clone is cheap.
 #[derive(Clone, Default)]
 pub struct Certificates {
-    by_name: Map<Name, Arc<CertifiedKey>>,
-    /// By server name: `example.com`, `*.example.com`.
-    by_sni: Map<Box<str>, Arc<CertifiedKey>>,
+    by_name: Map<Name, Arc<Shown>>,
+    /// By server name: `example.com`, `*.example.com`. One of each type of key, in their order.
+    by_sni: Map<Box<str>, SameName>,
 }
+
+/// The certificates of one server name, at least one.
+type SameName = SmallVec<[Arc<Shown>; 1]>;
 
 /// How a listener speaks TLS. Replaced when a certificate changes; what clients resume sessions with goes on.
 #[derive(Clone)]
@@ -59,8 +63,9 @@ pub enum HandshakeFailure {
 /// Chooses a certificate by the name that a client asks for.
 struct Chooser {
     certificates: Certificates,
-    /// For clients that ask for no name, or for one that no certificate has.
-    default: Option<Arc<CertifiedKey>>,
+    /// For clients that ask for no name, or for one that no certificate has: the listener's own, and behind it others of the same
+    /// names, for those that cannot check the former. Empty: there is none.
+    default: SameName,
 }
 
 /// Sessions of TLS 1.2 clients that take no tickets.
@@ -70,31 +75,51 @@ const SESSIONS: usize = 10_000;
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 impl Certificates {
-    pub fn insert(&mut self, name: &Name, snis: &[Box<str>], certified: &Arc<CertifiedKey>) {
-        self.by_name.insert(name.clone(), Arc::clone(certified));
+    pub fn insert(&mut self, name: &Name, snis: &[Box<str>], shown: &Arc<Shown>) {
+        self.by_name.insert(name.clone(), Arc::clone(shown));
         for sni in snis {
-            self.by_sni.insert(sni.clone(), Arc::clone(certified));
+            let mut same = self.by_sni.get(sni).cloned().unwrap_or_default();
+            // No fleet has two of one type.
+            same.retain(|other| other.key_type != shown.key_type);
+            same.push(Arc::clone(shown));
+            same.sort_by_key(|it| it.key_type);
+            self.by_sni.insert(sni.clone(), same);
         }
     }
 
     pub fn remove(&mut self, name: &Name, snis: &[Box<str>]) {
         let Some(removed) = self.by_name.remove(name) else { return };
         for sni in snis {
+            let Some(mut same) = self.by_sni.get(sni).cloned() else { continue };
             // Another may have got the name in the same revision.
-            if self.by_sni.get(sni).is_some_and(|known| Arc::ptr_eq(known, &removed)) {
-                self.by_sni.remove(sni);
-            }
+            same.retain(|known| !Arc::ptr_eq(known, &removed));
+            match same.is_empty() {
+                true => self.by_sni.remove(sni),
+                false => self.by_sni.insert(sni.clone(), same),
+            };
         }
     }
 
-    pub fn named(&self, name: &Name) -> Option<&Arc<CertifiedKey>> {
+    pub fn named(&self, name: &Name) -> Option<&Arc<Shown>> {
         self.by_name.get(name)
     }
 
-    /// An exact name counts before a wildcard.
-    fn find(&self, sni: &str) -> Option<&Arc<CertifiedKey>> {
-        let found = self.by_sni.get(sni);
-        found.or_else(|| self.by_sni.get(&*format!("*.{}", sni.split_once('.')?.1)))
+    /// The certificates for a server name: those of the name itself, and behind them those of its wildcard.
+    fn find(&self, sni: &str) -> impl Iterator<Item = &Arc<Shown>> {
+        let wildcard = sni.split_once('.').and_then(|(_, parent)| self.by_sni.get(&*format!("*.{parent}")));
+        [self.by_sni.get(sni), wildcard].into_iter().flatten().flatten()
+    }
+
+    /// The certificate of this name, and behind it those that share its server names.
+    fn with_others(&self, name: &Name) -> SameName {
+        let Some(own) = self.named(name) else { return SameName::new() };
+        let mut all: SameName = std::iter::once(Arc::clone(own)).collect();
+        for other in own.snis.iter().filter_map(|sni| self.by_sni.get(sni)).flatten() {
+            if all.iter().all(|known| known.key_type != other.key_type) {
+                all.push(Arc::clone(other));
+            }
+        }
+        all
     }
 }
 
@@ -105,7 +130,8 @@ impl ListenerTls {
         certificates: &Certificates,
         before: Option<&Self>,
     ) -> Result<Self, String> {
-        let default = spec.default_certificate.as_ref().and_then(|name| certificates.named(name)).cloned();
+        let default = spec.default_certificate.as_ref().map(|name| certificates.with_others(name));
+        let default = default.unwrap_or_default();
         let chooser = Arc::new(Chooser { certificates: certificates.clone(), default });
         let known = before.filter(|before| before.asks(spec));
         let config = match known {
@@ -176,7 +202,8 @@ pub async fn accept(
     tls: &ListenerTls,
     Greeted(begun): Greeted,
 ) -> Result<Box<TlsStream<TcpStream>>, HandshakeFailure> {
-    if tls.certificates.choose(begun.client_hello().server_name()).is_none() {
+    let hello = begun.client_hello();
+    if tls.certificates.choose(hello.server_name(), hello.signature_schemes()).is_none() {
         let mut stream = begun.io;
         // The client is told why, if it still listens.
         let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
@@ -228,14 +255,20 @@ impl HandshakeFailure {
 }
 
 impl Chooser {
-    fn choose(&self, sni: Option<&str>) -> Option<&Arc<CertifiedKey>> {
-        sni.and_then(|sni| self.certificates.find(sni)).or(self.default.as_ref())
+    /// The first certificate for the name that a client can check, or else the first. One that can check none is told so by the
+    /// handshake. `None`: there is none for the name.
+    fn choose(&self, sni: Option<&str>, schemes: &[SignatureScheme]) -> Option<&Arc<Shown>> {
+        let named = || sni.into_iter().flat_map(|sni| self.certificates.find(sni));
+        let first = named().next();
+        let default = self.default.iter().filter(|_| first.is_none());
+        let all = || named().chain(default.clone());
+        all().find(|shown| shown.is_for(schemes)).or_else(|| all().next())
     }
 }
 
 impl ResolvesServerCert for Chooser {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.choose(hello.server_name()).cloned()
+        self.choose(hello.server_name(), hello.signature_schemes()).map(|shown| Arc::clone(shown.now()))
     }
 }
 

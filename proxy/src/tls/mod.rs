@@ -2,9 +2,11 @@
 
 mod accept;
 mod connect;
+mod shown;
 
 pub use accept::{Certificates, Greeted, HandshakeFailure, ListenerTls, accept, greeted};
 pub use connect::{Offer, UpstreamTls};
+pub use shown::Shown;
 
 use std::fs;
 use std::sync::Arc;

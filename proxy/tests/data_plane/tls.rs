@@ -16,12 +16,14 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig};
+use signalbox_proxy::telemetry::access_log;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::harness::{Answer, Backend, Client, Harness, block_on, block_on_alone, forward_to, full, until};
+use crate::telling::lines;
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -933,60 +935,216 @@ fn an_answer_that_is_taken_slowly_through_tls_arrives_whole() {
     });
 }
 
+fn openssl(arguments: &[&str]) -> String {
+    let mut command = Command::new("openssl");
+    command.args(arguments).stdin(Stdio::null());
+    let output = tokio::task::block_in_place(|| command.output()).expect("openssl is there");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What an authority says in OCSP of a certificate that it has issued, for the next seven days, in DER.
+fn ocsp_response(ca: &Authority, own: &Issued) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(file("ca.pem"), ca.as_ref().pem()).unwrap();
+    std::fs::write(file("ca.key"), ca.key().serialize_pem()).unwrap();
+    std::fs::write(file("own.pem"), &own.certificate).unwrap();
+    let serial = openssl(&["x509", "-in", &file("own.pem"), "-noout", "-serial"]);
+    let serial = serial.trim().trim_start_matches("serial=").to_owned();
+    // openssl's own form of what an authority has issued.
+    std::fs::write(file("index"), format!("V\t400101000000Z\t\t{serial}\tunknown\t/CN=alice\n")).unwrap();
+    let [index, ca_file, ca_key, own_file, told] =
+        ["index", "ca.pem", "ca.key", "own.pem", "ocsp.der"].map(file);
+    openssl(&[
+        "ocsp", "-index", &index, "-rsigner", &ca_file, "-rkey", &ca_key, "-CA", &ca_file, "-issuer",
+        &ca_file, "-cert", &own_file, "-respout", &told, "-ndays", "7",
+    ]);
+    std::fs::read(told).unwrap()
+}
+
+/// Sets the time until which a response is good. Its signature is not good any more, which only clients check.
+fn until_when(mut response: Vec<u8>, until: &str) -> Vec<u8> {
+    // A GeneralizedTime of 15 bytes. The first is when it was produced, the second from when it is good.
+    let times = response.windows(2).enumerate().filter(|(_, bytes)| *bytes == [0x18, 15]);
+    let third = times.map(|(at, _)| at + 2).nth(2).unwrap();
+    response[third..third + 15].copy_from_slice(until.as_bytes());
+    response
+}
+
+/// `own` as a resource `c` with this response.
+fn stapled(own: &Issued, response: &[u8]) -> String {
+    use base64::Engine as _;
+    let staple = base64::prelude::BASE64_STANDARD.encode(response);
+    own.resource("c").replace("private_key:", &format!("ocsp_staple: {staple}, private_key:"))
+}
+
+/// What openssl says of the handshake.
+fn asked_by_openssl(address: SocketAddr, more: &[&str]) -> String {
+    let connect = address.to_string();
+    let command = ["s_client", "-connect", &connect, "-servername", "a.example", "-status"];
+    openssl(&[&command, more].concat())
+}
+
 #[test]
-fn what_an_authority_says_of_revocation_is_stapled() {
+fn what_an_authority_says_of_revocation_is_stapled_as_long_as_it_is_good() {
     block_on(async {
-        let ca_key = KeyPair::generate().unwrap();
-        let ca_pem = ca_key.serialize_pem();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "ca");
-        let ca = CertifiedIssuer::self_signed(params, ca_key).unwrap();
+        let ca = authority("ca");
         let own = issued(&["a.example"], &ca);
-        let dir = tempfile::tempdir().unwrap();
-        let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-        std::fs::write(file("ca.pem"), ca.as_ref().pem()).unwrap();
-        std::fs::write(file("ca.key"), ca_pem).unwrap();
-        std::fs::write(file("own.pem"), &own.certificate).unwrap();
-        let openssl = |arguments: &[&str]| {
-            let mut command = Command::new("openssl");
-            command.args(arguments).stdin(Stdio::null());
-            let output = tokio::task::block_in_place(|| command.output()).expect("openssl is there");
-            assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        };
-        let serial = openssl(&["x509", "-in", &file("own.pem"), "-noout", "-serial"]);
-        let serial = serial.trim().trim_start_matches("serial=").to_owned();
-        // openssl's own form of what an authority has issued.
-        std::fs::write(file("index"), format!("V\t400101000000Z\t\t{serial}\tunknown\t/CN=alice\n")).unwrap();
-        let [index, ca_file, ca_key, own_file, told] =
-            ["index", "ca.pem", "ca.key", "own.pem", "ocsp.der"].map(file);
-        openssl(&[
-            "ocsp", "-index", &index, "-rsigner", &ca_file, "-rkey", &ca_key, "-CA", &ca_file, "-issuer",
-            &ca_file, "-cert", &own_file, "-respout", &told, "-ndays", "7",
-        ]);
-        let staple = openssl(&["base64", "-in", &told]);
-        let resource = own.resource("c").replace(
-            "private_key:",
-            &format!("ocsp_staple: {}, private_key:", serde_json::to_string(&staple).unwrap()),
-        );
-        let harness = Harness::start(&https("", &[resource], HELLO));
-        let port = harness.address().port();
+        let response = ocsp_response(&ca, &own);
+        let mut harness = Harness::start(&https("", &[stapled(&own, &response)], HELLO));
+        let address = harness.address();
         for version in ["-tls1_2", "-tls1_3"] {
-            let connect = format!("127.0.0.1:{port}");
-            let said = openssl(&[
-                "s_client",
-                "-connect",
-                &connect,
-                "-servername",
-                "a.example",
-                "-CAfile",
-                &ca_file,
-                "-status",
-                version,
-            ]);
+            let said = asked_by_openssl(address, &[version]);
             assert!(said.contains("OCSP Response Status: successful"), "{said}");
             assert!(said.contains("Cert Status: good"), "{said}");
+        }
+        // Behind the certificate of who issued it, too, whose key it names.
+        let chain =
+            Issued { certificate: own.certificate.clone() + &ca.as_ref().pem(), key: own.key.clone() };
+        harness.apply(&https("", &[stapled(&chain, &response)], HELLO)).unwrap();
+        assert!(asked_by_openssl(address, &[]).contains("Cert Status: good"));
+
+        let other = issued(&["a.example"], &ca);
+        let expired = until_when(response.clone(), "20210101000000Z");
+        for (what, resource) in
+            [("another's", stapled(&other, &response)), ("expired", stapled(&own, &expired))]
+        {
+            harness.apply(&https("", &[resource], HELLO)).unwrap();
+            let said = asked_by_openssl(address, &[]);
+            assert!(said.contains("OCSP response: no response sent"), "{what}: {said}");
+        }
+        // It expires while it is in use.
+        let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(4);
+        let soon = until_when(response, &soon.strftime("%Y%m%d%H%M%SZ").to_string());
+        harness.apply(&https("", &[stapled(&own, &soon)], HELLO)).unwrap();
+        until("it is not stapled any more", || {
+            asked_by_openssl(address, &[]).contains("OCSP response: no response sent")
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_name_has_a_certificate_for_each_type_of_key() {
+    block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        openssl(&[
+            "req",
+            "-x509",
+            "-nodes",
+            "-newkey",
+            "rsa:2048",
+            "-subj",
+            "/CN=theirs",
+            "-addext",
+            "subjectAltName=DNS:a.example",
+            "-keyout",
+            &file("key"),
+            "-out",
+            &file("certificate"),
+        ]);
+        let read = |name: &str| std::fs::read_to_string(file(name)).unwrap();
+        let rsa = Issued { certificate: read("certificate"), key: read("key") };
+        let ca = authority("ca");
+        let ecdsa = issued(&["a.example"], &ca);
+        let both = [rsa.resource("rsa"), ecdsa.resource("ecdsa")];
+        let mut harness = Harness::start(&https("default_certificate: ecdsa", &both, HELLO));
+        let address = harness.address();
+        // The subject of the certificate that is shown.
+        let shown = |more: &[&str]| {
+            let connect = address.to_string();
+            let said = openssl(&[&["s_client", "-connect", &connect], more].concat());
+            said.lines().find(|line| line.starts_with("subject=")).unwrap_or_default().replace(' ', "")
+        };
+        let (theirs, alice) = ("subject=CN=theirs", "CN=alice");
+        // The listener's default is for clients that ask for no name.
+        for name in [&["-servername", "a.example"][..], &["-noservername"]] {
+            let shown = |more: &[&str]| shown(&[name, more].concat());
+            for version in ["-tls1_2", "-tls1_3"] {
+                assert!(shown(&[version]).contains(alice), "who can check both gets the one that costs less");
+            }
+            assert_eq!(shown(&["-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256"]), theirs);
+            assert_eq!(shown(&["-tls1_3", "-sigalgs", "RSA-PSS+SHA256"]), theirs);
+            assert!(shown(&["-tls1_3", "-sigalgs", "ECDSA+SHA256"]).contains(alice));
+        }
+        Tls::trusting(&ca).connect(address, "a.example").await.unwrap();
+        // Without the one, the other is shown to all.
+        harness.apply(&https("", &[rsa.resource("rsa")], HELLO)).unwrap();
+        assert_eq!(shown(&["-servername", "a.example"]), theirs);
+        harness.apply(&https("", &[ecdsa.resource("ecdsa")], HELLO)).unwrap();
+        assert!(shown(&["-servername", "a.example"]).contains(alice));
+    });
+}
+
+/// What the access log says of a request to a target: flags and reason.
+async fn told(document: &str) -> (String, String) {
+    let (sender, receiver) = access_log::channel(10);
+    let harness = Harness::with_log(document, Some(sender));
+    harness.get("/").await;
+    let line = lines(&receiver, 1).await.remove(0);
+    let text = |field: &str| line[field].as_str().unwrap().to_owned();
+    (text("flags"), text("upstream_error"))
+}
+
+#[test]
+fn why_there_is_no_tls_with_a_target_is_told() {
+    block_on(async {
+        let ca = authority("ca");
+        let trusted = format!("sni: localhost, ca: {}", quoted(&ca));
+        let at = |names: &[&str], from: i32, until: i32| {
+            let key = KeyPair::generate().unwrap();
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut params = CertificateParams::new(names).unwrap();
+            params.not_before = rcgen::date_time_ymd(from, 1, 1);
+            params.not_after = rcgen::date_time_ymd(until, 1, 1);
+            let certificate = params.signed_by(&key, &ca).unwrap();
+            Issued { certificate: certificate.pem(), key: key.serialize_pem() }
+        };
+        let good = || at(&["localhost"], 2020, 4000);
+        for (own, tls, reason) in [
+            (at(&["localhost"], 2020, 2021), trusted.as_str(), "tls_certificate_expired"),
+            (at(&["localhost"], 3000, 4000), &trusted, "tls_certificate_not_yet_valid"),
+            (at(&["other.example"], 2020, 4000), &trusted, "tls_certificate_wrong_name"),
+            (issued(&["localhost"], &authority("other")), &trusted, "tls_certificate_unknown_issuer"),
+        ] {
+            let target = Target::start(&own, None);
+            let (flags, told) = told(&target.document("127.0.0.1", tls, "")).await;
+            assert_eq!((flags.as_str(), told.as_str()), ("UF", reason));
+        }
+        // It speaks HTTP/1.1 alone, and says so.
+        let target = Target::start(&good(), None);
+        target.is_old.store(true, Ordering::Relaxed);
+        let document = target.document("127.0.0.1", &trusted, "");
+        let document = document.replace("{name: u, ", "{name: u, protocol: http2, ");
+        assert_eq!(told(&document).await, ("UF".to_owned(), "tls_no_common_protocol".to_owned()));
+        // It wants a certificate. With TLS 1.3 that is known only after the handshake.
+        let target = Target::start(&good(), Some(&ca));
+        let (_, reason) = told(&target.document("127.0.0.1", &trusted, "")).await;
+        assert_eq!(reason, "tls_client_certificate_refused");
+        // It does not speak TLS; it closes; it is silent.
+        let document = |backend: &Backend| {
+            format!(
+                "upstreams: [{{name: u, connect_timeout: 500ms, targets: [{{address: '{}'}}], tls: {{{trusted}}}}}]
+routes: [{{name: all, forward: {{upstreams: [{{name: u}}]}}}}]",
+                backend.address
+            )
+        };
+        let plain = Backend::raw(|mut stream| async move {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let closing = Backend::raw(|mut stream| async move {
+            let _ = stream.read(&mut [0; 1024]).await;
+        });
+        let silent = Backend::raw(|mut stream| async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        for (backend, reason) in
+            [(&plain, "tls_protocol_error"), (&closing, "tls_closed"), (&silent, "tls_timeout")]
+        {
+            assert_eq!(told(&document(backend)).await, ("UF".to_owned(), reason.to_owned()));
         }
     });
 }
