@@ -739,7 +739,10 @@ export interface components {
             meta: components["schemas"]["Meta"];
             /** @description Unique among certificates. */
             name: string;
-            /** @description What its authority says of its revocation, stapled to handshakes: an OCSP response in PEM, or its DER in base64. */
+            /**
+             * @description What its authority says of its revocation, stapled to handshakes while it is good: an OCSP response in PEM, or its DER in
+             *     base64. It must be of this certificate, and good when it is written.
+             */
             ocsp_staple?: string | null;
             /**
              * @description Its private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or `{env: NAME}` or
@@ -748,7 +751,8 @@ export interface components {
             private_key: components["schemas"]["Secret"];
             /**
              * @description Server names for which it is chosen: `example.com`, `*.example.com`. The certificate must be good for them.
-             *     Absent: all of the certificate's own; empty: none, so that it serves only where it is named.
+             *     Absent: all of the certificate's own; empty: none, so that it serves only where it is named. A name may have a certificate of
+             *     each type of key: ECDSA, EdDSA and RSA.
              */
             snis?: string[] | null;
         };
@@ -785,7 +789,10 @@ export interface components {
             };
             /** @description Unique among certificates. */
             name: string;
-            /** @description What its authority says of its revocation, stapled to handshakes: an OCSP response in PEM, or its DER in base64. */
+            /**
+             * @description What its authority says of its revocation, stapled to handshakes while it is good: an OCSP response in PEM, or its DER in
+             *     base64. It must be of this certificate, and good when it is written.
+             */
             ocsp_staple?: string | null;
             /**
              * @description Its private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or `{env: NAME}` or
@@ -794,7 +801,8 @@ export interface components {
             private_key: components["schemas"]["Secret"];
             /**
              * @description Server names for which it is chosen: `example.com`, `*.example.com`. The certificate must be good for them.
-             *     Absent: all of the certificate's own; empty: none, so that it serves only where it is named.
+             *     Absent: all of the certificate's own; empty: none, so that it serves only where it is named. A name may have a certificate of
+             *     each type of key: ECDSA, EdDSA and RSA.
              */
             snis?: string[] | null;
         };
@@ -1668,6 +1676,17 @@ export interface components {
              */
             status?: number | null;
         };
+        /** @description How large the heads of targets' answers may be, as people write it. An answer beyond is refused with 502. */
+        ResponseLimitsSpec: {
+            /**
+             * Format: uint16
+             * @description Number of header fields; default 1000, at most 10000. Beyond: 502.
+             * @example 1000
+             */
+            response_header_count?: number | null;
+            /** @description Status line and headers together, 1KiB to 1MiB; default 128KiB. Beyond: 502. */
+            response_header_size?: components["schemas"]["ByteSize"] | null;
+        };
         /** @description After what a request is sent once more. */
         RetryOn: "connect-failure" | "reset" | "5xx" | "gateway-error" | "retriable-4xx" | "cancelled" | "deadline-exceeded" | "internal" | "resource-exhausted" | "unavailable";
         /** @description When a request is sent once more, as people write it. */
@@ -2078,6 +2097,8 @@ export interface components {
             labels?: {
                 [key: string]: string;
             };
+            /** @description How large the heads of the targets' answers may be. */
+            limits?: components["schemas"]["ResponseLimitsSpec"] | null;
             /** @description How a target is picked. */
             load_balancing?: components["schemas"]["LoadBalancingSpec"];
             meta: components["schemas"]["Meta"];
@@ -2144,6 +2165,8 @@ export interface components {
             labels?: {
                 [key: string]: string;
             };
+            /** @description How large the heads of the targets' answers may be. */
+            limits?: components["schemas"]["ResponseLimitsSpec"] | null;
             /** @description How a target is picked. */
             load_balancing?: components["schemas"]["LoadBalancingSpec"];
             /** @description Unique among upstreams. */
