@@ -148,6 +148,12 @@ fn what_a_426_says_to_switch_to_is_told_over_http1_only() {
         assert_eq!((answer.status, answer.text()), (426, "no"));
         assert_eq!(answer.headers["connection"], "upgrade");
         assert_eq!(answer.headers.get_all("upgrade").iter().collect::<Vec<_>>(), ["websocket", "speech/1"]);
+        let closing = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+        let answer = raw(harness.address(), closing).await;
+        assert!(
+            answer.contains("connection: upgrade\r\n") && answer.contains("connection: close\r\n"),
+            "{answer}"
+        );
         let answer = Client::connect_http2(harness.address()).await.get("/").await;
         assert_eq!((answer.status, answer.text()), (426, "no"));
         assert!(!answer.headers.contains_key("upgrade") && !answer.headers.contains_key("connection"));

@@ -112,6 +112,7 @@ pub(super) fn encode_head(
     let mut keep_alive = asked.keep_alive;
     let mut declared = None;
     let mut says_connection = false;
+    let mut says_close = false;
     let mut says_date = false;
     for (name, value) in &head.headers {
         if *name == header::CONTENT_LENGTH {
@@ -120,7 +121,8 @@ pub(super) fn encode_head(
         } else if *name == header::CONNECTION {
             says_connection = true;
             let mut options = value.as_bytes().split(|byte| *byte == b',');
-            keep_alive &= !options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+            says_close |= options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+            keep_alive &= !says_close;
         } else if *name == header::DATE {
             says_date = true;
         } else if *name == header::TRANSFER_ENCODING || *name == header::TRAILER && !may_be_chunked {
@@ -148,12 +150,11 @@ pub(super) fn encode_head(
     } else if may_be_chunked {
         out.extend_from_slice(b"transfer-encoding: chunked\r\n");
     }
-    if !says_connection {
-        if !keep_alive {
-            out.extend_from_slice(b"connection: close\r\n");
-        } else if old {
-            out.extend_from_slice(b"connection: keep-alive\r\n");
-        }
+    if !keep_alive && !says_close && !switches {
+        // Beside what else concerns the connection, as a 426 has it.
+        out.extend_from_slice(b"connection: close\r\n");
+    } else if keep_alive && old && !says_connection {
+        out.extend_from_slice(b"connection: keep-alive\r\n");
     }
     if !says_date {
         field(out, "date", date().as_bytes());
