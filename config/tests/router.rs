@@ -351,22 +351,26 @@ fn index_of(routes: &[Route]) -> RouteIndex<String> {
     index
 }
 
-/// What naive says for requests whose path is not one.
+/// Asks `naive`. `OPTIONS *` has no path, so only regular expressions and routes that take all paths are left for it.
 fn expected(routes: &[Route], request: &Request) -> Answer {
     if request.path.starts_with('/') {
         return naive(routes, request);
     }
-    let only_regexes: Vec<Route> = routes
+    let takes = |path: &&PathMatch| match path {
+        PathMatch::Regex(..) => true,
+        PathMatch::Prefix(prefix) => prefix.path.is_empty(),
+        PathMatch::Exact(_) | PathMatch::Template(_) => false,
+    };
+    let left: Vec<Route> = routes
         .iter()
         .cloned()
         .filter_map(|mut route| {
-            let left: Vec<_> =
-                route.matches.paths.iter().filter(|p| matches!(p, PathMatch::Regex(..))).cloned().collect();
+            let left: Vec<_> = route.matches.paths.iter().filter(takes).cloned().collect();
             route.matches.paths = left.into();
             (!route.matches.paths.is_empty()).then_some(route)
         })
         .collect();
-    naive(&only_regexes, request)
+    naive(&left, request)
 }
 
 proptest! {

@@ -1,4 +1,4 @@
-//! What both sides of HTTP/1.1 have in common (RFC 9112): lengths, chunked bodies, and fields as bytes.
+//! The part of HTTP/1.1 that both sides share (RFC 9112): lengths, chunked bodies, and fields as bytes.
 //!
 //! Functions over values; those who speak to clients and to targets move the bytes.
 
@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::http::head::{remove_all_claims, remove_forbidden_trailers};
 
-/// How a body ends that comes in chunks, and how far it has come (RFC 9112, section 7.1).
+/// Decodes a chunked body (RFC 9112, section 7.1).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunked {
     state: State,
@@ -19,10 +19,10 @@ pub struct Chunked {
     peer: Peer,
 }
 
-/// Who sends a chunked body.
+/// The sender of a chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Peer {
-    /// What a client sends has to be what the RFC says, for somebody before the proxy may have read it differently.
+    /// A client has to write exactly what the RFC says, for somebody before the proxy may have read it differently.
     Client,
     /// Old servers fill chunk sizes up with blanks, and extensions have no effect.
     Target,
@@ -49,7 +49,7 @@ enum State {
     End,
 }
 
-/// Where in the extensions of a chunk the next byte is (RFC 9112, section 7.1.1).
+/// The place of the next byte in the extensions of a chunk (RFC 9112, section 7.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Extension {
     /// Blanks before a semicolon.
@@ -146,7 +146,7 @@ impl Chunked {
         Ok(true)
     }
 
-    /// Whether all of it was taken.
+    /// Tells if all of it was taken.
     pub fn is_end(&self) -> bool {
         self.state == State::End
     }
@@ -206,7 +206,7 @@ impl Chunked {
 }
 
 impl Extension {
-    /// Where the byte after `byte` is; `None`: there must be no such byte here.
+    /// Returns the place of the byte that follows `byte`; `None`: there must be no such byte here.
     fn next(self, byte: u8) -> Option<Self> {
         Some(match (self, byte) {
             (Self::Any, b'\t' | b' '..=b'~' | 0x80..) => Self::Any,
@@ -228,7 +228,7 @@ impl Extension {
         })
     }
 
-    /// Whether the line may end here.
+    /// Tells if the line may end here.
     fn may_end(self) -> bool {
         matches!(self, Self::Name | Self::Value | Self::AfterQuoted | Self::Any)
     }

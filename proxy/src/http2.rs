@@ -60,11 +60,11 @@ pub struct Chunk {
     meter: Option<Rc<Meter>>,
     /// As it was counted.
     size: usize,
-    /// Tells that it has gone.
+    /// Wakes the sender when the chunk is dropped.
     _marker: Option<Box<Marker>>,
 }
 
-/// What is told when a part has been written, or is not going to be.
+/// Wakes a task when it is dropped: then all that was sent before it has been written, or is not going to be.
 struct Marker {
     alive: Rc<()>,
     waker: Waker,
@@ -251,7 +251,7 @@ impl Sending {
         self.outlet.stream.poll_reset(cx).is_ready()
     }
 
-    /// Waits until the connection has written what was sent, as far as the peer lets it: a reset would overtake it.
+    /// Waits until the connection has written all that was sent. A reset would overtake it.
     pub fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let marker = match &self.marker {
             Some(marker) => Weak::clone(marker),
@@ -334,7 +334,7 @@ impl Chunk {
         Self { bytes, meter: meter.cloned(), size, _marker: None }
     }
 
-    /// Nothing, which tells when all before it was written.
+    /// An empty chunk, which wakes the sender when all before it was written.
     fn marked(marker: Box<Marker>) -> Self {
         Self { bytes: Bytes::new(), meter: None, size: 0, _marker: Some(marker) }
     }

@@ -87,14 +87,14 @@ enum Phase {
     Flushing,
 }
 
-/// What is over of an HTTP/1.1 connection without a request when its deadline has passed.
+/// The part of an HTTP/1.1 connection whose time is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Overdue {
-    /// Nothing came for too long, or what was sent is not taken.
+    /// The connection: nothing came for too long, or the client does not take what was sent.
     Connection,
-    /// A head did not come in time.
+    /// The head of a request, which did not come in time.
     Head,
-    /// It is left alone until something comes.
+    /// The memory for requests: the connection is left alone until something comes.
     Memory,
 }
 
@@ -259,11 +259,11 @@ impl Downstream {
 
     /// A target begins to work for the current request.
     #[inline]
-    pub fn forwards(&self) {
+    pub fn forwarding_begins(&self) {
         self.forwarding.set(true);
     }
 
-    /// Whether a target works for the current request, of HTTP/1.1.
+    /// Tells if a target works for the current request of HTTP/1.1.
     pub(super) fn is_forwarding(&self) -> bool {
         self.forwarding.get()
     }
@@ -301,13 +301,13 @@ impl Downstream {
 
     /// The last answer of an HTTP/1.1 connection was written.
     #[inline]
-    pub(super) fn is_written(&self) {
+    pub(super) fn answer_written(&self) {
         if self.phase.get() == Phase::Flushing {
             self.phase.set(Phase::Idle);
         }
     }
 
-    /// What is over of an HTTP/1.1 connection that waits for a request, or for its client to take an answer.
+    /// Returns the part of an HTTP/1.1 connection whose time is over, if its deadline has passed.
     pub(super) fn overdue(&self) -> Option<Overdue> {
         if !self.deadline.passed() {
             return None;
@@ -397,7 +397,7 @@ impl Downstream {
         *self.tunnel.borrow_mut() = Some(tunnel);
     }
 
-    /// What it becomes with its last answer, if that is a tunnel.
+    /// Takes the tunnel that the connection becomes with its last answer.
     pub(super) fn take_tunnel(&self) -> Option<Box<Tunnel>> {
         self.tunnel.borrow_mut().take()
     }
@@ -407,7 +407,7 @@ impl Downstream {
         self.unread.set(true);
     }
 
-    /// Whether the client may still be sending what nobody will read.
+    /// Tells if the client may still be sending bytes that nobody will read.
     pub(super) fn has_unread(&self) -> bool {
         self.unread.get()
     }
@@ -663,7 +663,7 @@ impl ClientIo {
         self.downstream.deadline.set(Some(self.downstream.idle_until.get()));
     }
 
-    /// Notes a refusal, and says what is to be written.
+    /// Notes a refusal, and returns the bytes of the answer.
     pub(super) fn refuse(&self, failure: Failure) -> Vec<u8> {
         let exchange = Exchange::begin_refused(Rc::clone(&self.downstream), failure);
         let raw = problem::raw(failure, exchange.request_id());

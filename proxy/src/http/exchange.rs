@@ -265,7 +265,7 @@ impl Exchange {
     #[inline]
     pub fn targeted(&mut self, upstream: &Arc<Upstream>, target: &Arc<Target>) {
         self.in_flight = upstream.begin(target);
-        self.downstream.forwards();
+        self.downstream.forwarding_begins();
         if self.attempts > 0 {
             // What another target answered before, or did not, is not the end.
             (self.ended, self.upstream_took, self.upstream_error) = (None, None, None);

@@ -18,7 +18,7 @@ use super::super::problem::Failure;
 use super::request::{self, Framing, Head, Partial};
 use crate::http1::{BadChunk, Decoded};
 
-/// The socket, what was read of it and not taken, and how far the body of the current request has come.
+/// The socket, its read buffer, and the state of the current request's body.
 ///
 /// The body is read by whoever sends it on: the task of the connection, or one of its own while the answer goes back. So the
 /// socket is shared between them. While the body is not over nobody else reads.
@@ -27,23 +27,23 @@ pub(super) struct Link(RefCell<Inner>);
 struct Inner {
     io: ClientIo,
     buffer: BytesMut,
-    /// How much of the buffer is known not to be a whole head.
+    /// Length of the part of the buffer that is known not to be a whole head.
     seen: usize,
-    /// How much to read at once.
+    /// Bytes to read at once.
     read_size: usize,
     /// Counts requests, so that the body of an old one takes nothing of the next.
     request: u64,
     framing: Framing,
     /// The client waits for `100 Continue`, and nobody has waited for the body yet.
     awaits_continue: bool,
-    /// What is left to be written of `100 Continue`.
+    /// The rest of `100 Continue` that is still to be written.
     interim: &'static [u8],
     input: Input,
     /// Woken when the body is over, for then the connection's task reads on.
     driver: Option<Waker>,
 }
 
-/// What may still come of a client.
+/// The state of the client's sending half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Input {
     Open,
@@ -58,7 +58,7 @@ pub struct Incoming {
     request: u64,
 }
 
-/// Why the body of a request ended early.
+/// The reason why the body of a request ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum IncomingError {
     #[error(transparent)]
@@ -73,7 +73,7 @@ pub enum IncomingError {
 const READ: usize = 8 << 10;
 const MAX_READ: usize = 64 << 10;
 
-/// How much room there is at least when it is only looked whether the client is still there.
+/// The least room in the buffer when only the end of the connection is expected, bytes.
 const MIN_ROOM: usize = 512;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -103,17 +103,17 @@ impl Link {
         self.0.borrow().input
     }
 
-    /// Whether anything was read that nobody has taken.
+    /// Tells if the buffer has bytes that nobody has taken.
     pub(super) fn has_read_ahead(&self) -> bool {
         !self.0.borrow().buffer.is_empty()
     }
 
-    /// What was read and not taken.
+    /// Takes the bytes that were read and not taken.
     pub(super) fn take_read_ahead(&self) -> BytesMut {
         std::mem::take(&mut self.0.borrow_mut().buffer)
     }
 
-    /// Notes that a request is refused, and says what is to be written.
+    /// Notes that a request is refused, and returns the bytes of the answer.
     pub(super) fn refuse(&self, failure: Failure) -> Vec<u8> {
         self.0.borrow().io.refuse(failure)
     }
@@ -141,13 +141,17 @@ impl Link {
             if inner.input != Input::Open {
                 return Poll::Ready(Ok(None));
             }
-            // How it ended is noted.
+            // The end is noted in `input`.
             let _ = ready!(inner.poll_fill(cx));
         }
     }
 
     /// The body behind `head`; `None`: there is none.
-    pub(super) fn begin(self: &Rc<Self>, framing: Framing, expects_continue: bool) -> Option<Incoming> {
+    pub(super) fn begin_request(
+        self: &Rc<Self>,
+        framing: Framing,
+        expects_continue: bool,
+    ) -> Option<Incoming> {
         let mut inner = self.0.borrow_mut();
         inner.request += 1;
         inner.driver = None;
@@ -157,12 +161,12 @@ impl Link {
         (!inner.framing.is_end()).then(|| Incoming { link: Rc::clone(self), request: inner.request })
     }
 
-    /// Looks whether the client is still there, while it is not its turn; the task is woken when that changes. What comes
-    /// meanwhile waits.
+    /// Returns the state of the client's sending half while no request is expected, and wakes the task when it changes. Bytes
+    /// that come meanwhile wait in the buffer.
     pub(super) fn poll_input(&self, cx: &mut Context<'_>) -> Input {
         let inner = &mut *self.0.borrow_mut();
         if !inner.framing.is_end() {
-            // Who reads the body notices.
+            // The reader of the body notices.
             if inner.driver.as_ref().is_none_or(|driver| !driver.will_wake(cx.waker())) {
                 inner.driver = Some(cx.waker().clone());
             }
@@ -176,7 +180,8 @@ impl Link {
         inner.input
     }
 
-    /// An answer begins, and the client need not be asked to go on. What is left of having asked it is put into `out`.
+    /// An answer begins, so the client is not asked to go on any more. The rest of a `100 Continue` that was half written is put
+    /// into `out`.
     pub(super) fn begin_answer(&self, out: &mut Vec<u8>) {
         let mut inner = self.0.borrow_mut();
         inner.awaits_continue = false;
@@ -186,8 +191,8 @@ impl Link {
         inner.interim = b"";
     }
 
-    /// Whether the current request is over. Of its body, what has been read already is taken.
-    pub(super) fn is_over(&self) -> bool {
+    /// Takes the part of the current request's body that is in the buffer, and tells if that was its end.
+    pub(super) fn drain_body(&self) -> bool {
         let inner = &mut *self.0.borrow_mut();
         loop {
             match inner.next_frame() {
@@ -226,11 +231,11 @@ impl Inner {
             self.buffer.advance(length);
             self.seen = 0;
         }
-        let looked = match self.seen {
+        let scanned = match self.seen {
             0 => Partial::MayBeWhole,
-            seen => request::look(&self.buffer, seen),
+            seen => request::scan_partial(&self.buffer, seen),
         };
-        let head = match looked {
+        let head = match scanned {
             Partial::Bad => return Err(request::UNREADABLE),
             Partial::More if self.buffer.len() >= limits.header_size => return Err(Failure::HeadTooLarge),
             Partial::More => None,
@@ -241,7 +246,7 @@ impl Inner {
         Ok(head)
     }
 
-    /// Reads what has come; 0 bytes are the end. How it ends is noted.
+    /// Reads bytes into the buffer; 0 bytes are the end. The end is noted in `input`.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.buffer.capacity() - self.buffer.len() < MIN_ROOM {
             self.buffer.reserve(self.read_size);
@@ -332,7 +337,7 @@ impl Incoming {
         inner.poll_body(cx)
     }
 
-    /// Whether all of it was taken.
+    /// Tells if all of it was taken.
     #[inline]
     pub fn is_end(&self) -> bool {
         let inner = self.link.0.borrow();
@@ -354,7 +359,7 @@ impl std::fmt::Debug for Incoming {
     }
 }
 
-/// The socket itself, for what is no request.
+/// The socket itself, for bytes that belong to no request.
 pub(super) struct Raw(pub(super) Rc<Link>);
 
 impl AsyncRead for Raw {

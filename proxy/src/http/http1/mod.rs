@@ -1,7 +1,7 @@
 //! HTTP/1.1 as clients speak it (RFC 9112): one request of a connection after the other.
 //!
-//! [`request`] and [`response`] are what heads say, as functions over values. [`link`] is the socket, which a connection and the
-//! body of its current request share. This drives it.
+//! [`request`] and [`response`] read and write heads, as functions over values. [`link`] is the socket, which a connection and
+//! the body of its current request share. This module drives it.
 
 mod link;
 mod request;
@@ -27,7 +27,7 @@ use super::tunnel::Tunnel;
 
 pub use self::link::{Incoming, IncomingError};
 
-/// Why a connection is left.
+/// The reason why the driver leaves a connection.
 enum End {
     /// The client has gone, or does not take what is sent.
     Gone,
@@ -124,8 +124,9 @@ async fn serve_requests(downstream: &Rc<Downstream>, link: &Rc<Link>) -> End {
             keep_alive: head.keep_alive,
             takes_trailers: head.takes_trailers,
         };
-        let body =
-            link.begin(head.framing, head.expects_continue).map_or(ClientBody::None, ClientBody::Http1);
+        let body = link
+            .begin_request(head.framing, head.expects_continue)
+            .map_or(ClientBody::None, ClientBody::Http1);
         let response = {
             let mut answering = pin!(handle(Rc::clone(downstream), &mut head.parts, body));
             poll_fn(|cx| {
@@ -149,7 +150,7 @@ async fn serve_requests(downstream: &Rc<Downstream>, link: &Rc<Link>) -> End {
         let date = || downstream.worker.identifier.borrow_mut().date(Instant::now());
         let (framing, keep_alive) = encode_head(&mut out, &head, Length::of(&body), &asked, date);
         headers = head.headers;
-        // What it holds on to is of the target's connection.
+        // Its values hold on to the buffer of the target's connection.
         headers.clear();
         let mut answer = Answer::new(out, framing, body);
         let sent = poll_fn(|cx| {
@@ -157,18 +158,18 @@ async fn serve_requests(downstream: &Rc<Downstream>, link: &Rc<Link>) -> End {
             if let Poll::Ready(sent) = answer.poll(link, cx) {
                 return Poll::Ready(sent.ok());
             }
-            // Of an answer that is all there the client may take the rest.
+            // A client that sends no more may take the rest of an answer that is all there.
             let gone = is_gone(downstream, link, half_close, cx) && answer.is_streaming();
             if gone || downstream.overdue().is_some() { Poll::Ready(None) } else { Poll::Pending }
         })
         .await;
         let Some(sent) = sent else { return End::Gone };
         downstream.worker.keep_buffer(answer.into_buffer());
-        downstream.is_written();
+        downstream.answer_written();
         if let Some(tunnel) = downstream.take_tunnel() {
             return End::Switched(tunnel);
         }
-        let over = link.is_over();
+        let over = link.drain_body();
         if keep_alive && sent == Sent::Whole && over {
             continue;
         }
@@ -177,8 +178,8 @@ async fn serve_requests(downstream: &Rc<Downstream>, link: &Rc<Link>) -> End {
     }
 }
 
-/// Whether the client does not wait for its answer any more, as far as is known. One that has closed its sending half may or may
-/// not; what is ready for it is sent, but no target works for it, unless the listener says so.
+/// Tells if the client does not wait for its answer any more, as far as is known. A client that has closed its sending half may
+/// still wait: it gets an answer that is ready, but no target works for it, unless the listener says so.
 fn is_gone(downstream: &Downstream, link: &Link, half_close: HalfClose, cx: &mut Context<'_>) -> bool {
     match link.poll_input(cx) {
         Input::Open => false,

@@ -13,20 +13,20 @@ use super::super::head::{elements, is_continue};
 use super::super::problem::Failure;
 use crate::http1::{Chunked, parse_length};
 
-/// The head of a request, and what it says of the bytes behind it.
+/// The head of a request, with what it says about the bytes behind it.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) parts: request::Parts,
     pub(super) framing: Framing,
-    /// Whether the client wants to send another request over the connection.
+    /// The client wants to send another request over the connection.
     pub(super) keep_alive: bool,
-    /// Whether the client waits for `100 Continue` before it sends the body.
+    /// The client waits for `100 Continue` before it sends the body.
     pub(super) expects_continue: bool,
-    /// Whether the client reads trailers.
+    /// The client reads trailers.
     pub(super) takes_trailers: bool,
 }
 
-/// How the body of a request ends.
+/// The rule by which the body of a request ends.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     /// So many bytes are still to come; with 0 it has ended.
@@ -43,10 +43,10 @@ impl Framing {
     }
 }
 
-/// What a part of a head says that is not whole yet.
+/// The state of a head that was not whole when it was last parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Partial {
-    /// Its end may have come.
+    /// Its end may have arrived.
     MayBeWhole,
     More,
     /// It cannot become a head.
@@ -248,7 +248,7 @@ fn read_absolute(raw: &[u8], method: &Method) -> Result<Uri, Failure> {
     Uri::from_parts(parts).map_err(|_| BAD_TARGET)
 }
 
-/// What of a target is scheme and authority, and what is behind that, which alone may be encoded.
+/// Splits a target into scheme with authority, and the rest, which alone may be encoded.
 fn split_origin(target: &[u8]) -> (&[u8], &[u8]) {
     let scheme = match target.first() {
         Some(b'/') | None => 0,
@@ -287,8 +287,8 @@ pub(super) fn empty_line(buffer: &[u8]) -> Option<usize> {
     }
 }
 
-/// Looks at a head of which `seen` bytes were known not to be whole, without reading all of it again.
-pub(super) fn look(buffer: &[u8], seen: usize) -> Partial {
+/// Scans a head whose first `seen` bytes are known not to be whole, without parsing all of it again.
+pub(super) fn scan_partial(buffer: &[u8], seen: usize) -> Partial {
     let from = seen.saturating_sub(2);
     let mut bytes = buffer.get(from..).unwrap_or_default();
     while let [byte, rest @ ..] = bytes {
@@ -423,16 +423,16 @@ mod tests {
             let head = take_head(&mut buffer, &Limits::default(), &mut HeaderMap::new());
             assert!(head.unwrap().is_none(), "{end}");
             for seen in 0..=end {
-                assert_eq!(look(&whole.as_bytes()[..end], seen), Partial::More, "{seen} {end}");
+                assert_eq!(scan_partial(&whole.as_bytes()[..end], seen), Partial::More, "{seen} {end}");
             }
         }
         for seen in 0..whole.len() {
-            assert_eq!(look(whole.as_bytes(), seen), Partial::MayBeWhole, "{seen}");
-            assert_eq!(look(b"GET / HTTP/1.1\nhost: a\n\n", seen.min(23)), Partial::MayBeWhole);
+            assert_eq!(scan_partial(whole.as_bytes(), seen), Partial::MayBeWhole, "{seen}");
+            assert_eq!(scan_partial(b"GET / HTTP/1.1\nhost: a\n\n", seen.min(23)), Partial::MayBeWhole);
         }
-        assert_eq!(look(b"x: y\r\n\r\nbody\rx", 5), Partial::MayBeWhole);
+        assert_eq!(scan_partial(b"x: y\r\n\r\nbody\rx", 5), Partial::MayBeWhole);
         for (text, seen) in [("x: y\rz", 5), ("x: y\rz", 4), ("x: y\r\rz", 5), ("x\r y", 1)] {
-            assert_eq!(look(text.as_bytes(), seen), Partial::Bad, "{text:?}");
+            assert_eq!(scan_partial(text.as_bytes(), seen), Partial::Bad, "{text:?}");
         }
     }
 }

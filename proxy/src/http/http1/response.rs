@@ -13,17 +13,17 @@ use super::super::body::ResponseBody;
 use super::link::Link;
 use crate::http1::{encode_chunk_head, encode_end, parse_length};
 
-/// What of a request its answer depends on.
+/// The part of a request that its answer depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) method: Method,
     pub(super) version: Version,
-    /// Whether the client wants to send another request over the connection.
+    /// The client wants to send another request over the connection.
     pub(super) keep_alive: bool,
     pub(super) takes_trailers: bool,
 }
 
-/// How long the body of an answer is, as far as is known.
+/// The length of an answer's body, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Length {
     /// There is none.
@@ -32,7 +32,7 @@ pub(super) enum Length {
     Unknown,
 }
 
-/// How a client knows where the body of an answer ends.
+/// The rule by which a client knows where the body of an answer ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Framing {
     /// So many bytes are still to come.
@@ -48,11 +48,11 @@ pub(super) enum Framing {
 pub(super) struct Answer {
     /// The head; behind it, and then in its place, what frames the body, and small parts of it.
     out: Vec<u8>,
-    /// How much of it was written.
+    /// Length of the part of `out` that was written.
     written: usize,
-    /// What comes behind that.
+    /// A large part of the body, which follows `out`.
     data: Bytes,
-    /// And behind that.
+    /// The end of a chunk, which follows `data`.
     tail: &'static [u8],
     framing: Framing,
     body: ResponseBody,
@@ -69,7 +69,7 @@ enum State {
     Broken,
 }
 
-/// How an answer ended.
+/// The way in which an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sent {
     Whole,
@@ -213,7 +213,7 @@ impl Answer {
         self.out
     }
 
-    /// Whether there is more of it to come from where it comes from.
+    /// Tells if more of the body is to come.
     pub(super) fn is_streaming(&self) -> bool {
         self.state == State::Streaming
     }
