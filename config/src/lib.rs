@@ -24,6 +24,7 @@ mod health;
 pub mod host;
 mod key;
 mod listener;
+mod matchable;
 mod ocsp;
 pub mod path;
 mod plugin;

@@ -103,9 +103,19 @@ impl Resource {
             Kind::Listener => Self::build(kind, source, errors, |spec: &ListenerSpec, _| {
                 spec.parse().map(Box::new).map(Body::Listener)
             }),
-            Kind::Route => Self::build(kind, source, errors, |spec: &RouteSpec, name| {
-                spec.parse(name).map(Box::new).map(Body::Route)
-            }),
+            Kind::Route => {
+                // A pattern that matches nothing does no harm where it is stored already, and must not take its route away.
+                let is_written = matches!(source, Source::Written(_));
+                Self::build(kind, source, errors, |spec: &RouteSpec, name| {
+                    let parsed = spec.parse(name);
+                    let dead = if is_written { spec.dead_patterns() } else { Vec::new() };
+                    match parsed {
+                        Ok(route) if dead.is_empty() => Ok(Body::Route(Box::new(route))),
+                        Ok(_) => Err(dead),
+                        Err(errors) => Err([errors, dead].concat()),
+                    }
+                })
+            }
             Kind::Upstream => Self::build(kind, source, errors, |spec: &UpstreamSpec, _| {
                 spec.parse().map(Box::new).map(Body::Upstream)
             }),

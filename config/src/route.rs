@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Errors, FieldError};
 use crate::key::Name;
+use crate::matchable::{self, Subject};
 use crate::path::{EscapedSlashes, encode, encode_template, normalize};
 use crate::plugin::enabled;
 use crate::retry::{Retry, RetrySpec};
@@ -507,6 +508,46 @@ impl RouteSpec {
             plugins,
             action,
         }))
+    }
+}
+
+impl RouteSpec {
+    /// Patterns that nothing can match: as a guard they would guard nothing. Those that cannot be read are none of these.
+    pub(crate) fn dead_patterns(&self) -> Vec<FieldError> {
+        let mut found = Vec::new();
+        let check = |found: &mut Vec<_>, field: String, pattern: &str, subject| {
+            found.extend(
+                matchable::check(pattern, subject).err().map(|message| FieldError::new(field, message)),
+            );
+        };
+        for (index, path) in self.matches.paths.iter().enumerate().take(MAX_MATCHES) {
+            if let PathSpec::Regex(pattern) = path {
+                check(&mut found, format!("match.paths[{index}].regex"), pattern, Subject::Path);
+            }
+        }
+        for (index, header) in self.matches.headers.iter().enumerate().take(MAX_MATCHES) {
+            let field = |kind| format!("match.headers[{index}].{kind}");
+            if let Some(pattern) = &header.regex {
+                check(&mut found, field("regex"), pattern, Subject::Header);
+            }
+            for (kind, text) in [("exact", &header.exact), ("prefix", &header.prefix)] {
+                let Some(text) = text else { continue };
+                if let Err(message) = matchable::check_header_text(text, kind == "prefix") {
+                    found.push(FieldError::new(field(kind), message));
+                }
+            }
+        }
+        for (index, parameter) in self.matches.query.iter().enumerate().take(MAX_MATCHES) {
+            if let Some(pattern) = &parameter.regex {
+                check(&mut found, format!("match.query[{index}].regex"), pattern, Subject::Text);
+            }
+        }
+        let rewrite = self.forward.as_ref().and_then(|forward| forward.rewrite.as_ref());
+        if let Some(rewrite) = rewrite.and_then(|rewrite| rewrite.path_regex.as_ref()) {
+            let field = "forward.rewrite.path_regex.pattern".to_owned();
+            check(&mut found, field, &rewrite.pattern, Subject::WithinPath);
+        }
+        found
     }
 }
 

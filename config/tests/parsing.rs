@@ -215,6 +215,46 @@ fn paths_are_bounded() {
 }
 
 #[test]
+fn a_pattern_that_nothing_can_match_is_refused_when_it_is_written_and_kept_where_it_is_stored() {
+    const PATH: &str = "never matches: paths are matched in their normal form, which begins with '/', has no '//', '.' and '..' \
+         segments and no query, and percent-encodes, in upper case, only what has to be";
+    const HEADER: &str =
+        "never matches: values of headers have no control characters, and no white space at their ends";
+    let forward = |pattern: &str| json!({"upstreams": [{"name": "u"}], "rewrite": {"path_regex": {"pattern": pattern, "substitution": "/"}}});
+    let spec = json!({
+        "name": "r",
+        "match": {
+            "paths": [
+                {"regex": "/caf%c3%a9"}, {"regex": "/[a-z]+"}, {"regex": "/a|b/c"}, {"regex": "/users\\?id=[0-9]+"}, {"regex": "/%2e/a"},
+            ],
+            "headers": [
+                {"name": "x", "regex": " a"}, {"name": "x", "exact": "a\n"}, {"name": "x", "prefix": "\ta", "invert": true},
+                {"name": "x", "prefix": "a "}, {"name": "x", "exact": ""},
+            ],
+            "query": [{"name": "q", "regex": "[^\\s\\S]"}, {"name": "q", "regex": " a\n"}],
+        },
+        "forward": forward("//+"),
+    });
+    refused(
+        Kind::Route,
+        spec.clone(),
+        &[
+            &format!("match.paths[0].regex: \"/caf%c3%a9\" {PATH}; write \"/caf%C3%A9\""),
+            &format!("match.paths[2].regex: its alternative \"b/c\" {PATH}; write \"/b/c\""),
+            &format!("match.paths[3].regex: \"/users\\\\?id=[0-9]+\" {PATH}"),
+            &format!("match.paths[4].regex: \"/%2e/a\" {PATH}"),
+            &format!("match.headers[0].regex: \" a\" {HEADER}"),
+            &format!("match.headers[1].exact: \"a\\n\" {HEADER}"),
+            &format!("match.headers[2].prefix: \"\\ta\" {HEADER}"),
+            "match.query[0].regex: \"[^\\\\s\\\\S]\" never matches: no text fits it",
+            &format!("forward.rewrite.path_regex.pattern: \"//+\" {PATH}; write \"/+\""),
+        ],
+    );
+    let stored = serde_json::to_vec(&spec).unwrap();
+    assert!(Resource::from_stored(Kind::Route, &stored, &Catalog).is_ok());
+}
+
+#[test]
 fn templates_are_checked() {
     for (text, message) in [
         ("/a{b}", "\"a{b}\": a variable must be a whole segment, like {id}"),
