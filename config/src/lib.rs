@@ -66,7 +66,7 @@ pub use route::{
     QueryMatch, Redirect, Respond, Rewrite, Route, RouteMatch, RouteSpec, ValueMatch, WeightedUpstream,
 };
 pub use router::RouteIndex;
-pub use secret::{REDACTED, Secret, SecretSpec, sha256};
+pub use secret::{REDACTED, Secret, SecretSpec, check_key, sha256, without_line_break};
 pub use snapshot::{Change, RevisionId, Snapshot};
 pub use structure::check_structure;
 pub use upstream::{ResponseLimits, Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};

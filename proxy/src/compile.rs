@@ -7,7 +7,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet, Vector};
 use signalbox_config::{
     Action, Body, Change, Consumer, Kind, Name, Resource, ResourceKey, RevisionId, RouteIndex, Secret,
-    Snapshot, UpstreamProtocol, sha256,
+    Snapshot, UpstreamProtocol, check_key, sha256, without_line_break,
 };
 use signalbox_plugins::{Consumers, Context, PluginType, States, TYPES};
 
@@ -626,16 +626,14 @@ fn secrets_of(key: &ResourceKey, consumer: &Consumer) -> Result<Vec<[u8; 32]>, V
     for (index, credential) in consumer.keys.iter().enumerate() {
         let found = match &credential.key {
             Secret::Hash(hash) => Ok(*hash),
-            Secret::Env(name) => match std::env::var(name) {
-                Ok(value) if !value.is_empty() => Ok(sha256(value.as_bytes())),
-                Ok(_) => Err(format!("the environment variable {name} of the proxy is empty")),
-                Err(_) => Err(format!("the environment variable {name} of the proxy is not set")),
+            Secret::Env(name) => match std::env::var_os(name) {
+                Some(value) => hash_of_key(value.as_encoded_bytes())
+                    .map_err(|error| format!("the environment variable {name} of the proxy {error}")),
+                None => Err(format!("the environment variable {name} of the proxy is not set")),
             },
             Secret::File(path) => match fs::read(path) {
-                Ok(bytes) => match bytes.strip_suffix(b"\n").unwrap_or(&bytes) {
-                    [] => Err(format!("the file {path} on the proxy's host is empty")),
-                    secret => Ok(sha256(secret)),
-                },
+                Ok(bytes) => hash_of_key(&bytes)
+                    .map_err(|error| format!("the file {path} on the proxy's host {error}")),
                 Err(error) => Err(format!("the file {path} on the proxy's host cannot be read: {error}")),
             },
         };
@@ -649,6 +647,16 @@ fn secrets_of(key: &ResourceKey, consumer: &Consumer) -> Result<Vec<[u8; 32]>, V
         }
     }
     if rejected.is_empty() { Ok(hashes) } else { Err(rejected) }
+}
+
+/// The hash of an API key as it stands in a file or a variable.
+fn hash_of_key(read: &[u8]) -> Result<[u8; 32], String> {
+    let key = without_line_break(read);
+    match check_key(key) {
+        _ if key.is_empty() => Err("is empty".to_owned()),
+        Ok(()) => Ok(sha256(key)),
+        Err(error) => Err(error),
+    }
 }
 
 fn missing(key: &ResourceKey, field: &str, kind: Kind, name: &Name) -> Rejected {
@@ -881,6 +889,36 @@ routes: [{{name: r, plugins: [own], respond: {{body: x}}}}]"
         steps.next("plugins: [{name: c, type: cors, config: {origins: ['*']}}]").unwrap();
         assert_eq!(alice(&steps), None);
         assert!(steps.compiled.plugin_consumers.is_empty());
+    }
+
+    #[test]
+    fn a_key_that_is_read_on_the_host_is_one_that_clients_can_send_or_is_rejected() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let document = format!(
+            "consumers: [{{name: c, credentials: [{{key_auth: {{key: {{file: '{}'}}}}}}]}}]",
+            path.display()
+        );
+        for (content, key) in [("k1", "k1"), ("k2\n", "k2"), ("k3\r\n", "k3")] {
+            fs::write(&path, content).unwrap();
+            let mut steps = Steps::start();
+            steps.next(&document).unwrap();
+            let owner = steps.compiled.active.consumers.by_key(&sha256(key.as_bytes()));
+            assert_eq!(owner.map(|owner| owner.consumer.name.as_str()), Some("c"), "{content:?}");
+        }
+        for (content, reason) in [
+            ("", "is empty"),
+            ("\n", "is empty"),
+            ("k \n", "ends with white space"),
+            (" k", "begins with white space"),
+            ("k\n\n", "ends with a line break"),
+            ("a\nb", "has the control character U+000A"),
+        ] {
+            fs::write(&path, content).unwrap();
+            let rejected = Steps::start().next(&document).unwrap_err();
+            assert_eq!(rejected[0].field, "credentials[0].key_auth.key");
+            assert!(rejected[0].message.contains(reason), "{content:?}: {}", rejected[0].message);
+        }
     }
 
     #[test]
