@@ -198,10 +198,12 @@ struct OriginSet {
     patterns: Vec<Regex>,
 }
 
-/// `https://` `*` `.example.com`: what stands before and behind the wildcard.
-struct Wildcard {
-    before: Box<[u8]>,
-    behind: Box<[u8]>,
+/// What a wildcard stands for, between what stands before and behind it.
+enum Wildcard {
+    /// `https://` `*` `.example.com`: one or more labels.
+    Subdomains { before: Box<[u8]>, behind: Box<[u8]> },
+    /// `http://localhost:` `*`: a port.
+    Port { before: Box<[u8]> },
 }
 
 impl OriginSet {
@@ -216,12 +218,26 @@ impl OriginSet {
 
 impl Wildcard {
     fn matches(&self, origin: &[u8]) -> bool {
-        let middle =
-            origin.strip_prefix(&*self.before).and_then(|rest| rest.strip_suffix(&*self.behind)).unwrap_or_default();
-        // Part of a host's name or a port, but never both, nor what would end the host.
-        let fits = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-        !middle.is_empty() && middle.iter().all(fits)
+        match self {
+            Self::Subdomains { before, behind } => origin
+                .strip_prefix(&**before)
+                .and_then(|rest| rest.strip_suffix(&**behind))
+                .is_some_and(|labels| labels.split(|byte| *byte == b'.').all(is_label)),
+            Self::Port { before } => origin.strip_prefix(&**before).is_some_and(is_port),
+        }
     }
+}
+
+/// A label of a host's name: nothing in it could end the host.
+fn is_label(label: &[u8]) -> bool {
+    let fits = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (1..=63).contains(&label.len()) && label.iter().all(fits)
+}
+
+/// A port as browsers write it: a decimal number from 1 to 65535 without zeros in front.
+fn is_port(port: &[u8]) -> bool {
+    let digits = std::str::from_utf8(port).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    !port.starts_with(b"0") && digits.is_some_and(|digits| digits.parse::<u16>().is_ok())
 }
 
 fn parse(config: &Config, errors: &mut Errors) -> Option<Cors> {
@@ -273,20 +289,24 @@ fn parse_origins(config: &Config, errors: &mut Errors) -> Origins {
                 errors.push(field, "\"*\" together with credentials would let any page act in its visitors' names");
             }
         } else if let Some(pattern) = origin.strip_prefix('~') {
-            match Regex::new(&format!("^(?:{pattern})$")) {
+            // By itself first: `a)|(b` would end the group around it, and match anywhere.
+            match Regex::new(pattern).and_then(|_| Regex::new(&format!("^(?:{pattern})$"))) {
                 Ok(pattern) => set.patterns.push(pattern),
                 Err(error) => errors.push(field, format_args!("is not a regular expression: {error}")),
             }
         } else {
-            let origin = origin.to_ascii_lowercase();
+            let origin = without_usual_port(origin.to_ascii_lowercase());
             if !is_origin(&origin) {
                 errors.push(
                     field,
                     "must be SCHEME://HOST or SCHEME://HOST:PORT, with nothing behind it; a wildcard stands for \
                      subdomains (https://*.example.com) or for the port (http://localhost:*)",
                 );
+            } else if let Some(before) = origin.strip_suffix('*') {
+                set.wildcards.push(Wildcard::Port { before: before.as_bytes().into() });
             } else if let Some((before, behind)) = origin.split_once('*') {
-                set.wildcards.push(Wildcard { before: before.as_bytes().into(), behind: behind.as_bytes().into() });
+                let (before, behind) = (before.as_bytes().into(), behind.as_bytes().into());
+                set.wildcards.push(Wildcard::Subdomains { before, behind });
             } else {
                 set.exact.insert(origin.into_bytes().into());
             }
@@ -312,10 +332,19 @@ fn is_origin(origin: &str) -> bool {
     });
     scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
-        && !host.is_empty()
-        && (is_ipv6 || host.bytes().all(is_name))
-        && port.is_none_or(|port| port == "*" || port.parse::<u16>().is_ok())
+        && (is_ipv6 || host.as_bytes().split(|byte| *byte == b'.').all(is_label))
+        && port.is_none_or(|port| port == "*" || is_port(port.as_bytes()))
         && wildcards <= 1
+}
+
+/// Browsers leave out the port that a scheme usually has.
+fn without_usual_port(origin: String) -> String {
+    let usual = [("https://", ":443"), ("http://", ":80")];
+    let port = usual.iter().find(|(scheme, port)| origin.starts_with(scheme) && origin.ends_with(port));
+    match port.and_then(|(_, port)| origin.strip_suffix(port)) {
+        Some(shorter) => shorter.to_owned(),
+        None => origin,
+    }
 }
 
 fn no_content() -> http::Response<bytes::Bytes> {
@@ -486,8 +515,19 @@ mod tests {
                     "http://x.a.example",
                 ],
             ),
-            ("http://localhost:*", &["http://localhost:3000"], &["http://localhost", "http://localhost:", "http://localhost:1@evil"]),
-            ("http://[::1]:*", &["http://[::1]:80"], &["http://[::1]", "http://[::2]:80"]),
+            (
+                "http://localhost:*",
+                &["http://localhost:3000", "http://localhost:1", "http://localhost:65535"],
+                &[
+                    "http://localhost", "http://localhost:", "http://localhost:1@evil", "http://localhost:evil", "http://localhost:3000a",
+                    "http://localhost:65536", "http://localhost:100000", "http://localhost:0", "http://localhost:080",
+                    "http://localhost:+80", "http://localhost:-1", "http://localhost:80.evil", "http://localhost:_", "http://localhost:8080 ",
+                ],
+            ),
+            ("http://[::1]:*", &["http://[::1]:8080"], &["http://[::1]", "http://[::2]:80", "http://[::1]:a"]),
+            ("https://a.example:443", &["https://a.example"], &["https://a.example:443", "http://a.example"]),
+            ("http://a.example:80", &["http://a.example"], &["https://a.example"]),
+            ("http://a.example:443", &["http://a.example:443"], &["http://a.example"]),
             (
                 r"~https://(a|b)\.example",
                 &["https://a.example", "https://b.example"],
@@ -519,7 +559,8 @@ mod tests {
     fn bad_configurations_are_refused_with_all_that_is_wrong() {
         let bad_origins = [
             "a.example", "https://a.example/", "https://*", "https://a*.example", "https://*.a.example:*", "https://",
-            "https://a.example:x", "~(", "null",
+            "https://a.example:x", "https://a.example:+1", "https://a.example:0", "https://a.example:65536", "https://a..example",
+            "https://.a.example", "https://u@a.example", "https://*.*.a.example", "~(", "~https://a)|(b", "null",
         ];
         let all = refused(
             "cors",
