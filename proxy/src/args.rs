@@ -79,6 +79,11 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_MAX_REQUESTS", value_name = "COUNT", default_value = "8192")]
     pub max_requests: NonZeroU32,
 
+    /// How long requests may wait for their turn in a worker before those that wait too long are answered with 503; 0s: none
+    /// are.
+    #[arg(long, env = "SIGNALBOX_MAX_QUEUE_DELAY", value_name = "DURATION", default_value = "250ms", value_parser = parse_queue_delay)]
+    pub max_queue_delay: QueueDelay,
+
     /// Client connections at once; beyond, idle ones are closed, and new ones wait [default: what the limit on open files
     /// allows when each needs one more to a target].
     #[arg(long, env = "SIGNALBOX_MAX_CONNECTIONS", value_name = "COUNT")]
@@ -181,6 +186,21 @@ impl FromStr for AccessLog {
     }
 }
 
+/// How long requests may wait for their turn; `None`: any time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueDelay(pub Option<Duration>);
+
+/// Below, a worker would take the time that a few requests need for too much load.
+const MIN_QUEUE_DELAY: Duration = Duration::from_millis(20);
+
+fn parse_queue_delay(text: &str) -> Result<QueueDelay, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Ok(QueueDelay(None)),
+        delay if delay < MIN_QUEUE_DELAY => Err("must be 0s, or at least 20ms".to_owned()),
+        delay => Ok(QueueDelay(Some(delay))),
+    }
+}
+
 fn parse_duration(text: &str) -> Result<Duration, String> {
     text.parse::<HumanDuration>().map(|duration| duration.0)
 }
@@ -217,6 +237,9 @@ mod tests {
         assert_eq!(args.drain_timeout, Duration::from_millis(800));
         assert_eq!(args.access_log, AccessLog::Off);
         assert_eq!(args.zone(), Some("a"));
+        assert_eq!(args.max_queue_delay, QueueDelay(Some(Duration::from_millis(250))));
+        let never = Args::try_parse_from(["signalbox-proxy", "--max-queue-delay=0s"]).unwrap();
+        assert_eq!(never.max_queue_delay, QueueDelay(None));
         assert_eq!(
             args.dns_servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["192.0.2.1:53", "[2001:db8::1]:5353"]
@@ -236,6 +259,8 @@ mod tests {
             "--label=zone",
             "--workers=0",
             "--max-requests=0",
+            "--max-queue-delay=5ms",
+            "--max-queue-delay=",
             "--drain-timeout=5",
             "--tls-cert=a.pem",
             "--dns-server=dns.example",

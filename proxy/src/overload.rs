@@ -1,13 +1,17 @@
-//! What a worker takes on, and what it does when it is more than it can do.
+//! What a worker takes on, and what it does when there is more than it can do.
 //!
-//! The measure is the lag of the worker's loop: how long something that is ready waits for its turn. It is taken by a timer
-//! that runs only while requests come. Refusing a request costs a third to a half of what answering it does, so refusing
-//! alone would only use up the time that is short; what helps is to have fewer clients. Hence two steps:
+//! The measure is the delay of the worker's queue: how long something that is ready waits for its turn. It is taken by a timer
+//! that runs only while requests come. Everything that waits is in that queue, or becomes part of it within one round, for
+//! connections are accepted as they come. So who waits learns soon whether it is worth it:
 //!
-//! 1. Beyond [`LATE`], connections are accepted one by one, and the kernel keeps only a few that wait: the others it leaves
-//!    unanswered, which costs nothing. A long queue would be full of clients that have left by the time it is their turn.
-//! 2. Beyond [`TOO_LATE`], twice in a row, some requests are refused with 503 and `Connection: close`: the more the further it
-//!    is to half of that, and at most half of them, so that each round of requests is a smaller one.
+//! 1. When two measures in a row are above `--max-queue-delay`, requests are refused with 503 that have waited longer than half
+//!    of it. A single pause, of the machine perhaps, makes one measure late and not two. This goes on until no request has been
+//!    that late for [`CALM`]. Each request is judged by its own time in the queue, so what is accepted is answered in
+//!    bounded time however many come, and as many are accepted as there is time for. (CoDel, RFC 8289, judges packets so.)
+//! 2. Refusing takes time, too: little beside a costly request, and up to half of a cheap one on a connection of its own. When
+//!    it leaves less than half of the time for what is accepted, what helps is to have fewer clients: refused ones are told to
+//!    close, connections are accepted one by one, and the kernel keeps only a few that wait. TLS handshakes cost more than
+//!    requests, and none can be refused before it is made, so connections that begin with one are accepted one by one sooner.
 //!
 //! Beside that, a worker has a bounded number of requests under way, whatever they wait for.
 
@@ -16,68 +20,116 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// Of one worker.
+/// Overload state of one worker thread.
 pub struct Overload {
     /// Requests that may be under way.
     most: u32,
     running: Cell<u32>,
-    level: Cell<Level>,
-    /// Which share of the requests is refused, of 256.
-    share: Cell<u8>,
-    /// Whether a request began since the lag was measured last.
-    busy: Cell<bool>,
+    /// `None`: no request is refused for having waited.
+    max_delay: Option<Duration>,
+    shedding: Cell<Shedding>,
+    /// While requests are refused: a request that comes to its turn after this has waited too long.
+    refuse_after: Cell<Option<Instant>>,
+    /// Requests that began since the delay was measured last, and how many of them were refused for having waited.
+    begun: Cell<u32>,
+    refused: Cell<u32>,
+    plain: Cell<Gate>,
+    tls: Cell<Gate>,
     /// The timer waits for a request.
     parked: Cell<bool>,
     request: Notify,
     /// A connection may be accepted.
     accept: Notify,
-    /// Measures since it was late last, up to [`CALM`].
-    calm: Cell<u32>,
+    /// When it was logged last that requests are refused.
+    logged: Cell<Option<Instant>>,
 }
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// As many as may be are under way.
-    TooMany,
-    /// There are too many clients.
-    TooLate,
+    /// It has waited too long, or as many as may be are under way.
+    Busy,
+    /// There are too many clients even to be refused.
+    Crowded,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
-    Fine,
-    /// Connections are accepted one by one.
-    Late,
-    /// The next measure decides.
-    Suspect,
-    /// Some requests are refused.
-    TooLate,
+/// What connections begin with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    Plain,
+    /// A TLS handshake.
+    Tls,
 }
 
-/// The lag beyond which connections are accepted one by one, and that beyond which some requests are refused.
-const LATE: Duration = Duration::from_millis(150);
-const TOO_LATE: Duration = Duration::from_millis(500);
+/// Whether requests are refused for having waited too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Shedding {
+    /// How many measures in a row were above the limit.
+    above: u32,
+    /// While requests are refused: when one was, or could have been, for the last time.
+    last: Option<Instant>,
+    /// How many requests a second were served before any was refused.
+    capacity: u32,
+    /// Refusing takes so long that less than half of that is served.
+    crowded: bool,
+}
 
-/// How often the lag is measured.
+/// Whether connections are accepted one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Gate {
+    narrow: bool,
+    /// Measures since it was narrow, up to [`GATE_CALM`].
+    calm: u32,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Copy)]
+struct Measure {
+    at: Instant,
+    delay: Duration,
+    /// How many requests came since the measure before, and how many of them were refused for having waited.
+    begun: u32,
+    refused: u32,
+}
+
+/// How often the delay is measured.
 const TICK: Duration = Duration::from_millis(20);
 
-/// After so many measures that were fine it is over.
-const CALM: u32 = 50;
+/// Fewer requests between two measures are no reason to refuse any: it is not they that take so long.
+const FEW: u32 = 32;
+
+/// After so long without a request that waited too long no more are refused.
+const CALM: Duration = Duration::from_secs(1);
+
+/// The delay beyond which connections that begin with a handshake are accepted one by one, and others if no request is refused.
+const LATE: Duration = Duration::from_millis(150);
+
+/// The same for other connections, whose requests can be refused.
+const SWAMPED: Duration = Duration::from_secs(1);
+
+/// After so many measures that were fine as many connections as usual may wait to be accepted.
+const GATE_CALM: u32 = 50;
+
+/// How often it is logged that requests are refused.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 impl Overload {
-    /// With at most `most` requests under way.
-    pub fn new(most: u32) -> Self {
+    /// With at most `most` requests under way, of which none may wait for its turn much longer than `max_delay`.
+    pub fn new(most: u32, max_delay: Option<Duration>) -> Self {
         Self {
             most,
             running: Cell::new(0),
-            level: Cell::new(Level::Fine),
-            share: Cell::new(0),
-            busy: Cell::new(false),
+            max_delay,
+            shedding: Cell::default(),
+            refuse_after: Cell::new(None),
+            begun: Cell::new(0),
+            refused: Cell::new(0),
+            plain: Cell::new(Gate::OPEN),
+            tls: Cell::new(Gate::OPEN),
             parked: Cell::new(true),
             request: Notify::new(),
             accept: Notify::new(),
-            calm: Cell::new(CALM),
+            logged: Cell::new(None),
         }
     }
 
@@ -85,7 +137,7 @@ impl Overload {
     #[inline]
     pub fn begin(&self) {
         self.running.set(self.running.get() + 1);
-        self.busy.set(true);
+        self.begun.set(self.begun.get().saturating_add(1));
         if self.parked.get() {
             self.parked.set(false);
             self.request.notify_one();
@@ -98,77 +150,128 @@ impl Overload {
         self.running.set(self.running.get().saturating_sub(1));
     }
 
-    /// Whether the request that has just begun is to be refused; and if so, whether its client is to go elsewhere.
+    /// Whether the request that has just begun, at `now`, is to be refused.
     #[inline]
-    pub fn refuses(&self) -> Option<Refusal> {
-        match self.share.get() {
-            0 if self.running.get() <= self.most => None,
-            share if share > 0 && fastrand::u8(..) < share => Some(Refusal::TooLate),
-            _ if self.running.get() > self.most => Some(Refusal::TooMany),
-            _ => None,
+    pub fn refuses(&self, now: Instant) -> Option<Refusal> {
+        if self.refuse_after.get().is_some_and(|at| now > at) {
+            self.refused.set(self.refused.get().saturating_add(1));
+            return Some(if self.shedding.get().crowded { Refusal::Crowded } else { Refusal::Busy });
         }
+        (self.running.get() > self.most).then_some(Refusal::Busy)
     }
 
     /// Whether few connections are to wait to be accepted.
-    pub fn wants_few_waiting(&self) -> bool {
-        self.calm.get() < CALM
+    pub fn wants_few_waiting(&self, opening: Opening) -> bool {
+        self.gate(opening).get().calm < GATE_CALM
     }
 
     /// Waits until another connection may be accepted.
-    pub async fn may_accept(&self) {
-        if self.level.get() > Level::Fine {
+    pub async fn may_accept(&self, opening: Opening) {
+        if self.gate(opening).get().narrow {
             self.accept.notified().await;
         }
     }
 
-    /// Measures the lag, for ever.
+    fn gate(&self, opening: Opening) -> &Cell<Gate> {
+        match opening {
+            Opening::Plain => &self.plain,
+            Opening::Tls => &self.tls,
+        }
+    }
+
+    /// Measures the delay, for ever.
     pub async fn watch(&self) {
         loop {
             self.parked.set(true);
             self.request.notified().await;
-            while self.busy.replace(false) || self.wants_few_waiting() {
+            loop {
                 let due = Instant::now() + TICK;
+                if let (Some(max_delay), Some(_)) = (self.max_delay, self.shedding.get().last) {
+                    // The timer is queued when it is due, behind all that was ready before. So whatever comes to its turn before
+                    // the timer does has waited since then at least.
+                    self.refuse_after.set(Some(due + max_delay / 2));
+                }
                 tokio::time::sleep_until(due.into()).await;
-                self.see(Instant::now().saturating_duration_since(due));
+                let at = Instant::now();
+                let begun = self.begun.replace(0);
+                let delay = at.saturating_duration_since(due);
+                self.see(Measure { at, delay, begun, refused: self.refused.replace(0) });
+                let watches = self.shedding.get() != Shedding::default()
+                    || [Opening::Plain, Opening::Tls].into_iter().any(|it| self.wants_few_waiting(it));
+                if begun == 0 && !watches {
+                    break;
+                }
             }
         }
     }
 
-    fn see(&self, lag: Duration) {
-        let before = self.level.get();
-        let level = before.after(lag);
-        self.level.set(level);
-        self.share.set(if level == Level::TooLate { excess(lag) } else { 0 });
-        self.calm.set(if level == Level::Fine { (self.calm.get() + 1).min(CALM) } else { 0 });
-        match level {
-            Level::Fine if before > Level::Fine => self.accept.notify_waiters(),
-            Level::Fine => {}
-            Level::Late | Level::Suspect | Level::TooLate => self.accept.notify_one(),
+    fn see(&self, measure: Measure) {
+        let before = self.shedding.get();
+        let shedding = match self.max_delay {
+            Some(max_delay) => before.after(measure, max_delay),
+            None => Shedding::default(),
+        };
+        self.shedding.set(shedding);
+        match (before.last, shedding.last) {
+            (None, Some(_)) => self.log(measure),
+            (Some(_), None) => self.refuse_after.set(None),
+            _ => {}
         }
-        if (before == Level::TooLate) != (level == Level::TooLate) {
-            tracing::debug!(?lag, ?level, "load shedding");
+        let limit = if self.max_delay.is_some() { SWAMPED } else { LATE };
+        let mut opened = false;
+        for (gate, limit) in [(&self.plain, limit), (&self.tls, LATE)] {
+            let before = gate.get();
+            let after = before.after(measure.delay, limit, shedding.crowded);
+            gate.set(after);
+            opened |= before.narrow && !after.narrow;
+        }
+        if opened {
+            self.accept.notify_waiters();
+        } else if self.plain.get().narrow || self.tls.get().narrow {
+            self.accept.notify_one();
+        }
+    }
+
+    fn log(&self, measure: Measure) {
+        if self.logged.get().is_none_or(|at| measure.at.saturating_duration_since(at) > LOG_PAUSE) {
+            self.logged.set(Some(measure.at));
+            let waited_ms = measure.delay.as_millis();
+            tracing::warn!(
+                waited_ms,
+                "more requests come than can be served: those that wait too long get 503"
+            );
         }
     }
 }
 
-/// Half of the share, of 256, by which there are more requests than those that take half of [`TOO_LATE`].
-fn excess(lag: Duration) -> u8 {
-    let more = lag.saturating_sub(TOO_LATE / 2).as_micros() * 128 / lag.as_micros().max(1);
-    u8::try_from(more).unwrap_or(u8::MAX).max(1)
+impl Shedding {
+    fn after(self, measure: Measure, max_delay: Duration) -> Self {
+        let is_above = measure.delay > max_delay && measure.begun >= FEW;
+        let above = if is_above { self.above.saturating_add(1) } else { 0 };
+        let last = match self.last {
+            _ if measure.refused > 0 || above >= 2 => Some(measure.at),
+            Some(last) if measure.at.saturating_duration_since(last) < CALM => Some(last),
+            Some(_) | None => None,
+        };
+        let served = u128::from(measure.begun.saturating_sub(measure.refused)) * 1000;
+        let served = u32::try_from(served / (TICK + measure.delay).as_millis().max(1)).unwrap_or(u32::MAX);
+        let capacity = match (self.last, last) {
+            (Some(_), Some(_)) => self.capacity,
+            (None, Some(_)) => served,
+            (_, None) => 0,
+        };
+        // Where it has only just begun to refuse there is nothing to compare with.
+        let crowded = self.last.is_some() && measure.refused > 0 && served < capacity / 2;
+        Self { above, last, capacity, crowded }
+    }
 }
 
-impl Level {
-    /// The level after a lag of `lag` was seen.
-    fn after(self, lag: Duration) -> Self {
-        match self {
-            Self::Suspect | Self::TooLate if lag > TOO_LATE => Self::TooLate,
-            Self::TooLate if lag > TOO_LATE / 2 => Self::TooLate,
-            _ if lag > TOO_LATE => Self::Suspect,
-            _ if lag > LATE => Self::Late,
-            Self::Fine => Self::Fine,
-            _ if lag > LATE / 2 => Self::Late,
-            _ => Self::Fine,
-        }
+impl Gate {
+    const OPEN: Self = Self { narrow: false, calm: GATE_CALM };
+
+    fn after(self, delay: Duration, limit: Duration, crowded: bool) -> Self {
+        let narrow = crowded || delay > if self.narrow { limit / 2 } else { limit };
+        Self { narrow, calm: if narrow { 0 } else { (self.calm + 1).min(GATE_CALM) } }
     }
 }
 
@@ -176,51 +279,114 @@ impl Level {
 mod tests {
     use super::*;
 
+    const MAX: Duration = Duration::from_millis(250);
+
+    /// A measure of a time, ms, and of a delay, ms.
+    fn measure(start: Instant, at: u64, delay: u64) -> Measure {
+        let (at, delay) = (start + Duration::from_millis(at), Duration::from_millis(delay));
+        Measure { at, delay, begun: 100, refused: 0 }
+    }
+
     #[test]
-    fn levels_follow_the_lag_and_do_not_flap() {
-        let mut level = Level::Fine;
-        for (millis, expected) in [
-            (1, Level::Fine),
-            (140, Level::Fine),
-            (160, Level::Late),
-            (100, Level::Late),
-            (70, Level::Fine),
-            // A single pause, of the machine perhaps, refuses nobody.
-            (900, Level::Suspect),
-            (5, Level::Fine),
-            (600, Level::Suspect),
-            (600, Level::TooLate),
-            (300, Level::TooLate),
-            (240, Level::Late),
-            (10, Level::Fine),
+    fn two_measures_in_a_row_begin_it_and_a_second_without_a_refusal_ends_it() {
+        let start = Instant::now();
+        let mut shedding = Shedding::default();
+        for (at, delay, begun, refused, expected) in [
+            (0, 10, 100, 0, false),
+            // A single pause refuses nobody, however long it was, nor does what it has left behind.
+            (5000, 5000, 100, 0, false),
+            (5200, 200, 100, 0, false),
+            (5400, 400, 100, 0, false),
+            (5500, 100, 100, 0, false),
+            (6000, 300, 100, 0, false),
+            // It is not a few requests that are too many.
+            (6500, 500, 31, 0, false),
+            (7000, 500, 100, 0, false),
+            (7300, 300, 100, 0, true),
+            (7400, 130, 100, 5, true),
+            (8000, 130, 100, 5, true),
+            (8500, 100, 100, 0, true),
+            (8990, 20, 100, 0, true),
+            (9010, 20, 100, 0, false),
+            (9400, 400, 100, 0, false),
         ] {
-            level = level.after(Duration::from_millis(millis));
-            assert_eq!(level, expected, "{millis}");
+            shedding = shedding.after(Measure { begun, refused, ..measure(start, at, delay) }, MAX);
+            assert_eq!(shedding.last.is_some(), expected, "at {at}: {shedding:?}");
+        }
+    }
+
+    #[test]
+    fn connections_are_accepted_one_by_one_beyond_a_limit_and_it_does_not_flap() {
+        let mut gate = Gate::OPEN;
+        for (delay, narrow) in
+            [(10, false), (150, false), (151, true), (100, true), (76, true), (75, false), (140, false)]
+        {
+            gate = gate.after(Duration::from_millis(delay), LATE, false);
+            assert_eq!(gate.narrow, narrow, "{delay}");
+        }
+        assert_eq!(gate.calm, 2);
+        (0..100).for_each(|_| gate = gate.after(Duration::ZERO, LATE, false));
+        assert_eq!(gate, Gate::OPEN);
+        assert!(gate.after(Duration::ZERO, LATE, true).narrow);
+    }
+
+    #[test]
+    fn handshakes_are_held_back_before_connections_whose_requests_can_be_refused() {
+        let start = Instant::now();
+        for (max_delay, delay, plain, tls) in [
+            (Some(MAX), 140, false, false),
+            (Some(MAX), 200, false, true),
+            (Some(MAX), 900, false, true),
+            (Some(MAX), 1100, true, true),
+            (None, 140, false, false),
+            (None, 200, true, true),
+        ] {
+            let overload = Overload::new(10, max_delay);
+            overload.see(measure(start, 0, delay));
+            let narrow = |opening| overload.gate(opening).get().narrow;
+            assert_eq!((narrow(Opening::Plain), narrow(Opening::Tls)), (plain, tls), "{max_delay:?} {delay}");
         }
     }
 
     #[test]
     fn requests_beyond_what_may_be_under_way_are_refused() {
-        let overload = Overload::new(2);
+        let (overload, now) = (Overload::new(2, Some(MAX)), Instant::now());
         (0..2).for_each(|_| overload.begin());
-        assert_eq!(overload.refuses(), None);
+        assert_eq!(overload.refuses(now), None);
         overload.begin();
-        assert_eq!(overload.refuses(), Some(Refusal::TooMany));
+        assert_eq!(overload.refuses(now), Some(Refusal::Busy));
         overload.end();
-        assert_eq!(overload.refuses(), None);
+        assert_eq!(overload.refuses(now), None);
     }
 
     #[test]
-    fn the_more_is_refused_the_later_it_is_but_at_most_half() {
-        let refused = |lag: u64| {
-            let overload = Overload::new(10);
-            (0..2).for_each(|_| overload.see(Duration::from_millis(lag)));
-            (0..10_000).filter(|_| overload.refuses() == Some(Refusal::TooLate)).count()
-        };
-        fastrand::seed(7);
-        for (lag, expected) in [(400, 0..1), (510, 2300..2700), (1000, 3500..4000), (60_000, 4700..5100)] {
-            let refused = refused(lag);
-            assert!(expected.contains(&refused), "{lag}: {refused}");
+    fn where_refusing_takes_more_than_half_of_the_time_clients_are_sent_away() {
+        let start = Instant::now();
+        let mut shedding = Shedding::default();
+        // 1000 requests a second, as long as all are served.
+        for (at, delay, begun, refused, crowded) in [
+            (0, 480, 500, 0, false),
+            (500, 480, 500, 0, false),
+            (700, 180, 400, 250, false),
+            (900, 180, 1000, 920, true),
+            (1100, 180, 300, 150, false),
+            (1300, 180, 10, 0, false),
+        ] {
+            shedding = shedding.after(Measure { begun, refused, ..measure(start, at, delay) }, MAX);
+            assert_eq!(shedding.crowded, crowded, "at {at}: {shedding:?}");
         }
+        assert_eq!(shedding.capacity, 1000);
+    }
+
+    #[test]
+    fn without_a_limit_no_request_is_refused_for_having_waited() {
+        let start = Instant::now();
+        let refused = |max_delay| {
+            let overload = Overload::new(10, max_delay);
+            (0..5).for_each(|number| overload.see(measure(start, number * 600, 600)));
+            overload.shedding.get().last.is_some()
+        };
+        assert!(refused(Some(MAX)));
+        assert!(!refused(None));
     }
 }

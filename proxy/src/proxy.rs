@@ -31,6 +31,8 @@ pub struct Settings {
     pub listener_overrides: BTreeMap<String, SocketAddr>,
     /// Requests that one worker may have under way; what is beyond is refused.
     pub max_requests: u32,
+    /// How long requests may wait for their turn before some are refused; `None`: any time.
+    pub max_queue_delay: Option<Duration>,
     /// Where access log lines go; `None`: there is no access log.
     pub access_log: Option<access_log::Sender>,
     /// Client connections at once; beyond, no more are accepted until others end.
@@ -109,6 +111,7 @@ impl Proxy {
             epoch: Instant::now(),
             log: settings.access_log,
             max_requests: settings.max_requests,
+            max_queue_delay: settings.max_queue_delay,
             connections_wanted: (0..settings.workers).map(|_| Notify::new()).collect(),
             max_connections: settings.max_connections,
         });

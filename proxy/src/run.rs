@@ -84,6 +84,7 @@ async fn serve(args: Args, workers: usize) -> Result<()> {
         workers,
         listener_overrides: args.listener_overrides(),
         max_requests: args.max_requests.get(),
+        max_queue_delay: args.max_queue_delay.0,
         access_log: log_sender,
         max_connections,
         zone: args.zone().map(str::to_owned),

@@ -20,7 +20,7 @@ use crate::deadlines::Deadlines;
 use crate::http::connection::{self, Downstream};
 use crate::http::identify::Identifier;
 use crate::listener;
-use crate::overload::Overload;
+use crate::overload::{Opening, Overload};
 use crate::telemetry::WorkerStats;
 use crate::telemetry::access_log::{self, Log};
 use crate::upstream::Pool;
@@ -36,6 +36,8 @@ pub struct Shared {
     pub log: Option<access_log::Sender>,
     /// Requests that one worker may have under way.
     pub max_requests: u32,
+    /// How long requests may wait for their turn before some are refused; `None`: any time.
+    pub max_queue_delay: Option<Duration>,
     /// One for each worker: it is asked to give up idle connections that others wait for.
     pub connections_wanted: Arc<[Notify]>,
     /// Client connections at once, over all workers.
@@ -110,6 +112,9 @@ const MIN_RELIEF: usize = 32;
 const MAX_BUFFERS: usize = 512;
 const MAX_BUFFER: usize = 16 << 10;
 
+/// Connections that are accepted before others have their turn.
+const MAX_ACCEPTED: u32 = 512;
+
 /// After `accept` failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -136,7 +141,7 @@ impl Worker {
             log: shared.log.clone().map(Log::new),
             scratch: RefCell::default(),
             mirrors: Cell::new(0),
-            overload: Overload::new(shared.max_requests),
+            overload: Overload::new(shared.max_requests, shared.max_queue_delay),
             buffers: RefCell::default(),
             connections: RefCell::default(),
             active: RefCell::new(Cache::new(Arc::clone(&shared.active))),
@@ -192,7 +197,10 @@ impl Worker {
                         let (stop, stopped) = oneshot::channel();
                         accepting.push((socket, stop));
                         let socket = Socket { number: socket, settings };
-                        tokio::task::spawn_local(Rc::clone(&self).accept(socket, listener, stopped));
+                        // It yields by itself: the runtime would have it do so after 128 connections, and what waits for
+                        // the next round is not refused before.
+                        let accept = Rc::clone(&self).accept(socket, listener, stopped);
+                        tokio::task::spawn_local(tokio::task::unconstrained(accept));
                     }
                     Err(error) => warn!(%error, "cannot listen"),
                 },
@@ -243,9 +251,11 @@ impl Worker {
         mut stopped: oneshot::Receiver<oneshot::Sender<()>>,
     ) {
         let mut few_waiting = false;
+        let mut accepted_in_a_row = 0;
         let closed = loop {
             let full = self.is_full();
-            if self.overload.wants_few_waiting() != few_waiting {
+            let opening = if socket.settings.tls.is_some() { Opening::Tls } else { Opening::Plain };
+            if self.overload.wants_few_waiting(opening) != few_waiting {
                 few_waiting = !few_waiting;
                 listener::set_backlog(&listener, few_waiting);
             }
@@ -254,10 +264,17 @@ impl Worker {
                 closed = &mut stopped => break closed.ok(),
                 () = self.relieve(), if full => {}
                 accepted = async {
-                    self.overload.may_accept().await;
+                    if accepted_in_a_row == MAX_ACCEPTED {
+                        accepted_in_a_row = 0;
+                        tokio::task::yield_now().await;
+                    }
+                    self.overload.may_accept(opening).await;
                     listener.accept().await
                 }, if !full => match accepted {
-                    Ok((stream, peer)) => self.begin(stream, peer, &mut socket),
+                    Ok((stream, peer)) => {
+                        accepted_in_a_row += 1;
+                        self.begin(stream, peer, &mut socket);
+                    }
                     Err(error) if is_of_one_connection(&error) => {}
                     Err(error) => {
                         warn!(%error, "cannot accept");

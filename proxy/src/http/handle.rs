@@ -23,7 +23,7 @@ use super::problem::{self, Failure};
 use super::rewrite;
 use super::switch::{self, Switch};
 use super::tunnel::Tunnel;
-use crate::active::{Active, Chain, CompiledRoute};
+use crate::active::{Active, Chain, CompiledRoute, TypeSet};
 use crate::overload::Refusal;
 use crate::telemetry::Flag;
 use crate::upstream::{AnswerBody, Switched};
@@ -62,10 +62,10 @@ pub async fn handle(
     let serving = Rc::clone(&exchange.serving);
     let mut left = None;
     let overload = &exchange.downstream.worker.overload;
-    let answer = match overload.refuses() {
+    let answer = match overload.refuses(exchange.started) {
         None => decide(&mut exchange, &serving, head, (&mut client, &mut body), &mut left).await,
         Some(refusal) => {
-            if refusal == Refusal::TooLate {
+            if refusal == Refusal::Crowded {
                 exchange.downstream.end_after_this();
             }
             exchange.is_grpc = head::is_grpc(&head.headers);

@@ -99,6 +99,7 @@ impl Harness {
             workers: 2,
             listener_overrides,
             max_requests: 1000,
+            max_queue_delay: Some(Duration::from_millis(250)),
             max_connections: u64::MAX,
             inherited: Vec::new(),
             hands_over: false,

@@ -17,6 +17,7 @@ mod http1;
 mod http2_targets;
 mod limits;
 mod memory;
+mod overload;
 mod pairings;
 mod process;
 mod resilience;

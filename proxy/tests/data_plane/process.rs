@@ -43,6 +43,15 @@ impl Process {
         process
     }
 
+    /// Where it tells of itself.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The same, with at most so many open files.
     async fn limited(document: &str, files: u64) -> Self {
         let mut command = Command::new("prlimit");

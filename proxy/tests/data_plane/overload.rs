@@ -1,0 +1,213 @@
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::process::Command;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::harness::{Client, block_on_alone};
+use crate::process::Process;
+
+/// A route that takes the proxy milliseconds: each of its plugins reads the body, changes and writes it.
+fn costly() -> String {
+    let names: Vec<_> = (0..32).map(|number| format!("p{number}")).collect();
+    let plugins: Vec<_> = names
+        .iter()
+        .map(|name| {
+            format!(
+                "{{name: {name}, type: request-transform, config: {{append: {{body: {{seen: {name}}}}}}}}}"
+            )
+        })
+        .collect();
+    format!(
+        "plugins: [{}]\nroutes: [{{name: r, plugins: [{}], respond: {{body: done}}}}]",
+        plugins.join(", "),
+        names.join(", ")
+    )
+}
+
+async fn start(max_queue_delay: &str) -> Process {
+    Process::start(&costly(), &["--workers", "1", "--max-queue-delay", max_queue_delay]).await
+}
+
+fn request() -> Rc<[u8]> {
+    let members: Vec<_> = (0..150).map(|number| format!("\"m{number:06}\": 1.5")).collect();
+    let body = format!("{{{}}}", members.join(","));
+    let head = "POST / HTTP/1.1\r\nhost: test.example\r\ncontent-type: application/json\r\n";
+    format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes().into()
+}
+
+/// What became of requests.
+#[derive(Default)]
+struct Seen {
+    /// All of them.
+    sent: Cell<usize>,
+    /// From when each was due.
+    answered: RefCell<Vec<Duration>>,
+    refused: RefCell<Vec<Duration>>,
+    /// Connections that are free.
+    idle: RefCell<Vec<TcpStream>>,
+}
+
+/// A proxy takes a moment to notice that there is too much to do: what came before has waited for long.
+const NOTICED: Duration = Duration::from_millis(1500);
+
+impl Seen {
+    /// How many were answered so soon that their users were still there.
+    fn in_time(&self) -> usize {
+        self.answered.borrow().iter().filter(|took| **took < Duration::from_secs(1)).count()
+    }
+}
+
+fn p99(times: &RefCell<Vec<Duration>>) -> Duration {
+    let mut times = times.borrow().clone();
+    times.sort_unstable();
+    let index = (times.len() * 99 / 100).min(times.len().saturating_sub(1));
+    times.get(index).copied().unwrap_or_default()
+}
+
+/// Sends a request; the head of its answer.
+async fn ask(stream: &mut TcpStream, request: &[u8]) -> Option<String> {
+    stream.write_all(request).await.ok()?;
+    let mut answer = Vec::new();
+    loop {
+        stream.read_buf(&mut answer).await.ok().filter(|read| *read > 0)?;
+        let text = String::from_utf8_lossy(&answer);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        if body.len() >= length.parse().unwrap() {
+            return Some(head.to_owned());
+        }
+    }
+}
+
+/// How many requests a second are answered to clients that ask again and again.
+async fn capacity(address: SocketAddr) -> f64 {
+    const TIME: Duration = Duration::from_millis(1500);
+    let (request, end) = (request(), Instant::now() + TIME);
+    let mut clients = JoinSet::new();
+    for _ in 0..4 {
+        let request = Rc::clone(&request);
+        clients.spawn_local(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let mut count = 0;
+            while Instant::now() < end {
+                assert!(ask(&mut stream, &request).await.unwrap().starts_with("HTTP/1.1 200"));
+                count += 1;
+            }
+            count
+        });
+    }
+    f64::from(clients.join_all().await.into_iter().sum::<i32>()) / TIME.as_secs_f64()
+}
+
+/// Sends `rate` requests a second for `time`, whether answers come or not, each over a connection that is free or a new one; then
+/// waits another `patience` for answers. Tells of those that were due after `since`.
+async fn offer(
+    address: SocketAddr,
+    rate: f64,
+    time: Duration,
+    patience: Duration,
+    since: Duration,
+) -> Rc<Seen> {
+    let (seen, request, began) = (Rc::<Seen>::default(), request(), Instant::now());
+    let mut clients = JoinSet::new();
+    while began.elapsed() < time {
+        let due = (began.elapsed().as_secs_f64() * rate) as usize;
+        for number in seen.sent.replace(due)..due {
+            let at = began + Duration::from_secs_f64(number as f64 / rate);
+            let (seen, request) = (Rc::clone(&seen), Rc::clone(&request));
+            clients.spawn_local(async move {
+                let idle = seen.idle.borrow_mut().pop();
+                let mut stream = match idle {
+                    Some(stream) => stream,
+                    None => TcpStream::connect(address).await.unwrap(),
+                };
+                let Some(head) = ask(&mut stream, &request).await else { return };
+                let head = head.to_ascii_lowercase();
+                let is_answered = head.starts_with("http/1.1 200");
+                let is_refused = head.starts_with("http/1.1 503") && head.contains("retry-after: 1");
+                assert!(is_answered || is_refused, "{head}");
+                if at - began >= since {
+                    let seen = if is_answered { &seen.answered } else { &seen.refused };
+                    seen.borrow_mut().push(at.elapsed());
+                }
+                if !head.contains("connection: close") {
+                    seen.idle.borrow_mut().push(stream);
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let _ = tokio::time::timeout(patience, async { while clients.join_next().await.is_some() {} }).await;
+    seen
+}
+
+#[test]
+fn beyond_what_it_can_do_it_refuses_at_once_and_answers_the_rest_in_bounded_time() {
+    block_on_alone(LocalSet::new().run_until(async {
+        let (sheds, waits) = (start("250ms").await, start("0s").await);
+        let mut rate = capacity(sheds.address).await * 2.5;
+        // Both at the same time, so that whatever else the machine does, it does to both. Where the rate turns out not to be too
+        // much it is raised.
+        let (shed, waited) = loop {
+            let (time, patience) = (Duration::from_secs(5), Duration::from_secs(5));
+            let (shed, waited) = tokio::join!(
+                offer(sheds.address, rate, time, patience, NOTICED),
+                offer(waits.address, rate, time, patience, NOTICED)
+            );
+            if p99(&waited.answered) > Duration::from_secs(2) {
+                break (shed, waited);
+            }
+            rate *= 2.0;
+        };
+        let told = format!(
+            "{rate:.0}/s; {} answered ({} in time) p99 {:?}, {} refused p99 {:?}; without shedding {} ({} in time) p99 {:?}",
+            shed.answered.borrow().len(),
+            shed.in_time(),
+            p99(&shed.answered),
+            shed.refused.borrow().len(),
+            p99(&shed.refused),
+            waited.answered.borrow().len(),
+            waited.in_time(),
+            p99(&waited.answered),
+        );
+        assert!(waited.refused.borrow().is_empty(), "{told}");
+        assert!(!shed.refused.borrow().is_empty(), "{told}");
+        // Where the machine is so busy that the load comes late itself, that adds to both.
+        let bound = p99(&waited.answered) * 7 / 10;
+        assert!(p99(&shed.answered) < bound, "{told}");
+        assert!(p99(&shed.refused) < bound, "{told}");
+        assert!(shed.in_time() * 3 > waited.in_time(), "{told}");
+        let metrics = Client::connect(sheds.admin()).await.get("/metrics").await;
+        let counted = metrics.text().lines().any(|line| {
+            line.starts_with("signalbox_requests_total") && line.contains("flags=\"OM\"")
+        });
+        assert!(counted, "{}", metrics.text());
+    }));
+}
+
+#[test]
+fn a_pause_of_the_process_at_moderate_load_refuses_hardly_anybody() {
+    block_on_alone(LocalSet::new().run_until(async {
+        let process = start("250ms").await;
+        let rate = capacity(process.address).await * 0.15;
+        let time = Duration::from_secs(3);
+        let (seen, ()) = tokio::join!(offer(process.address, rate, time, time * 4, Duration::ZERO), async {
+            let kill = |signal: &str| {
+                let id = process.id().to_string();
+                assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+            };
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            kill("-STOP");
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            kill("-CONT");
+        });
+        let (sent, refused) = (seen.sent.get(), seen.refused.borrow().len());
+        assert!(refused * 20 <= sent, "{refused} of {sent} were refused");
+        assert_eq!(seen.answered.borrow().len() + refused, sent, "all have been answered");
+    }));
+}
