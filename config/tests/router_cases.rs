@@ -8,7 +8,7 @@ use common::route;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
 use signalbox_config::RouteIndex;
-use signalbox_config::router::{Explanation, LostBy, RequestParts, Slash};
+use signalbox_config::router::{Explanation, LostBy, Preflight, RequestParts, Slash};
 
 /// `METHOD http://host/path?query [name: value]…`, on the listener `http`.
 struct Request {
@@ -752,4 +752,81 @@ fn explain_lists_the_best_hundred_and_says_that_there_are_more() {
     assert!(explanation.truncated);
     assert!(!explain(&routes[..101], "http://h/").truncated);
     assert_eq!(explain(&[], "http://h/"), Explanation { winner: None, losers: vec![], truncated: false });
+}
+
+#[test]
+fn a_preflight_finds_the_route_of_the_request_that_it_asks_about() {
+    let methods = |fields: Value, methods: &[&str]| {
+        let mut fields = fields;
+        fields["match"]["methods"] = json!(methods);
+        fields
+    };
+    let versioned = json!({"match": {
+        "paths": paths(&[("prefix", "/api")]), "methods": ["PUT"], "headers": [{"name": "x-version", "exact": "2"}],
+    }});
+    let routes = [
+        ("all-cors", json!({})),
+        ("post-cors", methods(path("prefix", "/api"), &["POST"])),
+        ("delete", methods(path("prefix", "/api"), &["DELETE"])),
+        ("put-cors", versioned),
+        ("own", methods(path("prefix", "/own"), &["OPTIONS"])),
+        ("own-post-cors", methods(path("prefix", "/own"), &["POST"])),
+        ("any", path("prefix", "/any")),
+        ("any-post-cors", methods(path("prefix", "/any"), &["POST"])),
+        ("patch-cors", methods(json!({"match": {"hosts": ["p"]}}), &["PATCH"])),
+    ];
+    let index = index_of(&routes);
+    let without_all = index_of(&routes[1..]);
+    for (index, request, expected) in [
+        // Not the route that takes any method: it would not get the request.
+        (&index, "http://h/api/x [access-control-request-method: POST]", "post-cors !"),
+        // One that would not answer is not asked.
+        (&index, "http://h/api/x [access-control-request-method: DELETE]", "all-cors"),
+        (&without_all, "http://h/api/x [access-control-request-method: DELETE]", "-"),
+        (&index, "http://h/api/x [access-control-request-method: GET]", "all-cors"),
+        // A header that is announced may have the value that is asked for.
+        (
+            &index,
+            "http://h/api/x [access-control-request-method: PUT] [access-control-request-headers: a,X-Version]",
+            "put-cors !",
+        ),
+        (
+            &index,
+            "http://h/api/x [access-control-request-method: PUT] [access-control-request-headers: x]",
+            "all-cors",
+        ),
+        // Who names OPTIONS means it.
+        (&index, "http://h/own [access-control-request-method: POST]", "own"),
+        (&index, "http://h/any [access-control-request-method: POST]", "any-post-cors !"),
+        (&index, "http://h/any [access-control-request-method: GET]", "any"),
+        (&without_all, "http://p/ [access-control-request-method: PATCH]", "patch-cors !"),
+        (&without_all, "http://p/ [access-control-request-method: PUT]", "-"),
+        (&index, "http://h/ [access-control-request-method: a b]", "all-cors"),
+    ] {
+        let request = Request::of(&format!("OPTIONS {request} [origin: https://a.example]"));
+        let preflight = Preflight::of(&request.method, &request.headers).expect("a preflight");
+        let found = index.find_preflight(&request.parts(), &preflight, |name| name.ends_with("cors"));
+        let found = match found {
+            None => "-".to_owned(),
+            Some(found) => format!("{}{}", found.value, if found.is_preflight_only { " !" } else { "" }),
+        };
+        assert_eq!(found, expected, "{} {:?}", request.path, request.headers);
+        let explanation =
+            index.explain_preflight(&request.parts(), &preflight, &|_| true, |name| name.ends_with("cors"));
+        let winner = explanation.winner.map_or("-".to_owned(), |winner| winner.route);
+        assert_eq!(winner, found.trim_end_matches(" !"), "{} {:?}", request.path, request.headers);
+    }
+}
+
+#[test]
+fn a_preflight_is_an_options_request_with_an_origin_and_a_method() {
+    for (text, expected) in [
+        ("OPTIONS http://h/ [origin: a] [access-control-request-method: PUT]", true),
+        ("OPTIONS http://h/ [origin: a]", false),
+        ("OPTIONS http://h/ [access-control-request-method: PUT]", false),
+        ("PUT http://h/ [origin: a] [access-control-request-method: PUT]", false),
+    ] {
+        let request = Request::of(text);
+        assert_eq!(Preflight::of(&request.method, &request.headers).is_some(), expected, "{text}");
+    }
 }

@@ -1233,6 +1233,42 @@ async fn explain_names_the_winner_the_losers_and_the_chain() {
 }
 
 #[tokio::test]
+async fn explain_says_which_plugin_answers_a_preflight() {
+    let admin = Admin::start().await;
+    let document = json!({
+        "plugins": [
+            {"name": "everywhere", "type": "cors", "config": {}},
+            {"name": "own", "type": "cors", "config": {"origins": ["https://b.example"]}},
+            {"name": "off", "type": "cors", "enabled": false, "config": {}},
+        ],
+        "routes": [
+            {"name": "all", "match": {"paths": [{"prefix": "/a"}]}, "respond": {"body": "x"}},
+            {"name": "post", "match": {"paths": [{"prefix": "/a"}], "methods": ["POST"]}, "plugins": ["own"], "respond": {"body": "x"}},
+            {"name": "put", "match": {"paths": [{"prefix": "/a"}], "methods": ["PUT"]}, "plugins": ["off"], "respond": {"body": "x"}},
+        ],
+    });
+    expect(&admin.post("/apply", document).await, 200);
+    let explain = async |path: &str, asked: &str| {
+        let headers = json!({"origin": "https://b.example", "access-control-request-method": asked});
+        let question = json!({"method": "OPTIONS", "url": format!("http://h{path}"), "headers": headers});
+        let answer = admin.post("/explain", question).await;
+        expect(&answer, 200);
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        (text(&answer.body["winner"]["route"]), text(&answer.body["preflight_answered_by"]))
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(explain("/a", "POST").await, (some("post"), some("own")));
+    assert_eq!(explain("/a", "GET").await, (some("all"), None));
+    assert_eq!(explain("/a", "PUT").await, (some("all"), None));
+    assert_eq!(explain("/b", "PUT").await, (None, None));
+    let global = json!({"plugins": [{"name": "everywhere", "type": "cors", "global": true, "config": {}}]});
+    expect(&admin.post("/apply", global).await, 200);
+    assert_eq!(explain("/b", "PUT").await, (None, some("everywhere")));
+    assert_eq!(explain("/a", "PUT").await, (some("put"), some("everywhere")));
+    assert_eq!(explain("/a", "POST").await, (some("post"), some("own")));
+}
+
+#[tokio::test]
 async fn plugin_types_have_schemas() {
     let admin = Admin::start().await;
     let types = admin.get("/plugin-types").await;

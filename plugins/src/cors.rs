@@ -6,6 +6,15 @@
 //! those are allowed that the browser asks for. All other requests go on, and their answers carry the headers by which
 //! the browser lets the page see them, errors that the proxy makes included.
 //!
+//! A preflight belongs to the route that would take the request it asks about, by the method in
+//! `Access-Control-Request-Method`; a route for `POST` alone needs no `OPTIONS` among its methods. Header conditions of a
+//! route count as met where `Access-Control-Request-Headers` names the header. A route that does name `OPTIONS` goes
+//! first, and a route without this plugin takes only the preflights that its methods allow.
+//!
+//! With `global: true` answers to requests that no route takes carry the headers too, as do those to requests that are
+//! refused before any plugin runs, such as a body that is too large (413) or too much load (503); and preflights that no route takes
+//! are answered `204`. An answer to what cannot be read as a request has none of these headers: there is no `Origin` to go by.
+//!
 //! `origins` are exact (`https://app.example.com`), have a wildcard for subdomains or for the port
 //! (`https://*.example.com`, `http://localhost:*`), are regular expressions behind a `~` (`~https://(a|b)\.example\.com`)
 //! that must match the whole origin, or are `*` for any. A request of another origin is not refused, for it is the browser
@@ -19,16 +28,17 @@ use foldhash::{HashSet, HashSetExt as _};
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+    ACCESS_CONTROL_REQUEST_HEADERS, ORIGIN, VARY,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request};
 use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use signalbox_config::router::Preflight;
 use signalbox_config::{Errors, FieldError, HumanDuration};
 
 use crate::context::Context;
-use crate::plugin::{Flow, Phase, Plugin, PluginRequest, PluginResponse, Reply};
+use crate::plugin::{Exchange, Flow, Phase, Plugin, PluginRequest, PluginResponse, Reply};
 use crate::registry::Definition;
 
 /// Which pages may call, and what they may send and see.
@@ -83,11 +93,55 @@ pub(crate) struct Cors {
 
 impl Plugin for Cors {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
-        let headers = &request.head.headers;
-        let exchange = &mut *request.exchange;
-        let asked_method = headers.get(ACCESS_CONTROL_REQUEST_METHOD);
-        let is_preflight =
-            request.head.method == Method::OPTIONS && headers.contains_key(ORIGIN) && asked_method.is_some();
+        match self.leave_headers(request.head, request.exchange) {
+            Some(reply) => reply.into(),
+            None => Flow::Continue,
+        }
+    }
+
+    fn wants_response(&self) -> bool {
+        true
+    }
+
+    fn on_response(&self, response: &mut PluginResponse<'_>) {
+        for name in &OF_UPSTREAM {
+            response.head.headers.remove(name);
+        }
+    }
+
+    fn wants_local_reply(&self) -> bool {
+        true
+    }
+
+    fn on_local_reply(&self, head: &request::Parts, exchange: &mut Exchange) -> Option<Reply> {
+        self.leave_headers(head, exchange)
+    }
+}
+
+impl Definition for Cors {
+    const NAME: &'static str = "cors";
+    const DESCRIPTION: &'static str = "Lets pages of other origins call an API from the browser.";
+    const ORDER: i32 = 2000;
+    const PHASES: &'static [Phase] = &[Phase::RequestHeaders, Phase::ResponseHeaders];
+    const ANSWERS_PREFLIGHTS: bool = true;
+    type Config = Config;
+
+    fn check(config: &Config, errors: &mut Errors) {
+        parse(config, errors);
+    }
+
+    fn build(config: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
+        let mut errors = Errors::default();
+        let built = parse(&config, &mut errors);
+        errors.finish(built)
+    }
+}
+
+impl Cors {
+    /// Leaves what the answer is to carry. `Some`: the request is a preflight, and this is the answer.
+    fn leave_headers(&self, head: &request::Parts, exchange: &mut Exchange) -> Option<Reply> {
+        let headers = &head.headers;
+        let is_preflight = Preflight::of(&head.method, headers).is_some();
         let allowed = match (&self.origins, headers.get(ORIGIN)) {
             // Said to everybody, pages or not, so that one cached answer serves all.
             (Origins::Any, _) => Some(ANY),
@@ -116,39 +170,9 @@ impl Plugin for Cors {
                 (false, None) => {}
             }
         }
-        if is_preflight { Reply::Response(no_content()).into() } else { Flow::Continue }
+        is_preflight.then(|| Reply::Response(no_content()))
     }
 
-    fn wants_response(&self) -> bool {
-        true
-    }
-
-    fn on_response(&self, response: &mut PluginResponse<'_>) {
-        for name in &OF_UPSTREAM {
-            response.head.headers.remove(name);
-        }
-    }
-}
-
-impl Definition for Cors {
-    const NAME: &'static str = "cors";
-    const DESCRIPTION: &'static str = "Lets pages of other origins call an API from the browser.";
-    const ORDER: i32 = 2000;
-    const PHASES: &'static [Phase] = &[Phase::RequestHeaders, Phase::ResponseHeaders];
-    type Config = Config;
-
-    fn check(config: &Config, errors: &mut Errors) {
-        parse(config, errors);
-    }
-
-    fn build(config: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
-        let mut errors = Errors::default();
-        let built = parse(&config, &mut errors);
-        errors.finish(built)
-    }
-}
-
-impl Cors {
     /// What an answer to a preflight request allows beyond the origin.
     fn preflight_headers(&self, asked: &HeaderMap) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
         let headers = self.headers.as_ref().or_else(|| asked.get(ACCESS_CONTROL_REQUEST_HEADERS));
@@ -326,7 +350,6 @@ fn is_origin(origin: &str) -> bool {
         Some(parent) => (parent, 1 + usize::from(port == Some("*"))),
         None => (host, usize::from(port == Some("*"))),
     };
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     let is_ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|address| {
         address.parse::<std::net::Ipv6Addr>().is_ok()
     });
@@ -467,6 +490,24 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_is_made_before_its_turn_carries_the_same_headers() {
+        let plugin = build("cors", json!({"origins": ["https://a.example"], "exposed_headers": ["X-C"]}));
+        assert!(plugin.wants_local_reply());
+        let mut simple = Client::new("GET", "/").header("origin", "https://a.example");
+        assert!(plugin.on_local_reply(&simple.head, &mut simple.exchange).is_none());
+        assert_eq!(
+            texts(&simple.answer_headers(&[])),
+            ["access-control-allow-origin: https://a.example", "access-control-expose-headers: X-C", "vary: Origin"]
+        );
+        let mut preflight = preflight("https://a.example");
+        let Some(Reply::Response(answer)) = plugin.on_local_reply(&preflight.head, &mut preflight.exchange) else {
+            panic!("a preflight is answered")
+        };
+        assert_eq!(answer.status(), 204);
+        assert_eq!(preflight.answer_headers(&[])["access-control-allow-origin"], "https://a.example");
+    }
+
+    #[test]
     fn vary_is_added_beside_the_upstreams() {
         let mut client = Client::new("GET", "/");
         assert!(client.meets(&*build("cors", json!({"origins": ["https://a.example"]}))).is_none());
@@ -512,6 +553,10 @@ mod tests {
                     "https://evil/.a.example",
                     "https://evil:1.a.example",
                     "https://evil#.a.example",
+                    "https://user@x.a.example",
+                    "https://..a.example",
+                    "https://x..a.example",
+                    "https://.x.a.example",
                     "http://x.a.example",
                 ],
             ),

@@ -18,7 +18,8 @@ use crate::consumers::{Consumers, Identity};
 /// The proxy calls them in this order: `on_request` of every plugin in the chain, the highest order first; then, when
 /// at least one wants the body, the body is read whole, and `on_request_body` of those plugins is called in the same
 /// order; then, once there is an answer, `on_response` in reverse. The first plugin that answers ends the request's
-/// way: plugins behind it see neither the request nor its body.
+/// way: plugins behind it see neither the request nor its body. Only `on_local_reply` is called for those whose turn
+/// never came.
 pub trait Plugin: Send + Sync + 'static {
     /// Sees the head of a request before it is sent on.
     ///
@@ -60,6 +61,21 @@ pub trait Plugin: Send + Sync + 'static {
     /// It is not called for answers that the proxy or a plugin made. What belongs on those too is left in
     /// [`PluginRequest::exchange`] by `on_request`, and is written after this hook, so that it wins.
     fn on_response(&self, _response: &mut PluginResponse<'_>) {}
+
+    /// Whether [`Plugin::on_local_reply`] is to be called. It is asked once, when a chain is built.
+    fn wants_local_reply(&self) -> bool {
+        false
+    }
+
+    /// Sees the head of a request that is answered by the proxy, or by a plugin before this one, before `on_request` of this
+    /// plugin was called: the request is refused for its head, its size or too much load, it is redirected to another form of
+    /// its path, or no route takes it. What it leaves in `exchange` is written to that answer.
+    ///
+    /// Where no route takes the request, only global plugins are called, and an answer that one of them returns is sent in the
+    /// place of the 404. Otherwise what it returns is dropped.
+    fn on_local_reply(&self, _head: &request::Parts, _exchange: &mut Exchange) -> Option<Reply> {
+        None
+    }
 }
 
 /// When a plugin is called.

@@ -21,6 +21,9 @@ pub trait Definition: Plugin + Sized {
     const ORDER: i32;
     /// The phases it can take part in.
     const PHASES: &'static [Phase];
+    /// Whether it answers every CORS preflight request that it sees. A route with such a plugin takes the preflights of the
+    /// requests that it takes.
+    const ANSWERS_PREFLIGHTS: bool = false;
 
     /// Its configuration: serde reads it, `schemars` describes it, with `deny_unknown_fields`.
     type Config: DeserializeOwned + JsonSchema;
@@ -47,6 +50,8 @@ pub struct PluginType {
     pub default_order: i32,
     /// The phases it can take part in.
     pub phases: &'static [Phase],
+    /// Whether it answers every CORS preflight request that it sees.
+    pub answers_preflights: bool,
     schema: LazyLock<Schema>,
     check: fn(&Self, &Value) -> Vec<FieldError>,
     references: fn(&Value) -> Vec<(ResourceKey, String)>,
@@ -63,6 +68,7 @@ impl PluginType {
             description: D::DESCRIPTION,
             default_order: D::ORDER,
             phases: D::PHASES,
+            answers_preflights: D::ANSWERS_PREFLIGHTS,
             schema: LazyLock::new(schema_of::<D::Config>),
             check: |this, config| check::<D>(this.schema(), config),
             references: |config| {

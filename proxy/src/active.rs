@@ -87,6 +87,10 @@ pub struct Chain {
     pub types: TypeSet,
     /// The smallest cap of a plugin that may want the request's body.
     pub body_cap: Option<usize>,
+    /// Whether a plugin wants to see answers that are made before its turn comes.
+    pub wants_local_reply: bool,
+    /// Whether a plugin answers CORS preflight requests.
+    pub answers_preflights: bool,
 }
 
 /// A plugin in a chain.
@@ -99,6 +103,8 @@ pub struct Step {
     /// The highest runs first; of equals the lowest name.
     pub order: i32,
     pub wants_response: bool,
+    pub wants_local_reply: bool,
+    pub answers_preflights: bool,
     pub body_cap: Option<usize>,
     pub stats: Arc<PluginStats>,
 }
@@ -112,6 +118,11 @@ impl Active {
     #[inline]
     pub fn listener(&self, socket: u16) -> Option<&Arc<ActiveListener>> {
         self.listeners.get(usize::from(socket))?.as_ref()
+    }
+
+    /// Whether a plugin of the route answers CORS preflight requests.
+    pub fn answers_preflights(&self, route: &CompiledRoute) -> bool {
+        self.chains.get(route.chain as usize).is_some_and(|chain| chain.answers_preflights)
     }
 }
 
@@ -197,7 +208,9 @@ impl Chain {
         steps.sort_by(|a, b| b.order.cmp(&a.order).then_with(|| a.name.cmp(&b.name)));
         let types = steps.iter().fold(TypeSet::default(), |types, step| types.with(step.type_set));
         let body_cap = steps.iter().filter_map(|step| step.body_cap).min();
-        Self { steps: steps.into(), types, body_cap }
+        let wants_local_reply = steps.iter().any(|step| step.wants_local_reply);
+        let answers_preflights = steps.iter().any(|step| step.answers_preflights);
+        Self { steps: steps.into(), types, body_cap, wants_local_reply, answers_preflights }
     }
 }
 

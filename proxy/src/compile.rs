@@ -609,6 +609,8 @@ fn build_plugin(
         type_set: TypeSet::of(index),
         order: spec.order,
         wants_response: plugin.wants_response(),
+        wants_local_reply: plugin.wants_local_reply(),
+        answers_preflights: plugin_type.answers_preflights,
         body_cap: plugin.request_body_cap(),
         stats: before.map_or_else(
             || Arc::new(PluginStats { name: key.name.clone(), durations: Histograms::new(services.workers) }),

@@ -1012,6 +1012,11 @@ export interface components {
             losers: components["schemas"]["Candidate"][];
             /** @description The plugins it goes through, in order; a consumer's own are known only once it is authenticated. */
             plugins: components["schemas"]["ChainStep"][];
+            /**
+             * @description The plugin that answers the request, where it is a CORS preflight: the route is then the one that takes the request which
+             *     the browser asks about. Null: it is no preflight, or no plugin answers it.
+             */
+            preflight_answered_by?: string | null;
             /** @description Why the proxy refuses the request before any plugin runs; null: it does not. */
             refused?: components["schemas"]["Refusal"] | null;
             /**

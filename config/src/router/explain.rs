@@ -122,7 +122,13 @@ impl<'i, 'r, T> Recorder<'i, 'r, T> for Record<'i, 'r, T> {
     }
 }
 
-impl<T> Record<'_, '_, T> {
+impl<'i, T> Record<'i, '_, T> {
+    /// The route that takes the request.
+    pub(super) fn winner(&self) -> Option<&'i Rule<T>> {
+        let reached = self.reached.get(self.winner?)?;
+        Some(&reached.entry.rule)
+    }
+
     pub(super) fn explain(self) -> Explanation {
         let winner = self.winner.and_then(|index| self.reached.get(index));
         let mut others: Vec<_> = self.reached.iter().collect();

@@ -2,6 +2,7 @@
 
 mod explain;
 mod map;
+mod preflight;
 mod rule;
 mod search;
 pub mod template;
@@ -19,8 +20,9 @@ use serde::{Deserialize, Serialize};
 use self::explain::Record;
 pub use self::explain::{Candidate, Explanation, LostBy};
 use self::map::{Item, Map};
+pub use self::preflight::Preflight;
 use self::rule::{Bucket, Entry, PathRegex, Pattern, Rule};
-use self::search::{HostPattern, Nothing, Recorder, Search};
+use self::search::{Best, HostPattern, Nothing, Recorder, Search};
 use self::template::Segment;
 use self::tree::Host;
 use crate::key::Name;
@@ -52,6 +54,8 @@ pub struct Found<'i, T> {
     pub prefix_len: usize,
     /// With `strict_slash`: the request's path has a slash at the end that the route's has not, or lacks it.
     pub slash: Option<Slash>,
+    /// The request is a CORS preflight, and the route does not take its method: only a plugin of the route may answer it.
+    pub is_preflight_only: bool,
 }
 
 /// What `strict_slash` wants of the path.
@@ -113,7 +117,30 @@ impl<T: Clone> RouteIndex<T> {
 
     /// The route that takes the request, by the precedence of the design.
     pub fn find(&self, request: &RequestParts<'_>) -> Option<Found<'_, T>> {
-        self.search(request, Nothing).0
+        self.search(request, None, Nothing).0.map(Best::found)
+    }
+
+    /// The route for a CORS preflight request: one that names `OPTIONS` among its methods, if it takes the request; else the
+    /// one that would take the request that the browser asks about, if `answers` says that it answers preflights; else what
+    /// [`find`](Self::find) finds.
+    pub fn find_preflight(
+        &self,
+        request: &RequestParts<'_>,
+        preflight: &Preflight<'_>,
+        answers: impl Fn(&T) -> bool,
+    ) -> Option<Found<'_, T>> {
+        let own = self.search(request, None, Nothing).0;
+        if own.as_ref().is_some_and(|own| own.rule.names_methods()) {
+            return own.map(Best::found);
+        }
+        let asked = self.search(&preflight.asked(request), Some(preflight), Nothing).0;
+        match asked.filter(|asked| answers(&asked.rule.value)) {
+            Some(asked) => {
+                let is_preflight_only = !asked.rule.takes(request.method);
+                Some(Found { is_preflight_only, ..asked.found() })
+            }
+            None => own.map(Best::found),
+        }
     }
 
     /// The same as [`find`](Self::find), and every other route that host and path led to, with the reason why not.
@@ -123,15 +150,37 @@ impl<T: Clone> RouteIndex<T> {
 
     /// The same for a fleet that has only those routes whose names `has` admits.
     pub fn explain_in(&self, request: &RequestParts<'_>, has: &dyn Fn(&Name) -> bool) -> Explanation {
-        self.search(request, Record::new(has)).1.explain()
+        self.search(request, None, Record::new(has)).1.explain()
+    }
+
+    /// The same for [`find_preflight`](Self::find_preflight). Where the request that the browser asks about decides, losers are
+    /// told why they do not take that one.
+    pub fn explain_preflight(
+        &self,
+        request: &RequestParts<'_>,
+        preflight: &Preflight<'_>,
+        has: &dyn Fn(&Name) -> bool,
+        answers: impl Fn(&T) -> bool,
+    ) -> Explanation {
+        let own = self.search(request, None, Record::new(has)).1;
+        if own.winner().is_some_and(Rule::names_methods) {
+            return own.explain();
+        }
+        let asked = preflight.asked(request);
+        let asked = self.search(&asked, Some(preflight), Record::new(has)).1;
+        match asked.winner() {
+            Some(rule) if answers(&rule.value) => asked.explain(),
+            _ => own.explain(),
+        }
     }
 
     fn search<'i, 'r, R: Recorder<'i, 'r, T>>(
         &'i self,
         request: &'r RequestParts<'r>,
+        preflight: Option<&'r Preflight<'r>>,
         recorder: R,
-    ) -> (Option<Found<'i, T>>, R) {
-        let mut search = Search::new(request, recorder);
+    ) -> (Option<Best<'i, T>>, R) {
+        let mut search = Search::new(request, preflight, recorder);
         let host = request.host.strip_suffix('.').unwrap_or(request.host);
         if host.len() <= MAX_HOST {
             if let Some(found) = self.exact.find(host) {

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method};
 use percent_encoding::percent_decode;
 use regex::Regex;
 
-use super::{RequestParts, Slash};
+use super::{Preflight, RequestParts, Slash};
 use crate::key::Name;
 use crate::route::{HeaderMatch, QueryMatch, Route, ValueMatch};
 
@@ -69,10 +69,20 @@ impl<T> Rule<T> {
         (!self.methods.is_any(), headers, query)
     }
 
-    /// Whether the request meets the conditions.
+    /// Whether it has a list of methods.
+    pub(super) fn names_methods(&self) -> bool {
+        !self.methods.is_any()
+    }
+
+    pub(super) fn takes(&self, method: &Method) -> bool {
+        self.methods.take(method)
+    }
+
+    /// Whether the request meets the conditions. Headers that a preflight announces are taken to have the value that is asked.
     pub(super) fn check<'r>(
         &self,
         request: &RequestParts<'r>,
+        preflight: Option<&Preflight<'_>>,
         query: &Query<'r>,
     ) -> Result<(), Mismatch<'_>> {
         if let Some(conditions) = &self.conditions
@@ -85,7 +95,10 @@ impl<T> Rule<T> {
             return Err(Mismatch::Method);
         }
         let Some(conditions) = &self.conditions else { return Ok(()) };
-        let header = |wanted: &&HeaderMatch| !header_matches(wanted, request.headers);
+        let header = |wanted: &&HeaderMatch| {
+            !header_matches(wanted, request.headers)
+                && !preflight.is_some_and(|preflight| preflight.announces(&wanted.name))
+        };
         if let Some(missed) = conditions.headers.iter().find(header) {
             return Err(Mismatch::Header(missed));
         }

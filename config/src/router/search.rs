@@ -2,10 +2,10 @@
 
 use smallvec::SmallVec;
 
-use super::rule::{Bucket, Entry, Mismatch, Pattern, Query};
+use super::rule::{Bucket, Entry, Mismatch, Pattern, Query, Rule};
 use super::text::Text;
 use super::tree::{Host, PathNode, TemplateNode};
-use super::{Found, RequestParts, Slash};
+use super::{Found, Preflight, RequestParts, Slash};
 
 /// Told of every entry that the walk reaches, in the order of preference among equal priorities.
 pub(super) trait Recorder<'i, 'r, T> {
@@ -45,23 +45,44 @@ pub(super) enum HostPattern<'i> {
     Any,
 }
 
+/// The best entry so far, and how it was reached.
+pub(super) struct Best<'i, T> {
+    pub(super) rule: &'i Rule<T>,
+    prefix_len: usize,
+    slash: Option<Slash>,
+}
+
+impl<'i, T> Best<'i, T> {
+    pub(super) fn found(self) -> Found<'i, T> {
+        let Self { rule, prefix_len, slash } = self;
+        Found { value: &rule.value, prefix_len, slash, is_preflight_only: false }
+    }
+}
+
 /// The state of one walk. Hosts are visited from the most to the least specific.
 pub(super) struct Search<'i, 'r, T, R> {
     request: &'r RequestParts<'r>,
+    /// The request is the one that this preflight asks about.
+    preflight: Option<&'r Preflight<'r>>,
     query: Query<'r>,
-    best: Option<(i32, Found<'i, T>)>,
+    best: Option<Best<'i, T>>,
     host: HostPattern<'i>,
     place: usize,
     pub(super) recorder: R,
 }
 
 impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
-    pub(super) fn new(request: &'r RequestParts<'r>, recorder: R) -> Self {
-        Self { request, query: Query::default(), best: None, host: HostPattern::Any, place: 0, recorder }
+    pub(super) fn new(
+        request: &'r RequestParts<'r>,
+        preflight: Option<&'r Preflight<'r>>,
+        recorder: R,
+    ) -> Self {
+        let (query, host) = (Query::default(), HostPattern::Any);
+        Self { request, preflight, query, best: None, host, place: 0, recorder }
     }
 
-    pub(super) fn finish(self) -> (Option<Found<'i, T>>, R) {
-        (self.best.map(|(_, found)| found), self.recorder)
+    pub(super) fn finish(self) -> (Option<Best<'i, T>>, R) {
+        (self.best, self.recorder)
     }
 
     /// Visits what the index has for one host pattern, from the most to the least specific kind of path.
@@ -183,7 +204,7 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
                 // The entries are sorted by priority.
                 return;
             }
-            let outcome = entry.rule.check(self.request, &self.query);
+            let outcome = entry.rule.check(self.request, self.preflight, &self.query);
             if !R::ALL && outcome.is_err() {
                 continue;
             }
@@ -197,12 +218,11 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
                 self.recorder.reached(Reached { entry, host, place, matched, slash, outcome });
             }
             let wins = match &self.best {
-                Some((priority, _)) => entry.rule.priority > *priority,
+                Some(best) => entry.rule.priority > best.rule.priority,
                 None => true,
             };
             if outcome.is_ok() && wins {
-                let found = Found { value: &entry.rule.value, prefix_len, slash };
-                self.best = Some((entry.rule.priority, found));
+                self.best = Some(Best { rule: &entry.rule, prefix_len, slash });
             }
         }
     }
@@ -210,7 +230,7 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
     /// Whether nothing of at most this priority can win any more, what is more specific having been visited first.
     fn is_beaten(&self, max_priority: impl FnOnce() -> Option<i32>) -> bool {
         match &self.best {
-            Some((priority, _)) if !R::ALL => max_priority() <= Some(*priority),
+            Some(best) if !R::ALL => max_priority() <= Some(best.rule.priority),
             _ => false,
         }
     }

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use signalbox_config::arrival::{self, Claims};
 use signalbox_config::path::BadPath;
-use signalbox_config::router::{Explanation, RequestParts};
+use signalbox_config::router::{Explanation, Preflight, RequestParts};
 use signalbox_config::{
     Action, Body, Edge, FieldError, Kind, LoadBalancing, Name, Plugin, Resource, ResourceKey, RevisionId,
     Snapshot, host, path,
 };
-use signalbox_plugins::TYPES;
+use signalbox_plugins::{PluginType, TYPES};
 
 use super::call::{Call, ok};
 use super::documents::gave_up;
@@ -83,6 +83,9 @@ struct Explained {
     action: Option<ActionKind>,
     /// The plugins it goes through, in order; a consumer's own are known only once it is authenticated.
     plugins: Vec<ChainStep>,
+    /// The plugin that answers the request, where it is a CORS preflight: the route is then the one that takes the request which
+    /// the browser asks about. Null: it is no preflight, or no plugin answers it.
+    preflight_answered_by: Option<String>,
     /// Of which one is drawn by share; empty when it is not forwarded.
     upstreams: Vec<UpstreamShare>,
 }
@@ -308,6 +311,7 @@ impl Request {
             refused: None,
             action: None,
             plugins: Vec::new(),
+            preflight_answered_by: None,
             upstreams: Vec::new(),
         };
         let refusal = |status: u16, reason: &str| Some(Refusal { status, reason: reason.to_owned() });
@@ -330,11 +334,32 @@ impl Request {
             let found = find(set, Kind::Route, name.as_str());
             found.is_some_and(|route| route.visible_to(&self.fleet))
         };
-        explained.explanation = published.routes.explain_in(&parts, &has);
+        let preflight = Preflight::of(&self.method, &self.headers);
+        explained.explanation =
+            match &preflight {
+                None => published.routes.explain_in(&parts, &has),
+                Some(preflight) => published.routes.explain_preflight(&parts, preflight, &has, |route| {
+                    match find(set, Kind::Route, route.as_str()).map(|found| found.body()) {
+                        Some(Body::Route(route)) => {
+                            preflight_step(&chain(set, &self.fleet, &route.plugins)).is_some()
+                        }
+                        _ => false,
+                    }
+                }),
+            };
         let winner = explained.explanation.winner.as_ref();
         let winner = winner.and_then(|winner| find(set, Kind::Route, &winner.route));
         let Some(Body::Route(route)) = winner.map(|resource| resource.body()) else {
-            explained.refused = refusal(404, "No route takes the request.");
+            if preflight.is_some() {
+                // Of a request that no route takes, global plugins see preflights alone.
+                explained.plugins = chain(set, &self.fleet, &[]);
+                explained.plugins.retain(answers_preflights);
+                explained.preflight_answered_by =
+                    preflight_step(&explained.plugins).map(|step| step.name.clone());
+            }
+            if explained.preflight_answered_by.is_none() {
+                explained.refused = refusal(404, "No route takes the request.");
+            }
             return Ok(explained);
         };
         if self.method == Method::CONNECT
@@ -343,6 +368,10 @@ impl Request {
             explained.refused = refusal(501, "CONNECT is not allowed here.");
         }
         explained.plugins = chain(set, &self.fleet, &route.plugins);
+        if preflight.is_some() {
+            explained.preflight_answered_by =
+                preflight_step(&explained.plugins).map(|step| step.name.clone());
+        }
         explained.action = Some(match &route.action {
             Action::Forward(forward) => {
                 let total: f64 =
@@ -417,6 +446,15 @@ fn chain(set: &Snapshot, fleet: &str, own: &[Name]) -> Vec<ChainStep> {
     }
     steps.sort_by(|a, b| b.order.cmp(&a.order).then_with(|| a.name.cmp(&b.name)));
     steps
+}
+
+/// The plugin of a chain that answers CORS preflight requests.
+fn preflight_step(chain: &[ChainStep]) -> Option<&ChainStep> {
+    chain.iter().find(|step| answers_preflights(step))
+}
+
+fn answers_preflights(step: &ChainStep) -> bool {
+    step.skipped.is_none() && PluginType::find(&step.type_name).is_some_and(|it| it.answers_preflights)
 }
 
 fn step(name: &Name, plugin: &Plugin, attached: Attachment) -> ChainStep {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request, response};
 use http_body::Body;
-use signalbox_config::router::{RequestParts, Slash};
+use signalbox_config::router::{Found, Preflight, RequestParts, Slash};
 use signalbox_config::{Action, Redirect};
 use signalbox_plugins::{Exchange as Noted, Flow, PluginRequest, PluginResponse, Reply};
 
@@ -39,10 +39,13 @@ pub(super) enum Answer {
 }
 
 /// What plugins leave for the answer. Made when there is a plugin.
+#[derive(Default)]
 struct Left<'a> {
     noted: Noted,
     /// Plugins that want to see an upstream's answer, in the order in which they ran.
     later: Steps<'a>,
+    /// The types of those that want to see every answer, and have seen this request.
+    marked: TypeSet,
 }
 
 /// Answers a request.
@@ -110,6 +113,7 @@ pub async fn handle(
                 problem::to_grpc(response);
                 exchange.note_grpc_status(response.headers());
             }
+            mark_local_reply(&exchange, &serving, head, &mut left);
             finish(response.headers_mut(), &exchange, left.as_deref_mut());
             response.status()
         }
@@ -292,14 +296,21 @@ async fn decide<'a>(
         rewrite::normalize(&mut head.uri, slashes)?;
     }
     head::name_host(head, special)?;
-    let (route, prefix_len, slash) = find(exchange, serving, head, special)?;
+    let found = match find(exchange, serving, head, special) {
+        Err(Failure::NoRoute) => return answer_unrouted(exchange, serving, head, left),
+        found => found?,
+    };
+    let Found { value: route, prefix_len, slash, is_preflight_only } = found;
     let forward = match &route.route().action {
         Action::Forward(forward) => Some(forward),
         Action::Redirect(_) | Action::Respond(_) => None,
     };
     exchange.switch = Switch::wanted(asked.as_ref(), head, special, forward)?;
     exchange.routed(route, head::grpc_timeout(&head.headers, special));
-    if let Some(slash) = slash {
+    // Browsers follow no redirect of a preflight.
+    if let Some(slash) = slash
+        && !(serving.answers_preflights(route) && Preflight::of(&head.method, &head.headers).is_some())
+    {
         return redirect_slash(slash, head);
     }
     head::to_http1(head, special);
@@ -313,11 +324,15 @@ async fn decide<'a>(
     let chain = serving.chains.get(route.chain as usize);
     if let Some(chain) = chain.filter(|chain| !chain.steps.is_empty()) {
         exchange.has_plugins = true;
-        let left = left.insert(Box::new(Left { noted: Noted::default(), later: Steps::new() }));
+        let left = left.insert(Box::default());
         let run = run_plugins(exchange, serving, route, chain, head, body, left);
         if let Some(reply) = run.await? {
-            return Ok(Answer::Own(reply_response(reply, exchange.request_id())));
+            return Ok(Answer::Own(reply_response(*reply, exchange.request_id())));
         }
+    }
+    if is_preflight_only {
+        // The route does not take its method, and no plugin has answered it.
+        return Err(Failure::NoRoute);
     }
     let identity = left.as_ref().and_then(|left| left.noted.identity.as_ref());
     let consumer = identity.map(|identity| &identity.consumer.name);
@@ -338,14 +353,14 @@ async fn decide<'a>(
     }
 }
 
-/// The route that takes the request, how much of the path its prefix has, and what it wants of the last slash.
+/// The route that takes the request.
 #[inline]
 fn find<'a>(
     exchange: &Exchange,
     serving: &'a Active,
     head: &request::Parts,
     special: Special,
-) -> Result<(&'a Arc<CompiledRoute>, usize, Option<Slash>), Failure> {
+) -> Result<Found<'a, Arc<CompiledRoute>>, Failure> {
     let host = head::host(head, special)?;
     let parts = RequestParts {
         listener: exchange.listener.name.as_str(),
@@ -355,8 +370,48 @@ fn find<'a>(
         query: head.uri.query(),
         headers: &head.headers,
     };
-    let found = serving.routes.find(&parts).ok_or(Failure::NoRoute)?;
-    Ok((found.value, found.prefix_len, found.slash))
+    let found = match Preflight::of(parts.method, parts.headers) {
+        None => serving.routes.find(&parts),
+        Some(preflight) => {
+            serving.routes.find_preflight(&parts, &preflight, |route| serving.answers_preflights(route))
+        }
+    };
+    found.ok_or(Failure::NoRoute)
+}
+
+/// Answers a request that no route takes: a global plugin may have an answer, which is to a CORS preflight.
+fn answer_unrouted<'a>(
+    exchange: &Exchange,
+    serving: &'a Active,
+    head: &request::Parts,
+    left: &mut Option<Box<Left<'a>>>,
+) -> Result<Answer, Failure> {
+    match mark_local_reply(exchange, serving, head, left) {
+        Some(reply) => Ok(Answer::Own(reply_response(reply, exchange.request_id()))),
+        None => Err(Failure::NoRoute),
+    }
+}
+
+/// Lets plugins leave headers for an answer that was made before their turn came: those of the route, or the global ones where
+/// no route was found. Returns the first answer that one of them has itself.
+fn mark_local_reply<'a>(
+    exchange: &Exchange,
+    serving: &'a Active,
+    head: &request::Parts,
+    left: &mut Option<Box<Left<'a>>>,
+) -> Option<Reply> {
+    let slot = exchange.route().map_or(0, |route| route.chain);
+    let chain = serving.chains.get(slot as usize).filter(|chain| chain.wants_local_reply)?;
+    let mut reply = None;
+    for step in chain.steps.iter().filter(|step| step.wants_local_reply) {
+        let left = left.get_or_insert_default();
+        if !left.marked.meets(step.type_set) {
+            left.marked = left.marked.with(step.type_set);
+            let made = step.plugin.on_local_reply(head, &mut left.noted);
+            reply = reply.or(made);
+        }
+    }
+    reply
 }
 
 /// The body of a request on its way, if it has one.
@@ -402,6 +457,9 @@ async fn run_plugins<'a>(
         exchange: &mut left.noted,
     };
     while let Some(step) = walk.next() {
+        if step.wants_local_reply {
+            left.marked = left.marked.with(step.type_set);
+        }
         let began = measured.then(Instant::now);
         let flow = step.plugin.on_request(&mut request);
         if let Some(began) = began {
@@ -512,9 +570,8 @@ fn redirect_response(status: StatusCode, location: &str) -> Result<Answer, Failu
     Ok(Answer::Own(response))
 }
 
-#[expect(clippy::boxed_local, reason = "it comes in a box")]
-fn reply_response(reply: Box<Reply>, request_id: &[u8]) -> Response<Bytes> {
-    match *reply {
+fn reply_response(reply: Reply, request_id: &[u8]) -> Response<Bytes> {
+    match reply {
         Reply::Response(response) => response,
         Reply::Problem { status, detail, headers } => {
             let mut response = problem::response(status, &detail, request_id);

@@ -82,6 +82,8 @@ mod tests {
             type_set: TypeSet::of(*type_index),
             order: *order,
             wants_response: false,
+            wants_local_reply: false,
+            answers_preflights: false,
             body_cap: None,
             stats: Arc::new(PluginStats { name: name.parse().unwrap(), durations: Histograms::new(1) }),
         };

@@ -9,6 +9,7 @@ mod answers;
 mod attacks;
 mod balancing;
 mod blame;
+mod cors;
 mod edge;
 mod forwarding;
 mod grpc;
