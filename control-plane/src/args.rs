@@ -10,7 +10,8 @@ use signalbox_process::ProcessArgs;
 #[derive(Debug, Parser)]
 #[command(name = "signalbox-control-plane", version)]
 pub struct Args {
-    /// Where everything is kept: sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE
+    /// Where everything is kept: sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE; several servers are written
+    /// HOST1:5432,HOST2:5432, and the one that takes writes is used
     #[arg(
         long,
         env = "SIGNALBOX_DATABASE_URL",
@@ -73,7 +74,7 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_XDS_TLS_CLIENT_CA", requires = "xds_tls_cert")]
     pub xds_tls_client_ca: Option<PathBuf>,
 
-    /// How this control plane is called among several; absent: host name and xDS port
+    /// Name of this replica, shown in the UI and in `connected_to`; absent: host name and xDS port
     #[arg(long, env = "SIGNALBOX_REPLICA_NAME")]
     pub replica_name: Option<String>,
 

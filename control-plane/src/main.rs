@@ -15,7 +15,7 @@ use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rest::{self, Services};
 use signalbox_control_plane::serve::{self, Site};
-use signalbox_control_plane::store::{self, KeySource, Store, StoreError};
+use signalbox_control_plane::store::{self, FileLock, KeySource, Store, StoreError};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Refused, Writer};
 use signalbox_control_plane::xds::Xds;
 use signalbox_process::limits::{self, OpenFiles};
@@ -60,12 +60,25 @@ fn start_and_run(args: Args) -> Result<()> {
 }
 
 async fn run(args: Args) -> Result<()> {
+    // Kept to the end: another control plane must not use the file before this one has let go of it.
+    let _lock = FileLock::take(&args.database_url).context("the database cannot be opened")?;
+    let mut store = None;
+    let result = run_until_signal(args, &mut store).await;
+    if let Some(store) = store
+        && let Err(error) = store.close().await
+    {
+        tracing::warn!(%error, "the database was not closed in order");
+    }
+    result
+}
+
+async fn run_until_signal(args: Args, store: &mut Option<Arc<dyn Store>>) -> Result<()> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(hang_up(signal(SignalKind::hangup())?));
     let mut tasks = JoinSet::new();
-    let started = start(args, &shutdown, &mut tasks);
+    let started = start(args, &shutdown, &mut tasks, store);
     tokio::select! {
         started = started => started?,
         _ = terminate.recv() => return Ok(()),
@@ -93,8 +106,13 @@ async fn hang_up(mut signals: Signal) {
     }
 }
 
-/// Starts every part as a task.
-async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+/// Starts every part as a task; `opened` is to be closed when they have ended.
+async fn start(
+    args: Args,
+    shutdown: &CancellationToken,
+    tasks: &mut JoinSet<Result<()>>,
+    opened: &mut Option<Arc<dyn Store>>,
+) -> Result<()> {
     let token_flags = TokenFlags {
         admin: args.admin_token.clone(),
         admin_file: args.admin_token_file.clone(),
@@ -148,7 +166,8 @@ async fn start(args: Args, shutdown: &CancellationToken, tasks: &mut JoinSet<Res
     tracing::info!(address = %admin.local_addr()?, tls = is_tls, "the admin API listens");
     part(tasks, serve::serve(admin, tls, site.clone(), shutdown.clone()));
 
-    let store = open(&args.database_url).await?;
+    let store = open(&args.database_url, &site).await?;
+    *opened = Some(Arc::clone(&store));
     let store = store::seal(store, key_source(&args)?).await.context("the database cannot be used")?;
     if args.new_epoch {
         let head = store.new_epoch().await.context("a new epoch could not be started")?;
@@ -206,16 +225,21 @@ fn part(tasks: &mut JoinSet<Result<()>>, running: impl Future<Output = ()> + Sen
 }
 
 /// Opens the database; one that is not there yet is waited for.
-async fn open(url: &str) -> Result<Arc<dyn Store>> {
+async fn open(url: &str, site: &Site) -> Result<Arc<dyn Store>> {
     loop {
         match store::open(url).await {
             Ok(store) => return Ok(store),
             Err(StoreError::Unavailable(error)) => {
                 tracing::warn!(error, "the database does not answer; trying again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                site.wait_for("the database does not answer");
+            }
+            Err(error @ StoreError::ReadOnly) => {
+                tracing::warn!("{error}; trying again");
+                site.wait_for("the database is read-only");
             }
             Err(error) => bail!(anyhow::Error::new(error).context("the database cannot be opened")),
         }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

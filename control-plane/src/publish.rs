@@ -79,6 +79,13 @@ impl Published {
         published
     }
 
+    /// The revision that wrote the version of a resource that revision `at` has, as far back as is remembered.
+    pub(crate) fn changed_in(&self, kind: &str, name: &str, at: u64) -> Option<u64> {
+        let key: ResourceKey = format!("{kind}/{name}").parse().ok()?;
+        let last = self.metas.get(&key)?.revision;
+        if last <= at { Some(last) } else { self.history.last_change(&key, at) }
+    }
+
     /// What `fleet` gets, without a cache: in O(1) when no resource names its fleets, else in O(those that do).
     pub fn view(&self, fleet: &str) -> Snapshot {
         if self.scoped.is_empty() {
@@ -199,12 +206,21 @@ impl History {
     /// How many revisions back a proxy may be and still get a difference instead of everything.
     pub const LEN: usize = 10_000;
 
+    /// How many revisions back it is looked who changed a resource.
+    const SEARCHED: usize = 100;
+
     /// Notes the next revision.
     pub fn push(&mut self, number: u64, changed: Arc<[ResourceKey]>) {
         if self.entries.len() == Self::LEN {
             self.entries.pop_front();
         }
         self.entries.push_back((number, changed));
+    }
+
+    /// The last of the latest revisions up to `at` that changed a resource.
+    fn last_change(&self, key: &ResourceKey, at: u64) -> Option<u64> {
+        let earlier = self.entries.iter().rev().skip_while(|(number, _)| *number > at).take(Self::SEARCHED);
+        earlier.into_iter().find(|(_, keys)| keys.contains(key)).map(|(number, _)| *number)
     }
 
     /// The keys that changed after revision `from` up to `to`, each once; `None` when `from` is too old to tell.
@@ -243,6 +259,9 @@ pub struct Publisher {
     health: watch::Sender<Health>,
     /// The database was seen to have less than what is published.
     lost: AtomicBool,
+    /// Counts how often a restored database took the place of what was published, in the same epoch: the same numbers
+    /// then mean other revisions.
+    reloaded: watch::Sender<u64>,
 }
 
 /// Told of a revision and when it was committed, microseconds since 1970.
@@ -255,6 +274,8 @@ pub enum Health {
     InSync,
     /// The database is away: what is published is what it had last.
     Away(String),
+    /// The database is read-only: what is published is what it had last while it was not.
+    ReadOnly,
     /// The database has less than what is published, so it was restored without a new epoch. Nothing is taken from it.
     Behind(String),
 }
@@ -282,6 +303,7 @@ impl Publisher {
             turn: tokio::sync::Mutex::new(()),
             health: watch::Sender::new(Health::InSync),
             lost: AtomicBool::new(false),
+            reloaded: watch::Sender::new(0),
         }))
     }
 
@@ -293,6 +315,11 @@ impl Publisher {
     /// Sees every state that is published; one that comes before the last was seen replaces it.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Published>> {
         self.current.subscribe()
+    }
+
+    /// Sees when revision numbers of the present epoch have come to mean other revisions.
+    pub(crate) fn reloaded(&self) -> watch::Receiver<u64> {
+        self.reloaded.subscribe()
     }
 
     /// Sees every revision that is published; who is more than 1024 behind misses some.
@@ -392,6 +419,11 @@ impl Publisher {
                     tracing::error!(reason, "the database is away; what is published stays");
                 }
                 Health::Away(_) => {}
+                Health::ReadOnly => {
+                    tracing::error!(
+                        "the database is read-only: nothing can be written; what is published stays"
+                    );
+                }
                 Health::Behind(reason) => tracing::error!(reason, "the database is not followed"),
             }
             *known = health;
@@ -437,6 +469,7 @@ impl Turn<'_> {
         let result = self.follow_log().await;
         self.publisher.note_health(match &result {
             Ok(()) => Health::InSync,
+            Err(StoreError::ReadOnly) => Health::ReadOnly,
             Err(error @ StoreError::Broken(_)) => Health::Behind(error.to_string()),
             Err(error) => Health::Away(chain(error)),
         });
@@ -457,6 +490,7 @@ impl Turn<'_> {
             );
             self.publisher.publish(load(store, metrics).await?, Vec::new());
             self.publisher.lost.store(false, Ordering::Relaxed);
+            self.publisher.reloaded.send_modify(|count| *count += 1);
             return Ok(());
         }
         if head.epoch != known.epoch {

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -29,18 +29,30 @@ pub struct Peer(pub SocketAddr);
 
 /// What is served: nothing but health while the control plane starts.
 #[derive(Debug, Clone, Default)]
-pub struct Site(Arc<OnceLock<Router>>);
+pub struct Site(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    router: OnceLock<Router>,
+    /// What the start waits for.
+    waiting: Mutex<&'static str>,
+}
 
 impl Site {
     /// Opens it.
     pub fn open(&self, router: Router) {
         // It is opened once, by `main`.
-        let _ = self.0.set(router);
+        let _ = self.0.router.set(router);
+    }
+
+    /// Says what the start waits for, until the site is opened.
+    pub fn wait_for(&self, reason: &'static str) {
+        *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
     async fn answer(&self, mut request: Request<Incoming>, peer: Peer) -> Response<Body> {
         request.extensions_mut().insert(peer);
-        match self.0.get() {
+        match self.0.router.get() {
             Some(router) => match router.clone().call(request.map(Body::new)).await {
                 Ok(response) => response,
                 Err(never) => match never {},
@@ -48,7 +60,11 @@ impl Site {
             None if request.uri().path() == "/healthz" => "ok\n".into_response(),
             None => {
                 let retry = [(header::RETRY_AFTER, "1")];
-                (StatusCode::SERVICE_UNAVAILABLE, retry, "the control plane is starting\n").into_response()
+                let text = match *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner) {
+                    "" => "the control plane is starting\n".to_owned(),
+                    reason => format!("the control plane is starting: {reason}\n"),
+                };
+                (StatusCode::SERVICE_UNAVAILABLE, retry, text).into_response()
             }
         }
     }

@@ -14,7 +14,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use signalbox_config::Kind;
 use signalbox_control_plane::auth::{Credentials, TokenFlags, TokenText};
-use signalbox_control_plane::board::{Board, Event, Node, ProxyResourceError, Sharing};
+use signalbox_control_plane::board::{Board, EndedBy, Event, Node, ProxyResourceError, Sharing};
 use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rest::{self, Services};
@@ -1298,7 +1298,7 @@ impl<'a> Proxy<'a> {
             version: "1".to_owned(),
             address: "127.0.0.1:1".to_owned(),
         };
-        admin.board.fold(Event::Opened { stream: 1, node, presented: None });
+        admin.board.fold(Event::Opened { stream: 1, node, presented: None, link: Default::default() });
         Self { admin, id: id.into() }
     }
 
@@ -1321,6 +1321,7 @@ impl<'a> Proxy<'a> {
             name: "http".to_owned(),
             field: "address".to_owned(),
             message: "the port is taken".to_owned(),
+            changed_in: None,
         };
         let id = self.id.clone();
         self.admin.board.fold(Event::Rejected { stream: 1, id, revision, resources: vec![resource] });
@@ -1364,7 +1365,7 @@ async fn a_write_can_wait_until_it_is_served() {
     expect(&admin.put("/upstreams/w?wait=soon", upstream()).await, 400);
 
     expect(&admin.delete("/proxies/p").await, 409);
-    admin.board.fold(Event::Closed { stream: 1, id: "p".into() });
+    admin.board.fold(Event::Closed { stream: 1, id: "p".into(), by: EndedBy::Proxy });
     expect(&admin.delete("/proxies/p").await, 204);
     assert_eq!(admin.get("/proxies").await.body["items"], json!([]));
     let fleets = admin.get("/fleets").await;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -26,8 +28,18 @@ struct Program {
 
 impl Program {
     async fn start(dir: &Path, log: &str, arguments: &[&str]) -> Self {
+        Self::start_by(Command::new(PROGRAM), dir, log, arguments).await
+    }
+
+    /// Whatever it makes is for everybody that `umask` lets.
+    async fn start_with_umask(dir: &Path, log: &str, umask: &str) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\""), PROGRAM]);
+        Self::start_by(command, dir, log, &[]).await
+    }
+
+    async fn start_by(mut command: Command, dir: &Path, log: &str, arguments: &[&str]) -> Self {
         let (admin, xds) = (free_port(), free_port());
-        let mut command = Command::new(PROGRAM);
         command
             .arg(format!("--database-url=sqlite://{}/signalbox.db", dir.display()))
             .arg(format!("--admin-address=127.0.0.1:{admin}"))
@@ -409,4 +421,82 @@ fn a_flag_that_is_wrong_is_told_and_nothing_is_started() {
         assert!(!output.status.success(), "{arguments:?}");
         assert!(!output.stderr.is_empty(), "{arguments:?}");
     }
+}
+
+#[tokio::test]
+async fn a_second_control_plane_on_one_sqlite_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = Program::start(dir.path(), "first", &[]).await;
+    // However the file is called.
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("alias")).unwrap();
+    for path in ["signalbox.db", "./signalbox.db", "alias/signalbox.db"] {
+        let second = Command::new(PROGRAM)
+            .arg(format!("--database-url=sqlite://{path}"))
+            .args(["--admin-address=127.0.0.1:0", "--xds-address=127.0.0.1:0"])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&second.stderr);
+        assert!(!second.status.success(), "{text}");
+        let expected = format!("in use by another control plane, process {}", first.daemon.pid());
+        assert!(text.contains(&expected), "{path}: {text}");
+    }
+    // The first goes on.
+    let api = first.api(&first.printed("admin").unwrap());
+    assert_eq!(api.head().await.unwrap(), 1);
+    // The lock of a process that is gone holds nobody up, however it ended.
+    first.daemon.kill9();
+    Program::start(dir.path(), "third", &[]).await.stop();
+    Program::start(dir.path(), "fourth", &[]).await.stop();
+}
+
+#[tokio::test]
+async fn the_database_is_the_owners_alone_and_one_file_after_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let modes = || {
+        let mut modes: Vec<(String, u32)> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("signalbox.db"))
+            .map(|entry| {
+                let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+                (entry.file_name().to_string_lossy().into_owned(), mode)
+            })
+            .collect();
+        modes.sort();
+        modes
+    };
+    let private = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 0o600)).collect::<Vec<_>>();
+    let running = private(&[
+        "signalbox.db",
+        "signalbox.db-shm",
+        "signalbox.db-wal",
+        "signalbox.db.lock",
+        "signalbox.db.secrets-key",
+    ]);
+    let ended = private(&["signalbox.db", "signalbox.db.lock", "signalbox.db.secrets-key"]);
+
+    let first = Program::start_with_umask(dir.path(), "first", "000").await;
+    let token = first.printed("admin").unwrap();
+    assert_eq!(modes(), running);
+    let api = first.api(&token);
+    api.put("upstreams", "u", &json!({"targets": [{"address": "127.0.0.1:1"}]})).await.unwrap();
+    first.stop();
+    assert_eq!(modes(), ended);
+
+    // Files of a version that left them to others, and of a process that was killed.
+    let mut second = Program::start_with_umask(dir.path(), "second", "000").await;
+    second.api(&token).delete("upstreams", "u").await.unwrap();
+    second.daemon.kill9();
+    for (name, _) in modes() {
+        std::fs::set_permissions(dir.path().join(name), Permissions::from_mode(0o644)).unwrap();
+    }
+    std::fs::set_permissions(dir.path().join("signalbox.db.secrets-key"), Permissions::from_mode(0o600))
+        .unwrap();
+    let third = Program::start_with_umask(dir.path(), "third", "000").await;
+    let database = |(name, mode): &(String, u32)| name.ends_with(".lock") || *mode == 0o600;
+    assert!(modes().iter().all(database), "{:?}", modes());
+    assert_eq!(third.api(&token).head().await.unwrap(), 3, "what was committed is there");
+    third.stop();
+    assert_eq!(modes().len(), ended.len());
 }

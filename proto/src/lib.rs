@@ -47,5 +47,9 @@ pub mod signalbox {
 /// The type URL of [`signalbox::config::v1::Resource`].
 pub const RESOURCE_TYPE_URL: &str = "type.googleapis.com/signalbox.config.v1.Resource";
 
+/// The header of a discovery stream in which a proxy names its process, by letters and digits that no other process has:
+/// it tells a proxy that was started again from two that share a node id.
+pub const PROCESS_HEADER: &str = "signalbox-process";
+
 /// The xDS name of the commit marker.
 pub const MARKER_NAME: &str = "revision";

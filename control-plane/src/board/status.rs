@@ -36,7 +36,8 @@ pub struct ProxyStatus {
     pub traffic: Option<ProxyTraffic>,
     /// Listener name to the address it is bound to on that host.
     pub listeners: BTreeMap<String, String>,
-    /// What people should know of, although the proxy serves: that its disk is full, for example.
+    /// What people should know of, although the proxy serves: that its disk is full, or that another proxy uses its
+    /// node id.
     pub warnings: Vec<String>,
 }
 
@@ -52,6 +53,9 @@ pub enum ProxyState {
     Rejected,
     /// What it has is not what the revision is.
     Drifted,
+    /// The control plane that had its stream is gone, or was restarted, and the proxy has not connected again yet. It may
+    /// well serve traffic. A wait waits for it.
+    Unknown,
     /// It has no stream.
     Disconnected,
 }
@@ -89,6 +93,23 @@ pub struct ProxyResourceError {
     pub field: String,
     /// What was wrong.
     pub message: String,
+    /// The revision that wrote this version of the resource: an earlier one than the rejected revision when that only
+    /// carried the fault along. Null when it is not known.
+    #[serde(default)]
+    pub changed_in: Option<u64>,
+}
+
+/// A proxy that a wait waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Waiting {
+    /// Its node id.
+    pub id: String,
+    /// Its fleet.
+    pub fleet: String,
+    /// How it stands.
+    pub state: ProxyState,
+    /// What it said last that it serves.
+    pub applied: u64,
 }
 
 /// A proxy's traffic over the interval of its last report.
@@ -146,6 +167,25 @@ pub struct Rollout {
     pub propagation_ms: Option<Propagation>,
     /// Why it ended otherwise than it should.
     pub reason: Option<String>,
+    /// The first rejection of it: which proxy, and which resource is at fault. Null when no proxy rejected it.
+    pub fault: Option<RolloutFault>,
+}
+
+/// Why a proxy rejected a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutFault {
+    /// The proxy that rejected it first.
+    pub proxy: String,
+    /// The revision that wrote the resource at fault, where it is known; else the rejected one.
+    pub revision: u64,
+    /// The resource's kind; empty when the revision as a whole was wrong.
+    pub kind: String,
+    /// The resource's name.
+    pub name: String,
+    /// The field; may be empty.
+    pub field: String,
+    /// What was wrong.
+    pub message: String,
 }
 
 /// How a rollout stands.
@@ -175,10 +215,13 @@ pub struct RolloutCounts {
     pub applied: u32,
     /// Not answered yet.
     pub pending: u32,
-    /// Rejected it.
+    /// Rejected it, whatever they serve since.
     pub rejected: u32,
     /// Without a stream.
     pub disconnected: u32,
+    /// Of unknown state, see `ProxyState`.
+    #[serde(default)]
+    pub unknown: u32,
 }
 
 /// From the commit to the ACKs, milliseconds.
@@ -201,6 +244,8 @@ pub struct FleetStatus {
     pub proxies: u32,
     /// How many of them have a stream.
     pub connected: u32,
+    /// How many of them are of unknown state.
+    pub unknown: u32,
     /// The revision its proxies are to serve.
     pub assigned: u64,
     /// The revision that every connected one serves, or a later one; absent without a connected one.

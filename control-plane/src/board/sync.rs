@@ -2,22 +2,31 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::fold::{Dirty, Proxy, State, Way};
+use super::fold::{Dirty, LEASE, Proxy, Way};
 use super::{Board, BoardEvent, EVENT_INTERVAL, Sharing, now_us};
-use crate::store::{ProxyRow, RolloutRow, Store, StoreError};
+use crate::store::{Hinted, ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp, StoreError};
 
 impl Board {
-    /// Writes what changed to the store and tells the subscribers, until `shutdown`; then writes the rest.
+    /// Writes what changed to the store and tells the subscribers, until `shutdown` and the end of the streams; then
+    /// writes the rest.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        let tell = self.tell_changes(&shutdown);
-        let write = self.write_changes(&shutdown);
-        let follow = self.follow_others(&shutdown);
-        tokio::join!(tell, write, follow);
+        let written = CancellationToken::new();
+        let write = async {
+            self.write_changes(&shutdown).await;
+            written.cancel();
+        };
+        tokio::join!(
+            self.tell_changes(&shutdown),
+            write,
+            self.follow_others(&shutdown),
+            self.stay_alive(&written)
+        );
     }
 
     async fn tell_changes(&self, shutdown: &CancellationToken) {
@@ -50,24 +59,31 @@ impl Board {
         }
     }
 
+    /// Writes what changed: at once where others wait for it, else in batches. After `shutdown` it waits for the streams
+    /// to end, and writes what became of them.
     async fn write_changes(&self, shutdown: &CancellationToken) {
         let mut interval = tokio::time::interval(WRITE_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heartbeat = Instant::now();
+        let mut alive_at = Instant::now();
         let mut away = false;
         loop {
-            let last = tokio::select! {
-                () = shutdown.cancelled() => true,
-                _ = interval.tick() => false,
+            let (last, rollouts) = tokio::select! {
+                () = shutdown.cancelled() => (true, true),
+                _ = interval.tick() => (false, true),
+                () = self.unsaved.notified(), if self.sharing == Sharing::Shared && !away => (false, false),
             };
-            if heartbeat.elapsed() >= HEARTBEAT {
-                heartbeat = Instant::now();
-                let mut state = self.state();
-                // Other control planes take for gone what is not written anew.
-                let alive = state.take_alive(self.sharing == Sharing::Shared);
-                state.unsaved.proxies.extend(alive);
+            if last {
+                self.until_streams_ended().await;
             }
-            match self.write().await {
+            let written = async {
+                self.write(rollouts).await?;
+                if alive_at.elapsed() >= ALIVE_INTERVAL {
+                    alive_at = Instant::now();
+                    self.write_alive().await?;
+                }
+                Ok::<(), StoreError>(())
+            };
+            match written.await {
                 Ok(()) => away = false,
                 Err(error) if !away => {
                     away = true;
@@ -81,16 +97,43 @@ impl Board {
         }
     }
 
-    /// Writes what changed. After an error it is still to be written.
-    async fn write(&self) -> Result<(), StoreError> {
-        let (unsaved, proxies, rollouts) = {
+    async fn until_streams_ended(&self) {
+        let ended = async {
+            while self.state().has_streams() {
+                tokio::time::sleep(STREAMS_POLL).await;
+            }
+        };
+        // Those that are open after that are of unknown state to the next control plane anyway.
+        let _ = tokio::time::timeout(STREAMS_DEADLINE, ended).await;
+    }
+
+    /// Writes what changed; rollouts only when that is asked for. After an error, or when this is dropped, it is still to
+    /// be written.
+    pub(super) async fn write(&self, with_rollouts: bool) -> Result<(), StoreError> {
+        let _one = self.writing.lock().await;
+        let (mut unsaved, rows, streams, rollouts) = {
             let mut state = self.state();
-            if state.unsaved.is_empty() {
+            let mut unsaved = std::mem::take(&mut state.unsaved);
+            if !with_rollouts {
+                state.unsaved.rollouts = std::mem::take(&mut unsaved.rollouts);
+            }
+            if unsaved.is_empty() {
                 return Ok(());
             }
-            let unsaved = std::mem::take(&mut state.unsaved);
-            let proxies: Vec<_> =
-                unsaved.proxies.iter().filter_map(|id| state.stored_proxy(id).cloned()).collect();
+            let mut rows = self.rows();
+            let mut streams = Vec::new();
+            for id in &unsaved.proxies {
+                let Some((proxy, takes)) = state.row_to_write(id) else { continue };
+                let Some(row) = proxy_row(&proxy) else { continue };
+                if takes {
+                    streams.push((id.clone(), state.stream_of(id)));
+                    rows.taken.push(row);
+                } else {
+                    rows.changed.push(row);
+                }
+            }
+            rows.changed
+                .extend(unsaved.expired.iter().filter_map(|id| state.expired_row(id)).filter_map(proxy_row));
             let rollouts: Vec<_> = unsaved
                 .rollouts
                 .iter()
@@ -98,87 +141,263 @@ impl Board {
                     Some((*number, fleet.clone(), state.stored_way(*number, fleet)?))
                 })
                 .collect();
-            (unsaved, proxies, rollouts)
+            (Unwritten { board: self, dirty: unsaved }, rows, streams, rollouts)
         };
-        let proxies: Vec<_> = proxies.iter().filter_map(proxy_row).collect();
         let rollouts: Vec<_> =
             rollouts.iter().filter_map(|(number, fleet, way)| rollout_row(*number, fleet, way)).collect();
-        let written = async {
-            if !proxies.is_empty() {
-                self.store.save_proxies(&proxies).await?;
-            }
-            if !rollouts.is_empty() {
-                self.store.save_rollouts(&rollouts).await?;
-            }
-            Ok(())
-        };
-        let written = written.await;
-        if written.is_err() {
-            let Dirty { proxies, rollouts, .. } = unsaved;
-            let mut state = self.state();
-            state.unsaved.proxies.extend(proxies);
-            state.unsaved.rollouts.extend(rollouts);
+        for id in &unsaved.dirty.forgotten {
+            self.store.delete_proxy(id).await?;
         }
-        written
+        if !rows.is_empty() {
+            self.store.save_proxies(&rows).await?;
+        }
+        if !rollouts.is_empty() {
+            self.store.save_rollouts(&rollouts).await?;
+        }
+        unsaved.dirty = Dirty::default();
+        let mut state = self.state();
+        for (id, stream) in streams {
+            state.registered(&id, stream);
+        }
+        Ok(())
+    }
+
+    /// Writes the proxies that are connected here and of which nothing else changed than traffic and the last sign of life.
+    async fn write_alive(&self) -> Result<(), StoreError> {
+        let _one = self.writing.lock().await;
+        let mut rows = self.rows();
+        rows.tell = false;
+        {
+            let mut state = self.state();
+            for id in state.take_alive(self.sharing == Sharing::Shared) {
+                if let Some((row, _)) =
+                    state.row_to_write(&id).and_then(|(proxy, takes)| Some((proxy_row(&proxy)?, takes)))
+                {
+                    match self.sharing {
+                        Sharing::Alone => rows.taken.push(row),
+                        Sharing::Shared => rows.changed.push(row),
+                    }
+                }
+            }
+        }
+        if rows.is_empty() { Ok(()) } else { self.store.save_proxies(&rows).await }
+    }
+
+    fn rows(&self) -> ProxyRows {
+        ProxyRows { writer: self.instance.to_string(), taken: Vec::new(), changed: Vec::new(), tell: true }
+    }
+
+    /// Keeps saying that this control plane is alive. While the database does not take that in, the others take it for
+    /// dead after a while; before it says so again, it registers its streams anew. Ends once all is written.
+    async fn stay_alive(&self, written: &CancellationToken) {
+        if self.sharing == Sharing::Alone {
+            return;
+        }
+        let mut interval = tokio::time::interval(HEARTBEAT);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut confirmed = Instant::now();
+        loop {
+            tokio::select! {
+                () = written.cancelled() => break,
+                _ = interval.tick() => {}
+            }
+            // Up to the moment at which the others take it for dead; after that, for as long as a call may take.
+            let left = LAPSED.saturating_sub(confirmed.elapsed());
+            let deadline = if left.is_zero() { HEARTBEAT_DEADLINE } else { left };
+            match tokio::time::timeout(deadline, self.say_alive()).await {
+                Ok(Ok(())) => confirmed = Instant::now(),
+                // `write_changes` and the publisher say that the database is away.
+                Ok(Err(_)) | Err(_) if confirmed.elapsed() < LAPSED => {}
+                Ok(Err(_)) | Err(_) => self.state().set_lapsed(true),
+            }
+        }
+        let _ = tokio::time::timeout(HEARTBEAT_DEADLINE, self.store.delete_replica(&self.instance)).await;
+    }
+
+    async fn say_alive(&self) -> Result<(), StoreError> {
+        if self.store.renew_replica(&self.instance, LEASE).await? {
+            return Ok(());
+        }
+        {
+            let mut state = self.state();
+            // Streams that open from now on wait for their registration again.
+            state.set_lapsed(false);
+            state.register_all();
+        }
+        let registered = async {
+            self.write(false).await?;
+            self.store.save_replica(&self.instance, &self.replica).await
+        };
+        let registered = registered.await;
+        if registered.is_err() {
+            self.state().set_lapsed(true);
+        }
+        self.announce();
+        registered
     }
 
     async fn follow_others(&self, shutdown: &CancellationToken) {
         let mut interval = tokio::time::interval(FOLLOW_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let hints = self.store.proxy_hints();
         loop {
-            tokio::select! {
+            let hinted = tokio::select! {
                 () = shutdown.cancelled() => return,
-                _ = interval.tick() => {}
-            }
-            let rows = match self.sharing {
-                Sharing::Alone => None,
-                Sharing::Shared => match self.store.proxies().await {
-                    Ok(rows) => Some(rows),
-                    // `write_changes` says so.
-                    Err(_) => continue,
-                },
+                _ = interval.tick() => None,
+                () = hints.notified(), if self.sharing == Sharing::Shared => Some(hints.take(&self.instance)),
+            };
+            // `write_changes` says that the database is away; what could not be read is read with the next tick.
+            let _ = match (self.sharing, hinted) {
+                (Sharing::Alone, _) => Ok(()),
+                (Sharing::Shared, Some(Hinted::Some(ids))) if ids.is_empty() => continue,
+                (Sharing::Shared, Some(Hinted::Some(ids))) => self.read_some(&ids).await,
+                (Sharing::Shared, Some(Hinted::All) | None) => self.refresh().await,
             };
             let mut state = self.state();
-            if let Some(rows) = rows {
-                let ids: HashSet<_> = rows.iter().map(|row| row.id.as_str()).collect();
-                state.keep_rows(now_us(), &ids);
-                for row in rows.iter().filter(|row| *row.replica != *self.replica) {
-                    if let Some(proxy) = parse_proxy(row) {
-                        state.read_row(now_us(), proxy, row.updated_at_us);
-                    }
-                }
-            }
-            state.expire(now_us(), PATIENCE.as_micros() as i64);
-            let progress = std::mem::take(&mut state.progress);
-            let changed = !state.untold.is_empty();
+            state.expire(now_us(), Instant::now());
+            let unsaved = !state.unsaved.is_empty();
             drop(state);
-            if progress {
-                self.progress.send_modify(|count| *count += 1);
+            if unsaved {
+                self.unsaved.notify_one();
             }
-            if changed {
-                self.changed.notify_one();
+            self.announce();
+        }
+    }
+
+    /// Wakes those who wait for what was read.
+    fn announce(&self) {
+        let mut state = self.state();
+        let progress = std::mem::take(&mut state.progress);
+        let changed = !state.untold.is_empty();
+        drop(state);
+        if progress {
+            self.progress.send_modify(|count| *count += 1);
+        }
+        if changed {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Reads what the other control planes wrote, all that changed since the last time. It begins after this was called.
+    pub(super) async fn refresh(&self) -> Result<(), StoreError> {
+        let ticket = self.reads_asked.fetch_add(1, Ordering::SeqCst);
+        let mut served = self.reading.lock().await;
+        if *served > ticket {
+            // A read that began meanwhile has ended: it saw all that was written before this call.
+            return Ok(());
+        }
+        let asked = self.reads_asked.load(Ordering::SeqCst);
+        let read = self.state().begin_read();
+        let stamps = self.store.proxy_stamps().await?;
+        let changed: Vec<String> = {
+            let state = self.state();
+            let changed = stamps.iter().filter(|(id, stamp)| !state.has_read(id, stamp));
+            changed.map(|(id, _)| id.clone()).collect()
+        };
+        let rows = if changed.is_empty() { Vec::new() } else { self.store.proxies_of(&changed).await? };
+        // After the rows, so that no row is of a control plane that is not known yet.
+        let replicas = self.store.replicas().await?;
+        self.warn_of_namesake(&replicas);
+        {
+            let mut state = self.state();
+            state.read_replicas(now_us(), Instant::now(), &replicas);
+            let ids: HashSet<_> = stamps.iter().map(|(id, _)| id.as_str()).collect();
+            state.keep_rows(now_us(), read, &ids);
+        }
+        self.take_in(read, rows);
+        *served = asked;
+        drop(served);
+        self.announce();
+        Ok(())
+    }
+
+    /// Whoever has this control plane's name is taken for an earlier process of it, which is wrong if it stays alive.
+    fn warn_of_namesake(&self, replicas: &[ReplicaRow]) {
+        let namesake = |row: &&ReplicaRow| {
+            *row.name == *self.replica && *row.instance != *self.instance && row.age < LEASE
+        };
+        if self.started.elapsed() < NAMESAKE_AFTER || !replicas.iter().any(|row| namesake(&row)) {
+            return;
+        }
+        if !self.namesake_told.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                replica = &*self.replica,
+                "another control plane has the same name, and its proxies are of unknown state here: give each its own \
+                 --replica-name"
+            );
+        }
+    }
+
+    /// Reads the rows of these proxies, which another control plane wrote.
+    async fn read_some(&self, ids: &[String]) -> Result<(), StoreError> {
+        let read = self.state().begin_read();
+        let rows = self.store.proxies_of(ids).await?;
+        let unknown = {
+            let mut state = self.state();
+            let found: HashSet<_> = rows.iter().map(|row| row.id.as_str()).collect();
+            for id in ids.iter().filter(|id| !found.contains(id.as_str())) {
+                state.drop_row(now_us(), read, &id.as_str().into());
+            }
+            rows.iter().any(|row| !state.knows_replica(&row.instance))
+        };
+        if unknown {
+            let replicas = self.store.replicas().await?;
+            self.state().read_replicas(now_us(), Instant::now(), &replicas);
+        }
+        self.take_in(read, rows);
+        Ok(())
+    }
+
+    fn take_in(&self, read: u64, rows: Vec<ProxyRow>) {
+        for row in rows {
+            let stamp = stamp_of(&row);
+            if self.state().has_read(&row.id, &stamp) {
+                continue;
+            }
+            let Some(proxy) = parse_proxy(&row) else { continue };
+            self.state().read_row(now_us(), read, proxy, stamp);
+        }
+    }
+
+    /// Takes in what the store had at the start.
+    pub(super) async fn load(&self) -> Result<(), StoreError> {
+        let store = &self.store;
+        if self.sharing == Sharing::Shared {
+            store.save_replica(&self.instance, &self.replica).await?;
+        }
+        let rows = store.proxies().await?;
+        let replicas = store.replicas().await?;
+        self.state().read_replicas(now_us(), Instant::now(), &replicas);
+        let read = self.state().begin_read();
+        self.take_in(read, rows);
+        for row in store.rollouts(LOADED_ROLLOUTS).await? {
+            if let Ok(way) = serde_json::from_str::<Way>(&row.state) {
+                self.state().read_way(row.revision, row.fleet.as_str().into(), way);
             }
         }
+        Ok(())
     }
 }
 
-/// What the store had at the start.
-pub(super) async fn load(store: &dyn Store, state: &mut State) -> Result<(), StoreError> {
-    let now_us = now_us();
-    for row in store.proxies().await? {
-        let Some(mut proxy) = parse_proxy(&row) else { continue };
-        let recent = now_us.saturating_sub(row.updated_at_us) < PATIENCE.as_micros() as i64;
-        // It has a stream to another control plane that is alive, as far as one can tell yet, or is about to come back to this one: who
-        // waits for a revision waits for it.
-        proxy.connected &= recent;
-        state.read_row(now_us, proxy, row.updated_at_us);
+/// What is being written; when this is dropped, what it still has is to be written again.
+struct Unwritten<'a> {
+    board: &'a Board,
+    dirty: Dirty,
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        let Dirty { proxies, rollouts, forgotten, expired } = std::mem::take(&mut self.dirty);
+        let mut state = self.board.state();
+        state.unsaved.proxies.extend(proxies);
+        state.unsaved.rollouts.extend(rollouts);
+        state.unsaved.forgotten.extend(forgotten);
+        state.unsaved.expired.extend(expired);
     }
-    for row in store.rollouts(LOADED_ROLLOUTS).await? {
-        if let Ok(way) = serde_json::from_str::<Way>(&row.state) {
-            state.read_way(row.revision, row.fleet.as_str().into(), way);
-        }
-    }
-    Ok(())
+}
+
+fn stamp_of(row: &ProxyRow) -> Stamp {
+    Stamp { replica: row.replica.clone(), instance: row.instance.clone(), updated_at_us: row.updated_at_us }
 }
 
 fn parse_proxy(row: &ProxyRow) -> Option<Proxy> {
@@ -195,6 +414,7 @@ fn proxy_row(proxy: &Proxy) -> Option<ProxyRow> {
         id: proxy.node.id.to_string(),
         fleet: proxy.node.fleet.to_string(),
         replica: proxy.replica.to_string(),
+        instance: proxy.instance.to_string(),
         updated_at_us: now_us(),
         state: serde_json::to_string(proxy).ok()?,
     })
@@ -212,12 +432,27 @@ fn rollout_row(revision: u64, fleet: &str, way: &Way) -> Option<RolloutRow> {
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often what has a stream here is written even when nothing about it changed.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often a control plane says that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// For that to be taken in.
+const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// After how long without that being taken in the others take this control plane for dead, whatever became of the last
+/// attempt: what the database has counts from before the answer that confirmed it.
+const LAPSED: Duration = Duration::from_millis(3_500);
+
+/// How often all rows are looked at, beside those that others tell of.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After how long without a word from its control plane a proxy is taken for disconnected: three heartbeats.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// After so long an earlier process of the same name is no longer alive.
+const NAMESAKE_AFTER: Duration = Duration::from_secs(10);
+
+/// How long the streams may take to end.
+const STREAMS_DEADLINE: Duration = Duration::from_secs(3);
+const STREAMS_POLL: Duration = Duration::from_millis(10);
 
 const LOADED_ROLLOUTS: u32 = 400;
 
@@ -226,7 +461,7 @@ mod tests {
     use sqlx::{Connection as _, SqliteConnection, raw_sql};
 
     use super::*;
-    use crate::board::{Event, Node};
+    use crate::board::{EndedBy, Event, Node};
     use crate::store;
 
     fn opened(id: &str) -> Event {
@@ -237,7 +472,7 @@ mod tests {
             version: String::new(),
             address: String::new(),
         };
-        Event::Opened { stream: 1, node, presented: None }
+        Event::Opened { stream: 1, node, presented: None, link: Default::default() }
     }
 
     #[tokio::test]
@@ -249,12 +484,12 @@ mod tests {
         let mut other = SqliteConnection::connect(&url).await.unwrap();
         raw_sql("BEGIN EXCLUSIVE").execute(&mut other).await.unwrap();
         board.fold(opened("a"));
-        assert!(matches!(board.write().await, Err(StoreError::Unavailable(_))));
+        assert!(matches!(board.write(true).await, Err(StoreError::Unavailable(_))));
         // Folding and reading go on.
         board.fold(opened("b"));
         assert_eq!(board.proxies().len(), 2);
         raw_sql("ROLLBACK").execute(&mut other).await.unwrap();
-        board.write().await.unwrap();
+        board.write(true).await.unwrap();
         let ids: Vec<_> = store.proxies().await.unwrap().into_iter().map(|row| row.id).collect();
         assert_eq!(ids, ["a", "b"]);
         assert!(board.state().unsaved.is_empty());
@@ -269,6 +504,7 @@ mod tests {
         let running = tokio::spawn(board.clone().run(shutdown.clone()));
         board.fold(opened("a"));
         shutdown.cancel();
+        board.fold(Event::Closed { stream: 1, id: "a".into(), by: EndedBy::Shutdown });
         running.await.unwrap();
         assert_eq!(store.proxies().await.unwrap().len(), 1);
     }

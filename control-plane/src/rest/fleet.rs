@@ -203,6 +203,7 @@ fn list_fleets(call: &Call) -> Result<Response, Problem> {
                 name: name.into(),
                 proxies: 0,
                 connected: 0,
+                unknown: 0,
                 assigned: published.snapshot.id().number,
                 served: None,
             });

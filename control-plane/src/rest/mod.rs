@@ -399,6 +399,7 @@ fn readiness(app: &App) -> Response {
         Health::InSync => (StatusCode::OK, "in sync"),
         // What is published is good, and goes on being served.
         Health::Away(_) => (StatusCode::OK, "away"),
+        Health::ReadOnly => (StatusCode::OK, "read-only"),
         Health::Behind(_) => (StatusCode::SERVICE_UNAVAILABLE, "behind what is published"),
     };
     let body = json!({

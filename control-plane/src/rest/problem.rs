@@ -158,6 +158,7 @@ impl From<StoreError> for Problem {
         let cause = chain(&error);
         match error {
             StoreError::Stale => Self::unavailable("another write came first; try again", 1),
+            error @ StoreError::ReadOnly => Self::unavailable(error.to_string(), 5),
             StoreError::Unavailable(_) => Self::unavailable("the database is not available", 5),
             error @ StoreError::NoSecretsKey => Self::invalid(vec![FieldError::new("", error.to_string())]),
             StoreError::Broken(_) => Self::new(

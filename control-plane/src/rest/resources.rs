@@ -443,15 +443,45 @@ pub(super) async fn settle(call: &Call, written: &Written) -> Result<(), Problem
 pub(super) fn outcome_problem(revision: u64, outcome: &WaitOutcome) -> Option<Problem> {
     let (status, detail) = match outcome.result {
         WaitResult::Done => return None,
-        WaitResult::Rejected => (
-            StatusCode::CONFLICT,
-            format!("revision {revision} was rejected by a proxy, which serves an earlier one"),
-        ),
-        WaitResult::TimedOut => {
-            (StatusCode::GATEWAY_TIMEOUT, format!("revision {revision} is not served by every proxy yet"))
+        WaitResult::Rejected => {
+            let mut detail =
+                format!("revision {revision} was rejected by a proxy, which serves an earlier one");
+            if let Some(reason) = outcome.rollouts.iter().find_map(|rollout| rollout.reason.as_deref()) {
+                detail.push_str(": ");
+                detail.push_str(reason);
+            }
+            (StatusCode::CONFLICT, detail)
         }
+        WaitResult::TimedOut => (StatusCode::GATEWAY_TIMEOUT, not_served(revision, outcome)),
     };
-    Some(Problem::new(status, detail).member("revision", revision).member("rollouts", &outcome.rollouts))
+    let problem = Problem::new(status, detail)
+        .member("revision", revision)
+        .member("rollouts", &outcome.rollouts)
+        .member("waiting", &outcome.waiting)
+        .member("waiting_count", outcome.waiting_count);
+    Some(problem)
+}
+
+/// What a wait waited for in vain.
+fn not_served(revision: u64, outcome: &WaitOutcome) -> String {
+    let mut detail = match &outcome.unknown {
+        Some(reason) => format!("whether every proxy serves revision {revision} is not known: {reason}"),
+        None => format!("revision {revision} is not served by every proxy yet"),
+    };
+    let mut separator = "; waited for ";
+    for proxy in outcome.waiting.iter().take(3) {
+        detail.push_str(&format!(
+            "{separator}{} ({}, serves {})",
+            proxy.id,
+            json!(proxy.state),
+            proxy.applied
+        ));
+        separator = ", ";
+    }
+    if outcome.waiting_count > 3 {
+        detail.push_str(&format!(" and {} more", outcome.waiting_count - 3));
+    }
+    detail.replace('"', "")
 }
 
 /// The answer's revision.

@@ -1,11 +1,16 @@
 //! The store: the head, the append-only log of revisions, the current set, and what is known of proxies, rollouts
 //! and tokens. One trait, two implementations, one contract suite (`tests/store_contract`) that runs against both.
 
+mod file_lock;
+mod hint;
+mod hosts;
 mod postgres;
 mod row;
 mod sealed;
 mod sqlite;
 
+pub use file_lock::FileLock;
+pub use hint::{Hinted, ProxyHints};
 pub use sealed::{KeySource, SecretsKey, seal};
 
 use std::fmt;
@@ -21,7 +26,7 @@ use signalbox_config::{ResourceKey, RevisionId};
 use tokio::sync::Notify;
 
 /// Opens the store of a URL: `sqlite://PATH`, the path relative to the working directory unless it starts with a
-/// slash, or `postgres://…`. Makes what is not there yet (the file and its directory; the tables) and brings older
+/// slash, or `postgres://…`, which may name several servers (`hosts`). Makes what is not there yet (the file and its directory; the tables) and brings older
 /// tables up to date; several control planes may do so at once.
 ///
 /// [`StoreError::Broken`] tells of a URL that cannot be, of a file that is no database of this program, and of
@@ -109,11 +114,34 @@ pub trait Store: Send + Sync {
     /// restore to a point in time and a restore into another cluster change the epoch by themselves.)
     async fn new_epoch(&self) -> Result<RevisionId, StoreError>;
 
-    /// Writes the last known states of proxies, replacing those of the same id.
-    async fn save_proxies(&self, proxies: &[ProxyRow]) -> Result<(), StoreError>;
+    /// Writes the last known states of proxies, all or none, and tells the other control planes. The time of writing is
+    /// the database's.
+    async fn save_proxies(&self, rows: &ProxyRows) -> Result<(), StoreError>;
 
     /// All last known states, by id.
     async fn proxies(&self) -> Result<Vec<ProxyRow>, StoreError>;
+
+    /// Those of these proxies, by id; of some there may be none.
+    async fn proxies_of(&self, ids: &[String]) -> Result<Vec<ProxyRow>, StoreError>;
+
+    /// Who wrote each proxy's state last, and when; by id.
+    async fn proxy_stamps(&self) -> Result<Vec<(String, Stamp)>, StoreError>;
+
+    /// What other control planes tell of the states of proxies that they wrote.
+    fn proxy_hints(&self) -> Arc<ProxyHints>;
+
+    /// Says that a control plane is alive, if it said so less than `lease` ago; whether it did. One that did not is dead
+    /// to the others, and becomes alive by [`Store::save_replica`] only.
+    async fn renew_replica(&self, instance: &str, lease: Duration) -> Result<bool, StoreError>;
+
+    /// Says that a control plane is alive from now on.
+    async fn save_replica(&self, instance: &str, name: &str) -> Result<(), StoreError>;
+
+    /// The control planes that did not end in order within the last day, by instance.
+    async fn replicas(&self) -> Result<Vec<ReplicaRow>, StoreError>;
+
+    /// A control plane ends in order.
+    async fn delete_replica(&self, instance: &str) -> Result<(), StoreError>;
 
     /// Forgets a proxy; whether there was one.
     async fn delete_proxy(&self, id: &str) -> Result<bool, StoreError>;
@@ -157,6 +185,9 @@ pub trait Store: Send + Sync {
 
     /// Keeps that, unless there is one already; returns the one that is kept.
     async fn keep_key_check(&self, check: &[u8]) -> Result<Vec<u8>, StoreError>;
+
+    /// Ends the connections in order; of SQLite, leaves nothing beside the database file. Nothing is to be called after it.
+    async fn close(&self) -> Result<(), StoreError>;
 }
 
 /// The head, held by one who is about to commit.
@@ -183,6 +214,9 @@ pub enum StoreError {
     /// The database is away, or too slow. A commit may or may not have happened: read the head to know.
     #[error("the database is not available")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database answers, and takes no writes: it is a standby that was not promoted, or set so. Nothing was written.
+    #[error("the database is read-only: it is a standby, or is set so")]
+    ReadOnly,
     /// A secret is to be stored, and there is no key to encrypt it with.
     #[error(
         "a secret cannot be stored without a key: start the control plane with --secrets-key or --secrets-key-file"
@@ -351,12 +385,62 @@ pub struct ProxyRow {
     pub id: String,
     /// Its fleet.
     pub fleet: String,
-    /// Which control plane wrote this; of several it is connected to the last.
+    /// The control plane it has its stream to, or had.
     pub replica: String,
-    /// Microseconds since 1970.
+    /// The process of that control plane.
+    pub instance: String,
+    /// Microseconds since 1970, by the database's clock: set when it is written.
     pub updated_at_us: i64,
     /// JSON.
     pub state: String,
+}
+
+/// States of proxies to be written.
+#[derive(Debug, Clone)]
+pub struct ProxyRows {
+    /// The instance of the control plane that writes.
+    pub writer: String,
+    /// Of proxies that opened a stream to it: whatever is there is replaced.
+    pub taken: Vec<ProxyRow>,
+    /// Of others: each is written if the row that is there has the same replica and instance, for else another control
+    /// plane has the proxy by now.
+    pub changed: Vec<ProxyRow>,
+    /// Whether the others are told.
+    pub tell: bool,
+}
+
+impl ProxyRows {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.taken.is_empty() && self.changed.is_empty()
+    }
+
+    fn texts(&self) -> Vec<String> {
+        let ids = self.taken.iter().chain(&self.changed).map(|row| &*row.id).filter(|_| self.tell);
+        ProxyHints::texts(&self.writer, ids)
+    }
+}
+
+/// Which version of a proxy's state it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    /// See [`ProxyRow`].
+    pub replica: String,
+    /// See [`ProxyRow`].
+    pub instance: String,
+    /// See [`ProxyRow`].
+    pub updated_at_us: i64,
+}
+
+/// A control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaRow {
+    /// One for each process.
+    pub instance: String,
+    /// As its operator calls it.
+    pub name: String,
+    /// How long ago it said that it is alive, by the database's clock.
+    pub age: Duration,
 }
 
 /// The way of one revision through a fleet.

@@ -2,23 +2,23 @@
 //!
 //! The connections keep prepared statements, settings and a LISTEN, so a pooler in between must be in session mode.
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use signalbox_config::RevisionId;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgExecutor, PgListener, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, Executor, query, query_as, query_scalar, raw_sql};
+use sqlx::postgres::{PgConnection, PgExecutor, PgListener, PgPool, PgPoolOptions};
+use sqlx::{Connection, query, query_as, query_scalar, raw_sql};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use super::hosts::Hosts;
 use super::{
-    AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewRevision, ProxyRow, Revision,
-    RevisionSummary, RolloutRow, SessionRow, Store, StoreError, StoredSet, TokenRow, deadline_for, new_epoch,
-    now_us, row, to_sql, within,
+    AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewRevision, ProxyHints, ProxyRow, ProxyRows,
+    ReplicaRow, Revision, RevisionSummary, RolloutRow, SessionRow, Stamp, Store, StoreError, StoredSet,
+    TokenRow, deadline_for, new_epoch, now_us, row, to_sql, within,
 };
 
 /// The store in a PostgreSQL database.
@@ -30,19 +30,21 @@ pub(super) struct Postgres {
     listener: AbortHandle,
 }
 
+/// What the listener wakes.
+#[derive(Clone, Default)]
+struct Hints {
+    revisions: Arc<Notify>,
+    access: Arc<Notify>,
+    proxies: Arc<ProxyHints>,
+}
+
 impl Postgres {
     /// Opens the database of a URL.
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
-        let mut options = PgConnectOptions::from_str(url).map_err(failed)?.disable_statement_logging();
-        if options.get_application_name().is_none() {
-            options = options.application_name("signalbox");
-        }
+        let hosts = Arc::new(Hosts::parse(url)?);
         // A connection of its own, for a pool would answer that it waited in vain instead of why.
         let head = within(LONG_CALL, async {
-            let mut connection = match timeout(CALL, options.connect()).await {
-                Ok(connected) => connected.map_err(failed)?,
-                Err(_) => return Err(StoreError::Unavailable("cannot connect within 5 s".into())),
-            };
+            let mut connection = hosts.connect().await?;
             migrate(&mut connection).await?;
             // What identifies the cluster may be withheld by its administrator, or not exist with a database that
             // only speaks like PostgreSQL. Then the stored epoch has to do.
@@ -64,13 +66,20 @@ impl Postgres {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // Instead of a round trip before each call, one after a pause.
             .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for >= TEST_AFTER {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
+            .before_acquire({
+                let hosts = hosts.clone();
+                move |connection, meta| {
+                    let hosts = hosts.clone();
+                    Box::pin(async move {
+                        if hosts.is_outdated(meta.age) {
+                            return Ok(false);
+                        }
+                        if meta.idle_for >= TEST_AFTER {
+                            return hosts.is_fit(connection).await;
+                        }
+                        Ok(true)
+                    })
+                }
             })
             .after_connect(|connection, _| {
                 Box::pin(async move { raw_sql(SETTINGS).execute(connection).await.map(drop) })
@@ -82,9 +91,9 @@ impl Postgres {
                     Ok(matches!(timeout(ACQUIRE_TIMEOUT, connection.ping()).await, Ok(Ok(()))))
                 })
             })
-            .connect_lazy_with(options.clone());
+            .connect_lazy_with(hosts.current());
         let hints = Hints::default();
-        let listener = tokio::spawn(listen(options, hints.clone())).abort_handle();
+        let listener = tokio::spawn(listen(hosts, pool.clone(), hints.clone())).abort_handle();
         Ok(Self { pool, head, hints, listener })
     }
 
@@ -97,8 +106,11 @@ impl Postgres {
     }
 
     async fn head_on(&self, connection: &mut PgConnection) -> Result<RevisionId, StoreError> {
-        let (epoch, revision): (String, i64) =
+        let (epoch, revision, read_only): (String, i64, bool) =
             query_as(self.head).fetch_one(connection).await.map_err(failed)?;
+        if read_only {
+            return Err(StoreError::ReadOnly);
+        }
         Ok(RevisionId { epoch: epoch.into(), number: row::number(revision)? })
     }
 
@@ -261,15 +273,23 @@ impl Store for Postgres {
         .await
     }
 
-    async fn save_proxies(&self, proxies: &[ProxyRow]) -> Result<(), StoreError> {
-        let proxies = row::last_by_id(proxies, |proxy| &proxy.id);
+    async fn save_proxies(&self, rows: &ProxyRows) -> Result<(), StoreError> {
+        let taken = row::last_by_id(&rows.taken, |proxy| &proxy.id).into_iter().map(|proxy| (proxy, true));
+        let changed =
+            row::last_by_id(&rows.changed, |proxy| &proxy.id).into_iter().map(|proxy| (proxy, false));
+        let all: Vec<_> = taken.chain(changed).collect();
+        if all.is_empty() {
+            return Ok(());
+        }
         within(CALL, async {
             query(SAVE_PROXIES)
-                .bind(proxies.iter().map(|proxy| &*proxy.id).collect::<Vec<_>>())
-                .bind(proxies.iter().map(|proxy| &*proxy.fleet).collect::<Vec<_>>())
-                .bind(proxies.iter().map(|proxy| &*proxy.replica).collect::<Vec<_>>())
-                .bind(proxies.iter().map(|proxy| proxy.updated_at_us).collect::<Vec<_>>())
-                .bind(proxies.iter().map(|proxy| &*proxy.state).collect::<Vec<_>>())
+                .bind(all.iter().map(|(proxy, _)| &*proxy.id).collect::<Vec<_>>())
+                .bind(all.iter().map(|(proxy, _)| &*proxy.fleet).collect::<Vec<_>>())
+                .bind(all.iter().map(|(proxy, _)| &*proxy.replica).collect::<Vec<_>>())
+                .bind(all.iter().map(|(proxy, _)| &*proxy.instance).collect::<Vec<_>>())
+                .bind(all.iter().map(|(proxy, _)| &*proxy.state).collect::<Vec<_>>())
+                .bind(all.iter().map(|(_, takes)| *takes).collect::<Vec<_>>())
+                .bind(rows.texts())
                 .execute(&self.pool)
                 .await
                 .map_err(failed)?;
@@ -282,6 +302,70 @@ impl Store for Postgres {
         within(CALL, async {
             let rows = query_as(row::PROXIES).fetch_all(&self.pool).await.map_err(failed)?;
             Ok(rows.into_iter().map(row::proxy).collect())
+        })
+        .await
+    }
+
+    async fn proxies_of(&self, ids: &[String]) -> Result<Vec<ProxyRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(PROXIES_OF).bind(ids).fetch_all(&self.pool).await.map_err(failed)?;
+            Ok(rows.into_iter().map(row::proxy).collect())
+        })
+        .await
+    }
+
+    async fn proxy_stamps(&self) -> Result<Vec<(String, Stamp)>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::PROXY_STAMPS).fetch_all(&self.pool).await.map_err(failed)?;
+            Ok(rows.into_iter().map(row::stamp).collect())
+        })
+        .await
+    }
+
+    fn proxy_hints(&self) -> Arc<ProxyHints> {
+        self.hints.proxies.clone()
+    }
+
+    async fn renew_replica(&self, instance: &str, lease: Duration) -> Result<bool, StoreError> {
+        within(CALL, async {
+            let lease_us = i64::try_from(lease.as_micros()).unwrap_or(i64::MAX);
+            let done = query(RENEW_REPLICA)
+                .bind(instance)
+                .bind(lease_us)
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn save_replica(&self, instance: &str, name: &str) -> Result<(), StoreError> {
+        within(CALL, async {
+            query(SAVE_REPLICA)
+                .bind(instance)
+                .bind(name)
+                .bind(row::REPLICA_KEPT_US)
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn replicas(&self) -> Result<Vec<ReplicaRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(REPLICAS).fetch_all(&self.pool).await.map_err(failed)?;
+            Ok(rows.into_iter().map(row::replica).collect())
+        })
+        .await
+    }
+
+    async fn delete_replica(&self, instance: &str) -> Result<(), StoreError> {
+        within(CALL, async {
+            query(row::DELETE_REPLICA).bind(instance).execute(&self.pool).await.map_err(failed)?;
+            Ok(())
         })
         .await
     }
@@ -438,6 +522,15 @@ impl Store for Postgres {
         .await
     }
 
+    async fn close(&self) -> Result<(), StoreError> {
+        self.listener.abort();
+        within(CALL, async {
+            self.pool.close().await;
+            Ok(())
+        })
+        .await
+    }
+
     async fn key_check(&self) -> Result<Option<Vec<u8>>, StoreError> {
         within(CALL, async { query_scalar(row::KEY_CHECK).fetch_optional(&self.pool).await.map_err(failed) })
             .await
@@ -525,24 +618,64 @@ const TOUCH_SESSIONS: &str = "
     FROM UNNEST($1::text[], $2::bigint[]) AS used (id, at_us)
     WHERE sessions.id = used.id AND sessions.last_used_at_us < used.at_us";
 
-const HEAD: &str = "SELECT epoch, revision FROM head";
+/// The third column: the database takes no writes. A standby does not get that far.
+const HEAD: &str = "
+    SELECT epoch, revision, COALESCE(current_setting('default_transaction_read_only', true) = 'on', false)
+    FROM head";
 
 /// The epoch is the stored one, the cluster's identity and its timeline. The latter is taken from the log that is
 /// written now: a promoted standby has its new timeline there at once, in its control file only after a checkpoint.
 const HEAD_OF_CLUSTER: &str = "
     SELECT epoch || '-' || (SELECT system_identifier FROM pg_control_system())
-                 || '-' || ltrim(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), '0'), revision
+                 || '-' || ltrim(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), '0'), revision,
+           COALESCE(current_setting('default_transaction_read_only', true) = 'on', false)
     FROM head";
 
 const NEW_EPOCH: &str = "
     WITH changed AS (UPDATE head SET epoch = $1 RETURNING revision)
     SELECT pg_notify('signalbox_revision', revision::text) FROM changed";
 
+/// In one statement, which is one round trip. Both parts take their rows in the order of their ids.
 const SAVE_PROXIES: &str = "
-    INSERT INTO proxies (id, fleet, replica, updated_at_us, state)
-    SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[])
-    ON CONFLICT (id) DO UPDATE SET fleet = excluded.fleet, replica = excluded.replica,
-        updated_at_us = excluded.updated_at_us, state = excluded.state";
+    WITH new AS (
+        SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool[])
+            AS new (id, fleet, replica, instance, state, takes)
+    ), taken AS (
+        INSERT INTO proxies (id, fleet, replica, instance, updated_at_us, state)
+        SELECT id, fleet, replica, instance, (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint, state
+        FROM new WHERE takes
+        ON CONFLICT (id) DO UPDATE SET fleet = excluded.fleet, replica = excluded.replica,
+            instance = excluded.instance, updated_at_us = excluded.updated_at_us, state = excluded.state
+    ), changed AS (
+        UPDATE proxies SET fleet = new.fleet, state = new.state,
+            updated_at_us = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint
+        FROM new
+        WHERE NOT new.takes AND proxies.id = new.id
+            AND proxies.replica = new.replica AND proxies.instance = new.instance
+    )
+    SELECT pg_notify('signalbox_proxies', text) FROM UNNEST($7::text[]) AS text";
+
+const PROXIES_OF: &str = "
+    SELECT id, fleet, replica, instance, updated_at_us, state FROM proxies WHERE id = ANY($1) ORDER BY id";
+
+const PROXY_CHANNEL: &str = "signalbox_proxies";
+
+const RENEW_REPLICA: &str = "
+    UPDATE replicas SET alive_at_us = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint
+    WHERE instance = $1 AND alive_at_us > (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint - $2";
+
+const SAVE_REPLICA: &str = "
+    WITH old AS (
+        DELETE FROM replicas
+        WHERE alive_at_us < (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint - $3 AND instance <> $1
+    )
+    INSERT INTO replicas (instance, name, alive_at_us)
+    VALUES ($1, $2, (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint)
+    ON CONFLICT (instance) DO UPDATE SET name = excluded.name, alive_at_us = excluded.alive_at_us";
+
+const REPLICAS: &str = "
+    SELECT instance, name, (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint - alive_at_us
+    FROM replicas ORDER BY instance";
 
 const SAVE_ROLLOUTS: &str = "
     INSERT INTO rollouts (id, revision, fleet, state)
@@ -560,62 +693,64 @@ const SETTINGS: &str = "
     SET lock_timeout = '4s';
     SET idle_in_transaction_session_timeout = '10s'";
 
-/// Who is woken by what other processes tell.
-#[derive(Clone, Default)]
-struct Hints {
-    revisions: Arc<Notify>,
-    access: Arc<Notify>,
-}
-
-/// Listens for what other processes tell, for ever; connects again when the connection is lost.
-async fn listen(options: PgConnectOptions, hints: Hints) {
+/// Listens for what other processes tell, for ever; connects again when the connection is lost. Each time it looks which
+/// server is to be used, and has the pool use it.
+async fn listen(hosts: Arc<Hosts>, pool: PgPool, hints: Hints) {
     let mut pause = RECONNECT_FIRST;
+    let last = if hosts.are_several() { RECONNECT_LAST_OF_SEVERAL } else { RECONNECT_LAST };
     loop {
-        let error = match listen_once(&options, &hints, &mut pause).await {
+        let error = match listen_once(&hosts, &pool, &hints, &mut pause).await {
             Ok(()) => "the connection was closed".into(),
             Err(error) => error.to_string(),
         };
         tracing::debug!(error, "does not hear of commits by NOTIFY");
         // Full jitter: after an outage not all control planes come at once.
         tokio::time::sleep(pause.mul_f64(fastrand::f64())).await;
-        pause = (pause * 2).min(RECONNECT_LAST);
+        pause = (pause * 2).min(last);
     }
 }
 
-/// Listens until the connection is lost.
+/// Listens until the connection is lost, or is to a server that is no longer to be used.
 async fn listen_once(
-    options: &PgConnectOptions,
+    hosts: &Hosts,
+    users: &PgPool,
     hints: &Hints,
     pause: &mut Duration,
-) -> Result<(), sqlx::Error> {
+) -> Result<(), StoreError> {
+    hosts.connect().await?.close().await.map_err(failed)?;
+    users.set_connect_options(hosts.current());
     // The listener connects through a pool only; this one has just its connection.
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(CALL)
-        .connect_lazy_with(options.clone());
-    let mut listener = PgListener::connect_with(&pool).await?;
+        .connect_lazy_with(hosts.current());
+    let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
     listener.eager_reconnect(false);
-    listener.listen_all([REVISION_CHANNEL, ACCESS_CHANNEL]).await?;
+    listener.listen_all([REVISION_CHANNEL, ACCESS_CHANNEL, PROXY_CHANNEL]).await.map_err(failed)?;
     *pause = RECONNECT_FIRST;
     // What was told while nobody listened is lost.
     hints.revisions.notify_one();
     hints.access.notify_one();
+    hints.proxies.tell_all();
+    let (prove_alive, answer) =
+        if hosts.are_several() { (PROVE_ALIVE_OF_SEVERAL, ACQUIRE_TIMEOUT) } else { (PROVE_ALIVE, CALL) };
     loop {
-        match timeout(PROVE_ALIVE, listener.try_recv()).await {
+        match timeout(prove_alive, listener.try_recv()).await {
             Ok(Ok(Some(notification))) => match notification.channel() {
                 ACCESS_CHANNEL => hints.access.notify_one(),
+                PROXY_CHANNEL => hints.proxies.tell(notification.payload()),
                 _ => hints.revisions.notify_one(),
             },
             Ok(Ok(None)) => return Ok(()),
-            Ok(Err(error)) => return Err(error),
+            Ok(Err(error)) => return Err(failed(error)),
             // Nothing was said for a while: a peer that vanished without a word looks the same.
-            Err(_) => match timeout(CALL, listener.execute("SELECT 1")).await {
-                Ok(answer) => {
-                    answer?;
-                }
-                Err(_) => return Err(sqlx::Error::PoolTimedOut),
+            Err(_) => match timeout(answer, hosts.is_fit(&mut listener)).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return Err(StoreError::ReadOnly),
+                Ok(Err(error)) => return Err(failed(error)),
+                Err(_) => return Err(failed(sqlx::Error::PoolTimedOut)),
             },
         }
     }
@@ -680,21 +815,24 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../../migrations/postgres/0001_store.sql"),
     include_str!("../../../migrations/postgres/0002_secrets.sql"),
     include_str!("../../../migrations/postgres/0003_sessions.sql"),
+    include_str!("../../../migrations/postgres/0004_replicas.sql"),
 ];
 
 /// "signalbx"
 const MIGRATION_LOCK: i64 = 0x7369_676e_616c_6278;
 
 /// Sorts errors by what the caller can do: try again, wait, or call a person.
-fn failed(error: sqlx::Error) -> StoreError {
+pub(super) fn failed(error: sqlx::Error) -> StoreError {
     let away = match &error {
         sqlx::Error::Database(database) => match database.code().as_deref() {
-            // A standby, which may be promoted; a lock that was not to be had in time.
-            Some(NOT_IN_THIS_STATE | "25006" | "55P03") => true,
+            // A standby, which may be promoted.
+            Some(NOT_IN_THIS_STATE | "25006") => return StoreError::ReadOnly,
+            // A lock that was not to be had in time.
+            Some("55P03") => true,
             // Connection, authorization, rolled back for the sake of others, resources, operator's intervention
             // (shutting down, starting up, a timeout), the system around it.
             // <https://www.postgresql.org/docs/current/errcodes-appendix.html>
@@ -729,3 +867,6 @@ const TEST_AFTER: Duration = Duration::from_secs(1);
 const PROVE_ALIVE: Duration = Duration::from_secs(20);
 const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 const RECONNECT_LAST: Duration = Duration::from_secs(5);
+/// Where there is another server to go to, it is to be found soon.
+const PROVE_ALIVE_OF_SEVERAL: Duration = Duration::from_secs(2);
+const RECONNECT_LAST_OF_SEVERAL: Duration = Duration::from_secs(1);

@@ -3,14 +3,15 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use signalbox_config::ResourceKey;
 
 use super::{
-    AuditRow, Meta, PAGE_CHANGES, ProxyRow, Revision, RevisionSummary, RolloutRow, SessionRow, StoreError,
-    StoredChange, StoredResource, StoredSet, TokenRow, TokenSource, UnknownChange, UnknownKey,
-    UnknownResource,
+    AuditRow, Meta, PAGE_CHANGES, ProxyRow, ReplicaRow, Revision, RevisionSummary, RolloutRow, SessionRow,
+    Stamp, StoreError, StoredChange, StoredResource, StoredSet, TokenRow, TokenSource, UnknownChange,
+    UnknownKey, UnknownResource,
 };
 
 pub(super) const RESOURCES: &str =
@@ -155,14 +156,36 @@ pub(super) fn revisions(
     Ok(revisions)
 }
 
-pub(super) const PROXIES: &str = "SELECT id, fleet, replica, updated_at_us, state FROM proxies ORDER BY id";
+pub(super) const PROXIES: &str =
+    "SELECT id, fleet, replica, instance, updated_at_us, state FROM proxies ORDER BY id";
+pub(super) const PROXY_STAMPS: &str = "SELECT id, replica, instance, updated_at_us FROM proxies ORDER BY id";
 pub(super) const DELETE_PROXY: &str = "DELETE FROM proxies WHERE id = $1";
 
-/// id, fleet, replica, updated_at_us, state
-pub(super) type ProxyColumns = (String, String, String, i64, String);
+/// id, fleet, replica, instance, updated_at_us, state
+pub(super) type ProxyColumns = (String, String, String, String, i64, String);
 
-pub(super) fn proxy((id, fleet, replica, updated_at_us, state): ProxyColumns) -> ProxyRow {
-    ProxyRow { id, fleet, replica, updated_at_us, state }
+pub(super) fn proxy((id, fleet, replica, instance, updated_at_us, state): ProxyColumns) -> ProxyRow {
+    ProxyRow { id, fleet, replica, instance, updated_at_us, state }
+}
+
+/// id, replica, instance, updated_at_us
+pub(super) type StampColumns = (String, String, String, i64);
+
+pub(super) fn stamp((id, replica, instance, updated_at_us): StampColumns) -> (String, Stamp) {
+    (id, Stamp { replica, instance, updated_at_us })
+}
+
+pub(super) const DELETE_REPLICA: &str = "DELETE FROM replicas WHERE instance = $1";
+
+/// After how long a control plane that did not end in order is no longer listed.
+pub(super) const REPLICA_KEPT_US: i64 = 24 * 60 * 60 * 1_000_000;
+
+/// instance, name, age in microseconds
+pub(super) type ReplicaColumns = (String, String, i64);
+
+pub(super) fn replica((instance, name, age_us): ReplicaColumns) -> ReplicaRow {
+    // A clock that was put back makes nobody older than now.
+    ReplicaRow { instance, name, age: Duration::from_micros(age_us.max(0).unsigned_abs()) }
 }
 
 /// The last of those with the same id, by id: a statement can write a row only once, and writers that take their

@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,8 +17,9 @@ use signalbox_config::{ResourceKey, RevisionId};
 use tokio::sync::Notify;
 
 use super::{
-    AuditRow, Committed, Held, Loaded, NewChange, NewRevision, ProxyRow, Revision, RevisionSummary,
-    RolloutRow, SessionRow, Store, StoreError, StoredResource, StoredSet, TokenRow,
+    AuditRow, Committed, Held, Loaded, NewChange, NewRevision, ProxyHints, ProxyRow, ProxyRows, ReplicaRow,
+    Revision, RevisionSummary, RolloutRow, SessionRow, Stamp, Store, StoreError, StoredResource, StoredSet,
+    TokenRow,
 };
 
 /// A key for secrets: 256 bits.
@@ -259,12 +261,40 @@ impl Store for Sealed {
         self.inner.new_epoch().await
     }
 
-    async fn save_proxies(&self, proxies: &[ProxyRow]) -> Result<(), StoreError> {
-        self.inner.save_proxies(proxies).await
+    async fn save_proxies(&self, rows: &ProxyRows) -> Result<(), StoreError> {
+        self.inner.save_proxies(rows).await
     }
 
     async fn proxies(&self) -> Result<Vec<ProxyRow>, StoreError> {
         self.inner.proxies().await
+    }
+
+    async fn proxies_of(&self, ids: &[String]) -> Result<Vec<ProxyRow>, StoreError> {
+        self.inner.proxies_of(ids).await
+    }
+
+    async fn proxy_stamps(&self) -> Result<Vec<(String, Stamp)>, StoreError> {
+        self.inner.proxy_stamps().await
+    }
+
+    fn proxy_hints(&self) -> Arc<ProxyHints> {
+        self.inner.proxy_hints()
+    }
+
+    async fn renew_replica(&self, instance: &str, lease: Duration) -> Result<bool, StoreError> {
+        self.inner.renew_replica(instance, lease).await
+    }
+
+    async fn save_replica(&self, instance: &str, name: &str) -> Result<(), StoreError> {
+        self.inner.save_replica(instance, name).await
+    }
+
+    async fn replicas(&self) -> Result<Vec<ReplicaRow>, StoreError> {
+        self.inner.replicas().await
+    }
+
+    async fn delete_replica(&self, instance: &str) -> Result<(), StoreError> {
+        self.inner.delete_replica(instance).await
     }
 
     async fn delete_proxy(&self, id: &str) -> Result<bool, StoreError> {
@@ -313,6 +343,10 @@ impl Store for Sealed {
 
     async fn note(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
         self.inner.note(actor, action, detail).await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.inner.close().await
     }
 
     async fn key_check(&self) -> Result<Option<Vec<u8>>, StoreError> {

@@ -1,8 +1,10 @@
 //! The store in a file, for one control plane.
 //!
-//! One connection writes and a few read; in WAL mode neither waits for the other. A second process that opens the
-//! file is kept apart from this one by SQLite's locks, and learns of its commits by reading the head.
+//! One connection writes and a few read; in WAL mode neither waits for the other. A second control plane on the file is
+//! refused ([`super::FileLock`]); another program that opens it is kept apart by SQLite's locks.
 
+use std::fs::{DirBuilder, OpenOptions, Permissions};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -18,9 +20,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, QueryBuilder, query, query
 use tokio::sync::Notify;
 
 use super::{
-    AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewChange, NewRevision, ProxyRow, Revision,
-    RevisionSummary, RolloutRow, SessionRow, Store, StoreError, StoredSet, TokenRow, deadline_for, new_epoch,
-    now_us, row, to_sql, within,
+    AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewChange, NewRevision, ProxyHints, ProxyRow,
+    ProxyRows, ReplicaRow, Revision, RevisionSummary, RolloutRow, SessionRow, Stamp, Store, StoreError,
+    StoredSet, TokenRow, deadline_for, new_epoch, now_us, row, to_sql, within,
 };
 
 /// The store in a file.
@@ -30,6 +32,8 @@ pub(super) struct Sqlite {
     readers: SqlitePool,
     /// Never notified: nobody tells of what another process wrote.
     hint: Arc<Notify>,
+    /// Likewise.
+    proxy_hints: Arc<ProxyHints>,
 }
 
 impl Sqlite {
@@ -37,8 +41,7 @@ impl Sqlite {
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::from_str(url).map_err(failed)?;
         // SQLite's databases without a file: each connection would have its own, and none outlives the process.
-        let nameless = options.get_filename().as_os_str().is_empty();
-        if nameless || url.contains(":memory:") || url.contains("mode=memory") {
+        if options.get_filename().as_os_str().is_empty() || is_in_memory(url) {
             return Err(StoreError::Broken("its URL names no file".into()));
         }
         let options = options
@@ -50,7 +53,7 @@ impl Sqlite {
             .row_buffer_size(ROW_BUFFER)
             .disable_statement_logging();
         within(LONG_CALL, async {
-            make_directory(options.get_filename())?;
+            make_private(options.get_filename())?;
             migrate(&options).await
         })
         .await?;
@@ -76,7 +79,7 @@ impl Sqlite {
             })
             .connect_lazy_with(options.clone());
         let readers = pool.max_connections(READERS).connect_lazy_with(options.pragma("query_only", "ON"));
-        Ok(Self { writer, readers, hint: Arc::new(Notify::new()) })
+        Ok(Self { writer, readers, hint: Arc::default(), proxy_hints: Arc::default() })
     }
 
     /// Reads the changes of consecutive revisions. What is in the log does not change, so it needs no transaction
@@ -265,26 +268,42 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn save_proxies(&self, proxies: &[ProxyRow]) -> Result<(), StoreError> {
-        let proxies = row::last_by_id(proxies, |proxy| &proxy.id);
+    async fn save_proxies(&self, rows: &ProxyRows) -> Result<(), StoreError> {
+        let taken = row::last_by_id(&rows.taken, |proxy| &proxy.id);
+        let changed = row::last_by_id(&rows.changed, |proxy| &proxy.id);
         within(CALL, async {
             let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-            for batch in proxies.chunks(BATCH) {
-                let mut insert =
-                    QueryBuilder::new("INSERT INTO proxies (id, fleet, replica, updated_at_us, state) ");
+            let now_us = now_us();
+            for batch in taken.chunks(BATCH) {
+                let mut insert = QueryBuilder::new(
+                    "INSERT INTO proxies (id, fleet, replica, instance, updated_at_us, state) ",
+                );
                 insert.push_values(batch, |mut values, proxy| {
                     values
                         .push_bind(&proxy.id)
                         .push_bind(&proxy.fleet)
                         .push_bind(&proxy.replica)
-                        .push_bind(proxy.updated_at_us)
+                        .push_bind(&proxy.instance)
+                        .push_bind(now_us)
                         .push_bind(&proxy.state);
                 });
                 insert.push(
                     " ON CONFLICT (id) DO UPDATE SET fleet = excluded.fleet, replica = excluded.replica,
-                      updated_at_us = excluded.updated_at_us, state = excluded.state",
+                      instance = excluded.instance, updated_at_us = excluded.updated_at_us, state = excluded.state",
                 );
                 insert.build().persistent(false).execute(&mut *transaction).await.map_err(failed)?;
+            }
+            for proxy in changed {
+                query(CHANGE_PROXY)
+                    .bind(&proxy.id)
+                    .bind(&proxy.fleet)
+                    .bind(&proxy.replica)
+                    .bind(&proxy.instance)
+                    .bind(now_us)
+                    .bind(&proxy.state)
+                    .execute(&mut *transaction)
+                    .await
+                    .map_err(failed)?;
             }
             transaction.commit().await.map_err(failed)
         })
@@ -295,6 +314,85 @@ impl Store for Sqlite {
         within(CALL, async {
             let rows = query_as(row::PROXIES).fetch_all(&self.readers).await.map_err(failed)?;
             Ok(rows.into_iter().map(row::proxy).collect())
+        })
+        .await
+    }
+
+    async fn proxies_of(&self, ids: &[String]) -> Result<Vec<ProxyRow>, StoreError> {
+        let wanted: std::collections::HashSet<&str> = ids.iter().map(String::as_str).collect();
+        let mut rows = self.proxies().await?;
+        rows.retain(|row| wanted.contains(&*row.id));
+        Ok(rows)
+    }
+
+    async fn proxy_stamps(&self) -> Result<Vec<(String, Stamp)>, StoreError> {
+        within(CALL, async {
+            let rows = query_as(row::PROXY_STAMPS).fetch_all(&self.readers).await.map_err(failed)?;
+            Ok(rows.into_iter().map(row::stamp).collect())
+        })
+        .await
+    }
+
+    fn proxy_hints(&self) -> Arc<ProxyHints> {
+        self.proxy_hints.clone()
+    }
+
+    async fn renew_replica(&self, instance: &str, lease: Duration) -> Result<bool, StoreError> {
+        within(CALL, async {
+            let now_us = now_us();
+            let since = now_us.saturating_sub(i64::try_from(lease.as_micros()).unwrap_or(i64::MAX));
+            let done = query("UPDATE replicas SET alive_at_us = $2 WHERE instance = $1 AND alive_at_us > $3")
+                .bind(instance)
+                .bind(now_us)
+                .bind(since)
+                .execute(&self.writer)
+                .await
+                .map_err(failed)?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    async fn save_replica(&self, instance: &str, name: &str) -> Result<(), StoreError> {
+        within(CALL, async {
+            let now_us = now_us();
+            let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+            query("DELETE FROM replicas WHERE alive_at_us < $1")
+                .bind(now_us.saturating_sub(row::REPLICA_KEPT_US))
+                .execute(&mut *transaction)
+                .await
+                .map_err(failed)?;
+            query(
+                "INSERT INTO replicas (instance, name, alive_at_us) VALUES ($1, $2, $3)
+                 ON CONFLICT (instance) DO UPDATE SET name = excluded.name, alive_at_us = excluded.alive_at_us",
+            )
+            .bind(instance)
+            .bind(name)
+            .bind(now_us)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+            transaction.commit().await.map_err(failed)
+        })
+        .await
+    }
+
+    async fn replicas(&self) -> Result<Vec<ReplicaRow>, StoreError> {
+        within(CALL, async {
+            let rows = query_as("SELECT instance, name, $1 - alive_at_us FROM replicas ORDER BY instance")
+                .bind(now_us())
+                .fetch_all(&self.readers)
+                .await
+                .map_err(failed)?;
+            Ok(rows.into_iter().map(row::replica).collect())
+        })
+        .await
+    }
+
+    async fn delete_replica(&self, instance: &str) -> Result<(), StoreError> {
+        within(CALL, async {
+            query(row::DELETE_REPLICA).bind(instance).execute(&self.writer).await.map_err(failed)?;
+            Ok(())
         })
         .await
     }
@@ -460,6 +558,19 @@ impl Store for Sqlite {
         .await
     }
 
+    async fn close(&self) -> Result<(), StoreError> {
+        within(CALL, async {
+            self.readers.close().await;
+            let mut connection = self.writer.acquire().await.map_err(failed)?;
+            // Into the file with all that is in the log beside it, and that emptied; the last connection deletes it.
+            raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut *connection).await.map_err(failed)?;
+            drop(connection);
+            self.writer.close().await;
+            Ok(())
+        })
+        .await
+    }
+
     async fn key_check(&self) -> Result<Option<Vec<u8>>, StoreError> {
         within(CALL, async {
             query_scalar(row::KEY_CHECK).fetch_optional(&self.readers).await.map_err(failed)
@@ -523,6 +634,10 @@ const PUT_STAGED: &str = "
 const DELETE_STAGED: &str =
     "DELETE FROM resources WHERE (kind, name) IN (SELECT kind, name FROM staged WHERE spec IS NULL)";
 
+const CHANGE_PROXY: &str = "
+    UPDATE proxies SET fleet = $2, updated_at_us = $5, state = $6
+    WHERE id = $1 AND replica = $3 AND instance = $4";
+
 const CLEAR_STAGED: &str = "DELETE FROM staged";
 
 // Further, $4 is its message, $5 the number of its changes and $6 what was called.
@@ -533,24 +648,47 @@ const ADD_REVISION: &str = "
 const ADD_AUDIT: &str =
     "INSERT INTO audit (at_us, actor, action, detail, revision) VALUES ($2, $3, $6, $4, $1)";
 
+/// Whether a URL is one of SQLite's databases without a file.
+pub(super) fn is_in_memory(url: &str) -> bool {
+    url.contains(":memory:") || url.contains("mode=memory")
+}
+
 /// The file of a URL, if it is one of SQLite that names one.
 pub(super) fn file_of(url: &str) -> Option<PathBuf> {
     let options = url.starts_with("sqlite:").then(|| SqliteConnectOptions::from_str(url).ok())??;
     Some(options.get_filename().to_owned()).filter(|file| !file.as_os_str().is_empty())
 }
 
-/// Makes the directory of a database file, for its owner alone: the file holds what the configuration keeps secret.
-fn make_directory(file: &Path) -> Result<(), StoreError> {
-    let Some(directory) = file.parent().filter(|directory| !directory.as_os_str().is_empty()) else {
-        return Ok(());
-    };
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory).map_err(|error| {
-        StoreError::Broken(format!("the directory {} cannot be made: {error}", directory.display()))
-    })
+/// Makes a database file and its directory, for their owner alone, and takes the file and what SQLite keeps beside it from
+/// others: they hold what the configuration keeps secret. SQLite gives the files that it makes the mode of the first.
+pub(super) fn make_private(file: &Path) -> Result<(), StoreError> {
+    let broken = |what: String, error: std::io::Error| StoreError::Broken(format!("{what}: {error}"));
+    if let Some(directory) = file.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(directory).map_err(|error| {
+            broken(format!("the directory {} cannot be made", directory.display()), error)
+        })?;
+    }
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
+        Ok(_) => {}
+        // Whatever is there, SQLite says what is wrong with it.
+        Err(_) if file.exists() => {}
+        Err(error) => return Err(broken(format!("{} cannot be made", file.display()), error)),
+    }
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let mut name = file.as_os_str().to_owned();
+        name.push(suffix);
+        let path = PathBuf::from(name);
+        let Ok(metadata) = path.metadata() else { continue };
+        if !metadata.is_file() || metadata.permissions().mode() & 0o077 == 0 {
+            continue;
+        }
+        if let Err(error) = std::fs::set_permissions(&path, Permissions::from_mode(0o600)) {
+            tracing::warn!(path = %path.display(), %error, "others may read the database, and that cannot be changed");
+        }
+    }
+    Ok(())
 }
 
 /// Brings the file's tables up to date, in one transaction.
@@ -605,10 +743,11 @@ async fn migrate(options: &SqliteConnectOptions) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../../migrations/sqlite/0001_store.sql"),
     include_str!("../../../migrations/sqlite/0002_secrets.sql"),
     include_str!("../../../migrations/sqlite/0003_sessions.sql"),
+    include_str!("../../../migrations/sqlite/0004_replicas.sql"),
 ];
 
 /// What marks a file as ours: "Sgbx".

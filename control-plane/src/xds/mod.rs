@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use signalbox_process::tls::Reloading;
+use signalbox_proto::PROCESS_HEADER;
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -36,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::store::{Role, StoredRole};
 use refusal::Refusal;
-use stream::Shared;
+use stream::{Peer, Shared};
 
 /// The xDS server. That it has a [`Publisher`] means that this control plane has loaded the set: before, no proxy is
 /// listened to.
@@ -128,10 +129,11 @@ impl AggregatedDiscoveryService for Discovery {
             return Err(Status::resource_exhausted("this control plane has all the streams it can take"));
         }
         let address = request.remote_addr();
+        let peer = Peer { address, token, process: process_of(&request) };
         // One in the channel, one in the transport's hands: more would be computed before it can be written.
         let (outbound, responses) = mpsc::channel(1);
         let span = tracing::info_span!("xds", peer = address.map(tracing::field::display));
-        let stream = stream::serve(self.0.clone(), request.into_inner(), outbound, address, token);
+        let stream = stream::serve(self.0.clone(), request.into_inner(), outbound, peer);
         self.0.tasks.spawn(stream.instrument(span));
         Ok(Response::new(ReceiverStream::new(responses)))
     }
@@ -170,6 +172,14 @@ fn authorize<T>(request: &Request<T>, shared: &Shared) -> Result<TokenHash, Stat
     Err(Status::unauthenticated(refusal.to_string()))
 }
 
+/// The process of the proxy, as it says; empty: it says nothing that can be one.
+fn process_of<T>(request: &Request<T>) -> Arc<str> {
+    let text =
+        request.metadata().get(PROCESS_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_id = text.len() <= MAX_PROCESS && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if is_id { text.into() } else { "".into() }
+}
+
 /// Whether the token that was presented before may still get the configuration.
 fn may_stream(credentials: &Credentials, token: &TokenHash) -> bool {
     credentials.by_hash(token).is_some_and(|principal| opens_streams(&principal.role))
@@ -178,6 +188,8 @@ fn may_stream(credentials: &Credentials, token: &TokenHash) -> bool {
 fn opens_streams(role: &StoredRole) -> bool {
     matches!(role.known(), Some(Role::Proxy | Role::Admin))
 }
+
+const MAX_PROCESS: usize = 64;
 
 /// A proxy that is gone without a word is noticed after twice this.
 const KEEPALIVE: Duration = Duration::from_secs(5);

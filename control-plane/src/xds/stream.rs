@@ -24,7 +24,7 @@ use super::refusal::{Refusal, Refusals};
 use super::set::{Empty, View, Views};
 use super::{TokenHash, may_stream, node};
 use crate::auth::Credentials;
-use crate::board::{Board, Event, Node, ProxyResourceError, now_us};
+use crate::board::{Board, EndedBy, Event, Link, Node, Presented, ProxyResourceError, now_us};
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 
@@ -91,15 +91,24 @@ impl Streams {
     }
 }
 
+/// Who opened a stream.
+pub(super) struct Peer {
+    /// Where it comes from.
+    pub(super) address: Option<SocketAddr>,
+    /// What it presented.
+    pub(super) token: TokenHash,
+    /// Its process, as it says.
+    pub(super) process: Arc<str>,
+}
+
 /// Runs one stream to its end.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     inbound: Streaming<DeltaDiscoveryRequest>,
     outbound: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
-    address: Option<SocketAddr>,
-    token: TokenHash,
+    peer: Peer,
 ) {
-    if let Err(status) = run(&shared, inbound, &outbound, address, token).await {
+    if let Err(status) = run(&shared, inbound, &outbound, peer).await {
         tracing::info!(%status, "stream closed");
         // Without room for it the peer does not read, and learns of the end from the transport.
         let _ = outbound.try_send(Err(status));
@@ -110,8 +119,7 @@ async fn run(
     shared: &Arc<Shared>,
     mut inbound: Streaming<DeltaDiscoveryRequest>,
     outbound: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
-    address: Option<SocketAddr>,
-    token: TokenHash,
+    peer: Peer,
 ) -> Result<(), Status> {
     // Subscribed to before the token is looked at again below, so that no change is missed.
     let mut access = shared.credentials.token_changes();
@@ -122,9 +130,17 @@ async fn run(
     let first = first.map_err(|_| Status::deadline_exceeded("no request came"))??;
     let Some(mut first) = first else { return Ok(()) };
     let node = first.node.take().ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
-    let node = node::parse(node, address).map_err(Status::invalid_argument)?;
+    let node = node::parse(node, peer.address).map_err(Status::invalid_argument)?;
+    if !shared.board.has_room(&node) {
+        return Err(Status::resource_exhausted(
+            "this control plane knows all the proxies and fleets that it can",
+        ));
+    }
     let mut published = shared.publisher.subscribe();
-    let mut session = Session::open(shared.clone(), node, first)?;
+    let mut reloaded = shared.publisher.reloaded();
+    let link = Link { process: peer.process, ..Link::default() };
+    let (address, token) = (peer.address, peer.token);
+    let mut session = Session::open(shared.clone(), node, link, first)?;
     loop {
         access.mark_unchanged();
         if !may_stream(&shared.credentials, &token) {
@@ -134,10 +150,19 @@ async fn run(
         published.mark_unchanged();
         session.plan();
         let deadline = session.deadline();
-        let has_chunk = session.has_chunk();
+        // Before the database knows of the stream, others could say that every proxy serves what this one does not.
+        let may_answer = session.link.answer.is_cancelled();
+        let has_chunk = may_answer && session.has_chunk();
         tokio::select! {
             () = shared.shutdown.cancelled() => return Err(Status::unavailable("this control plane shuts down")),
             () = session.replaced.cancelled() => return Err(Status::aborted("the node has a newer stream")),
+            () = session.link.replaced.cancelled() => {
+                return Err(Status::aborted("the node has a newer stream to another control plane"));
+            }
+            () = session.link.answer.cancelled(), if !may_answer => {}
+            _ = reloaded.changed() => {
+                return Err(Status::unavailable("the database was restored; what the node serves is to be compared"));
+            }
             () = outbound.closed() => return Ok(()),
             message = inbound.message() => match message {
                 Ok(Some(request)) => session.on_request(request)?,
@@ -188,6 +213,7 @@ async fn admitted(admission: &mut Admission) -> Option<OwnedSemaphorePermit> {
 struct Session {
     shared: Arc<Shared>,
     node: Node,
+    link: Link,
     /// Unique among the streams to this control plane.
     stream: u64,
     replaced: CancellationToken,
@@ -206,13 +232,19 @@ struct Session {
 }
 
 impl Session {
-    fn open(shared: Arc<Shared>, node: Node, first: DeltaDiscoveryRequest) -> Result<Self, Status> {
+    fn open(
+        shared: Arc<Shared>,
+        node: Node,
+        link: Link,
+        first: DeltaDiscoveryRequest,
+    ) -> Result<Self, Status> {
         static STREAMS: AtomicU64 = AtomicU64::new(1);
         let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
         let replaced = shared.streams.open(&node.id, stream);
         let mut session = Self {
             shared,
             node: node.clone(),
+            link,
             stream,
             replaced,
             opened_at_us: now_us(),
@@ -226,16 +258,18 @@ impl Session {
         session.on_request(first)?;
         let view = session.view();
         let presented = session.subscriptions.get(RESOURCE_TYPE_URL).and_then(|subscription| {
-            let presented = subscription.serves()?.clone();
-            // Of the head's number, but not what the head is: it serves something that no revision is.
-            let other = subscription.wants(&*view) == Want::Everything && presented == *view.revision();
-            (!other).then_some(presented)
+            let revision = subscription.serves()?.clone();
+            // Of what it has of an earlier revision the digest is compared when it is to apply the next.
+            let verified = revision == *view.revision() && subscription.wants(&*view) != Want::Everything;
+            Some(Presented { revision, verified })
         });
         tracing::info!(
             node = %node.id, fleet = %node.fleet, version = node.version,
-            revision = presented.as_ref().map(tracing::field::display), "proxy connected"
+            revision = presented.as_ref().map(|presented| tracing::field::display(&presented.revision)),
+            "proxy connected"
         );
-        session.shared.board.fold(Event::Opened { stream, node, presented });
+        let link = session.link.clone();
+        session.shared.board.fold(Event::Opened { stream, node, presented, link });
         Ok(session)
     }
 
@@ -282,7 +316,14 @@ impl Session {
             }
             Answer::Rejected(revision, status) => {
                 self.shared.metrics.xds_nacks.increment();
-                let (resources, drift) = reasons(&status);
+                let (mut resources, drift) = reasons(&status);
+                for resource in &mut resources {
+                    resource.changed_in = self.shared.publisher.current().changed_in(
+                        &resource.kind,
+                        &resource.name,
+                        revision.number,
+                    );
+                }
                 tracing::warn!(node = %id, %revision, message = truncated(&status.message, 1024), "revision rejected");
                 if drift {
                     let message =
@@ -407,7 +448,8 @@ impl Drop for Session {
     fn drop(&mut self) {
         tracing::info!(node = %self.node.id, "proxy disconnected");
         self.shared.streams.close(&self.node.id, self.stream);
-        self.shared.board.fold(Event::Closed { stream: self.stream, id: self.node.id.clone() });
+        let by = if self.shared.shutdown.is_cancelled() { EndedBy::Shutdown } else { EndedBy::Proxy };
+        self.shared.board.fold(Event::Closed { stream: self.stream, id: self.node.id.clone(), by });
     }
 }
 
@@ -428,6 +470,7 @@ fn reasons(status: &rpc::Status) -> (Vec<ProxyResourceError>, bool) {
             name: truncated(&error.name, 128).to_owned(),
             field: truncated(&error.field, 512).to_owned(),
             message: truncated(&error.message, 2048).to_owned(),
+            changed_in: None,
         })
         .collect();
     if resources.is_empty() {
@@ -436,6 +479,7 @@ fn reasons(status: &rpc::Status) -> (Vec<ProxyResourceError>, bool) {
             name: String::new(),
             field: String::new(),
             message: truncated(&status.message, 2048).to_owned(),
+            changed_in: None,
         });
     }
     (resources, rejection.drift)

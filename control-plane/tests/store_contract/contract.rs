@@ -5,13 +5,13 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use signalbox_config::ResourceKey;
 use signalbox_control_plane::store::{
-    KeySource, Meta, NewChange, NewRevision, ProxyRow, Role, RolloutRow, SessionRow, Store, StoreError,
-    StoredResource, StoredSet, TokenRow, TokenSource, seal,
+    KeySource, Meta, NewChange, NewRevision, ProxyRow, ProxyRows, Role, RolloutRow, SessionRow, Stamp, Store,
+    StoreError, StoredResource, StoredSet, TokenRow, TokenSource, seal,
 };
 
 use crate::places::Place;
@@ -307,28 +307,96 @@ pub(crate) async fn revisions_come_in_pages(place: &dyn Place) {
     assert_eq!(oldest_first(u64::MAX, 10).await, [0; 0]);
 }
 
-pub(crate) async fn proxies_are_kept_by_id(place: &dyn Place) {
-    let store = place.open().await;
-    let row = |id: &str, updated_at_us, state: &str| ProxyRow {
+fn proxy_row(id: &str, instance: &str, state: &str) -> ProxyRow {
+    ProxyRow {
         id: id.into(),
         fleet: "default".into(),
-        replica: "cp-1".into(),
-        updated_at_us,
+        replica: "cp".into(),
+        instance: instance.into(),
+        updated_at_us: 0,
         state: state.into(),
-    };
-    store.save_proxies(&[]).await.unwrap();
-    store.save_proxies(&[row("b", 1, "{}"), row("a", 1, "{\"x\":\"ä\"}"), row("b", 2, "[1]")]).await.unwrap();
-    assert_eq!(store.proxies().await.unwrap(), [row("a", 1, "{\"x\":\"ä\"}"), row("b", 2, "[1]")]);
-    let moved = ProxyRow { fleet: "edge".into(), replica: "cp-2".into(), ..row("a", 3, "{}") };
-    store.save_proxies(std::slice::from_ref(&moved)).await.unwrap();
-    assert_eq!(place.open().await.proxies().await.unwrap(), [moved.clone(), row("b", 2, "[1]")]);
+    }
+}
+
+fn taken(rows: &[ProxyRow]) -> ProxyRows {
+    ProxyRows { writer: "w".into(), taken: rows.to_vec(), changed: Vec::new(), tell: true }
+}
+
+/// Without the times, which are the database's.
+async fn proxies(store: &dyn Store) -> Vec<ProxyRow> {
+    let rows = store.proxies().await.unwrap().into_iter();
+    rows.map(|row| {
+        assert!(row.updated_at_us > 1_700_000_000_000_000, "{row:?}");
+        ProxyRow { updated_at_us: 0, ..row }
+    })
+    .collect()
+}
+
+pub(crate) async fn proxies_are_kept_by_id(place: &dyn Place) {
+    let store = place.open().await;
+    let row = |id: &str, state: &str| proxy_row(id, "1", state);
+    store.save_proxies(&taken(&[])).await.unwrap();
+    store.save_proxies(&taken(&[row("b", "{}"), row("a", "{\"x\":\"ä\"}"), row("b", "[1]")])).await.unwrap();
+    assert_eq!(proxies(&*store).await, [row("a", "{\"x\":\"ä\"}"), row("b", "[1]")]);
+    let moved = ProxyRow { fleet: "edge".into(), replica: "cp-2".into(), ..proxy_row("a", "2", "{}") };
+    store.save_proxies(&taken(std::slice::from_ref(&moved))).await.unwrap();
+    assert_eq!(proxies(&*place.open().await).await, [moved.clone(), row("b", "[1]")]);
     assert!(store.delete_proxy("b").await.unwrap());
     assert!(!store.delete_proxy("b").await.unwrap());
-    assert_eq!(store.proxies().await.unwrap(), [moved]);
+    assert_eq!(proxies(&*store).await, [moved]);
 
-    let many: Vec<_> = (0..2_500).map(|i| row(&format!("p{i:04}"), i, "{}")).collect();
-    store.save_proxies(&many).await.unwrap();
-    assert_eq!(store.proxies().await.unwrap()[1..], many);
+    let many: Vec<_> = (0..2_500).map(|i| row(&format!("p{i:04}"), "{}")).collect();
+    store.save_proxies(&taken(&many)).await.unwrap();
+    assert_eq!(proxies(&*store).await[1..], many);
+    let ids = ["p0001".to_owned(), "absent".to_owned(), "p0003".to_owned()];
+    let found: Vec<_> = store.proxies_of(&ids).await.unwrap().into_iter().map(|row| row.id).collect();
+    assert_eq!(found, ["p0001", "p0003"]);
+}
+
+pub(crate) async fn a_proxy_is_changed_only_by_the_control_plane_that_has_it(place: &dyn Place) {
+    let store = place.open().await;
+    let change = async |row: ProxyRow| {
+        let rows = ProxyRows { writer: "w".into(), taken: Vec::new(), changed: vec![row], tell: true };
+        store.save_proxies(&rows).await.unwrap();
+    };
+    change(proxy_row("a", "1", "nobody has it")).await;
+    assert_eq!(proxies(&*store).await, []);
+    store.save_proxies(&taken(&[proxy_row("a", "1", "taken")])).await.unwrap();
+    let stamps = store.proxy_stamps().await.unwrap();
+    change(proxy_row("a", "2", "of another process")).await;
+    change(ProxyRow { replica: "cp-2".into(), ..proxy_row("a", "1", "of another replica") }).await;
+    assert_eq!(store.proxy_stamps().await.unwrap(), stamps);
+    change(proxy_row("a", "1", "changed")).await;
+    assert_eq!(proxies(&*store).await, [proxy_row("a", "1", "changed")]);
+    let later = store.proxy_stamps().await.unwrap();
+    assert_ne!(later, stamps);
+    let Stamp { replica, instance, updated_at_us } = &later[0].1;
+    assert_eq!((&*later[0].0, &**replica, &**instance), ("a", "cp", "1"));
+    assert!(*updated_at_us > stamps[0].1.updated_at_us);
+}
+
+pub(crate) async fn a_control_plane_that_was_silent_for_long_is_dead_until_it_says_otherwise(
+    place: &dyn Place,
+) {
+    let store = place.open().await;
+    let lease = Duration::from_secs(60);
+    assert_eq!(store.replicas().await.unwrap(), []);
+    assert!(!store.renew_replica("1", lease).await.unwrap(), "it is not there");
+    store.save_replica("1", "cp").await.unwrap();
+    store.save_replica("2", "cp").await.unwrap();
+    assert!(store.renew_replica("1", lease).await.unwrap());
+    let replicas = place.open().await.replicas().await.unwrap();
+    let names: Vec<_> = replicas.iter().map(|replica| (&*replica.instance, &*replica.name)).collect();
+    assert_eq!(names, [("1", "cp"), ("2", "cp")]);
+    assert!(replicas.iter().all(|replica| replica.age < lease), "{replicas:?}");
+    // Silent for longer than that it always was.
+    assert!(!store.renew_replica("1", Duration::ZERO).await.unwrap());
+    store.save_replica("1", "cp").await.unwrap();
+    assert!(store.renew_replica("1", lease).await.unwrap());
+    store.delete_replica("1").await.unwrap();
+    store.delete_replica("1").await.unwrap();
+    assert!(!store.renew_replica("1", lease).await.unwrap());
+    assert_eq!(store.replicas().await.unwrap().len(), 1);
 }
 
 pub(crate) async fn rollouts_are_kept_by_id(place: &dyn Place) {

@@ -42,6 +42,8 @@ on_both! {
     specifications_come_back_byte_for_byte,
     revisions_come_in_pages,
     proxies_are_kept_by_id,
+    a_proxy_is_changed_only_by_the_control_plane_that_has_it,
+    a_control_plane_that_was_silent_for_long_is_dead_until_it_says_otherwise,
     rollouts_are_kept_by_id,
     tokens_are_kept_by_name,
     sessions_are_kept_and_end_with_their_token,

@@ -15,7 +15,7 @@ use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Delt
 use signalbox_proto::google::protobuf::Any;
 use signalbox_proto::google::rpc;
 use signalbox_proto::signalbox::config::v1::Rejection;
-use signalbox_proto::{MARKER_NAME, RESOURCE_TYPE_URL};
+use signalbox_proto::{MARKER_NAME, PROCESS_HEADER, RESOURCE_TYPE_URL};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -76,6 +76,7 @@ pub(super) async fn run(
         data_plane,
         status,
         shutdown: shutdown.clone(),
+        process: process(),
         served: None,
         writer: None,
         drifts: 0,
@@ -89,6 +90,8 @@ struct Client {
     data_plane: Arc<dyn DataPlane>,
     status: watch::Sender<Status>,
     shutdown: CancellationToken,
+    /// Tells this run of the program from others, see [`PROCESS_HEADER`].
+    process: MetadataValue<Ascii>,
     served: Option<Snapshot>,
     writer: Option<Writer>,
     /// How often in a row what is served did not fit what was sent. Above 0, the next stream asks for everything.
@@ -246,6 +249,7 @@ impl Client {
         }
         let mut request = Request::new(ReceiverStream::new(outbound));
         authorize(&mut request, self.token.as_ref());
+        request.metadata_mut().insert(PROCESS_HEADER, self.process.clone());
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel.clone()).max_decoding_message_size(MAX_RESPONSE);
         let opening = tokio::time::timeout_at(deadline, client.delta_aggregated_resources(request)).await;
@@ -565,6 +569,12 @@ fn load_tls(addresses: &[String], tls: &Tls) -> Result<Option<Arc<Reloading<Clie
     let identity = tls.identity.clone().map(|(certificate, key)| ("client", certificate, key));
     let files = ClientFiles { ca: ("control_plane_ca", ca.clone()), identity, alpn: b"h2" };
     Reloading::client(files).map(Some).map_err(StartError::Tls)
+}
+
+fn process() -> MetadataValue<Ascii> {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    // Hexadecimal digits always are a header's value.
+    id.parse().unwrap_or_else(|_| MetadataValue::from_static("0"))
 }
 
 fn bearer(token: &str) -> Result<MetadataValue<Ascii>, StartError> {
