@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use http::{HeaderMap, Method, StatusCode};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -161,6 +162,25 @@ impl ControlPlane {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill9();
         }
+    }
+
+    /// Stops all that it does, as if the machine had no time for it, until [`ControlPlane::resume`].
+    pub fn pause(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.signal(Signal::STOP);
+        }
+    }
+
+    /// Goes on after [`ControlPlane::pause`].
+    pub fn resume(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.signal(Signal::CONT);
+        }
+    }
+
+    /// Whether its process is there.
+    pub fn is_running(&mut self) -> bool {
+        self.daemon.as_mut().is_some_and(Daemon::is_running)
     }
 
     /// Ends it by SIGTERM.

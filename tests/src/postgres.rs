@@ -52,18 +52,70 @@ impl Postgres {
         if let Some(user) = other_user()? {
             chown(dir.path(), Some(user.uid), Some(user.gid))?;
         }
-        let mut initdb = unprivileged(&programs.join("initdb"))?;
-        let made = initdb
-            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"])
+        let postgres = Self { server: None, programs, port: free_port(), durability, dir };
+        let mut initdb = postgres.program("initdb")?;
+        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
+        initdb.arg("--pgdata").arg(postgres.data());
+        postgres.started_after(initdb)
+    }
+
+    /// Makes a standby of this server, and starts it: it follows what is written here, and takes no writes until it is
+    /// promoted.
+    pub fn standby(&self) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("signalbox-postgres-").tempdir()?;
+        if let Some(user) = other_user()? {
+            chown(dir.path(), Some(user.uid), Some(user.gid))?;
+        }
+        let standby = Self {
+            server: None,
+            programs: self.programs.clone(),
+            port: free_port(),
+            durability: self.durability,
+            dir,
+        };
+        let backup = standby.backup_of(self)?;
+        standby.started_after(backup)
+    }
+
+    /// After [`Postgres::kill9`] or [`Postgres::stop`], starts it anew as a standby of `primary`, at the same address.
+    pub fn rejoin(&mut self, primary: &Self) -> Result<()> {
+        std::fs::remove_dir_all(self.data())?;
+        run(self.backup_of(primary)?)?;
+        self.start()
+    }
+
+    /// Makes a standby the server that takes writes; returns when it does.
+    pub fn promote(&self) -> Result<()> {
+        let promoted = self.sql("SELECT pg_promote(true, 60)")?;
+        ensure!(promoted == "t", "it was not promoted in time");
+        Ok(())
+    }
+
+    fn backup_of(&self, primary: &Self) -> Result<Command> {
+        let mut backup = self.program("pg_basebackup")?;
+        backup
+            .args(["--host=127.0.0.1", "--username=postgres", "--no-sync", "--checkpoint=fast"])
+            .args(["--wal-method=stream", "--write-recovery-conf"])
+            .arg(format!("--port={}", primary.port))
             .arg("--pgdata")
-            .arg(dir.path().join("data"))
-            .current_dir(dir.path())
-            .output()
-            .context("cannot run initdb")?;
-        ensure!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
-        let mut postgres = Self { server: None, programs, port: free_port(), durability, dir };
-        postgres.start()?;
-        Ok(postgres)
+            .arg(self.data());
+        Ok(backup)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn program(&self, name: &str) -> Result<Command> {
+        let mut command = unprivileged(&self.programs.join(name))?;
+        command.current_dir(self.dir.path());
+        Ok(command)
+    }
+
+    fn started_after(mut self, command: Command) -> Result<Self> {
+        run(command)?;
+        self.start()?;
+        Ok(self)
     }
 
     /// Where it is: `postgres://postgres@127.0.0.1:PORT/postgres`.
@@ -141,15 +193,14 @@ impl Postgres {
     }
 
     fn try_start(&self) -> Result<Daemon> {
-        let mut command = unprivileged(&self.programs.join("postgres"))?;
+        let mut command = self.program("postgres")?;
         command
             .arg("-D")
-            .arg(self.dir.path().join("data"))
+            .arg(self.data())
             .arg("-k")
             .arg(self.dir.path())
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
-            .args(["-c", "max_connections=200", "-c", "shared_buffers=32MB"])
-            .current_dir(self.dir.path());
+            .args(["-c", "max_connections=200", "-c", "shared_buffers=32MB"]);
         if self.durability == Durability::Process {
             command.args(["-c", "fsync=off"]);
         }
@@ -180,10 +231,18 @@ impl fmt::Display for Postgres {
     }
 }
 
+fn run(mut command: Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// Where `initdb`, `postgres` and `psql` are: Debian keeps the servers of all versions out of PATH.
 fn find_programs() -> Result<PathBuf> {
     let has_all = |dir: &PathBuf| {
-        ["initdb", "postgres", "psql", "pg_isready"].iter().all(|name| dir.join(name).is_file())
+        ["initdb", "postgres", "psql", "pg_isready", "pg_basebackup"]
+            .iter()
+            .all(|name| dir.join(name).is_file())
     };
     let mut dirs: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -194,7 +253,7 @@ fn find_programs() -> Result<PathBuf> {
     let in_path = find_program("postgres").and_then(|file| file.canonicalize().ok());
     dirs.extend(in_path.as_deref().and_then(Path::parent).map(Path::to_owned));
     dirs.into_iter().rev().find(has_all).context(
-        "PostgreSQL is not installed: initdb, postgres, psql and pg_isready must be in PATH or in \
+        "PostgreSQL is not installed: initdb, postgres, psql, pg_isready and pg_basebackup must be in PATH or in \
          /usr/lib/postgresql/VERSION/bin. On Debian and Ubuntu: apt-get install postgresql",
     )
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -223,6 +224,20 @@ impl Proxy {
     pub fn terminate(&mut self) {
         if let Some(daemon) = &mut self.daemon {
             daemon.terminate();
+        }
+    }
+
+    /// Stops all that it does, as if the machine had no time for it, until [`Proxy::resume`].
+    pub fn pause(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.signal(Signal::STOP);
+        }
+    }
+
+    /// Goes on after [`Proxy::pause`].
+    pub fn resume(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.signal(Signal::CONT);
         }
     }
 

@@ -25,6 +25,7 @@ use signalbox_proto::signalbox::config::v1::{Resource as WireResource, Revision,
 use signalbox_proxy::source::{
     self, Candidate, ControlPlanes, DataPlane, Rejected, Source, StartError, Status, Tls, Traffic,
 };
+use signalbox_tests::Postgres;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -42,17 +43,34 @@ pub(crate) const TOKEN: &str = "a proxy's token";
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A database for the length of a test.
-pub(crate) struct Database {
-    dir: TempDir,
+pub(crate) enum Database {
+    Sqlite(TempDir),
+    Postgres(Box<Postgres>),
 }
 
 impl Database {
+    /// A file, for one control plane.
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self::Sqlite(tempfile::tempdir().unwrap())
+    }
+
+    /// A server, for several.
+    pub(crate) fn postgres() -> Self {
+        Self::Postgres(Box::new(Postgres::new().unwrap()))
+    }
+
+    pub(crate) fn server(&mut self) -> &mut Postgres {
+        match self {
+            Self::Postgres(server) => server,
+            Self::Sqlite(_) => panic!("it is a file"),
+        }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("sqlite://{}/signalbox.db", self.dir.path().display())
+        match self {
+            Self::Sqlite(dir) => format!("sqlite://{}/signalbox.db", dir.path().display()),
+            Self::Postgres(server) => server.url(),
+        }
     }
 }
 

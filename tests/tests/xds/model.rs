@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use serde_json::json;
 use signalbox_config::{Fingerprint, Resource, ResourceKey};
-use signalbox_control_plane::board::Sharing;
+use signalbox_control_plane::board::{Sharing, WaitResult};
 use signalbox_plugins::Catalog;
 use signalbox_tests::free_port;
 use tempfile::TempDir;
@@ -36,7 +36,7 @@ async fn at_rest_every_proxy_has_what_the_store_has() {
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     println!("SIGNALBOX_MODEL_SEED={seed}");
     let mut world = World {
-        database: Database::new(),
+        database: Database::postgres(),
         random: Rng::with_seed(seed),
         planes: Vec::new(),
         addresses: Vec::new(),
@@ -67,7 +67,8 @@ impl World {
         let what = self.random.u8(..100);
         self.log.push(format!("{what} replica {replica} proxy {proxy}"));
         match what {
-            0..70 => self.write(replica).await,
+            0..60 => self.write(replica).await,
+            60..70 => self.wait(replica).await,
             70..78 => self.start_proxy(proxy),
             78..83 => {
                 if let Some(proxy) = self.proxies[proxy].1.take() {
@@ -98,8 +99,14 @@ impl World {
             }
             98 => {
                 if let Some(plane) = &self.planes[replica] {
-                    plane.store.new_epoch().await.unwrap();
+                    // It may have been started again a moment ago.
+                    let _ = plane.store.new_epoch().await;
                 }
+            }
+            // The database is started again.
+            99 if self.random.bool() => {
+                self.database.server().kill9();
+                self.database.server().start().unwrap();
             }
             // The data of a proxy are lost.
             _ => {
@@ -141,6 +148,36 @@ impl World {
         if delete { plane.try_delete(&key).await } else { plane.try_put(&key, spec).await }
     }
 
+    /// A wait that says that every proxy serves a revision is right.
+    async fn wait(&mut self, replica: usize) {
+        let Some(plane) = &self.planes[replica] else { return };
+        let head = plane.publisher.current().snapshot.id().clone();
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let outcome = plane.board.wait(head.number, None, deadline).await;
+        let counts = outcome.rollouts.iter().map(|rollout| rollout.counts);
+        let (total, away) =
+            counts.fold((0, 0), |(total, away), counts| (total + counts.total, away + counts.disconnected));
+        // Nothing else moves meanwhile. Proxies without a stream are not waited for.
+        if outcome.result != WaitResult::Done || total as usize != PROXIES || away > 0 {
+            return;
+        }
+        for (index, (_, proxy)) in self.proxies.iter().enumerate() {
+            let Some(proxy) = proxy else {
+                panic!("p{index} is not there, and was not seen to leave: {outcome:?}")
+            };
+            let status = proxy.status.borrow();
+            let serves = status.serving.as_ref().map(|serving| serving.revision.clone());
+            let right = serves
+                .as_ref()
+                .is_some_and(|serves| serves.epoch != head.epoch || serves.number >= head.number);
+            assert!(
+                right,
+                "a wait for {head} said yes, but p{index} serves {serves:?}\n{}",
+                self.log.join("\n")
+            );
+        }
+    }
+
     async fn start_plane(&mut self, replica: usize) {
         if self.planes[replica].is_none() {
             let settings = Settings {
@@ -173,7 +210,14 @@ impl World {
             proxy.as_ref().unwrap().recorder.refuse(None);
         }
         let plane = self.planes[0].as_ref().unwrap();
-        let loaded = plane.store.load().await.unwrap();
+        let started = Instant::now();
+        let loaded = loop {
+            match plane.store.load().await {
+                Ok(loaded) => break loaded,
+                // The server was started again a moment ago.
+                Err(error) => assert!(started.elapsed() < DEADLINE, "{error}"),
+            }
+        };
         let expected: BTreeMap<ResourceKey, Fingerprint> = loaded
             .resources
             .iter()

@@ -97,9 +97,10 @@ async fn a_proxy_restarted_without_a_control_plane_serves_from_disk_and_catches_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_goes_to_another_control_plane_when_its_own_is_gone() {
-    let database = Database::new();
-    let one = Plane::start(&database).await;
-    let two = Plane::start_with(&database, Settings { replica: "replica-b", ..Settings::default() }).await;
+    let database = Database::postgres();
+    let shared = |replica| Settings { sharing: Sharing::Shared, replica, ..Settings::default() };
+    let one = Plane::start_with(&database, shared("one")).await;
+    let two = Plane::start_with(&database, shared("two")).await;
     let dir = tempfile::tempdir().unwrap();
     let proxy = Proxy::start(&[one.url(), two.url()], dir.path(), "p");
     let number = one.put("route/a", route("a")).await;
@@ -249,7 +250,7 @@ async fn a_proxy_that_is_killed_and_started_again_is_one_proxy() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_is_seen_and_waited_for_at_every_control_plane_of_one_database() {
-    let database = Database::new();
+    let database = Database::postgres();
     let shared = |replica| Settings { sharing: Sharing::Shared, replica, ..Settings::default() };
     let one = Plane::start_with(&database, shared("one")).await;
     let two = Plane::start_with(&database, shared("two")).await;
@@ -330,5 +331,80 @@ async fn subscribers_of_the_board_see_what_changes() {
             }
             BoardEvent::Forgotten(_) => {}
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_elsewhere_waits_for_a_proxy_that_was_just_answered() {
+    let database = Database::postgres();
+    let shared = |replica| Settings { sharing: Sharing::Shared, replica, ..Settings::default() };
+    let one = Plane::start_with(&database, shared("one")).await;
+    let two = Plane::start_with(&database, shared("two")).await;
+    let number = one.put("route/a", route("a")).await;
+    eventually("the other has it", || two.head() == number).await;
+    for round in 0..5 {
+        let id = format!("p{round}");
+        let mut raw = Raw::open(&two, &id, None).await;
+        let received = raw.receive_revision().await;
+        // From the first answer on, whoever asks waits for it.
+        let soon = Instant::now() + std::time::Duration::from_millis(200);
+        let outcome = one.board.wait(number, None, soon).await;
+        assert_eq!(outcome.result, WaitResult::TimedOut, "{outcome:?}");
+        assert_eq!((&*outcome.waiting[0].id, outcome.waiting_count), (&*id, 1));
+        raw.ack(&received.last).await;
+        let outcome = one.board.wait(number, None, Instant::now() + DEADLINE).await;
+        assert_eq!(outcome.result, WaitResult::Done, "{outcome:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_database_new_proxies_are_served_and_no_wait_says_yes() {
+    let mut database = Database::postgres();
+    let shared = |replica| Settings { sharing: Sharing::Shared, replica, ..Settings::default() };
+    let one = Plane::start_with(&database, shared("one")).await;
+    let two = Plane::start_with(&database, shared("two")).await;
+    let number = one.put("route/a", route("a")).await;
+    eventually("the other has it", || two.head() == number).await;
+    database.server().kill9();
+    let dir = tempfile::tempdir().unwrap();
+    let proxy = Proxy::start(&[two.url()], dir.path(), "p");
+    proxy.until_serves(number).await;
+    for plane in [&one, &two] {
+        let soon = Instant::now() + std::time::Duration::from_millis(500);
+        let outcome = plane.board.wait(number, None, soon).await;
+        assert_eq!(outcome.result, WaitResult::TimedOut, "{outcome:?}");
+        assert!(outcome.unknown.is_some(), "{outcome:?}");
+    }
+    database.server().start().unwrap();
+    // The first that says yes knows the newcomer.
+    let outcome = one.board.wait(number, None, Instant::now() + DEADLINE).await;
+    assert_eq!((outcome.result, outcome.rollouts[0].counts.applied), (WaitResult::Done, 1), "{outcome:?}");
+    assert_eq!(one.proxy("p").state, ProxyState::InSync);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_proxies_with_one_node_id_are_shown_wherever_they_are_connected() {
+    let database = Database::postgres();
+    let shared = |replica| Settings { sharing: Sharing::Shared, replica, ..Settings::default() };
+    let one = Plane::start_with(&database, shared("one")).await;
+    let two = Plane::start_with(&database, shared("two")).await;
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    for (first, second) in [(&one, &one), (&one, &two)] {
+        let id = if first.address == second.address { "together" } else { "apart" };
+        let a = Proxy::start(&[first.url()], dirs[0].path(), id);
+        let b = Proxy::start(&[second.url()], dirs[1].path(), id);
+        for plane in [&one, &two] {
+            eventually("both are shown", || {
+                plane.board.proxy(id).is_some_and(|proxy| {
+                    proxy.warnings.iter().any(|warning| {
+                        warning.contains("two proxies use this node id")
+                            && warning.matches("127.0.0.1:").count() == 2
+                    })
+                })
+            })
+            .await;
+        }
+        a.stop().await.unwrap();
+        b.stop().await.unwrap();
     }
 }
