@@ -1066,6 +1066,11 @@ export interface components {
              * @description The revision that every connected one serves, or a later one; absent without a connected one.
              */
             served?: number | null;
+            /**
+             * Format: uint32
+             * @description How many of them are of unknown state.
+             */
+            unknown: number;
         };
         /** @description Sends the request to an upstream. */
         ForwardSpec: {
@@ -1506,6 +1511,13 @@ export interface components {
         ProxyProtocol: "off" | "accept" | "require";
         /** @description What was wrong with a resource. */
         ProxyResourceError: {
+            /**
+             * Format: uint64
+             * @description The revision that wrote this version of the resource: an earlier one than the rejected revision when that only
+             *     carried the fault along. Null when it is not known.
+             * @default null
+             */
+            changed_in: number | null;
             /** @description The field; may be empty. */
             field: string;
             /** @description Its kind; empty when the revision as a whole was wrong. */
@@ -1536,7 +1548,7 @@ export interface components {
             sent: number;
         };
         /** @description How a proxy stands to the revision it is assigned. */
-        ProxyState: "in_sync" | "pending" | "rejected" | "drifted" | "disconnected";
+        ProxyState: "in_sync" | "pending" | "rejected" | "drifted" | "unknown" | "disconnected";
         /** @description A proxy, as `GET /api/v1/proxies` shows it. */
         ProxyStatus: {
             /** @description Where its stream comes from. */
@@ -1574,7 +1586,7 @@ export interface components {
             traffic?: components["schemas"]["ProxyTraffic"] | null;
             /** @description The version of its program. */
             version: string;
-            /** @description What people should know of, although the proxy serves: that its disk is full, for example. */
+            /** @description What people should know of, although the proxy serves: that its disk is full, or its node id another's, too. */
             warnings: string[];
         };
         /** @description A proxy's traffic over the interval of its last report. */
@@ -1804,6 +1816,8 @@ export interface components {
             base_revision: number;
             /** @description The fleet's proxies by how they stand to it. */
             counts: components["schemas"]["RolloutCounts"];
+            /** @description The first rejection of it: which proxy, and which resource is at fault. Null when no proxy rejected it. */
+            fault?: components["schemas"]["RolloutFault"] | null;
             /** @description RFC 3339: when the last connected proxy served it, or it was superseded. */
             finished_at?: string | null;
             /** @description The fleet. */
@@ -1850,7 +1864,7 @@ export interface components {
             pending: number;
             /**
              * Format: uint32
-             * @description Rejected it.
+             * @description Rejected it, whatever they serve since.
              */
             rejected: number;
             /**
@@ -1858,6 +1872,30 @@ export interface components {
              * @description All that are known.
              */
             total: number;
+            /**
+             * Format: uint32
+             * @description Of unknown state, see `ProxyState`.
+             * @default 0
+             */
+            unknown: number;
+        };
+        /** @description Why a proxy rejected a revision. */
+        RolloutFault: {
+            /** @description The field; may be empty. */
+            field: string;
+            /** @description The resource's kind; empty when the revision as a whole was wrong. */
+            kind: string;
+            /** @description What was wrong. */
+            message: string;
+            /** @description The resource's name. */
+            name: string;
+            /** @description The proxy that rejected it first. */
+            proxy: string;
+            /**
+             * Format: uint64
+             * @description The revision that wrote the resource at fault, where it is known; else the rejected one.
+             */
+            revision: number;
         };
         /** @description The last rollouts, newest revision first. */
         RolloutList: {

@@ -5,7 +5,7 @@ import { countStates } from "../lib/board";
 import { formatCount, plural } from "../lib/format";
 import { PROXY_STATES } from "./StateBadge";
 
-const ORDER: ProxyState[] = ["in_sync", "pending", "rejected", "drifted", "disconnected"];
+const ORDER: ProxyState[] = ["in_sync", "pending", "rejected", "drifted", "unknown", "disconnected"];
 
 export function colorOf(state: ProxyState): string {
   return `var(--mantine-color-${PROXY_STATES[state].color}-${state === "disconnected" ? 5 : 6})`;

@@ -10,6 +10,7 @@ export const PROXY_STATES: Record<ProxyState, Look> = {
   pending: { label: "pending", color: "blue", icon: <IconClock size={12} /> },
   rejected: { label: "rejected", color: "red", icon: <IconCross size={12} /> },
   drifted: { label: "drifted", color: "orange", icon: <IconDrift size={12} /> },
+  unknown: { label: "unknown", color: "yellow", icon: <IconAlert size={12} /> },
   disconnected: { label: "disconnected", color: "gray", icon: <IconOff size={12} /> },
 };
 

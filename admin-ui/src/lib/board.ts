@@ -23,7 +23,7 @@ function urgency(proxy: ProxyStatus): number {
 }
 
 export function countStates(proxies: ProxyStatus[]): Record<ProxyState, number> {
-  const counts = { in_sync: 0, pending: 0, rejected: 0, drifted: 0, disconnected: 0 };
+  const counts = { in_sync: 0, pending: 0, rejected: 0, drifted: 0, unknown: 0, disconnected: 0 };
   for (const proxy of proxies) counts[proxy.state]++;
   return counts;
 }

@@ -36,8 +36,7 @@ pub struct ProxyStatus {
     pub traffic: Option<ProxyTraffic>,
     /// Listener name to the address it is bound to on that host.
     pub listeners: BTreeMap<String, String>,
-    /// What people should know of, although the proxy serves: that its disk is full, or that another proxy uses its
-    /// node id.
+    /// What people should know of, although the proxy serves: that its disk is full, or its node id another's, too.
     pub warnings: Vec<String>,
 }
 
