@@ -82,9 +82,9 @@ async fn after_a_restart_a_wait_waits_for_the_proxies_that_were_connected() {
         // It serves, but is slow to come back.
         proxy.pause();
         if kill {
-            control_plane.kill9()
+            control_plane.kill9();
         } else {
-            control_plane.stop().unwrap()
+            control_plane.stop().unwrap();
         }
         control_plane.start().await.unwrap();
         let api = control_plane.api();
