@@ -5,18 +5,19 @@ use std::io;
 use std::sync::Arc;
 
 use rustls::server::{
-    Acceptor, ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache,
+    Accepted, Acceptor, ClientHello, ProducesTickets, ResolvesServerCert, ServerSessionMemoryCache,
     WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, SignatureScheme, crypto::ring::Ticketer};
+use rustls::{PeerMisbehaved, ServerConfig, SignatureScheme, crypto::ring::Ticketer};
 use signalbox_config::{ClientAuth, Name};
 use smallvec::SmallVec;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream};
+use tokio_rustls::{StartHandshake, TlsStream};
 
-use super::{HTTP1, HTTP2, Shown, provider, roots, versions};
+use super::server_name::{self, Renamed};
+use super::{HTTP1, HTTP2, Shown, roots, versions};
 use crate::active::Map;
 
 /// The certificates of a revision. A clone is cheap.
@@ -70,6 +71,13 @@ struct Chooser {
 
 /// Sessions of TLS 1.2 clients that take no tickets.
 const SESSIONS: usize = 10_000;
+
+/// Bytes that most clients' first message has room in.
+const HELLO: usize = 2 << 10;
+
+/// Bytes after which a client must have said how it wants to shake hands: the most that a handshake message may have, and
+/// its records.
+const MAX_HELLO: usize = 80 << 10;
 
 /// A fatal alert, `unrecognized_name`: RFC 8446, section 6.2.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -164,10 +172,10 @@ impl ListenerTls {
 }
 
 fn new_config(spec: &signalbox_config::ListenerTls, chooser: Arc<Chooser>) -> Result<ServerConfig, String> {
-    let builder = ServerConfig::builder_with_provider(provider())
+    let builder = ServerConfig::builder_with_provider(server_name::provider())
         .with_protocol_versions(versions(spec.min_version))
         .map_err(|error| error.to_string())?;
-    let verifier = |ca| WebPkiClientVerifier::builder_with_provider(roots(ca), provider());
+    let verifier = |ca| WebPkiClientVerifier::builder_with_provider(roots(ca), server_name::provider());
     let verifier = match &spec.client_auth {
         ClientAuth::None => None,
         ClientAuth::Optional(ca) => Some(verifier(ca).allow_unauthenticated().build()),
@@ -186,21 +194,70 @@ fn new_config(spec: &signalbox_config::ListenerTls, chooser: Arc<Chooser>) -> Re
 }
 
 /// A client that has said how it wants to shake hands.
-pub struct Greeted(StartHandshake<TcpStream>);
+pub struct Greeted {
+    begun: StartHandshake<TcpStream>,
+    /// The port of its server name was taken out.
+    renamed: Option<Renamed>,
+}
 
 /// Waits for the first words of a client that has just connected. `begun` was read of it.
-pub async fn greeted(stream: TcpStream, mut begun: &[u8]) -> Result<Greeted, HandshakeFailure> {
+pub async fn greeted(mut stream: TcpStream, begun: &[u8]) -> Result<Greeted, HandshakeFailure> {
     let mut acceptor = Acceptor::default();
-    while !begun.is_empty() {
-        acceptor.read_tls(&mut begun).map_err(|error| reason(&error))?;
+    let mut sent = Vec::with_capacity(HELLO.max(begun.len()));
+    sent.extend_from_slice(begun);
+    // How much of it the acceptor has.
+    let mut taken = 0;
+    loop {
+        let mut more = sent.get(taken..).unwrap_or_default();
+        if more.is_empty() {
+            if sent.len() >= MAX_HELLO {
+                return Err(HandshakeFailure::Malformed);
+            }
+            match stream.read_buf(&mut sent).await {
+                Ok(0) | Err(_) => return Err(HandshakeFailure::Closed),
+                Ok(_) => continue,
+            }
+        }
+        taken += acceptor.read_tls(&mut more).map_err(|error| reason(&error))?;
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => {
+                return Ok(Greeted { begun: StartHandshake::from_parts(accepted, stream), renamed: None });
+            }
+            Err((error, mut alert)) => {
+                if error == rustls::Error::PeerMisbehaved(PeerMisbehaved::ServerNameMustContainOneHostName)
+                    && let Some(renamed) = Renamed::of(&sent)
+                    && let Some(accepted) = accept_renamed(&renamed)
+                {
+                    let begun = StartHandshake::from_parts(accepted, stream);
+                    return Ok(Greeted { begun, renamed: Some(renamed) });
+                }
+                let mut bytes = Vec::new();
+                let _ = alert.write_all(&mut bytes);
+                // The client is told why, if it still listens.
+                let _ = stream.write_all(&bytes).await;
+                return Err(reason_of(&error));
+            }
+        }
     }
-    LazyConfigAcceptor::new(acceptor, stream).await.map(Greeted).map_err(|error| reason(&error))
+}
+
+fn accept_renamed(renamed: &Renamed) -> Option<Accepted> {
+    let mut acceptor = Acceptor::default();
+    let mut bytes = renamed.bytes.as_slice();
+    while !bytes.is_empty() {
+        acceptor.read_tls(&mut bytes).ok()?;
+        if let Some(accepted) = acceptor.accept().ok()? {
+            return Some(accepted);
+        }
+    }
+    None
 }
 
 /// Shakes hands with a client.
 pub async fn accept(
     tls: &ListenerTls,
-    Greeted(begun): Greeted,
+    Greeted { begun, renamed }: Greeted,
 ) -> Result<Box<TlsStream<TcpStream>>, HandshakeFailure> {
     let hello = begun.client_hello();
     if tls.certificates.choose(hello.server_name(), hello.signature_schemes()).is_none() {
@@ -209,21 +266,27 @@ pub async fn accept(
         let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
         return Err(HandshakeFailure::NoCertificate);
     }
-    let stream = begun.into_stream(Arc::clone(&tls.config)).await.map_err(|error| reason(&error))?;
+    let config = Arc::clone(&tls.config);
+    let handshake = match renamed {
+        Some(renamed) => renamed.hashing_the_original(|| begun.into_stream(config)),
+        None => begun.into_stream(config),
+    };
+    let stream = handshake.await.map_err(|error| reason(&error))?;
     Ok(Box::new(TlsStream::Server(stream)))
 }
 
 fn reason(error: &io::Error) -> HandshakeFailure {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    cause.map_or(HandshakeFailure::Closed, reason_of)
+}
+
+fn reason_of(error: &rustls::Error) -> HandshakeFailure {
     use rustls::Error;
-    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>());
-    match cause {
-        None => HandshakeFailure::Closed,
-        Some(Error::NoCertificatesPresented | Error::InvalidCertificate(_)) => {
-            HandshakeFailure::ClientCertificate
-        }
-        Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => HandshakeFailure::Incompatible,
-        Some(Error::AlertReceived(_)) => HandshakeFailure::RefusedByClient,
-        Some(_) => HandshakeFailure::Malformed,
+    match error {
+        Error::NoCertificatesPresented | Error::InvalidCertificate(_) => HandshakeFailure::ClientCertificate,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => HandshakeFailure::Incompatible,
+        Error::AlertReceived(_) => HandshakeFailure::RefusedByClient,
+        _ => HandshakeFailure::Malformed,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod accept;
 mod connect;
+mod server_name;
 mod shown;
 
 pub use accept::{Certificates, Greeted, HandshakeFailure, ListenerTls, accept, greeted};

@@ -479,6 +479,70 @@ fn openssl_and_curl_are_served() {
 }
 
 #[test]
+fn a_port_in_the_server_name_is_ignored() {
+    block_on(async {
+        let ca = authority("ca");
+        let directory = tempfile::tempdir().unwrap();
+        let ca_file = directory.path().join("ca.pem");
+        std::fs::write(&ca_file, ca.as_ref().pem()).unwrap();
+        let session = directory.path().join("session");
+        // Each name has its certificate, so that the right one was chosen if the name is verified.
+        let certificates =
+            [("b.example", "b"), ("a.example", "a")].map(|(name, own)| issued(&[name], &ca).resource(own));
+        let harness = Harness::start(&https("default_certificate: b", &certificates, HELLO));
+        let port = harness.address().port();
+        let openssl = |name: &str, more: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-CAfile"]).arg(&ca_file);
+            command.args(["-servername", name, "-verify_return_error", "-verify_hostname", "a.example"]);
+            command.args(more).stdin(Stdio::null());
+            let output = tokio::task::block_in_place(|| command.output()).expect("openssl is there");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let session = session.to_str().unwrap();
+        for version in ["-tls1_2", "-tls1_3"] {
+            for name in ["a.example:8443", "a.example:1", "A.example:65535"] {
+                let told = openssl(name, &[version, "-alpn", "h2", "-sess_out", session]);
+                assert!(told.contains("Verify return code: 0"), "{version} {name}: {told}");
+                assert!(told.contains("ALPN protocol: h2"), "{told}");
+            }
+        }
+        let told = openssl("a.example:8443", &["-tls1_2", "-sess_out", session]);
+        assert!(told.contains("Verify return code: 0"), "{told}");
+        let again = openssl("a.example:8443", &["-tls1_2", "-sess_in", session]);
+        assert!(again.contains("Reused, TLSv1.2"), "{again}");
+        // What is no port is still no name.
+        assert!(!openssl("a.example:http", &["-alpn", "h2"]).contains("ALPN protocol: h2"));
+
+        // Data flows in both directions.
+        let mut command = Command::new("openssl");
+        command.args([
+            "s_client",
+            "-quiet",
+            "-connect",
+            &format!("127.0.0.1:{port}"),
+            "-servername",
+            "a.example:8443",
+        ]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let output = tokio::task::block_in_place(|| {
+            let mut child = command.spawn().expect("openssl is there");
+            let mut input = child.stdin.take().unwrap();
+            std::io::Write::write_all(
+                &mut input,
+                b"GET / HTTP/1.1\r\nhost: a.example:8443\r\nconnection: close\r\n\r\n",
+            )
+            .unwrap();
+            let output = child.wait_with_output().unwrap();
+            drop(input);
+            output
+        });
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
+    });
+}
+
+#[test]
 fn keys_of_every_usual_kind_and_form_serve() {
     block_on(async {
         let directory = tempfile::tempdir().unwrap();
