@@ -5,8 +5,8 @@
 //! connections are accepted as they come. So who waits learns soon whether it is worth it:
 //!
 //! 1. When two measures in a row are above `--max-queue-delay`, requests are refused with 503 that have waited longer than half
-//!    of it. A single pause, of the machine perhaps, makes one measure late and not two. This goes on until no request has been
-//!    that late for [`CALM`]. Each request is judged by its own time in the queue, so what is accepted is answered in
+//!    of it. A single pause, of the machine perhaps, makes one measure late and not two. The second need not be complete: a queue
+//!    that grows is the longer the later it is measured. This goes on until no request has been that late for [`CALM`]. Each request is judged by its own time in the queue, so what is accepted is answered in
 //!    bounded time however many come, and as many are accepted as there is time for. (CoDel, RFC 8289, judges packets so.)
 //! 2. Refusing takes time, too: little beside a costly request, and up to half of a cheap one on a connection of its own. When
 //!    it leaves less than half of the time for what is accepted, what helps is to have fewer clients: refused ones are told to
@@ -28,7 +28,7 @@ pub struct Overload {
     /// `None`: no request is refused for having waited.
     max_delay: Option<Duration>,
     shedding: Cell<Shedding>,
-    /// While requests are refused: a request that comes to its turn after this has waited too long.
+    /// A request that comes to its turn after this has waited too long. `None`: the delay is not measured.
     refuse_after: Cell<Option<Instant>>,
     /// Requests that began since the delay was measured last, and how many of them were refused for having waited.
     begun: Cell<u32>,
@@ -153,7 +153,9 @@ impl Overload {
     /// Whether the request that has just begun, at `now`, is to be refused.
     #[inline]
     pub fn refuses(&self, now: Instant) -> Option<Refusal> {
-        if self.refuse_after.get().is_some_and(|at| now > at) {
+        if self.refuse_after.get().is_some_and(|at| now > at)
+            && (self.begun.get() >= FEW || self.shedding.get().last.is_some())
+        {
             self.refused.set(self.refused.get().saturating_add(1));
             return Some(if self.shedding.get().crowded { Refusal::Crowded } else { Refusal::Busy });
         }
@@ -186,11 +188,10 @@ impl Overload {
             self.request.notified().await;
             loop {
                 let due = Instant::now() + TICK;
-                if let (Some(max_delay), Some(_)) = (self.max_delay, self.shedding.get().last) {
-                    // The timer is queued when it is due, behind all that was ready before. So whatever comes to its turn before
-                    // the timer does has waited since then at least.
-                    self.refuse_after.set(Some(due + max_delay / 2));
-                }
+                // The timer is queued when it is due, behind all that was ready before. So whatever comes to its turn before the
+                // timer does has waited since then at least.
+                let allowed = self.max_delay.map(|max_delay| self.shedding.get().allowed(max_delay));
+                self.refuse_after.set(allowed.map(|allowed| due + allowed));
                 tokio::time::sleep_until(due.into()).await;
                 let at = Instant::now();
                 let begun = self.begun.replace(0);
@@ -199,6 +200,7 @@ impl Overload {
                 let watches = self.shedding.get() != Shedding::default()
                     || [Opening::Plain, Opening::Tls].into_iter().any(|it| self.wants_few_waiting(it));
                 if begun == 0 && !watches {
+                    self.refuse_after.set(None);
                     break;
                 }
             }
@@ -212,10 +214,8 @@ impl Overload {
             None => Shedding::default(),
         };
         self.shedding.set(shedding);
-        match (before.last, shedding.last) {
-            (None, Some(_)) => self.log(measure),
-            (Some(_), None) => self.refuse_after.set(None),
-            _ => {}
+        if before.last.is_none() && shedding.last.is_some() {
+            self.log(measure);
         }
         let limit = if self.max_delay.is_some() { SWAMPED } else { LATE };
         let mut opened = false;
@@ -245,6 +245,17 @@ impl Overload {
 }
 
 impl Shedding {
+    /// How long a request may have waited when its turn comes.
+    fn allowed(self, max_delay: Duration) -> Duration {
+        match self {
+            Self { last: Some(_), .. } => max_delay / 2,
+            // It is the second measure that becomes too late.
+            Self { above: 1.., .. } => max_delay,
+            // Longer than a pause of the machine usually takes.
+            _ => max_delay * 4,
+        }
+    }
+
     fn after(self, measure: Measure, max_delay: Duration) -> Self {
         let is_above = measure.delay > max_delay && measure.begun >= FEW;
         let above = if is_above { self.above.saturating_add(1) } else { 0 };
@@ -313,6 +324,27 @@ mod tests {
             shedding = shedding.after(Measure { begun, refused, ..measure(start, at, delay) }, MAX);
             assert_eq!(shedding.last.is_some(), expected, "at {at}: {shedding:?}");
         }
+    }
+
+    #[test]
+    fn the_second_measure_need_not_be_complete() {
+        let (start, calm) = (Instant::now(), Shedding::default());
+        assert_eq!(calm.allowed(MAX), MAX * 4);
+        let late = calm.after(measure(start, 0, 260), MAX);
+        assert_eq!((late.last, late.allowed(MAX)), (None, MAX));
+        // Requests were refused before the measure came.
+        let shedding = late.after(Measure { refused: 1, ..measure(start, 500, 260) }, MAX);
+        assert_eq!(shedding.allowed(MAX), MAX / 2);
+        let fine = late.after(measure(start, 500, 100), MAX);
+        assert_eq!(fine.allowed(MAX), MAX * 4);
+        // The first few requests are served however late it is.
+        let overload = Overload::new(1000, Some(MAX));
+        overload.refuse_after.set(Some(start));
+        let refused = (0..100).filter(|_| {
+            overload.begin();
+            overload.refuses(start + Duration::from_secs(1)).is_some()
+        });
+        assert_eq!(refused.count(), 69);
     }
 
     #[test]
