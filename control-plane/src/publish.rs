@@ -468,6 +468,7 @@ impl Turn<'_> {
     pub(crate) async fn catch_up(&mut self) -> Result<(), StoreError> {
         let result = self.follow_log().await;
         self.publisher.note_health(match &result {
+            Ok(()) if self.publisher.store.is_read_only() => Health::ReadOnly,
             Ok(()) => Health::InSync,
             Err(StoreError::ReadOnly) => Health::ReadOnly,
             Err(error @ StoreError::Broken(_)) => Health::Behind(error.to_string()),

@@ -60,6 +60,9 @@ pub trait Store: Send + Sync {
     /// Epoch and number of the last revision.
     async fn head(&self) -> Result<RevisionId, StoreError>;
 
+    /// Whether the database answered, but was set to take no writes, when its head was read last.
+    fn is_read_only(&self) -> bool;
+
     /// The current set, and the revision it is of: one consistent read.
     async fn load(&self) -> Result<Loaded, StoreError>;
 

@@ -3,6 +3,7 @@
 //! The connections keep prepared statements, settings and a LISTEN, so a pooler in between must be in session mode.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,6 +28,8 @@ pub(super) struct Postgres {
     /// How to read the head: [`HEAD_OF_CLUSTER`] where that is allowed, else [`HEAD`].
     head: &'static str,
     hints: Hints,
+    /// As it was when the head was read last.
+    read_only: AtomicBool,
     listener: AbortHandle,
 }
 
@@ -94,7 +97,7 @@ impl Postgres {
             .connect_lazy_with(hosts.current());
         let hints = Hints::default();
         let listener = tokio::spawn(listen(hosts, pool.clone(), hints.clone())).abort_handle();
-        Ok(Self { pool, head, hints, listener })
+        Ok(Self { pool, head, hints, read_only: AtomicBool::new(false), listener })
     }
 
     /// Tells other control planes that tokens or sessions have changed. It is only a hint, so failing is no matter.
@@ -108,9 +111,7 @@ impl Postgres {
     async fn head_on(&self, connection: &mut PgConnection) -> Result<RevisionId, StoreError> {
         let (epoch, revision, read_only): (String, i64, bool) =
             query_as(self.head).fetch_one(connection).await.map_err(failed)?;
-        if read_only {
-            return Err(StoreError::ReadOnly);
-        }
+        self.read_only.store(read_only, Ordering::Relaxed);
         Ok(RevisionId { epoch: epoch.into(), number: row::number(revision)? })
     }
 
@@ -146,6 +147,10 @@ impl Store for Postgres {
             self.head_on(&mut connection).await
         })
         .await
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Relaxed)
     }
 
     async fn load(&self) -> Result<Loaded, StoreError> {

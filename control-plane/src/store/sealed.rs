@@ -195,6 +195,10 @@ impl Store for Sealed {
         self.inner.head().await
     }
 
+    fn is_read_only(&self) -> bool {
+        self.inner.is_read_only()
+    }
+
     async fn load(&self) -> Result<Loaded, StoreError> {
         let mut loaded = self.inner.load().await?;
         self.open_all(&mut loaded.resources)?;

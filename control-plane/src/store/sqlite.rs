@@ -110,6 +110,11 @@ impl Store for Sqlite {
         .await
     }
 
+    fn is_read_only(&self) -> bool {
+        // What cannot be written then says so.
+        false
+    }
+
     async fn load(&self) -> Result<Loaded, StoreError> {
         within(LONG_CALL, async {
             // A read transaction sees the database as it was at its first read.

@@ -346,7 +346,7 @@ async fn a_rollout_is_told_as_it_happens() {
     assert_eq!(rollout["state"], "succeeded", "{rollout:#}");
     assert_eq!(
         rollout["counts"],
-        json!({"total": 2, "applied": 2, "pending": 0, "rejected": 0, "disconnected": 0})
+        json!({"total": 2, "applied": 2, "pending": 0, "rejected": 0, "disconnected": 0, "unknown": 0})
     );
     let p99 = rollout["propagation_ms"]["p99"].as_f64().unwrap();
     assert!(p99 > 0.0 && p99 < 10_000.0, "{p99}");
