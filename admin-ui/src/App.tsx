@@ -16,7 +16,9 @@ import { RevisionsPage } from "./pages/RevisionsPage";
 
 export function App() {
   const session = useSession();
-  if (session.error instanceof Problem && session.error.status === 401) return <LoginPage />;
+  if (session.error instanceof Problem && session.error.status === 401) {
+    return <LoginPage hasEnded={session.data !== undefined} />;
+  }
   if (session.error && !session.data) {
     return (
       <Stack p="xl" maw={560} mx="auto" mt="10vh">

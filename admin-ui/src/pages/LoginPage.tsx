@@ -4,7 +4,8 @@ import { messageOf, Problem } from "../api/problem";
 import { useLogin } from "../api/queries";
 import { Logo } from "../components/Logo";
 
-export function LoginPage() {
+/** Asks for a token. `hasEnded`: somebody was logged in on this page until a moment ago. */
+export function LoginPage({ hasEnded }: { hasEnded: boolean }) {
   const [token, setToken] = useState("");
   const login = useLogin();
   const wrong = login.error instanceof Problem && login.error.status === 401;
@@ -29,9 +30,14 @@ export function LoginPage() {
                 </Text>
               </div>
             </Group>
+            {hasEnded && (
+              <Alert color="yellow" role="status">
+                Your session has ended. Changes that were not saved come back after you log in, except secrets.
+              </Alert>
+            )}
             <PasswordInput
               label="Token"
-              description="Printed by the control plane at its first start."
+              description="Printed by the control plane at its first start, given to it by a flag, or made by an administrator."
               value={token}
               onChange={(event) => {
                 setToken(event.currentTarget.value);

@@ -15,7 +15,7 @@ import {
 } from "@mantine/core";
 import { type RefObject, useEffect, useRef, useState } from "react";
 import { Link, useBlocker, useNavigate, useParams } from "react-router";
-import { messageOf, Problem } from "../api/problem";
+import { messageOf, Problem, Unanswered } from "../api/problem";
 import { useResource, useSaveResource, useSession } from "../api/queries";
 import type { Resource } from "../api/types";
 import { Age } from "../components/Age";
@@ -292,12 +292,13 @@ function ErrorSummary({
 }) {
   if (!error || (error instanceof Problem && error.errors.length > 0 && total === 0)) return null;
   const placed = total - unplaced.length;
+  const isUnknown = error instanceof Unanswered && error.outcome === "unknown";
   return (
     <Alert
       color="red"
       icon={<IconAlert />}
       role="alert"
-      title="Not saved"
+      title={isUnknown ? "Not known whether it was saved" : "Not saved"}
       tabIndex={-1}
       data-error-summary
       mb="sm"
@@ -424,15 +425,22 @@ function Conflict({ kind, name, mine, isSaving, close, reload, overwrite }: Conf
   const current = useResource(kind.plural, name, "fresh");
   const deleted = current.error instanceof Problem && current.error.status === 404;
   const theirs = current.data;
+  // A write without an answer may have been made all the same.
+  const isStored = theirs !== undefined && !deleted && !current.isFetching && sameJson(theirs.spec, mine);
   const shown = useWithoutSecrets(kind.plural, mine, FOR_DISPLAY);
   return (
-    <Modal opened onClose={close} size="xl" returnFocus={false} title={<Text fw={600}>Changed meanwhile</Text>}>
+    <Modal opened onClose={close} size="xl" returnFocus={false} title={<Text fw={600}>{isStored ? "Already saved" : "Changed meanwhile"}</Text>}>
       <Stack gap="md">
         {current.isFetching ? (
           <Loading what="what is stored now" />
         ) : deleted ? (
           <Text size="sm">
             The {kind.singular} <span className="mono">{name}</span> was deleted while you were editing it.
+          </Text>
+        ) : isStored ? (
+          <Text size="sm">
+            The {kind.singular} <span className="mono">{name}</span> is stored as you have it, in revision{" "}
+            {theirs.meta.revision}.
           </Text>
         ) : theirs ? (
           <>
@@ -454,10 +462,10 @@ function Conflict({ kind, name, mine, isSaving, close, reload, overwrite }: Conf
           </Button>
           {theirs && !deleted && (
             <Button variant="default" onClick={() => reload(theirs)}>
-              Reload and lose mine
+              {isStored ? "Go on with what is stored" : "Reload and lose mine"}
             </Button>
           )}
-          {(theirs || deleted) && (
+          {(theirs || deleted) && !isStored && (
             <Button
               color="red"
               loading={isSaving}

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use http::{HeaderValue, Method};
 use signalbox_tests::backend::{Backend, Behaviour};
 use signalbox_tests::control_plane::Api;
@@ -24,6 +24,11 @@ const CONFIGURATION: &str = include_str!("../../../examples/demo.yaml");
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 fn main() -> Result<()> {
+    if let Some(argument) = std::env::args().nth(1) {
+        bail!(
+            "{argument:?} is not known: this takes no arguments. It starts what `make run` starts, and ends it at Ctrl-C"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(run())
 }
