@@ -60,10 +60,18 @@ fn start_and_run(args: Args) -> Result<()> {
 }
 
 async fn run(args: Args) -> Result<()> {
+    let token_flags = TokenFlags {
+        admin: args.admin_token.clone(),
+        admin_file: args.admin_token_file.clone(),
+        proxy: args.proxy_token.clone(),
+        proxy_file: args.proxy_token_file.clone(),
+    };
+    // Checked before the database is touched: what is wrong with tokens needs no database to be told.
+    token_flags.read().map_err(anyhow::Error::msg)?;
     // Kept to the end: another control plane must not use the file before this one has let go of it.
     let _lock = FileLock::take(&args.database_url).context("the database cannot be opened")?;
     let mut store = None;
-    let result = run_until_signal(args, &mut store).await;
+    let result = run_until_signal(args, token_flags, &mut store).await;
     if let Some(store) = store
         && let Err(error) = store.close().await
     {
@@ -72,13 +80,17 @@ async fn run(args: Args) -> Result<()> {
     result
 }
 
-async fn run_until_signal(args: Args, store: &mut Option<Arc<dyn Store>>) -> Result<()> {
+async fn run_until_signal(
+    args: Args,
+    token_flags: TokenFlags,
+    store: &mut Option<Arc<dyn Store>>,
+) -> Result<()> {
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(hang_up(signal(SignalKind::hangup())?));
     let mut tasks = JoinSet::new();
-    let started = start(args, &shutdown, &mut tasks, store);
+    let started = start(args, token_flags, &shutdown, &mut tasks, store);
     tokio::select! {
         started = started => started?,
         _ = terminate.recv() => return Ok(()),
@@ -109,18 +121,11 @@ async fn hang_up(mut signals: Signal) {
 /// Starts every part as a task; `opened` is to be closed when they have ended.
 async fn start(
     args: Args,
+    token_flags: TokenFlags,
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<Result<()>>,
     opened: &mut Option<Arc<dyn Store>>,
 ) -> Result<()> {
-    let token_flags = TokenFlags {
-        admin: args.admin_token.clone(),
-        admin_file: args.admin_token_file.clone(),
-        proxy: args.proxy_token.clone(),
-        proxy_file: args.proxy_token_file.clone(),
-    };
-    // Before the database is waited for: what is wrong with them needs no database to be told.
-    token_flags.read().map_err(anyhow::Error::msg)?;
     let metrics = Arc::new(Metrics::default());
     let admin_files =
         args.admin_tls_cert.clone().zip(args.admin_tls_key.clone()).map(|(certificate, key)| ServerFiles {

@@ -83,7 +83,9 @@ impl Xds {
         shutdown: CancellationToken,
     ) -> Result<(), XdsError> {
         let (ready, incoming) = mpsc::channel(1);
-        let stop_accepting = shutdown.child_token();
+        // The server stops watching for its end when no more connections come, so the streams are told first.
+        let stop_accepting = CancellationToken::new();
+        let _stop_if_dropped = stop_accepting.clone().drop_guard();
         let accepting = accept::run(listener, tls, Arc::clone(&self.shared), ready, stop_accepting.clone());
         let accepting = tokio::spawn(accepting);
         let mut server = Server::builder()
@@ -100,6 +102,7 @@ impl Xds {
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async {
                 shutdown.cancelled().await;
                 shared.shutdown.cancel();
+                stop_accepting.cancel();
             })
             .await;
         shared.shutdown.cancel();

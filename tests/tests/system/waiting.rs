@@ -105,6 +105,21 @@ async fn after_a_restart_a_wait_waits_for_the_proxies_that_were_connected() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_control_plane_that_ends_lets_its_proxies_go_at_once() {
+    let mut control_plane = ControlPlane::sqlite().await.unwrap();
+    let _proxy = Proxy::of(&control_plane, "p").await.unwrap();
+    // Parts end in any order.
+    for round in 0..12 {
+        control_plane.api().wait_in_sync(1).await.unwrap();
+        let begun = Instant::now();
+        control_plane.stop().unwrap();
+        // Parts that do not end are cut off after 10 s.
+        assert!(begun.elapsed() < Duration::from_secs(8), "round {round}");
+        control_plane.start().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn of_a_backup_that_is_restored_without_a_new_epoch_nothing_counts_as_served() {
     let mut control_plane = ControlPlane::sqlite().await.unwrap();
     let proxy = Proxy::of(&control_plane, "p").await.unwrap();
