@@ -760,7 +760,7 @@ fn large_lists_are_refused_in_a_moment() {
         errors.last()
     );
     // Far above what it takes; comparing each with each takes minutes.
-    assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(start.elapsed() < std::time::Duration::from_secs(60), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status as GrpcStatus};
+use tonic::{Code, Request, Status as GrpcStatus};
 
 use super::apply::{self, Refused};
 use super::choice::Choice;
@@ -120,6 +120,24 @@ enum Ended {
     Shutdown,
 }
 
+impl Ended {
+    /// Whether it only says that the transport failed, and not why.
+    fn is_vague(&self) -> bool {
+        match self {
+            Self::Connect(_) => true,
+            Self::Status(status) => matches!(status.code(), Code::Unknown | Code::Cancelled),
+            _ => false,
+        }
+    }
+}
+
+/// The last line of the log about a control plane without a stream.
+struct Told {
+    reason: String,
+    is_vague: bool,
+    at: Instant,
+}
+
 impl Client {
     async fn run(
         mut self,
@@ -144,7 +162,7 @@ impl Client {
         self.writer = Some(writer.map_err(|error| StartError::Io { path, error })?);
         let mut backoff = Backoff::default();
         let mut choice = Choice::new(endpoints.len());
-        let mut told: HashMap<&str, (String, Instant)> = HashMap::new();
+        let mut told: HashMap<&str, Told> = HashMap::new();
         while !self.shutdown.is_cancelled() {
             let index = choice.next(Instant::now());
             let Some(endpoint) = endpoints.get(index) else { break };
@@ -170,16 +188,19 @@ impl Client {
                 _ => backoff.next(),
             };
             let reason = chain(&ended);
-            // The same of the same control plane again and again is logged now and then.
-            let known =
-                told.get(address).is_some_and(|(before, at)| *before == reason && at.elapsed() < TELL_AGAIN);
+            let is_vague = ended.is_vague();
+            // The same of the same control plane again and again is logged now and then. One fault may be met while reading,
+            // which tells what is wrong, or while writing, which does not: then what is known already is not told less well.
+            let known = told.get(address).is_some_and(|before| {
+                (before.reason == reason || is_vague && !before.is_vague) && before.at.elapsed() < TELL_AGAIN
+            });
             if heard || !known {
                 tracing::warn!(
                     control_plane = address,
                     reason,
                     "no stream; what was served last stays, trying on"
                 );
-                told.insert(address, (reason, Instant::now()));
+                told.insert(address, Told { reason, is_vague, at: Instant::now() });
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => {}
