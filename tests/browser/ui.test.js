@@ -334,6 +334,29 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     for (const id of proxies) await served(page, id, revision);
   });
 
+  test("a revision that was rejected stays the one at fault after it was rolled back", async (t) => {
+    const name = unique("taken");
+    t.after(() => call("DELETE", `/listeners/${name}`));
+    const page = await openLoggedIn(t, browser, "/revisions");
+    const row = (revision) => page.locator(`[data-testid=revisions-list] [data-revision="${revision}"]`);
+    const rejected = await write("PUT", `/listeners/${name}`, { name, address: new URL(url).host });
+    await row(rejected).getByText(`by ${proxies.length} of ${proxies.length}`).waitFor();
+    const { json } = await call("POST", `/revisions/${rejected - 1}/rollback?wait=30s`);
+    const upstream = unique("up");
+    const targets = [{ address: "127.0.0.1:65000" }];
+    const harmless = await write("PUT", `/upstreams/${upstream}?wait=30s`, { name: upstream, targets });
+    await row(harmless).getByText("live").waitFor();
+    await row(json.revision).getByText("live").waitFor();
+    await row(rejected).getByText(`by ${proxies.length} of ${proxies.length}`).waitFor();
+    await row(rejected).getByRole("link").first().click();
+    const fault = page.getByTestId("fault");
+    await fault.getByRole("link", { name: `listener ${name}` }).waitFor();
+    await page.getByText(`${proxies.length} proxies rejected it`).waitFor();
+    await page.goto(`${url}/revisions/${harmless}`);
+    await page.getByText(`${proxies.length} of ${proxies.length} proxies serve it`).waitFor();
+    assert.equal(await page.getByText("rejected it").count(), 0);
+  });
+
   test("a stored secret is kept unless it is replaced as a whole", async (t) => {
     const name = unique("consumer");
     const path = `/consumers/${name}`;

@@ -651,9 +651,14 @@ impl State {
         proxy.row = Some(stamp);
         proxy.row_seen = Some(now);
         let (acked_at_us, number) = (proxy.acked_at_us, self.served(&proxy));
+        let rejection = proxy.error.clone().filter(|_| !proxy.drifted);
         let fleet = proxy.node.fleet.clone();
         self.proxies.insert(id.clone(), proxy);
         self.add_fleet(fleet);
+        if let Some(ProxyError { revision, resources }) = rejection {
+            // It was rejected at another control plane, and the history is the same at each.
+            self.note_rejection(&id, revision, fault(&id, revision, &resources));
+        }
         if let (Some((earlier, since)), Some(acked_at_us)) = (earlier, acked_at_us)
             && number > earlier
         {
@@ -2266,6 +2271,26 @@ mod tests {
             serde_json::from_str(&serde_json::to_string(&way).unwrap()).unwrap(),
         );
         assert_eq!(later.brief(2), "Failed 2/1/0/1/0");
+    }
+
+    #[test]
+    fn a_rejection_at_another_control_plane_stays_in_the_history_here() {
+        let mut state = state();
+        state.replica(Instant::now(), "there-1", ALIVE);
+        state.publish(0, 1);
+        state.open(1, 1, "a", 1);
+        state.read(2, row_of("b", 1, 4), 1);
+        state.publish(5, 2);
+        state.nack(6, 1, "a", 2, "the port is taken");
+        let mut row = row_of("b", 1, 4);
+        row.error = Some(ProxyError { revision: 2, resources: Vec::new() });
+        state.read(7, row, 2);
+        assert_eq!(state.brief(2), "Failed 2/0/0/2/0");
+        state.publish(10, 3);
+        state.ack(11, 1, "a", 3);
+        state.read(12, row_of("b", 3, 11), 3);
+        assert_eq!(state.brief(2), "Failed 2/0/0/2/0");
+        assert_eq!(state.brief(3), "Succeeded 2/2/0/0/0");
     }
 
     #[test]
