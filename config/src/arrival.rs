@@ -1,5 +1,5 @@
-//! What a proxy makes of a request's head before it looks for its route. [`RouteIndex::explain`](crate::RouteIndex) says what
-//! a proxy does only of a request that went through the same.
+//! Prepares a request's head as a proxy does before it looks for a route. [`RouteIndex::explain`](crate::RouteIndex) gives a
+//! proxy's answer only for a request that was prepared so.
 
 use http::HeaderMap;
 use http::header::{self, HeaderName};
@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 pub const X_CONSUMER_ID: HeaderName = HeaderName::from_static("x-consumer-id");
 /// The same.
 pub const X_CONSUMER_USERNAME: HeaderName = HeaderName::from_static("x-consumer-username");
-/// What backends know the consumer by.
+/// The consumer's `custom_id`, by which backends know it.
 pub const X_CONSUMER_CUSTOM_ID: HeaderName = HeaderName::from_static("x-consumer-custom-id");
 /// The consumer's groups.
 pub const X_CONSUMER_GROUPS: HeaderName = HeaderName::from_static("x-consumer-groups");
@@ -48,10 +48,10 @@ pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-ho
 pub const TOLD: [HeaderName; 5] =
     [X_REQUEST_ID, X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED];
 
-/// Whose word is removed.
+/// The fields that are removed because a client must not set them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claims {
-    /// What only the proxy may say: of consumers, and of clients' certificates.
+    /// The fields that only the proxy may set: those about consumers and clients' certificates.
     OfTheProxy,
     /// And what proxies before it may say of a client.
     All,
@@ -80,7 +80,7 @@ pub fn remove_misspelt(fields: &mut HeaderMap) {
     }
 }
 
-/// Whether it is one of those by which other proxies tell of a client: `X-Forwarded-Port`, `X-Forwarded-Prefix` and the like.
+/// Tells the fields by which other proxies describe a client: `X-Forwarded-Port`, `X-Forwarded-Prefix` and the like.
 #[inline]
 pub fn tells_otherwise(name: &str) -> bool {
     name.starts_with("x-forwarded-") || name == "x-real-ip"

@@ -90,7 +90,7 @@ function Editor({ kind, stored, restart }: EditorProps) {
   const by = useSession().data?.name ?? "";
   const key = draftKey(kind.plural, stored?.name ?? null, by);
   const [draft] = useState(() => readDraft(key));
-  // What was typed was typed over this version; another one that is stored meanwhile is not overwritten unseen.
+  // The draft was typed over this version, so a version that is stored meanwhile is not overwritten unseen.
   const version = draft ? draft.version : (stored?.meta.version ?? null);
   const form = useSpecForm(draft?.spec ?? stored?.spec ?? kind.initial, stored?.spec);
   const save = useSaveResource(kind.plural);
