@@ -1,31 +1,33 @@
-# Signalbox. `make run` and `make test` do all the set-up on a fresh machine.
+# `make run` and `make test` install what they need on a fresh machine.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .PHONY: run test soak lint bench ui clean
 
-# Builds and starts it all: a control plane on SQLite, three proxies, two backends, a trickle of traffic.
+# Builds and starts a control plane on SQLite, three proxies, two backends and a client that sends some requests. `make run` and
+# `make test` share one build: tests/layers.rs checks that both build packages with the same features.
 run: ui
 	cargo build --bins
 	exec target/debug/signalbox-demo
 
-# Unit, contract, system and browser tests; all of them real.
-# One build of everything first: the system tests start the programs that stand beside them.
+# Runs unit, contract, system and browser tests. Everything is built first, because the system tests start the programs that are
+# in the same directory.
 test: setup-test ui
 	cargo build --workspace --all-targets
 	cargo test --workspace --no-fail-fast
 
-# Ten minutes of all protocols, faults and a revision a second; make test has twelve seconds of it.
+# Runs all protocols, faults and a revision a second for ten minutes. `make test` does so for twelve seconds.
 soak: setup-test
 	cargo build --bins
-	SIGNALBOX_SOAK_SECONDS=600 cargo test -p signalbox-tests --test system -- soak --nocapture
+	SIGNALBOX_SOAK_SECONDS=600 cargo test --workspace --test system -- soak --nocapture
 
 lint: setup-test ui
 	cargo fmt --all --check
+	rustfmt --edition 2024 --check plugins/src/*.rs
 	cargo clippy --workspace --all-targets -- -D warnings
 	cd admin-ui && npm run lint
 	if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; else echo "cargo-deny is not installed: skipping licences and bans (cargo install cargo-deny)"; fi
 
-# Side by side with other proxies; see bench/README.md.
+# Compares Signalbox with other proxies; see bench/README.md.
 bench: setup-test ui
 	bench/run
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings what the build (and with "test" also the tests) needs. Installs it on Debian and Ubuntu and says so;
-# elsewhere, or without the right to, it says exactly what to install. Does nothing when all is there.
+# Installs the packages that the build (and with "test" also the tests) needs, on Debian and Ubuntu. On other systems, or without
+# the permission to install, the script prints what to install. It does nothing if everything is installed.
 set -euo pipefail
 
 purpose=${1:-run}
@@ -22,7 +22,7 @@ need npm npm
 if [ "$purpose" = test ]; then
     postgres_binaries || packages+=(postgresql)
     need chromium chromium
-    # Peers that nobody here wrote.
+    # The tests use these programs as independent peers.
     have nginx || [ -x /usr/sbin/nginx ] || packages+=(nginx)
     need openssl openssl
     need h2load nghttp2-client

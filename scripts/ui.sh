@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the admin UI where its sources are newer than what was built. The control plane embeds admin-ui/dist.
+# Builds the admin UI if its sources are newer than the last build. The control plane embeds admin-ui/dist.
 set -euo pipefail
 cd "$(dirname "$0")/../admin-ui"
 

@@ -1,4 +1,6 @@
-//! What the measurements share: statistics, what the kernel says of a process, and tables.
+//! The shared parts of the measurements: statistics, process figures, and tables.
+
+pub mod simulated;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// Quantiles of a sample, milliseconds.
+/// Quantiles of a sample, in milliseconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct Quantiles {
-    /// How many.
+    /// The size of the sample.
     pub count: usize,
     /// The median.
     pub p50: f64,
@@ -21,16 +23,16 @@ pub struct Quantiles {
 }
 
 impl Quantiles {
-    /// Of durations, in any order; all 0 when there are none.
+    /// Computes them from durations in any order; all are 0 for an empty sample.
     pub fn of(sample: &[Duration]) -> Self {
         Self::of_ms(&sample.iter().map(|value| value.as_secs_f64() * 1000.0).collect::<Vec<_>>())
     }
 
-    /// Of milliseconds, in any order.
+    /// Computes them from milliseconds in any order.
     pub fn of_ms(sample: &[f64]) -> Self {
         let mut sorted = sample.to_vec();
         sorted.sort_by(f64::total_cmp);
-        // The nearest rank: the smallest value that so many are not above.
+        // The nearest rank: the smallest value that the given share of the sample does not exceed.
         let rank = |share: f64| {
             let index = ((sorted.len() as f64 * share).ceil() as usize).saturating_sub(1);
             sorted.get(index).copied().unwrap_or_default()
@@ -39,7 +41,7 @@ impl Quantiles {
     }
 }
 
-/// Resident memory of a process, bytes.
+/// The resident memory of a process, in bytes.
 pub fn resident(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
@@ -47,16 +49,16 @@ pub fn resident(pid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// CPU time that a process has used, in steps of 10 ms.
+/// The CPU time that a process has used, in steps of 10 ms.
 pub fn cpu(pid: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in brackets, may have spaces; utime and stime are the 12th and 13th field after it.
+    // The name, in brackets, may contain spaces; utime and stime are the 12th and 13th field after it.
     let (_, fields) = stat.rsplit_once(") ").context("not a stat line")?;
     let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
     Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
 }
 
-/// Lets this process, and what it starts, have many open files.
+/// Raises the limit on open files of this process and its children.
 pub fn raise_open_files() -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -64,7 +66,7 @@ pub fn raise_open_files() -> Result<()> {
         .context("cannot raise the limit of open files")
 }
 
-/// A table of Markdown, from a heading and rows.
+/// A Markdown table, from a heading and rows.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = format!("| {} |\n", heading.join(" | "));
     let _ = writeln!(text, "|{}", " --- |".repeat(heading.len()));

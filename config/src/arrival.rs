@@ -86,7 +86,7 @@ pub fn tells_otherwise(name: &str) -> bool {
     name.starts_with("x-forwarded-") || name == "x-real-ip"
 }
 
-/// Whether a server that takes `_` for `-` would believe what only the proxy may say, or see another end of the body.
+/// True if a server that takes `_` for `-` would take the field for one that only the proxy may set, or for the body's framing.
 #[inline]
 pub fn is_misspelt(name: &str) -> bool {
     name.contains('_') && {

@@ -4,60 +4,60 @@ use http::HeaderName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::between;
 use crate::error::Errors;
-use crate::health::between;
 use crate::values::HumanDuration;
 
-/// How a target is picked, as people write it.
+/// The policy by which a target is chosen, as people write it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadBalancingSpec {
-    /// The policy.
+    /// The load-balancing policy.
     #[serde(default)]
     pub policy: LoadBalancing,
-    /// What ring_hash and maglev know a request by; other policies do not look at it. A request without it is sent
-    /// anywhere, by weight.
+    /// The part of a request that `ring_hash` and `maglev` hash; other policies ignore it. A request without that part goes to any
+    /// target, by weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash_on: Option<HashOnSpec>,
-    /// How long it takes until a target that comes back, or is new, gets its full share: it begins with a tenth. Not for
-    /// ring_hash and maglev. Default: none.
+    /// The time until a target that is new, or healthy again, gets its full share; it begins with a tenth. Not for `ring_hash` and
+    /// `maglev`. Absent: it gets its full share at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<HumanDuration>,
 }
 
-/// How a target is picked.
+/// The policy by which a target is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoadBalancing {
-    /// In turn, smoothly weighted.
+    /// Each target in turn, as often as its weight says.
     #[default]
     RoundRobin,
-    /// The less busy of two that are drawn by weight.
+    /// The one with fewer requests of two targets that are drawn by weight.
     LeastRequest,
-    /// Drawn by weight.
+    /// A target that is drawn by weight.
     Random,
-    /// Of two that are drawn by weight, the one that is faster by its latency of late, its peaks above all, and by how
-    /// busy it is.
+    /// The one of two targets that are drawn by weight with the lower product of recent latency and requests. Peaks of latency count
+    /// most.
     PeakEwma,
-    /// By a hash of the request; when a target leaves, or its weight changes, only its own keys move.
+    /// The target that a hash of the request leads to. When a target leaves or its weight changes, only its own keys move.
     RingHash,
-    /// By a hash of the request, more evenly; when a target leaves, a few other keys move too.
+    /// The target that a hash of the request leads to, with more even shares. When a target leaves, a few other keys move, too.
     Maglev,
 }
 
-/// What a request is known by, as people write it.
+/// The part of a request that is hashed, as people write it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HashOnSpec {
-    /// A header's value.
+    /// The value of a header.
     Header(String),
-    /// A cookie, which is set when the request has none.
+    /// The value of a cookie. The proxy sets the cookie if the request does not have it.
     Cookie(CookieSpec),
-    /// A query parameter's value.
+    /// The value of a query parameter.
     Query(String),
     /// The client's address.
     SourceIp,
-    /// The consumer's name, as a plugin found it.
+    /// The name of the consumer that a plugin authenticated.
     Consumer,
 }
 
@@ -65,17 +65,17 @@ pub enum HashOnSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CookieSpec {
-    /// Its name.
+    /// The name of the cookie.
     pub name: String,
-    /// For which paths it is set; default `/`.
+    /// The path of the cookie; default `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// How long it lasts; default: as long as the browser's session.
+    /// The lifetime of the cookie. Absent: the browser's session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<HumanDuration>,
 }
 
-/// What a request is known by.
+/// The part of a request that is hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum HashOn {
     /// A header.
@@ -84,7 +84,7 @@ pub enum HashOn {
     Cookie {
         /// A token: RFC 6265, section 4.1.1.
         name: Box<str>,
-        /// What follows the value when it is set: `; Path=/; HttpOnly`.
+        /// The text behind the value when the cookie is set: `; Path=/; HttpOnly`.
         attributes: Box<str>,
     },
     /// A query parameter.
@@ -96,14 +96,14 @@ pub enum HashOn {
 }
 
 impl LoadBalancing {
-    /// Whether it needs a hash of the request.
+    /// True if it needs a hash of the request.
     pub fn hashes(self) -> bool {
         matches!(self, Self::RingHash | Self::Maglev)
     }
 }
 
 impl LoadBalancingSpec {
-    /// What requests are known by, where the policy asks for it, and how long a slow start takes.
+    /// The part of a request that is hashed, if the policy hashes, and the time of a slow start.
     pub(crate) fn parse(&self, errors: &mut Errors) -> (Option<HashOn>, Option<Duration>) {
         let field = "load_balancing.hash_on";
         let hash_on = self.hash_on.as_ref().and_then(|hash_on| hash_on.parse(field, errors));

@@ -4,101 +4,101 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Errors;
-use crate::route::{Respond, RespondSpec};
+use crate::respond::{Respond, RespondSpec};
 use crate::values::{HumanDuration, millionths};
 
-/// What keeps an upstream that is in trouble from taking others along.
+/// Limits that keep an upstream in trouble from exhausting the proxy.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CircuitBreakerSpec {
-    /// How much may be under way at once, over all workers of a proxy.
+    /// Limits on what is sent at once, over all workers of a proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<UpstreamLimitsSpec>,
-    /// Send nothing for a while when too much goes wrong.
+    /// The error rate at which the circuit breaker opens, so that nothing is sent for a while.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_rate: Option<ErrorRateSpec>,
 }
 
-/// How much may be under way at once, over all workers of a proxy. What is beyond is answered with 503.
+/// Limits on what is sent to an upstream at once, over all workers of a proxy. Requests beyond a limit are answered 503.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamLimitsSpec {
-    /// Connections to its targets, idle ones included; absent: any number.
+    /// The most connections to the targets, idle ones included. Absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
-    /// Requests; absent: any number.
+    /// The most requests at once. Absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<u32>,
-    /// Requests that wait for a connection when there are as many as there may be, each for at most `connect_timeout`;
-    /// default 1024; 0: none waits.
+    /// The most requests that wait for a connection when `connections` is reached, each for at most `connect_timeout`; default 1024.
+    /// 0: no request waits.
     #[schemars(example = 1024)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<u32>,
 }
 
-/// Opens, so that nothing is sent, when too many requests fail: without an answer, with a status of 500 and above, or
-/// later than `timeout`. After a while a few requests are let through; if they succeed it closes.
+/// The circuit breaker opens, so that nothing is sent, when too many requests fail: without a response, with a status of 500 or
+/// more, or after `timeout`. After a while a few requests are let through. If they succeed, the breaker closes.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ErrorRateSpec {
-    /// It opens when this share of the requests in `window` failed, 0.01 to 1; default 0.5.
+    /// The share of failed requests in `window` at which the breaker opens, from 0.01 to 1; default 0.5.
     #[schemars(range(min = 0, max = 1), example = 0.5)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f64>,
-    /// How far back is counted, 100ms to 10m; default 10s.
+    /// The time over which requests are counted, from 100ms to 10m; default 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<HumanDuration>,
-    /// How many requests there must have been in `window`; default 20. As many failures in a row open it at once,
-    /// whatever came before.
+    /// The fewest requests in `window` for the breaker to open; default 20. So many failures in a row open it at once, whatever came
+    /// before.
     #[schemars(example = 20)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_requests: Option<u32>,
-    /// How long it stays open before requests are let through to try, 10ms to 1h; default 5s.
+    /// The time that the breaker stays open before it lets requests through to try, from 10ms to 1h; default 5s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_for: Option<HumanDuration>,
-    /// How long an answer may take to begin; a request that takes longer is broken off and has failed. Absent: as long as
-    /// the request may take.
+    /// The longest time until a response begins. A request that takes longer is canceled and counts as failed. Absent: the timeout of the
+    /// request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<HumanDuration>,
-    /// What is answered while it is open; absent: 503.
+    /// The response while the breaker is open. Absent: 503.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<RespondSpec>,
 }
 
-/// What keeps an upstream that is in trouble from taking others along.
+/// Limits that keep an upstream in trouble from exhausting the proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct CircuitBreaker {
-    /// How much may be under way.
+    /// Limits on what is sent at once.
     pub limits: Option<UpstreamLimits>,
-    /// When it opens.
+    /// The error rate at which the breaker opens.
     pub error_rate: Option<ErrorRate>,
 }
 
-/// How much may be under way at once.
+/// Limits on what is sent at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UpstreamLimits {
-    /// Connections; `u32::MAX`: any number.
+    /// The most connections; `u32::MAX`: no limit.
     pub connections: u32,
-    /// Requests; `u32::MAX`: any number.
+    /// The most requests; `u32::MAX`: no limit.
     pub requests: u32,
-    /// Requests that wait for a connection.
+    /// The most requests that wait for a connection.
     pub pending: u32,
 }
 
-/// When an upstream gets no requests for a while.
+/// The error rate at which an upstream gets no requests for a while.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ErrorRate {
     /// The share of failures, in millionths.
     pub threshold: u32,
-    /// How far back is counted.
+    /// The time over which requests are counted.
     pub window: Duration,
-    /// How many requests it takes.
+    /// The fewest requests for the breaker to open.
     pub min_requests: u32,
-    /// How long it stays open.
+    /// The time that the breaker stays open.
     pub open_for: Duration,
-    /// For an answer to begin.
+    /// The longest time until a response begins.
     pub timeout: Option<Duration>,
-    /// What is answered while it is open.
+    /// The response while the breaker is open; `None`: 503.
     pub fallback: Option<Respond>,
 }
 

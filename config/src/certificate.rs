@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use schemars::JsonSchema;
@@ -14,38 +14,41 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
 use x509_parser::public_key::PublicKey;
 
+use crate::authorities::parse_certificates;
+use crate::authority::is_host_name;
 use crate::error::{Errors, FieldError};
+use crate::narrowing::Narrowing;
 use crate::ocsp::{self, Staple};
-use crate::route::is_host_name;
 use crate::secret::{REDACTED, ReferenceSpec, SecretSpec};
+use crate::specification::{Audience, Context, Specification, common_fields};
 
 /// A certificate as people write it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificateSpec {
-    /// Unique among certificates.
+    /// The name of the certificate, unique among certificates.
     pub name: String,
-    /// For people.
+    /// A description for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// For people and selectors.
+    /// Labels, by which people find it and lists are filtered.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Which fleets get it; absent: all.
+    /// The fleets that get the certificate. Absent: all fleets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleets: Option<Vec<String>>,
-    /// The certificate in PEM, and behind it those of the authorities that issued it, each issued by the next.
+    /// The certificate in PEM, followed by those of the authorities that issued it, each issued by the next.
     pub certificate: String,
-    /// Its private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or `{env: NAME}` or
-    /// `{file: PATH}` on the proxy's host, which is not checked before a proxy reads it. Never read back.
+    /// The private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or a reference: `{env: NAME}` or
+    /// `{file: PATH}` on the proxy's host, which is not checked before a proxy reads it. The API never returns the key.
     pub private_key: SecretSpec,
-    /// Server names for which it is chosen: `example.com`, `*.example.com`. The certificate must be good for them.
-    /// Absent: all of the certificate's own; empty: none, so that it serves only where it is named. A name may have a certificate of
-    /// each type of key: ECDSA, EdDSA and RSA.
+    /// The server names for which the certificate is chosen: `example.com`, `*.example.com`. The certificate must be valid for them.
+    /// Absent: all names of the certificate. Empty: no names, so that it is used only where a resource names it. A server name may
+    /// have one certificate for each type of key: ECDSA, EdDSA and RSA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snis: Option<Vec<String>>,
-    /// What its authority says of its revocation, stapled to handshakes while it is good: an OCSP response in PEM, or its DER in
-    /// base64. It must be of this certificate, and good when it is written.
+    /// An OCSP response, which is stapled to handshakes while it is valid: PEM, or DER in base64. It must be for this certificate, and
+    /// valid when it is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ocsp_staple: Option<String>,
 }
@@ -53,37 +56,37 @@ pub struct CertificateSpec {
 /// A certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Certificate {
-    /// The certificate, and those of who issued it, in order.
+    /// The certificate, followed by those of its issuers, in order.
     pub chain: Box<[CertificateDer<'static>]>,
     /// Its private key.
     pub key: PrivateKey,
-    /// Server names for which it is chosen, in lower case: `example.com`, `*.example.com`.
+    /// The server names for which it is chosen, in lower case: `example.com`, `*.example.com`.
     pub snis: Box<[Box<str>]>,
-    /// What its key is.
+    /// The type of its key.
     pub key_type: KeyType,
     /// A DER-encoded OCSP response. See [`Certificate::staple`].
     pub ocsp: Option<Box<[u8]>>,
-    /// What the certificate says of itself.
+    /// Facts that the certificate states about itself.
     pub facts: CertificateFacts,
 }
 
-/// What a certificate says of itself.
+/// Facts that a certificate states about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 pub struct CertificateFacts {
-    /// Whose it is: `CN=example.com, O=Example`.
+    /// The subject: `CN=example.com, O=Example`.
     pub subject: String,
-    /// Who issued it.
+    /// The issuer.
     pub issuer: String,
-    /// The host names it is good for.
+    /// The host names that the certificate is valid for.
     pub names: Vec<String>,
-    /// From when it is good, seconds since 1970.
+    /// The start of its validity, seconds since 1970.
     pub not_before: i64,
-    /// Until when, seconds since 1970.
+    /// The end of its validity, seconds since 1970.
     pub not_after: i64,
 }
 
-/// What kind of key a certificate has. A server name may have a certificate of each: a client is shown the first of these that it
-/// can check.
+/// The type of a certificate's key. A server name may have one certificate of each type. A client gets the first of these that it
+/// can verify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeyType {
     /// ECDSA, on any curve.
@@ -105,7 +108,7 @@ impl KeyType {
     }
 }
 
-/// Who a client proved to be with a certificate.
+/// The identity that a client proved with a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// As RFC 4514 writes it, in the order of the certificate: `CN=alice,O=Example`.
@@ -114,7 +117,7 @@ pub struct ClientCertificate {
     pub names: Box<[Box<str>]>,
     /// The SHA-256 of the certificate, 64 hexadecimal digits.
     pub fingerprint: Box<str>,
-    /// Until when it is good, seconds since 1970.
+    /// The end of its validity, seconds since 1970.
     pub not_after: i64,
 }
 
@@ -135,8 +138,30 @@ const MAX_CHAIN: usize = 10;
 /// The most server names of a certificate.
 const MAX_NAMES: usize = 1000;
 
-impl CertificateSpec {
-    pub(crate) fn parse(&self) -> Result<Certificate, Vec<FieldError>> {
+impl Specification for CertificateSpec {
+    type Parsed = Certificate;
+
+    const TITLE: &'static str = "Certificate";
+    const TITLES: &'static str = "Certificates";
+    const ABOUT: &'static str =
+        "A certificate with its private key. Listeners present it to clients, and upstreams to targets.";
+    const AUDIENCE: Audience = Audience::Proxies { wire_tag: 6 };
+    const CLEAR_SECRETS: &'static [&'static str] = &["private_key"];
+
+    common_fields!(CertificateSpec);
+
+    fn narrowing(_: &Value) -> &'static [Narrowing] {
+        const { &[Narrowing::not_null(&["snis"], "for all names of the certificate")] }
+    }
+
+    fn claims(certificate: &Certificate) -> Vec<(String, String)> {
+        let key_type = certificate.key_type.as_str();
+        let snis = certificate.snis.iter();
+        let claim = |sni| format!("the server name {sni} for {key_type} certificates");
+        snis.map(|sni| (claim(sni), "snis".to_owned())).collect()
+    }
+
+    fn parse(&self, _: &Context<'_>) -> Result<Certificate, Vec<FieldError>> {
         let mut errors = Errors::default();
         let chain = parse_certificates(&self.certificate).and_then(check_chain);
         let (chain, facts, key_type) = match chain {
@@ -189,15 +214,13 @@ impl CertificateSpec {
         errors.finish(parsed)
     }
 
-    /// The specification without what is secret.
-    pub(crate) fn redact(&mut self) {
+    fn redact(&mut self) {
         if let SecretSpec::Literal(_) = self.private_key {
             self.private_key = SecretSpec::Literal(REDACTED.to_owned());
         }
     }
 
-    /// Puts what is stored in the place of [`REDACTED`] in a new specification.
-    pub(crate) fn restore(&self, new: &mut Value) {
+    fn restore(&self, new: &mut Value) {
         if let Some(key) = new.get_mut("private_key").filter(|key| key.as_str() == Some(REDACTED)) {
             *key = serde_json::to_value(&self.private_key).unwrap_or(Value::Null);
         }
@@ -221,8 +244,8 @@ impl Certificate {
         certified(&self.chain, key)
     }
 
-    /// What its authority says of its revocation, to be told to clients while [that is current](Staple::check), or why it cannot be
-    /// told. It must be of this very certificate; that its issuer's key is the one that is meant is known where the chain has the issuer.
+    /// The OCSP response for clients while [it is current](Staple::check), or the reason why it cannot be used. It must be for this
+    /// very certificate, and signed by its issuer, which is known where the chain or the response has the issuer.
     pub fn staple(&self) -> Result<Option<Staple<'_>>, String> {
         self.ocsp.as_deref().map(|der| ocsp::staple(der, &self.chain)).transpose()
     }
@@ -263,44 +286,6 @@ impl fmt::Debug for PrivateKey {
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
         }
     }
-}
-
-/// Whether a specification of this kind, as it is stored, holds a secret that must not lie about in the clear.
-pub(crate) fn holds_secret(spec: &[u8]) -> bool {
-    serde_json::from_slice::<CertificateSpec>(spec)
-        .is_ok_and(|spec| matches!(spec.private_key, SecretSpec::Literal(_)))
-}
-
-/// All certificates of a PEM text, at least one.
-pub(crate) fn parse_certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let mut chain = Vec::new();
-    for section in <(SectionKind, Vec<u8>)>::pem_slice_iter(pem.as_bytes()) {
-        match section.map_err(|error| format!("is not PEM: {error}"))? {
-            (SectionKind::Certificate, der) => chain.push(CertificateDer::from(der)),
-            (SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey, _) => {
-                return Err("holds a private key, which would be readable here".to_owned());
-            }
-            _ => return Err("holds something else than certificates".to_owned()),
-        }
-    }
-    match chain.len() {
-        0 => Err("has no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned()),
-        _ => Ok(chain),
-    }
-}
-
-/// The certificates of the authorities that are trusted, at least one.
-pub(crate) fn parse_authorities(pem: &str) -> Result<Box<[CertificateDer<'static>]>, String> {
-    let certificates = parse_certificates(pem)?;
-    if certificates.len() > MAX_NAMES {
-        return Err(format!("has {} certificates; at most {MAX_NAMES}", certificates.len()));
-    }
-    for (index, certificate) in certificates.iter().enumerate() {
-        rustls::RootCertStore::empty()
-            .add(certificate.clone())
-            .map_err(|error| format!("its certificate {} cannot be trusted: {error}", index + 1))?;
-    }
-    Ok(certificates.into())
 }
 
 /// Reads the first, and checks that each was issued by the next.
@@ -394,7 +379,7 @@ fn is_server_name(name: &str) -> bool {
     is_host_name(plain) && !plain.starts_with('[') && plain.parse::<std::net::Ipv4Addr>().is_err()
 }
 
-/// Whether a certificate's name is good for a server name: a wildcard stands for one label (RFC 9525, section 6.3).
+/// True if a certificate's name covers a server name: a wildcard stands for one label (RFC 9525, section 6.3).
 fn covers(own: &str, name: &str) -> bool {
     own == name
         || own.strip_prefix("*.").is_some_and(|parent| {

@@ -33,6 +33,9 @@ impl fmt::Debug for Fingerprint {
 pub struct Digest([u64; 4]);
 
 impl Digest {
+    /// The length of its text in hexadecimal digits.
+    pub(crate) const TEXT_LEN: usize = 64;
+
     /// Adds a resource to the set.
     pub fn add(&mut self, fingerprint: &Fingerprint) {
         for (lane, value) in self.0.iter_mut().zip(lanes(fingerprint)) {

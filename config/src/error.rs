@@ -4,14 +4,14 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One thing that is wrong with a specification.
+/// One error of a specification.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct FieldError {
     /// The path within the specification, `match.paths[0].regex`; empty when it concerns the whole.
     pub field: String,
-    /// What is wrong, for a person.
+    /// The error, for a person.
     pub message: String,
-    /// How many errors this entry stands for that are not listed; 0: it is an error itself.
+    /// The number of unlisted errors that this entry stands for; 0: it is an error itself.
     #[serde(skip)]
     #[schemars(skip)]
     pub omitted: usize,
@@ -56,14 +56,14 @@ impl fmt::Display for FieldError {
 #[derive(Debug, Default)]
 pub struct Errors {
     found: Vec<FieldError>,
-    /// How many more there were.
+    /// The number of errors that are not listed.
     more: usize,
     /// Fields that do not have the right shape, of which nothing else need be said.
     misshapen: HashSet<String>,
 }
 
 impl Errors {
-    /// How many errors are reported.
+    /// The most errors that are listed.
     pub const MAX: usize = 100;
 
     /// Notes an error at `field`. What cannot be listed any more is only counted.
@@ -102,8 +102,8 @@ impl Errors {
         self.more += other.more;
     }
 
-    /// Adds what [`check_structure`](crate::check_structure) found. In the place of what it found wrong there is
-    /// something else now, so errors noted later that concern these fields or what is in them are left out.
+    /// Adds the errors of `check_structure`. It put other values in the place of wrong ones, so later errors that concern
+    /// these fields, or fields in them, are left out.
     pub fn extend_misshapen(&mut self, errors: impl IntoIterator<Item = FieldError>) {
         for error in errors {
             if error.omitted > 0 {
@@ -115,12 +115,12 @@ impl Errors {
         }
     }
 
-    /// Whether no more errors are listed, and further ones only counted.
+    /// True if the list is full, and further errors are only counted.
     pub fn is_full(&self) -> bool {
         self.found.len() >= Self::MAX
     }
 
-    /// Whether nothing was wrong.
+    /// True if there are no errors.
     pub fn is_empty(&self) -> bool {
         self.found.is_empty()
     }
@@ -149,7 +149,7 @@ impl Errors {
         }
     }
 
-    /// Whether `field`, or something that it is in, does not have the right shape.
+    /// True if `field`, or something that it is in, does not have the right shape.
     fn is_misshapen(&self, field: &str) -> bool {
         if self.misshapen.is_empty() {
             return false;

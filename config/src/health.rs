@@ -3,21 +3,22 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::{between, within};
 use crate::error::Errors;
 use crate::values::HumanDuration;
 
-/// How it is found out which targets work, as people write it.
+/// Health checks of targets, as people write them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HealthCheckSpec {
-    /// The proxy asks each target again and again. A target counts as healthy until its first check, which is made at
+    /// Active checks: the proxy calls each target at intervals. A target counts as healthy until its first check, which is made at
     /// once and decides alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<ActiveCheckSpec>,
-    /// The proxy watches what becomes of requests, and ejects targets that fail.
+    /// Passive checks: the proxy watches the results of requests, and ejects targets that fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passive: Option<PassiveCheckSpec>,
-    /// When fewer than this many percent of the targets are healthy, all are used; 0: never; default 50.
+    /// The share of healthy targets, in percent, below which all targets are used; default 50. 0: unhealthy targets are never used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_threshold_percent: Option<u8>,
 }
@@ -26,40 +27,40 @@ pub struct HealthCheckSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ActiveCheckSpec {
-    /// What is asked.
-    #[serde(default, rename = "type", skip_serializing_if = "crate::upstream::is_default")]
+    /// The type of the check.
+    #[serde(default, rename = "type", skip_serializing_if = "crate::values::is_default")]
     pub kind: CheckKind,
-    /// Of http: path and query; default `/`.
+    /// For `http`: the path and query of the request; default `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Of http and grpc: the host that is asked for; default: the target's address.
+    /// For `http` and `grpc`: the host of the request. Absent: the target's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// Of grpc: the service that is asked for; default: the server as a whole.
+    /// For `grpc`: the name of the service. Absent: the server as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// From one check to the next, give or take a tenth; default 5s.
+    /// The time from one check to the next, with a jitter of a tenth; default 5s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<HumanDuration>,
-    /// A check that takes longer has failed; default 1s.
+    /// The longest time of a check; default 1s. A check that takes longer has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<HumanDuration>,
-    /// So many checks in a row must succeed before an unhealthy target is healthy; default 2.
+    /// The number of successful checks in a row after which an unhealthy target is healthy; default 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthy_after: Option<u32>,
-    /// So many checks in a row must fail before a healthy target is unhealthy; default 3.
+    /// The number of failed checks in a row after which a healthy target is unhealthy; default 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy_after: Option<u32>,
-    /// Of http: the statuses that are good; default `[200]`.
+    /// For `http`: the statuses of a successful check; default `[200]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statuses: Option<Vec<u16>>,
 }
 
-/// What an active check asks.
+/// The type of an active check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckKind {
-    /// A GET must be answered with a good status.
+    /// A GET request must be answered with one of `statuses`.
     #[default]
     Http,
     /// A connection must be accepted.
@@ -72,22 +73,22 @@ pub enum CheckKind {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PassiveCheckSpec {
-    /// A target is ejected when so many requests in a row fail: no connection, a reset, a timeout, or a status of 500
-    /// and above; default 5.
+    /// The number of failed requests in a row after which a target is ejected; default 5. A request fails without a connection, by a
+    /// reset or a timeout, or with a status of 500 or more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<u32>,
-    /// How long a target must be back for one of its ejections to be forgotten; default 10s.
+    /// The time without ejection after which one earlier ejection of a target no longer counts; default 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<HumanDuration>,
-    /// How long a target is out the first time; the second time twice as long and so on, up to 5m; default 30s.
+    /// The time of the first ejection; default 30s. Each further ejection takes twice as long, up to 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ejection: Option<HumanDuration>,
-    /// No more than this share of the targets is out at a time, but always one may be; default 50.
+    /// The largest share of targets that are ejected at once, in percent; default 50. One target may always be ejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_ejected_percent: Option<u8>,
 }
 
-/// How it is found out which targets work.
+/// Health checks of targets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HealthCheck {
     /// The proxy asks.
@@ -101,7 +102,7 @@ pub struct HealthCheck {
 /// An active check.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ActiveCheck {
-    /// What is asked.
+    /// The request or connection that is tried.
     pub probe: Probe,
     /// The host that is asked for; `None`: the target's address.
     pub host: Option<Box<str>>,
@@ -115,7 +116,7 @@ pub struct ActiveCheck {
     pub unhealthy_after: u32,
 }
 
-/// What an active check asks.
+/// The request or connection that an active check tries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Probe {
     /// A GET.
@@ -234,38 +235,4 @@ impl PassiveCheckSpec {
             ),
         }
     }
-}
-
-/// The number, if it lies within the bounds.
-fn within<N: Copy + PartialOrd + std::fmt::Display>(
-    given: Option<N>,
-    default: N,
-    lowest: N,
-    highest: N,
-    field: &str,
-    errors: &mut Errors,
-) -> N {
-    let value = given.unwrap_or(default);
-    if value < lowest || value > highest {
-        errors.push(field, format_args!("must be from {lowest} to {highest}"));
-    }
-    value
-}
-
-/// The length of time, if it lies within the bounds; all in milliseconds.
-pub(crate) fn between(
-    given: Option<HumanDuration>,
-    default: u64,
-    lowest: u64,
-    highest: u64,
-    field: &str,
-    errors: &mut Errors,
-) -> Duration {
-    let [default, lowest, highest] = [default, lowest, highest].map(Duration::from_millis);
-    let value = given.map_or(default, |value| value.0);
-    if value < lowest || value > highest {
-        let (lowest, highest) = (HumanDuration(lowest), HumanDuration(highest));
-        errors.push(field, format_args!("must be from {lowest} to {highest}"));
-    }
-    value
 }

@@ -2,87 +2,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-/// What a resource can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// An address with protocol settings.
-    Listener,
-    /// A match and an action.
-    Route,
-    /// A named set of targets.
-    Upstream,
-    /// A named, configured step in the request's way.
-    Plugin,
-    /// A known caller with credentials.
-    Consumer,
-    /// A certificate with its private key.
-    Certificate,
-}
-
-impl Kind {
-    /// Every kind, in the order in which documents list them.
-    pub const ALL: [Kind; 6] =
-        [Kind::Listener, Kind::Route, Kind::Upstream, Kind::Plugin, Kind::Consumer, Kind::Certificate];
-
-    /// `route`
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Kind::Listener => "listener",
-            Kind::Route => "route",
-            Kind::Upstream => "upstream",
-            Kind::Plugin => "plugin",
-            Kind::Consumer => "consumer",
-            Kind::Certificate => "certificate",
-        }
-    }
-
-    /// `routes`, as in the admin API and in declarative documents.
-    pub fn plural(self) -> &'static str {
-        match self {
-            Kind::Listener => "listeners",
-            Kind::Route => "routes",
-            Kind::Upstream => "upstreams",
-            Kind::Plugin => "plugins",
-            Kind::Consumer => "consumers",
-            Kind::Certificate => "certificates",
-        }
-    }
-
-    /// Whether `spec`, canonical JSON of a resource of this kind, holds a secret that must not lie about in the clear.
-    pub fn holds_secret(self, spec: &[u8]) -> bool {
-        match self {
-            Kind::Certificate => crate::certificate::holds_secret(spec),
-            // Of API keys only the hash is there.
-            Kind::Listener | Kind::Route | Kind::Upstream | Kind::Plugin | Kind::Consumer => false,
-        }
-    }
-
-    /// The kind whose plural is `plural`.
-    pub fn from_plural(plural: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.plural() == plural)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Kind {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == s).ok_or_else(|| {
-            let known: Vec<_> = Self::ALL.iter().map(|kind| kind.as_str()).collect();
-            format!("unknown kind {s:?}; known are {}", known.join(", "))
-        })
-    }
-}
+use crate::kind::Kind;
 
 /// A resource's name: `[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?`. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -150,7 +72,7 @@ impl std::borrow::Borrow<str> for Name {
 /// A resource's identity: `route/users`, which is also its name in xDS.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceKey {
-    /// What it is.
+    /// The kind.
     pub kind: Kind,
     /// Unique within its kind.
     pub name: Name,
@@ -164,7 +86,7 @@ impl ResourceKey {
 
     /// The key that sorts before all others.
     pub(crate) fn lowest() -> Self {
-        Self { kind: Kind::Listener, name: Name::lowest() }
+        Self { kind: Kind::ALL[0], name: Name::lowest() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The resources: what they are, how they are read and checked, and what is built from a set of them.
+//! The resources: their types, how they are read and checked, and what is built from a set of them.
 //!
 //! Both planes call this crate, so that what the control plane accepts a proxy can run. It does no I/O and reads
 //! no clock.
@@ -11,64 +11,128 @@
 
 #![warn(missing_docs)]
 
+/// Calls a macro with every kind of resource, in the order in which documents list them: a description, the names, and the type of
+/// the specification. A new kind is a file with an implementation of `Specification`, and an entry here.
+macro_rules! for_each_kind {
+    ($then:ident) => {
+        $then! {
+            /// An address with protocol settings.
+            Listener "listener" "listeners" listener::ListenerSpec;
+            /// A match and an action.
+            Route "route" "routes" route::RouteSpec;
+            /// A named set of targets.
+            Upstream "upstream" "upstreams" upstream::UpstreamSpec;
+            /// A named, configured step in the processing of requests.
+            Plugin "plugin" "plugins" plugin::PluginSpec;
+            /// A known caller with credentials.
+            Consumer "consumer" "consumers" consumer::ConsumerSpec;
+            /// A certificate with its private key.
+            Certificate "certificate" "certificates" certificate::CertificateSpec;
+            /// A named set of proxies and the policy by which revisions reach them.
+            Fleet "fleet" "fleets" fleet::FleetSpec;
+            /// A text for operators, which only the tests of this crate know.
+            Note "note" "notes" note::NoteSpec, cfg(test);
+        }
+    };
+}
+
+mod address_range;
 pub mod arrival;
+mod authorities;
+mod authority;
 mod balancing;
+mod bounds;
 mod breaker;
+mod catalog;
 mod certificate;
-mod cidr;
 mod consumer;
+mod cron;
 mod digest;
 pub mod document;
+mod encoding;
 mod error;
+mod fleet;
+mod freeze;
+mod gates;
 mod health;
 pub mod host;
 mod key;
+mod kind;
 mod listener;
+mod marker;
 mod matchable;
+mod names;
+mod narrowing;
+pub mod node;
+#[cfg(test)]
+mod note;
 mod ocsp;
 pub mod path;
+mod placeholder;
 mod plugin;
+mod reading;
 mod relations;
+pub mod request_target;
 mod resource;
+mod respond;
 mod retry;
 mod route;
 pub mod router;
 mod secret;
 mod snapshot;
+mod specification;
 mod structure;
+mod table;
+pub mod template;
 mod upstream;
 mod values;
-pub mod wire;
-mod written;
+
+/// The bytes of resources and commit markers on the wire and on a proxy's disk: see `config.proto`.
+pub mod wire {
+    pub use crate::encoding::{MAX_SPEC, Payload, decode, type_url};
+    pub use crate::marker::{MarkerVersion, encode_marker, marker_version, parse_marker_version};
+}
 
 pub use balancing::{HashOn, LoadBalancing};
 pub use breaker::{CircuitBreaker, CircuitBreakerSpec, ErrorRate, UpstreamLimits};
+pub use catalog::PluginCatalog;
 pub use certificate::{
     Certificate, CertificateFacts, CertificateSpec, ClientCertificate, KeyType, PrivateKey,
 };
-pub use cidr::Cidr;
 pub use consumer::{Consumer, ConsumerSpec, CredentialSpec, KeyAuthSpec, KeyCredential};
+pub use cron::Cron;
 pub use digest::{Digest, Fingerprint};
 pub use error::{Errors, FieldError};
+pub use fleet::{
+    Fleet, FleetSpec, OnFailure, OnInconclusive, OnNewWrite, RolloutPolicy, RolloutStep, StepSize, Strategy,
+    WhenEmpty,
+};
+pub use freeze::{FreezeWindow, ZoneName};
+pub use gates::{Gates, RateGate};
 pub use health::{ActiveCheck, HealthCheck, PassiveCheck, Probe};
-pub use key::{Kind, Name, ResourceKey};
+pub use key::{Name, ResourceKey};
+pub use kind::Kind;
 pub use listener::{
     ClientAuth, Edge, HalfClose, Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec, ListenerTls,
     ProxyProtocol, TlsVersion,
 };
-pub use ocsp::{NotCurrent, Staple};
-pub use plugin::{Plugin, PluginCatalog, PluginSpec};
+pub use node::NodeId;
+pub use ocsp::{NotCurrent, Staple, StapleSignature};
+pub use placeholder::{check_placeholders, mentions_placeholder};
+pub use plugin::{Plugin, PluginSpec};
 pub use relations::{Problem, Relations};
-pub use resource::{Body, Resource};
+pub use resource::Resource;
+pub use respond::Respond;
 pub use retry::{Retry, RetryOn, RetrySet, RetrySpec};
 pub use route::{
     Action, Forward, HeaderMatch, HostMatch, Mirror, PathMatch, PathRewrite, PathSpec, PrefixPath,
-    QueryMatch, Redirect, Respond, Rewrite, Route, RouteMatch, RouteSpec, ValueMatch, WeightedUpstream,
+    QueryMatch, Redirect, Rewrite, Route, RouteMatch, RouteSpec, ValueMatch, WeightedUpstream,
 };
 pub use router::RouteIndex;
 pub use secret::{REDACTED, Secret, SecretSpec, check_key, sha256, without_line_break};
-pub use snapshot::{Change, RevisionId, Snapshot};
+pub use snapshot::{Assignment, Change, RevisionId, Snapshot};
+pub use specification::Audience;
 pub use structure::check_structure;
+pub use table::Body;
 pub use upstream::{ResponseLimits, Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
 pub use values::{ByteSize, HumanDuration};
-pub use written::{check_placeholders, mentions_placeholder};

@@ -2,113 +2,118 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::certificate::parse_authorities;
-use crate::cidr::Cidr;
+use crate::address_range::{contains, parse_range};
+use crate::authorities::parse_authorities;
 use crate::error::{Errors, FieldError};
-use crate::key::Name;
+use crate::key::{Name, ResourceKey};
+use crate::kind::Kind;
+use crate::narrowing::Narrowing;
 use crate::path::EscapedSlashes;
+use crate::specification::{Audience, Context, Specification, common_fields};
 use crate::values::{ByteSize, HumanDuration};
 
 /// A listener as people write it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerSpec {
-    /// Unique among listeners.
+    /// The name of the listener, unique among listeners.
     pub name: String,
-    /// For people.
+    /// A description for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// For people and selectors.
+    /// Labels, by which people find it and lists are filtered.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Which fleets get it; absent: all.
+    /// The fleets that get the listener. Absent: all fleets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleets: Option<Vec<String>>,
     /// IP address and port: `0.0.0.0:8080`, `[::]:8080`. A proxy's `--listener NAME=ADDRESS` overrides it.
     pub address: String,
-    /// What is spoken.
+    /// The protocol of the listener.
     #[serde(default)]
     pub protocol: ListenerProtocol,
-    /// How TLS is spoken, where the protocol is `https`.
+    /// The TLS settings, for the protocol `https`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTlsSpec>,
-    /// Whether connections begin with who the client is, as load balancers for TCP tell it (PROXY protocol, versions 1
-    /// and 2); default `off`.
+    /// The PROXY protocol header (versions 1 and 2) of connections, by which TCP load balancers pass on the
+    /// client's address. Default `off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<ProxyProtocol>,
-    /// Addresses of proxies before this one, like `10.0.0.0/8`; at most 256. What they say of the client is believed: the
-    /// client is the last address of `X-Forwarded-For` that is not among these, and `X-Forwarded-Proto`, `X-Forwarded-Host`
-    /// and `X-Request-Id` are kept. What others say is replaced.
+    /// Addresses of trusted proxies in front of this one, like `10.0.0.0/8`; at most 256. Their forwarded headers are kept: the
+    /// client is the last address of `X-Forwarded-For` that is not in this list, and `X-Forwarded-Proto`, `X-Forwarded-Host`
+    /// and `X-Request-Id` stay as they are. Those headers are replaced in requests from all other addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<String>,
-    /// Whether paths are brought into one form before they are matched and sent on: `.` and `..` resolved, `//` made `/`,
-    /// characters that need no percent-encoding decoded. A path that leads above the root, has a backslash, a control
-    /// character or a wrong encoding is answered 400. Default true.
+    /// Normalizes paths before they are matched and forwarded: `.` and `..` are resolved, `//` becomes `/`, and
+    /// characters that need no percent-encoding are decoded. A request is answered 400 when its path leads above the root, or
+    /// has a backslash, a control character or a wrong encoding. Default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalize_path: Option<bool>,
-    /// What becomes of `%2F` and `%5C` in paths that are normalised; default `reject`.
+    /// How `%2F` and `%5C` in normalized paths are handled. Default `reject`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escaped_slashes: Option<EscapedSlashes>,
-    /// What becomes of a request whose client says, over HTTP/1.1, that it sends no more; default `abort`.
+    /// How a request goes on when its client closes its sending side of an HTTP/1.1 connection. Default `abort`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub half_close: Option<HalfClose>,
-    /// What a client may send.
+    /// Limits on requests and connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsSpec>,
 }
 
-/// What becomes of a request whose client sends no more.
+/// How a request goes on when its client closes its sending side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum HalfClose {
-    /// A target's work for it is given up. An answer that is ready, or the proxy's own, is still sent.
+    /// The request to the target is canceled. A response that is ready, or a local reply, is still sent.
     #[default]
     Abort,
-    /// It goes on, for the client is taken to wait for its answer.
+    /// The request goes on, because the client may wait for the response.
     Allow,
 }
 
-/// Whether connections begin with a PROXY protocol header.
+/// The use of the PROXY protocol on connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyProtocol {
-    /// They do not.
+    /// Connections have no such header.
     #[default]
     Off,
-    /// Those of `trusted_proxies` may; those of others do not.
+    /// Connections from `trusted_proxies` may have the header, others do not.
     Accept,
-    /// They must, and come from `trusted_proxies` if any are given; others are closed.
+    /// Connections must have the header, and come from `trusted_proxies` if there are any. Others are closed.
     Require,
 }
 
-/// What is spoken on a listener.
+/// The protocol of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ListenerProtocol {
     /// Cleartext HTTP/1.1 and HTTP/2 with prior knowledge.
     #[default]
     Http,
-    /// HTTP/1.1 and HTTP/2 over TLS, chosen by ALPN. The certificate is the one whose `snis` have the name that the
-    /// client asks for.
+    /// HTTP/1.1 and HTTP/2 over TLS, chosen by ALPN. A client gets the certificate whose `snis` have the server name that it
+    /// asks for.
     Https,
 }
 
-/// How TLS is spoken on a listener, as people write it.
+/// The TLS settings of a listener, as people write them.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTlsSpec {
-    /// The lowest version of TLS that is spoken.
+    /// The lowest TLS version that is accepted.
     #[serde(default)]
     pub min_version: TlsVersion,
-    /// Whether clients show a certificate of theirs; absent: they are not asked.
+    /// Authentication of clients by certificates. Absent: no certificate is requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_auth: Option<ClientAuthSpec>,
-    /// The name of the certificate for clients that ask for no name, or for one that no certificate has. Absent: they
-    /// are refused.
+    /// The name of the certificate for clients that send no server name, or one that no certificate has. Absent: their
+    /// handshakes fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_certificate: Option<String>,
 }
@@ -125,51 +130,51 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// What clients have to show, as people write it.
+/// Authentication of clients by certificates, as people write it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClientAuthSpec {
-    /// Whether they must.
+    /// The requirement for clients' certificates.
     #[serde(default)]
     pub mode: ClientAuthMode,
-    /// Who may have issued their certificates, in PEM.
+    /// The certificate authorities that clients' certificates must chain to, in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
 }
 
-/// Whether clients must show a certificate.
+/// The requirement for clients' certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientAuthMode {
-    /// They are not asked.
+    /// No certificate is requested.
     #[default]
     None,
-    /// They may; one that is not trusted is refused.
+    /// A client may send a certificate. One that is not trusted fails the handshake.
     Optional,
-    /// They must.
+    /// A client without a trusted certificate fails the handshake.
     Required,
 }
 
-/// What a client of a listener may send, as people write it.
+/// Limits on requests and connections of a listener, as people write them.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsSpec {
-    /// Request line and headers together; default 64KiB, at most 1MiB. Beyond: 431.
+    /// The largest request line and headers together; default 64KiB, at most 1MiB. Larger ones are answered 431.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header_size: Option<ByteSize>,
-    /// Number of header fields; default 100, at most 1000. Beyond: 431.
+    /// The most header fields of a request; default 100, at most 1000. More are answered 431.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header_count: Option<u16>,
-    /// Request body; absent: no limit, for bodies are streamed. Beyond: 413.
+    /// The largest request body. Absent: no limit, because bodies are streamed. Larger ones are answered 413.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_size: Option<ByteSize>,
-    /// The longest pause between parts of a request's body; default 60s. Beyond: 408.
+    /// The longest pause between two parts of a request body; default 60s. A longer one is answered 408.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_timeout: Option<HumanDuration>,
-    /// From the first byte of a request's head to its last; default 15s. Beyond: 408.
+    /// The longest time from the first byte of a request's head to the last; default 15s. A longer one is answered 408.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header_timeout: Option<HumanDuration>,
-    /// How long a connection may stay without a request; default 75s.
+    /// The longest time that a connection stays open without a request; default 75s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<HumanDuration>,
 }
@@ -177,35 +182,35 @@ pub struct LimitsSpec {
 /// A listener.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Listener {
-    /// Where it listens, unless the proxy overrides it.
+    /// The address that proxies listen on unless one overrides it.
     pub address: SocketAddr,
-    /// What it speaks.
+    /// The protocol.
     pub protocol: ListenerProtocol,
-    /// How it speaks TLS; `None`: it does not.
+    /// TLS settings; `None`: cleartext.
     pub tls: Option<ListenerTls>,
-    /// What a client may send.
+    /// Limits on requests and connections.
     pub limits: Limits,
-    /// What is believed of a client, and what is made of its requests before anything else.
+    /// Trust in what clients claim, and the preparation of requests before they are routed.
     pub edge: Edge,
 }
 
-/// What is believed of a client, and what is made of its requests before anything else.
+/// Trust in what clients claim, and the preparation of requests before they are routed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Edge {
-    /// Whether connections begin with a PROXY protocol header.
+    /// The rule for PROXY protocol headers at the begin of connections.
     pub proxy_protocol: ProxyProtocol,
-    /// Whose word counts.
-    pub trusted_proxies: Box<[Cidr]>,
-    /// How paths are normalised; `None`: they are not.
+    /// The addresses of trusted proxies.
+    pub trusted_proxies: Box<[IpNet]>,
+    /// How paths are normalized; `None`: they are left as they are.
     pub normalize_path: Option<EscapedSlashes>,
-    /// What becomes of a request whose client sends no more.
+    /// How a request goes on when its client closes its sending side.
     pub half_close: HalfClose,
 }
 
 impl Edge {
-    /// Whether what comes from `address` is believed.
+    /// True if `address` is that of a trusted proxy.
     pub fn trusts(&self, address: std::net::IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|range| range.contains(address))
+        self.trusted_proxies.iter().any(|range| contains(range, address))
     }
 }
 
@@ -225,25 +230,25 @@ impl Default for Edge {
 pub struct ListenerTls {
     /// The lowest version.
     pub min_version: TlsVersion,
-    /// What clients have to show.
+    /// Authentication of clients by certificates.
     pub client_auth: ClientAuth,
-    /// Where none has the name that a client asks for.
+    /// The certificate for clients that ask for a name that no certificate has.
     pub default_certificate: Option<Name>,
 }
 
-/// What clients have to show.
+/// Authentication of clients by certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum ClientAuth {
-    /// Nothing.
+    /// No certificate is requested.
     #[default]
     None,
-    /// They may show a certificate that one of these issued.
+    /// A client may send a certificate that one of these authorities issued.
     Optional(Box<[CertificateDer<'static>]>),
-    /// They must.
+    /// A client must send one.
     Required(Box<[CertificateDer<'static>]>),
 }
 
-/// What a client of a listener may send.
+/// Limits on requests and connections of a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Request line and headers together, bytes.
@@ -252,11 +257,11 @@ pub struct Limits {
     pub header_count: usize,
     /// Request body, bytes; `None`: no limit.
     pub body_size: Option<u64>,
-    /// For the head of a request.
+    /// The longest time for the head of a request.
     pub header_timeout: Duration,
-    /// Between parts of a request's body.
+    /// The longest pause between parts of a request body.
     pub body_timeout: Duration,
-    /// Between requests.
+    /// The longest time between two requests.
     pub idle_timeout: Duration,
 }
 
@@ -273,8 +278,40 @@ impl Default for Limits {
     }
 }
 
-impl ListenerSpec {
-    pub(crate) fn parse(&self) -> Result<Listener, Vec<FieldError>> {
+impl Specification for ListenerSpec {
+    type Parsed = Listener;
+
+    const TITLE: &'static str = "Listener";
+    const TITLES: &'static str = "Listeners";
+    const ABOUT: &'static str = "A listener is an address on which the proxies accept connections.";
+    const AUDIENCE: Audience = Audience::Proxies { wire_tag: 1 };
+
+    common_fields!(ListenerSpec);
+
+    fn narrowing(written: &Value) -> &'static [Narrowing] {
+        const TLS: Narrowing = Narrowing::not_null(&["tls"], "for TLS with the defaults");
+        const CLIENT_AUTH: Narrowing =
+            Narrowing::not_empty(&["tls", "client_auth"], "to ask for no certificate");
+        const TRUSTED: &[&str] = &["trusted_proxies"];
+        // Where connections must come from trusted proxies, none would mean anybody.
+        if written.get("proxy_protocol").is_some_and(|mode| mode == "require") {
+            const { &[Narrowing::not_empty(TRUSTED, "to take connections from anybody"), TLS, CLIENT_AUTH] }
+        } else {
+            const { &[Narrowing::not_null(TRUSTED, "to trust none"), TLS, CLIENT_AUTH] }
+        }
+    }
+
+    fn references(listener: &Listener) -> Vec<(ResourceKey, String)> {
+        let name = listener.tls.as_ref().and_then(|tls| tls.default_certificate.clone());
+        let key = name.map(|name| ResourceKey::new(Kind::Certificate, name));
+        key.into_iter().map(|key| (key, "tls.default_certificate".to_owned())).collect()
+    }
+
+    fn claims(listener: &Listener) -> Vec<(String, String)> {
+        vec![(format!("address {}", listener.address), "address".to_owned())]
+    }
+
+    fn parse(&self, _: &Context<'_>) -> Result<Listener, Vec<FieldError>> {
         let mut errors = Errors::default();
         let address = match self.address.parse::<SocketAddr>() {
             Ok(address) if address.port() == 0 => {
@@ -301,14 +338,16 @@ impl ListenerSpec {
         let edge = self.edge(&mut errors);
         errors.finish(address.map(|address| Listener { address, protocol: self.protocol, tls, limits, edge }))
     }
+}
 
+impl ListenerSpec {
     fn edge(&self, errors: &mut Errors) -> Edge {
         if self.trusted_proxies.len() > MAX_TRUSTED {
             errors.push("trusted_proxies", format_args!("has more than {MAX_TRUSTED} ranges"));
         }
         let mut trusted = Vec::new();
         for (index, range) in self.trusted_proxies.iter().take(MAX_TRUSTED).enumerate() {
-            match range.parse() {
+            match parse_range(range) {
                 Ok(range) => trusted.push(range),
                 Err(message) => errors.push(format_args!("trusted_proxies[{index}]"), message),
             }
@@ -317,7 +356,7 @@ impl ListenerSpec {
         if proxy_protocol == ProxyProtocol::Accept && self.trusted_proxies.is_empty() {
             errors.push(
                 "proxy_protocol",
-                "needs trusted_proxies with accept, for anybody could claim any address",
+                "needs trusted_proxies with accept, because else anybody could claim any address",
             );
         }
         let normalize = self.normalize_path.unwrap_or(true);
@@ -362,7 +401,7 @@ impl ListenerTlsSpec {
     }
 }
 
-/// How many ranges of trusted proxies a listener may have.
+/// The most ranges of trusted proxies that a listener may have.
 const MAX_TRUSTED: usize = 256;
 
 impl LimitsSpec {
@@ -403,11 +442,12 @@ mod tests {
         let mut spec = serde_json::json!({"name": "http", "address": "0.0.0.0:8080"});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let spec: ListenerSpec = serde_json::from_value(spec).unwrap();
-        spec.parse().map_err(|errors| errors.into_iter().map(|error| error.field).collect())
+        let context = Context { name: &"http".parse().unwrap(), catalog: &crate::catalog::NoPlugins };
+        spec.parse(&context).map_err(|errors| errors.into_iter().map(|error| error.field).collect())
     }
 
     #[test]
-    fn nobody_is_trusted_and_paths_are_normalised_by_default() {
+    fn nobody_is_trusted_and_paths_are_normalized_by_default() {
         let listener = parse(&serde_json::json!({})).unwrap();
         assert_eq!(listener.edge, Edge::default());
         assert!(!listener.edge.trusts([127, 0, 0, 1].into()));

@@ -1,4 +1,4 @@
-//! Whether a regular expression can match anything of what it is applied to.
+//! A check that a regular expression can match at least one of the texts that it is applied to.
 //!
 //! Routes match paths in their normal form, so a regular expression like `/caf%c3%a9` is never met: it would be accepted, and
 //! guard nothing. The check is exact but for `\b` and its kind, which it takes for met: the expression's automaton is walked
@@ -13,7 +13,7 @@ use regex_syntax::ast::{self, Ast, Span};
 
 use crate::path::{EscapedSlashes, encode, normalize};
 
-/// What a regular expression is applied to.
+/// The text that a regular expression is applied to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// It must match a whole path in normal form.
@@ -58,7 +58,7 @@ pub(crate) fn check_header_text(text: &str, is_prefix: bool) -> Result<(), Strin
     }
 }
 
-/// How many steps all walks of one check may take together; what is not decided by then passes. It is half a second's work.
+/// The most steps that all walks of one check take together, half a second's work. An expression that is not decided by then passes.
 const MAX_STEPS: usize = 20_000_000;
 
 impl Subject {
@@ -121,7 +121,7 @@ impl Texts {
         self.states[usize::from(from)].next[usize::from(byte)] = to;
     }
 
-    /// What [`encode`] and [`normalize`] leave as it is.
+    /// The paths that [`encode`] and [`normalize`] leave as they are.
     fn paths() -> Self {
         const START: u8 = 0;
         // `*`, of which nothing but OPTIONS asks.
@@ -212,7 +212,7 @@ fn is_live(pattern: &str, subject: Subject, budget: &mut usize) -> bool {
     let config = NFA::config().which_captures(WhichCaptures::None).nfa_size_limit(Some(MAX_NFA));
     match NFA::compiler().configure(config).build(pattern) {
         Ok(nfa) => {
-            // What it took to build it.
+            // The budget pays for the construction, too.
             *budget = budget.saturating_sub(nfa.states().len() * STEPS_TO_BUILD);
             walk(&nfa, subject, budget) != Walked::NoMatch
         }
@@ -223,10 +223,10 @@ fn is_live(pattern: &str, subject: Subject, budget: &mut usize) -> bool {
 /// Larger ones pass.
 const MAX_NFA: usize = 4 << 20;
 
-/// How many steps of a walk it takes to build a state, about.
+/// The number of steps of a walk that take about as long as building a state.
 const STEPS_TO_BUILD: usize = 50;
 
-/// What a walk came to.
+/// The result of a walk.
 #[derive(Debug, PartialEq, Eq)]
 enum Walked {
     /// This text matches, if all of `\b` and its kind are met.
@@ -338,7 +338,7 @@ struct Alternative<'p> {
 struct Context<'p> {
     before: String,
     part: &'p str,
-    /// Where the part begins in the whole pattern.
+    /// The place of the part in the whole pattern.
     start: usize,
     behind: String,
 }
@@ -423,7 +423,7 @@ fn gather<'p>(tree: &Ast, context: &Context<'p>, found: &mut Vec<Alternative<'p>
     }
 }
 
-/// Whether it matches the empty text.
+/// True if it matches the empty text.
 fn matches_nothing_too(pattern: &str) -> bool {
     regex_syntax::parse(pattern).is_ok_and(|hir| hir.properties().minimum_len() == Some(0))
 }
@@ -452,7 +452,7 @@ fn normal_spelling(pattern: &str) -> String {
         match c {
             '/' if out.ends_with('/') => {}
             '/' if out.is_empty() && behind.starts_with('/') => {}
-            // What has a meaning in a pattern stands for itself behind a backslash.
+            // A backslash makes a character that has a meaning in patterns stand for itself.
             '\\' if behind.starts_with(['^', '{', '|', '}']) => {
                 let (c, behind) = behind.split_at(1);
                 out.push_str(&encode(c.as_bytes()).unwrap_or_default());

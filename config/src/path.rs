@@ -1,22 +1,22 @@
-//! A path as it is matched and sent on.
+//! A path as it is matched and forwarded.
 
 use std::borrow::Cow;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What becomes of a slash or backslash that is percent-encoded in a path: some targets read `%2F` as `/`.
+/// The treatment of percent-encoded slashes and backslashes in a path. Some targets read `%2F` as `/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EscapedSlashes {
     /// The request is answered 400.
     #[default]
     Reject,
-    /// It stays as it is, and is no slash to any route.
+    /// The characters stay as they are. Routes do not take them for slashes.
     Keep,
 }
 
-/// Why a path cannot be normalised.
+/// Why a path cannot be normalized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadPath {
     /// More `..` than there are segments before them.
@@ -94,7 +94,7 @@ fn rebuild(path: &str, slashes: EscapedSlashes) -> Result<Cow<'_, str>, BadPath>
     }
     let decoded = decode(path, slashes)?;
     let mut out = String::with_capacity(decoded.len());
-    // Whether the last segment names a directory.
+    // True if the last segment names a directory.
     let mut open = true;
     for segment in decoded.split('/') {
         open = matches!(segment, "" | "." | "..");
@@ -168,13 +168,13 @@ mod tests {
         }
         assert_eq!(encode(b"/\xff\x80").as_deref(), Some("/%FF%80"));
         assert_eq!(encode_template("/{id}/a|b"), "/{id}/a%7Cb");
-        // What is encoded is in the normal form already.
+        // Encoded characters are in normal form already.
         let encoded = encode("/caf\u{e9}/{x}".as_bytes()).unwrap();
         assert!(matches!(normalize(&encoded, EscapedSlashes::Reject), Ok(Cow::Borrowed(_))));
     }
 
     #[test]
-    fn paths_are_normalised() {
+    fn paths_are_normalized() {
         for (path, expected) in [
             ("/", Ok("/")),
             ("*", Ok("*")),

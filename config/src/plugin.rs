@@ -8,35 +8,37 @@ use serde_json::Value;
 
 use crate::error::{Errors, FieldError, join};
 use crate::key::ResourceKey;
+use crate::specification::{Audience, Context, Specification, common_fields};
+use crate::values::enabled;
 
 /// A plugin as people write it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PluginSpec {
-    /// Unique among plugins.
+    /// The name of the plugin, unique among plugins.
     pub name: String,
-    /// For people.
+    /// A description for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// For people and selectors.
+    /// Labels, by which people find it and lists are filtered.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Which fleets get it; absent: all.
+    /// The fleets that get the plugin. Absent: all fleets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleets: Option<Vec<String>>,
-    /// One of `GET /api/v1/plugin-types`.
+    /// The type of the plugin: one of `GET /api/v1/plugin-types`.
     #[serde(rename = "type")]
     pub type_name: String,
-    /// A plugin that is not enabled is skipped wherever it is attached.
+    /// Enables the plugin. A plugin that is not enabled is skipped wherever it is attached.
     #[serde(default = "enabled", skip_serializing_if = "Clone::clone")]
     pub enabled: bool,
-    /// Whether it runs on every route.
+    /// Runs the plugin on every route.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub global: bool,
-    /// Its place in the chain, the highest first; absent: the type's own.
+    /// The place of the plugin in the chain: higher numbers run first. Absent: the default of its type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<i32>,
-    /// As the type's schema has it.
+    /// The configuration, which has the schema of the plugin's type.
     #[serde(default = "empty_object")]
     pub config: Value,
 }
@@ -54,27 +56,22 @@ pub struct Plugin {
     pub order: i32,
     /// Its configuration, canonical JSON.
     pub config: Bytes,
-    /// What its configuration refers to, each with the field that names it.
+    /// The resources that its configuration refers to, each with the field that names it.
     pub references: Box<[(ResourceKey, String)]>,
 }
 
-/// The plugin types that exist, as far as this crate must know them.
-pub trait PluginCatalog: Send + Sync {
-    /// The default order of a type; `None` when there is no such type.
-    fn default_order(&self, type_name: &str) -> Option<i32>;
+impl Specification for PluginSpec {
+    type Parsed = Plugin;
 
-    /// The names of all types, sorted.
-    fn type_names(&self) -> Vec<&'static str>;
+    const TITLE: &'static str = "Plugin";
+    const TITLES: &'static str = "Plugins";
+    const ABOUT: &'static str = "A plugin is a named, configured step in the processing of requests.";
+    const AUDIENCE: Audience = Audience::Proxies { wire_tag: 4 };
 
-    /// What is wrong with `config`, the fields' paths within it. The type exists.
-    fn check(&self, type_name: &str, config: &Value) -> Vec<FieldError>;
+    common_fields!(PluginSpec);
 
-    /// What a `config` that was accepted refers to (a consumer), with the field's path within it.
-    fn references(&self, type_name: &str, config: &Value) -> Vec<(ResourceKey, String)>;
-}
-
-impl PluginSpec {
-    pub(crate) fn parse(&self, catalog: &dyn PluginCatalog) -> Result<Plugin, Vec<FieldError>> {
+    fn parse(&self, context: &Context<'_>) -> Result<Plugin, Vec<FieldError>> {
+        let catalog = context.catalog;
         let mut errors = Errors::default();
         let mut references = Vec::new();
         let default_order = catalog.default_order(&self.type_name);
@@ -97,10 +94,21 @@ impl PluginSpec {
             references: references.into_iter().map(|(key, field)| (key, join("config", &field))).collect(),
         }))
     }
-}
 
-pub(crate) fn enabled() -> bool {
-    true
+    /// Refuses null in every field of the configuration, because this crate does not know which of them narrow something down.
+    fn check_written(&self) -> Vec<FieldError> {
+        let config = self.config.as_object().into_iter().flatten();
+        let nulls = config.filter(|(_, value)| value.is_null());
+        nulls
+            .map(|(name, _)| {
+                FieldError::new(join("config", name), "must not be null; leave it out for its default")
+            })
+            .collect()
+    }
+
+    fn references(plugin: &Plugin) -> Vec<(ResourceKey, String)> {
+        plugin.references.to_vec()
+    }
 }
 
 fn empty_object() -> Value {

@@ -7,46 +7,46 @@ use crate::key::ResourceKey;
 use crate::resource::Resource;
 use crate::snapshot::{Change, Snapshot};
 
-/// Who refers to whom in a set of resources, and who claims what only one may have. Kept in O(change), and
-/// cheap to clone.
+/// The references between the resources of a set, and their claims to things that only one resource may have. Kept in O(change),
+/// and cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Relations {
-    /// (referred to, refers)
+    /// Pairs of (target, referrer).
     references: OrdSet<(ResourceKey, ResourceKey)>,
-    /// (what is claimed, by whom): several may, if no fleet has two of them.
+    /// Pairs of (claim, claimant). Several resources may have one claim if no fleet has two of them.
     claims: OrdSet<(String, ResourceKey)>,
 }
 
 /// Why a change cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
-    /// `resource` refers to what is not there, or not in all the fleets it is in.
+    /// `resource` refers to a resource that does not exist, or is not in all of its fleets.
     Dangling {
-        /// Who refers.
+        /// The referrer.
         resource: ResourceKey,
-        /// With which field, and to what.
+        /// The field, and the resource that it names.
         error: FieldError,
     },
-    /// `resource` claims what `holder` has, and some fleet has both.
+    /// `resource` claims a thing that `holder` has, and some fleet has both.
     Claimed {
-        /// Who claims.
+        /// The claimant.
         resource: ResourceKey,
-        /// With which field, and what.
+        /// The field, and the claim.
         error: FieldError,
-        /// Who has it.
+        /// The resource that has it.
         holder: ResourceKey,
     },
     /// `resource` cannot be deleted.
     StillReferenced {
-        /// What was to be deleted.
+        /// The resource that was to be deleted.
         resource: ResourceKey,
-        /// By whom, up to [`Relations::MAX_NAMED`] of them.
+        /// The referrers, up to [`Relations::MAX_NAMED`] of them.
         by: Vec<ResourceKey>,
     },
 }
 
 impl Relations {
-    /// How many referrers an error names.
+    /// The most referrers that an error names.
     pub const MAX_NAMED: usize = 10;
 
     /// The relations of a whole snapshot, which was checked when it was made.
@@ -73,8 +73,7 @@ impl Relations {
             }
         }
         let mut written: BTreeSet<&ResourceKey> = BTreeSet::new();
-        // Whose references may have come to dangle: the changed resources, and those that refer to one of which
-        // the fleets may be fewer now.
+        // References may dangle now in the changed resources, and in those that refer to a resource in fewer fleets.
         let mut affected: BTreeSet<ResourceKey> = BTreeSet::new();
         for change in changes {
             let Change::Put(resource) = change else { continue };
@@ -97,7 +96,7 @@ impl Relations {
             problems.extend(dangling(resource, after));
         }
         for change in changes.iter().filter(|change| after.find(change.key()).is_none()) {
-            // What is written here has been told already that its reference dangles.
+            // The dangling references of resources that are written here are reported already.
             let others = next.referrers(change.key()).filter(|key| !written.contains(key));
             let by: Vec<_> = others.take(Self::MAX_NAMED).collect();
             if !by.is_empty() {
@@ -107,7 +106,7 @@ impl Relations {
         if problems.is_empty() { Ok(next) } else { Err(problems) }
     }
 
-    /// Who else has `claim` in a fleet that `resource` is in.
+    /// Another resource with `claim` in a fleet of `resource`.
     fn holder_beside(&self, resource: &Resource, claim: &str, set: &Snapshot) -> Option<ResourceKey> {
         let first = (claim.to_owned(), ResourceKey::lowest());
         let holders = self.claims.range(first..).take_while(|(known, _)| known == claim);
@@ -115,7 +114,7 @@ impl Relations {
         others.find(|holder| set.find(holder).is_some_and(|holder| share_a_fleet(resource, holder))).cloned()
     }
 
-    /// Who refers to `key`, by kind and name.
+    /// The resources that refer to `key`, by kind and name.
     pub fn referrers(&self, key: &ResourceKey) -> impl Iterator<Item = ResourceKey> + '_ {
         let key = key.clone();
         self.references
@@ -143,26 +142,34 @@ impl Relations {
     }
 }
 
-/// Whether some fleet gets both.
+/// True if some fleet gets both. Control planes have all resources, so a resource that is only for them meets every other.
 fn share_a_fleet(one: &Resource, other: &Resource) -> bool {
+    let [one_is, other_is] = [one, other].map(|resource| resource.key().kind.is_for_proxies());
     match (one.fleets(), other.fleets()) {
-        (Some(fleets), Some(others)) => fleets.iter().any(|fleet| others.contains(fleet)),
+        (Some(fleets), Some(others)) if one_is && other_is => {
+            fleets.iter().any(|fleet| others.contains(fleet))
+        }
         _ => true,
     }
 }
 
-/// What `resource` refers to in vain: nothing there, or not in all of its fleets.
+/// The references of `resource` that dangle: to resources that do not exist, or are not in all of its fleets.
 fn dangling(resource: &Resource, set: &Snapshot) -> Vec<Problem> {
     let mut problems = Vec::new();
+    let kind = resource.key().kind;
     for (target, field) in resource.references() {
         let message = match set.find(&target) {
             None => format!("{} {:?} does not exist", target.kind, target.name.as_str()),
+            // Control planes have all resources.
+            Some(_) if !kind.is_for_proxies() => continue,
+            Some(_) if !target.kind.is_for_proxies() => {
+                format!("{} {:?} is not for proxies, but this {kind} is", target.kind, target.name.as_str())
+            }
             Some(found) => match missing_fleet(resource, found) {
                 Some(fleet) => format!(
-                    "{} {:?} is not in {fleet}, but this {} is",
+                    "{} {:?} is not in {fleet}, but this {kind} is",
                     target.kind,
-                    target.name.as_str(),
-                    resource.key().kind
+                    target.name.as_str()
                 ),
                 None => continue,
             },

@@ -7,63 +7,63 @@ use serde::{Deserialize, Serialize};
 use crate::error::Errors;
 use crate::values::{HumanDuration, millionths};
 
-/// When a request is sent once more, as people write it.
+/// The failures after which a request is tried again, as people write them.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetrySpec {
-    /// How often it is sent again at most, 1 to 10; default 1.
+    /// The most retries of a request, from 1 to 10; default 1.
     #[schemars(example = 1)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
-    /// After what; default `[connect-failure, reset, gateway-error]`.
+    /// The failures after which a request is tried again; default `[connect-failure, reset, gateway-error]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on: Option<Vec<RetryOn>>,
-    /// How long one attempt may take until its answer begins; absent: as long as the request may.
+    /// The longest time until the response of one attempt begins. Absent: the timeout of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_try_timeout: Option<HumanDuration>,
-    /// Which share of the requests that run may be retries, 0 to 1, counted over the upstream's requests of routes that
-    /// retry; three at once always may; default 0.2.
+    /// The largest share of retries among the requests that run, from 0 to 1; default 0.2. It is counted over the upstream's requests of
+    /// routes that retry. Three retries at once are always allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1), example = 0.2)]
     pub budget: Option<f64>,
-    /// Methods that may be sent again when the target may have seen the request; default: the idempotent ones. A gRPC
-    /// call whose status `on` names is sent again whatever its method.
+    /// The methods that are tried again although the target may have seen the request. Absent: the idempotent methods. A gRPC call
+    /// whose status is in `on` is tried again whatever its method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub methods: Option<Vec<String>>,
 }
 
-/// After what a request is sent once more.
+/// A failure after which a request is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RetryOn {
-    /// No connection: the target cannot have seen the request, so the method does not matter.
+    /// No connection could be opened. The target cannot have seen the request, so the method does not matter.
     ConnectFailure,
-    /// The target broke off before an answer, or its answer cannot be read, or did not begin in `per_try_timeout`.
+    /// The target closed the connection before it responded, its response is malformed, or it did not begin in `per_try_timeout`.
     Reset,
-    /// Any status of 500 and above, and all that `reset` and `connect-failure` name.
+    /// The status is 500 or more. Includes `reset` and `connect-failure`.
     #[serde(rename = "5xx")]
     ServerError,
-    /// 502, 503 or 504, and all that `reset` and `connect-failure` name.
+    /// The status is 502, 503 or 504. Includes `reset` and `connect-failure`.
     GatewayError,
-    /// 409.
+    /// The status is 409.
     #[serde(rename = "retriable-4xx")]
     Retriable4xx,
-    /// gRPC status 1, where it comes instead of an answer; the following likewise.
+    /// The response is gRPC status 1 without a message.
     Cancelled,
-    /// gRPC status 4.
+    /// The response is gRPC status 4 without a message.
     DeadlineExceeded,
-    /// gRPC status 13.
+    /// The response is gRPC status 13 without a message.
     Internal,
-    /// gRPC status 8.
+    /// The response is gRPC status 8 without a message.
     ResourceExhausted,
-    /// gRPC status 14.
+    /// The response is gRPC status 14 without a message.
     Unavailable,
 }
 
-/// When a request is sent once more.
+/// The failures after which a request is tried again.
 #[derive(Debug, Clone)]
 pub struct Retry {
-    /// How often at most.
+    /// The most retries of a request.
     pub attempts: u8,
     /// After what.
     pub on: RetrySet,
@@ -71,7 +71,7 @@ pub struct Retry {
     pub per_try_timeout: Option<Duration>,
     /// The share of running requests that may be retries, in millionths.
     pub budget: u32,
-    /// Which methods; `None`: the idempotent ones.
+    /// The methods that are tried again; `None`: the idempotent ones.
     pub methods: Option<Box<[Method]>>,
 }
 
@@ -136,7 +136,7 @@ impl RetrySpec {
 }
 
 impl RetrySet {
-    /// What each of the conditions with a wider meaning takes in is put in, too.
+    /// Adds a failure, and those that it includes.
     #[must_use]
     pub fn with(self, on: RetryOn) -> Self {
         let all = match on {
@@ -148,12 +148,12 @@ impl RetrySet {
         Self(self.0 | all | 1 << on as u16)
     }
 
-    /// Whether it has `on`.
+    /// True if it has `on`.
     pub fn has(self, on: RetryOn) -> bool {
         self.0 & 1 << on as u16 != 0
     }
 
-    /// Whether an answer with `status` is to be had again.
+    /// True if a request whose response has `status` is retried.
     pub fn has_status(self, status: u16) -> bool {
         match status {
             409 => self.has(RetryOn::Retriable4xx),
@@ -163,7 +163,7 @@ impl RetrySet {
         }
     }
 
-    /// Whether a gRPC call that ended with `status` is to be made again.
+    /// True if a gRPC call that ended with `status` is retried.
     pub fn has_grpc_status(self, status: u8) -> bool {
         let on = match status {
             1 => RetryOn::Cancelled,
@@ -176,7 +176,7 @@ impl RetrySet {
         self.has(on)
     }
 
-    /// Whether any gRPC status is in it.
+    /// True if any gRPC status is in it.
     pub fn has_grpc(self) -> bool {
         [1, 4, 8, 13, 14].into_iter().any(|status| self.has_grpc_status(status))
     }

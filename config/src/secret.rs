@@ -5,7 +5,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// What is read back in the place of a secret; written, it keeps what is stored.
+/// The text that the API returns in the place of a secret. A client that writes it back keeps the stored secret.
 pub const REDACTED: &str = "<redacted>";
 
 /// A secret as people write it.
@@ -21,7 +21,7 @@ pub enum SecretSpec {
     Reference(ReferenceSpec),
 }
 
-/// Where a proxy finds a secret.
+/// The place where a proxy finds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum ReferenceSpec {
@@ -172,7 +172,7 @@ impl JsonSchema for SecretSpec {
             })
         };
         json_schema!({
-            "description": "The secret, or {env: NAME} or {file: PATH} on the proxy's host; reads back as \"<redacted>\"",
+            "description": "The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns \"<redacted>\" in its place",
             "anyOf": [
                 {"type": "string", "format": "password"},
                 reference("env", json_schema!({"type": "string", "examples": ["NAME"]})),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use crate::digest::Digest;
-use crate::key::{Kind, Name, ResourceKey};
+use crate::key::{Name, ResourceKey};
+use crate::kind::Kind;
 use crate::resource::Resource;
 
-/// Which revision: the number counts only within its epoch.
+/// Identifies a revision. Numbers count only within their epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RevisionId {
     /// Changes when the database was restored or promoted.
@@ -22,6 +23,16 @@ impl fmt::Display for RevisionId {
     }
 }
 
+/// The decision by which proxies of a fleet serve a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Assignment {
+    /// The fleet; empty where none is known, as in a file of resources.
+    pub fleet: Arc<str>,
+    /// Counts the decisions about the fleet; 0 while it follows the head. It orders what a proxy is told within an epoch, before
+    /// the revision's number, so that going back to a lower number is a later decision and never an accident.
+    pub generation: u64,
+}
+
 /// All resources at one revision. Cloning is cheap, and what did not change is shared.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -29,6 +40,7 @@ pub struct Snapshot {
     committed_at_us: i64,
     resources: OrdMap<ResourceKey, Arc<Resource>>,
     digest: Digest,
+    assignment: Assignment,
 }
 
 /// One step from a snapshot to the next.
@@ -41,7 +53,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// What it concerns.
+    /// The key of the resource that changes.
     pub fn key(&self) -> &ResourceKey {
         match self {
             Self::Put(resource) => resource.key(),
@@ -58,6 +70,7 @@ impl Snapshot {
             committed_at_us: 0,
             resources: OrdMap::new(),
             digest: Digest::default(),
+            assignment: Assignment::default(),
         }
     }
 
@@ -69,7 +82,7 @@ impl Snapshot {
         committed_at_us: i64,
         changes: impl IntoIterator<Item = Change>,
     ) -> Self {
-        let mut next = Self { id, committed_at_us, resources: self.resources.clone(), digest: self.digest };
+        let mut next = Self { id, committed_at_us, ..self.clone() };
         for change in changes {
             let before = match change {
                 Change::Put(resource) => {
@@ -85,7 +98,7 @@ impl Snapshot {
         next
     }
 
-    /// What of it `fleet` gets, in O(all).
+    /// The part of it that proxies of `fleet` get, in O(all).
     #[must_use]
     pub fn visible_to(&self, fleet: &str) -> Self {
         let resources =
@@ -93,7 +106,31 @@ impl Snapshot {
         Self::empty(self.id.epoch.clone()).with(self.id.clone(), self.committed_at_us, resources)
     }
 
-    /// Which revision it is.
+    /// The keys of the resources that are not the same in both, in O(all).
+    pub fn differences(&self, other: &Self) -> Vec<ResourceKey> {
+        let is_same = |resource: &Arc<Resource>| {
+            let found = other.find(resource.key());
+            found.is_some_and(|found| {
+                Arc::ptr_eq(found, resource) || found.fingerprint() == resource.fingerprint()
+            })
+        };
+        let changed = self.iter().filter(|resource| !is_same(resource));
+        let added = other.iter().filter(|resource| self.find(resource.key()).is_none());
+        changed.chain(added).map(|resource| resource.key().clone()).collect()
+    }
+
+    /// The same revision, assigned by another decision.
+    #[must_use]
+    pub fn assigned_by(self, assignment: Assignment) -> Self {
+        Self { assignment, ..self }
+    }
+
+    /// The decision by which proxies serve it.
+    pub fn assignment(&self) -> &Assignment {
+        &self.assignment
+    }
+
+    /// The revision.
     pub fn id(&self) -> &RevisionId {
         &self.id
     }
@@ -108,12 +145,12 @@ impl Snapshot {
         self.digest
     }
 
-    /// How many resources it has.
+    /// The number of resources.
     pub fn len(&self) -> usize {
         self.resources.len()
     }
 
-    /// Whether it has none.
+    /// True if there are no resources.
     pub fn is_empty(&self) -> bool {
         self.resources.is_empty()
     }

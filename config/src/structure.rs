@@ -9,10 +9,10 @@ use crate::values::{ByteSize, HumanDuration};
 /// wrong or missing, so that the rest can be checked further: see [`Errors::extend_misshapen`].
 ///
 /// serde stops at the first of these; people want all of them at once. The schema is one that `schemars` derived
-/// from a type that serde reads, so only the words that `schemars` uses are understood. `kind` names the table of
-/// fields that are designed but not supported yet; plugin configurations have none.
-pub fn check_structure(schema: &Schema, value: &mut Value, kind: &str) -> Vec<FieldError> {
-    let mut check = Check { root: schema.as_value(), kind, errors: Vec::new(), more: 0 };
+/// from a type that serde reads, so only the words that `schemars` uses are understood. `planned` are paths of fields that
+/// are designed, but that this version refuses by name.
+pub fn check_structure(schema: &Schema, value: &mut Value, planned: &[&str]) -> Vec<FieldError> {
+    let mut check = Check { root: schema.as_value(), planned, errors: Vec::new(), more: 0 };
     check.walk(schema.as_value(), value, "");
     if check.more > 0 {
         check.errors.push(FieldError::more(check.more));
@@ -20,13 +20,9 @@ pub fn check_structure(schema: &Schema, value: &mut Value, kind: &str) -> Vec<Fi
     check.errors
 }
 
-/// Fields of the design that this version refuses by name, so that nobody takes them for working.
-const NOT_SUPPORTED_YET: &[(&str, &[&str])] =
-    &[("consumer", &["credentials.basic_auth", "credentials.jwt", "credentials.hmac_auth"])];
-
 struct Check<'a> {
     root: &'a Value,
-    kind: &'a str,
+    planned: &'a [&'a str],
     /// At most [`Errors::MAX`].
     errors: Vec<FieldError>,
     /// How many more there were.
@@ -106,7 +102,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Of several shapes: the one whose type fits, or whose only field is there (an enum of objects).
+    /// Walks the branch of several whose type fits, or whose only field is there (an enum of objects).
     fn walk_branches(&mut self, schema: &'a Value, branches: &'a [Value], value: &mut Value, path: &str) {
         let resolved: Vec<&'a Value> = branches.iter().map(|branch| self.resolve(branch)).collect();
         let texts: Vec<&Value> = resolved
@@ -241,7 +237,7 @@ impl<'a> Check<'a> {
                 _ => {}
             }
         }
-        NOT_SUPPORTED_YET.iter().any(|(kind, fields)| *kind == self.kind && fields.contains(&plain.as_str()))
+        self.planned.contains(&plain.as_str())
     }
 
     fn resolve(&self, schema: &'a Value) -> &'a Value {
@@ -352,7 +348,7 @@ fn one_of(names: &[String]) -> String {
     }
 }
 
-/// Whether `given` is `known` with one letter wrong, left out, added or swapped, or in another case or plural.
+/// True if `given` is `known` with one letter wrong, left out, added or swapped, or in another case or plural.
 fn is_close(known: &str, given: &str) -> bool {
     let normal = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
     let (known, given) = (normal(known), normal(given));

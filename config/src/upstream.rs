@@ -5,101 +5,107 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, ServerName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use crate::authorities::parse_authorities;
+use crate::authority::is_port;
 use crate::balancing::{HashOn, LoadBalancing, LoadBalancingSpec};
 use crate::breaker::{CircuitBreaker, CircuitBreakerSpec};
-use crate::certificate::parse_authorities;
 use crate::error::{Errors, FieldError};
 use crate::health::{HealthCheck, HealthCheckSpec};
-use crate::key::Name;
-use crate::route::is_port;
-use crate::values::{ByteSize, HumanDuration};
+use crate::key::{Name, ResourceKey};
+use crate::kind::Kind;
+use crate::narrowing::Narrowing;
+use crate::specification::{Audience, Context, Specification, common_fields};
+use crate::values::{ByteSize, HumanDuration, is_default};
 
 /// An upstream as people write it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamSpec {
-    /// Unique among upstreams.
+    /// The name of the upstream, unique among upstreams.
     pub name: String,
-    /// For people.
+    /// A description for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// For people and selectors.
+    /// Labels, by which people find it and lists are filtered.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Which fleets get it; absent: all.
+    /// The fleets that get the upstream. Absent: all fleets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleets: Option<Vec<String>>,
-    /// What the targets speak.
+    /// The protocol of the targets.
     #[serde(default, skip_serializing_if = "is_default")]
     pub protocol: UpstreamProtocol,
-    /// Where requests go; an upstream without targets answers 503.
+    /// The targets. Requests to an upstream without targets are answered 503.
     pub targets: Vec<TargetSpec>,
-    /// How a target is picked.
+    /// The policy by which a target is chosen for each request.
     #[serde(default, skip_serializing_if = "is_default")]
     pub load_balancing: LoadBalancingSpec,
-    /// How much it may be given, and when it gets nothing.
+    /// Limits on what is sent to the upstream at once, and the error rate at which nothing is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<CircuitBreakerSpec>,
-    /// How it is found out which targets work; default: all count as healthy.
+    /// Health checks of the targets. Absent: all targets count as healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheckSpec>,
-    /// For a connection to be made; default 1s.
+    /// The longest time to open a connection; default 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<HumanDuration>,
-    /// How long an idle connection is kept for reuse; default 60s.
+    /// The longest time that an idle connection is kept for reuse; default 60s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<HumanDuration>,
-    /// How TLS is spoken to the targets; absent: it is not.
+    /// The TLS settings for connections to targets. Absent: cleartext.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<UpstreamTlsSpec>,
-    /// How large the heads of the targets' answers may be.
+    /// Limits on the heads of the targets' responses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<ResponseLimitsSpec>,
 }
 
-/// How large the heads of targets' answers may be, as people write it. An answer beyond is refused with 502.
+/// Limits on the heads of targets' responses, as people write them. A request whose response is larger is answered 502.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResponseLimitsSpec {
-    /// Number of header fields; default 1000, at most 10000. Beyond: 502.
+    /// The most header fields of a response; default 1000, at most 10000.
     #[schemars(range(min = 1, max = 10_000), example = 1000)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_header_count: Option<u16>,
-    /// Status line and headers together, 1KiB to 1MiB; default 128KiB. Beyond: 502.
+    /// The largest status line and headers together, from 1KiB to 1MiB; default 128KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_header_size: Option<ByteSize>,
 }
 
-/// How TLS is spoken to targets, as people write it. `{}` is good for targets with certificates that the proxy's host
+/// The TLS settings for connections to targets, as people write them. `{}` suits targets whose certificates the proxy's host
 /// trusts.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamTlsSpec {
-    /// The name that is asked for, and that the target's certificate must have; absent: the host of its address.
+    /// The server name that is sent to targets (SNI) and that their certificates must have. Absent: the host of each target's
+    /// address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
-    /// Who may have issued the targets' certificates, in PEM; absent: whom the proxy's host trusts.
+    /// The certificate authorities that targets' certificates must chain to, in PEM. Absent: those that the proxy's host trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
-    /// The name of the certificate that is shown to targets that ask for one.
+    /// The name of the client certificate for targets that request one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
-    /// Whether the targets' certificates are checked; default true. Without it anybody in between can read along.
+    /// Verifies the targets' certificates; default true. Without verification anybody between proxy and target can read
+    /// and change the traffic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<bool>,
 }
 
-/// What an upstream's targets speak.
+/// The protocol of an upstream's targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum UpstreamProtocol {
     /// HTTP/1.1
     #[default]
     Http1,
-    /// HTTP/2, known beforehand; gRPC needs it.
+    /// HTTP/2 with prior knowledge. gRPC needs it.
     Http2,
-    /// HTTP/2 or HTTP/1.1, as each target agrees to while TLS is set up (ALPN); needs `tls`.
+    /// HTTP/2 or HTTP/1.1, as each target chooses by ALPN. Needs `tls`.
     Auto,
 }
 
@@ -107,12 +113,13 @@ pub enum UpstreamProtocol {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetSpec {
-    /// `10.0.0.1:8080`, `[::1]:8080` or `users.internal:8080`; a name is resolved again and again.
+    /// Host and port: `10.0.0.1:8080`, `[::1]:8080` or `users.internal:8080`. A host name is resolved again whenever its DNS records
+    /// expire.
     pub address: String,
-    /// Its share of the requests beside the others'; 0 takes it out; default 100, at most 65535.
+    /// The share of requests in relation to the other targets' weights; default 100, at most 65535. 0: no requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
-    /// Where it is. Proxies of the same zone (`--label zone=NAME`) prefer it.
+    /// The zone of the target. Proxies in the same zone (`--label zone=NAME`) prefer it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
 }
@@ -120,34 +127,34 @@ pub struct TargetSpec {
 /// An upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Upstream {
-    /// What the targets speak.
+    /// The protocol of the targets.
     pub protocol: UpstreamProtocol,
-    /// Where requests go; those of weight 0 are left out.
+    /// The targets, without those of weight 0.
     pub targets: Box<[Target]>,
-    /// How a target is picked.
+    /// The policy by which a target is chosen.
     pub load_balancing: LoadBalancing,
-    /// How much it may be given, and when it gets nothing.
+    /// Limits, and the error rate at which nothing is sent.
     pub circuit_breaker: CircuitBreaker,
-    /// What a request is known by; always there when the policy needs a hash.
+    /// The part of a request that is hashed; always there when the policy needs a hash.
     pub hash_on: Option<HashOn>,
-    /// How long a target takes to get its full share.
+    /// The time until a new target gets its full share.
     pub slow_start: Option<Duration>,
-    /// How it is found out which targets work.
+    /// Health checks of the targets.
     pub health_check: HealthCheck,
-    /// For a connection to be made.
+    /// The longest time to open a connection.
     pub connect_timeout: Duration,
-    /// How long an idle connection is kept.
+    /// The longest time that an idle connection is kept.
     pub idle_timeout: Duration,
-    /// How TLS is spoken to the targets; `None`: it is not.
+    /// TLS settings; `None`: cleartext.
     pub tls: Option<UpstreamTls>,
-    /// How large the heads of the targets' answers may be.
+    /// Limits on the heads of the targets' responses.
     pub limits: ResponseLimits,
 }
 
-/// How large the heads of targets' answers may be.
+/// Limits on the heads of targets' responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ResponseLimits {
-    /// Number of header fields.
+    /// The most header fields.
     pub header_count: usize,
     /// Bytes of the status line and the headers together. Over HTTP/2 they count as RFC 9113, section 6.5.2, has it.
     pub header_size: usize,
@@ -161,16 +168,16 @@ impl Default for ResponseLimits {
     }
 }
 
-/// How TLS is spoken to targets.
+/// The TLS settings for connections to targets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UpstreamTls {
-    /// The name that their certificates must have; `None`: the host of each target.
+    /// The server name that their certificates must have; `None`: the host of each target.
     pub sni: Option<Box<str>>,
-    /// Who may have issued them; `None`: whom the proxy's host trusts.
+    /// The authorities that their certificates must chain to; `None`: those that the proxy's host trusts.
     pub ca: Option<Box<[CertificateDer<'static>]>>,
-    /// What is shown to them.
+    /// The client certificate.
     pub certificate: Option<Name>,
-    /// Whether their certificates are checked.
+    /// True if their certificates are verified.
     pub verify: bool,
 }
 
@@ -181,9 +188,9 @@ pub struct Target {
     pub host: Box<str>,
     /// The port.
     pub port: u16,
-    /// Its share.
+    /// Its weight.
     pub weight: NonZeroU32,
-    /// Where it is.
+    /// Its zone.
     pub zone: Option<Box<str>>,
 }
 
@@ -192,9 +199,67 @@ const MAX_WEIGHT: u32 = 65_535;
 const MAX_TARGETS: usize = 10_000;
 const MAX_ZONE: usize = 128;
 
-impl UpstreamSpec {
-    pub(crate) fn parse(&self) -> Result<Upstream, Vec<FieldError>> {
+impl Specification for UpstreamSpec {
+    type Parsed = Upstream;
+
+    const TITLE: &'static str = "Upstream";
+    const TITLES: &'static str = "Upstreams";
+    const ABOUT: &'static str = "An upstream is a named set of targets and the policy for calling them.";
+    const AUDIENCE: Audience = Audience::Proxies { wire_tag: 3 };
+
+    common_fields!(UpstreamSpec);
+
+    fn narrowing(_: &Value) -> &'static [Narrowing] {
+        const { &[Narrowing::not_null(&["health_check", "active", "statuses"], "for the default")] }
+    }
+
+    fn references(upstream: &Upstream) -> Vec<(ResourceKey, String)> {
+        let name = upstream.tls.as_ref().and_then(|tls| tls.certificate.clone());
+        let key = name.map(|name| ResourceKey::new(Kind::Certificate, name));
+        key.into_iter().map(|key| (key, "tls.certificate".to_owned())).collect()
+    }
+
+    fn parse(&self, _: &Context<'_>) -> Result<Upstream, Vec<FieldError>> {
         let mut errors = Errors::default();
+        let targets = self.parse_targets(&mut errors);
+        let circuit_breaker = self.circuit_breaker.as_ref();
+        let circuit_breaker = circuit_breaker.map(|spec| spec.parse("circuit_breaker", &mut errors));
+        let (hash_on, slow_start) = self.load_balancing.parse(&mut errors);
+        let health_check =
+            self.health_check.as_ref().map_or_else(HealthCheck::default, |spec| spec.parse(&mut errors));
+        let tls = self.tls.as_ref().map(|spec| spec.parse(&mut errors));
+        if tls.is_none() && self.protocol == UpstreamProtocol::Auto {
+            errors.push(
+                "protocol",
+                "is auto, which is agreed on while TLS is set up; give tls, or say http1 or http2",
+            );
+        }
+        let mut timeout = |field: &str, value: Option<HumanDuration>, default: Duration| {
+            let value = value.map_or(default, |value| value.0);
+            if value < Duration::from_millis(1) || value > Duration::from_secs(3600) {
+                errors.push(field, "must be from 1ms to 1h");
+            }
+            value
+        };
+        let upstream = Upstream {
+            protocol: self.protocol,
+            tls,
+            targets,
+            load_balancing: self.load_balancing.policy,
+            circuit_breaker: circuit_breaker.unwrap_or_default(),
+            hash_on,
+            slow_start,
+            health_check,
+            connect_timeout: timeout("connect_timeout", self.connect_timeout, Duration::from_secs(1)),
+            idle_timeout: timeout("idle_timeout", self.idle_timeout, Duration::from_secs(60)),
+            limits: self.limits.as_ref().map_or_else(ResponseLimits::default, |spec| spec.parse(&mut errors)),
+        };
+        errors.finish(Some(upstream))
+    }
+}
+
+impl UpstreamSpec {
+    fn parse_targets(&self, errors: &mut Errors) -> Box<[Target]> {
         if self.targets.len() > MAX_TARGETS {
             errors.push("targets", format_args!("has {} entries; at most {MAX_TARGETS}", self.targets.len()));
         }
@@ -235,39 +300,7 @@ impl UpstreamSpec {
                 targets.push(Target { host: host.into(), port, weight, zone });
             }
         }
-        let circuit_breaker = self.circuit_breaker.as_ref();
-        let circuit_breaker = circuit_breaker.map(|spec| spec.parse("circuit_breaker", &mut errors));
-        let (hash_on, slow_start) = self.load_balancing.parse(&mut errors);
-        let health_check =
-            self.health_check.as_ref().map_or_else(HealthCheck::default, |spec| spec.parse(&mut errors));
-        let tls = self.tls.as_ref().map(|spec| spec.parse(&mut errors));
-        if tls.is_none() && self.protocol == UpstreamProtocol::Auto {
-            errors.push(
-                "protocol",
-                "is auto, which is agreed on while TLS is set up; give tls, or say http1 or http2",
-            );
-        }
-        let mut timeout = |field: &str, value: Option<HumanDuration>, default: Duration| {
-            let value = value.map_or(default, |value| value.0);
-            if value < Duration::from_millis(1) || value > Duration::from_secs(3600) {
-                errors.push(field, "must be from 1ms to 1h");
-            }
-            value
-        };
-        let upstream = Upstream {
-            protocol: self.protocol,
-            tls,
-            targets: targets.into(),
-            load_balancing: self.load_balancing.policy,
-            circuit_breaker: circuit_breaker.unwrap_or_default(),
-            hash_on,
-            slow_start,
-            health_check,
-            connect_timeout: timeout("connect_timeout", self.connect_timeout, Duration::from_secs(1)),
-            idle_timeout: timeout("idle_timeout", self.idle_timeout, Duration::from_secs(60)),
-            limits: self.limits.as_ref().map_or_else(ResponseLimits::default, |spec| spec.parse(&mut errors)),
-        };
-        errors.finish(Some(upstream))
+        targets.into()
     }
 }
 
@@ -321,10 +354,6 @@ fn parse_address(address: &str) -> Option<(&str, u16)> {
     };
     (host.len() <= 253 && host.strip_suffix('.').unwrap_or(host).split('.').all(label))
         .then_some((host, port))
-}
-
-pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 #[cfg(test)]

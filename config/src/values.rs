@@ -183,6 +183,15 @@ pub(crate) fn millionths(share: f64) -> Option<u32> {
     (0.0..=1.0).contains(&share).then(|| (share * 1e6).round() as u32)
 }
 
+/// The default of `enabled` fields.
+pub(crate) fn enabled() -> bool {
+    true
+}
+
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,12 +5,13 @@
 mod common;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PKCS_ED25519, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    PKCS_ED25519, SanType,
 };
 use serde_json::{Value, json};
 use signalbox_config::{
     Body, Certificate, Change, ClientCertificate, Kind, Problem, REDACTED, Relations, Resource, RevisionId,
-    Snapshot,
+    Snapshot, StapleSignature,
 };
 
 use common::{Catalog, parse};
@@ -30,6 +31,14 @@ fn issued(names: &[&str], by: &Authority) -> (String, String) {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let certificate = CertificateParams::new(names).unwrap().signed_by(&key, by).unwrap();
     (certificate.pem(), key.serialize_pem())
+}
+
+/// A certificate in DER and its key, for signing responses where `purposes` say so.
+fn responder(by: &Authority, purposes: Vec<ExtendedKeyUsagePurpose>) -> (Vec<u8>, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.extended_key_usages = purposes;
+    (params.signed_by(&key, by).unwrap().der().to_vec(), key)
 }
 
 fn spec(certificate: &str, key: &str) -> Value {
@@ -353,18 +362,22 @@ fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     element
 }
 
-/// What an OCSP response says of a certificate.
+/// The statement of an OCSP response on a certificate.
 struct Said<'a> {
-    /// Of the certificate that it is of, and of who issued that.
+    /// The certificate that it is about, and the certificate of that one's issuer.
     own: &'a str,
     issuer: &'a str,
     status: &'a [u8],
     next_update: Option<&'a str>,
+    signed_by: &'a KeyPair,
+    /// The certificates that it is sent with.
+    sent: &'a [&'a [u8]],
 }
 
 impl Said<'_> {
-    /// In base64, with a signature that is none.
+    /// The response in PEM.
     fn response(&self) -> Value {
+        use rcgen::SigningKey as _;
         use x509_parser::prelude::{FromDer as _, Pem, X509Certificate};
         let [own, issuer] =
             [self.own, self.issuer].map(|pem| Pem::iter_from_buffer(pem.as_bytes()).next().unwrap().unwrap());
@@ -388,7 +401,14 @@ impl Said<'_> {
         let single = der(0x30, &[&id, self.status, &time("20300101000000Z"), &next]);
         let by_key = der(0xa2, &[&der(4, &[&[0; 20]])]);
         let data = der(0x30, &[&by_key, &time("20300101000000Z"), &der(0x30, &[&single])]);
-        let basic = der(0x30, &[&data, &algorithm, &der(3, &[&[0, 1, 2]])]);
+        // ecdsa-with-SHA256
+        let algorithm = der(0x30, &[&der(6, &[&[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2]])]);
+        let signature = der(3, &[&[0], &self.signed_by.sign(&data).unwrap()]);
+        let sent = match self.sent {
+            [] => Vec::new(),
+            sent => der(0xa0, &[&der(0x30, sent)]),
+        };
+        let basic = der(0x30, &[&data, &algorithm, &signature, &sent]);
         let kind = der(6, &[&[0x2b, 6, 1, 5, 5, 7, 0x30, 1, 1]]);
         let bytes = der(0x30, &[&kind, &der(4, &[&basic])]);
         let response = der(0x30, &[&[0x0a, 1, 0], &der(0xa0, &[&bytes])]);
@@ -425,7 +445,9 @@ fn a_staple_is_of_this_certificate_and_says_that_it_is_good() {
     let chain = cert.clone() + &root;
     // Another authority of the same name, so that only its key tells it apart.
     let namesake = authority("ca").as_ref().pem();
-    let said = |own, issuer, status, next_update| Said { own, issuer, status, next_update }.response();
+    let said = |own, issuer, status, next_update| {
+        Said { own, issuer, status, next_update, signed_by: ca.key(), sent: &[] }.response()
+    };
     let day = Some("20300102000000Z");
     let revoked = der(0xa1, &[&der(0x18, &[b"20290101000000Z"])]);
     // One that has its authority's name, which does not make it its own.
@@ -440,7 +462,15 @@ fn a_staple_is_of_this_certificate_and_says_that_it_is_good() {
     .unwrap();
     let (same_name, same_name_key) = issued(&["example.com"], &nameless);
     let nameless_pem = nameless.as_ref().pem();
-    let staple = said(&same_name, &nameless_pem, GOOD, day);
+    let staple = Said {
+        own: &same_name,
+        issuer: &nameless_pem,
+        status: GOOD,
+        next_update: day,
+        signed_by: nameless.key(),
+        sent: &[],
+    };
+    let staple = staple.response();
     let same_name = with(&spec(&same_name, &same_name_key), "ocsp_staple", &staple);
     assert!(certificate(&parse(Kind::Certificate, same_name).unwrap()).staple().is_ok());
     for (certificate, staple, expected) in [
@@ -467,6 +497,62 @@ fn a_staple_is_of_this_certificate_and_says_that_it_is_good() {
                 assert_eq!(staple.check(until), Err(signalbox_config::NotCurrent::Expired(until)));
             }
             (Err(error), Err(expected)) => assert!(error.starts_with(expected), "{error}"),
+            (found, expected) => panic!("{found:?} instead of {expected:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_staple_is_signed_by_the_issuer_or_a_responder_of_it() {
+    let ca = authority("ca");
+    let root = ca.as_ref().pem();
+    let (cert, key) = issued(&["example.com"], &ca);
+    let chain = cert.clone() + &root;
+    let namesake = authority("ca");
+    let ocsp = || vec![ExtendedKeyUsagePurpose::OcspSigning];
+    let (allowed, allowed_key) = responder(&ca, ocsp());
+    let (for_tls, for_tls_key) = responder(&ca, vec![ExtendedKeyUsagePurpose::ServerAuth]);
+    let (unnamed, unnamed_key) = responder(&ca, Vec::new());
+    let (foreign, foreign_key) = responder(&namesake, ocsp());
+    let ca_der = ca.as_ref().der().to_vec();
+    let namesake_der = namesake.as_ref().der().to_vec();
+    let (verified, unknown) = (Some(StapleSignature::Verified), Some(StapleSignature::IssuerUnknown));
+    for (certificate, signed_by, sent, expected) in [
+        (&chain, ca.key(), vec![], verified),
+        (&chain, ca.key(), vec![&*ca_der], verified),
+        (&chain, &allowed_key, vec![&*allowed], verified),
+        (&chain, &allowed_key, vec![&*for_tls, &*allowed], verified),
+        // The issuer is found in the response where the chain lacks it.
+        (&cert, ca.key(), vec![&*ca_der], verified),
+        (&cert, &allowed_key, vec![&*allowed, &*ca_der], verified),
+        (&cert, ca.key(), vec![], unknown),
+        (&cert, &allowed_key, vec![&*allowed], unknown),
+        // Without its certificate nobody knows of the responder.
+        (&chain, &allowed_key, vec![], None),
+        (&chain, &for_tls_key, vec![&*for_tls], None),
+        (&chain, &unnamed_key, vec![&*unnamed], None),
+        (&chain, &foreign_key, vec![&*foreign], None),
+        (&chain, namesake.key(), vec![&*namesake_der], None),
+        (&chain, &foreign_key, vec![&*allowed], None),
+        (&cert, namesake.key(), vec![&*ca_der], None),
+    ] {
+        let said = Said {
+            own: &cert,
+            issuer: &root,
+            status: &[0x80, 0],
+            next_update: Some("20300102000000Z"),
+            signed_by,
+            sent: &sent,
+        };
+        let resource =
+            parse(Kind::Certificate, with(&spec(certificate, &key), "ocsp_staple", &said.response()));
+        let resource = resource.unwrap();
+        let found = self::certificate(&resource).staple().map(|staple| staple.unwrap().signature);
+        match (found, expected) {
+            (Ok(found), Some(expected)) => assert_eq!(found, expected),
+            (Err(error), None) => {
+                assert!(error.starts_with("is not signed by the certificate's issuer, CN=ca"), "{error}");
+            }
             (found, expected) => panic!("{found:?} instead of {expected:?}"),
         }
     }

@@ -1,4 +1,4 @@
-//! What is accepted of each kind of resource, and everything that is wrong with what is not, field by field.
+//! The specifications that are accepted of each kind, and all errors of those that are not, field by field.
 
 mod common;
 
@@ -700,7 +700,7 @@ fn what_narrows_down_and_says_nothing_is_refused() {
     ] {
         assert_eq!(errors_of(kind, spec.clone()), [""; 0], "{spec}");
     }
-    // What an earlier version stored is still read.
+    // A specification that an earlier version stored is still read.
     let stored = br#"{"name":"r","match":{"hosts":[],"headers":[{"name":"x","prefix":""}]},"respond":{}}"#;
     assert!(Resource::from_stored(Kind::Route, stored, &Catalog).is_ok());
 }
@@ -1113,5 +1113,37 @@ fn collect_pointers(value: &Value, pointer: &str, field: &str, all: &mut Vec<(St
             }
         }
         _ => {}
+    }
+}
+
+#[test]
+fn an_id_that_was_made_from_a_key_follows_the_key() {
+    let consumer = |credentials: Value| json!({"name": "c", "credentials": credentials});
+    let parse = |spec: Value| common::parse(Kind::Consumer, spec).unwrap();
+    let ids = |resource: &Resource| -> Vec<String> {
+        let spec: Value = serde_json::from_slice(resource.spec()).unwrap();
+        let credentials = spec["credentials"].as_array().unwrap().iter();
+        credentials.map(|it| it["key_auth"]["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let id_of = |key: &str| ids(&parse(consumer(json!([{"key_auth": {"key": key}}])))).remove(0);
+    let stored = parse(consumer(json!([
+        {"key_auth": {"key": "key-of-before-1"}},
+        {"key_auth": {"id": "named", "key": "key-of-before-2"}},
+    ])));
+    let (before, after) = (id_of("key-of-before-1"), id_of("key-of-after-1"));
+    assert_eq!(ids(&stored), [before.clone(), "named".to_owned()]);
+    let sha256 = json!({"sha256": signalbox_config::sha256(b"key-of-before-1").iter().map(|b| format!("{b:02x}")).collect::<String>()});
+    for (first, second, expected) in [
+        // The UI sends this when the key was replaced: the id that it read, and the new key.
+        (json!({"id": before, "key": "key-of-after-1"}), json!("<redacted>"), [&*after, "named"]),
+        (json!({"id": before, "key": {"env": "KEY"}}), json!("<redacted>"), ["env:KEY", "named"]),
+        (json!({"id": before, "key": "<redacted>"}), json!("key-of-after-2"), [&*before, "named"]),
+        (json!({"id": before, "key": "key-of-before-1"}), json!("<redacted>"), [&*before, "named"]),
+        (json!({"id": before, "key": sha256}), json!("<redacted>"), [&*before, "named"]),
+        (json!({"id": "mine", "key": "key-of-after-1"}), json!("<redacted>"), ["mine", "named"]),
+    ] {
+        let mut spec = consumer(json!([{"key_auth": first}, {"key_auth": {"id": "named", "key": second}}]));
+        stored.restore_secrets(&mut spec);
+        assert_eq!(ids(&parse(spec.clone())), expected, "{spec}");
     }
 }

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::{Value, json};
 use signalbox_config::path::{EscapedSlashes, normalize};
-use signalbox_config::router::template::{Segment, Template};
 use signalbox_config::router::{LostBy, RequestParts, Slash};
+use signalbox_config::template::{Segment, Template};
 use signalbox_config::{
     HeaderMatch, HostMatch, PathMatch, PrefixPath, QueryMatch, Route, RouteIndex, ValueMatch,
 };
@@ -187,7 +187,7 @@ fn rank_path(pattern: &PathMatch, strict: bool, path: &str) -> Option<PathRank> 
             } else if strict && closed && fits(template, &format!("{path}/")) {
                 Some(Slash::Add)
             } else if strict && !closed && path.strip_suffix('/').is_some_and(|path| fits(template, path)) {
-                // What takes all that is left has taken the slash already.
+                // A template that takes all that is left has taken the slash already.
                 Some(Slash::Remove).filter(|_| template.segments().last() != Some(&Segment::Rest))
             } else {
                 return None;

@@ -510,7 +510,7 @@ fn what_was_removed_leaves_nothing_behind() {
     for url in urls {
         assert!(index.find(&Request::of(url).parts()).is_none(), "{url}");
     }
-    // What is not there can be removed.
+    // An entry that is not there can be removed.
     index.remove(&removed);
     index.insert(&removed, "again".into());
     assert_eq!(index.find(&Request::of(urls[0]).parts()).map(|found| found.value.as_str()), Some("again"));
@@ -795,7 +795,7 @@ fn a_preflight_finds_the_route_of_the_request_that_it_asks_about() {
             "http://h/api/x [access-control-request-method: PUT] [access-control-request-headers: x]",
             "all-cors",
         ),
-        // Who names OPTIONS means it.
+        // A route that lists OPTIONS takes preflights itself.
         (&index, "http://h/own [access-control-request-method: POST]", "own"),
         (&index, "http://h/any [access-control-request-method: POST]", "any-post-cors !"),
         (&index, "http://h/any [access-control-request-method: GET]", "any"),

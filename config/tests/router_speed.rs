@@ -1,4 +1,4 @@
-//! What a lookup, a change and a route cost. Prints figures, so it is run by hand:
+//! The cost of a lookup, of a change and of a route. It prints figures, so it is run by hand:
 //! `cargo test --release -p signalbox-config --test router_speed -- --ignored --nocapture`
 
 #![allow(clippy::print_stdout, reason = "figures are what it is for")]

@@ -284,8 +284,8 @@ fn a_set_crosses_the_wire_and_comes_out_with_its_digest() {
         }
         other => panic!("{other:?}"),
     }
-    let version = marker_version(set.snapshot.id(), &digest);
-    assert_eq!(parse_marker_version(&version), Some((set.snapshot.id().clone(), digest.to_string())));
+    let presented = parse_marker_version(&marker_version(&set.snapshot)).unwrap();
+    assert_eq!((presented.revision, presented.digest), (set.snapshot.id().clone(), digest.to_string()));
     assert_eq!(Set::of(&received).snapshot.digest(), digest);
 }
 
@@ -308,7 +308,7 @@ fn what_is_wrong_on_the_wire_is_told() {
 
 // ------------------------------------------------------------------------------------------------------------------
 
-/// What changes are made of: few names, so that they meet.
+/// A change. There are few names, so that changes often concern the same resources.
 fn some_change() -> impl Strategy<Value = Change> {
     const NAMES: [&str; 4] = ["a", "b", "c", "d"];
     const FLEETS: [&[&str]; 4] = [&[], &["eu"], &["us"], &["eu", "us"]];
@@ -338,7 +338,7 @@ fn some_change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// Whether a set is sound, looked at as a whole.
+/// True if a set is sound; it is checked as a whole.
 fn is_sound(set: &Snapshot) -> bool {
     let fleets = |resource: &Resource| resource.fleets().map(<[_]>::to_vec);
     let covers = |target: &Resource, of: &Resource| match (fleets(target), fleets(of)) {

@@ -1,4 +1,4 @@
-//! The flags of the program. Each has an environment variable, which flags win over.
+//! The flags of the program. Each has an environment variable; the flag has precedence.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser};
 use signalbox_process::ProcessArgs;
 
-/// The control plane of Signalbox.
+/// The control plane of Signalbox. It stores the resources and sends them to the proxies.
+///
+/// Every flag has an environment variable. The command line has precedence over the environment.
 #[derive(Debug, Parser)]
 #[command(name = "signalbox-control-plane", version)]
 pub struct Args {
-    /// Where everything is kept: sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE; several servers are written
-    /// HOST1:5432,HOST2:5432, and the one that takes writes is used
+    /// URL of the database: sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE. Several servers are written
+    /// HOST1:5432,HOST2:5432; the control plane uses the one that takes writes
     #[arg(
         long,
         env = "SIGNALBOX_DATABASE_URL",
@@ -20,37 +22,38 @@ pub struct Args {
     )]
     pub database_url: String,
 
-    /// REST, UI, /metrics, /healthz and /readyz
+    /// Address of the admin API, the UI, /metrics, /healthz and /readyz
     #[arg(long, env = "SIGNALBOX_ADMIN_ADDRESS", default_value = "127.0.0.1:9080")]
     pub admin_address: SocketAddr,
 
-    /// gRPC for proxies
+    /// Address of the gRPC server that proxies connect to
     #[arg(long, env = "SIGNALBOX_XDS_ADDRESS", default_value = "127.0.0.1:9081")]
     pub xds_address: SocketAddr,
 
-    /// Tokens that may do everything, comma-separated, each of at least 16 characters: in force on this replica while
-    /// they are given, and not stored; absent: one is made, stored and printed at the first start
+    /// Tokens of administrators, comma-separated, each of at least 16 characters. They are valid on this replica while
+    /// they are given, and are not stored. Without this flag the first start makes a token, stores it and prints it
     #[arg(long, env = "SIGNALBOX_ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<String>,
 
-    /// A file with such tokens, one a line, which is read again when it changes
+    /// File with tokens of administrators, one a line. It is read again when it changes
     #[arg(long, env = "SIGNALBOX_ADMIN_TOKEN_FILE")]
     pub admin_token_file: Option<PathBuf>,
 
-    /// Tokens that proxies present, comma-separated, likewise
+    /// Tokens of proxies, comma-separated, each of at least 16 characters. They are valid on this replica while they are
+    /// given, and are not stored
     #[arg(long, env = "SIGNALBOX_PROXY_TOKEN", hide_env_values = true)]
     pub proxy_token: Option<String>,
 
-    /// A file with such tokens, one a line, which is read again when it changes
+    /// File with tokens of proxies, one a line. It is read again when it changes
     #[arg(long, env = "SIGNALBOX_PROXY_TOKEN_FILE")]
     pub proxy_token_file: Option<PathBuf>,
 
-    /// The key that secrets are encrypted with in the database: 64 hexadecimal digits; absent, with SQLite: made, in a
+    /// Key that encrypts secrets in the database, 64 hexadecimal digits. Without it, and with SQLite, a key is made in a
     /// file beside the database
     #[arg(long, env = "SIGNALBOX_SECRETS_KEY", hide_env_values = true, conflicts_with = "secrets_key_file")]
     pub secrets_key: Option<String>,
 
-    /// A file with that key
+    /// File with the key that encrypts secrets
     #[arg(long, env = "SIGNALBOX_SECRETS_KEY_FILE")]
     pub secrets_key_file: Option<PathBuf>,
 
@@ -58,7 +61,7 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_ADMIN_TLS_CERT", requires = "admin_tls_key")]
     pub admin_tls_cert: Option<PathBuf>,
 
-    /// PEM file with its private key
+    /// PEM file with the private key of the admin address
     #[arg(long, env = "SIGNALBOX_ADMIN_TLS_KEY", requires = "admin_tls_cert")]
     pub admin_tls_key: Option<PathBuf>,
 
@@ -66,27 +69,27 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_XDS_TLS_CERT", requires = "xds_tls_key")]
     pub xds_tls_cert: Option<PathBuf>,
 
-    /// PEM file with its private key
+    /// PEM file with the private key of the xDS address
     #[arg(long, env = "SIGNALBOX_XDS_TLS_KEY", requires = "xds_tls_cert")]
     pub xds_tls_key: Option<PathBuf>,
 
-    /// PEM file with who may have signed the proxies' certificates; then each proxy must present one
+    /// PEM file with the authorities of the proxies' certificates. With it each proxy must present a certificate
     #[arg(long, env = "SIGNALBOX_XDS_TLS_CLIENT_CA", requires = "xds_tls_cert")]
     pub xds_tls_client_ca: Option<PathBuf>,
 
-    /// Name of this replica, shown in the UI and in `connected_to`; absent: host name and xDS port
+    /// Name of this replica, shown in the UI and in `connected_to` [default: host name and xDS port]
     #[arg(long, env = "SIGNALBOX_REPLICA_NAME")]
     pub replica_name: Option<String>,
 
-    /// Start a new epoch: for a database that was restored by hand, whose revision numbers come again
+    /// Start a new epoch, after a database was restored by hand and revision numbers are used again
     #[arg(long, env = "SIGNALBOX_NEW_EPOCH", action = ArgAction::SetTrue)]
     pub new_epoch: bool,
 
-    /// What both programs have
+    /// Flags that both programs have.
     #[command(flatten)]
     pub process: ProcessArgs,
 
-    /// Print the OpenAPI document of the admin API, and end
+    /// Print the OpenAPI document of the admin API, and exit
     #[arg(long)]
     pub openapi: bool,
 }

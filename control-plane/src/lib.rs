@@ -4,10 +4,13 @@
 pub mod args;
 pub mod auth;
 pub mod board;
+mod clock;
+mod compute;
 mod locked;
 pub mod metrics;
 pub mod publish;
 pub mod rest;
+pub mod rollout;
 pub mod serve;
 pub mod store;
 pub mod writer;

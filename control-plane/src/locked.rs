@@ -18,7 +18,7 @@ const VERSION: u8 = 1;
 
 const SALT_LEN: usize = 16;
 
-/// What OWASP's "Password Storage Cheat Sheet" asks of PBKDF2 with HMAC-SHA-256.
+/// The number that OWASP's "Password Storage Cheat Sheet" asks of PBKDF2 with HMAC-SHA-256.
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(600_000).expect("it is not zero");
 
 /// How many salts the secrets of one document may have: parts of several exports may be joined, but each salt takes a

@@ -14,13 +14,14 @@ use signalbox_control_plane::board::{Board, Sharing};
 use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rest::{self, Services};
+use signalbox_control_plane::rollout::Rollouts;
 use signalbox_control_plane::serve::{self, Site};
 use signalbox_control_plane::store::{self, FileLock, KeySource, Store, StoreError};
-use signalbox_control_plane::writer::{Author, Mode, Operation, Refused, Writer};
-use signalbox_control_plane::xds::Xds;
+use signalbox_control_plane::writer::{Author, Mode, Operation, WriteError, Writer};
+use signalbox_control_plane::xds::{Limits, Xds};
 use signalbox_process::limits::{self, OpenFiles};
 use signalbox_process::tls::{Reloading, ServerFiles};
-use signalbox_process::{arguments, health, log};
+use signalbox_process::{accept, arguments, health, log};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -38,6 +39,9 @@ const OPEN_FILES: OpenFiles = OpenFiles { least: 64 + 64, wanted: 64 + 4096 };
 /// Threads beside the runtime's, one for each core: SQLite's, and those that may block.
 const OTHER_THREADS: u64 = 4;
 
+/// Connections to the xDS address that may wait to be accepted: a whole fleet may connect at once.
+const XDS_BACKLOG: u32 = 20_000;
+
 fn main() -> ExitCode {
     signalbox_process::run(|| start_and_run(arguments::parse()))
 }
@@ -49,7 +53,7 @@ fn start_and_run(args: Args) -> Result<()> {
     if args.process.check_health {
         return health::check(args.admin_address, args.admin_tls_cert.as_deref());
     }
-    log::start(&args.process);
+    log::start(&args.process.log_level, args.process.log_format);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     limits::require_address_space(OTHER_THREADS.saturating_add(cores as u64))?;
     OPEN_FILES.require(|limit| format!("{} proxies and clients at once", limit.saturating_sub(64)))?;
@@ -75,7 +79,7 @@ async fn run(args: Args) -> Result<()> {
     if let Some(store) = store
         && let Err(error) = store.close().await
     {
-        tracing::warn!(%error, "the database was not closed in order");
+        tracing::warn!(%error, "the database could not be closed");
     }
     result
 }
@@ -85,10 +89,11 @@ async fn run_until_signal(
     token_flags: TokenFlags,
     store: &mut Option<Arc<dyn Store>>,
 ) -> Result<()> {
+    limits::survive_file_size_limit()?;
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::spawn(hang_up(signal(SignalKind::hangup())?));
+    tokio::spawn(on_hangup(signal(SignalKind::hangup())?));
     let mut tasks = JoinSet::new();
     let started = start(args, token_flags, &shutdown, &mut tasks, store);
     tokio::select! {
@@ -106,15 +111,15 @@ async fn run_until_signal(
     shutdown.cancel();
     let end = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(END_DEADLINE, end).await.is_err() {
-        tracing::warn!("not every part ended in time");
+        tracing::warn!("some parts of the control plane did not end in time");
     }
     Ok(())
 }
 
 /// SIGHUP, which terminals and log rotation send, ends nothing.
-async fn hang_up(mut signals: Signal) {
+async fn on_hangup(mut signals: Signal) {
     while signals.recv().await.is_some() {
-        tracing::info!("SIGHUP: nothing to do; certificate files are re-read when they change");
+        tracing::info!("SIGHUP is ignored; certificate files are read again when they change");
     }
 }
 
@@ -192,17 +197,26 @@ async fn start(
     let board =
         Board::open(Arc::clone(&store), &replica, sharing).await.context("the board cannot be read")?;
 
+    let rollouts =
+        Rollouts::new(Arc::clone(&store), Arc::clone(&publisher), Arc::clone(&board), Arc::clone(&metrics));
+
     part(tasks, Arc::clone(&publisher).follow(shutdown.clone()));
     part(tasks, Arc::clone(&credentials).follow(shutdown.clone()));
     part(tasks, Arc::clone(&board).run(shutdown.clone()));
+    part(tasks, Arc::clone(&rollouts).run(shutdown.clone()));
 
     // Bound only now: who has not loaded the set must not be connected to.
-    let listener = TcpListener::bind(args.xds_address)
-        .await
+    let listener = accept::listen(args.xds_address, XDS_BACKLOG)
         .with_context(|| format!("the xDS address {} cannot be bound", args.xds_address))?;
     tracing::info!(address = %listener.local_addr()?, tls = xds_tls.is_some(), "the xDS server listens");
-    let xds =
-        Xds::new(Arc::clone(&publisher), Arc::clone(&board), Arc::clone(&credentials), Arc::clone(&metrics));
+    let xds = Xds::new(
+        Arc::clone(&publisher),
+        Arc::clone(&board),
+        Arc::clone(&credentials),
+        Arc::clone(&rollouts),
+        Arc::clone(&metrics),
+        Limits::default(),
+    );
     let serving = xds.serve(listener, xds_tls, shutdown.clone());
     tasks.spawn(async { serving.await.context("the xDS server failed") });
 
@@ -211,6 +225,7 @@ async fn start(
         store,
         credentials,
         board,
+        rollouts,
         metrics,
         replica,
         tls: is_tls,
@@ -269,12 +284,13 @@ async fn create_first_listener(publisher: &Arc<Publisher>) -> Result<()> {
         name: "signalbox".into(),
         message: "The default listener".to_owned(),
         action: "first start".to_owned(),
+        urgent: None,
     };
     let spec = json!({"name": "http", "address": "0.0.0.0:8080"});
     let create = Operation::Create { kind: Kind::Listener, spec };
     match Writer::new(Arc::clone(publisher)).write(author, create, Mode::Store).await {
         // Another control plane was faster.
-        Ok(_) | Err(Refused::Exists(_) | Refused::Conflict { .. }) => Ok(()),
+        Ok(_) | Err(WriteError::Exists(_) | WriteError::Conflict { .. }) => Ok(()),
         Err(error) => Err(error).context("the first revision cannot be made"),
     }
 }

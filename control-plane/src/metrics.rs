@@ -1,11 +1,11 @@
-//! What the control plane counts, and how it is written for Prometheus.
+//! The control plane's metrics.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use signalbox_process::prometheus::{Exposition, Family, Labels};
 use signalbox_process::tls::Reloading;
 use tokio_rustls::rustls::ServerConfig;
 
@@ -54,10 +54,10 @@ impl ByReason {
         *counts.entry(reason).or_default() += 1;
     }
 
-    fn write(&self, out: &mut String, name: &str) {
+    fn write(&self, family: &mut Family<'_>) {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (reason, count) in counts.iter() {
-            let _ = writeln!(out, "{name}{{reason=\"{reason}\"}} {count}");
+            family.sample(&[("reason", reason)], count);
         }
     }
 }
@@ -87,19 +87,15 @@ impl Histogram {
         self.sum_us.fetch_add(micros, Ordering::Relaxed);
     }
 
-    fn write(&self, out: &mut String, name: &str, labels: &str) {
-        let separator = if labels.is_empty() { "" } else { "," };
-        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+    fn write(&self, family: &mut Family<'_>, labels: Labels<'_>) {
         let mut total = 0;
-        for (index, bucket) in self.buckets.iter().enumerate() {
+        let mut cumulated = [0; BOUNDS_US.len() + 1];
+        for (bucket, below) in self.buckets.iter().zip(&mut cumulated) {
             total += bucket.load(Ordering::Relaxed);
-            let bound =
-                BOUNDS_US.get(index).map_or("+Inf".to_owned(), |us| (*us as f64 / 1_000_000.0).to_string());
-            let _ = writeln!(out, "{name}_bucket{{{labels}{separator}le=\"{bound}\"}} {total}");
+            *below = total;
         }
-        let sum = self.sum_us.load(Ordering::Relaxed) as f64 / 1_000_000.0;
-        let _ = writeln!(out, "{name}_sum{braces} {sum}");
-        let _ = writeln!(out, "{name}_count{braces} {total}");
+        let buckets = BOUNDS_US.into_iter().zip(cumulated);
+        family.durations(labels, buckets, self.sum_us.load(Ordering::Relaxed), total);
     }
 }
 
@@ -117,7 +113,7 @@ struct HttpCalls {
     took: Histogram,
 }
 
-/// What is read from elsewhere when the metrics are written.
+/// Values that are read from elsewhere when the metrics are written.
 #[derive(Debug, Clone, Copy)]
 pub struct Gauges {
     /// Proxies with a stream to this control plane.
@@ -126,8 +122,16 @@ pub struct Gauges {
     pub head_revision: u64,
     /// Resources of it.
     pub resources: u64,
-    /// Whether the database answered when it was asked last.
+    /// True if the database answered the last call.
     pub database_up: bool,
+    /// True if this control plane decides about rollouts.
+    pub leads_rollouts: bool,
+    /// Progressive rollouts under way.
+    pub rollouts_under_way: u64,
+    /// Progressive rollouts that need a decision of a person.
+    pub rollouts_held: u64,
+    /// Rollouts that were taken back, and hold their fleets.
+    pub rollouts_taken_back: u64,
     /// Stored resources that this version cannot read now.
     pub unreadable_now: u64,
     /// Stored resources of a kind that this version does not know.
@@ -172,82 +176,112 @@ impl Metrics {
 
     /// All of it, in Prometheus' text format.
     pub fn write(&self, gauges: &Gauges) -> String {
-        let mut out = String::with_capacity(8 << 10);
-        for (name, help, value) in [
-            ("signalbox_connected_proxies", "Proxies with a stream to it.", gauges.connected_proxies),
-            ("signalbox_head_revision", "The revision that is published.", gauges.head_revision),
-            ("signalbox_resources", "Resources of the published revision.", gauges.resources),
-            ("signalbox_database_up", "Whether the database answered last.", u64::from(gauges.database_up)),
-            (
-                "signalbox_unreadable_resources",
-                "Stored resources this version cannot read.",
-                gauges.unreadable_now,
-            ),
-            (
-                "signalbox_unknown_resources",
-                "Stored resources of a kind that this version does not know.",
-                gauges.unknown_resources,
-            ),
-            (
-                "signalbox_unknown_role_tokens",
-                "Stored tokens with a role that this version does not know.",
-                gauges.unknown_roles,
-            ),
-        ] {
-            head(&mut out, name, help, "gauge");
-            let _ = writeln!(out, "{name} {value}");
-        }
+        let mut page = Exposition::with_capacity(8 << 10);
+        gauges.write(&mut page);
         for (name, help, counter) in [
             ("signalbox_xds_nacks_total", "Revisions rejected by proxies.", &self.xds_nacks),
             (
                 "signalbox_unreadable_resources_total",
-                "Stored resources that could not be read, each time.",
+                "Failed attempts to read a stored resource.",
                 &self.unreadable_resources,
             ),
         ] {
-            head(&mut out, name, help, "counter");
-            let _ = writeln!(out, "{name} {}", counter.value());
+            page.counter(name, help).sample(&[], counter.value());
         }
-        let name = "signalbox_xds_refused_total";
-        head(&mut out, name, "Connections, streams and reports of proxies that were refused.", "counter");
-        self.xds_refused.write(&mut out, name);
+        let help = "Lines of the program's own log that could not be written.";
+        page.counter("signalbox_log_lines_lost_total", help)
+            .sample(&[], signalbox_process::log::lines_lost());
+        let help = "Connections, streams and reports of proxies that were refused, by reason.";
+        self.xds_refused.write(&mut page.counter("signalbox_xds_refused_total", help));
         let name = "signalbox_tls_certificate_expiry_timestamp_seconds";
-        head(&mut out, name, "When a certificate of this process expires, seconds since 1970.", "gauge");
+        let help = "Time at which a certificate of this process expires, in seconds since 1970.";
+        let mut expiries = page.gauge(name, help);
         for files in self.certificates.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             for expiry in files.expiries() {
-                let _ = writeln!(out, "{name}{{use=\"{}\"}} {}", expiry.name, expiry.not_after);
+                expiries.sample(&[("use", expiry.name)], expiry.not_after);
             }
         }
-        let name = "signalbox_propagation_seconds";
-        head(&mut out, name, "From a revision's commit to a proxy's ACK.", "histogram");
-        self.propagation.write(&mut out, name, "");
+        let help = "Time from a revision's commit to a proxy's ACK.";
+        self.propagation.write(&mut page.histogram("signalbox_propagation_seconds", help), &[]);
+        self.write_calls(&mut page);
+        page.into_text()
+    }
 
+    fn write_calls(&self, page: &mut Exposition) {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = "signalbox_store_duration_seconds";
-        head(&mut out, name, "Calls of the store.", "histogram");
+        let mut took =
+            page.histogram("signalbox_store_duration_seconds", "Duration of the calls of the store.");
         for (operation, calls) in store.iter() {
-            calls.took.write(&mut out, name, &format!("operation=\"{operation}\""));
+            calls.took.write(&mut took, &[("operation", operation)]);
         }
-        let name = "signalbox_store_errors_total";
-        head(&mut out, name, "Calls of the store that failed.", "counter");
+        let mut errors = page.counter("signalbox_store_errors_total", "Calls of the store that failed.");
         for (operation, calls) in store.iter() {
-            let _ = writeln!(out, "{name}{{operation=\"{operation}\"}} {}", calls.failed);
+            errors.sample(&[("operation", operation)], calls.failed);
         }
         drop(store);
-
-        let http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
         let name = "signalbox_http_request_duration_seconds";
-        head(&mut out, name, "Requests of the admin API.", "histogram");
+        let mut took = page.histogram(name, "Duration of the requests to the admin API.");
+        let http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
         for ((method, path, class), calls) in http.iter() {
-            let labels = format!("method=\"{method}\",path=\"{path}\",code_class=\"{class}\"");
-            calls.took.write(&mut out, name, &labels);
+            calls.took.write(&mut took, &[("method", method), ("path", path), ("code_class", class)]);
         }
-        out
     }
 }
 
-fn head(out: &mut String, name: &str, help: &str, kind: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+impl Gauges {
+    fn write(&self, page: &mut Exposition) {
+        for (name, help, value) in [
+            (
+                "signalbox_connected_proxies",
+                "Proxies with a stream to this control plane.",
+                self.connected_proxies,
+            ),
+            ("signalbox_head_revision", "Number of the published revision.", self.head_revision),
+            ("signalbox_resources", "Resources of the published revision.", self.resources),
+            (
+                "signalbox_database_up",
+                "1 if the database answered the last call, else 0.",
+                u64::from(self.database_up),
+            ),
+            (
+                "signalbox_leads_rollouts",
+                "1 if this control plane decides about rollouts, else 0.",
+                u64::from(self.leads_rollouts),
+            ),
+            (
+                "signalbox_rollouts_under_way",
+                "Progressive rollouts that part of a fleet, or all of it, has, and that are not proven yet.",
+                self.rollouts_under_way,
+            ),
+            (
+                "signalbox_rollouts_held",
+                "Progressive rollouts that need a decision of a person.",
+                self.rollouts_held,
+            ),
+            (
+                "signalbox_rollouts_taken_back",
+                "Rollouts that were taken back, and hold their fleets at an earlier revision; known to the leader.",
+                self.rollouts_taken_back,
+            ),
+            (
+                "signalbox_unreadable_resources",
+                "Stored resources that this version cannot read.",
+                self.unreadable_now,
+            ),
+            (
+                "signalbox_unknown_resources",
+                "Stored resources of a kind that this version does not know.",
+                self.unknown_resources,
+            ),
+            (
+                "signalbox_unknown_role_tokens",
+                "Stored tokens with a role that this version does not know.",
+                self.unknown_roles,
+            ),
+        ] {
+            page.gauge(name, help).sample(&[], value);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -260,8 +294,9 @@ mod tests {
         for micros in [500, 501, 11_000_000] {
             histogram.observe(Duration::from_micros(micros));
         }
-        let mut out = String::new();
-        histogram.write(&mut out, "x", "a=\"b\"");
+        let mut page = Exposition::default();
+        histogram.write(&mut page.histogram("x", ""), &[("a", "b")]);
+        let out = page.into_text();
         assert!(out.contains("x_bucket{a=\"b\",le=\"0.0005\"} 1\n"), "{out}");
         assert!(out.contains("x_bucket{a=\"b\",le=\"0.001\"} 2\n"), "{out}");
         assert!(out.contains("x_bucket{a=\"b\",le=\"10\"} 2\n"), "{out}");

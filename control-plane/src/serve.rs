@@ -1,6 +1,7 @@
 //! Connections of the admin address: accepted, bounded, perhaps encrypted, and closed in order.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -13,11 +14,10 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use signalbox_process::accept::accept;
+use signalbox_process::stream::MaybeTls;
 use signalbox_process::tls::Reloading;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
@@ -27,14 +27,14 @@ use tower_service::Service as _;
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// What is served: nothing but health while the control plane starts.
+/// The service of the admin address: nothing but health while the control plane starts.
 #[derive(Debug, Clone, Default)]
 pub struct Site(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     router: OnceLock<Router>,
-    /// What the start waits for.
+    /// The reason why the start waits.
     waiting: Mutex<&'static str>,
 }
 
@@ -89,48 +89,17 @@ pub async fn serve(
     site: Site,
     shutdown: CancellationToken,
 ) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = async {
-                let room = Arc::clone(&room).acquire_owned().await;
-                (room, listener.accept().await)
-            } => accepted,
-        };
-        while connections.try_join_next().is_some() {}
-        let (Ok(room), accepted) = accepted else { break };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                // Out of file descriptors, most likely: trying at once would only burn the processor.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        // Answers are small and awaited.
-        let _ = stream.set_nodelay(true);
+    let mut connections = accept(listener, "admin", MAX_CONNECTIONS, &shutdown, |stream, peer, permit| {
         let (site, tls, shutdown) = (site.clone(), tls.clone(), shutdown.clone());
-        connections.spawn(async move {
-            let _room = room;
-            match tls {
-                None => connection(stream, Peer(peer), site, shutdown).await,
-                Some(tls) => match tokio::time::timeout(
-                    HANDSHAKE_DEADLINE,
-                    TlsAcceptor::from(tls.current()).accept(stream),
-                )
-                .await
-                {
-                    Ok(Ok(stream)) => connection(stream, Peer(peer), site, shutdown).await,
-                    Ok(Err(error)) => tracing::debug!(%peer, %error, "the TLS handshake failed"),
-                    Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
-                },
+        async move {
+            let _permit = permit;
+            match handshake(stream, tls).await {
+                Ok(stream) => connection(stream, Peer(peer), site, shutdown).await,
+                Err(error) => tracing::debug!(%peer, %error, "the TLS handshake failed"),
             }
-        });
-    }
-    drop(listener);
+        }
+    })
+    .await;
     let drained =
         tokio::time::timeout(DRAIN_DEADLINE, async { while connections.join_next().await.is_some() {} });
     if drained.await.is_err() {
@@ -138,10 +107,13 @@ pub async fn serve(
     }
 }
 
-async fn connection<S>(stream: S, peer: Peer, site: Site, shutdown: CancellationToken)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn handshake(stream: TcpStream, tls: Option<Arc<Reloading<ServerConfig>>>) -> io::Result<MaybeTls> {
+    let Some(tls) = tls else { return Ok(MaybeTls::Clear(stream)) };
+    let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+    tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await?.map(MaybeTls::tls)
+}
+
+async fn connection(stream: MaybeTls, peer: Peer, site: Site, shutdown: CancellationToken) {
     let service = service_fn(move |request| {
         let site = site.clone();
         async move { Ok::<_, Infallible>(site.answer(request, peer).await) }

@@ -94,7 +94,7 @@ async fn the_first_start_makes_tokens_and_a_listener_and_later_ones_do_not() {
     api.delete("listeners", "http").await.unwrap();
     second.stop();
 
-    // What is given by hand is valid beside what was made.
+    // A token that is given by hand is valid beside the one that was made.
     let third = Program::start(dir.path(), "third", &["--admin-token=configured-for-the-third"]).await;
     assert_eq!(third.printed("proxy"), None);
     let api = third.api("configured-for-the-third");
@@ -103,6 +103,9 @@ async fn the_first_start_makes_tokens_and_a_listener_and_later_ones_do_not() {
     let log = third.daemon.log();
     assert!(log.contains("a stored token of this name is valid beside those that are given"), "{log}");
     assert!(!log.contains("configured-for-the-third") && !log.contains(&proxy), "{log}");
+    // A stored token that has the name of a given one is another, and can be deleted.
+    api.call(Method::DELETE, "/tokens/admin", None).await.unwrap().success().unwrap();
+    assert_eq!(third.api(&admin).call(Method::GET, "/routes", None).await.unwrap().status, 401);
     third.stop();
 }
 
@@ -133,13 +136,16 @@ async fn a_token_that_is_given_holds_as_long_as_it_is_given_and_is_not_stored() 
         signalbox_tests::control_plane::send(request).await.unwrap()
     };
     assert_eq!(ask(&first).await.body["name"], "admin-2");
-    // A stored token of the same name is another one, and can be deleted.
-    api.call(Method::POST, "/tokens", Some(&json!({"name": "proxy", "role": "proxy"})))
-        .await
-        .unwrap()
-        .success()
-        .unwrap();
-    api.call(Method::DELETE, "/tokens/proxy", None).await.unwrap().success().unwrap();
+    // A stored token of the same name would be the same author.
+    for (name, flag) in [("admin-2", "--admin-token"), ("proxy", "--proxy-token")] {
+        let token = json!({"name": name, "role": "viewer"});
+        let refused = api.call(Method::POST, "/tokens", Some(&token)).await.unwrap();
+        assert_eq!(refused.status, 409, "{refused}");
+        assert!(
+            refused.message("name").contains(&format!("is given to this control plane by {flag}")),
+            "{refused}"
+        );
+    }
     let raw: Vec<u8> = ["signalbox.db", "signalbox.db-wal"]
         .iter()
         .flat_map(|file| std::fs::read(dir.path().join(file)).unwrap_or_default())
@@ -187,7 +193,7 @@ async fn a_file_of_tokens_is_read_again_and_never_half() {
     assert_eq!(refused.status, 409, "{refused}");
     assert!(refused.body["detail"].as_str().unwrap().contains("--admin-token-file"), "{refused}");
 
-    // What cannot be used changes nothing, and is told once.
+    // A file that cannot be used changes nothing, and is logged once.
     let told = || program.daemon.log().matches("those of before stay in force").count();
     for (index, content) in ["# none\n", &format!("{two}\nshort\n")].into_iter().enumerate() {
         std::fs::write(&path, content).unwrap();
@@ -198,6 +204,12 @@ async fn a_file_of_tokens_is_read_again_and_never_half() {
         );
         assert_eq!((status(one).await.as_u16(), status(two).await.as_u16()), (200, 200));
     }
+    // The file is gone, and is put back as it was: both are told.
+    std::fs::remove_file(&path).unwrap();
+    assert!(eventually(Duration::from_secs(10), async || told() == 3).await, "{}", program.daemon.log());
+    std::fs::write(&path, format!("# both for a while\n{one}\n{two}\n")).unwrap();
+    let readable = || program.daemon.log().contains("the tokens that are given can be read again");
+    assert!(eventually(Duration::from_secs(10), async || readable()).await, "{}", program.daemon.log());
     let mut stream = program.api(one).event_stream(EventsAs::Token(one)).await.unwrap();
     std::fs::write(&path, format!("{two}\n")).unwrap();
     let end = async { while stream.chunk().await.unwrap().is_some() {} };

@@ -2,7 +2,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use imbl::GenericHashMap;
 use imbl::shared_ptr::DefaultSharedPtr;
 use signalbox_config::arrival::{
@@ -31,7 +31,7 @@ pub struct KnownConsumer {
     keys: Box<[[u8; 32]]>,
 }
 
-/// Who a client is, and by which credential.
+/// A client's identity, and the credential that proved it.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The consumer.
@@ -96,17 +96,19 @@ impl Consumers {
 }
 
 impl Identity {
-    /// Tells the upstream who the client is.
-    pub(crate) fn write_headers(&self, headers: &mut HeaderMap) {
-        for (name, value) in &self.consumer.headers {
-            headers.insert(name.clone(), value.clone());
-        }
-        match &self.credential {
-            Some(credential) => headers.insert(X_CREDENTIAL_IDENTIFIER, credential.clone()),
-            None => headers.insert(X_ANONYMOUS_CONSUMER, HeaderValue::from_static("true")),
+    /// The headers that tell the upstream who the client is.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        let proof = match &self.credential {
+            Some(credential) => (&CREDENTIAL, credential),
+            None => (&ANONYMOUS, &TRUE),
         };
+        self.consumer.headers.iter().map(|(name, value)| (name, value)).chain([proof])
     }
 }
+
+static CREDENTIAL: HeaderName = X_CREDENTIAL_IDENTIFIER;
+static ANONYMOUS: HeaderName = X_ANONYMOUS_CONSUMER;
+static TRUE: HeaderValue = HeaderValue::from_static("true");
 
 /// The texts as the values of headers; `None` for what cannot be one. All lie in one piece of memory with one count of
 /// references, so that a request touches few cache lines.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use foldhash::quality::FixedState;
 use signalbox_config::Name;
 
-/// What a plugin may use while it is built. There is nothing else: no globals, no environment, no clock of its own
+/// All that a plugin may use while it is built. There is nothing else: no globals, no environment, no clock of its own
 /// (a request brings the time, see [`crate::PluginRequest::now`]).
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(a.state(&1, || AtomicU32::new(2)).load(Ordering::Relaxed), 7);
         assert_eq!(a.state(&2, || AtomicU32::new(2)).load(Ordering::Relaxed), 2);
         assert_eq!(b.state(&1, || AtomicU32::new(3)).load(Ordering::Relaxed), 3);
-        // Of another type it is another state.
+        // The same key with another type leads to another state.
         assert_eq!(*a.state(&1, || 4_u8), 4);
         drop(kept);
         assert_eq!(a.state(&1, || AtomicU32::new(5)).load(Ordering::Relaxed), 5);

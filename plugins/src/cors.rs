@@ -41,14 +41,14 @@ use crate::context::Context;
 use crate::plugin::{Exchange, Flow, Phase, Plugin, PluginRequest, PluginResponse, Reply};
 use crate::registry::Definition;
 
-/// Which pages may call, and what they may send and see.
+/// The pages that may call, and what they may send and read.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "CORS", example = serde_json::json!({}), example = serde_json::json!({
     "origins": ["https://app.example.com", "https://*.example.org"], "credentials": true, "max_age": "10m",
 }))]
 pub(crate) struct Config {
-    /// The origins that may call: exact, with a wildcard (`https://*.example.com`, `http://localhost:*`), a regular
+    /// The origins of pages that may call: exact, with a wildcard (`https://*.example.com`, `http://localhost:*`), a regular
     /// expression behind a `~`, or `*` for any.
     #[serde(default = "default_origins")]
     #[schemars(title = "Origins", length(min = 1))]
@@ -57,24 +57,23 @@ pub(crate) struct Config {
     #[serde(default = "default_methods")]
     #[schemars(title = "Methods", length(min = 1))]
     methods: Vec<String>,
-    /// The request headers that pages may set; absent: all that they ask for.
+    /// The request headers that pages may set. Absent: all that they ask for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(title = "Request headers")]
     headers: Option<Vec<String>>,
-    /// The response headers that pages may see, beside those that they always may.
+    /// The response headers that pages may read, beside those that they may always read.
     #[serde(default)]
     #[schemars(title = "Exposed headers")]
     exposed_headers: Vec<String>,
-    /// Whether requests may carry cookies and the like. Not together with the origin `*`.
+    /// Allows credentials such as cookies in requests. Not together with the origin `*`.
     #[serde(default)]
     #[schemars(title = "Credentials")]
     credentials: bool,
-    /// How long browsers may keep the answer to a preflight request, in whole seconds; absent: as long as they do by
-    /// themselves.
+    /// The time that browsers may cache the response to a preflight request, in whole seconds. Absent: the browser's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(title = "Max age")]
     max_age: Option<HumanDuration>,
-    /// Whether pages of public sites may call into a private network.
+    /// Allows pages of public sites to call into the private network.
     #[serde(default)]
     #[schemars(title = "Private network")]
     private_network: bool,
@@ -97,6 +96,10 @@ impl Plugin for Cors {
             Some(reply) => reply.into(),
             None => Flow::Continue,
         }
+    }
+
+    fn uses_consumer_headers(&self) -> bool {
+        false
     }
 
     fn wants_response(&self) -> bool {
@@ -173,7 +176,7 @@ impl Cors {
         is_preflight.then(|| Reply::Response(no_content()))
     }
 
-    /// What an answer to a preflight request allows beyond the origin.
+    /// The headers by which an answer to a preflight request allows more than the origin.
     fn preflight_headers(&self, asked: &HeaderMap) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
         let headers = self.headers.as_ref().or_else(|| asked.get(ACCESS_CONTROL_REQUEST_HEADERS));
         let private = self.private_network && asked.get(REQUEST_PRIVATE_NETWORK).is_some_and(|v| v == TRUE);
@@ -198,7 +201,7 @@ const VARY_OF_PREFLIGHT: HeaderValue = HeaderValue::from_static(
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 
-/// What an upstream may have said of its own.
+/// The headers that an upstream may have set itself.
 static OF_UPSTREAM: [HeaderName; 7] = [
     ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_ALLOW_CREDENTIALS,
@@ -209,7 +212,7 @@ static OF_UPSTREAM: [HeaderName; 7] = [
     ALLOW_PRIVATE_NETWORK,
 ];
 
-/// Who may call.
+/// The origins that may call.
 enum Origins {
     Any,
     Some(OriginSet),
@@ -222,7 +225,7 @@ struct OriginSet {
     patterns: Vec<Regex>,
 }
 
-/// What a wildcard stands for, between what stands before and behind it.
+/// The part of an origin that a wildcard stands for, with the text before and behind it.
 enum Wildcard {
     /// `https://` `*` `.example.com`: one or more labels.
     Subdomains { before: Box<[u8]>, behind: Box<[u8]> },
@@ -279,9 +282,15 @@ fn parse(config: &Config, errors: &mut Errors) -> Option<Cors> {
     let mut header_names = |field: &str, names: &[String]| {
         for (index, name) in names.iter().enumerate() {
             if name.parse::<HeaderName>().is_err() {
-                errors.push(format_args!("{field}[{index}]"), format_args!("{name:?} is not the name of a header"));
+                errors.push(
+                    format_args!("{field}[{index}]"),
+                    format_args!("{name:?} is not the name of a header"),
+                );
             } else if name == "*" && config.credentials {
-                errors.push(format_args!("{field}[{index}]"), "\"*\" means nothing to browsers with credentials");
+                errors.push(
+                    format_args!("{field}[{index}]"),
+                    "\"*\" means nothing to browsers with credentials",
+                );
             }
         }
     };
@@ -310,7 +319,10 @@ fn parse_origins(config: &Config, errors: &mut Errors) -> Origins {
         if origin == "*" {
             any = true;
             if config.credentials {
-                errors.push(field, "\"*\" together with credentials would let any page act in its visitors' names");
+                errors.push(
+                    field,
+                    "\"*\" together with credentials would let any page act in its visitors' names",
+                );
             }
         } else if let Some(pattern) = origin.strip_prefix('~') {
             // By itself first: `a)|(b` would end the group around it, and match anywhere.
@@ -339,7 +351,7 @@ fn parse_origins(config: &Config, errors: &mut Errors) -> Origins {
     if any { Origins::Any } else { Origins::Some(set) }
 }
 
-/// Whether it is an origin as browsers write it, or one with a wildcard where that is safe.
+/// True if it is an origin as browsers write it, or one with a wildcard where that is safe.
 fn is_origin(origin: &str) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     let (host, port) = match authority.rsplit_once(':') {
@@ -350,9 +362,10 @@ fn is_origin(origin: &str) -> bool {
         Some(parent) => (parent, 1 + usize::from(port == Some("*"))),
         None => (host, usize::from(port == Some("*"))),
     };
-    let is_ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).is_some_and(|address| {
-        address.parse::<std::net::Ipv6Addr>().is_ok()
-    });
+    let is_ipv6 = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok());
     scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
         && (is_ipv6 || host.as_bytes().split(|byte| *byte == b'.').all(is_label))
@@ -396,7 +409,7 @@ mod tests {
         Client::new("OPTIONS", "/").header("origin", origin).header("access-control-request-method", "PUT")
     }
 
-    /// What a preflight request is answered: 204 and these headers.
+    /// The headers of the answer to a preflight request; its status is 204.
     fn preflight_answer(config: Value, mut client: Client) -> HeaderMap {
         let answer = client.meets(&*build("cors", config)).expect("an answer");
         assert_eq!((answer.status, answer.detail.as_str()), (204, ""));
@@ -404,7 +417,7 @@ mod tests {
         client.answer_headers(&[])
     }
 
-    /// What is put on the answer to a request that goes on.
+    /// The headers that are put on the answer to a request that goes on.
     fn simple_answer(config: Value, mut client: Client) -> HeaderMap {
         assert!(client.meets(&*build("cors", config)).is_none());
         client.answer_headers(&[])
@@ -456,7 +469,8 @@ mod tests {
 
     #[test]
     fn a_preflight_request_of_a_stranger_allows_nothing() {
-        let headers = preflight_answer(json!({"origins": ["https://a.example"]}), preflight("https://b.example"));
+        let headers =
+            preflight_answer(json!({"origins": ["https://a.example"]}), preflight("https://b.example"));
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["vary"]);
     }
 
@@ -465,7 +479,9 @@ mod tests {
         for client in [
             Client::new("OPTIONS", "/").header("origin", "https://a.example"),
             Client::new("OPTIONS", "/").header("access-control-request-method", "PUT"),
-            Client::new("PUT", "/").header("origin", "https://a.example").header("access-control-request-method", "PUT"),
+            Client::new("PUT", "/")
+                .header("origin", "https://a.example")
+                .header("access-control-request-method", "PUT"),
         ] {
             simple_answer(json!({}), client);
         }
@@ -484,7 +500,10 @@ mod tests {
                 "vary: Origin",
             ]
         );
-        assert_eq!(texts(&simple_answer(config(), get().header("origin", "https://b.example"))), ["vary: Origin"]);
+        assert_eq!(
+            texts(&simple_answer(config(), get().header("origin", "https://b.example"))),
+            ["vary: Origin"]
+        );
         assert_eq!(texts(&simple_answer(config(), get())), ["vary: Origin"]);
         assert_eq!(texts(&simple_answer(json!({}), get())), ["access-control-allow-origin: *"]);
     }
@@ -497,10 +516,15 @@ mod tests {
         assert!(plugin.on_local_reply(&simple.head, &mut simple.exchange).is_none());
         assert_eq!(
             texts(&simple.answer_headers(&[])),
-            ["access-control-allow-origin: https://a.example", "access-control-expose-headers: X-C", "vary: Origin"]
+            [
+                "access-control-allow-origin: https://a.example",
+                "access-control-expose-headers: X-C",
+                "vary: Origin"
+            ]
         );
         let mut preflight = preflight("https://a.example");
-        let Some(Reply::Response(answer)) = plugin.on_local_reply(&preflight.head, &mut preflight.exchange) else {
+        let Some(Reply::Response(answer)) = plugin.on_local_reply(&preflight.head, &mut preflight.exchange)
+        else {
             panic!("a preflight is answered")
         };
         assert_eq!(answer.status(), 204);
@@ -530,7 +554,11 @@ mod tests {
             .into_parts();
         let route: Name = name("route");
         assert!(plugin.wants_response());
-        plugin.on_response(&mut PluginResponse { head: &mut head, route: &route, exchange: &mut client.exchange });
+        plugin.on_response(&mut PluginResponse {
+            head: &mut head,
+            route: &route,
+            exchange: &mut client.exchange,
+        });
         client.exchange.write_response_headers(&mut head.headers);
         assert_eq!(texts(&head.headers), ["vary: Origin", "x-other: 1"]);
     }
@@ -564,12 +592,27 @@ mod tests {
                 "http://localhost:*",
                 &["http://localhost:3000", "http://localhost:1", "http://localhost:65535"],
                 &[
-                    "http://localhost", "http://localhost:", "http://localhost:1@evil", "http://localhost:evil", "http://localhost:3000a",
-                    "http://localhost:65536", "http://localhost:100000", "http://localhost:0", "http://localhost:080",
-                    "http://localhost:+80", "http://localhost:-1", "http://localhost:80.evil", "http://localhost:_", "http://localhost:8080 ",
+                    "http://localhost",
+                    "http://localhost:",
+                    "http://localhost:1@evil",
+                    "http://localhost:evil",
+                    "http://localhost:3000a",
+                    "http://localhost:65536",
+                    "http://localhost:100000",
+                    "http://localhost:0",
+                    "http://localhost:080",
+                    "http://localhost:+80",
+                    "http://localhost:-1",
+                    "http://localhost:80.evil",
+                    "http://localhost:_",
+                    "http://localhost:8080 ",
                 ],
             ),
-            ("http://[::1]:*", &["http://[::1]:8080"], &["http://[::1]", "http://[::2]:80", "http://[::1]:a"]),
+            (
+                "http://[::1]:*",
+                &["http://[::1]:8080"],
+                &["http://[::1]", "http://[::2]:80", "http://[::1]:a"],
+            ),
             ("https://a.example:443", &["https://a.example"], &["https://a.example:443", "http://a.example"]),
             ("http://a.example:80", &["http://a.example"], &["https://a.example"]),
             ("http://a.example:443", &["http://a.example:443"], &["http://a.example"]),
@@ -581,7 +624,9 @@ mod tests {
         ] {
             let mut errors = Errors::default();
             let config: Config = serde_json::from_value(json!({"origins": [origin]})).unwrap();
-            let Some(Cors { origins: Origins::Some(set), .. }) = parse(&config, &mut errors) else { panic!("{origin}") };
+            let Some(Cors { origins: Origins::Some(set), .. }) = parse(&config, &mut errors) else {
+                panic!("{origin}")
+            };
             assert!(errors.is_empty(), "{errors:?}");
             for text in good {
                 assert!(set.contain(&HeaderValue::from_str(text).unwrap()), "{origin}: {text}");
@@ -603,9 +648,23 @@ mod tests {
     #[test]
     fn bad_configurations_are_refused_with_all_that_is_wrong() {
         let bad_origins = [
-            "a.example", "https://a.example/", "https://*", "https://a*.example", "https://*.a.example:*", "https://",
-            "https://a.example:x", "https://a.example:+1", "https://a.example:0", "https://a.example:65536", "https://a..example",
-            "https://.a.example", "https://u@a.example", "https://*.*.a.example", "~(", "~https://a)|(b", "null",
+            "a.example",
+            "https://a.example/",
+            "https://*",
+            "https://a*.example",
+            "https://*.a.example:*",
+            "https://",
+            "https://a.example:x",
+            "https://a.example:+1",
+            "https://a.example:0",
+            "https://a.example:65536",
+            "https://a..example",
+            "https://.a.example",
+            "https://u@a.example",
+            "https://*.*.a.example",
+            "~(",
+            "~https://a)|(b",
+            "null",
         ];
         let all = refused(
             "cors",

@@ -1,22 +1,21 @@
-//! Lets in who presents the API key of a consumer.
+//! Authenticates requests by the API keys of consumers.
 //!
 //! The key is looked for under each of `names`, as a header and as a query parameter (`in` says which). A key that
-//! belongs to a consumer lets the request pass, and tells the upstream who it is: `X-Consumer-ID`,
-//! `X-Consumer-Username`, `X-Consumer-Custom-ID`, `X-Consumer-Groups` and `X-Credential-Identifier`. Clients cannot
-//! send these headers themselves.
+//! belongs to a consumer lets the request pass, and the upstream gets the consumer's identity in headers: `X-Consumer-ID`,
+//! `X-Consumer-Username`, `X-Consumer-Custom-ID`, `X-Consumer-Groups` and `X-Credential-Identifier`. The proxy removes
+//! these headers from what clients send.
 //!
-//! Anything else is answered `401` with `WWW-Authenticate: Key realm="…"`: no key, a key that nobody has, or more
-//! than one key, for then the upstream might act on another one than was checked.
+//! All other requests are answered `401` with `WWW-Authenticate: Key realm="…"`: those without a key, with a key that no
+//! consumer has, or with more than one key, because the upstream might act on another key than the proxy checked.
 //!
 //! With `anonymous`, the name of a consumer, such requests pass as that consumer instead, and carry
 //! `X-Anonymous-Consumer: true`. A request that another plugin has authenticated already then passes as it is, so that
 //! several ways to authenticate can stand side by side.
 //!
-//! With `hide_credentials`, the upstream does not see the key: headers and query parameters of those names are taken
-//! out, whether the key was good or not.
+//! With `hide_credentials`, the upstream does not see the key: headers and query parameters of those names are removed,
+//! whether the key was valid or not.
 //!
-//! Keys are kept and looked up by their SHA-256, so neither the configuration nor the time an answer takes gives one
-//! away.
+//! Keys are stored and looked up by their SHA-256, so neither the configuration nor the time of a response reveals one.
 
 use http::header::WWW_AUTHENTICATE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
@@ -24,42 +23,42 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError, Kind, ResourceKey, sha256};
 
-use crate::consumers::Identity;
+use crate::consumers::{Consumers, Identity};
 use crate::context::Context;
 use crate::plugin::{Flow, Phase, Plugin, PluginRequest, Reply};
 use crate::query::{self, Decoded};
 use crate::registry::Definition;
 
-/// Who may pass, and where its key stands.
+/// The place of the key, and the treatment of requests without one.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Key authentication", example = serde_json::json!({}), example = serde_json::json!({
     "names": ["x-api-key"], "in": ["header"], "hide_credentials": true,
 }))]
 pub(crate) struct Config {
-    /// Names of the header or query parameter that holds the key. Header names have no case, parameter names do.
+    /// The names of headers or query parameters that may hold the key. Upper and lower case matter only in parameter names.
     #[serde(default = "default_names")]
     #[schemars(title = "Names", length(min = 1))]
     names: Vec<String>,
-    /// Where the key may stand.
+    /// The places where the key may stand.
     #[serde(default = "default_places")]
     #[schemars(title = "Places", length(min = 1))]
     r#in: Vec<Place>,
-    /// Whether the key is taken out of the request before it goes to the upstream.
+    /// Removes the key from the request before it is forwarded.
     #[serde(default)]
     #[schemars(title = "Hide credentials")]
     hide_credentials: bool,
-    /// The consumer as which requests without a good key pass; absent: they are answered 401.
+    /// The consumer as which requests without a valid key pass. Absent: they are answered 401.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(title = "Anonymous consumer")]
     anonymous: Option<String>,
-    /// What the key is for, as `WWW-Authenticate` tells clients.
+    /// The realm in the header `WWW-Authenticate`.
     #[serde(default = "default_realm")]
     #[schemars(title = "Realm")]
     realm: String,
 }
 
-/// Where a key may stand.
+/// A place where a key may stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Place {
@@ -69,7 +68,7 @@ enum Place {
     Query,
 }
 
-/// Lets in who presents the API key of a consumer.
+/// Authenticates requests by the API keys of consumers.
 pub(crate) struct KeyAuth {
     headers: Box<[HeaderName]>,
     parameters: Box<[Box<str>]>,
@@ -80,11 +79,13 @@ pub(crate) struct KeyAuth {
 
 impl Plugin for KeyAuth {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
-        let already = request.exchange.identity.as_ref().is_some_and(|identity| identity.credential.is_some());
+        let already =
+            request.exchange.identity.as_ref().is_some_and(|identity| identity.credential.is_some());
         let verdict =
             if already && self.anonymous.is_some() { Ok(None) } else { self.identify(request).map(Some) };
         if self.hide_credentials && self.hide(request).is_err() {
-            return Reply::problem(StatusCode::BAD_REQUEST, "the request's target cannot be rewritten").into();
+            return Reply::problem(StatusCode::BAD_REQUEST, "the request's target cannot be rewritten")
+                .into();
         }
         match verdict {
             Ok(None) => {}
@@ -95,6 +96,10 @@ impl Plugin for KeyAuth {
             },
         }
         Flow::Continue
+    }
+
+    fn uses_consumer_headers(&self) -> bool {
+        self.headers.iter().any(|name| Consumers::HEADERS.contains(name))
     }
 }
 
@@ -170,7 +175,8 @@ impl KeyAuth {
 
     /// The SHA-256 of the only key.
     fn key_hash(&self, headers: &HeaderMap, uri: &Uri) -> Result<[u8; 32], Refusal> {
-        let in_headers = self.headers.iter().flat_map(|name| headers.get_all(name)).map(HeaderValue::as_bytes);
+        let in_headers =
+            self.headers.iter().flat_map(|name| headers.get_all(name)).map(HeaderValue::as_bytes);
         let mut in_headers = in_headers.filter(|key| !key.is_empty());
         let mut in_query = self.keys_in_query(uri);
         match (in_headers.next(), in_headers.next()) {
@@ -201,9 +207,8 @@ impl KeyAuth {
         let Some(query) = request.head.uri.query().filter(|_| !self.parameters.is_empty()) else {
             return Ok(());
         };
-        let is_key = |parameter: &query::Parameter<'_>| {
-            self.parameters.iter().any(|name| parameter.is_named(name))
-        };
+        let is_key =
+            |parameter: &query::Parameter<'_>| self.parameters.iter().any(|name| parameter.is_named(name));
         if query::parameters(query).any(|parameter| is_key(&parameter)) {
             let kept: Vec<&str> = query::parameters(query)
                 .filter(|parameter| !is_key(parameter))
@@ -330,7 +335,8 @@ mod tests {
             assert!(client.meets(&*plugin).is_none());
             assert_eq!(client.head.uri, after, "{uri}");
         }
-        let mut client = Client::new("GET", "/").header("apikey", "a").header("apikey", "b").knowing(&known());
+        let mut client =
+            Client::new("GET", "/").header("apikey", "a").header("apikey", "b").knowing(&known());
         assert!(client.meets(&*plugin).is_none());
         assert!(!client.head.headers.contains_key("apikey"));
     }

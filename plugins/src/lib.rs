@@ -5,18 +5,21 @@
 
 #![warn(missing_docs)]
 
+mod catalog;
 mod consumers;
 mod context;
 mod plugin;
+pub mod precedence;
 mod query;
 mod registry;
 #[cfg(test)]
 mod testing;
 
+pub use catalog::Catalog;
 pub use consumers::{Consumers, Identity, KnownConsumer};
 pub use context::{Context, States};
 pub use plugin::{Exchange, Flow, Phase, Plugin, PluginRequest, PluginResponse, Reply};
-pub use registry::{Catalog, Definition, PluginType};
+pub use registry::{Definition, PluginType};
 
 registry::plugins! {
     cors::Cors,

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::consumers::{Consumers, Identity};
 
-/// A named, configured step in the request's way. One instance serves all workers at once.
+/// A named, configured step in the processing of requests. One instance serves all workers at once.
 ///
 /// The hooks are called on the data path: they must not block, and the routine request should cost no allocation.
 ///
@@ -23,10 +23,16 @@ use crate::consumers::{Consumers, Identity};
 pub trait Plugin: Send + Sync + 'static {
     /// Sees the head of a request before it is sent on.
     ///
-    /// What it changes in `head` goes to the plugins behind it and to the upstream. The route was chosen before, and
+    /// Its changes to `head` go to the plugins behind it and to the upstream. The route was chosen before, and
     /// stays: a changed path or host routes nothing anew.
     fn on_request<'a>(&'a self, _request: &'a mut PluginRequest<'_>) -> Flow<'a> {
         Flow::Continue
+    }
+
+    /// False if this plugin neither reads nor changes [`Consumers::HEADERS`] of requests. While that holds for all plugins of a
+    /// request, its head does without them, and the proxy writes them behind it. It is asked once, when a chain is built.
+    fn uses_consumer_headers(&self) -> bool {
+        true
     }
 
     /// The most of a request's body this plugin wants to have in memory, bytes; `None`: it does not want the body,
@@ -36,8 +42,8 @@ pub trait Plugin: Send + Sync + 'static {
         None
     }
 
-    /// Whether this plugin, which has a [`Plugin::request_body_cap`], wants the body of this very request: else it is
-    /// neither held in memory for it nor measured by its cap. Asked once for each request, after the `on_request` hooks.
+    /// True if this plugin, which has a [`Plugin::request_body_cap`], wants the body of this very request. Otherwise it is
+    /// neither held in memory for it nor measured by its cap. It is asked once for each request, after the `on_request` hooks.
     fn wants_request_body(&self, _request: &PluginRequest<'_>) -> bool {
         true
     }
@@ -51,7 +57,7 @@ pub trait Plugin: Send + Sync + 'static {
         Flow::Continue
     }
 
-    /// Whether [`Plugin::on_response`] is to be called.
+    /// True if [`Plugin::on_response`] is to be called.
     fn wants_response(&self) -> bool {
         false
     }
@@ -62,7 +68,7 @@ pub trait Plugin: Send + Sync + 'static {
     /// [`PluginRequest::exchange`] by `on_request`, and is written after this hook, so that it wins.
     fn on_response(&self, _response: &mut PluginResponse<'_>) {}
 
-    /// Whether [`Plugin::on_local_reply`] is to be called. It is asked once, when a chain is built.
+    /// True if [`Plugin::on_local_reply`] is to be called. It is asked once, when a chain is built.
     fn wants_local_reply(&self) -> bool {
         false
     }
@@ -94,7 +100,7 @@ pub enum Phase {
     Log,
 }
 
-/// What becomes of a request.
+/// The next step of a request.
 pub enum Flow<'a> {
     /// It goes on.
     Continue,
@@ -114,7 +120,7 @@ pub enum Reply {
     Problem {
         /// 4xx or 5xx.
         status: StatusCode,
-        /// What was wrong, for the client.
+        /// The error, for the client.
         detail: Cow<'static, str>,
         /// Further headers, `WWW-Authenticate`.
         headers: HeaderMap,
@@ -144,34 +150,51 @@ pub struct PluginRequest<'r> {
     pub route: &'r Name,
     /// The client's address, as far as it can be trusted.
     pub client: IpAddr,
-    /// What the client proved to be with a certificate of its own; `None`: it showed none.
+    /// The client's verified certificate; `None`: it presented none.
     pub certificate: Option<&'r ClientCertificate>,
     /// Monotonic time since some moment before the process served requests: it never jumps.
     pub now: Duration,
     /// All consumers of this request's revision.
     pub consumers: &'r Consumers,
-    /// What outlives the request phase.
+    /// The state that outlives the request phase.
     pub exchange: &'r mut Exchange,
 }
 
 impl PluginRequest<'_> {
-    /// Notes who the client is, and tells the upstream by headers. It takes the place of who it was taken for before.
+    /// Notes who the client is, and tells the upstream by headers. It replaces an identity that was noted before.
     pub fn authenticate(&mut self, identity: Identity) {
-        if self.exchange.identity.is_some() {
+        let defers = self.exchange.defers_identity;
+        if self.exchange.identity.replace(identity).is_some() && !defers {
             for name in &Consumers::HEADERS {
                 self.head.headers.remove(name);
             }
         }
-        identity.write_headers(&mut self.head.headers);
-        self.exchange.identity = Some(identity);
+        if !defers {
+            self.write_identity();
+        }
+    }
+
+    /// Puts the headers of the identity into the head, now and whenever one is noted: a plugin follows that uses them.
+    pub fn stop_deferring_identity(&mut self) {
+        if std::mem::take(&mut self.exchange.defers_identity) {
+            self.write_identity();
+        }
+    }
+
+    fn write_identity(&mut self) {
+        for (name, value) in self.exchange.identity.iter().flat_map(Identity::headers) {
+            self.head.headers.insert(name, value.clone());
+        }
     }
 }
 
-/// What is known of a request and its response beyond their heads.
+/// Facts about a request and its response beyond their heads.
 #[derive(Debug, Default)]
 pub struct Exchange {
-    /// Who the client is, once a plugin has found out.
+    /// The client's identity, once a plugin has found it out.
     pub identity: Option<Identity>,
+    /// True if the headers of the identity are not put into the request's head: no plugin uses them.
+    defers_identity: bool,
     /// Inline for the six of `rate-limit` and two more.
     response_headers: SmallVec<[(HeaderName, HeaderValue, Placement); 8]>,
 }
@@ -183,8 +206,21 @@ enum Placement {
 }
 
 impl Exchange {
+    /// Leaves the headers of the identity to the proxy, because no plugin of the request uses them.
+    pub fn defer_identity(&mut self) {
+        self.defers_identity = true;
+    }
+
+    /// The headers by which the upstream learns the client's identity, as far as they are not in the request's head.
+    pub fn deferred_headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.identity.iter().filter(|_| self.defers_identity).flat_map(Identity::headers)
+    }
+
     /// Sets a header on whatever answer goes to the client, the proxy's own errors included.
     pub fn set_response_header(&mut self, name: HeaderName, value: HeaderValue) {
+        if self.response_headers.iter().any(|(before, ..)| *before == name) {
+            self.response_headers.retain(|(before, ..)| *before != name);
+        }
         self.response_headers.push((name, value, Placement::Set));
     }
 
@@ -193,7 +229,20 @@ impl Exchange {
         self.response_headers.push((name, value, Placement::Append));
     }
 
-    /// Puts those headers on an answer. The proxy calls it once, after the `on_response` hooks.
+    /// The headers that were set and added, in this order. They belong on the answer behind its own headers, except
+    /// those that one of them [replaces](Self::replaces).
+    pub fn response_headers(&self) -> impl ExactSizeIterator<Item = (&HeaderName, &HeaderValue)> {
+        self.response_headers.iter().map(|(name, value, _)| (name, value))
+    }
+
+    /// True if an answer's own headers of this name are left out.
+    pub fn replaces(&self, name: &HeaderName) -> bool {
+        self.response_headers
+            .iter()
+            .any(|(set, _, placement)| matches!(placement, Placement::Set) && set == name)
+    }
+
+    /// Puts those headers into the map of an answer. The proxy calls it once, after the `on_response` hooks.
     pub fn write_response_headers(&mut self, headers: &mut HeaderMap) {
         for (name, value, placement) in self.response_headers.drain(..) {
             match placement {
@@ -210,7 +259,7 @@ pub struct PluginResponse<'r> {
     pub head: &'r mut response::Parts,
     /// The route that took the request.
     pub route: &'r Name,
-    /// What the request phase left.
+    /// The state that the request phase left.
     pub exchange: &'r mut Exchange,
 }
 
@@ -308,6 +357,11 @@ mod tests {
         exchange.set_response_header(http::header::SERVER, HeaderValue::from_static("a"));
         exchange.append_response_header(http::header::VARY, HeaderValue::from_static("origin"));
         exchange.set_response_header(http::header::SERVER, HeaderValue::from_static("b"));
+        assert!(exchange.replaces(&http::header::SERVER) && !exchange.replaces(&http::header::VARY));
+        let texts =
+            |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}", value.to_str().unwrap());
+        let added: Vec<_> = exchange.response_headers().map(texts).collect();
+        assert_eq!(added, ["vary: origin", "server: b"]);
         let mut headers = HeaderMap::new();
         headers.insert(http::header::SERVER, HeaderValue::from_static("upstream"));
         headers.insert(http::header::VARY, HeaderValue::from_static("accept"));

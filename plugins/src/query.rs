@@ -14,7 +14,7 @@ pub(crate) struct Parameter<'a>(&'a str);
 /// A decoded value. API keys and the like fit without an allocation.
 pub(crate) type Decoded = SmallVec<[u8; 128]>;
 
-/// What needs no percent-encoding in a query, by RFC 3986 section 2.3.
+/// The characters that need percent-encoding in a query: all but the unreserved ones of RFC 3986, section 2.3.
 const ENCODED: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The parameters of a query, in order.
@@ -53,7 +53,7 @@ impl<'a> Parameter<'a> {
         self.0.split_once('=').map(|(_, value)| value)
     }
 
-    /// Whether its name is `name` once decoded.
+    /// True if its name is `name` once decoded.
     pub(crate) fn is_named(self, name: &str) -> bool {
         let raw = self.0.split_once('=').map_or(self.0, |(name, _)| name);
         if raw == name {

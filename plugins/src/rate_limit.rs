@@ -1,6 +1,6 @@
-//! Limits how many requests a client may make in a time.
+//! Limits the number of requests that a client may make in a span of time.
 //!
-//! `limit` requests are allowed in every `window`, counted for each client by itself: `by` says what a client is. Each
+//! `limit` requests are allowed in every `window`, counted for each client by itself; `by` defines a client. Each
 //! plugin counts on its own, over all routes that it is attached to, and so does each proxy: with `store: local`, a
 //! fleet of ten proxies lets through up to ten times the limit.
 //!
@@ -53,103 +53,104 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError, HumanDuration};
 
+use crate::consumers::Consumers;
 use crate::context::Context;
 use crate::plugin::{Flow, Phase, Plugin, PluginRequest, Reply};
 use crate::registry::Definition;
 
-/// How many requests in which time, and for whom.
+/// The number of requests in a span of time, and the client that they are counted for.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Rate limit", example = serde_json::json!({"limit": 100}), example = serde_json::json!({
     "limit": 10, "window": "1s", "burst": 50, "by": "consumer", "algorithm": "token-bucket",
 }))]
 pub(crate) struct Config {
-    /// How many requests a client may make in each window.
+    /// The number of requests that a client may make in each window.
     #[schemars(title = "Limit", range(min = 1, max = 1_000_000_000))]
     limit: NonZeroU32,
     /// The length of the window, at least 1ms.
     #[serde(default = "default_window")]
     #[schemars(title = "Window")]
     window: HumanDuration,
-    /// How many requests may come at once; absent: `limit` for a token bucket, 1 for a leaky bucket. A sliding window
-    /// has none.
+    /// The number of requests that may come at once. Absent: `limit` for a token bucket, 1 for a leaky bucket. A sliding window has
+    /// no burst.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(title = "Burst", range(min = 1, max = 1_000_000_000))]
     burst: Option<NonZeroU32>,
-    /// What a client is. A request that does not have it counts for its IP address.
+    /// The property that identifies a client. A request without it counts for its IP address.
     #[serde(default)]
     #[schemars(title = "Count by")]
     by: By,
-    /// The header whose value is the client, when it is counted by header.
+    /// The header whose value identifies the client, for `by: header`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(title = "Header")]
     header: Option<String>,
-    /// How requests are counted.
+    /// The algorithm by which requests are counted.
     #[serde(default)]
     #[schemars(title = "Algorithm")]
     algorithm: Algorithm,
-    /// Where counts are kept.
+    /// The place where counts are kept.
     #[serde(default)]
     #[schemars(title = "Store")]
     store: Store,
-    /// The status of the answer to a request too many, from 400 to 599.
+    /// The status of the response to a request beyond the limit, from 400 to 599.
     #[serde(default = "default_status")]
     #[schemars(title = "Status", range(min = 400, max = 599))]
     status: NonZeroU16,
-    /// Whether answers say nothing of the limit, not even `Retry-After`.
+    /// Omits all headers about the limit, even `Retry-After`.
     #[serde(default)]
     #[schemars(title = "Hide headers")]
     hide_headers: bool,
-    /// Whether answers also carry the IETF draft's `RateLimit-Policy` and `RateLimit`.
+    /// Adds to responses the IETF draft's `RateLimit-Policy` and `RateLimit`.
     #[serde(default)]
     #[schemars(title = "IETF headers")]
     ietf_headers: bool,
 }
 
-/// What a client is.
+/// The property that identifies a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum By {
     /// The authenticated consumer.
     #[default]
     Consumer,
-    /// The IP address; of an IPv6 address its /64 network.
+    /// The IP address, or the /64 network of an IPv6 address.
     Ip,
     /// The value of a header.
     Header,
     /// The path of the request.
     Path,
-    /// The credential by which the consumer proved itself.
+    /// The credential by which the consumer authenticated.
     Credential,
-    /// Everybody together.
+    /// All clients together.
     Global,
 }
 
-/// How requests are counted.
+/// The algorithm by which requests are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Algorithm {
-    /// Never more than the limit in any span of time as long as the window.
+    /// At most `limit` requests in any span of time as long as the window.
     #[default]
     SlidingWindow,
-    /// A bucket of tokens that is filled evenly.
+    /// A bucket of tokens that is refilled evenly.
     TokenBucket,
-    /// A token bucket that holds a single token unless told otherwise.
+    /// A token bucket with a single token unless `burst` is set.
     LeakyBucket,
 }
 
-/// Where counts are kept.
+/// The place where counts are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Store {
-    /// In each proxy by itself.
+    /// Each proxy counts by itself.
     #[default]
     Local,
-    /// In Redis, for all proxies together. Not supported by this version.
+    /// All proxies count together in Redis. Not supported by this version.
     Redis,
 }
 
-/// Limits how many requests a client may make in a time.
+/// Limits the number of requests that a client may make in a span of time.
 pub(crate) struct RateLimit {
     budget: Budget,
     by: By,
@@ -172,6 +173,10 @@ impl Plugin for RateLimit {
             Some(wait) => self.refuse(wait),
         }
     }
+
+    fn uses_consumer_headers(&self) -> bool {
+        self.header.as_ref().is_some_and(|name| Consumers::HEADERS.contains(name))
+    }
 }
 
 impl Definition for RateLimit {
@@ -186,7 +191,8 @@ impl Definition for RateLimit {
             errors.push("window", "must be at least 1ms");
         }
         if config.burst.is_some() && config.algorithm == Algorithm::SlidingWindow {
-            errors.push("burst", "needs algorithm token-bucket or leaky-bucket: a sliding window has no burst");
+            errors
+                .push("burst", "needs algorithm token-bucket or leaky-bucket: a sliding window has no burst");
         }
         match (config.by, config.header.as_deref()) {
             (By::Header, None) => errors.push("header", "is required when by is header"),
@@ -251,7 +257,7 @@ impl RateLimit {
     }
 }
 
-/// What answers say of the limit.
+/// The headers by which answers tell the limit.
 struct AnswerHeaders {
     limit: HeaderValue,
     ietf: Option<IetfHeaders>,
@@ -306,7 +312,7 @@ impl AnswerHeaders {
     }
 }
 
-/// What a client may do, in numbers. Times are nanoseconds.
+/// A client's limit, in numbers. Times are nanoseconds.
 #[derive(Debug, Clone, Copy)]
 struct Budget {
     kind: Kind,
@@ -344,7 +350,7 @@ impl Budget {
 const LOG_ENTRIES: u32 = 64;
 const MIN_WINDOW: Duration = Duration::from_millis(1);
 
-/// What became of a request. Times are nanoseconds.
+/// The decision on a request. Times are nanoseconds.
 #[derive(Debug, PartialEq, Eq)]
 struct Verdict {
     /// How many more would pass now.
@@ -388,7 +394,7 @@ struct Clients {
     /// The latest time seen. A worker that read its clock before another may come after it; time does not go back for it.
     now: u64,
     usages: HashMap<Client, Usage, fast::RandomState>,
-    /// What clients share for whom there is no room.
+    /// The usage that all clients share for which there is no room.
     crowd: Usage,
     /// How many clients there may be before those are forgotten for whom nothing is counted.
     sweep_at: usize,
@@ -477,7 +483,7 @@ impl Clients {
     }
 }
 
-/// What a client has used. One that is like new can be forgotten.
+/// The part of the limit that a client has used. A usage that is like new can be forgotten.
 #[derive(Debug, Clone, Default)]
 enum Usage {
     #[default]
@@ -691,7 +697,8 @@ mod tests {
         assert!(first.meets(&*plugin).is_none());
         let headers = first.answer_headers(&[("ratelimit-limit", "the upstream's")]);
         for prefix in ["", "x-"] {
-            let values = ["limit", "remaining", "reset"].map(|name| &headers[format!("{prefix}ratelimit-{name}")]);
+            let values =
+                ["limit", "remaining", "reset"].map(|name| &headers[format!("{prefix}ratelimit-{name}")]);
             assert_eq!(values, ["2", "1", "10"]);
         }
         assert_eq!(headers.len(), 6);
@@ -700,7 +707,10 @@ mod tests {
         let answer = third.meets(&*plugin).unwrap();
         assert_eq!((answer.status, &answer.headers["retry-after"]), (429, &HeaderValue::from_static("4")));
         let headers = third.answer_headers(&[]);
-        assert_eq!((&headers["ratelimit-remaining"], &headers["ratelimit-reset"]), (&"0".parse().unwrap(), &"8".parse().unwrap()));
+        assert_eq!(
+            (&headers["ratelimit-remaining"], &headers["ratelimit-reset"]),
+            (&"0".parse().unwrap(), &"8".parse().unwrap())
+        );
         assert!(at(10.5).meets(&*plugin).is_none());
     }
 
@@ -713,7 +723,10 @@ mod tests {
         assert_eq!(headers["ratelimit-policy"], "\"p\";q=2;w=10");
         assert_eq!(headers["ratelimit"], "\"p\";r=1;t=10");
 
-        let plugin = build("rate-limit", json!({"limit": 1, "hide_headers": true, "ietf_headers": true, "status": 503}));
+        let plugin = build(
+            "rate-limit",
+            json!({"limit": 1, "hide_headers": true, "ietf_headers": true, "status": 503}),
+        );
         let mut client = at(0.);
         assert!(client.meets(&*plugin).is_none());
         let answer = client.meets(&*plugin).unwrap();
@@ -741,8 +754,10 @@ mod tests {
     fn a_leaky_bucket_wants_requests_evenly_spaced() {
         let plugin = build("rate-limit", json!({"limit": 10, "window": "10s", "algorithm": "leaky-bucket"}));
         assert_eq!(passing(&*plugin, [0., 0.5, 1., 1.9, 2., 2., 3.].map(at)), 4);
-        let plugin =
-            build("rate-limit", json!({"limit": 10, "window": "10s", "algorithm": "leaky-bucket", "burst": 2}));
+        let plugin = build(
+            "rate-limit",
+            json!({"limit": 10, "window": "10s", "algorithm": "leaky-bucket", "burst": 2}),
+        );
         assert_eq!(passing(&*plugin, [0., 0., 0., 1., 1.].map(at)), 3);
     }
 
@@ -755,7 +770,7 @@ mod tests {
         }
     }
 
-    /// Whether two requests count as of one client.
+    /// Checks that two requests count as one client's exactly if `expected` is true.
     #[track_caller]
     #[expect(clippy::needless_pass_by_value, reason = "configurations are written in place")]
     fn one_client(config: Value, mut one: TestClient, mut other: TestClient, expected: bool) {
@@ -779,7 +794,12 @@ mod tests {
         one_client(by("path"), get("/a"), get("/b"), false);
         let header = || json!({"limit": 1, "by": "header", "header": "X-User"});
         one_client(header(), get("/").header("x-user", "a"), get("/").header("x-user", "b"), false);
-        one_client(header(), from("192.0.2.1").header("x-user", "a"), from("192.0.2.2").header("x-user", "a"), true);
+        one_client(
+            header(),
+            from("192.0.2.1").header("x-user", "a"),
+            from("192.0.2.2").header("x-user", "a"),
+            true,
+        );
         one_client(header(), from("192.0.2.1"), from("192.0.2.1"), true);
         one_client(header(), from("192.0.2.1"), from("192.0.2.2"), false);
     }
@@ -809,7 +829,8 @@ mod tests {
     fn a_changed_limit_keeps_the_counts_and_a_changed_window_does_not() {
         for algorithm in ["sliding-window", "token-bucket"] {
             let states = States::default();
-            let config = |limit: u32, window: &str| json!({"limit": limit, "window": window, "algorithm": algorithm});
+            let config =
+                |limit: u32, window: &str| json!({"limit": limit, "window": window, "algorithm": algorithm});
             let before = build_in(&states, "rate-limit", config(5, "10s"));
             assert_eq!(passing(&*before, [0.; 4].map(at)), 4);
             let raised = build_in(&states, "rate-limit", config(200, "10s"));
@@ -838,7 +859,10 @@ mod tests {
             (json!({"limit": 1000, "window": "1h", "by": "ip"}), 1000),
             (json!({"limit": 50, "window": "1h", "by": "ip"}), 50),
             (json!({"limit": 1000, "window": "365d", "by": "ip", "algorithm": "token-bucket"}), 1000),
-            (json!({"limit": 10, "window": "365d", "burst": 77, "by": "ip", "algorithm": "leaky-bucket"}), 77),
+            (
+                json!({"limit": 10, "window": "365d", "burst": 77, "by": "ip", "algorithm": "leaky-bucket"}),
+                77,
+            ),
         ] {
             let plugin = build("rate-limit", config.clone());
             let allowed: usize = std::thread::scope(|scope| {
@@ -847,7 +871,9 @@ mod tests {
                         let plugin = &plugin;
                         scope.spawn(move || {
                             // Clocks that disagree, and go to and fro.
-                            let now = |i: u64| Duration::from_micros(1_000_000 + (i * 7919 + worker * 104_729) % 5000);
+                            let now = |i: u64| {
+                                Duration::from_micros(1_000_000 + (i * 7919 + worker * 104_729) % 5000)
+                            };
                             passing(&**plugin, (0..2000).map(|i| TestClient::new("GET", "/").at(now(i))))
                         })
                     })
@@ -868,7 +894,8 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         // Each request is 10 µs after the one before: a hundred of them for each token.
-                        let take = || counters.take(Client(7), clock.fetch_add(10_000, Ordering::Relaxed), &budget);
+                        let take =
+                            || counters.take(Client(7), clock.fetch_add(10_000, Ordering::Relaxed), &budget);
                         (0..50_000).filter(|_| take().refused_for.is_none()).count() as u64
                     })
                 })
@@ -1016,7 +1043,10 @@ mod tests {
         for expected in ["limit: must be at least 1", "status: must be at least 400"] {
             assert!(all.contains(expected), "{expected} in {all}");
         }
-        let all = refused("rate-limit", json!({"limit": 1, "window": "0s", "burst": 5, "by": "header", "store": "redis"}));
+        let all = refused(
+            "rate-limit",
+            json!({"limit": 1, "window": "0s", "burst": 5, "by": "header", "store": "redis"}),
+        );
         for expected in [
             "window: must be at least 1ms",
             "burst: needs algorithm",
@@ -1027,7 +1057,10 @@ mod tests {
         }
         assert_eq!(refused("rate-limit", json!({})), "limit: is required");
         assert!(refused("rate-limit", json!({"limit": 1, "header": "x"})).starts_with("header: is only"));
-        assert!(refused("rate-limit", json!({"limit": 1, "by": "header", "header": "a b"})).starts_with("header: "));
+        assert!(
+            refused("rate-limit", json!({"limit": 1, "by": "header", "header": "a b"}))
+                .starts_with("header: ")
+        );
         assert!(refused("rate-limit", json!({"limit": 2_000_000_000})).contains("at most 1000000000"));
     }
 }

@@ -6,7 +6,7 @@ use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize as _, Deserializer};
 use serde_json::Value;
 use serde_path_to_error::Segment;
-use signalbox_config::{Errors, FieldError, PluginCatalog, ResourceKey, check_placeholders, check_structure};
+use signalbox_config::{Errors, FieldError, ResourceKey, check_placeholders, check_structure};
 
 use crate::context::Context;
 use crate::plugin::{Phase, Plugin};
@@ -21,17 +21,17 @@ pub trait Definition: Plugin + Sized {
     const ORDER: i32;
     /// The phases it can take part in.
     const PHASES: &'static [Phase];
-    /// Whether it answers every CORS preflight request that it sees. A route with such a plugin takes the preflights of the
+    /// True if it answers every CORS preflight request that it sees. A route with such a plugin takes the preflights of the
     /// requests that it takes.
     const ANSWERS_PREFLIGHTS: bool = false;
 
     /// Its configuration: serde reads it, `schemars` describes it, with `deny_unknown_fields`.
     type Config: DeserializeOwned + JsonSchema;
 
-    /// What is wrong with a configuration beyond its shape.
+    /// Adds the errors of a configuration beyond its shape to `errors`.
     fn check(config: &Self::Config, errors: &mut Errors);
 
-    /// What a configuration refers to, with the field's path within it.
+    /// The resources that a configuration refers to, each with the field's path within the configuration.
     fn references(_config: &Self::Config) -> Vec<(ResourceKey, String)> {
         Vec::new()
     }
@@ -50,11 +50,11 @@ pub struct PluginType {
     pub default_order: i32,
     /// The phases it can take part in.
     pub phases: &'static [Phase],
-    /// Whether it answers every CORS preflight request that it sees.
+    /// True if it answers every CORS preflight request that it sees.
     pub answers_preflights: bool,
     schema: LazyLock<Schema>,
-    check: fn(&Self, &Value) -> Vec<FieldError>,
-    references: fn(&Value) -> Vec<(ResourceKey, String)>,
+    pub(crate) check: fn(&Self, &Value) -> Vec<FieldError>,
+    pub(crate) references: fn(&Value) -> Vec<(ResourceKey, String)>,
     build: Build,
 }
 
@@ -82,11 +82,6 @@ impl PluginType {
         }
     }
 
-    /// The type of this name.
-    pub fn find(name: &str) -> Option<&'static Self> {
-        crate::TYPES.iter().find(|plugin_type| plugin_type.name == name)
-    }
-
     /// The JSON schema of its configuration, for checks and for forms.
     ///
     /// Every field has a title and a description, and one that may be left out its default, where there is one. JSON
@@ -95,7 +90,7 @@ impl PluginType {
         &self.schema
     }
 
-    /// Builds a plugin from canonical JSON that [`PluginCatalog::check`] accepted.
+    /// Builds a plugin from canonical JSON that [`signalbox_config::PluginCatalog::check`] accepted.
     pub fn build(&self, config: &[u8], context: &Context<'_>) -> Result<Arc<dyn Plugin>, Vec<FieldError>> {
         (self.build)(config, context)
     }
@@ -155,7 +150,7 @@ fn check<D: Definition>(schema: &Schema, config: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let mut value = config.clone();
     errors.extend_misshapen(check_placeholders(schema, config));
-    errors.extend_misshapen(check_structure(schema, &mut value, D::NAME));
+    errors.extend_misshapen(check_structure(schema, &mut value, &[]));
     // serde stops at the first value that it cannot read ("window: abc"); what is left is read without that field.
     loop {
         let error = match serde_path_to_error::deserialize::<_, D::Config>(value.clone()) {
@@ -183,33 +178,6 @@ fn check<D: Definition>(schema: &Schema, config: &Value) -> Vec<FieldError> {
     errors.finish(Some(())).err().unwrap_or_default()
 }
 
-/// The registry as the configuration crate sees it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Catalog;
-
-impl PluginCatalog for Catalog {
-    fn default_order(&self, type_name: &str) -> Option<i32> {
-        PluginType::find(type_name).map(|plugin_type| plugin_type.default_order)
-    }
-
-    fn type_names(&self) -> Vec<&'static str> {
-        let mut names: Vec<_> = crate::TYPES.iter().map(|plugin_type| plugin_type.name).collect();
-        names.sort_unstable();
-        names
-    }
-
-    fn check(&self, type_name: &str, config: &Value) -> Vec<FieldError> {
-        match PluginType::find(type_name) {
-            Some(plugin_type) => (plugin_type.check)(plugin_type, config),
-            None => vec![FieldError::new("", format!("unknown plugin type {type_name:?}"))],
-        }
-    }
-
-    fn references(&self, type_name: &str, config: &Value) -> Vec<(ResourceKey, String)> {
-        PluginType::find(type_name).map(|plugin_type| (plugin_type.references)(config)).unwrap_or_default()
-    }
-}
-
 /// Declares the modules of the plugins and the table of them: `file::Type`.
 macro_rules! plugins {
     ($($module:ident :: $type:ident),* $(,)?) => {
@@ -227,11 +195,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use serde_json::json;
+    use signalbox_config::PluginCatalog as _;
 
     use super::*;
-    use crate::TYPES;
     use crate::context::States;
     use crate::testing::{build, name};
+    use crate::{Catalog, TYPES};
 
     /// The default order of the types that are designed, so that users' own `order`s stay right when one is added.
     const ORDERS: [(&str, i32); 20] = [

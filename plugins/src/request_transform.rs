@@ -41,7 +41,7 @@ use crate::plugin::{Flow, Phase, Plugin, PluginRequest, Reply};
 use crate::query;
 use crate::registry::Definition;
 
-/// What is changed, operation by operation.
+/// The changes, operation by operation.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Request transformation", example = serde_json::json!({
@@ -50,34 +50,34 @@ use crate::registry::Definition;
     "add": {"headers": {"x-api-version": "2"}, "body": {"source": "gateway"}},
 }))]
 pub(crate) struct Config {
-    /// First: names that are taken out.
+    /// The first operation removes all values of these names.
     #[serde(default, skip_serializing_if = "Names::is_empty")]
     #[schemars(title = "Remove")]
     remove: Names,
-    /// Second: other names, old to new.
+    /// The second operation renames: old name to new name.
     #[serde(default, skip_serializing_if = "Renames::is_empty")]
     #[schemars(title = "Rename")]
     rename: Renames,
-    /// Third: values that are set where the name is present.
+    /// The third operation sets values where the name is present.
     #[serde(default, skip_serializing_if = "Values::is_empty")]
     #[schemars(title = "Replace")]
     replace: Values,
-    /// Fourth: values that are set where the name is absent.
+    /// The fourth operation sets values where the name is absent.
     #[serde(default, skip_serializing_if = "Values::is_empty")]
     #[schemars(title = "Add")]
     add: Values,
-    /// Fifth: values that are added to what is there.
+    /// The fifth operation adds values to those that are there.
     #[serde(default, skip_serializing_if = "Values::is_empty")]
     #[schemars(title = "Append")]
     append: Values,
-    /// The largest JSON body that is changed, at most 64MiB; a larger one is answered 413. Without changes of the body
+    /// The largest JSON body that is changed, at most 64MiB. Requests with larger ones are answered 413. Without changes of the body
     /// there is no limit.
     #[serde(default = "default_max_body")]
     #[schemars(title = "Max body")]
     max_body: ByteSize,
 }
 
-/// Names of what is taken out.
+/// The names that are removed.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Names {
@@ -248,7 +248,8 @@ fn edit_query(edits: &Edits<Box<str>, Box<str>>, uri: &Uri) -> Option<Uri> {
         query::parameters(query).filter(|_| uri.query().is_some()).map(|p| p.text().into()).collect();
     let before = texts.clone();
     let is = |text: &str, name: &str| query::parameters(text).any(|parameter| parameter.is_named(name));
-    let set = |name: &str, value: &str| Cow::from(format!("{}={}", query::encode(name), query::encode(value)));
+    let set =
+        |name: &str, value: &str| Cow::from(format!("{}={}", query::encode(name), query::encode(value)));
     for name in &edits.remove {
         texts.retain(|text| !is(text, name));
     }
@@ -421,12 +422,13 @@ impl JsonSchema for Scalar {
     }
 }
 
-/// What is wrong is left out of the result.
+/// Reads a configuration. Parts that are wrong are missing from the result.
 fn parse(config: &Config, errors: &mut Errors) -> RequestTransform {
     if config.max_body.0 == 0 || config.max_body.0 > MAX_BODY {
         errors.push("max_body", "must be at least 1 byte, and at most 64MiB");
     }
-    let mut header = Parser { part: "headers", name: header_name, value: |text: &String| header_value(text), errors };
+    let mut header =
+        Parser { part: "headers", name: header_name, value: |text: &String| header_value(text), errors };
     let headers = header.edits(
         &config.remove.headers,
         &config.rename.headers,
@@ -445,7 +447,12 @@ fn parse(config: &Config, errors: &mut Errors) -> RequestTransform {
         &config.rename.body,
         [&config.replace.body, &config.add.body, &config.append.body],
     );
-    RequestTransform { headers, query, body, max_body: usize::try_from(config.max_body.0).unwrap_or(usize::MAX) }
+    RequestTransform {
+        headers,
+        query,
+        body,
+        max_body: usize::try_from(config.max_body.0).unwrap_or(usize::MAX),
+    }
 }
 
 /// Reads the operations on one part of the request.
@@ -621,7 +628,13 @@ mod tests {
         );
         assert_eq!(
             after,
-            ["x-fresh: one", "x-kept: kept", "x-kept: more", "x-new: replaced", "x-removed-then-added: again"]
+            [
+                "x-fresh: one",
+                "x-kept: kept",
+                "x-kept: more",
+                "x-new: replaced",
+                "x-removed-then-added: again"
+            ]
         );
     }
 
@@ -630,7 +643,10 @@ mod tests {
         let config = json!({"rename": {"headers": {"x-old": "x-new"}}});
         let after = headers_after(config, &[("x-old", "a"), ("x-old", "b"), ("x-new", "c")]);
         assert_eq!(after, ["x-new: a", "x-new: b"]);
-        assert_eq!(headers_after(json!({"rename": {"headers": {"x-a": "X-A"}}}), &[("x-a", "1")]), ["x-a: 1"]);
+        assert_eq!(
+            headers_after(json!({"rename": {"headers": {"x-a": "X-A"}}}), &[("x-a", "1")]),
+            ["x-a: 1"]
+        );
     }
 
     #[test]
@@ -776,7 +792,9 @@ mod tests {
             let (name, value) = text.split_once('=').unwrap_or((text, ""));
             (decode(name), decode(value))
         };
-        uri.query().map(|query| query.split('&').filter(|text| !text.is_empty()).map(split).collect()).unwrap_or_default()
+        uri.query()
+            .map(|query| query.split('&').filter(|text| !text.is_empty()).map(split).collect())
+            .unwrap_or_default()
     }
 
     proptest! {

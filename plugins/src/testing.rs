@@ -1,4 +1,4 @@
-//! What the plugins' tests share.
+//! Helpers that the plugins' tests share.
 #![allow(clippy::needless_pass_by_value, reason = "configurations are written in place")]
 
 use std::net::IpAddr;
@@ -89,7 +89,7 @@ impl Client {
         Ok(String::from_utf8(bytes.to_vec()).unwrap())
     }
 
-    /// What the plugins put on an answer that had `name: value`.
+    /// The headers of an answer with the headers `upstream`, once the plugins have added theirs.
     pub(crate) fn answer_headers(&mut self, upstream: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in upstream {
@@ -139,7 +139,7 @@ pub(crate) fn build_in(states: &States, type_name: &str, config: Value) -> Arc<d
     PluginType::find(type_name).unwrap().build(&config, &context).unwrap()
 }
 
-/// What is wrong with a configuration: `field: message`, one a line.
+/// The errors of a configuration: `field: message`, one a line.
 #[track_caller]
 pub(crate) fn refused(type_name: &str, config: Value) -> String {
     let errors = Catalog.check(type_name, &config);

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use signalbox_config::{CertificateSpec, ConsumerSpec, ListenerSpec, PluginSpec, RouteSpec, UpstreamSpec};
+use signalbox_config::Kind;
 use signalbox_plugins::{PluginType, TYPES};
 
 #[test]
@@ -46,22 +46,28 @@ fn write_the_pages() {
 /// The page of the resources with the tables of their fields between its marks.
 fn with_fields(page: &str) -> String {
     let mut page = page.to_owned();
-    for (kind, schema) in [
-        ("listener", schemars::schema_for!(ListenerSpec)),
-        ("route", schemars::schema_for!(RouteSpec)),
-        ("upstream", schemars::schema_for!(UpstreamSpec)),
-        ("plugin", schemars::schema_for!(PluginSpec)),
-        ("consumer", schemars::schema_for!(ConsumerSpec)),
-        ("certificate", schemars::schema_for!(CertificateSpec)),
-    ] {
+    for kind in Kind::ALL {
         let (start, end) = (format!("<!-- fields: {kind} -->\n"), "<!-- end -->\n");
-        let (before, rest) = page.split_once(&start).unwrap();
-        let (_, after) = rest.split_once(end).unwrap();
+        if !page.contains(&start) {
+            write!(page, "\n## {}\n\n{}\n\n{start}{end}", kind.title(), kind.about()).unwrap();
+        }
+        let schema = kind.schema().as_value();
         let mut table = "| field | type | default | meaning |\n| --- | --- | --- | --- |\n".to_owned();
-        write_fields(schema.as_value(), schema.as_value(), "", &mut table);
-        page = format!("{before}{start}{table}{end}{after}");
+        write_fields(schema, schema, "", &mut table);
+        page = with_between(&page, &start, &table, end);
     }
-    page
+    let rows: String = Kind::ALL
+        .map(|kind| format!("| [{kind}](#{kind}) | `{}` | {} |\n", kind.plural(), kind.about()))
+        .concat();
+    let table = format!("| kind | list in documents and paths | meaning |\n| --- | --- | --- |\n{rows}");
+    with_between(&page, "<!-- kinds -->\n", &table, "<!-- end of kinds -->\n")
+}
+
+/// The page with `text` between two marks.
+fn with_between(page: &str, start: &str, text: &str, end: &str) -> String {
+    let (before, rest) = page.split_once(start).unwrap();
+    let (_, after) = rest.split_once(end).unwrap();
+    format!("{before}{start}{text}{end}{after}")
 }
 
 fn configuration() -> PathBuf {
@@ -71,8 +77,6 @@ fn configuration() -> PathBuf {
 /// The overview with the table of all types between its marks.
 fn with_table(index: &str) -> String {
     let (start, end) = ("<!-- types -->\n", "<!-- end of types -->\n");
-    let (before, rest) = index.split_once(start).unwrap();
-    let (_, after) = rest.split_once(end).unwrap();
     let mut types: Vec<&PluginType> = TYPES.iter().collect();
     types.sort_by_key(|plugin_type| std::cmp::Reverse(plugin_type.default_order));
     let rows: String = types
@@ -82,7 +86,7 @@ fn with_table(index: &str) -> String {
         })
         .collect();
     let head = "| type | default order | does |\n| --- | --- | --- |\n";
-    format!("{before}{start}{head}{rows}{end}{after}")
+    with_between(index, start, &format!("{head}{rows}"), end)
 }
 
 fn docs() -> PathBuf {
@@ -147,7 +151,7 @@ fn write_fields(root: &Value, schema: &Value, prefix: &str, page: &mut String) {
             }
             default => format!("`{default}`"),
         };
-        // Of an enum of objects, the variant has the words, not its only field.
+        // In an enum of objects, the variant has the description, not its only field.
         let words = [&property["description"], &schema["description"]];
         let mut meaning = words.iter().find_map(|words| words.as_str()).unwrap().replace('\n', " ");
         for variant in variants(target).chain(variants(resolve(root, &target["items"]))) {
@@ -155,7 +159,7 @@ fn write_fields(root: &Value, schema: &Value, prefix: &str, page: &mut String) {
                 meaning,
                 "<br>`{}`: {}",
                 variant["const"].as_str().unwrap(),
-                variant["description"].as_str().unwrap()
+                variant["description"].as_str().unwrap().replace('\n', " ")
             )
             .unwrap();
         }
@@ -184,7 +188,7 @@ fn variants(schema: &Value) -> impl Iterator<Item = &Value> {
     schema["oneOf"].as_array().into_iter().flatten().filter(|variant| variant.get("const").is_some())
 }
 
-/// What a person would call the type.
+/// The type in the words of a person.
 fn kind(root: &Value, schema: &Value) -> String {
     let schema = resolve(root, schema);
     let names: Vec<&str> = match &schema["type"] {
@@ -214,7 +218,7 @@ fn kind(root: &Value, schema: &Value) -> String {
     }
 }
 
-/// What a `$ref` means, and what an optional type is when it is there.
+/// The target of a `$ref`; for an optional type, the type that it has when it is there.
 fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     let optional =
         schema["anyOf"].as_array().and_then(|branches| branches.iter().find(|b| b["type"] != "null"));

@@ -73,12 +73,13 @@ impl Sources {
                 let first = values.first().map_or(0, |value| value.line);
                 let known = command.get_arguments().find(|argument| argument.get_long() == Some(&name));
                 let known = known.filter(|argument| argument.get_env().is_some() && name != FLAGS_FILE);
-                let argument = known
-                    .ok_or_else(|| format!("{}: there is no flag {name:?} for a file", origin(first)))?;
+                let argument = known.ok_or_else(|| {
+                    format!("{}: {name:?} is not a flag that a file can set", origin(first))
+                })?;
                 if let Some(second) =
                     values.get(1).filter(|_| !matches!(argument.get_action(), ArgAction::Append))
                 {
-                    return Err(format!("{}: {name} is there already, in line {first}", origin(second.line)));
+                    return Err(format!("{}: {name} was already set in line {first}", origin(second.line)));
                 }
                 if present.contains_key(&name) || from_environment.contains_key(&name) {
                     continue;
@@ -389,10 +390,10 @@ mod tests {
     #[test]
     fn what_is_wrong_in_a_file_of_flags_is_named_with_its_line() {
         for (text, expected) in [
-            ("size = 1\nnonsense = 2", "line 2: there is no flag \"nonsense\""),
-            ("flags-file = x", "line 1: there is no flag \"flags-file\""),
-            ("print = true", "line 1: there is no flag \"print\""),
-            ("size = 1\nsize = 2", "line 2: size is there already, in line 1"),
+            ("size = 1\nnonsense = 2", "line 2: \"nonsense\" is not a flag that a file can set"),
+            ("flags-file = x", "line 1: \"flags-file\" is not a flag"),
+            ("print = true", "line 1: \"print\" is not a flag"),
+            ("size = 1\nsize = 2", "line 2: size was already set in line 1"),
             ("size", "line 1 is not `name = value`"),
             ("size = \"1", "line 1: the value has no closing \""),
             ("size = \"1\" 2", "line 1: \"2\" follows the value"),

@@ -21,7 +21,7 @@ pub struct OpenFiles {
     pub wanted: u64,
 }
 
-/// Whether a limit on open files is high enough.
+/// Says if a limit on open files is high enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {
     /// It is.
@@ -81,6 +81,14 @@ fn least_address_space(threads: u64) -> u64 {
     const OTHERS: u64 = 128 << 20;
     const THREAD: u64 = 8 << 20;
     OTHERS.saturating_add(threads.saturating_mul(THREAD))
+}
+
+/// Turns a write beyond the limit on file sizes (`ulimit -f`) into an error of that write. By default the signal ends the
+/// process. To be called within a tokio runtime; it holds as long as the process runs.
+pub fn survive_file_size_limit() -> std::io::Result<()> {
+    let kind = tokio::signal::unix::SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    // The handler stays when this is dropped.
+    tokio::signal::unix::signal(kind).map(drop)
 }
 
 #[cfg(test)]

@@ -1,15 +1,14 @@
 //! The program's own log, on standard error.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::level_filters::LevelFilter;
+use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 use tracing_subscriber::EnvFilter;
-
-use crate::ProcessArgs;
 
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -20,7 +19,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// What is logged: a level for everything, and levels for modules. Checked when it is parsed.
+/// The levels that are logged: one for everything, and others for modules. They are checked when they are parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLevel(String);
 
@@ -46,17 +45,56 @@ impl FromStr for LogLevel {
     }
 }
 
+impl LogLevel {
+    /// True if it asks for more than this build can log: `trace` is left out of release builds.
+    fn exceeds(&self, most: LevelFilter) -> bool {
+        let levels =
+            self.0.split(',').map(|part| part.split_once('=').map_or(part, |(_, level)| level).trim());
+        levels.filter_map(|level| level.parse::<LevelFilter>().ok()).any(|level| level > most)
+    }
+}
+
 /// Starts the log. It goes to standard error: standard output is for what the programs print for others to read. A log
 /// that was started before, by a test, stays.
-pub fn start(args: &ProcessArgs) {
+pub fn start(level: &LogLevel, format: Option<LogFormat>) {
     let terminal = std::io::stderr().is_terminal();
-    let format = args.log_format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let filter = EnvFilter::new(&args.log_level.0);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let filter = EnvFilter::new(&level.0);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Output(std::io::stderr()));
     let _ = match format {
         LogFormat::Text => builder.with_ansi(terminal).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
+    if level.exceeds(STATIC_MAX_LEVEL) {
+        tracing::warn!(
+            "this build logs no more than {STATIC_MAX_LEVEL}, which is what --log-level counts as"
+        );
+    }
+}
+
+/// How many lines of the program's own log could not be written, because its disk is full for instance.
+pub fn lines_lost() -> u64 {
+    LINES_LOST.load(Ordering::Relaxed)
+}
+
+/// Like the log itself, there is one for the process.
+static LINES_LOST: AtomicU64 = AtomicU64::new(0);
+
+/// Takes every line. One that cannot be written is counted: the thread that logs it must go on, and the library would
+/// panic when it cannot complain on the same standard error.
+struct Output<W>(W);
+
+impl<W: Write> Write for Output<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.0.write_all(line).is_err() {
+            LINES_LOST.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Bounds how often lines of one kind are logged. There are as many kinds as `K` has values, so `K` is an enum.
@@ -73,7 +111,7 @@ impl<K: Ord> Throttle<K> {
         Self { interval, kinds: Mutex::default() }
     }
 
-    /// Whether a line of this kind may be logged now; then how many were not since the last one that was.
+    /// `Some` if a line of this kind may be logged now: how many were not logged since the last one that was.
     pub fn admit(&self, kind: K) -> Option<u64> {
         self.admit_at(kind, Instant::now())
     }
@@ -112,6 +150,37 @@ mod tests {
         assert_eq!(throttle.admit_at('a', at(9)), None);
         assert_eq!(throttle.admit_at('a', at(10)), Some(2));
         assert_eq!(throttle.admit_at('a', at(20)), Some(0));
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_written_is_counted_and_nothing_else() {
+        let before = lines_lost();
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut output = Output(full);
+        output.write_all(b"a line\n").unwrap();
+        output.write_all(b"another\n").unwrap();
+        assert_eq!(lines_lost() - before, 2);
+    }
+
+    #[test]
+    fn the_help_names_every_level_that_is_taken() {
+        let command = <crate::ProcessArgs as clap::Args>::augment_args(clap::Command::new("program"));
+        let flag = command.get_arguments().find(|argument| argument.get_long() == Some("log-level")).unwrap();
+        let help = flag.get_help().unwrap().to_string();
+        for level in ["off", "error", "warn", "info", "debug", "trace"] {
+            assert!(level.parse::<LogLevel>().is_ok(), "{level}");
+            assert!(help.contains(level), "{level} is not in {help:?}");
+        }
+    }
+
+    #[test]
+    fn a_level_that_a_build_leaves_out_is_seen() {
+        let exceeds = |text: &str, most| text.parse::<LogLevel>().unwrap().exceeds(most);
+        assert!(exceeds("trace", LevelFilter::DEBUG));
+        assert!(exceeds("info,h2=TRACE", LevelFilter::DEBUG));
+        assert!(!exceeds("debug", LevelFilter::DEBUG));
+        assert!(!exceeds("trace", LevelFilter::TRACE));
+        assert!(!exceeds("off", LevelFilter::DEBUG));
     }
 
     #[test]

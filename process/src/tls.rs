@@ -17,29 +17,31 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::time::{Instant, MissedTickBehavior};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::error_chain::ErrorChain;
+
 /// A server's certificate, and who may have signed those of its clients.
 #[derive(Debug, Clone)]
 pub struct ServerFiles {
-    /// What the certificate is for, as metrics and logs name it: `admin`.
+    /// The use of the certificate, as metrics and logs name it: `admin`.
     pub name: &'static str,
     /// The server's certificate chain.
     pub certificate: PathBuf,
     /// Its key.
     pub key: PathBuf,
-    /// Who may have signed clients' certificates; then clients must present one. Its name in metrics, and the file.
+    /// The authority of clients' certificates, which they must then present. Its name in metrics, and the file.
     pub client_ca: Option<(&'static str, PathBuf)>,
-    /// What is agreed on by ALPN.
+    /// The protocol that ALPN agrees on.
     pub alpn: &'static [u8],
 }
 
 /// Whom a client trusts, and its own certificate.
 #[derive(Debug, Clone)]
 pub struct ClientFiles {
-    /// Who may have signed the servers' certificates. Its name in metrics, and the file.
+    /// The authority of the servers' certificates. Its name in metrics, and the file.
     pub ca: (&'static str, PathBuf),
     /// The client's own certificate chain and key. Its name in metrics, and the files.
     pub identity: Option<(&'static str, PathBuf, PathBuf)>,
-    /// What is agreed on by ALPN.
+    /// The protocol that ALPN agrees on.
     pub alpn: &'static [u8],
 }
 
@@ -60,7 +62,7 @@ pub enum TlsFileError {
     Content {
         /// Which.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
 }
@@ -86,7 +88,7 @@ pub struct Reloading<C> {
 type Build<C> = Box<dyn Fn(&[Vec<u8>]) -> Result<Built<C>, TlsFileError> + Send + Sync>;
 
 struct State {
-    /// What the files held when they were read last.
+    /// The contents of the files when they were read last.
     contents: Vec<Vec<u8>>,
     expiries: Vec<Expiry>,
     /// Why the files cannot be used now, and whether that was logged.
@@ -130,7 +132,7 @@ impl<C: Send + Sync + 'static> Reloading<C> {
         Ok(Arc::new(Self { build: Box::new(build), files, current, state: Mutex::new(state) }))
     }
 
-    /// What is in use: for the next handshake.
+    /// The configuration in use, for the next handshake.
     pub fn current(&self) -> Arc<C> {
         self.current.load_full()
     }
@@ -189,8 +191,8 @@ impl<C: Send + Sync + 'static> Reloading<C> {
                 true
             }
             Err(error) => {
-                let reason = chain(&error);
-                // Of the first time, because whoever renews the files may be writing the second one.
+                let reason = ErrorChain(&error).to_string();
+                // The first failure is not logged: whoever renews the files may be writing the second one.
                 let repeated = state.failure.as_ref().is_some_and(|(before, _)| *before == reason);
                 let logged = state.failure.as_ref().is_some_and(|(_, logged)| repeated && *logged);
                 if repeated && !logged {
@@ -309,7 +311,7 @@ fn roots(path: &Path, authorities: Vec<CertificateDer<'static>>) -> Result<RootC
 }
 
 fn unusable(path: &Path, error: &dyn std::error::Error) -> TlsFileError {
-    TlsFileError::Content { path: path.to_owned(), reason: chain(error) }
+    TlsFileError::Content { path: path.to_owned(), reason: ErrorChain(error).to_string() }
 }
 
 fn first_expiry(path: &Path, chain: &[CertificateDer<'_>]) -> Result<i64, TlsFileError> {
@@ -336,21 +338,6 @@ fn warn_of_expiry(Expiry { name, not_after }: Expiry, now: i64) {
         let days = left / (24 * 60 * 60);
         tracing::warn!(certificate = name, days_left = days, "the certificate expires in less than 14 days");
     }
-}
-
-/// An error and its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// How often files are read.

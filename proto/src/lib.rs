@@ -51,5 +51,15 @@ pub const RESOURCE_TYPE_URL: &str = "type.googleapis.com/signalbox.config.v1.Res
 /// it tells a proxy that was started again from two that share a node id.
 pub const PROCESS_HEADER: &str = "signalbox-process";
 
+/// The header of a stream of counts in which a proxy says its node id.
+pub const NODE_HEADER: &str = "signalbox-node";
+
+/// The trailer in which a control plane says when a client that it has no room for is to come back, in milliseconds. gRPC
+/// defines it for retries.
+pub const RETRY_HEADER: &str = "grpc-retry-pushback-ms";
+
 /// The xDS name of the commit marker.
 pub const MARKER_NAME: &str = "revision";
+
+/// The field of [`signalbox::config::v1::Resource`] that holds the commit marker.
+pub const MARKER_TAG: u32 = 15;

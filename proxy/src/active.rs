@@ -1,64 +1,83 @@
-//! The configuration as a request sees it: all that can be resolved beforehand is.
+//! The configuration as a request sees it. Everything that can be resolved beforehand is resolved.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::shared_ptr::DefaultSharedPtr;
-use imbl::{GenericHashMap, Vector};
 use signalbox_config::{Action, Body, Edge, Limits, Name, Resource, RevisionId, Route, RouteIndex};
+use signalbox_plugins::precedence::{Attached, run_order};
 use signalbox_plugins::{Consumers, Plugin};
 
-use crate::telemetry::{Cells, Histograms};
-use crate::tls::ListenerTls;
+use crate::core::map::Map;
+use crate::core::slots::{Slot, SlotTable};
+use crate::telemetry::{Cells, Histograms, Period};
 use crate::upstream::Upstream;
+use crate::wire::tls::ListenerTls;
 
-/// A persistent map: a clone is cheap, a change costs itself.
-pub type Map<K, V> = GenericHashMap<K, V, foldhash::fast::RandomState, DefaultSharedPtr>;
+/// The number by which routes refer to an upstream.
+pub type UpstreamSlot = Slot<Upstream>;
+
+/// The number by which routes refer to their plugin chain.
+pub type ChainSlot = Slot<Chain>;
 
 /// One revision, compiled. A request holds on to one from its first to its last byte.
 ///
-/// What refers to something that may change on its own does so by number: a route to its upstreams and to its plugin
-/// chain. So a changed upstream touches no route.
+/// A route refers by slot to its upstreams and to its plugin chain, because these may change on their own. So a changed
+/// upstream touches no route.
 #[derive(Clone)]
 pub struct Active {
     pub id: RevisionId,
     pub routes: RouteIndex<Arc<CompiledRoute>>,
-    /// By slot; `None`: a free slot.
-    pub upstreams: Vector<Option<Arc<Upstream>>>,
-    /// By slot. The first is of routes without plugins: the global ones.
-    pub chains: Vector<Arc<Chain>>,
+    pub upstreams: SlotTable<Upstream>,
+    /// The chains of routes; [`Chain::GLOBAL`] is always there.
+    pub chains: SlotTable<Chain>,
     pub consumers: Consumers,
-    /// Of the consumers that have plugins.
+    /// The chains of the consumers that have plugins.
     pub consumer_chains: Map<Name, Arc<Chain>>,
-    /// By the number of the socket; `None`: a free number.
+    /// Listeners by the number of their socket; `None`: a free number.
     pub listeners: Vec<Option<Arc<ActiveListener>>>,
+    /// The counts of the requests that begin with this revision. Revisions under the same generation share them.
+    pub period: Arc<Period>,
 }
 
 /// A route in the index.
 pub struct CompiledRoute {
     resource: Arc<Resource>,
-    /// Slot and weight of the upstreams, weights added up: `[(4, 90), (7, 100)]`. Empty when it does not forward.
-    pub upstreams: Box<[(u32, u32)]>,
-    /// Slot of the plugin chain.
-    pub chain: u32,
-    /// Slot of the upstream that gets copies, and of how many requests in a million.
-    mirror: Option<(u32, u32)>,
-    /// How long nothing may move, where that is less than the whole may take.
+    /// The upstreams that share the requests. Empty when the route does not forward.
+    pub upstreams: Box<[WeightedSlot]>,
+    pub chain: ChainSlot,
+    mirror: Option<MirrorSlot>,
+    /// The time after which the exchange fails if no bytes move. `None` if the timeout of the whole exchange is not
+    /// longer.
     pub idle_timeout: Option<Duration>,
     guarded: bool,
     pub stats: Arc<RouteStats>,
 }
 
-/// What is counted of a route; kept when the route changes.
+/// One of the upstreams that share a route's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightedSlot {
+    pub upstream: UpstreamSlot,
+    /// The sum of the weights up to this upstream's, its own included; the last entry has the sum of all.
+    pub cumulative_weight: u32,
+}
+
+/// The upstream that gets mirrored requests, and how many of a million requests are mirrored.
+#[derive(Debug, Clone, Copy)]
+struct MirrorSlot {
+    upstream: UpstreamSlot,
+    millionths: u32,
+}
+
+/// Counters of a route. They are kept when the route changes.
 #[derive(Debug)]
 pub struct RouteStats {
-    /// The route's name; empty for requests that no route took.
+    /// The route's name; empty for requests that matched no route.
     pub name: Arc<str>,
     pub requests: Cells,
 }
 
-/// What is measured of a plugin; kept when it changes.
+/// Measurements of a plugin. They are kept when the plugin changes.
 #[derive(Debug)]
 pub struct PluginStats {
     pub name: Name,
@@ -69,13 +88,13 @@ pub struct PluginStats {
 #[derive(Debug, PartialEq, Eq)]
 pub struct ActiveListener {
     pub name: Name,
-    /// Where it listens.
+    /// The address that the listener is bound to.
     pub bound: SocketAddr,
-    /// The number of the name, for counting.
+    /// The number of the name in counters.
     pub label: u16,
     pub limits: Limits,
     pub edge: Edge,
-    /// `None`: it speaks in the clear.
+    /// `None`: the listener does not speak TLS.
     pub tls: Option<Arc<ListenerTls>>,
 }
 
@@ -87,9 +106,11 @@ pub struct Chain {
     pub types: TypeSet,
     /// The smallest cap of a plugin that may want the request's body.
     pub body_cap: Option<usize>,
-    /// Whether a plugin wants to see answers that are made before its turn comes.
+    /// True if a plugin uses the headers about the consumer, which are then put into the request's head.
+    pub uses_consumer_headers: bool,
+    /// True if a plugin has a hook for local replies that are made before it ran.
     pub wants_local_reply: bool,
-    /// Whether a plugin answers CORS preflight requests.
+    /// True if a plugin answers CORS preflight requests.
     pub answers_preflights: bool,
 }
 
@@ -98,7 +119,7 @@ pub struct Chain {
 pub struct Step {
     pub name: Name,
     pub plugin: Arc<dyn Plugin>,
-    /// Its type, as a set of one.
+    /// The plugin's type, as a set of one.
     pub type_set: TypeSet,
     /// The highest runs first; of equals the lowest name.
     pub order: i32,
@@ -120,14 +141,15 @@ impl Active {
         self.listeners.get(usize::from(socket))?.as_ref()
     }
 
-    /// Whether a plugin of the route answers CORS preflight requests.
+    /// True if a plugin of the route answers CORS preflight requests.
     pub fn answers_preflights(&self, route: &CompiledRoute) -> bool {
-        self.chains.get(route.chain as usize).is_some_and(|chain| chain.answers_preflights)
+        self.chains.get(route.chain).is_some_and(|chain| chain.answers_preflights)
     }
 }
 
 impl ActiveListener {
-    /// Whether who was let in by this one would have been by `other` too, which now has the number of its socket.
+    /// True if a connection that this listener accepted may stay open under `other`, which has the same socket in a
+    /// later revision: its requirements for clients must be the same.
     pub fn admits_as(&self, other: &Self) -> bool {
         let same = match (&self.tls, &other.tls) {
             (None, None) => true,
@@ -142,9 +164,9 @@ impl CompiledRoute {
     /// `None`: `resource` is no route.
     pub fn new(
         resource: Arc<Resource>,
-        upstreams: Box<[(u32, u32)]>,
-        mirror: Option<u32>,
-        chain: u32,
+        upstreams: Box<[WeightedSlot]>,
+        mirror: Option<UpstreamSlot>,
+        chain: ChainSlot,
         stats: Arc<RouteStats>,
     ) -> Option<Self> {
         let Body::Route(route) = resource.body() else { return None };
@@ -155,22 +177,23 @@ impl CompiledRoute {
         let idle_timeout = forward.and_then(|forward| {
             forward.idle_timeout.filter(|idle| forward.timeout.is_none_or(|timeout| *idle < timeout))
         });
-        let share = forward.and_then(|forward| forward.mirror.as_ref()).map_or(0, |mirror| mirror.millionths);
-        let mirror = mirror.filter(|_| share > 0).map(|slot| (slot, share));
+        let millionths =
+            forward.and_then(|forward| forward.mirror.as_ref()).map_or(0, |mirror| mirror.millionths);
+        let mirror = mirror.filter(|_| millionths > 0).map(|upstream| MirrorSlot { upstream, millionths });
         let guarded = mirror.is_some() || forward.is_some_and(|forward| forward.retry.is_some());
         Some(Self { resource, upstreams, chain, mirror, idle_timeout, guarded, stats })
     }
 
-    /// Whether it asks for more than that requests are sent on.
+    /// True if requests are mirrored, or may be retried.
     #[inline]
     pub fn is_guarded(&self) -> bool {
         self.guarded
     }
 
-    /// The slot of the upstream that gets a copy of a request, if this one is copied; `draw` draws a number below another.
-    pub fn mirror(&self, draw: impl FnOnce(u32) -> u32) -> Option<u32> {
-        let (slot, share) = self.mirror?;
-        (share >= 1_000_000 || draw(1_000_000) < share).then_some(slot)
+    /// The upstream to which a request is mirrored, if it is; `draw` draws a number below another.
+    pub fn mirror(&self, draw: impl FnOnce(u32) -> u32) -> Option<UpstreamSlot> {
+        let MirrorSlot { upstream, millionths } = self.mirror?;
+        (millionths >= 1_000_000 || draw(1_000_000) < millionths).then_some(upstream)
     }
 
     pub fn route(&self) -> &Route {
@@ -180,7 +203,7 @@ impl CompiledRoute {
         }
     }
 
-    /// For the whole exchange; `None`: no limit.
+    /// The timeout of the whole exchange; `None`: no limit.
     pub fn timeout(&self) -> Option<Duration> {
         match &self.route().action {
             Action::Forward(forward) => forward.timeout,
@@ -188,36 +211,58 @@ impl CompiledRoute {
         }
     }
 
-    /// The slot of the upstream that `draw` falls to, where `draw` is any number.
+    /// The upstream for a request, by weight; `draw` draws a number below another.
     #[inline]
-    pub fn upstream(&self, draw: impl FnOnce(u32) -> u32) -> Option<u32> {
+    pub fn upstream(&self, draw: impl FnOnce(u32) -> u32) -> Option<UpstreamSlot> {
         match &*self.upstreams {
-            [(only, _)] => Some(*only),
+            [only] => Some(only.upstream),
             [] => None,
-            [.., (last, total)] => {
-                let point = draw(*total);
-                Some(self.upstreams.iter().find(|(_, up_to)| point < *up_to).map_or(*last, |(slot, _)| *slot))
+            [.., last] => {
+                let point = draw(last.cumulative_weight);
+                let drawn = self.upstreams.iter().find(|entry| point < entry.cumulative_weight);
+                Some(drawn.unwrap_or(last).upstream)
             }
         }
     }
 }
 
 impl Chain {
+    /// The chain of routes that have no plugins of their own: it has the global plugins.
+    pub const GLOBAL: ChainSlot = Slot::new(0);
+
     /// Sorts `steps` into a chain.
     pub fn of(mut steps: Vec<Step>) -> Self {
-        steps.sort_by(|a, b| b.order.cmp(&a.order).then_with(|| a.name.cmp(&b.name)));
+        steps.sort_by(run_order);
         let types = steps.iter().fold(TypeSet::default(), |types, step| types.with(step.type_set));
         let body_cap = steps.iter().filter_map(|step| step.body_cap).min();
+        let uses_consumer_headers = steps.iter().any(|step| step.plugin.uses_consumer_headers());
         let wants_local_reply = steps.iter().any(|step| step.wants_local_reply);
         let answers_preflights = steps.iter().any(|step| step.answers_preflights);
-        Self { steps: steps.into(), types, body_cap, wants_local_reply, answers_preflights }
+        let steps = steps.into();
+        Self { steps, types, body_cap, uses_consumer_headers, wants_local_reply, answers_preflights }
     }
 }
 
 impl Step {
-    /// Whether it runs before `other`.
+    /// True if this step runs before `other`.
     pub fn precedes(&self, other: &Self) -> bool {
-        (other.order, &self.name) < (self.order, &other.name)
+        run_order(self, other).is_lt()
+    }
+}
+
+impl Attached for Step {
+    #[inline]
+    fn name(&self) -> &Name {
+        &self.name
+    }
+
+    #[inline]
+    fn order(&self) -> i32 {
+        self.order
+    }
+
+    fn has_type_of(&self, other: &Self) -> bool {
+        self.type_set.intersects(other.type_set)
     }
 }
 
@@ -233,7 +278,7 @@ impl TypeSet {
     }
 
     #[inline]
-    pub fn meets(self, other: Self) -> bool {
+    pub fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 }

@@ -1,4 +1,4 @@
-//! The proxy tells of itself: a small server beside the data path.
+//! The admin server: a small HTTP server beside the data path.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,28 +15,30 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use signalbox_config::Kind;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::http::problem;
+use crate::metrics::render;
 use crate::proxy::Proxy;
-use crate::source::{DataPlane, Status};
-use crate::telemetry::render::render;
+use crate::source::{CrashedRevision, DataPlane, ExactRevision, Status};
 use crate::upstream::{LastError, Target, Upstream};
 
-/// What the server tells of.
+/// The state that the admin server exposes.
 pub struct Admin {
     pub proxy: Arc<Proxy>,
     pub status: watch::Receiver<Status>,
-    /// Cancelled once the proxy is to drain: by a signal, or by `POST /drain`.
+    /// Cancelled to start a drain: by a signal, or by `POST /drain`.
     pub drain: CancellationToken,
+    /// Notified to try a refused revision again, by `POST /revision/retry`.
+    pub retry: Arc<Notify>,
 }
 
-/// Connections at once; more wait.
+/// The maximum number of concurrent connections; more wait.
 const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of a connection; what is being answered then is finished.
+/// The lifetime of a connection; a response that has begun is finished.
 const LIFETIME: Duration = Duration::from_secs(60);
 
 /// Serves until it is dropped.
@@ -57,14 +59,16 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
             let _permit = permit;
             let service = service_fn(|request| {
                 let (admin, head) = (Arc::clone(&admin), request.into_parts().0);
-                // It may wait for a revision that is being applied, which in turn may wait for what else runs here.
+                // This may wait for a revision that is being applied, which in turn may wait for other tasks of this
+                // runtime.
                 let answer = tokio::task::spawn_blocking(move || admin.answer(&head));
-                async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|_| broken())) }
+                async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|_| internal_error())) }
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
             let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-            // What goes wrong on a connection is its client's concern. Who takes nothing must not hold a place for ever.
+            // Errors of a connection concern only its client. A client that does not read must not hold its permit
+            // forever.
             if tokio::time::timeout(LIFETIME, &mut connection).await.is_err() {
                 connection.as_mut().graceful_shutdown();
                 let _ = tokio::time::timeout(HEAD_TIMEOUT, connection).await;
@@ -73,14 +77,14 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     }
 }
 
-/// The answer to a request for which there is a bug.
-fn broken() -> Response<Full<Bytes>> {
+/// The response if handling the request panicked.
+fn internal_error() -> Response<Full<Bytes>> {
     let detail = "The answer could not be made.";
     problem::response(StatusCode::INTERNAL_SERVER_ERROR, detail, b"").map(Full::new)
 }
 
-/// Whether a browser sent it on behalf of a page.
-fn is_of_a_page(headers: &HeaderMap) -> bool {
+/// True if a browser sent it on behalf of a page.
+fn is_from_browser(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || headers.get("sec-fetch-site").is_some_and(|site| site != "none")
 }
 
@@ -88,9 +92,13 @@ impl Admin {
     fn answer(&self, request: &request::Parts) -> Response<Full<Bytes>> {
         let get = matches!(request.method, Method::GET | Method::HEAD);
         match request.uri.path() {
-            // A page that somebody looks at on this host may send it, and is told apart by what browsers add.
-            "/drain" if request.method == Method::POST && is_of_a_page(&request.headers) => {
-                let response = problem::response(StatusCode::FORBIDDEN, "Pages may not drain a proxy.", b"");
+            // A page that is open in a browser on this host may send this request; headers that browsers add reveal
+            // it.
+            "/drain" | "/revision/retry"
+                if request.method == Method::POST && is_from_browser(&request.headers) =>
+            {
+                let response =
+                    problem::response(StatusCode::FORBIDDEN, "Pages may not control a proxy.", b"");
                 response.map(Full::new)
             }
             "/drain" if request.method == Method::POST => {
@@ -104,6 +112,8 @@ impl Admin {
                 json_response(StatusCode::OK, &body)
             }
             "/drain" => not_allowed("GET, HEAD, POST"),
+            "/revision/retry" if request.method == Method::POST => self.retry(),
+            "/revision/retry" => not_allowed("POST"),
             "/healthz" | "/readyz" | "/metrics" | "/config" | "/revision" | "/debug/upstreams" if !get => {
                 not_allowed("GET, HEAD")
             }
@@ -139,6 +149,15 @@ impl Admin {
         json_response(status, &body)
     }
 
+    /// Ends the refusal of a revision that the proxy crashed on.
+    fn retry(&self) -> Response<Full<Bytes>> {
+        let Some(crashed) = self.status.borrow().crashed.as_ref().map(crashed_report) else {
+            return problem::response(StatusCode::CONFLICT, "No revision is refused.", b"").map(Full::new);
+        };
+        self.retry.notify_one();
+        json_response(StatusCode::ACCEPTED, &json!({"retried": crashed}))
+    }
+
     fn metrics(&self) -> Response<Full<Bytes>> {
         let text = {
             let status = self.status.borrow().clone();
@@ -152,7 +171,7 @@ impl Admin {
         response
     }
 
-    /// What is served, without what is secret.
+    /// The served configuration, with secrets redacted.
     fn config(&self) -> Value {
         let snapshot = self.proxy.snapshot();
         let resources: BTreeMap<_, Vec<_>> = Kind::ALL
@@ -169,11 +188,11 @@ impl Admin {
         })
     }
 
-    /// The upstreams with their targets, and what is known of them.
+    /// The upstreams with their targets and their state.
     fn upstreams(&self) -> Value {
-        let mut upstreams: Vec<_> = self.proxy.counted(|_, compiled, _, _| {
-            compiled.active.upstreams.iter().flatten().map(Arc::clone).collect()
-        });
+        let mut upstreams: Vec<_> = self
+            .proxy
+            .counted(|_, compiled, _, _| compiled.active.upstreams.iter().map(Arc::clone).collect());
         upstreams.sort_by(|a, b| a.name.cmp(&b.name));
         upstreams.iter().map(|upstream| upstream_report(upstream)).collect()
     }
@@ -196,6 +215,7 @@ impl Admin {
             json!({
                 "epoch": &*serving.revision.epoch,
                 "revision": serving.revision.number,
+                "generation": serving.generation,
                 "digest": serving.digest.to_string(),
                 "resources": serving.resources,
                 "applied_at": jiff::Timestamp::from_microsecond(serving.applied_at_us).ok().map(|at| at.to_string()),
@@ -208,8 +228,21 @@ impl Admin {
             "origin": status.origin,
             "connected": status.connected,
             "rejected": rejected,
+            "crashed": status.crashed.as_ref().map(crashed_report),
+            "proven": status.proven.as_ref().map(exact_report),
         })
     }
+}
+
+fn exact_report(exact: &ExactRevision) -> Value {
+    json!({"epoch": &*exact.revision.epoch, "revision": exact.revision.number, "digest": exact.digest})
+}
+
+fn crashed_report(crashed: &CrashedRevision) -> Value {
+    let mut report = exact_report(&crashed.exact);
+    report["crashes"] = crashed.times.into();
+    report["message"] = crashed.message.as_str().into();
+    report
 }
 
 fn upstream_report(upstream: &Upstream) -> Value {
@@ -255,7 +288,7 @@ fn upstream_report(upstream: &Upstream) -> Value {
     })
 }
 
-/// Why a target did not answer.
+/// The reason why a target did not answer.
 fn error_report(error: &LastError) -> Value {
     json!({"reason": error.reason.as_str(), "error": error.detail, "at": error.at.to_string()})
 }

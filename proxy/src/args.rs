@@ -1,6 +1,6 @@
-//! What the command line and the environment say.
+//! The command line and the environment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
@@ -8,16 +8,19 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
-use signalbox_config::{HumanDuration, Name};
+use signalbox_config::node::{MAX_LABELS, check_label};
+use signalbox_config::{HumanDuration, Name, NodeId};
 use signalbox_process::ProcessArgs;
 
-/// An API gateway's proxy: serves the revisions of a control plane, or a file.
+use crate::telemetry::access_log::AccessLog;
+
+/// The proxy of Signalbox. It serves the revisions of a control plane, or a declarative file.
 ///
-/// Every flag has an environment variable, which flags win over.
+/// Every flag has an environment variable. The command line has precedence over the environment.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "signalbox-proxy", version)]
 pub struct Args {
-    /// Where the control plane listens for proxies; repeatable.
+    /// URL of a control plane's xDS port. The flag can be repeated.
     #[arg(
         long,
         env = "SIGNALBOX_CONTROL_PLANE",
@@ -27,107 +30,130 @@ pub struct Args {
     )]
     pub control_plane: Vec<String>,
 
-    /// What the proxy presents to the control plane.
+    /// Token that the proxy presents to the control plane.
     #[arg(long, env = "SIGNALBOX_PROXY_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
 
-    /// PEM file with the certificate authority of the control plane.
+    /// PEM file with the certificate authorities of the control plane. The proxy trusts no others.
     #[arg(long, env = "SIGNALBOX_TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
 
-    /// PEM file with the proxy's own certificate chain.
+    /// PEM file with the certificate chain that the proxy presents to the control plane.
     #[arg(long, env = "SIGNALBOX_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
 
-    /// PEM file with the key of `--tls-cert`.
+    /// PEM file with the private key of `--tls-cert`.
     #[arg(long, env = "SIGNALBOX_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
 
-    /// Unique per proxy [default: made once, kept in the data directory].
+    /// Identity of this proxy, unique among all proxies [default: generated once, kept in the data directory].
     #[arg(long, env = "SIGNALBOX_NODE_ID", value_name = "ID")]
-    pub node_id: Option<String>,
+    pub node_id: Option<NodeId>,
 
-    /// The fleet it belongs to.
+    /// Fleet that the proxy belongs to.
     #[arg(long, env = "SIGNALBOX_FLEET", value_name = "NAME", default_value = "default")]
     pub fleet: Name,
 
-    /// What selectors see of it; repeatable. `zone=NAME` is where it is: it prefers targets of that zone.
+    /// Label that the control plane shows for this proxy. The flag can be repeated. With `zone=NAME` the proxy prefers
+    /// targets of that zone.
     #[arg(long = "label", env = "SIGNALBOX_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub labels: Vec<Label>,
 
-    /// Overrides a listener's address on this host; repeatable. Port 0 takes any free port.
+    /// Address of a listener on this host, in place of the configured one. The flag can be repeated. Port 0 means any free
+    /// port.
     #[arg(long = "listener", env = "SIGNALBOX_LISTENER", value_name = "NAME=ADDRESS", value_delimiter = ',')]
     pub listeners: Vec<ListenerOverride>,
 
-    /// Where the proxy tells of itself: /healthz, /readyz, /metrics, /config, /revision, /drain, /debug/upstreams.
+    /// Address of the admin server: /healthz, /readyz, /metrics, /config, /revision, /drain, /debug/upstreams. The admin
+    /// server has no authentication.
     #[arg(long, env = "SIGNALBOX_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:9082")]
     pub admin_address: SocketAddr,
 
-    /// Holds the last good snapshot.
+    /// Directory of the last good snapshot, the last proven one and the proxy's identity.
     #[arg(long, env = "SIGNALBOX_DATA_DIR", value_name = "DIR", default_value = "signalbox-proxy-data")]
     pub data_dir: PathBuf,
 
-    /// No control plane: run this declarative file, and apply it again when it changes.
+    /// Time after a start, and after a revision was applied, in which the end of the process counts as a crash. After three
+    /// crashes in a row the proxy starts from the last proven revision.
+    #[arg(long, env = "SIGNALBOX_CRASH_WINDOW", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub crash_window: Duration,
+
+    /// Time for which the proxy must serve a revision without a crash until the revision counts as proven.
+    #[arg(long, env = "SIGNALBOX_PROVEN_AFTER", value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
+    pub proven_after: Duration,
+
+    /// Declarative file to serve without a control plane. The proxy applies the file again when it changes.
     #[arg(long, env = "SIGNALBOX_CONFIG", value_name = "FILE", conflicts_with_all = ["control_plane", "tls_ca", "tls_cert"])]
     pub config: Option<PathBuf>,
 
-    /// Threads that serve requests [default: number of cores].
+    /// Number of worker threads, which serve requests [default: number of cores].
     #[arg(long, env = "SIGNALBOX_WORKERS", value_name = "COUNT")]
     pub workers: Option<NonZeroUsize>,
 
-    /// Requests that one worker may have under way; what is beyond is answered with 503.
+    /// Maximum number of concurrent requests of each worker. Further requests are answered with 503.
     #[arg(long, env = "SIGNALBOX_MAX_REQUESTS", value_name = "COUNT", default_value = "8192")]
     pub max_requests: NonZeroU32,
 
-    /// How long requests may wait for their turn in a worker before those that wait too long are answered with 503; 0s: none
-    /// are.
+    /// Maximum queue delay. While requests wait longer for their turn in a worker, some are answered with 503. 0s means no
+    /// limit.
     #[arg(long, env = "SIGNALBOX_MAX_QUEUE_DELAY", value_name = "DURATION", default_value = "250ms", value_parser = parse_queue_delay)]
     pub max_queue_delay: QueueDelay,
 
-    /// Client connections at once; beyond, idle ones are closed, and new ones wait [default: what the limit on open files
-    /// allows when each needs one more to a target].
+    /// Maximum number of client connections. At this number the proxy closes idle connections, and new ones wait [default:
+    /// as many as the limit on open files allows if each needs a connection to a target].
     #[arg(long, env = "SIGNALBOX_MAX_CONNECTIONS", value_name = "COUNT")]
     pub max_connections: Option<NonZeroU64>,
 
-    /// Where the names of targets are resolved, instead of what /etc/resolv.conf says; repeatable.
+    /// DNS server for the names of targets, instead of those in /etc/resolv.conf. The flag can be repeated.
     #[arg(long = "dns-server", env = "SIGNALBOX_DNS_SERVER", value_name = "ADDRESS", value_delimiter = ',', value_parser = parse_dns_server)]
     pub dns_servers: Vec<SocketAddr>,
 
-    /// At SIGTERM, how long running requests may take.
+    /// Time that requests in progress have to finish after SIGTERM. The proxy then closes their connections.
     #[arg(long, env = "SIGNALBOX_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
 
-    /// At a drain, how long connections are still accepted after /readyz says that it drains, for load balancers to notice.
+    /// Time for which a drain still accepts connections after /readyz fails, so that load balancers notice.
     #[arg(long, env = "SIGNALBOX_DRAIN_GRACE", value_name = "DURATION", default_value = "300ms", value_parser = parse_duration)]
     pub drain_grace: Duration,
 
-    /// Unix socket by which a proxy takes the listening sockets over from the one that runs with the same flag, which
-    /// then drains: a new version without a refused connection.
+    /// Path of the Unix socket for a hot restart. A proxy that is started with the same path takes over the listening
+    /// sockets of the running one, which then drains, so that no connection is refused.
     #[arg(long, env = "SIGNALBOX_TAKEOVER", value_name = "PATH")]
     pub takeover: Option<PathBuf>,
 
-    /// Where the access log goes: `stdout`, `off` or a file's path.
+    /// Destination of the access log: `stdout`, `off` or the path of a file.
     #[arg(long, env = "SIGNALBOX_ACCESS_LOG", value_name = "WHERE", default_value = "stdout")]
     pub access_log: AccessLog,
 
-    /// What both programs have.
+    /// Flags that both programs have.
     #[command(flatten)]
     pub process: ProcessArgs,
 }
 
 impl Args {
-    /// Listener name to the address that overrides the configured one.
+    /// Checks the conditions that span several flags.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let keys: BTreeSet<&str> = self.labels.iter().map(|label| label.key.as_str()).collect();
+        anyhow::ensure!(
+            keys.len() <= MAX_LABELS,
+            "--label: {} labels are given; at most {MAX_LABELS} are allowed",
+            keys.len()
+        );
+        Ok(())
+    }
+
+    /// Maps a listener's name to the address that overrides the configured one.
     pub fn listener_overrides(&self) -> BTreeMap<String, SocketAddr> {
         self.listeners.iter().map(|item| (item.name.as_str().to_owned(), item.address)).collect()
     }
 
-    /// Where this proxy is.
+    /// The zone of this proxy, from its labels.
     pub fn zone(&self) -> Option<&str> {
         self.labels.iter().find(|label| label.key == "zone").map(|label| label.value.as_str())
     }
 }
 
-/// `KEY=VALUE`
+/// A label: `KEY=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
     pub key: String,
@@ -139,15 +165,16 @@ impl FromStr for Label {
 
     fn from_str(s: &str) -> Result<Self, String> {
         match s.split_once('=') {
-            Some((key, value)) if !key.is_empty() => {
+            Some((key, value)) => {
+                check_label(key, value)?;
                 Ok(Self { key: key.to_owned(), value: value.to_owned() })
             }
-            _ => Err(format!("{s:?} is not KEY=VALUE")),
+            None => Err(format!("{s:?} is not KEY=VALUE")),
         }
     }
 }
 
-/// `NAME=ADDRESS`
+/// A listener's address on this host: `NAME=ADDRESS`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerOverride {
     pub name: Name,
@@ -166,31 +193,11 @@ impl FromStr for ListenerOverride {
     }
 }
 
-/// Where the access log goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AccessLog {
-    Off,
-    Stdout,
-    File(PathBuf),
-}
-
-impl FromStr for AccessLog {
-    type Err = std::convert::Infallible;
-
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        Ok(match s {
-            "off" => Self::Off,
-            "stdout" => Self::Stdout,
-            path => Self::File(path.into()),
-        })
-    }
-}
-
-/// How long requests may wait for their turn; `None`: any time.
+/// How long requests may wait for their turn; `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueDelay(pub Option<Duration>);
 
-/// Below, a worker would take the time that a few requests need for too much load.
+/// Below this, a worker would take the time that a few requests need for overload.
 const MIN_QUEUE_DELAY: Duration = Duration::from_millis(20);
 
 fn parse_queue_delay(text: &str) -> Result<QueueDelay, String> {
@@ -205,7 +212,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     text.parse::<HumanDuration>().map(|duration| duration.0)
 }
 
-/// `192.0.2.53` or `192.0.2.53:53`
+/// Parses `192.0.2.53` or `192.0.2.53:53`.
 fn parse_dns_server(text: &str) -> Result<SocketAddr, String> {
     let with_port = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
     text.parse()
@@ -257,6 +264,9 @@ mod tests {
             "--listener=http",
             "--listener=http=localhost:80",
             "--label=zone",
+            "--label==a",
+            "--node-id=a/b",
+            "--node-id=ä",
             "--workers=0",
             "--max-requests=0",
             "--max-queue-delay=5ms",
@@ -271,5 +281,13 @@ mod tests {
             let bad: Vec<_> = std::iter::once("signalbox-proxy").chain(bad).collect();
             assert!(Args::try_parse_from(&bad).is_err(), "{bad:?}");
         }
+        let error = Args::try_parse_from(["signalbox-proxy", "--node-id", "a b"]).unwrap_err().to_string();
+        assert!(error.contains("--node-id <ID>") && error.contains("must have 1 to 128 letters"), "{error}");
+        let long = format!("--label=zone={}", "x".repeat(257));
+        assert!(Args::try_parse_from(["signalbox-proxy", &long]).is_err());
+        let many = (0..=MAX_LABELS).map(|index| format!("--label=l{index}=x"));
+        let many = std::iter::once("signalbox-proxy".to_owned()).chain(many);
+        let error = Args::try_parse_from(many).unwrap().check().unwrap_err().to_string();
+        assert_eq!(error, "--label: 65 labels are given; at most 64 are allowed");
     }
 }

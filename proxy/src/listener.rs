@@ -1,22 +1,23 @@
-//! Sockets: bound before a revision is served, closed after.
+//! Listening sockets: they are bound before a revision is served, and closed after.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+/// The length of the accept queue; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// The same while there is too much to do.
+/// The length of the accept queue under overload.
 const SHORT_BACKLOG: i32 = 511;
 
-/// One listening socket for each of `workers`, all at one address, among which the kernel spreads connections. Returns the
-/// address with the port the kernel chose, if it was to.
+/// Binds one listening socket for each of `workers`, all at one address, among which the kernel spreads connections.
+/// Returns the address with the port that the kernel chose, if the configured port is 0.
 ///
-/// `SO_REUSEPORT` alone would let a second proxy of the same user take a share of the connections unnoticed. So the first
-/// socket is bound without it, which fails if anybody else listens there, and gets it afterwards, so that the others can
-/// join. `shared`: we listen at an address that overlaps this one ourselves, so that this check cannot be made.
+/// `SO_REUSEPORT` alone would let a second proxy of the same user take a share of the connections unnoticed. So the
+/// first socket is bound without it, which fails if another process listens there, and gets the option afterwards, so
+/// that the others can join. `shared`: this process listens at an overlapping address itself, so that the check cannot
+/// be made.
 pub fn bind(address: SocketAddr, workers: usize, shared: bool) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
     let first = socket(address)?;
     if shared {
@@ -41,7 +42,7 @@ pub fn bind(address: SocketAddr, workers: usize, shared: bool) -> io::Result<(So
 fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    // Connections of a proxy before this one may still be in TIME_WAIT.
+    // Connections of a previous proxy may still be in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` are two listeners.
@@ -50,19 +51,19 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Has few connections wait to be accepted, or as many as usual.
+/// Sets the length of the accept queue.
 pub fn set_backlog(listener: &tokio::net::TcpListener, short: bool) {
-    // It listens already, so there is nothing that could fail.
+    // The socket listens already, so this cannot fail.
     let _ = socket2::SockRef::from(listener).listen(if short { SHORT_BACKLOG } else { BACKLOG });
 }
 
-/// Whether listening at one of them keeps others from listening at the other.
+/// True if listening at one address prevents listening at the other.
 pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port()
         && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
 }
 
-/// For people: why an address cannot be had.
+/// Explains to the operator why an address cannot be bound.
 pub fn explain(address: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => format!("cannot listen on {address}: another process listens there"),
@@ -80,7 +81,7 @@ pub fn explain(address: SocketAddr, error: &io::Error) -> String {
 mod tests {
     use super::*;
 
-    /// Where no other test listens.
+    /// An address at which no other test listens.
     const ANY: &str = "127.0.0.77:0";
 
     #[test]
@@ -96,9 +97,9 @@ mod tests {
         let error = bind(address, 2, false).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert!(explain(address, &error).contains("another process"));
-        // Even where all addresses are asked for.
+        // This also holds for the wildcard address.
         assert!(bind(SocketAddr::new([0, 0, 0, 0].into(), address.port()), 1, false).is_err());
-        // We ourselves may.
+        // This process itself may.
         assert!(bind(address, 2, true).is_ok());
     }
 

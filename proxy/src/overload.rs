@@ -1,19 +1,21 @@
-//! What a worker takes on, and what it does when there is more than it can do.
+//! Load shedding of a worker: the requests that it accepts, and what it does under overload.
 //!
-//! The measure is the delay of the worker's queue: how long something that is ready waits for its turn. It is taken by a timer
-//! that runs only while requests come. Everything that waits is in that queue, or becomes part of it within one round, for
-//! connections are accepted as they come. So who waits learns soon whether it is worth it:
+//! The measure is the delay of the worker's queue: how long something that is ready waits for its turn. A timer
+//! measures it, which runs only while requests arrive. Everything that waits is in that queue, or joins it within one
+//! round, because connections are accepted as they arrive. So a waiting client learns soon whether it will be served:
 //!
-//! 1. When two measures in a row are above `--max-queue-delay`, requests are refused with 503 that have waited longer than half
-//!    of it. A single pause, of the machine perhaps, makes one measure late and not two. The second need not be complete: a queue
-//!    that grows is the longer the later it is measured. This goes on until no request has been that late for [`CALM`]. Each request is judged by its own time in the queue, so what is accepted is answered in
-//!    bounded time however many come, and as many are accepted as there is time for. (CoDel, RFC 8289, judges packets so.)
-//! 2. Refusing takes time, too: little beside a costly request, and up to half of a cheap one on a connection of its own. When
-//!    it leaves less than half of the time for what is accepted, what helps is to have fewer clients: refused ones are told to
-//!    close, connections are accepted one by one, and the kernel keeps only a few that wait. TLS handshakes cost more than
-//!    requests, and none can be refused before it is made, so connections that begin with one are accepted one by one sooner.
+//! 1. When two measures in a row exceed `--max-queue-delay`, requests that have waited longer than half of it are
+//!    refused with 503. A single pause, perhaps of the machine, delays one measure and not two. The second measure need
+//!    not be complete: a growing queue only gets longer. This goes on until no request has been that late for [`RECOVERY_TIME`].
+//!    Each request is judged by its own time in the queue, so accepted requests are answered in bounded time however
+//!    many arrive, and as many are accepted as there is time for. (CoDel, RFC 8289, treats packets in this way.)
+//! 2. Refusing takes time, too: little compared with a costly request, and up to half of a cheap one on a connection of
+//!    its own. If it leaves less than half of the time for accepted requests, there have to be fewer clients: refused
+//!    clients are told to close, connections are accepted one by one, and the kernel's accept queue is short. TLS
+//!    handshakes cost more than requests, and cannot be refused before they are made, so connections that begin with
+//!    one are accepted one by one sooner.
 //!
-//! Beside that, a worker has a bounded number of requests under way, whatever they wait for.
+//! In addition, the number of concurrent requests of a worker is limited, whatever they wait for.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -22,38 +24,38 @@ use tokio::sync::Notify;
 
 /// Overload state of one worker thread.
 pub struct Overload {
-    /// Requests that may be under way.
+    /// The limit on concurrent requests.
     most: u32,
     running: Cell<u32>,
-    /// `None`: no request is refused for having waited.
+    /// The limit on the delay; `None`: requests are not refused for having waited.
     max_delay: Option<Duration>,
     shedding: Cell<Shedding>,
-    /// A request that comes to its turn after this has waited too long. `None`: the delay is not measured.
+    /// A request whose turn comes after this time has waited too long. `None`: the delay is not measured.
     refuse_after: Cell<Option<Instant>>,
-    /// Requests that began since the delay was measured last, and how many of them were refused for having waited.
+    /// The number of requests since the last measure, and the number of them that were refused for having waited.
     begun: Cell<u32>,
     refused: Cell<u32>,
     plain: Cell<Gate>,
     tls: Cell<Gate>,
-    /// The timer waits for a request.
+    /// True if the timer waits for a request.
     parked: Cell<bool>,
     request: Notify,
-    /// A connection may be accepted.
+    /// Notified when a connection may be accepted.
     accept: Notify,
-    /// When it was logged last that requests are refused.
+    /// The time at which refusals were last logged.
     logged: Cell<Option<Instant>>,
 }
 
-/// Why a request is refused.
+/// The reason why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// It has waited too long, or as many as may be are under way.
+    /// It has waited too long, or the limit on concurrent requests is reached.
     Busy,
-    /// There are too many clients even to be refused.
+    /// There are too many clients even to refuse their requests.
     Crowded,
 }
 
-/// What connections begin with.
+/// The beginning of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opening {
     Plain,
@@ -61,60 +63,62 @@ pub enum Opening {
     Tls,
 }
 
-/// Whether requests are refused for having waited too long.
+/// The state of refusing requests that have waited too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Shedding {
-    /// How many measures in a row were above the limit.
+    /// The number of consecutive measures above the limit.
     above: u32,
-    /// While requests are refused: when one was, or could have been, for the last time.
+    /// While requests are refused: the last time at which one was, or could have been.
     last: Option<Instant>,
-    /// How many requests a second were served before any was refused.
+    /// The number of requests per second that were served before any was refused.
     capacity: u32,
-    /// Refusing takes so long that less than half of that is served.
+    /// True if refusing takes so long that less than half of the capacity is served.
     crowded: bool,
 }
 
-/// Whether connections are accepted one by one.
+/// The state of accepting connections one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Gate {
     narrow: bool,
-    /// Measures since it was narrow, up to [`GATE_CALM`].
+    /// The number of measures since the gate was last narrow, up to [`GATE_RECOVERY`].
     calm: u32,
 }
 
-/// What was measured.
+/// The result of one measure.
 #[derive(Debug, Clone, Copy)]
 struct Measure {
     at: Instant,
     delay: Duration,
-    /// How many requests came since the measure before, and how many of them were refused for having waited.
+    /// The number of requests since the previous measure, and the number of them that were refused for having waited.
     begun: u32,
     refused: u32,
 }
 
-/// How often the delay is measured.
+/// The interval between measures.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Fewer requests between two measures are no reason to refuse any: it is not they that take so long.
-const FEW: u32 = 32;
+/// With fewer requests between two measures, none is refused: they are not the cause of the delay.
+const MIN_REQUESTS: u32 = 32;
 
-/// After so long without a request that waited too long no more are refused.
-const CALM: Duration = Duration::from_secs(1);
+/// Shedding ends after this time without a request that waited too long.
+const RECOVERY_TIME: Duration = Duration::from_secs(1);
 
-/// The delay beyond which connections that begin with a handshake are accepted one by one, and others if no request is refused.
-const LATE: Duration = Duration::from_millis(150);
+/// The delay above which connections that begin with a handshake are accepted one by one, and others if no request is
+/// refused.
+const MAX_HANDSHAKE_DELAY: Duration = Duration::from_millis(150);
 
 /// The same for other connections, whose requests can be refused.
-const SWAMPED: Duration = Duration::from_secs(1);
+const MAX_ACCEPT_DELAY: Duration = Duration::from_secs(1);
 
-/// After so many measures that were fine as many connections as usual may wait to be accepted.
-const GATE_CALM: u32 = 50;
+/// The number of good measures after which the accept queue has its normal length.
+const GATE_RECOVERY: u32 = 50;
 
-/// How often it is logged that requests are refused.
+/// The minimum time between two log lines about refusals.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 impl Overload {
-    /// With at most `most` requests under way, of which none may wait for its turn much longer than `max_delay`.
+    /// Creates the state with at most `most` concurrent requests, of which none may wait for its turn much longer than
+    /// `max_delay`.
     pub fn new(most: u32, max_delay: Option<Duration>) -> Self {
         Self {
             most,
@@ -133,7 +137,7 @@ impl Overload {
         }
     }
 
-    /// A request begins.
+    /// Records that a request begins.
     #[inline]
     pub fn begin(&self) {
         self.running.set(self.running.get() + 1);
@@ -144,17 +148,17 @@ impl Overload {
         }
     }
 
-    /// A request has ended.
+    /// Records that a request has ended.
     #[inline]
     pub fn end(&self) {
         self.running.set(self.running.get().saturating_sub(1));
     }
 
-    /// Whether the request that has just begun, at `now`, is to be refused.
+    /// Returns why the request that has just begun, at `now`, is refused, if it is.
     #[inline]
     pub fn refuses(&self, now: Instant) -> Option<Refusal> {
         if self.refuse_after.get().is_some_and(|at| now > at)
-            && (self.begun.get() >= FEW || self.shedding.get().last.is_some())
+            && (self.begun.get() >= MIN_REQUESTS || self.shedding.get().last.is_some())
         {
             self.refused.set(self.refused.get().saturating_add(1));
             return Some(if self.shedding.get().crowded { Refusal::Crowded } else { Refusal::Busy });
@@ -162,9 +166,9 @@ impl Overload {
         (self.running.get() > self.most).then_some(Refusal::Busy)
     }
 
-    /// Whether few connections are to wait to be accepted.
+    /// True if the accept queue is to be short.
     pub fn wants_few_waiting(&self, opening: Opening) -> bool {
-        self.gate(opening).get().calm < GATE_CALM
+        self.gate(opening).get().calm < GATE_RECOVERY
     }
 
     /// Waits until another connection may be accepted.
@@ -181,15 +185,15 @@ impl Overload {
         }
     }
 
-    /// Measures the delay, for ever.
+    /// Measures the delay; never returns.
     pub async fn watch(&self) {
         loop {
             self.parked.set(true);
             self.request.notified().await;
             loop {
                 let due = Instant::now() + TICK;
-                // The timer is queued when it is due, behind all that was ready before. So whatever comes to its turn before the
-                // timer does has waited since then at least.
+                // The timer is queued when it is due, behind everything that was ready before. So anything whose turn
+                // comes before the timer's has waited since then at least.
                 let allowed = self.max_delay.map(|max_delay| self.shedding.get().allowed(max_delay));
                 self.refuse_after.set(allowed.map(|allowed| due + allowed));
                 tokio::time::sleep_until(due.into()).await;
@@ -217,9 +221,9 @@ impl Overload {
         if before.last.is_none() && shedding.last.is_some() {
             self.log(measure);
         }
-        let limit = if self.max_delay.is_some() { SWAMPED } else { LATE };
+        let limit = if self.max_delay.is_some() { MAX_ACCEPT_DELAY } else { MAX_HANDSHAKE_DELAY };
         let mut opened = false;
-        for (gate, limit) in [(&self.plain, limit), (&self.tls, LATE)] {
+        for (gate, limit) in [(&self.plain, limit), (&self.tls, MAX_HANDSHAKE_DELAY)] {
             let before = gate.get();
             let after = before.after(measure.delay, limit, shedding.crowded);
             gate.set(after);
@@ -236,10 +240,7 @@ impl Overload {
         if self.logged.get().is_none_or(|at| measure.at.saturating_duration_since(at) > LOG_PAUSE) {
             self.logged.set(Some(measure.at));
             let waited_ms = measure.delay.as_millis();
-            tracing::warn!(
-                waited_ms,
-                "more requests come than can be served: those that wait too long get 503"
-            );
+            tracing::warn!(waited_ms, "overload: requests that wait too long are answered with 503");
         }
     }
 }
@@ -249,19 +250,19 @@ impl Shedding {
     fn allowed(self, max_delay: Duration) -> Duration {
         match self {
             Self { last: Some(_), .. } => max_delay / 2,
-            // It is the second measure that becomes too late.
+            // The second measure becomes too late.
             Self { above: 1.., .. } => max_delay,
-            // Longer than a pause of the machine usually takes.
+            // This is longer than a machine's pause usually takes.
             _ => max_delay * 4,
         }
     }
 
     fn after(self, measure: Measure, max_delay: Duration) -> Self {
-        let is_above = measure.delay > max_delay && measure.begun >= FEW;
+        let is_above = measure.delay > max_delay && measure.begun >= MIN_REQUESTS;
         let above = if is_above { self.above.saturating_add(1) } else { 0 };
         let last = match self.last {
             _ if measure.refused > 0 || above >= 2 => Some(measure.at),
-            Some(last) if measure.at.saturating_duration_since(last) < CALM => Some(last),
+            Some(last) if measure.at.saturating_duration_since(last) < RECOVERY_TIME => Some(last),
             Some(_) | None => None,
         };
         let served = u128::from(measure.begun.saturating_sub(measure.refused)) * 1000;
@@ -271,18 +272,18 @@ impl Shedding {
             (None, Some(_)) => served,
             (_, None) => 0,
         };
-        // Where it has only just begun to refuse there is nothing to compare with.
+        // When shedding has just begun, there is no figure to compare with.
         let crowded = self.last.is_some() && measure.refused > 0 && served < capacity / 2;
         Self { above, last, capacity, crowded }
     }
 }
 
 impl Gate {
-    const OPEN: Self = Self { narrow: false, calm: GATE_CALM };
+    const OPEN: Self = Self { narrow: false, calm: GATE_RECOVERY };
 
     fn after(self, delay: Duration, limit: Duration, crowded: bool) -> Self {
         let narrow = crowded || delay > if self.narrow { limit / 2 } else { limit };
-        Self { narrow, calm: if narrow { 0 } else { (self.calm + 1).min(GATE_CALM) } }
+        Self { narrow, calm: if narrow { 0 } else { (self.calm + 1).min(GATE_RECOVERY) } }
     }
 }
 
@@ -292,7 +293,7 @@ mod tests {
 
     const MAX: Duration = Duration::from_millis(250);
 
-    /// A measure of a time, ms, and of a delay, ms.
+    /// A measure at a time, in ms, with a delay, in ms.
     fn measure(start: Instant, at: u64, delay: u64) -> Measure {
         let (at, delay) = (start + Duration::from_millis(at), Duration::from_millis(delay));
         Measure { at, delay, begun: 100, refused: 0 }
@@ -304,13 +305,13 @@ mod tests {
         let mut shedding = Shedding::default();
         for (at, delay, begun, refused, expected) in [
             (0, 10, 100, 0, false),
-            // A single pause refuses nobody, however long it was, nor does what it has left behind.
+            // A single pause, however long, refuses no request, nor do the requests that it has delayed.
             (5000, 5000, 100, 0, false),
             (5200, 200, 100, 0, false),
             (5400, 400, 100, 0, false),
             (5500, 100, 100, 0, false),
             (6000, 300, 100, 0, false),
-            // It is not a few requests that are too many.
+            // A few requests do not count as overload.
             (6500, 500, 31, 0, false),
             (7000, 500, 100, 0, false),
             (7300, 300, 100, 0, true),
@@ -332,7 +333,7 @@ mod tests {
         assert_eq!(calm.allowed(MAX), MAX * 4);
         let late = calm.after(measure(start, 0, 260), MAX);
         assert_eq!((late.last, late.allowed(MAX)), (None, MAX));
-        // Requests were refused before the measure came.
+        // Requests were refused before the measure was due.
         let shedding = late.after(Measure { refused: 1, ..measure(start, 500, 260) }, MAX);
         assert_eq!(shedding.allowed(MAX), MAX / 2);
         let fine = late.after(measure(start, 500, 100), MAX);
@@ -353,13 +354,13 @@ mod tests {
         for (delay, narrow) in
             [(10, false), (150, false), (151, true), (100, true), (76, true), (75, false), (140, false)]
         {
-            gate = gate.after(Duration::from_millis(delay), LATE, false);
+            gate = gate.after(Duration::from_millis(delay), MAX_HANDSHAKE_DELAY, false);
             assert_eq!(gate.narrow, narrow, "{delay}");
         }
         assert_eq!(gate.calm, 2);
-        (0..100).for_each(|_| gate = gate.after(Duration::ZERO, LATE, false));
+        (0..100).for_each(|_| gate = gate.after(Duration::ZERO, MAX_HANDSHAKE_DELAY, false));
         assert_eq!(gate, Gate::OPEN);
-        assert!(gate.after(Duration::ZERO, LATE, true).narrow);
+        assert!(gate.after(Duration::ZERO, MAX_HANDSHAKE_DELAY, true).narrow);
     }
 
     #[test]
@@ -395,7 +396,7 @@ mod tests {
     fn where_refusing_takes_more_than_half_of_the_time_clients_are_sent_away() {
         let start = Instant::now();
         let mut shedding = Shedding::default();
-        // 1000 requests a second, as long as all are served.
+        // 1000 requests per second, while all are served.
         for (at, delay, begun, refused, crowded) in [
             (0, 480, 500, 0, false),
             (500, 480, 500, 0, false),

@@ -1,6 +1,6 @@
 //! The data plane as a whole: its workers, its sockets, and the revision they serve.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,46 +8,52 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use signalbox_config::{Body, Kind, Listener, Name, ResourceKey, Snapshot};
+use signalbox_config::{Body, Kind, Listener, Name, Snapshot};
 use signalbox_plugins::States;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
-use tracing::{error, info};
+use tracing::error;
 
-use crate::active::{Active, ActiveListener, RouteStats};
-use crate::compile::{Compiled, Services};
-use crate::listener;
-use crate::source::{Candidate, DataPlane, Rejected, Traffic};
-use crate::takeover::Handed;
-use crate::telemetry::{Cells, Counter, Histogram, Totals, WorkerStats, access_log};
-use crate::tls::ListenerTls;
-use crate::upstream::{Checking, Resolver};
-use crate::worker::{self, Command, Shared};
+use crate::active::{Active, RouteStats};
+use crate::compile::Compiled;
+use crate::hot_restart::InheritedSockets;
+use crate::http::worker_context::Shared;
+use crate::resolve::Resolver;
+use crate::secrets::HostSecrets;
+use crate::services::{Checking, Services};
+use crate::sockets::{BoundSocket, SocketPlan, Wanted};
+use crate::source::{Answers, Candidate, DataPlane, Rejected, Traffic};
+use crate::telemetry::{
+    Cells, Counter, Generations, Histogram, Scope, Series, Totals, WorkerStats, access_log, process_cpu_us,
+};
+use crate::worker::{self, Command};
 
-/// What a proxy is made of.
+/// The settings of a proxy.
 pub struct Settings {
     pub workers: usize,
-    /// Listener name to the address that overrides the configured one.
+    /// Maps a listener's name to the address that overrides the configured one.
     pub listener_overrides: BTreeMap<String, SocketAddr>,
-    /// Requests that one worker may have under way; what is beyond is refused.
+    /// The maximum number of concurrent requests per worker; further ones are refused.
     pub max_requests: u32,
-    /// How long requests may wait for their turn before some are refused; `None`: any time.
+    /// How long requests may wait for their turn before some are refused; `None`: no limit.
     pub max_queue_delay: Option<Duration>,
-    /// Where access log lines go; `None`: there is no access log.
+    /// The destination of access log lines; `None`: there is no access log.
     pub access_log: Option<access_log::Sender>,
-    /// Client connections at once; beyond, no more are accepted until others end.
+    /// The maximum number of client connections; at the limit, new ones are accepted only as others end.
     pub max_connections: u64,
-    /// Where this proxy is: it prefers targets of the same zone.
+    /// Pipes of each worker, through which bodies pass from socket to socket without a copy; beyond, they are copied.
+    pub pipes: usize,
+    /// The zone of this proxy: it prefers targets of the same zone.
     pub zone: Option<String>,
-    /// Where names of targets are resolved; none: as this host does it.
+    /// The DNS servers for names of targets; if empty, those of this host.
     pub dns_servers: Vec<SocketAddr>,
-    /// Sockets of the proxy before this one, for listeners at their addresses.
-    pub inherited: Vec<Handed>,
-    /// Whether sockets may be handed over: see [`Proxy::sockets`].
+    /// The predecessor's sockets, for listeners at their addresses.
+    pub inherited: Vec<InheritedSockets>,
+    /// True if sockets may be handed over: see [`Proxy::sockets`].
     pub hands_over: bool,
 }
 
-/// The data plane. Dropping it ends the workers without regard to what runs; see [`Proxy::drain`].
+/// The data plane. Dropping it ends the workers without waiting for requests; see [`Proxy::drain`].
 pub struct Proxy {
     active: Arc<ArcSwap<Active>>,
     shared: Arc<Shared>,
@@ -55,54 +61,50 @@ pub struct Proxy {
     threads: Mutex<Vec<JoinHandle<()>>>,
     overrides: BTreeMap<String, SocketAddr>,
     control: Mutex<Control>,
-    reported: Mutex<Reported>,
+    /// Locked after `control`, and only briefly.
+    generations: Mutex<Generations>,
+    reported: Mutex<ReportedTotals>,
 }
 
-/// What only the one who applies revisions sees.
+/// The state that only the control side sees.
 struct Control {
     compiled: Compiled,
     services: Services,
-    /// By number.
+    /// The bound sockets, by number.
     sockets: Vec<Option<BoundSocket>>,
-    /// The names listeners ever had, which are labels of metrics, by number.
+    /// The names of all listeners so far, by number: labels of metrics.
     labels: Vec<Name>,
-    /// Revisions that were replaced. A worker must not be the last to let go of one: taking it apart could take longer than
-    /// a request may.
+    /// Revisions that were replaced. A worker must not drop the last reference to one: that could take longer than a
+    /// request may.
     retired: Vec<Arc<Active>>,
-    /// How long revisions took.
+    /// How long applying revisions took.
     applies: Histogram,
-    /// No socket is opened any more.
+    /// True if no socket is opened any more.
     draining: bool,
-    inherited: Vec<Handed>,
-    /// All that listen, by number, when they may be handed over.
+    inherited: Vec<InheritedSockets>,
+    /// All listening sockets, by number, if they may be handed over.
     held: Option<BTreeMap<u16, Arc<[TcpListener]>>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct BoundSocket {
-    listener: Name,
-    /// As configured or overridden; port 0 is still 0.
-    asked: SocketAddr,
-    bound: SocketAddr,
-}
-
-/// What [`DataPlane::traffic`] told last.
+/// The totals at the last call of [`DataPlane::traffic`].
 #[derive(Default)]
-struct Reported {
+struct ReportedTotals {
     durations: Totals,
     errors: u64,
     no_route: u64,
     client_errors: u64,
 }
 
-/// How long closing a socket may take: the workers only have to take what waits.
+/// How long closing a socket may take: the workers only have to accept the connections in the queue.
 const CLOSE: Duration = Duration::from_secs(1);
 
 impl Proxy {
-    /// Starts the workers, which serve nothing yet. Names are resolved on the runtime this is called in.
+    /// Starts the workers, which serve nothing yet. Names are resolved on the runtime in which this is called.
     pub fn start(settings: Settings) -> io::Result<Arc<Self>> {
         let handle = tokio::runtime::Handle::current();
-        let compiled = Compiled::empty();
+        let mut compiled = Compiled::empty();
+        let mut generations = Generations::new(settings.workers);
+        compiled.active.period = generations.begin(0, process_cpu_us());
         let active = Arc::new(ArcSwap::from_pointee(compiled.active.clone()));
         let shared = Arc::new(Shared {
             active: Arc::clone(&active),
@@ -114,6 +116,7 @@ impl Proxy {
             max_queue_delay: settings.max_queue_delay,
             connections_wanted: (0..settings.workers).map(|_| Notify::new()).collect(),
             max_connections: settings.max_connections,
+            pipes: settings.pipes,
         });
         let mut workers = Vec::new();
         let mut threads = Vec::new();
@@ -130,6 +133,7 @@ impl Proxy {
         }
         let services = Services {
             states: States::default(),
+            secrets: Box::new(HostSecrets),
             resolver: Arc::new(Resolver::new(handle.clone(), settings.dns_servers)),
             checking: Checking::new(handle),
             zone: settings.zone.map(String::into_boxed_str),
@@ -153,16 +157,17 @@ impl Proxy {
             threads: Mutex::new(threads),
             overrides: settings.listener_overrides,
             control: Mutex::new(control),
+            generations: Mutex::new(generations),
             reported: Mutex::default(),
         }))
     }
 
-    /// What is served.
+    /// The served snapshot.
     pub fn snapshot(&self) -> Snapshot {
         self.control().compiled.snapshot.clone()
     }
 
-    /// What is counted, for rendering.
+    /// Calls `read` with all counters, for rendering.
     pub fn counted<T>(&self, read: impl FnOnce(&Shared, &Compiled, &[Name], &Totals) -> T) -> T {
         let control = self.control();
         let (compiled, labels) = (control.compiled.clone(), control.labels.clone());
@@ -171,8 +176,8 @@ impl Proxy {
         read(&self.shared, &compiled, &labels, &applies)
     }
 
-    /// Takes apart the revisions that nobody uses any more. To be called now and then.
-    pub fn forget_retired(&self) {
+    /// Drops replaced revisions that are no longer in use. To be called periodically.
+    pub fn drop_retired(&self) {
         let mut control = self.control();
         let (unused, used) = std::mem::take(&mut control.retired)
             .into_iter()
@@ -182,12 +187,12 @@ impl Proxy {
         drop::<Vec<_>>(unused);
     }
 
-    /// How many revisions were replaced and are not forgotten.
+    /// The number of replaced revisions that are not dropped yet.
     pub fn retired(&self) -> usize {
         self.control().retired.len()
     }
 
-    /// The sockets that listen, and where: for a successor. None, unless the settings say that there may be one.
+    /// The listening sockets and their addresses, for a successor. Empty unless the settings allow a handover.
     pub fn sockets(&self) -> Vec<(SocketAddr, Arc<[TcpListener]>)> {
         let control = self.control();
         let held = control.held.iter().flatten();
@@ -198,13 +203,13 @@ impl Proxy {
         .collect()
     }
 
-    /// Closes inherited sockets that no listener wanted.
-    pub fn forget_inherited(&self) {
+    /// Closes inherited sockets that no listener uses.
+    pub fn close_inherited(&self) {
         self.control().inherited.clear();
     }
 
-    /// Accepts connections for `grace` longer, then no more; lets those there are end with their next answer, and waits for
-    /// that up to `limit` in all. Returns whether all ended.
+    /// Drains: accepts connections for `grace` longer, then lets all connections end with their next response, and
+    /// waits for that up to `limit` in all. Returns true if all ended.
     pub async fn drain(&self, grace: Duration, limit: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + limit;
         tokio::time::sleep(grace.min(limit / 2)).await;
@@ -235,14 +240,31 @@ impl Proxy {
         all
     }
 
-    /// Connections that clients have open.
+    /// The number of open client connections.
     pub fn active_connections(&self) -> u64 {
         self.shared.stats.iter().map(|stats| stats.active_connections.value()).sum()
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
-        // What is behind it is only replaced as a whole.
+        // The value behind the lock is only replaced as a whole, so poisoning can be ignored.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn generations(&self) -> MutexGuard<'_, Generations> {
+        // A panic can leave nothing worse behind than wrong counts.
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets requests see `active` from now on, and has the revision before it dropped later.
+    fn swap(&self, active: Active, retired: &mut Vec<Arc<Active>>) {
+        retired.push(self.active.swap(Arc::new(active)));
+    }
+
+    /// Has the workers release the revision before.
+    fn refresh(&self) {
+        for worker in &self.workers {
+            let _ = worker.send(Command::Refresh);
+        }
     }
 
     fn unlisten(&self, socket: u16) -> Vec<oneshot::Receiver<()>> {
@@ -256,7 +278,7 @@ impl Proxy {
             .collect()
     }
 
-    /// The listeners of `snapshot` at their addresses.
+    /// The listeners of `snapshot` with their addresses.
     fn wanted(&self, snapshot: &Snapshot, compiled: &Compiled) -> Vec<Wanted> {
         snapshot
             .of_kind(Kind::Listener, None)
@@ -277,7 +299,7 @@ impl DataPlane for Proxy {
         let mut control = self.control();
         let control = &mut *control;
         let mut next = control.compiled.next(candidate, &control.services)?;
-        let plan = Plan::make(
+        let plan = SocketPlan::make(
             &control.sockets,
             &mut control.labels,
             self.wanted(&candidate.snapshot, &next),
@@ -286,25 +308,29 @@ impl DataPlane for Proxy {
             &control.inherited,
         )?;
         // From here on nothing fails.
-        next.take_over(&control.services.checking);
+        next.activate(&control.services.checking);
         next.active.listeners = plan.active;
         let settings = next.active.listeners.clone();
-        let active = Arc::new(next.active.clone());
-        let before = self.active.swap(active);
+        {
+            let mut generations = self.generations();
+            let generation = candidate.snapshot.assignment().generation;
+            next.active.period = generations.begin(generation, process_cpu_us());
+            mark(&next, &generations);
+        }
+        self.swap(next.active.clone(), &mut control.retired);
         control.compiled = next;
         control.sockets = plan.sockets;
-        control.retired.push(before);
         for (socket, listeners) in plan.opened {
             let Some(settings) = settings.get(usize::from(socket)).and_then(Option::as_ref) else { continue };
             if let Some(held) = &mut control.held {
-                // Without a file descriptor to spare there is nothing to be handed over, and all else goes on.
+                // Without a spare file descriptor there is nothing to hand over, and everything else goes on.
                 let copies: io::Result<Vec<_>> = listeners.iter().map(TcpListener::try_clone).collect();
                 held.extend(copies.ok().map(|copies| (socket, copies.into())));
             }
-            // Inherited ones may be more than there are workers.
+            // There may be more inherited sockets than workers.
             for (worker, listener) in self.workers.iter().cycle().zip(listeners) {
                 let settings = Arc::clone(settings);
-                // A worker that has ended has said so.
+                // A worker that has ended has logged that.
                 let _ = worker.send(Command::Listen { socket, listener, settings });
             }
         }
@@ -313,10 +339,8 @@ impl DataPlane for Proxy {
             held.retain(|socket, _| !plan.closed.contains(socket));
         }
         let closing: Vec<_> = plan.closed.into_iter().flat_map(|socket| self.unlisten(socket)).collect();
-        for worker in &self.workers {
-            let _ = worker.send(Command::Refresh);
-        }
-        // The next revision may want the address elsewhere, so it has to be free when this one is served.
+        self.refresh();
+        // The next revision may bind the address again, so it has to be free when this one is served.
         let deadline = Instant::now() + CLOSE;
         for mut closed in closing {
             while closed.try_recv() == Err(oneshot::error::TryRecvError::Empty) && Instant::now() < deadline {
@@ -346,8 +370,33 @@ impl DataPlane for Proxy {
             p99_us: since.quantile_us(0.99),
             active_connections: self.active_connections(),
         };
-        *reported = Reported { durations, errors, no_route, client_errors };
+        *reported = ReportedTotals { durations, errors, no_route, client_errors };
         traffic
+    }
+
+    fn watch(&self, scopes: &[Scope]) {
+        let mut control = self.control();
+        let control = &mut *control;
+        {
+            let mut generations = self.generations();
+            let Some(period) = generations.watch(scopes) else { return };
+            control.compiled.active.period = period;
+            mark(&control.compiled, &generations);
+        }
+        self.swap(control.compiled.active.clone(), &mut control.retired);
+        self.refresh();
+    }
+
+    fn series(&self) -> Vec<Series> {
+        self.generations().read(process_cpu_us())
+    }
+
+    fn answers(&self) -> Answers {
+        let stats = &self.shared.stats;
+        Answers {
+            requests: Totals::of(stats.iter().map(|stats| &stats.request_duration)).count(),
+            errors: stats.iter().map(|stats| stats.errors.value()).sum(),
+        }
     }
 
     fn listeners(&self) -> BTreeMap<String, SocketAddr> {
@@ -357,130 +406,13 @@ impl DataPlane for Proxy {
     }
 }
 
-/// A listener of a revision: its name, its address, and what is spoken there.
-type Wanted = (Name, SocketAddr, Listener, Option<Arc<ListenerTls>>);
-
-/// How the sockets of a revision come from those of the one before.
-struct Plan {
-    sockets: Vec<Option<BoundSocket>>,
-    active: Vec<Option<Arc<ActiveListener>>>,
-    opened: Vec<(u16, Vec<TcpListener>)>,
-    closed: Vec<u16>,
-}
-
-impl Plan {
-    /// Binds what is new. A socket whose address is still wanted stays, whatever its listener is called now.
-    fn make(
-        sockets: &[Option<BoundSocket>],
-        labels: &mut Vec<Name>,
-        wanted: Vec<Wanted>,
-        workers: usize,
-        draining: bool,
-        inherited: &[Handed],
-    ) -> Result<Self, Vec<Rejected>> {
-        let mut plan =
-            Self { sockets: sockets.to_vec(), active: Vec::new(), opened: Vec::new(), closed: Vec::new() };
-        let mut rejected = Vec::new();
-        let mut kept = BTreeSet::new();
-        let mut to_bind = Vec::new();
-        let mut listeners: Vec<(usize, ActiveListener)> = Vec::new();
-        for (name, asked, listener, tls) in wanted {
-            let known = sockets.iter().enumerate().find_map(|(index, socket)| {
-                let socket = socket.as_ref()?;
-                // Any free port is another one for each listener.
-                let same = socket.asked == asked && (asked.port() != 0 || socket.listener == name);
-                (same && !kept.contains(&index)).then_some(index)
-            });
-            let label = label_of(labels, &name);
-            let Listener { limits, edge, .. } = listener;
-            let bound = known.and_then(|index| sockets.get(index)?.as_ref()).map_or(asked, |it| it.bound);
-            let settings = ActiveListener { name, bound, label, limits, edge, tls };
-            match known {
-                Some(index) => {
-                    kept.insert(index);
-                    listeners.push((index, settings));
-                }
-                None => to_bind.push((asked, settings)),
-            }
+/// Marks the counters of the watched routes and upstreams, as far as `compiled` has them.
+fn mark(compiled: &Compiled, generations: &Generations) {
+    for (scope, mark) in generations.watched() {
+        if let Some(cells) = compiled.cells(scope) {
+            cells.set_mark(mark);
         }
-        for (asked, mut settings) in to_bind {
-            if draining {
-                continue;
-            }
-            let shared = plan.sockets.iter().flatten().any(|socket| listener::overlap(socket.bound, asked));
-            match take_or_bind(inherited, asked, workers, shared) {
-                Ok((bound, opened)) => {
-                    settings.bound = bound;
-                    let socket = BoundSocket { listener: settings.name.clone(), asked, bound };
-                    // Numbers of sockets that are to be closed are still in use.
-                    let index = match plan.sockets.iter().position(Option::is_none) {
-                        Some(free) => free,
-                        None => {
-                            plan.sockets.push(None);
-                            plan.sockets.len() - 1
-                        }
-                    };
-                    plan.sockets[index] = Some(socket);
-                    kept.insert(index);
-                    plan.opened.push((index as u16, opened));
-                    info!(listener = %settings.name, address = %bound, "listening");
-                    listeners.push((index, settings));
-                }
-                Err(error) => rejected.push(Rejected {
-                    key: Some(ResourceKey::new(Kind::Listener, settings.name)),
-                    field: "address".to_owned(),
-                    message: listener::explain(asked, &error),
-                }),
-            }
-        }
-        if !rejected.is_empty() {
-            return Err(rejected);
-        }
-        plan.active.resize_with(plan.sockets.len(), || None);
-        for (index, settings) in listeners {
-            if let Some(socket) = &mut plan.sockets[index] {
-                socket.listener = settings.name.clone();
-            }
-            plan.active[index] = Some(Arc::new(settings));
-        }
-        for (index, socket) in plan.sockets.iter_mut().enumerate() {
-            if !kept.contains(&index)
-                && let Some(socket) = socket.take()
-            {
-                info!(listener = %socket.listener, address = %socket.bound, "no longer listening");
-                plan.closed.push(index as u16);
-            }
-        }
-        Ok(plan)
     }
-}
-
-/// The sockets of the proxy before this one, if it listened at `address`; else new ones. They are copies: a revision that is
-/// rejected for another listener leaves those that were inherited for the next.
-fn take_or_bind(
-    inherited: &[Handed],
-    address: SocketAddr,
-    workers: usize,
-    shared: bool,
-) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
-    let Some(handed) = inherited.iter().find(|handed| handed.address == address) else {
-        return listener::bind(address, workers, shared);
-    };
-    let mut sockets = handed.sockets.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>()?;
-    if let Some(missing) = workers.checked_sub(sockets.len()).filter(|missing| *missing > 0) {
-        sockets.extend(listener::bind(address, missing, true)?.1);
-    }
-    Ok((address, sockets))
-}
-
-/// The number of a listener's name.
-fn label_of(labels: &mut Vec<Name>, name: &Name) -> u16 {
-    let index = labels.iter().position(|known| known == name).unwrap_or_else(|| {
-        labels.push(name.clone());
-        labels.len() - 1
-    });
-    // Beyond that many names the last one stands for all.
-    u16::try_from(index).unwrap_or(u16::MAX)
 }
 
 impl Drop for Proxy {

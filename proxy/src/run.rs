@@ -1,4 +1,4 @@
-//! The process: from its arguments to its end.
+//! The proxy process: from its arguments to its exit.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -12,45 +12,52 @@ use signalbox_process::limits::{self, OpenFiles};
 use signalbox_process::{health, log};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin};
 use crate::args::Args;
+use crate::hot_restart::{self, InheritedSockets, Predecessor};
 use crate::proxy::{Proxy, Settings};
-use crate::source::{self, ControlPlanes, DataPlane, Source, StartError, Status, Tls};
-use crate::takeover::{self, Handed, Predecessor};
+use crate::source::{self, ControlPlanes, CrashLoops, DataPlane, Source, StartError, Status, Tls};
 use crate::telemetry::access_log;
 
-/// How often what nobody uses any more is looked for.
-const FORGET: Duration = Duration::from_secs(1);
+/// The interval at which unused state is released.
+const FORGET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Threads that are no workers: the control runtime's, those that may block, the access log's.
+/// Threads that are not workers: the control runtime's, those that may block, the access log's.
 const OTHER_THREADS: u64 = 4;
 
-/// Open files that are no connection of a client or to a target: the admin server's connections, logs, name lookups.
+/// Open files that are not connections of clients or to targets: the admin server's connections, logs, name lookups.
 const OTHER_FILES: u64 = 128;
 
-/// Likewise, for each worker: a few listeners' sockets.
+/// The same per worker: a few listeners' sockets.
 const WORKER_FILES: u64 = 16;
 
-/// With fewer client connections than this a proxy does not start.
-const LEAST_CONNECTIONS: u64 = 16;
+/// Pipes of one worker at most: as many bodies for clients that are slower than their targets pass without a copy.
+const WORKER_PIPES: u64 = 256;
 
-/// Client connections of one worker that the limit on open files should allow.
+/// One of this many pairs of files is for a pipe, and the others are for connections.
+const PAIRS_FOR_A_PIPE: u64 = 32;
+
+/// The minimum number of client connections without which a proxy does not start.
+const MIN_CONNECTIONS: u64 = 16;
+
+/// The number of client connections per worker that the limit on open files should allow.
 const WORKER_CONNECTIONS: u64 = 2048;
 
-/// Client connections that the limit on open files should allow, however many workers there are.
-const MOST_WANTED: u64 = 32_768;
+/// The number of client connections that the limit on open files should allow at most, however many workers there are.
+const MAX_WANTED_CONNECTIONS: u64 = 32_768;
 
-/// Runs a proxy until it is told to end, and has drained.
+/// Runs a proxy until it is told to end and has drained.
 pub fn run(args: Args) -> Result<()> {
     if args.process.check_health {
         return health::check(args.admin_address, None);
     }
-    log::start(&args.process);
+    log::start(&args.process.log_level, args.process.log_format);
+    args.check()?;
     let workers = match args.workers {
         Some(workers) => workers.get(),
         None => std::thread::available_parallelism().map_or(1, usize::from),
@@ -63,23 +70,24 @@ pub fn run(args: Args) -> Result<()> {
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(serve(args, workers));
-    // Lookups of names cannot be broken off, and nobody waits for them.
+    // Name lookups cannot be cancelled, and nothing waits for them.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
 async fn serve(args: Args, workers: usize) -> Result<()> {
-    let max_connections = max_connections(workers, args.max_connections)?;
+    limits::survive_file_size_limit()?;
+    let OpenFilesUse { max_connections, pipes } = use_open_files(workers, args.max_connections)?;
     let access_log = access_log::start(&args.access_log).context("cannot open the access log")?;
     let (log_sender, log_thread) = access_log.unzip();
-    tokio::spawn(hang_up(log_sender.as_ref().map(access_log::Sender::reopening)));
+    tokio::spawn(reopen_log_on_sighup(log_sender.as_ref().map(access_log::Sender::reopening)));
     let taken = match &args.takeover {
-        Some(path) => takeover::take(path)
+        Some(path) => hot_restart::take(path)
             .with_context(|| format!("cannot take over from the proxy at {}", path.display()))?,
         None => None,
     };
     let (mut inherited, predecessor) = taken.unzip();
-    let admin_socket = inherited.as_mut().and_then(|handed| admin_socket(handed, args.admin_address));
+    let admin_socket = inherited.as_mut().and_then(|inherited| admin_socket(inherited, args.admin_address));
     let proxy = Proxy::start(Settings {
         workers,
         listener_overrides: args.listener_overrides(),
@@ -87,6 +95,7 @@ async fn serve(args: Args, workers: usize) -> Result<()> {
         max_queue_delay: args.max_queue_delay.0,
         access_log: log_sender,
         max_connections,
+        pipes,
         zone: args.zone().map(str::to_owned),
         dns_servers: args.dns_servers.clone(),
         inherited: inherited.unwrap_or_default(),
@@ -94,95 +103,108 @@ async fn serve(args: Args, workers: usize) -> Result<()> {
     })
     .context("cannot start the workers")?;
     let is_successor = admin_socket.is_some();
-    let listener = match admin_socket {
-        Some(socket) => Ok(socket),
-        None => std::net::TcpListener::bind(args.admin_address),
-    };
-    let listener = listener
-        .and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            let copy = listener.try_clone()?;
-            Ok((TcpListener::from_std(listener)?, copy))
-        })
-        .with_context(|| format!("cannot listen on the admin address {}", args.admin_address));
-    let (listener, admin_copy) = listener?;
+    let (listener, admin_copy) = listen_for_admin(admin_socket, args.admin_address)
+        .with_context(|| format!("cannot listen on the admin address {}", args.admin_address))?;
     info!(address = %listener.local_addr()?, workers, max_connections, "admin server");
-    if !listener.local_addr()?.ip().is_loopback() {
-        warn!("whoever reaches the admin address can read the configuration and drain this proxy");
-    }
     let (status, watched) = watch::channel(Status::default());
     let serving = watched.clone();
     let drain = CancellationToken::new();
-    let admin = Admin { proxy: Arc::clone(&proxy), status: watched, drain: drain.clone() };
+    let retry = Arc::new(Notify::new());
+    let admin =
+        Admin { proxy: Arc::clone(&proxy), status: watched, drain: drain.clone(), retry: Arc::clone(&retry) };
     let mut readable = serving.clone();
     let admin = tokio::spawn(async move {
-        // Until this proxy serves it is the one before that is asked.
+        // Until this proxy serves, its predecessor answers.
         if is_successor && readable.wait_for(|status| status.serving.is_some()).await.is_err() {
             return;
         }
         admin::serve(listener, Arc::new(admin)).await;
     });
-    let forgetting = tokio::spawn(forget_retired(Arc::clone(&proxy)));
+    let forgetting = tokio::spawn(drop_retired(Arc::clone(&proxy)));
     let stop_source = CancellationToken::new();
     let data_plane: Arc<dyn DataPlane> = Arc::clone(&proxy) as _;
     let (drain_grace, drain_timeout) = (args.drain_grace, args.drain_timeout);
     let replaced = CancellationToken::new();
     if let Some(path) = args.takeover.clone() {
-        let succession = Succession { path, predecessor, admin_copy, replaced: replaced.clone() };
-        tokio::spawn(succession.run(Arc::downgrade(&proxy), serving));
+        let restart = HotRestart { path, predecessor, admin_copy, replaced: replaced.clone() };
+        tokio::spawn(restart.run(Arc::downgrade(&proxy), serving));
     }
-    let mut source = tokio::spawn(source::run(source_of(args), data_plane, status, stop_source.clone()));
+    // From here on a signal is an orderly end, before the first start marker is written.
+    let end_signal = end_signal()?;
+    let source = source_of(args, retry);
+    let mut source = tokio::spawn(source::run(source, data_plane, status, stop_source.clone()));
     tokio::select! {
-        signal = end_signal() => {
-            signal?;
-            drain.cancel();
-        }
+        () = end_signal => drain.cancel(),
         () = drain.cancelled() => {}
         () = replaced.cancelled() => {
             drain.cancel();
-            // Its successor answers there.
+            // The successor answers at this address.
             admin.abort();
         }
         ended = &mut source => return source_ended(ended),
     }
     info!(timeout = ?drain_timeout, replaced = replaced.is_cancelled(), "draining");
-    // Who replaces it accepts already.
+    // The successor accepts connections already.
     let drain_grace = if replaced.is_cancelled() { Duration::ZERO } else { drain_grace };
     stop_source.cancel();
     if proxy.drain(drain_grace, drain_timeout).await {
         info!("drained");
     } else {
-        warn!(connections = proxy.active_connections(), "the time for draining is over");
+        warn!(connections = proxy.active_connections(), "the drain timed out");
     }
     forgetting.abort();
     admin.abort();
     if tokio::time::timeout(Duration::from_secs(2), source).await.is_err() {
-        warn!("the source of configuration does not end");
+        warn!("the source of configuration did not stop in time");
     }
-    // Once the workers are gone nobody writes to the access log.
+    // Once the workers have ended, nothing writes to the access log.
     let _ = (forgetting.await, admin.await);
     if let Some(proxy) = Arc::into_inner(proxy) {
         drop(proxy);
-        let until = Instant::now() + LAST_LINES;
-        while log_thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            if Instant::now() > until {
-                warn!("the last lines of the access log are not taken");
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        log_written(log_thread.as_ref()).await;
     }
     Ok(())
 }
 
-/// How long the last lines of the access log may take to be written.
-const LAST_LINES: Duration = Duration::from_secs(5);
+/// How long writing the last lines of the access log may take.
+const LOG_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often the proxy before is told that it is replaced.
-const FAREWELLS: usize = 3;
+/// Waits until the last lines of the access log are written.
+async fn log_written(thread: Option<&std::thread::JoinHandle<()>>) {
+    let until = Instant::now() + LOG_CLOSE_TIMEOUT;
+    while thread.is_some_and(|thread| !thread.is_finished()) {
+        if Instant::now() > until {
+            warn!("the last lines of the access log were not written in time");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
 
-/// From the proxy before this one to the one after it.
-struct Succession {
+/// Returns the admin server's socket, the inherited one if there is one, and a copy for a successor.
+fn listen_for_admin(
+    inherited: Option<std::net::TcpListener>,
+    address: SocketAddr,
+) -> std::io::Result<(TcpListener, std::net::TcpListener)> {
+    let listener = match inherited {
+        Some(socket) => socket,
+        None => std::net::TcpListener::bind(address)?,
+    };
+    listener.set_nonblocking(true)?;
+    let copy = listener.try_clone()?;
+    if !listener.local_addr()?.ip().is_loopback() {
+        warn!(
+            "the admin server has no authentication: anyone who reaches it can read the configuration and drain this proxy"
+        );
+    }
+    Ok((TcpListener::from_std(listener)?, copy))
+}
+
+/// The number of tries to tell the predecessor that it is replaced.
+const REPLACED_TRIES: usize = 3;
+
+/// A hot restart's roles: successor of one proxy, and then predecessor of another.
+struct HotRestart {
     path: PathBuf,
     predecessor: Option<Predecessor>,
     admin_copy: std::net::TcpListener,
@@ -190,33 +212,33 @@ struct Succession {
     replaced: CancellationToken,
 }
 
-impl Succession {
-    /// Lets the predecessor go once this proxy serves, and then waits for a successor.
+impl HotRestart {
+    /// Tells the predecessor that it is replaced once this proxy serves, and then waits for a successor.
     async fn run(self, proxy: Weak<Proxy>, mut status: watch::Receiver<Status>) {
         if status.wait_for(|status| status.serving.is_some()).await.is_err() {
             return;
         }
-        // It may wait for a successor for good, and has nothing that must be ended in order.
+        // This thread may wait for a successor forever, and holds nothing that needs an orderly shutdown.
         std::thread::spawn(move || self.succeed(&proxy));
     }
 
     fn succeed(self, proxy: &Weak<Proxy>) {
         if let Some(proxy) = proxy.upgrade() {
-            proxy.forget_inherited();
+            proxy.close_inherited();
         }
         let mut before = self.predecessor;
-        for _ in 0..FAREWELLS {
+        for _ in 0..REPLACED_TRIES {
             let Some(predecessor) = before.take() else { break };
             match predecessor.replaced() {
-                Ok(()) => info!("took over from the proxy before"),
+                Ok(()) => info!("took over from the previous proxy"),
                 Err(error) => {
-                    warn!(%error, "the proxy before does not know that it is replaced");
-                    // It may have waited for too long, and be there even so.
-                    before = takeover::take(&self.path).ok().flatten().map(|(_, predecessor)| predecessor);
+                    warn!(%error, "the previous proxy could not be told that it is replaced");
+                    // The predecessor may have stopped waiting for this successor, and still run.
+                    before = hot_restart::take(&self.path).ok().flatten().map(|(_, predecessor)| predecessor);
                 }
             }
         }
-        let offer = match takeover::Offer::at(&self.path) {
+        let offer = match hot_restart::Offer::at(&self.path) {
             Ok(offer) => offer,
             Err(error) => {
                 error!(%error, path = %self.path.display(), "no successor will be able to take over");
@@ -234,26 +256,42 @@ impl Succession {
     }
 }
 
-/// The admin server's socket among those that were handed over.
-fn admin_socket(handed: &mut Vec<Handed>, address: SocketAddr) -> Option<std::net::TcpListener> {
-    let index = handed.iter().position(|handed| handed.address == address)?;
-    handed.swap_remove(index).sockets.pop()
+/// Takes the admin server's socket out of the inherited ones.
+fn admin_socket(inherited: &mut Vec<InheritedSockets>, address: SocketAddr) -> Option<std::net::TcpListener> {
+    let index = inherited.iter().position(|inherited| inherited.address == address)?;
+    inherited.swap_remove(index).sockets.pop()
 }
 
-/// How many clients' connections the limit on open files allows, when each needs one more to a target; or `asked`.
-fn max_connections(workers: usize, asked: Option<NonZeroU64>) -> Result<u64> {
+/// The planned use of the open files that the process may have.
+struct OpenFilesUse {
+    /// Client connections at once.
+    max_connections: u64,
+    /// Pipes of each worker.
+    pipes: usize,
+}
+
+/// Divides the limit on open files: a client's connection needs one more to a target, and a pipe has two ends. `configured` overrides
+/// the number of connections.
+fn use_open_files(workers: usize, configured: Option<NonZeroU64>) -> Result<OpenFilesUse> {
     let workers = u64::try_from(workers).unwrap_or(u64::MAX);
-    // Each listener has a socket for each worker, and each worker an epoll instance.
+    // Each listener has a socket per worker, and each worker an epoll instance.
     let others = OTHER_FILES.saturating_add(workers.saturating_mul(WORKER_FILES));
-    let allowed = |limit: u64| limit.saturating_sub(others) / 2;
-    let asked = asked.map(NonZeroU64::get);
-    let wanted = asked.unwrap_or(workers.saturating_mul(WORKER_CONNECTIONS).min(MOST_WANTED));
-    let files = OpenFiles {
-        least: others.saturating_add(2 * LEAST_CONNECTIONS),
-        wanted: others.saturating_add(wanted.saturating_mul(2)),
+    let most_pipes = workers.saturating_mul(WORKER_PIPES);
+    let pairs = |limit: u64| limit.saturating_sub(others) / 2;
+    let pipes = |limit: u64| (pairs(limit) / PAIRS_FOR_A_PIPE).min(most_pipes);
+    let allowed = |limit: u64| pairs(limit) - pipes(limit);
+    let needed = |connections: u64| {
+        let pipes = (connections / (PAIRS_FOR_A_PIPE - 1)).min(most_pipes);
+        others.saturating_add(connections.saturating_add(pipes).saturating_mul(2))
     };
+    let configured = configured.map(NonZeroU64::get);
+    let wanted = configured.unwrap_or(workers.saturating_mul(WORKER_CONNECTIONS).min(MAX_WANTED_CONNECTIONS));
+    let files = OpenFiles { least: needed(MIN_CONNECTIONS), wanted: needed(wanted) };
     let limit = files.require(|limit| format!("{} client connections at once", allowed(limit)))?;
-    Ok(asked.unwrap_or(allowed(limit)))
+    Ok(OpenFilesUse {
+        max_connections: configured.unwrap_or(allowed(limit)),
+        pipes: usize::try_from(pipes(limit) / workers.max(1)).unwrap_or(usize::MAX),
+    })
 }
 
 fn source_ended(ended: Result<Result<(), StartError>, tokio::task::JoinError>) -> Result<()> {
@@ -261,23 +299,25 @@ fn source_ended(ended: Result<Result<(), StartError>, tokio::task::JoinError>) -
     Ok(())
 }
 
-async fn end_signal() -> Result<()> {
+/// Catches the signals that end the process, from now on. The future is ready once one has come.
+fn end_signal() -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
-/// On SIGHUP, which who moves logs sends: the access log's file is opened anew.
-async fn hang_up(reopen: Option<Arc<AtomicBool>>) {
+/// Reopens the access log's file on SIGHUP, which log rotation sends.
+async fn reopen_log_on_sighup(reopen: Option<Arc<AtomicBool>>) {
     let Ok(mut signals) = signal(SignalKind::hangup()) else { return };
     while signals.recv().await.is_some() {
         match &reopen {
             Some(reopen) => {
-                info!("SIGHUP: the access log is opened anew");
+                info!("SIGHUP: the access log is reopened");
                 reopen.store(true, Ordering::Relaxed);
             }
             None => info!("SIGHUP: there is no access log"),
@@ -285,29 +325,34 @@ async fn hang_up(reopen: Option<Arc<AtomicBool>>) {
     }
 }
 
-async fn forget_retired(proxy: Arc<Proxy>) {
-    let mut interval = tokio::time::interval(FORGET);
+async fn drop_retired(proxy: Arc<Proxy>) {
+    let mut interval = tokio::time::interval(FORGET_INTERVAL);
     loop {
         interval.tick().await;
         let proxy = Arc::clone(&proxy);
-        let forgotten: JoinHandle<()> = tokio::task::spawn_blocking(move || proxy.forget_retired());
+        let forgotten: JoinHandle<()> = tokio::task::spawn_blocking(move || proxy.drop_retired());
         if forgotten.await.is_err() {
-            warn!("taking an old revision apart panicked");
+            warn!("dropping an old revision panicked");
         }
     }
 }
 
-fn source_of(args: Args) -> Source {
+fn source_of(args: Args, retry: Arc<Notify>) -> Source {
     match args.config {
         Some(path) => Source::File { path, fleet: args.fleet.as_str().to_owned() },
-        None => Source::ControlPlanes(ControlPlanes {
+        None => Source::ControlPlanes(Box::new(ControlPlanes {
             addresses: args.control_plane,
             token: args.token,
             tls: Tls { ca: args.tls_ca, identity: args.tls_cert.zip(args.tls_key) },
-            node_id: args.node_id,
+            node_id: args.node_id.map(|id| id.to_string()),
             fleet: args.fleet.as_str().to_owned(),
             labels: args.labels.into_iter().map(|label| (label.key, label.value)).collect(),
             data_dir: args.data_dir,
-        }),
+            crash_loops: CrashLoops {
+                crash_window: args.crash_window,
+                proven_after: args.proven_after,
+                retry,
+            },
+        })),
     }
 }

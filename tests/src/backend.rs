@@ -30,7 +30,7 @@ pub struct Backend {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What a backend does with a request.
+/// The way in which a backend answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
     /// Answers 200 with an [`Echo`] as JSON.
@@ -43,7 +43,7 @@ pub enum Behaviour {
     Hang,
 }
 
-/// What a backend saw of a request.
+/// A request as a backend saw it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Echo {
     /// The backend's name.

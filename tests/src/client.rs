@@ -66,7 +66,7 @@ pub async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<
 /// No request of a test may take longer; those of a load that do are failures.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
 
-/// What the load speaks.
+/// The protocol of the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.1, kept alive.
@@ -103,7 +103,7 @@ impl LoadBuilder {
         self
     }
 
-    /// What is spoken.
+    /// Sets the protocol.
     #[must_use]
     pub fn protocol(mut self, protocol: Protocol) -> Self {
         self.protocol = protocol;
@@ -117,7 +117,7 @@ impl LoadBuilder {
         self
     }
 
-    /// What must hold for every answer, beside a status of 2xx.
+    /// Sets a condition for every answer, beside a status of 2xx.
     #[must_use]
     pub fn check(mut self, check: impl Fn(&Answer) -> Result<(), String> + Send + Sync + 'static) -> Self {
         self.check = Box::new(check);
@@ -156,14 +156,14 @@ pub struct Load {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What became of a load.
+/// The result of a load.
 #[derive(Debug)]
 pub struct LoadReport {
     /// All requests that were sent.
     pub requests: u64,
     /// Those that were not answered, not with 2xx, or not as they should be.
     pub failed: u64,
-    /// What was wrong with the first of those.
+    /// The faults of the first of those.
     pub failures: Vec<String>,
     /// The slowest answer.
     pub slowest: Duration,

@@ -38,9 +38,9 @@ pub struct ControlPlane {
 
 /// The administrator's token of every control plane of the tests.
 pub const ADMIN_TOKEN: &str = "admin-token-of-the-system-tests";
-/// What the proxies of the tests present.
+/// The token of the tests' proxies.
 pub const PROXY_TOKEN: &str = "proxy-token-of-the-system-tests";
-/// What control planes encrypt secrets with.
+/// The key with which control planes encrypt secrets.
 pub const SECRETS_KEY: &str = "5eedc0de5eedc0de5eedc0de5eedc0de5eedc0de5eedc0de5eedc0de5eedc0de";
 
 /// How long a control plane may take to be ready, in a debug build on a busy machine.
@@ -164,6 +164,11 @@ impl ControlPlane {
         }
     }
 
+    /// See [`Daemon::limit_file_size`].
+    pub fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
+        self.daemon.as_mut().context("it was not started")?.limit_file_size(bytes)
+    }
+
     /// Stops all that it does, as if the machine had no time for it, until [`ControlPlane::resume`].
     pub fn pause(&mut self) {
         if let Some(daemon) = &mut self.daemon {
@@ -178,7 +183,7 @@ impl ControlPlane {
         }
     }
 
-    /// Whether its process is there.
+    /// True while its process runs.
     pub fn is_running(&mut self) -> bool {
         self.daemon.as_mut().is_some_and(Daemon::is_running)
     }
@@ -247,7 +252,7 @@ pub enum EventsAs<'a> {
     Cookie(&'a str),
 }
 
-/// What the API answered.
+/// An answer of the API.
 #[derive(Debug, Clone)]
 pub struct ApiAnswer {
     /// The status.
@@ -391,7 +396,7 @@ impl Api {
         revisions["items"][0]["number"].as_u64().with_context(|| format!("no revision: {revisions}"))
     }
 
-    /// What `/metrics` says.
+    /// Reads `/metrics`.
     pub async fn metrics(&self) -> Result<Metrics> {
         metrics(&self.http, &format!("{}/metrics", self.server), Some(&self.token)).await
     }
@@ -464,7 +469,7 @@ impl Metrics {
         matching.filter_map(|value| value.parse::<f64>().ok()).sum()
     }
 
-    /// Whether there is a series of `name`.
+    /// True if there is a series of `name`.
     pub fn has(&self, name: &str) -> bool {
         self.0.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
     }

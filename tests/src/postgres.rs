@@ -25,7 +25,7 @@ pub struct Postgres {
     dir: TempDir,
 }
 
-/// Whether a commit waits for the disk.
+/// Says if a commit waits for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// It does not: survives the death of the server, not of the machine. For tests.

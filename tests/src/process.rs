@@ -11,7 +11,7 @@ use std::sync::{LazyLock, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, kill_process_group, prlimit};
 
 /// A running program. Its process group is killed when this is dropped, and also when the test process itself
 /// is killed. When a test panics, the end of its log is printed.
@@ -45,7 +45,7 @@ impl Daemon {
         std::fs::read(&self.log).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     }
 
-    /// Whether it has not ended.
+    /// True while it has not ended.
     pub fn is_running(&mut self) -> bool {
         if self.exit.is_none() {
             self.exit = self.child.try_wait().ok().flatten();
@@ -64,6 +64,17 @@ impl Daemon {
         if self.is_running() {
             let _ = kill_process(self.pid, signal);
         }
+    }
+
+    /// Lets no file of the process grow beyond so many bytes: a write that would is refused, as on a full disk. `None` ends
+    /// that. Its log is such a file as well.
+    pub fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
+        if self.is_running() {
+            let limit = Rlimit { current: bytes, maximum: None };
+            prlimit(Some(self.pid), Resource::Fsize, limit)
+                .context("the limit on file sizes cannot be set")?;
+        }
+        Ok(())
     }
 
     /// Kills its whole group with SIGKILL and waits until it is gone.

@@ -227,6 +227,11 @@ impl Proxy {
         }
     }
 
+    /// See [`Daemon::limit_file_size`].
+    pub fn limit_file_size(&mut self, bytes: Option<u64>) -> Result<()> {
+        self.daemon.as_mut().context("it was not started")?.limit_file_size(bytes)
+    }
+
     /// Stops all that it does, as if the machine had no time for it, until [`Proxy::resume`].
     pub fn pause(&mut self) {
         if let Some(daemon) = &mut self.daemon {
@@ -272,12 +277,12 @@ impl Proxy {
         self.daemon.as_ref().map(Daemon::pid)
     }
 
-    /// What `/metrics` says.
+    /// Reads `/metrics`.
     pub async fn metrics(&self) -> Result<Metrics> {
         metrics(&self.client, &format!("http://{}/metrics", self.admin), None).await
     }
 
-    /// What `/revision` says.
+    /// Reads `/revision`.
     pub async fn revision(&self) -> Result<Value> {
         let url = format!("http://{}/revision", self.admin);
         Ok(self.client.get(&url).send().await?.error_for_status()?.json().await?)

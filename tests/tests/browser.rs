@@ -1,5 +1,5 @@
-//! The admin UI in a real browser, on real systems: two control planes on one PostgreSQL, three proxies, traffic; and
-//! one control plane with a fleet of scripted proxies.
+//! The admin UI in a real browser, on real systems: two control planes on one PostgreSQL, three proxies, traffic;
+//! one control plane with a fleet of scripted proxies; and one with a fleet that gets revisions step by step.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,6 +59,19 @@ async fn the_admin_ui_works_in_a_browser() {
 
     run(&directory, "test", &one);
     load.finish().assert_flawless(100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_admin_ui_shows_and_drives_a_rollout() {
+    let directory = prepare();
+    let control_plane = ControlPlane::sqlite().await.unwrap();
+    let mut proxies = Vec::new();
+    for id in ["edge-1", "edge-2", "edge-3"] {
+        let proxy = Proxy::builder().control_plane(&control_plane).node_id(id).fleet("edge");
+        proxies.push(proxy.start().await.unwrap());
+    }
+    control_plane.api().wait_in_sync(proxies.len()).await.unwrap();
+    run(&directory, "test:rollout", &control_plane);
 }
 
 /// How many proxies the large fleet has.

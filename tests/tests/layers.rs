@@ -1,9 +1,11 @@
-//! The direction of dependencies between the crates of the workspace, read from `cargo metadata`.
+//! The direction of dependencies between the crates of the workspace, read from `cargo metadata`, and their features.
 
 // Clippy lets only the tests themselves unwrap, not what they share.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -15,9 +17,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("signalbox-config", &["signalbox-proto"]),
     ("signalbox-plugins", &["signalbox-config", "signalbox-proto"]),
     ("signalbox-process", &[]),
+    ("signalbox-rollout", &["signalbox-config"]),
     (
         "signalbox-control-plane",
-        &["signalbox-plugins", "signalbox-config", "signalbox-proto", "signalbox-process"],
+        &[
+            "signalbox-plugins",
+            "signalbox-config",
+            "signalbox-proto",
+            "signalbox-process",
+            "signalbox-rollout",
+        ],
     ),
     ("signalbox-proxy", &["signalbox-plugins", "signalbox-config", "signalbox-proto", "signalbox-process"]),
     ("signalbox-tests", &["signalbox-plugins", "signalbox-config", "signalbox-proto"]),
@@ -28,12 +37,18 @@ const LAYERS: &[(&str, &[&str])] = &[
 const ONLY_IN: &[(&str, &str)] = &[("sqlx", "signalbox-control-plane"), ("axum", "signalbox-control-plane")];
 
 /// Libraries that would let a crate do I/O or read a clock, where it must not.
-const NEVER_IN: &[(&str, &[&str])] =
-    &[("signalbox-config", &["tokio", "hyper", "reqwest", "tonic", "jiff", "tempfile", "fastrand"])];
+const NEVER_IN: &[(&str, &[&str])] = &[
+    ("signalbox-config", &["tokio", "hyper", "reqwest", "tonic", "jiff", "tempfile", "fastrand"]),
+    // It has jiff for the arithmetic of time zones. `crates_without_a_clock_read_none` finds calls of its clock.
+    ("signalbox-rollout", &["tokio", "hyper", "reqwest", "tonic", "tempfile"]),
+];
+
+/// The folders of crates whose callers pass the time.
+const WITHOUT_CLOCK: &[&str] = &["config", "rollout"];
 
 struct Dependency {
     name: String,
-    /// Of `[dev-dependencies]`.
+    /// Named in `[dev-dependencies]`.
     development: bool,
 }
 
@@ -55,6 +70,30 @@ fn crates() -> BTreeMap<String, Vec<Dependency>> {
             (text(&package["name"]), list(&package["dependencies"]).iter().map(dependency).collect())
         })
         .collect()
+}
+
+/// Every package that a selection of the workspace builds, with its features.
+fn packages(selection: &[&str]) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--no-dedupe", "--prefix=none", "--format={p} {f}"])
+        .args(selection)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .output()
+        .expect("cargo runs this test");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn make_run_needs_no_other_build_than_make_test() {
+    let run = packages(&["--edges=normal,build"]);
+    let test = packages(&["--workspace", "--edges=normal,build,dev"]);
+    assert!(run.len() > 100, "the programs need more than {} packages", run.len());
+    let built_twice: Vec<_> = run.difference(&test).collect();
+    assert!(
+        built_twice.is_empty(),
+        "the tests have other features of these; name them in [workspace.dependencies]: {built_twice:#?}"
+    );
 }
 
 #[test]
@@ -89,6 +128,36 @@ fn only_the_control_plane_knows_sql_and_axum() {
             assert!(!used || name == *owner, "{name} must not depend on {library}");
         }
     }
+}
+
+#[test]
+fn crates_without_a_clock_read_none() {
+    let mut folders: Vec<PathBuf> = WITHOUT_CLOCK
+        .iter()
+        .map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("src"))
+        .collect();
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            files += 1;
+            let text = fs::read_to_string(&path).unwrap();
+            // Tests come last in a file, and may measure how long they take.
+            let text = text.split("#[test]").next().unwrap_or_default();
+            for clock in ["::now(", "::system("] {
+                assert!(
+                    !text.contains(clock),
+                    "{} has {clock:?}; let the caller pass the time",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(files > 50, "{files} files");
 }
 
 #[test]

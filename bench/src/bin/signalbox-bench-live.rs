@@ -1,5 +1,6 @@
-//! How long a change takes from the answer of its PUT to the first request that meets it, and what it costs: bytes
-//! sent, time to apply, delay of other requests, memory. On SQLite and on PostgreSQL, with many routes on one host.
+//! The time from the response to a PUT until the first request that sees the change, and the change's costs: bytes
+//! sent, time to apply, delay of other requests, memory. The databases are SQLite and PostgreSQL, with many routes on
+//! one host.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,22 +22,22 @@ use signalbox_tests::postgres::Durability;
 use signalbox_tests::{Api, ControlPlane, Load, Postgres, Proxy};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Measures how changes arrive.
+/// Measures the propagation of changes.
 #[derive(Parser)]
 struct Args {
-    /// How many routes there are, on one host.
+    /// The numbers of routes, on one host.
     #[arg(long, value_delimiter = ',', default_value = "10000,100000")]
     routes: Vec<usize>,
-    /// How many changes are timed.
+    /// The number of timed changes.
     #[arg(long, default_value_t = 500)]
     changes: usize,
-    /// How many changes are made to see whether memory grows.
+    /// The number of changes for measuring the growth of memory.
     #[arg(long, default_value_t = 1000)]
     churn: usize,
-    /// `sqlite`, `postgres`.
+    /// The databases: `sqlite`, `postgres`.
     #[arg(long, value_delimiter = ',', default_value = "sqlite,postgres")]
     databases: Vec<String>,
-    /// Where the results go.
+    /// The directory of the results.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
 }
@@ -45,18 +46,18 @@ struct Args {
 struct Measured {
     database: String,
     routes: usize,
-    /// From the PUT's answer to the first 200 through the proxy, ms.
+    /// The time from the PUT's response to the first 200 through the proxy, in ms.
     live: Quantiles,
-    /// The PUT itself, ms.
+    /// The time of the PUT itself, in ms.
     put: Quantiles,
-    /// In the proxy, from what arrived to the swap, ms.
+    /// The time in the proxy from receiving to the swap, in ms.
     apply: Quantiles,
     bytes_per_change: f64,
-    /// Of requests on 2 connections: while changes are made, and for as long without any.
+    /// The slowest of the requests on 2 connections: during the changes, and for as long without any.
     slowest_request_ms: f64,
     slowest_request_at_rest_ms: f64,
     requests_during_changes: u64,
-    /// Resident memory of the proxy.
+    /// The resident memory of the proxy.
     memory: Memory,
     control_plane_memory: u64,
 }
@@ -65,7 +66,7 @@ struct Measured {
 struct Memory {
     empty: u64,
     loaded: u64,
-    /// After the timed changes, which have brought every part of it into use.
+    /// The memory after the timed changes, which have brought every part of the proxy into use.
     before_churn: u64,
     after_churn: u64,
 }
@@ -185,6 +186,7 @@ async fn measure(args: &Args, database: &str, routes: usize) -> Result<Measured>
             .wait_proxy("measured", "at it", |shown| shown["revision"]["applied"].as_u64() >= Some(revision))
             .await?;
         apply.extend(shown["apply_ms"].as_f64());
+        tokio::time::sleep(GAP).await;
     }
     let report = load.finish();
     ensure!(report.failed == 0, "requests failed: {:?}", report.failures);
@@ -215,6 +217,9 @@ async fn measure(args: &Args, database: &str, routes: usize) -> Result<Measured>
     })
 }
 
+/// The control plane sends changes together that come faster, and this measures lone ones.
+const GAP: Duration = Duration::from_millis(60);
+
 fn route(path: &str, body: &str) -> Value {
     json!({
         "match": {"hosts": ["bench.example.com"], "paths": [{"prefix": path}]},
@@ -238,7 +243,7 @@ async fn load_routes(api: &Api, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Requests to a route that nothing touches.
+/// Sends requests to a route that no change touches.
 async fn background(proxy: SocketAddr) -> Result<Load> {
     Load::on([proxy])
         .connections(2)
@@ -259,7 +264,7 @@ async fn quiet_load(proxy: SocketAddr, time: Duration) -> Result<Duration> {
     Ok(report.slowest)
 }
 
-/// One connection that asks again and again.
+/// One connection that repeats a request.
 struct Probe {
     sender: http1::SendRequest<Full<Bytes>>,
 }
@@ -283,7 +288,8 @@ impl Probe {
     }
 }
 
-/// What the control plane sends to a proxy for one change, transport and all: counted by a relay between the two.
+/// The bytes that the control plane sends to a proxy for one change, including the transport, counted by a relay
+/// between the two.
 async fn bytes_per_change(control_plane: &ControlPlane, changes: u64) -> Result<f64> {
     let api = control_plane.api();
     let counted = Arc::new(AtomicU64::new(0));
@@ -328,7 +334,7 @@ async fn serve_relay(relay: TcpListener, upstream: String, counted: Arc<AtomicU6
                 }
             };
             let up = tokio::io::copy(&mut near_read, &mut far_write);
-            // Either side's end is the connection's.
+            // The end of either side ends the connection.
             tokio::select! {
                 _ = down => {}
                 _ = up => {}

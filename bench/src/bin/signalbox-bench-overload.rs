@@ -1,11 +1,12 @@
-//! What comes through a proxy that is asked for more than it can do.
+//! The throughput of a proxy under overload.
 //!
-//! First its capacity, with 64 clients that ask again as soon as they have an answer. Then requests at a fixed rate, at one,
-//! two and three times that, whether answers come or not, as many users would send them: over a connection that is free, else
-//! over a new one. An answer later than two seconds counts as none, for the user has left.
+//! First, its capacity is measured, with 64 clients that repeat requests without a pause. Then requests are sent at a
+//! fixed rate of one, two and three times the capacity, independently of responses, as many users would send them:
+//! over a free connection, else over a new one. A response later than two seconds counts as none, because the user has
+//! left.
 //!
-//! The proxy has core 0; load and backend are in this process, on core 1. So that one core can ask too much of another,
-//! requests are such that they cost the proxy far more than who makes them: a JSON body that many plugins change.
+//! The proxy has core 0; load and backend are in this process, on core 1. So that one core can overload another, each
+//! request costs the proxy far more than its sender: a JSON body that many plugins change.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -22,19 +23,19 @@ use signalbox_tests::Proxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Measures a proxy that has too much to do.
+/// Measures a proxy under overload.
 #[derive(Parser)]
 struct Args {
-    /// The proxy; default: the one that was built beside this program.
+    /// The proxy's program; default: the one that was built beside this program.
     #[arg(long)]
     proxy: Option<PathBuf>,
     /// How long each rate is kept.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Plugins that change each request's body.
+    /// The number of plugins that change each request's body.
     #[arg(long, default_value_t = 12)]
     plugins: u32,
-    /// Where the results go.
+    /// The directory of the results.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
 }
@@ -47,20 +48,20 @@ struct Measured {
 
 #[derive(Serialize)]
 struct Rate {
-    /// Of the capacity.
+    /// The rate as a multiple of the capacity.
     factor: f64,
     offered_per_second: f64,
     answered_per_second: f64,
-    /// From when it was due to its answer, ms.
+    /// The time from when a request was due to its response, in ms.
     latency: Quantiles,
     refused_per_second: f64,
-    /// No connection, or no answer in time.
+    /// Requests without a connection, or without a response in time.
     given_up_per_second: f64,
     most_connections: u32,
     proxy_memory: u64,
 }
 
-/// What became of requests.
+/// The results of requests.
 #[derive(Default)]
 struct Seen {
     answered: RefCell<Vec<Duration>>,
@@ -71,12 +72,12 @@ struct Seen {
     most_open: Cell<u32>,
 }
 
-/// Who waits longer has left.
+/// The time after which a user has left.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 const CLIENTS: usize = 64;
 
-/// Of a request's body, bytes.
+/// The size of a request's body, in bytes.
 const BODY: usize = 24 << 10;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 100\r\n\r\n\
 0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789";
@@ -159,7 +160,7 @@ plugins: [{}]
     publish(&args.out, "overload", &result, &table(&heading, &rows))
 }
 
-/// Has a process run on one core only.
+/// Pins a process to one core.
 fn pin(pid: u32, core: u32) -> Result<()> {
     let status = Command::new("taskset")
         .args(["-a", "-p", "-c", &core.to_string(), &pid.to_string()])
@@ -170,7 +171,7 @@ fn pin(pid: u32, core: u32) -> Result<()> {
     Ok(())
 }
 
-/// A request with a body that takes the proxy's plugins a while.
+/// A request whose body takes the proxy's plugins a while.
 fn request() -> Vec<u8> {
     let members: Vec<_> = (0..BODY / 24).map(|number| format!("\"m{number:06}\":{number:010}.5")).collect();
     let body = format!("{{{}}}", members.join(",")).replace(":0", ":1");
@@ -183,7 +184,7 @@ async fn backend() -> Result<SocketAddr> {
     let address = listener.local_addr()?;
     tokio::task::spawn_local(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            // It only fails when the connection is gone.
+            // This fails only when the connection is gone.
             let _ = stream.set_nodelay(true);
             tokio::task::spawn_local(async move {
                 let mut read = Vec::with_capacity(64 << 10);
@@ -205,7 +206,7 @@ async fn backend() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// How long a message is, head and body, once its head is there.
+/// The length of a message, head and body, once its head is complete.
 fn whole(message: &[u8]) -> Option<usize> {
     let head = message.windows(4).position(|window| window == b"\r\n\r\n")?;
     let text = std::str::from_utf8(message.get(..head)?).ok()?;
@@ -213,7 +214,7 @@ fn whole(message: &[u8]) -> Option<usize> {
     Some(head + 4 + length.parse::<usize>().ok()?)
 }
 
-/// How many requests are answered in `time` when there is always another one to answer.
+/// The number of requests that are answered in `time` under constant load.
 async fn capacity(address: SocketAddr, request: &Rc<[u8]>, time: Duration) -> Result<f64> {
     let end = Instant::now() + time;
     let mut clients = tokio::task::JoinSet::new();
@@ -237,7 +238,7 @@ async fn capacity(address: SocketAddr, request: &Rc<[u8]>, time: Duration) -> Re
     Ok(f64::from(total))
 }
 
-/// Offers `rate` requests a second for `time`.
+/// Sends `rate` requests per second for `time`.
 async fn offer(
     address: SocketAddr,
     request: &Rc<[u8]>,
@@ -313,7 +314,7 @@ async fn one(address: SocketAddr, request: Rc<[u8]>, seen: Rc<Seen>, at: Instant
     }
 }
 
-/// Sends a request; its status, and whether the connection stays.
+/// Sends a request; returns its status, and whether the connection stays open.
 async fn ask(stream: &mut TcpStream, request: &[u8]) -> Result<(u16, bool)> {
     stream.write_all(request).await?;
     let mut answer = Vec::with_capacity(1024);

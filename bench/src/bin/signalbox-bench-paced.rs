@@ -1,12 +1,12 @@
-//! How long requests take that come one by one, as from many users who know nothing of each other.
+//! The latency of requests that arrive one by one, as from many independent users.
 //!
-//! The gaps between them are random (exponential), so that at half of what a proxy takes some still come together. Each goes
-//! over a connection that is free; when all are in use it waits for one. Its time begins when it was due, whatever held it
-//! up, and ends with the last byte of its answer.
+//! The gaps between them are random (exponential), so that even at half of a proxy's capacity some coincide. Each goes
+//! over a free connection; if all are in use, it waits for one. Its time begins when it was due, whatever delayed it,
+//! and ends with the last byte of its response.
 //!
-//! The backend behind the proxy is in this process, too, in the same loop: two processes that share a core wait for each
-//! other's slice of it, which would be most of what is seen of the slowest requests. Prints a JSON object: how many were
-//! answered, and quantiles in milliseconds.
+//! The backend behind the proxy is in this process, too, in the same loop: two processes that share a core wait for
+//! each other's time slice, which would dominate the slowest requests. Prints a JSON object: the number of responses,
+//! and quantiles in milliseconds.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -19,38 +19,38 @@ use clap::Parser;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
-/// Sends requests through a proxy, answers them behind it, and measures how long that takes.
+/// Sends requests through a proxy, answers them behind it, and measures the latency.
 #[derive(Parser)]
 struct Args {
-    /// The proxy.
+    /// The proxy's address.
     address: SocketAddr,
-    /// Where it finds the backend.
+    /// The address of the backend.
     #[arg(long)]
     backend: SocketAddr,
     /// The `Host` of the requests.
     #[arg(long)]
     host: String,
-    /// Their path.
+    /// The path of the requests.
     #[arg(long)]
     path: String,
-    /// Requests a second.
+    /// The rate in requests per second.
     #[arg(long)]
     rate: f64,
     #[arg(long, default_value_t = 64)]
     connections: usize,
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Of the gaps between requests.
+    /// The seed for the gaps between requests.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-/// To the proxy, or from it.
+/// A connection to the proxy, or from it.
 struct Connection {
     stream: TcpStream,
-    /// What was read of a message.
+    /// The bytes of a message so far.
     read: Vec<u8>,
-    /// When the request was due whose answer is waited for.
+    /// The time at which the awaited response's request was due.
     due: Option<Instant>,
 }
 
@@ -63,21 +63,21 @@ struct Load {
     clients: Vec<Connection>,
     backends: Vec<Option<Connection>>,
     idle: Vec<usize>,
-    /// Of the answers that have come, ms.
+    /// The latencies of the responses, in ms.
     times: Vec<f64>,
 }
 
-/// What the backend answers.
+/// The backend's response.
 const BODY: &str =
     r#"{"id":4711,"name":"Ada Lovelace","email":"ada@example.com","roles":["admin","user"],"active":true}"#;
 
-/// How long is waited for what must come.
+/// The deadline for every wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Before it counts: connections are opened on both sides.
+/// The time before the measurement, in which connections are opened on both sides.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// Numbers of what is waited for: clients are below, the backend's connections above.
+/// Tokens of the poll: clients are below, the backend's connections above.
 const LISTENER: u64 = 1 << 32;
 
 #[expect(clippy::print_stdout, reason = "the result")]
@@ -128,7 +128,7 @@ impl Load {
         })
     }
 
-    /// Asks for so long, and waits for the last answers.
+    /// Sends requests for `time`, and waits for the last responses.
     fn run(&mut self, time: Duration) -> Result<()> {
         let mut random = fastrand::Rng::with_seed(self.args.seed);
         let began = Instant::now();
@@ -162,10 +162,10 @@ impl Load {
         }
     }
 
-    /// Waits until something comes, or until then, and does what there is to do.
+    /// Waits for events until the given time, and handles them.
     fn wait(&mut self, until: Instant) -> Result<()> {
         let left = until.saturating_duration_since(Instant::now());
-        // By way of poll, which does not round to milliseconds.
+        // `poll` does not round the timeout to milliseconds.
         let polled = poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&Timespec::try_from(left)?))?;
         if polled == 0 {
             return Ok(());
@@ -186,7 +186,7 @@ impl Load {
                 }
                 number => {
                     let place = &mut self.backends[(number - LISTENER - 1) as usize];
-                    // One that the proxy has closed is forgotten.
+                    // A connection that the proxy has closed is dropped.
                     if place.as_mut().is_some_and(|backend| backend.answer().is_err()) {
                         *place = None;
                     }
@@ -226,7 +226,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads what has come; where the head ends, if it is whole.
+    /// Reads from the socket; returns the end of the head, if it is complete.
     fn fill(&mut self) -> Result<Option<usize>> {
         let mut part = [0; 4096];
         match self.stream.read(&mut part) {
@@ -238,7 +238,7 @@ impl Connection {
         Ok(self.read.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4))
     }
 
-    /// Whether an answer has come whole.
+    /// True if a response has arrived completely.
     fn has_answer(&mut self) -> Result<bool> {
         let Some(head) = self.fill()? else { return Ok(false) };
         let text = std::str::from_utf8(&self.read[..head])?;
@@ -256,7 +256,7 @@ impl Connection {
         Ok(is_whole)
     }
 
-    /// Answers what was asked, if that has come whole.
+    /// Answers the request, if it has arrived completely.
     fn answer(&mut self) -> Result<()> {
         if self.fill()?.is_some() {
             self.read.clear();

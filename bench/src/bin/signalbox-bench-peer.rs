@@ -1,4 +1,4 @@
-//! What the measurements need beside wrk and h2load: a gRPC service, one that takes large requests, a client that makes
+//! Peers for the measurements beside wrk and h2load: a gRPC service, a server for large requests, a client that makes
 //! handshakes, and one that holds connections open.
 
 #![expect(clippy::print_stdout, reason = "what it prints is read by who starts it")]
@@ -38,44 +38,44 @@ enum What {
     Grpc { address: SocketAddr },
     /// Reads the bodies of requests, which must say their length, and answers each with 204.
     Sink { address: SocketAddr },
-    /// Makes TLS connections, one request on each, and prints how many.
+    /// Makes TLS connections, one request on each, and prints their number.
     Handshakes {
         address: SocketAddr,
-        /// How many.
+        /// The number of connections.
         #[arg(long, default_value_t = 2000)]
         count: usize,
-        /// How many at a time.
+        /// The number of concurrent connections.
         #[arg(long, default_value_t = 16)]
         at_once: usize,
-        /// Resume the session of the connection before; one that is not resumed is an error.
+        /// Resume the session of the previous connection; a connection that is not resumed is an error.
         #[arg(long)]
         resume: bool,
-        /// The name to ask for.
+        /// The host of the requests.
         #[arg(long)]
         host: String,
-        /// The path to ask for.
+        /// The path of the requests.
         #[arg(long)]
         path: String,
     },
-    /// Opens connections, makes one request on each, says `ready`, and keeps them until its standard input ends.
+    /// Opens connections, makes one request on each, prints `ready`, and keeps them until its standard input ends.
     Idle {
         address: SocketAddr,
-        /// How many.
+        /// The number of connections.
         #[arg(long, default_value_t = 10_000)]
         count: usize,
-        /// Over TLS.
+        /// Use TLS.
         #[arg(long)]
         tls: bool,
-        /// The name to ask for.
+        /// The host of the requests.
         #[arg(long)]
         host: String,
-        /// The path to ask for.
+        /// The path of the requests.
         #[arg(long)]
         path: String,
     },
 }
 
-/// For a connection to be made and its request to be answered.
+/// The deadline for a connection and its request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::main(flavor = "current_thread")]
@@ -186,9 +186,9 @@ async fn handshakes(
 ) -> Result<()> {
     let each = count.div_ceil(at_once);
     let clients = (0..at_once).map(|_| async {
-        // A session of its own, as a client has it.
+        // The client has a session of its own, as a real one does.
         let connector = connector(resume);
-        // The first one has nothing to resume.
+        // The first connection has nothing to resume.
         for turn in 0..each {
             let connect = async {
                 let tcp = TcpStream::connect(address).await?;
@@ -233,7 +233,7 @@ async fn idle(address: SocketAddr, count: usize, tls: bool, request: &Request) -
     Ok(())
 }
 
-/// Makes a request, and reads its answer to the end.
+/// Sends a request, and reads the response to its end.
 async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &str) -> Result<()> {
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
@@ -263,7 +263,7 @@ fn connector(resume: bool) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-/// Takes any certificate: what a client verifies is none of the proxy's cost.
+/// Accepts any certificate: verification by the client is no cost of the proxy.
 #[derive(Debug)]
 struct Trusting(Arc<CryptoProvider>);
 

@@ -6,66 +6,66 @@ use std::collections::HashSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Slash;
+use super::request::Slash;
 use super::rule::{Mismatch, Pattern, Rule};
 use super::search::{HostPattern, Reached, Recorder};
 use crate::key::Name;
 use crate::route::PathSpec;
 
-/// Which route takes a request, and which others host and path led to.
+/// The route that takes a request, and the others that host and path led to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
-    /// The route that takes it; absent when none does.
+    /// The route that takes the request. Absent: no route does.
     pub winner: Option<Candidate>,
-    /// The others, the one that came closest first; each route once, with the match of it that came closest. Routes
-    /// that are not enabled, and those of other hosts or paths, are not among them.
+    /// The other routes whose host and path match, the closest first. Each route is listed once, with its closest match. Routes that
+    /// are not enabled are left out.
     pub losers: Vec<Candidate>,
-    /// Whether there are more than these, of which [`Explanation::MAX_LOSERS`] are listed at most.
+    /// True if there are more such routes than `losers` lists.
     pub truncated: bool,
 }
 
 /// A route that host and path of a request lead to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Candidate {
-    /// Its name.
+    /// The name of the route.
     pub route: String,
-    /// The host pattern that matches, as in a route: `admin.example.com`, `*.example.org`; absent: any host.
+    /// The host pattern that matches, as in a route: `admin.example.com`, `*.example.org`. Absent: any host.
     pub host: Option<String>,
     /// The path that matches, as in a route.
     pub path: PathSpec,
-    /// Its priority.
+    /// The priority of the route.
     pub priority: i32,
     /// The redirect that `strict_slash` asks for, if the route wins.
     pub slash: Option<Slash>,
-    /// Why it lost; absent: it won.
+    /// The reason why the route does not take the request. Absent: it does.
     pub lost_by: Option<LostBy>,
-    /// The same for a person, in one sentence.
+    /// The reason for a person, in one sentence.
     pub reason: String,
 }
 
-/// What decided against a route.
+/// The reason why a route does not take a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LostBy {
-    /// The fleet does not get it.
+    /// The fleet does not get the route.
     Fleet,
-    /// It is not on the listener.
+    /// The route is for other listeners.
     Listener,
-    /// It does not take the method.
+    /// The route does not take the method.
     Method,
-    /// A header is not what it asks for.
+    /// A condition on a header is not met.
     Header,
-    /// A query parameter is not what it asks for.
+    /// A condition on a query parameter is not met.
     Query,
     /// The winner has a higher priority.
     Priority,
     /// The winner's host is more specific.
     HostRank,
-    /// The winner's path is of a kind that goes first.
+    /// The winner's path has a kind of match that goes first.
     PathKind,
     /// The winner's path is more specific: a longer prefix, or a template with a literal where this has a variable.
     PathRank,
-    /// The winner has the very form of the path, this one would redirect to its own.
+    /// The winner has the same slash at the end of the path. This route would redirect to its own form.
     SlashRank,
     /// The winner names its methods.
     MethodRank,
@@ -78,7 +78,7 @@ pub enum LostBy {
 }
 
 impl Explanation {
-    /// How many losers are listed.
+    /// The most losers that are listed.
     pub const MAX_LOSERS: usize = 100;
 }
 

@@ -8,12 +8,12 @@
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-/// What a [`Map`] holds: something that knows its own key.
+/// An item of a [`Map`], which knows its own key.
 pub(super) trait Item: Clone {
     /// An empty one.
     fn new(key: &str) -> Self;
 
-    /// What it was made with.
+    /// The key that it was made with.
     fn key(&self) -> &[u8];
 
     /// The highest priority in it; `None`: it is empty, and need not be kept.
@@ -137,7 +137,7 @@ fn modify<V: Item>(
         }
         return max_of(slots);
     }
-    // What is there is another one's, and nothing is to be made.
+    // If the slot holds an item with another key, and no item is to be created, nothing changes.
     let is_others = matches!(&slots[index], Slot::Leaf { item, .. } if item.key() != key);
     if is_others && !step.create {
         return max_of(slots);

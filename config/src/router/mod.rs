@@ -3,9 +3,9 @@
 mod explain;
 mod map;
 mod preflight;
+mod request;
 mod rule;
 mod search;
-pub mod template;
 mod text;
 mod tree;
 
@@ -13,60 +13,17 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use http::{HeaderMap, Method};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 use self::explain::Record;
 pub use self::explain::{Candidate, Explanation, LostBy};
 use self::map::{Item, Map};
 pub use self::preflight::Preflight;
+pub use self::request::{Found, RequestParts, Slash};
 use self::rule::{Bucket, Entry, PathRegex, Pattern, Rule};
 use self::search::{Best, HostPattern, Nothing, Recorder, Search};
-use self::template::Segment;
 use self::tree::Host;
 use crate::key::Name;
 use crate::route::{HostMatch, PathMatch, PrefixPath, Route};
-
-/// What of a request is matched.
-#[derive(Debug, Clone, Copy)]
-pub struct RequestParts<'a> {
-    /// The listener it came in by.
-    pub listener: &'a str,
-    /// Its method.
-    pub method: &'a Method,
-    /// Its host: lower-case, without a port; empty when the client gave none.
-    pub host: &'a str,
-    /// Its path, as it came, without the query.
-    pub path: &'a str,
-    /// Its query, without the question mark.
-    pub query: Option<&'a str>,
-    /// Its headers.
-    pub headers: &'a HeaderMap,
-}
-
-/// What [`RouteIndex::find`] found.
-#[derive(Debug)]
-pub struct Found<'i, T> {
-    /// What was stored with the route.
-    pub value: &'i T,
-    /// How many bytes of the path a prefix of the route matched (`/a` of `/a/b`: 2); 0 when it was no prefix, or `/`.
-    pub prefix_len: usize,
-    /// With `strict_slash`: the request's path has a slash at the end that the route's has not, or lacks it.
-    pub slash: Option<Slash>,
-    /// The request is a CORS preflight, and the route does not take its method: only a plugin of the route may answer it.
-    pub is_preflight_only: bool,
-}
-
-/// What `strict_slash` wants of the path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Slash {
-    /// Redirect to the path with a slash added.
-    Add,
-    /// Redirect to the path without its last slash.
-    Remove,
-}
+use crate::template::Segment;
 
 /// All enabled routes, indexed. Persistent: a clone is cheap, and a change copies only its own way through the index.
 ///

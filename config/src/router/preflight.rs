@@ -3,7 +3,7 @@
 use http::header::{ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use http::{HeaderMap, HeaderName, Method};
 
-use super::RequestParts;
+use super::request::RequestParts;
 
 /// The request that a preflight asks about.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ impl<'a> Preflight<'a> {
             return None;
         }
         let asked = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?;
-        // What is no method is asked of no route but one that takes any.
+        // Only a route that takes any method takes a preflight for something that is not a method.
         Some(Self { method: Method::from_bytes(asked.as_bytes()).unwrap_or(Method::OPTIONS), headers })
     }
 
@@ -29,7 +29,7 @@ impl<'a> Preflight<'a> {
         RequestParts { method: &self.method, ..*preflight }
     }
 
-    /// Whether the request that it asks about is to have this header. Of its value nothing is known.
+    /// True if the request that it asks about will have this header. The header's value is not known.
     pub(super) fn announces(&self, name: &HeaderName) -> bool {
         let lists = self.headers.get_all(ACCESS_CONTROL_REQUEST_HEADERS);
         let mut names = lists.iter().flat_map(|list| list.as_bytes().split(|byte| *byte == b','));

@@ -1,4 +1,4 @@
-//! What the entries of one route share: its rank and the conditions beyond host and path.
+//! The part that the entries of one route share: its rank and the conditions beyond host and path.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -9,7 +9,8 @@ use http::{HeaderMap, Method};
 use percent_encoding::percent_decode;
 use regex::Regex;
 
-use super::{Preflight, RequestParts, Slash};
+use super::preflight::Preflight;
+use super::request::{RequestParts, Slash};
 use crate::key::Name;
 use crate::route::{HeaderMatch, QueryMatch, Route, ValueMatch};
 
@@ -62,14 +63,14 @@ impl<T> Rule<T> {
         }
     }
 
-    /// Whether a method is given, and how many header and query matches: more of each wins, in this order.
+    /// True if a method is given, then the numbers of header and query matches: more of each wins, in this order.
     pub(super) fn conditions_rank(&self) -> (bool, usize, usize) {
         let conditions = self.conditions.as_ref();
         let (headers, query) = conditions.map_or((0, 0), |all| (all.headers.len(), all.query.len()));
         (!self.methods.is_any(), headers, query)
     }
 
-    /// Whether it has a list of methods.
+    /// True if it has a list of methods.
     pub(super) fn names_methods(&self) -> bool {
         !self.methods.is_any()
     }
@@ -78,7 +79,7 @@ impl<T> Rule<T> {
         self.methods.take(method)
     }
 
-    /// Whether the request meets the conditions. Headers that a preflight announces are taken to have the value that is asked.
+    /// Checks the request's conditions. A header that a preflight announces is taken to have the value that is asked for.
     pub(super) fn check<'r>(
         &self,
         request: &RequestParts<'r>,
@@ -307,7 +308,7 @@ fn decode(text: &str) -> Cow<'_, [u8]> {
     Cow::Owned(percent_decode(spaced.as_bytes()).collect())
 }
 
-/// Of a header that is there several times, any value may match.
+/// Any value of a header that is there several times may match.
 fn header_matches(wanted: &HeaderMatch, headers: &HeaderMap) -> bool {
     let values = headers.get_all(&wanted.name).iter().map(http::HeaderValue::as_bytes);
     matches(&wanted.value, values) != wanted.invert

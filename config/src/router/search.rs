@@ -2,14 +2,15 @@
 
 use smallvec::SmallVec;
 
+use super::preflight::Preflight;
+use super::request::{Found, RequestParts, Slash};
 use super::rule::{Bucket, Entry, Mismatch, Pattern, Query, Rule};
 use super::text::Text;
 use super::tree::{Host, PathNode, TemplateNode};
-use super::{Found, Preflight, RequestParts, Slash};
 
 /// Told of every entry that the walk reaches, in the order of preference among equal priorities.
 pub(super) trait Recorder<'i, 'r, T> {
-    /// Whether every entry that host and path lead to must be visited, and not only those that can still win.
+    /// True if the walk must visit every entry that host and path lead to, and not only those that can still win.
     const ALL: bool;
 
     /// `outcome`: whether the request meets the rule's conditions.
@@ -31,7 +32,7 @@ pub(super) struct Reached<'i, 'r, T> {
     pub(super) host: HostPattern<'i>,
     /// Counts the places: entries of one place have the same number.
     pub(super) place: usize,
-    /// What of the request's path an exact path or a prefix is compared with.
+    /// The part of the request's path that an exact path or a prefix is compared with.
     pub(super) matched: &'r str,
     pub(super) slash: Option<Slash>,
     pub(super) outcome: Result<(), Mismatch<'i>>,
@@ -227,7 +228,7 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
         }
     }
 
-    /// Whether nothing of at most this priority can win any more, what is more specific having been visited first.
+    /// True if no entry of at most this priority can win any more: the walk visits more specific entries first.
     fn is_beaten(&self, max_priority: impl FnOnce() -> Option<i32>) -> bool {
         match &self.best {
             Some(best) if !R::ALL => max_priority() <= Some(best.rule.priority),

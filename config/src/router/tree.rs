@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::map::{Item, Map};
 use super::rule::Bucket;
-use super::template::Segment;
 use super::text::Text;
+use crate::template::Segment;
 
 /// All entries of one host.
 pub(super) struct Host<T> {
@@ -36,7 +36,7 @@ pub(super) struct TemplateNode<T> {
     max: Option<i32>,
 }
 
-/// What a node of templates has itself.
+/// The entries of a node of templates itself, without those of its children.
 pub(super) struct TemplateEntries<T> {
     /// Those that end here.
     pub(super) ends: Bucket<T>,

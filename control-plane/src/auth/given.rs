@@ -26,7 +26,7 @@ pub struct TokenFlags {
 pub struct GivenToken {
     /// `admin` or `proxy`; the second and later ones of a role are `admin-2` and so on.
     pub name: Arc<str>,
-    /// What it may do.
+    /// The role, which says what it may do.
     pub role: Role,
     /// SHA-256 of its text.
     pub hash: [u8; 32],
@@ -113,12 +113,12 @@ impl TokenFlags {
         Ok(given)
     }
 
-    /// Whether any are in files, which may change.
+    /// True if tokens are given in files, which may change.
     pub fn has_files(&self) -> bool {
         self.admin_file.is_some() || self.proxy_file.is_some()
     }
 
-    /// Whether tokens of this role are given.
+    /// True if tokens of this role are given.
     pub fn gives(&self, role: Role) -> bool {
         match role {
             Role::Admin => self.admin.is_some() || self.admin_file.is_some(),
@@ -213,7 +213,7 @@ mod tests {
         assert!(flags(&long, PROXY).read().unwrap_err().contains("at most 512"));
         let many: Vec<String> = (0..=MAX_TOKENS).map(|number| format!("first-token-{number:05}")).collect();
         assert!(flags(&many.join(","), PROXY).read().unwrap_err().contains("at most 32"));
-        // What base64, URLs and JSON Web Tokens are made of.
+        // The characters of base64, URLs and JSON Web Tokens.
         assert!(flags("aB3+/=-_.~!$&'()*:@", PROXY).read().is_ok());
     }
 

@@ -48,12 +48,12 @@ impl Session {
         self.row.expires_at_us.min(self.last_used_us().saturating_add(micros(IDLE)))
     }
 
-    /// Whether it is still open.
+    /// True while the session is open.
     pub fn is_open(&self, now_us: i64) -> bool {
         now_us < self.ends_at_us()
     }
 
-    /// Whether it ended so long ago that it can be deleted.
+    /// True if the session ended so long ago that it can be deleted.
     pub(super) fn is_over(&self, now_us: i64) -> bool {
         now_us >= self.ends_at_us().saturating_add(micros(KEEP_EXPIRED))
     }
@@ -71,13 +71,13 @@ impl Session {
     }
 
     /// Notes what the database has, which may be of another replica.
-    pub(super) fn note_saved(&self, at_us: i64) {
+    pub(super) fn set_saved(&self, at_us: i64) {
         self.saved_us.fetch_max(at_us, Ordering::Relaxed);
         self.use_at(at_us);
     }
 }
 
-/// What ties a cookie to a token: whoever has both can check it, and it tells nothing of either.
+/// Hashes a cookie and a token together: with both the hash can be checked, and it reveals neither.
 pub(super) fn binding(cookie: &str, token_hash: &[u8]) -> [u8; 32] {
     sha256(&[cookie.as_bytes(), token_hash].concat())
 }
@@ -131,10 +131,10 @@ mod tests {
         session.use_at(61 * second);
         session.use_at(30 * second);
         assert_eq!(session.unsaved_us(minute), Some(61 * second));
-        session.note_saved(61 * second);
+        session.set_saved(61 * second);
         assert_eq!(session.unsaved_us(Duration::ZERO), None);
         // Another replica has stored a later use.
-        session.note_saved(200 * second);
+        session.set_saved(200 * second);
         assert_eq!(session.last_used_us(), 200 * second);
     }
 }

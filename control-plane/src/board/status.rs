@@ -1,96 +1,103 @@
-//! What the board shows, as the admin API serves it.
+//! The views of the board, as the admin API serves them.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use signalbox_rollout::Because;
 
 /// A proxy, as `GET /api/v1/proxies` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProxyStatus {
-    /// Its node id.
+    /// The node id of the proxy.
     pub id: String,
-    /// Its fleet.
+    /// The fleet of the proxy.
     pub fleet: String,
-    /// As it was started with.
+    /// The labels that the proxy was started with.
     pub labels: BTreeMap<String, String>,
-    /// The version of its program.
+    /// The version of the proxy.
     pub version: String,
-    /// Where its stream comes from.
+    /// The address that its stream comes from.
     pub address: String,
-    /// Whether it has a stream, to any control plane.
+    /// True if the proxy has a stream to a control plane.
     pub connected: bool,
-    /// The control plane it has it to, or had.
+    /// The replica that the proxy has its stream to, or had its last stream to.
     pub connected_to: String,
-    /// RFC 3339.
+    /// The time when the proxy was seen last, in RFC 3339.
     pub last_seen: String,
-    /// How it stands to the revision it is assigned.
+    /// The state of the proxy in relation to its assigned revision.
     pub state: ProxyState,
-    /// How far it has come.
+    /// The revisions that the proxy should serve, was sent, and serves.
     pub revision: ProxyRevision,
-    /// How long the last revision took to apply, milliseconds.
+    /// The time that the proxy took to apply the last revision, in milliseconds.
     pub apply_ms: Option<f64>,
-    /// Why it rejected a revision; gone once it serves a later one.
+    /// The reason why the proxy rejected a revision. Null once it serves a later one.
     pub error: Option<ProxyError>,
-    /// Over its last report.
+    /// The traffic over the interval of its last report.
     pub traffic: Option<ProxyTraffic>,
-    /// Listener name to the address it is bound to on that host.
+    /// The addresses that listeners are bound to on that host, by name of the listener.
     pub listeners: BTreeMap<String, String>,
-    /// What people should know of, although the proxy serves: that its disk is full, or its node id another's, too.
+    /// Problems that do not keep the proxy from serving: a full disk, or a node id that another proxy has, too.
     pub warnings: Vec<String>,
 }
 
-/// How a proxy stands to the revision it is assigned.
+/// The state of a proxy in relation to its assigned revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProxyState {
-    /// It serves it.
+    /// The proxy serves the revision.
     InSync,
-    /// It was not answered for yet.
+    /// The proxy has not answered yet.
     Pending,
-    /// It rejected it, and serves an earlier one.
+    /// The proxy rejected the revision and serves an earlier one.
     Rejected,
-    /// What it has is not what the revision is.
+    /// The digest of the proxy is not that of the revision.
     Drifted,
     /// The control plane that had its stream is gone, or was restarted, and the proxy has not connected again yet. It may
     /// well serve traffic. A wait waits for it.
     Unknown,
-    /// It has no stream.
+    /// The proxy has no stream.
     Disconnected,
 }
 
-/// How far a proxy has come.
+/// The revisions that a proxy should serve, was sent, and serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProxyRevision {
-    /// What it is to serve.
+    /// The revision that the proxy should serve.
     pub assigned: u64,
-    /// What was written to its stream last.
+    /// Counts the decisions about the proxy's fleet; 0 while the fleet follows the head.
+    #[serde(default)]
+    pub generation: u64,
+    /// The reason why the proxy should serve this revision.
+    #[serde(default)]
+    pub assigned_because: Because,
+    /// The revision that was written to its stream last.
     pub sent: u64,
-    /// What it serves, as it acknowledged or presented.
+    /// The revision that the proxy serves, as it acknowledged or presented it.
     pub applied: u64,
-    /// RFC 3339: since when.
+    /// The time since when the proxy serves it, in RFC 3339.
     pub applied_at: Option<String>,
 }
 
-/// Why a proxy rejected a revision.
+/// The reason why a proxy rejected a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProxyError {
-    /// Which.
+    /// The rejected revision.
     pub revision: u64,
-    /// What was wrong with which resource.
+    /// The resources at fault, with their errors.
     pub resources: Vec<ProxyResourceError>,
 }
 
-/// What was wrong with a resource.
+/// An error of a resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProxyResourceError {
-    /// Its kind; empty when the revision as a whole was wrong.
+    /// The kind of the resource. Empty: the error concerns the revision as a whole.
     pub kind: String,
-    /// Its name.
+    /// The name of the resource.
     pub name: String,
-    /// The field; may be empty.
+    /// The field. Empty: the error concerns the resource as a whole.
     pub field: String,
-    /// What was wrong.
+    /// The error, for a person.
     pub message: String,
     /// The revision that wrote this version of the resource: an earlier one than the rejected revision when that only
     /// carried the fault along. Null when it is not known.
@@ -98,16 +105,23 @@ pub struct ProxyResourceError {
     pub changed_in: Option<u64>,
 }
 
+impl ProxyResourceError {
+    /// An error of the revision as a whole.
+    pub(crate) fn of_revision(message: String) -> Self {
+        Self { kind: String::new(), name: String::new(), field: String::new(), message, changed_in: None }
+    }
+}
+
 /// A proxy that a wait waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Waiting {
-    /// Its node id.
+    /// The node id of the proxy.
     pub id: String,
-    /// Its fleet.
+    /// The fleet of the proxy.
     pub fleet: String,
-    /// How it stands.
+    /// The state of the proxy.
     pub state: ProxyState,
-    /// What it said last that it serves.
+    /// The revision that the proxy serves, as it said last.
     pub applied: u64,
 }
 
@@ -118,7 +132,7 @@ pub struct ProxyTraffic {
     pub requests_per_second: f64,
     /// The share of answers with a status of 500 and above.
     pub error_ratio: f64,
-    /// Milliseconds.
+    /// The 99th percentile of the time until a response ends, in milliseconds.
     pub p99_ms: f64,
     /// The requests that failed, by kind; null: the proxy's version does not count them apart.
     #[serde(default)]
@@ -142,35 +156,139 @@ pub struct TrafficClasses {
 /// The way of one revision through a fleet, as `GET /api/v1/rollouts` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rollout {
-    /// `REVISION-FLEET`.
+    /// The id of the rollout: `REVISION-FLEET`, and `REVISION-FLEET~ATTEMPT` from the second attempt on.
     pub id: String,
-    /// Which.
+    /// The revision that is rolled out.
     pub revision: u64,
-    /// The one before.
+    /// The revision before it.
     pub base_revision: u64,
-    /// The fleet.
+    /// The fleet that gets the revision.
     pub fleet: String,
-    /// How it stands.
+    /// The revision of the proxies that do not have this one, and to which it is taken back. 0: an immediate rollout has none.
+    pub stable_revision: u64,
+    /// Counts the decisions about the fleet: the one by which the present step began; 0 for an immediate rollout.
+    pub generation: u64,
+    /// The state of the rollout.
     pub state: RolloutState,
-    /// `immediate`.
+    /// The strategy: `immediate`, `progressive`, `emergency` or `break-glass`.
     pub strategy: String,
-    /// 0 of `immediate`.
+    /// The present step, from 0; the number of steps from the bake time on. An immediate rollout has only step 0.
     pub step: u32,
-    /// The fleet's proxies by how they stand to it.
+    /// The steps of a progressive rollout, from small to large. The last one is the whole fleet.
+    pub steps: Vec<RolloutStep>,
+    /// The time after the last step until the revision is proven, in milliseconds, and how much of it has passed with evidence.
+    pub bake: Option<RolloutBake>,
+    /// The last readings of the gates of a progressive rollout.
+    pub gates: Vec<RolloutGate>,
+    /// The number of the fleet's proxies, by state.
     pub counts: RolloutCounts,
-    /// RFC 3339: when it was committed.
+    /// The time when the revision was committed, in RFC 3339.
     pub started_at: String,
-    /// RFC 3339: when the last connected proxy served it, or it was superseded.
+    /// The time when the last connected proxy served the revision, or when it was superseded, in RFC 3339.
     pub finished_at: Option<String>,
-    /// From the commit to the ACKs, milliseconds.
+    /// The times from the commit to the ACKs, in milliseconds.
     pub propagation_ms: Option<Propagation>,
-    /// Why it ended otherwise than it should.
-    pub reason: Option<String>,
-    /// The first rejection of it: which proxy, and which resource is at fault. Null when no proxy rejected it.
+    /// The reason of the rollout's state: why it did not succeed, or the last thing that happened to a progressive one.
+    pub reason: Option<RolloutReason>,
+    /// The events of a progressive rollout, oldest first; the last 200.
+    pub events: Vec<RolloutEvent>,
+    /// The first rejection of the revision, with the proxy and the resource at fault. Null: no proxy rejected it.
     pub fault: Option<RolloutFault>,
 }
 
-/// Why a proxy rejected a revision.
+/// A step of a progressive rollout: exactly one of `percent`, `count` and `labels` says its size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutStep {
+    /// The share of the fleet's proxies, in percent.
+    pub percent: Option<f64>,
+    /// The number of proxies.
+    pub count: Option<u32>,
+    /// The labels that the proxies have.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// The number of proxies that had the revision when the step began; 0 before.
+    pub proxies: u32,
+    /// The time in which nothing was wrong and there were enough requests to judge, in milliseconds.
+    pub healthy_ms: u64,
+    /// The healthy time that is needed, in milliseconds.
+    pub soak_ms: u64,
+    /// The state: `pending`, `running`, `passed`, `promoted` or `skipped`.
+    pub state: String,
+}
+
+/// The bake time of a progressive rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutBake {
+    /// The healthy time so far, in milliseconds.
+    pub healthy_ms: u64,
+    /// The healthy time that is needed, in milliseconds.
+    pub needed_ms: u64,
+}
+
+/// The last reading of a gate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutGate {
+    /// The gate: `errors`, `latency`, `not_found`, `coverage`, `rejected`, `lost`, `cpu` or `volume`.
+    pub name: String,
+    /// The requests that it looks at: `fleet`, `route` or `upstream`.
+    pub scope: String,
+    /// The name of the route.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// The name of the upstream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    /// The judgement: `passing`, `failing` or `inconclusive`.
+    pub verdict: String,
+    /// The measured value, in the unit of `limit`.
+    pub evidence: f64,
+    /// The gate fails when `evidence` reaches this value; `coverage` passes.
+    pub limit: f64,
+    /// The requests of the canaries; of `rejected` and `lost` proxies, of `cpu` and `volume` looks at proxies.
+    pub canary: RolloutGateCounts,
+    /// The same of the other proxies.
+    pub rest: RolloutGateCounts,
+}
+
+/// The requests that a gate has counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutGateCounts {
+    /// All of them.
+    pub requests: u64,
+    /// Those that count against the gate.
+    pub failures: u64,
+}
+
+/// The reason of something that happened to a rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutReason {
+    /// The reason for programs, for instance `gate_failed`.
+    pub code: String,
+    /// The reason for people.
+    pub text: String,
+    /// The resource that it concerns: `upstream/users`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// The name of the route that it concerns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+}
+
+/// Something that happened to a progressive rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutEvent {
+    /// The time, in RFC 3339.
+    pub at: String,
+    /// The state of the rollout after it.
+    pub state: RolloutState,
+    /// The name of the token by which a person did it; absent: nobody did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
+    /// The reason.
+    #[serde(flatten)]
+    pub reason: RolloutReason,
+}
+
+/// The reason why a proxy rejected a revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RolloutFault {
     /// The proxy that rejected it first.
@@ -183,70 +301,93 @@ pub struct RolloutFault {
     pub name: String,
     /// The field; may be empty.
     pub field: String,
-    /// What was wrong.
+    /// The error, for a person.
     pub message: String,
 }
 
-/// How a rollout stands.
+/// The state of a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutState {
-    /// Under way.
+    /// It has not begun: another rollout is under way, a freeze window is open, it needs approval, or no proxy is there.
+    Waiting,
+    /// The rollout is under way.
     Running,
-    /// Halted by a person.
+    /// A person halted it.
     Paused,
-    /// Every connected proxy serves it.
+    /// It needs a decision of a person, for instance because there was too little evidence.
+    Held,
+    /// The whole fleet has the revision, and it is not proven yet.
+    Baking,
+    /// Every connected proxy serves the revision; of a progressive rollout: the fleet keeps it.
     Succeeded,
-    /// A proxy rejected it.
+    /// A proxy rejected the revision, or a gate failed.
     Failed,
-    /// Ended by a person.
+    /// A person, or the policy, ended it.
     Aborted,
-    /// A later revision came before it was everywhere.
+    /// A later revision took its place.
     Superseded,
 }
 
-/// A fleet's proxies by how they stand to a revision.
+/// The number of a fleet's proxies, by their state in relation to a revision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RolloutCounts {
-    /// All that are known.
+    /// All known proxies.
     pub total: u32,
-    /// Serving it, or a later one.
+    /// Proxies that should serve the revision or a later one.
+    #[serde(default)]
+    pub assigned: u32,
+    /// Proxies that serve the revision or a later one.
     pub applied: u32,
-    /// Not answered yet.
+    /// Proxies that have not answered yet.
     pub pending: u32,
-    /// Rejected it, whatever they serve since.
+    /// Proxies that rejected the revision, whatever they serve since.
     pub rejected: u32,
-    /// Without a stream.
+    /// Proxies without a stream.
     pub disconnected: u32,
-    /// Of unknown state, see `ProxyState`.
+    /// Proxies of unknown state, see `ProxyState`.
     #[serde(default)]
     pub unknown: u32,
+    /// Canaries that are gone while the others are there.
+    #[serde(default)]
+    pub lost: u32,
 }
 
-/// From the commit to the ACKs, milliseconds.
+/// The times from the commit to the ACKs, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Propagation {
     /// The median.
     pub p50: f64,
     /// The 99th percentile.
     pub p99: f64,
-    /// The last.
+    /// The time to the last ACK.
     pub max: f64,
 }
 
-/// A named set of proxies, as `GET /api/v1/fleets` shows it.
+/// A named set of proxies, as `GET /api/v1/fleet-statuses` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FleetStatus {
-    /// Its name.
+    /// The name of the fleet.
     pub name: String,
-    /// How many proxies are known.
+    /// The number of known proxies.
     pub proxies: u32,
-    /// How many of them have a stream.
+    /// The number of proxies that have a stream.
     pub connected: u32,
-    /// How many of them are of unknown state.
+    /// The number of proxies of unknown state.
     pub unknown: u32,
-    /// The revision its proxies are to serve.
+    /// The revision that its proxies should serve.
     pub assigned: u64,
-    /// The revision that every connected one serves, or a later one; absent without a connected one.
+    /// The revision that every connected proxy serves, or a later one. Absent: no proxy is connected.
     pub served: Option<u64>,
+}
+
+/// How a wait for a revision ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitResult {
+    /// Every connected proxy serves the revision, or a later one, and none is of unknown state.
+    Done,
+    /// A connected proxy rejected it, or the later one it was sent instead.
+    Rejected,
+    /// Neither came in time.
+    TimedOut,
 }

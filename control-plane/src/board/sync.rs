@@ -8,11 +8,27 @@ use std::time::{Duration, Instant};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::fold::{Dirty, LEASE, Proxy, Way};
-use super::{Board, BoardEvent, EVENT_INTERVAL, Sharing, now_us};
-use crate::store::{Hinted, ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp, StoreError};
+use super::proxy::Proxy;
+use super::replicas::LEASE;
+use super::rollout::RolloutRecord;
+use super::service::{Board, BoardEvent};
+use super::state::{Dirty, Sharing};
+use crate::clock::now_us;
+use crate::store::{Hinted, ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp, Store, StoreError};
 
 impl Board {
+    /// The board as the store last had it. `replica` names this control plane among others. Where it shares the
+    /// database, it is known to the others from here on.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        replica: &str,
+        sharing: Sharing,
+    ) -> Result<Arc<Self>, StoreError> {
+        let board = Arc::new(Self::new(store, replica, sharing));
+        board.load().await?;
+        Ok(board)
+    }
+
     /// Writes what changed to the store and tells the subscribers, until `shutdown` and the end of the streams; then
     /// writes the rest.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
@@ -22,35 +38,38 @@ impl Board {
             written.cancel();
         };
         tokio::join!(
-            self.tell_changes(&shutdown),
+            self.announce_changes(&shutdown),
             write,
             self.follow_others(&shutdown),
-            self.stay_alive(&written)
+            self.hold_lease(&written)
         );
     }
 
-    async fn tell_changes(&self, shutdown: &CancellationToken) {
+    async fn announce_changes(&self, shutdown: &CancellationToken) {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.changed.notified() => {}
             }
-            self.tell();
+            self.send_events();
             tokio::time::sleep(EVENT_INTERVAL).await;
         }
     }
 
-    fn tell(&self) {
+    fn send_events(&self) {
         let mut state = self.state();
-        let untold = std::mem::take(&mut state.untold);
+        let unannounced = std::mem::take(&mut state.unannounced);
         if self.events.receiver_count() == 0 {
             return;
         }
-        let proxies: Vec<_> = untold.proxies.iter().filter_map(|id| state.proxy(id)).collect();
-        let rollouts: Vec<_> =
-            untold.rollouts.iter().filter_map(|(number, fleet)| state.way(*number, fleet)).collect();
+        let proxies: Vec<_> = unannounced.proxies.iter().filter_map(|id| state.proxy(id)).collect();
+        let rollouts: Vec<_> = unannounced
+            .rollouts
+            .iter()
+            .filter_map(|(number, fleet)| state.rollout_status(*number, fleet))
+            .collect();
         drop(state);
-        let events = (untold.forgotten.into_iter().map(BoardEvent::Forgotten))
+        let events = (unannounced.forgotten.into_iter().map(BoardEvent::Forgotten))
             .chain(proxies.into_iter().map(|proxy| BoardEvent::Proxy(Arc::new(proxy))))
             .chain(rollouts.into_iter().map(|rollout| BoardEvent::Rollout(Arc::new(rollout))));
         for event in events {
@@ -59,31 +78,38 @@ impl Board {
         }
     }
 
-    /// Writes what changed: at once where others wait for it, else in batches. After `shutdown` it waits for the streams
+    /// Writes what changed: at once where a stream or another control plane waits for it, else in batches. After `shutdown` it waits for the streams
     /// to end, and writes what became of them.
     async fn write_changes(&self, shutdown: &CancellationToken) {
         let mut interval = tokio::time::interval(WRITE_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut alive_at = Instant::now();
+        let mut heartbeats_at = Instant::now();
         let mut away = false;
         loop {
             let (last, rollouts) = tokio::select! {
                 () = shutdown.cancelled() => (true, true),
                 _ = interval.tick() => (false, true),
-                () = self.unsaved.notified(), if self.sharing == Sharing::Shared && !away => (false, false),
+                () = self.unsaved.notified(), if !away => (false, false),
             };
+            if !last && !rollouts && self.sharing == Sharing::Alone && !self.state().registering {
+                continue;
+            }
             if last {
                 self.until_streams_ended().await;
             }
             let written = async {
                 self.write(rollouts).await?;
-                if alive_at.elapsed() >= ALIVE_INTERVAL {
-                    alive_at = Instant::now();
-                    self.write_alive().await?;
+                if heartbeats_at.elapsed() >= HEARTBEAT_WRITE_INTERVAL {
+                    heartbeats_at = Instant::now();
+                    self.write_heartbeats().await?;
                 }
                 Ok::<(), StoreError>(())
             };
-            match written.await {
+            let written = self.while_streams_wait(written).await;
+            if self.sharing == Sharing::Alone {
+                self.state().set_unwritable(written.is_err());
+            }
+            match written {
                 Ok(()) => away = false,
                 Err(error) if !away => {
                     away = true;
@@ -93,6 +119,23 @@ impl Board {
             }
             if last {
                 return;
+            }
+        }
+    }
+
+    /// Awaits a write, and answers the streams that wait for it when it takes too long.
+    async fn while_streams_wait(
+        &self,
+        write: impl Future<Output = Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        let mut write = std::pin::pin!(write);
+        match tokio::time::timeout(REGISTER_DEADLINE, &mut write).await {
+            Ok(written) => written,
+            Err(_) => {
+                if self.sharing == Sharing::Alone {
+                    self.state().set_unwritable(true);
+                }
+                write.await
             }
         }
     }
@@ -113,6 +156,7 @@ impl Board {
         let _one = self.writing.lock().await;
         let (mut unsaved, rows, streams, rollouts) = {
             let mut state = self.state();
+            state.registering = false;
             let mut unsaved = std::mem::take(&mut state.unsaved);
             if !with_rollouts {
                 state.unsaved.rollouts = std::mem::take(&mut unsaved.rollouts);
@@ -138,13 +182,15 @@ impl Board {
                 .rollouts
                 .iter()
                 .filter_map(|(number, fleet)| {
-                    Some((*number, fleet.clone(), state.stored_way(*number, fleet)?))
+                    Some((*number, fleet.clone(), state.rollout_to_store(*number, fleet)?))
                 })
                 .collect();
             (Unwritten { board: self, dirty: unsaved }, rows, streams, rollouts)
         };
-        let rollouts: Vec<_> =
-            rollouts.iter().filter_map(|(number, fleet, way)| rollout_row(*number, fleet, way)).collect();
+        let rollouts: Vec<_> = rollouts
+            .iter()
+            .filter_map(|(number, fleet, record)| rollout_row(*number, fleet, record))
+            .collect();
         for id in &unsaved.dirty.forgotten {
             self.store.delete_proxy(id).await?;
         }
@@ -163,13 +209,13 @@ impl Board {
     }
 
     /// Writes the proxies that are connected here and of which nothing else changed than traffic and the last sign of life.
-    async fn write_alive(&self) -> Result<(), StoreError> {
+    async fn write_heartbeats(&self) -> Result<(), StoreError> {
         let _one = self.writing.lock().await;
         let mut rows = self.rows();
-        rows.tell = false;
+        rows.notify = false;
         {
             let mut state = self.state();
-            for id in state.take_alive(self.sharing == Sharing::Shared) {
+            for id in state.take_heartbeats(self.sharing == Sharing::Shared) {
                 if let Some((row, _)) =
                     state.row_to_write(&id).and_then(|(proxy, takes)| Some((proxy_row(&proxy)?, takes)))
                 {
@@ -184,12 +230,12 @@ impl Board {
     }
 
     fn rows(&self) -> ProxyRows {
-        ProxyRows { writer: self.instance.to_string(), taken: Vec::new(), changed: Vec::new(), tell: true }
+        ProxyRows { writer: self.instance.to_string(), taken: Vec::new(), changed: Vec::new(), notify: true }
     }
 
     /// Keeps saying that this control plane is alive. While the database does not take that in, the others take it for
     /// dead after a while; before it says so again, it registers its streams anew. Ends once all is written.
-    async fn stay_alive(&self, written: &CancellationToken) {
+    async fn hold_lease(&self, written: &CancellationToken) {
         if self.sharing == Sharing::Alone {
             return;
         }
@@ -202,26 +248,26 @@ impl Board {
                 _ = interval.tick() => {}
             }
             // Up to the moment at which the others take it for dead; after that, for as long as a call may take.
-            let left = LAPSED.saturating_sub(confirmed.elapsed());
+            let left = LEASE_LOST_AFTER.saturating_sub(confirmed.elapsed());
             let deadline = if left.is_zero() { HEARTBEAT_DEADLINE } else { left };
-            match tokio::time::timeout(deadline, self.say_alive()).await {
+            match tokio::time::timeout(deadline, self.renew_lease()).await {
                 Ok(Ok(())) => confirmed = Instant::now(),
                 // `write_changes` and the publisher say that the database is away.
-                Ok(Err(_)) | Err(_) if confirmed.elapsed() < LAPSED => {}
-                Ok(Err(_)) | Err(_) => self.state().set_lapsed(true),
+                Ok(Err(_)) | Err(_) if confirmed.elapsed() < LEASE_LOST_AFTER => {}
+                Ok(Err(_)) | Err(_) => self.state().set_lease_lost(true),
             }
         }
         let _ = tokio::time::timeout(HEARTBEAT_DEADLINE, self.store.delete_replica(&self.instance)).await;
     }
 
-    async fn say_alive(&self) -> Result<(), StoreError> {
+    async fn renew_lease(&self) -> Result<(), StoreError> {
         if self.store.renew_replica(&self.instance, LEASE).await? {
             return Ok(());
         }
         {
             let mut state = self.state();
             // Streams that open from now on wait for their registration again.
-            state.set_lapsed(false);
+            state.set_lease_lost(false);
             state.register_all();
         }
         let registered = async {
@@ -230,9 +276,9 @@ impl Board {
         };
         let registered = registered.await;
         if registered.is_err() {
-            self.state().set_lapsed(true);
+            self.state().set_lease_lost(true);
         }
-        self.announce();
+        self.notify_waiters();
         registered
     }
 
@@ -260,15 +306,15 @@ impl Board {
             if unsaved {
                 self.unsaved.notify_one();
             }
-            self.announce();
+            self.notify_waiters();
         }
     }
 
     /// Wakes those who wait for what was read.
-    fn announce(&self) {
+    fn notify_waiters(&self) {
         let mut state = self.state();
         let progress = std::mem::take(&mut state.progress);
-        let changed = !state.untold.is_empty();
+        let changed = !state.unannounced.is_empty();
         drop(state);
         if progress {
             self.progress.send_modify(|count| *count += 1);
@@ -297,29 +343,29 @@ impl Board {
         let rows = if changed.is_empty() { Vec::new() } else { self.store.proxies_of(&changed).await? };
         // After the rows, so that no row is of a control plane that is not known yet.
         let replicas = self.store.replicas().await?;
-        self.warn_of_namesake(&replicas);
+        self.warn_of_name_conflict(&replicas);
         {
             let mut state = self.state();
-            state.read_replicas(now_us(), Instant::now(), &replicas);
+            state.apply_replicas(now_us(), Instant::now(), &replicas);
             let ids: HashSet<_> = stamps.iter().map(|(id, _)| id.as_str()).collect();
-            state.keep_rows(now_us(), read, &ids);
+            state.retain_rows(now_us(), read, &ids);
         }
-        self.take_in(read, rows);
+        self.apply_rows(read, rows);
         *served = asked;
         drop(served);
-        self.announce();
+        self.notify_waiters();
         Ok(())
     }
 
-    /// Whoever has this control plane's name is taken for an earlier process of it, which is wrong if it stays alive.
-    fn warn_of_namesake(&self, replicas: &[ReplicaRow]) {
+    /// Warns of another control plane with the same name: it is taken for an earlier process, which is wrong if it stays alive.
+    fn warn_of_name_conflict(&self, replicas: &[ReplicaRow]) {
         let namesake = |row: &&ReplicaRow| {
             *row.name == *self.replica && *row.instance != *self.instance && row.age < LEASE
         };
-        if self.started.elapsed() < NAMESAKE_AFTER || !replicas.iter().any(|row| namesake(&row)) {
+        if self.started.elapsed() < NAME_CONFLICT_AFTER || !replicas.iter().any(|row| namesake(&row)) {
             return;
         }
-        if !self.namesake_told.swap(true, Ordering::Relaxed) {
+        if !self.name_conflict_logged.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 replica = &*self.replica,
                 "another control plane has the same name, and its proxies are of unknown state here: give each its own \
@@ -336,50 +382,50 @@ impl Board {
             let mut state = self.state();
             let found: HashSet<_> = rows.iter().map(|row| row.id.as_str()).collect();
             for id in ids.iter().filter(|id| !found.contains(id.as_str())) {
-                state.drop_row(now_us(), read, &id.as_str().into());
+                state.on_missing_row(now_us(), read, &id.as_str().into());
             }
             rows.iter().any(|row| !state.knows_replica(&row.instance))
         };
         if unknown {
             let replicas = self.store.replicas().await?;
-            self.state().read_replicas(now_us(), Instant::now(), &replicas);
+            self.state().apply_replicas(now_us(), Instant::now(), &replicas);
         }
-        self.take_in(read, rows);
+        self.apply_rows(read, rows);
         Ok(())
     }
 
-    fn take_in(&self, read: u64, rows: Vec<ProxyRow>) {
+    fn apply_rows(&self, read: u64, rows: Vec<ProxyRow>) {
         for row in rows {
             let stamp = stamp_of(&row);
             if self.state().has_read(&row.id, &stamp) {
                 continue;
             }
             let Some(proxy) = parse_proxy(&row) else { continue };
-            self.state().read_row(now_us(), read, proxy, stamp);
+            self.state().apply_row(now_us(), read, proxy, stamp);
         }
     }
 
     /// Takes in what the store had at the start.
-    pub(super) async fn load(&self) -> Result<(), StoreError> {
+    async fn load(&self) -> Result<(), StoreError> {
         let store = &self.store;
         if self.sharing == Sharing::Shared {
             store.save_replica(&self.instance, &self.replica).await?;
         }
         let rows = store.proxies().await?;
         let replicas = store.replicas().await?;
-        self.state().read_replicas(now_us(), Instant::now(), &replicas);
+        self.state().apply_replicas(now_us(), Instant::now(), &replicas);
         let read = self.state().begin_read();
-        self.take_in(read, rows);
+        self.apply_rows(read, rows);
         for row in store.rollouts(LOADED_ROLLOUTS).await? {
-            if let Ok(way) = serde_json::from_str::<Way>(&row.state) {
-                self.state().read_way(row.revision, row.fleet.as_str().into(), way);
+            if let Ok(record) = serde_json::from_str::<RolloutRecord>(&row.state) {
+                self.state().restore_rollout(row.revision, row.fleet.as_str().into(), record);
             }
         }
         Ok(())
     }
 }
 
-/// What is being written; when this is dropped, what it still has is to be written again.
+/// Changes that are being written; those still here when it is dropped are to be written again.
 struct Unwritten<'a> {
     board: &'a Board,
     dirty: Dirty,
@@ -403,7 +449,7 @@ fn stamp_of(row: &ProxyRow) -> Stamp {
 fn parse_proxy(row: &ProxyRow) -> Option<Proxy> {
     let parsed = serde_json::from_str::<Proxy>(&row.state);
     if let Err(error) = &parsed {
-        // Of another version, perhaps. The proxy writes it anew when it connects.
+        // Another version may have written it. It is written anew when the proxy connects.
         tracing::debug!(proxy = row.id, %error, "a stored state of a proxy cannot be read");
     }
     parsed.ok()
@@ -420,19 +466,26 @@ fn proxy_row(proxy: &Proxy) -> Option<ProxyRow> {
     })
 }
 
-fn rollout_row(revision: u64, fleet: &str, way: &Way) -> Option<RolloutRow> {
+fn rollout_row(revision: u64, fleet: &str, record: &RolloutRecord) -> Option<RolloutRow> {
     Some(RolloutRow {
         id: format!("{revision}-{fleet}"),
         revision,
         fleet: fleet.to_owned(),
-        state: serde_json::to_string(way).ok()?,
+        state: serde_json::to_string(record).ok()?,
     })
 }
 
+/// How often what changed is told to the subscribers.
+const EVENT_INTERVAL: Duration = Duration::from_millis(50);
+
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How long a stream waits for its registration where no other control plane shares the database. Proxies wait 5 s for
+/// their first answer.
+const REGISTER_DEADLINE: Duration = Duration::from_secs(1);
+
 /// How often what has a stream here is written even when nothing about it changed.
-const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const HEARTBEAT_WRITE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often a control plane says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -442,13 +495,13 @@ const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// After how long without that being taken in the others take this control plane for dead, whatever became of the last
 /// attempt: what the database has counts from before the answer that confirmed it.
-const LAPSED: Duration = Duration::from_millis(3_500);
+const LEASE_LOST_AFTER: Duration = Duration::from_millis(3_500);
 
 /// How often all rows are looked at, beside those that others tell of.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After so long an earlier process of the same name is no longer alive.
-const NAMESAKE_AFTER: Duration = Duration::from_secs(10);
+const NAME_CONFLICT_AFTER: Duration = Duration::from_secs(10);
 
 /// How long the streams may take to end.
 const STREAMS_DEADLINE: Duration = Duration::from_secs(3);
@@ -504,7 +557,7 @@ mod tests {
         let running = tokio::spawn(board.clone().run(shutdown.clone()));
         board.fold(opened("a"));
         shutdown.cancel();
-        board.fold(Event::Closed { stream: 1, id: "a".into(), by: EndedBy::Shutdown });
+        board.fold(Event::Closed { stream: 1, id: "a".into(), by: EndedBy::ControlPlane });
         running.await.unwrap();
         assert_eq!(store.proxies().await.unwrap().len(), 1);
     }

@@ -1,24 +1,25 @@
-//! Who calls: tokens, the session of the UI, and the audit trail.
+//! Endpoints for tokens, the sessions of the UI, and the audit trail.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::response::{IntoResponse as _, Response};
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use signalbox_config::{FieldError, Name};
+use signalbox_process::ErrorChain;
 
-use super::call::{Call, Caller, json_response, no_content, ok, rfc3339};
+use super::call::{Call, Caller, json_response, no_content, ok};
 use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Media, RESOURCE_LIMIT};
-use super::problem::Problem;
-use crate::auth::{Credentials, GivenToken, LIFETIME, Principal, Session, TokenText, Use};
-use crate::publish::chain;
-use crate::store::{AuditRow, Role, StoredRole, TokenSource};
+use super::presented::{COOKIE, Means, check_origin, presented};
+use super::problem::{Problem, unauthorized};
+use super::roles::suffices;
+use crate::auth::{GivenToken, LIFETIME, Principal, Session, TokenText, Use};
+use crate::clock::rfc3339;
+use crate::store::{AuditRow, Role, TokenSource};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     let admin = Access::Role(Role::Admin);
@@ -27,51 +28,51 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .text("access", "Log in: opens a session that stands for the token, and sets its cookie")
             .access(Access::Public)
             .body(Media::Json, |generator| generator.subschema_for::<LogIn>(), RESOURCE_LIMIT)
-            .answer::<CallerView>(200, "Who you are")
+            .answer::<CallerView>(200, "The caller")
             .problems(&[401, 422, 429, 503]),
         Endpoint::new(Method::GET, "/session", "getSession", |call| async move { session(&call) }.boxed())
-            .text("access", "Who you are")
-            .answer::<CallerView>(200, "You"),
+            .text("access", "Read who the caller is: name, role and session")
+            .answer::<CallerView>(200, "The caller"),
         Endpoint::new(Method::DELETE, "/session", "logOut", |call| log_out(call).boxed())
             .text("access", "Log out: ends the session and its event streams on every replica, and clears the cookie")
             .access(Access::Public)
-            .empty(204, "You are logged out")
+            .empty(204, "The session has ended")
             .problems(&[503]),
         Endpoint::new(Method::GET, "/sessions", "listSessions", |call| async move { list_sessions(&call) }.boxed())
-            .text("access", "The open sessions of the UI, oldest first")
+            .text("access", "List the open sessions of the UI, oldest first")
             .access(admin)
-            .answer::<SessionList>(200, "They, without their cookies"),
+            .answer::<SessionList>(200, "The sessions, without their cookies"),
         Endpoint::new(Method::DELETE, "/sessions", "endSessions", |call| end_sessions(call).boxed())
-            .text("access", "End all sessions, yours among them")
+            .text("access", "End all sessions, the caller's among them")
             .access(admin)
-            .empty(204, "They have ended")
+            .empty(204, "The sessions have ended")
             .problems(&[503]),
         Endpoint::new(Method::DELETE, "/sessions/{id}", "endSession", |call| end_session(call).boxed())
             .text("access", "End a session")
             .access(admin)
-            .empty(204, "It has ended")
+            .empty(204, "The session has ended")
             .problems(&[404, 503]),
         Endpoint::new(Method::GET, "/tokens", "listTokens", |call| list_tokens(call).boxed())
-            .text("access", "The stored tokens, by name, and those that are given to this replica by hand")
+            .text("access", "List the stored tokens, and those that are given to this replica by hand")
             .access(admin)
-            .answer::<TokenList>(200, "They, without their texts")
+            .answer::<TokenList>(200, "The tokens, without their texts")
             .problems(&[503]),
         Endpoint::new(Method::POST, "/tokens", "createToken", |call| create_token(call).boxed())
             .text("access", "Create a token")
             .access(admin)
             .body(Media::Json, |generator| generator.subschema_for::<NewToken>(), RESOURCE_LIMIT)
-            .answer::<CreatedToken>(201, "It; its text is never shown again")
+            .answer::<CreatedToken>(201, "The token. Its text is never shown again")
             .problems(&[409, 422, 503]),
         Endpoint::new(Method::DELETE, "/tokens/{name}", "revokeToken", |call| revoke_token(call).boxed())
             .text("access", "Revoke a stored token: its sessions, event streams and proxies' streams end on every replica")
             .access(admin)
-            .empty(204, "It is revoked")
+            .empty(204, "The token is revoked")
             .problems(&[404, 409, 503]),
         Endpoint::new(Method::GET, "/audit", "listAudit", |call| audit(call).boxed())
-            .text("access", "Who did what, newest first")
+            .text("access", "List the audit trail, newest first")
             .access(admin)
             .parameters(&[LIMIT, CURSOR])
-            .answer::<AuditPage>(200, "A page of it")
+            .answer::<AuditPage>(200, "One page of the audit trail")
             .problems(&[503]),
     ]
 }
@@ -83,13 +84,13 @@ struct LogIn {
     token: String,
 }
 
-/// Who calls.
+/// The caller of the API.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Caller")]
 struct CallerView {
     /// The name of its token.
     name: String,
-    /// What it may do.
+    /// The rights of the token.
     role: Role,
 }
 
@@ -99,7 +100,7 @@ struct CallerView {
 struct NewToken {
     /// Unique; the author of what is done with it.
     name: String,
-    /// What it may do.
+    /// The rights of the token.
     role: Role,
 }
 
@@ -167,9 +168,9 @@ struct AuditEntry {
     at: String,
     /// The name of the token.
     actor: String,
-    /// What was called.
+    /// The operation that was called.
     action: String,
-    /// More of it.
+    /// Details of the operation.
     detail: String,
     /// The revision it made, if it made one.
     revision: Option<u64>,
@@ -183,121 +184,32 @@ struct AuditPage {
     next_cursor: Option<String>,
 }
 
-const COOKIE: &str = "signalbox_session";
+/// How often a request that waits looks whether its session has expired.
+const EXPIRY_CHECK: Duration = Duration::from_secs(1);
 
-/// A token, or the cookie of a session, as a request presents it.
-pub(super) struct Presented {
-    pub(super) text: String,
-    pub(super) by: Means,
-}
-
-impl Presented {
-    /// Who presents it. A session's cookie is no token, and a token is no cookie.
-    pub(super) fn caller(&self, credentials: &Credentials, how: Use) -> Option<Caller> {
-        match self.by {
-            Means::Header => {
-                let principal = credentials.authenticate(&self.text)?;
-                Some(Caller { principal, session: None })
-            }
-            Means::Cookie => {
-                let (principal, session) = credentials.authenticate_session(&self.text, how)?;
-                Some(Caller { principal, session: Some(session) })
-            }
-        }
-    }
-}
-
-/// How a token is presented.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Means {
-    Header,
-    /// By a browser, of itself: so it may be another site that asks.
-    Cookie,
-}
-
-/// The token that a request presents.
-pub(super) fn presented(headers: &HeaderMap) -> Option<Presented> {
-    if let Some(value) = headers.get(header::AUTHORIZATION) {
-        let value = value.to_str().unwrap_or_default();
-        let (scheme, text) = value.split_once(' ').unwrap_or((value, ""));
-        // Another scheme presents no token, and must not fall back to the cookie.
-        let text = if scheme.eq_ignore_ascii_case("bearer") { text.trim() } else { "" };
-        return Some(Presented { text: text.to_owned(), by: Means::Header });
-    }
-    let cookies = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-    let text = cookies
-        .flat_map(|line| line.split(';'))
-        .find_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('='))?;
-    Some(Presented { text: text.to_owned(), by: Means::Cookie })
-}
-
-/// Refuses what another site makes a browser send (Fetch Metadata, and the Origin header of older browsers).
-pub(super) fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
-    let refused = |why: &str| {
-        Err(Problem::new(StatusCode::FORBIDDEN, format!("a request with the session cookie {why}")))
+/// Awaits `work` for as long as the token or session of the request may read; 401 as soon as it may not.
+pub(super) async fn while_permitted<T>(call: &Call, work: impl Future<Output = T>) -> Result<T, Problem> {
+    let credentials = &call.app.credentials;
+    let mut changes = credentials.changes();
+    let presented = presented(&call.headers);
+    let is_permitted = || {
+        let caller = presented.as_ref().and_then(|presented| presented.caller(credentials, Use::Silent));
+        caller.is_some_and(|caller| suffices(&caller.principal.role, Role::Viewer))
     };
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    match (text("sec-fetch-site"), text("origin")) {
-        (Some("same-origin" | "none"), _) => Ok(()),
-        (Some(_), _) => refused("must come from the same origin"),
-        (None, Some(origin)) => {
-            let authority = origin.split_once("://").map(|(_, authority)| authority);
-            if authority.is_some() && authority == text("host") {
-                Ok(())
-            } else {
-                refused("must come from the same origin")
-            }
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            output = &mut work => return Ok(output),
+            // The sender lives as long as the credentials.
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(EXPIRY_CHECK) => {}
         }
-        (None, None) => refused("needs Origin or Sec-Fetch-Site"),
+        if !is_permitted() {
+            return Err(unauthorized(
+                "the token or session was revoked or has expired while the request waited",
+            ));
+        }
     }
-}
-
-/// Counts what is presented in vain, per address. It keeps noise from the log and load from the process; what makes
-/// guessing hopeless is that tokens are 256 random bits. A token that is right passes in any case, so that one
-/// misconfigured client behind a shared address shuts nobody out.
-#[derive(Debug, Default)]
-pub(super) struct BadTokens(Mutex<HashMap<IpAddr, (u32, Instant)>>);
-
-impl BadTokens {
-    const WINDOW: Duration = Duration::from_secs(60);
-    const ALLOWED: u32 = 60;
-    const MAX_ADDRESSES: usize = 10_000;
-
-    /// Notes one, and says after how many seconds to try again when there were too many.
-    pub(super) fn note(&self, from: IpAddr, now: Instant) -> Option<u32> {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() >= Self::MAX_ADDRESSES {
-            seen.retain(|_, (_, since)| now.duration_since(*since) < Self::WINDOW);
-            if seen.len() >= Self::MAX_ADDRESSES {
-                seen.clear();
-            }
-        }
-        let (count, since) = seen.entry(from).or_insert((0, now));
-        if now.duration_since(*since) >= Self::WINDOW {
-            (*count, *since) = (0, now);
-        }
-        *count = count.saturating_add(1);
-        let left = Self::WINDOW.saturating_sub(now.duration_since(*since)).as_secs() as u32 + 1;
-        (*count > Self::ALLOWED).then_some(left)
-    }
-}
-
-/// Whether `role` may do what `needed` may. A role that this version does not know may do nothing.
-pub(super) fn suffices(role: &StoredRole, needed: Role) -> bool {
-    let Some(role) = role.known() else { return false };
-    let rank = |role| match role {
-        Role::Proxy => 0,
-        Role::Viewer => 1,
-        Role::Editor => 2,
-        Role::Admin => 3,
-    };
-    rank(role) >= rank(needed)
-}
-
-/// 401
-pub(super) fn unauthorized(detail: &str) -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, detail)
-        .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"signalbox\""))
 }
 
 async fn log_in(call: Call) -> Result<Response, Problem> {
@@ -318,7 +230,7 @@ async fn log_in(call: Call) -> Result<Response, Problem> {
     if let Some(before) = own_session(&call) {
         // Failing that is no reason to refuse the login: it is tried again until it is done.
         if let Err(error) = call.app.credentials.end_sessions(vec![before.row().id.clone()]).await {
-            tracing::debug!(error = chain(&error), "the browser's session of before is ended later");
+            tracing::debug!(error = %ErrorChain(&error), "the browser's previous session could not be ended yet; the control plane tries again");
         }
     }
     Ok(response)
@@ -344,7 +256,7 @@ async fn log_out(call: Call) -> Result<Response, Problem> {
     if let Some(session) = own_session(&call)
         && let Err(error) = call.app.credentials.end_sessions(vec![session.row().id.clone()]).await
     {
-        let cause = chain(&error);
+        let cause = ErrorChain(&error).to_string();
         let detail = "you are logged out on this replica; the database is not available, so the others learn of it later";
         response = Problem::unavailable(detail, 5).because(cause).into_response();
     }
@@ -375,7 +287,7 @@ async fn end_sessions(call: Call) -> Result<Response, Problem> {
     let ids: Vec<String> = sessions.iter().map(|session| session.row().id.clone()).collect();
     let count = ids.len();
     call.app.credentials.end_sessions(ids).await?;
-    call.app.note(&call, &format!("end all {count} sessions")).await;
+    call.audit(&format!("end all {count} sessions")).await;
     Ok(no_content())
 }
 
@@ -386,7 +298,7 @@ async fn end_session(call: Call) -> Result<Response, Problem> {
         return Err(Problem::not_found(format!("there is no session {id:?}")));
     };
     call.app.credentials.end_sessions(vec![id.to_owned()]).await?;
-    call.app.note(&call, &format!("end session {id} of the token {}", session.row().token)).await;
+    call.audit(&format!("end session {id} of the token {}", session.row().token)).await;
     Ok(no_content())
 }
 
@@ -426,14 +338,21 @@ async fn create_token(call: Call) -> Result<Response, Problem> {
     if let Err(message) = name.parse::<Name>() {
         return Err(Problem::invalid(vec![FieldError::new("name", message)]));
     }
+    let conflict = |message: String| {
+        Problem::new(StatusCode::CONFLICT, &*message).errors(vec![FieldError::new("name", message)])
+    };
+    // Both would be the same author in the history and in the audit trail.
+    if let Some(given) = call.app.credentials.given().iter().find(|token| *token.name == *name) {
+        return Err(conflict(format!(
+            "{name:?} is the name of a token that is given to this control plane by {}; choose another name",
+            given_by(given)
+        )));
+    }
     let text = TokenText::random();
     if !call.app.credentials.create(&name, role, &text).await? {
-        let message = format!("there is a token {name:?} already");
-        return Err(
-            Problem::new(StatusCode::CONFLICT, &*message).errors(vec![FieldError::new("name", message)])
-        );
+        return Err(conflict(format!("there is a token {name:?} already")));
     }
-    call.app.note(&call, &format!("create token {name} as {}", json!(role))).await;
+    call.audit(&format!("create token {name} as {}", json!(role))).await;
     json_response(StatusCode::CREATED, &CreatedToken { name, role, token: text.0 })
 }
 
@@ -452,21 +371,34 @@ async fn revoke_token(call: Call) -> Result<Response, Problem> {
             Some(token) => Problem::new(StatusCode::CONFLICT, how_to_take_back(token)),
         });
     }
-    call.app.note(&call, &format!("revoke token {name}")).await;
+    call.audit(&format!("revoke token {name}")).await;
     Ok(no_content())
 }
 
-/// A token that is given by hand is not the API's to take back.
+/// Says how to revoke a token that is given by hand, which the API cannot do.
 fn how_to_take_back(token: &GivenToken) -> String {
-    let GivenToken { name, role, source, .. } = token;
+    let GivenToken { name, source, .. } = token;
+    let place = given_by(token);
     match source {
         TokenSource::File => format!(
-            "the token {name:?} is in the file of --{role}-token-file of this control plane: take it out of the file,              and it ends within a second, without a restart; on each replica that has it"
+            "the token {name:?} is given to this control plane by {place}: take it out of the file, and it ends within \
+             a second, without a restart; on each replica that has it"
         ),
         TokenSource::Flag | TokenSource::Stored => format!(
-            "the token {name:?} is given by --{role}-token (SIGNALBOX_{}_TOKEN) of this control plane: start that              without it, on each replica that has it",
-            role.as_str().to_uppercase()
+            "the token {name:?} is given to this control plane by {place}: start that without it, on each replica \
+             that has it"
         ),
+    }
+}
+
+/// Names the flag by which a token is given.
+fn given_by(token: &GivenToken) -> String {
+    let GivenToken { role, source, .. } = token;
+    match source {
+        TokenSource::File => format!("the file of --{role}-token-file"),
+        TokenSource::Flag | TokenSource::Stored => {
+            format!("--{role}-token (SIGNALBOX_{}_TOKEN)", role.as_str().to_uppercase())
+        }
     }
 }
 
@@ -486,53 +418,4 @@ async fn audit(call: Call) -> Result<Response, Problem> {
         revision: row.revision,
     };
     ok(&AuditPage { items: rows.into_iter().map(entry).collect(), next_cursor })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value)))
-            .collect()
-    }
-
-    #[test]
-    fn a_header_goes_before_the_cookie() {
-        let text = |pairs: &[(&'static str, &'static str)]| {
-            presented(&headers(pairs)).map(|token| (token.text, token.by))
-        };
-        assert_eq!(text(&[]), None);
-        assert_eq!(text(&[("authorization", "Bearer a")]), Some(("a".to_owned(), Means::Header)));
-        assert_eq!(text(&[("authorization", "bearer  a ")]), Some(("a".to_owned(), Means::Header)));
-        let cookie = ("cookie", "x=1; signalbox_session=b");
-        assert_eq!(text(&[cookie]), Some(("b".to_owned(), Means::Cookie)));
-        assert_eq!(text(&[("authorization", "Basic a"), cookie]), Some((String::new(), Means::Header)));
-        assert_eq!(text(&[("cookie", "signalbox_session2=b")]), None);
-    }
-
-    #[test]
-    fn only_the_same_origin_may_use_the_cookie() {
-        let fine = |pairs: &[(&'static str, &'static str)]| check_origin(&headers(pairs)).is_ok();
-        assert!(fine(&[("sec-fetch-site", "same-origin")]));
-        assert!(fine(&[("host", "a:9080"), ("origin", "http://a:9080")]));
-        assert!(!fine(&[("sec-fetch-site", "cross-site"), ("host", "a"), ("origin", "http://a")]));
-        assert!(!fine(&[("sec-fetch-site", "same-site")]));
-        assert!(!fine(&[("host", "a:9080"), ("origin", "http://b:9080")]));
-        assert!(!fine(&[("host", "a"), ("origin", "null")]));
-        assert!(!fine(&[("host", "a")]));
-    }
-
-    #[test]
-    fn too_many_bad_tokens_are_told_when_to_try_again() {
-        let (guard, from, now) = (BadTokens::default(), IpAddr::from([127, 0, 0, 1]), Instant::now());
-        for _ in 0..BadTokens::ALLOWED {
-            assert_eq!(guard.note(from, now), None);
-        }
-        assert_eq!(guard.note(from, now), Some(61));
-        assert_eq!(guard.note(IpAddr::from([127, 0, 0, 2]), now), None);
-        assert_eq!(guard.note(from, now + BadTokens::WINDOW), None);
-    }
 }

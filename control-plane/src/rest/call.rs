@@ -14,10 +14,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use signalbox_config::document::parse_json;
 use signalbox_config::{FieldError, HumanDuration, Kind, Name, ResourceKey, check_structure};
+use signalbox_process::ErrorChain;
 
-use super::App;
+use super::app::App;
 use super::problem::Problem;
+use super::roles::suffices;
 use crate::auth::{Principal, Session};
+use crate::store::{Role, Urgent, UrgentMode};
 use crate::writer::{Author, Mode, Precondition};
 
 /// One request, after its caller and its parameters were checked.
@@ -40,7 +43,7 @@ pub(super) struct Call {
     pub(super) peer: IpAddr,
 }
 
-/// Who calls, and how that is known.
+/// The principal that calls, and its session.
 pub(super) struct Caller {
     pub(super) principal: Principal,
     /// `None`: a token was presented.
@@ -52,10 +55,13 @@ const MAX_WAIT: Duration = Duration::from_secs(300);
 
 const MAX_MESSAGE: usize = 1024;
 
+/// The header with the reason of a write that leaves out the steps of rollouts.
+pub(super) const REASON: &str = "X-Signalbox-Reason";
+
 /// The header with the passphrase of a document's secrets.
 pub(super) const PASSPHRASE: &str = "X-Signalbox-Passphrase";
 
-/// Whoever has the document may try passphrases for as long as he likes.
+/// The shortest passphrase: whoever has the document may try passphrases for as long as they like.
 const MIN_PASSPHRASE: usize = 12;
 const MAX_PASSPHRASE: usize = 1024;
 
@@ -110,12 +116,12 @@ impl Call {
         self.text(name)?.map(parse).transpose()
     }
 
-    /// Whether a parameter of the query is `true`; absent: it is not.
+    /// True if a parameter of the query is `true`; an absent one is not.
     pub(super) fn flag(&self, name: &str) -> Result<bool, Problem> {
         Ok(self.text(name)?.map(|text| parse_flag(name, text)).transpose()?.unwrap_or(false))
     }
 
-    /// What secrets of a document are encrypted with, where the request has it.
+    /// The passphrase that secrets of a document are encrypted with, if the request has one.
     pub(super) fn passphrase(&self) -> Result<Option<&str>, Problem> {
         let Some(value) = self.headers.get(PASSPHRASE) else { return Ok(None) };
         let text = std::str::from_utf8(value.as_bytes());
@@ -144,28 +150,65 @@ impl Call {
         }
     }
 
-    /// Whether the write is to be stored.
+    /// Says if the write is to be stored.
     pub(super) fn mode(&self) -> Result<Mode, Problem> {
         Ok(if self.flag("dry_run")? { Mode::DryRun } else { Mode::Store })
     }
 
-    /// Who writes, and why.
+    /// The author of a write, and the reason.
     pub(super) fn author(&self) -> Result<Author, Problem> {
         let name = self.caller.as_ref().map_or("unknown".into(), |caller| caller.principal.name.clone());
-        Ok(Author { name, message: self.message()?, action: format!("{} {}", self.method, self.uri_path) })
+        let urgent = self.urgent()?;
+        let mut action = format!("{} {}", self.method, self.uri_path);
+        if let Some(urgent) = &urgent {
+            let mode = match urgent.mode {
+                UrgentMode::Emergency => "emergency",
+                UrgentMode::BreakGlass => "break-glass",
+            };
+            action.push_str(&format!(" ({mode}: {})", urgent.reason));
+        }
+        Ok(Author { name, message: self.message()?, action, urgent })
+    }
+
+    /// The way around the steps of progressive fleets, with its reason, if the write asks for one.
+    fn urgent(&self) -> Result<Option<Urgent>, Problem> {
+        let reason = self.header_text(REASON)?;
+        let mode = match self.text("rollout")? {
+            None | Some("normal") => return Ok(None),
+            Some("emergency") => UrgentMode::Emergency,
+            Some("break-glass") => UrgentMode::BreakGlass,
+            Some(other) => {
+                let message = format!("must be normal, emergency or break-glass, is {other:?}");
+                return Err(Problem::parameter("rollout", message));
+            }
+        };
+        let is_admin =
+            self.caller.as_ref().is_some_and(|caller| suffices(&caller.principal.role, Role::Admin));
+        if !is_admin {
+            let detail = "only administrators may leave out the steps of a rollout";
+            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+        }
+        if reason.is_empty() {
+            return Err(Problem::parameter(REASON, "must say why the steps of the rollout are left out"));
+        }
+        Ok(Some(Urgent { mode, reason }))
     }
 
     fn message(&self) -> Result<String, Problem> {
-        const NAME: &str = "X-Signalbox-Message";
-        let Some(value) = self.headers.get(NAME) else { return Ok(String::new()) };
+        self.header_text("X-Signalbox-Message")
+    }
+
+    /// The text of a header for people; empty if it is absent.
+    fn header_text(&self, name: &'static str) -> Result<String, Problem> {
+        let Some(value) = self.headers.get(name) else { return Ok(String::new()) };
         // Browsers cannot send other than Latin-1 in a header, so what is encoded is decoded; a lone % stays.
         let bytes: Vec<u8> = percent_encoding::percent_decode(value.as_bytes()).collect();
-        let text = String::from_utf8(bytes).map_err(|_| Problem::parameter(NAME, "is not UTF-8"))?;
+        let text = String::from_utf8(bytes).map_err(|_| Problem::parameter(name, "is not UTF-8"))?;
         if text.len() > MAX_MESSAGE {
-            return Err(Problem::parameter(NAME, format!("has more than {MAX_MESSAGE} bytes")));
+            return Err(Problem::parameter(name, format!("has more than {MAX_MESSAGE} bytes")));
         }
         if text.chars().any(|c| c.is_control() && c != '\n') {
-            return Err(Problem::parameter(NAME, "has control characters"));
+            return Err(Problem::parameter(name, "has control characters"));
         }
         Ok(text.trim().to_owned())
     }
@@ -200,10 +243,23 @@ impl Call {
         Ok(tags)
     }
 
+    /// Adds to the audit trail what makes no revision. It was done already, so an error here is only logged.
+    pub(super) async fn audit(&self, detail: &str) {
+        let actor = self.caller.as_ref().map_or("unknown", |caller| &*caller.principal.name);
+        let action = format!("{} {}", self.method, self.uri_path);
+        tracing::info!(actor, action, detail, "an action was added to the audit trail");
+        let store = &self.app.store;
+        if let Err(error) =
+            self.app.metrics.store_call("note", store.append_audit(actor, &action, detail)).await
+        {
+            tracing::error!(error = %ErrorChain(&error), "the audit trail lacks this action");
+        }
+    }
+
     /// The body as JSON of a shape: every field that is wrong with it comes back at once.
     pub(super) fn json_as<T: DeserializeOwned + JsonSchema>(&self) -> Result<T, Problem> {
         let mut value = self.json()?;
-        let errors = check_structure(&schemars::schema_for!(T), &mut value, "");
+        let errors = check_structure(&schemars::schema_for!(T), &mut value, &[]);
         if !errors.is_empty() {
             return Err(Problem::invalid(errors));
         }
@@ -257,9 +313,4 @@ pub(super) fn no_content() -> Response {
     let mut response = Response::new(axum::body::Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
-}
-
-/// A moment as RFC 3339 in UTC; 0 is no moment.
-pub(super) fn rfc3339(micros: i64) -> String {
-    jiff::Timestamp::from_microsecond(micros).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }

@@ -1,4 +1,7 @@
-//! What an endpoint is: all that the router and the OpenAPI document must know of it, in one value.
+//! An endpoint: all that the router and the OpenAPI document must know of one, in one value.
+
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use axum::response::Response;
 use futures_util::future::BoxFuture;
@@ -15,7 +18,7 @@ use crate::store::Role;
 pub(super) struct Endpoint {
     pub(super) method: Method,
     /// Below `/api/v1`; `{name}` is a parameter.
-    pub(super) path: &'static str,
+    pub(super) path: Cow<'static, str>,
     /// The name of the operation for generated clients.
     pub(super) id: String,
     pub(super) tag: &'static str,
@@ -25,22 +28,22 @@ pub(super) struct Endpoint {
     pub(super) kind: Option<Kind>,
     pub(super) parameters: Vec<Parameter>,
     pub(super) body: Option<Body>,
-    pub(super) answers: Vec<Answer>,
+    pub(super) answers: Vec<ResponseSpec>,
     pub(super) run: Run,
 }
 
-/// Does it.
+/// The function that serves a request.
 pub(super) type Run = fn(Call) -> BoxFuture<'static, Result<Response, Problem>>;
 
-/// Gives the schema of a type, and notes the types it refers to.
-pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+/// Returns the schema of a type. The generator collects the types that it refers to.
+pub(super) type SchemaOf = Arc<dyn Fn(&mut SchemaGenerator) -> Schema + Send + Sync>;
 
-/// Who may call.
+/// Permission to call an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Everybody.
+    /// Everybody may call.
     Public,
-    /// Who has at least this role.
+    /// Callers with at least this role may call.
     Role(Role),
 }
 
@@ -53,7 +56,7 @@ pub(super) struct Parameter {
     pub(super) text: &'static str,
 }
 
-/// Where a parameter is.
+/// The place of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Query,
@@ -68,7 +71,7 @@ pub(super) struct Body {
     pub(super) limit: usize,
 }
 
-/// In which format a body is.
+/// The format of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Media {
     Json,
@@ -88,8 +91,8 @@ impl Media {
     }
 }
 
-/// An answer.
-pub(super) struct Answer {
+/// A response that an endpoint may give.
+pub(super) struct ResponseSpec {
     pub(super) status: u16,
     pub(super) text: &'static str,
     /// Media type and schema; `None`: it has no body.
@@ -104,10 +107,15 @@ pub(super) const DOCUMENT_LIMIT: usize = 32 << 20;
 
 impl Endpoint {
     /// An endpoint without parameters that viewers may call.
-    pub(super) fn new(method: Method, path: &'static str, id: impl Into<String>, run: Run) -> Self {
+    pub(super) fn new(
+        method: Method,
+        path: impl Into<Cow<'static, str>>,
+        id: impl Into<String>,
+        run: Run,
+    ) -> Self {
         Self {
             method,
-            path,
+            path: path.into(),
             id: id.into(),
             tag: "",
             summary: String::new(),
@@ -141,13 +149,18 @@ impl Endpoint {
         self
     }
 
-    pub(super) fn body(mut self, media: Media, schema: SchemaOf, limit: usize) -> Self {
-        self.body = Some(Body { media, schema, limit });
+    pub(super) fn body(
+        mut self,
+        media: Media,
+        schema: impl Fn(&mut SchemaGenerator) -> Schema + Send + Sync + 'static,
+        limit: usize,
+    ) -> Self {
+        self.body = Some(Body { media, schema: Arc::new(schema), limit });
         self
     }
 
-    /// A JSON answer.
-    pub(super) fn answer<T: JsonSchema>(self, status: u16, text: &'static str) -> Self {
+    /// Adds a JSON response.
+    pub(super) fn answer<T: JsonSchema + 'static>(self, status: u16, text: &'static str) -> Self {
         self.answer_as(status, text, "application/json", SchemaGenerator::subschema_for::<T>)
     }
 
@@ -156,71 +169,103 @@ impl Endpoint {
         status: u16,
         text: &'static str,
         media: &'static str,
-        schema: SchemaOf,
+        schema: impl Fn(&mut SchemaGenerator) -> Schema + Send + Sync + 'static,
     ) -> Self {
-        self.answers.push(Answer { status, text, content: Some((media, schema)) });
+        self.answers.push(ResponseSpec { status, text, content: Some((media, Arc::new(schema))) });
         self
     }
 
-    /// An answer without a body.
+    /// Adds a response without a body.
     pub(super) fn empty(mut self, status: u16, text: &'static str) -> Self {
-        self.answers.push(Answer { status, text, content: None });
+        self.answers.push(ResponseSpec { status, text, content: None });
         self
     }
 
-    /// The errors it may answer with, beside those that any may.
+    /// Adds the errors that the endpoint may answer with, beside those of all endpoints.
     pub(super) fn problems(mut self, statuses: &[u16]) -> Self {
         for status in statuses {
             let text = match status {
-                404 => "There is no such thing",
-                409 => "It conflicts with what is there",
-                412 => "If-Match or If-None-Match does not hold",
+                404 => "Not found",
+                409 => "The write conflicts with the current resources",
+                412 => "The condition of If-Match or If-None-Match is not met",
                 413 => "The body is too large",
-                415 => "The body is of another type",
-                422 => "It is not valid: every error, by field",
-                503 => "The database is away",
-                504 => "It was not so in time",
-                _ => "It was not done",
+                415 => "The body has another media type than this operation takes",
+                422 => "The body is not valid. The response lists all errors with their fields",
+                503 => "The database cannot be reached",
+                504 => "The wait timed out",
+                _ => "The operation failed",
             };
-            self.answers.push(Answer {
+            self.answers.push(ResponseSpec {
                 status: *status,
                 text,
-                content: Some(("application/problem+json", SchemaGenerator::subschema_for::<ProblemBody>)),
+                content: Some((
+                    "application/problem+json",
+                    Arc::new(SchemaGenerator::subschema_for::<ProblemBody>),
+                )),
             });
         }
         self
     }
 }
 
-/// How many entries of a list are wanted.
+/// The most entries of a page.
 pub(super) const LIMIT: Parameter = Parameter {
     name: "limit",
     place: Place::Query,
     schema: || json!({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
-    text: "How many at most",
+    text: "The most entries of one page",
 };
 
-/// Where a list goes on.
+/// The place where a list goes on.
 pub(super) const CURSOR: Parameter = Parameter {
     name: "cursor",
     place: Place::Query,
     schema: || json!({"type": "string"}),
-    text: "`next_cursor` of the page before",
+    text: "The `next_cursor` of the previous page",
 };
 
-/// What every write takes.
-pub(super) const WRITE: [Parameter; 3] = [
+/// A fleet.
+pub(super) const FLEET: Parameter = Parameter {
+    name: "fleet",
+    place: Place::Query,
+    schema: || json!({"type": "string"}),
+    text: "The fleet. Absent: all fleets",
+};
+
+/// The end of a wait for pinned fleets.
+pub(super) const WAIT_FOR: Parameter = Parameter {
+    name: "wait_for",
+    place: Place::Query,
+    schema: || json!({"type": "string", "enum": ["step", "succeeded"], "default": "step"}),
+    text: "The end of the wait for progressive fleets: the first step, or the whole rollout",
+};
+
+/// The parameters of every write.
+pub(super) const WRITE: [Parameter; 6] = [
     Parameter {
         name: "dry_run",
         place: Place::Query,
         schema: || json!({"type": "boolean", "default": false}),
-        text: "Check it and answer what would change; store nothing",
+        text: "Checks the write and returns the changes that would be made, but stores nothing",
     },
     Parameter {
         name: "wait",
         place: Place::Query,
         schema: || json!({"type": "string", "examples": ["10s"]}),
-        text: "Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case",
+        text: "Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case",
+    },
+    WAIT_FOR,
+    Parameter {
+        name: "rollout",
+        place: Place::Query,
+        schema: || json!({"type": "string", "enum": ["normal", "emergency", "break-glass"], "default": "normal"}),
+        text: "The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason",
+    },
+    Parameter {
+        name: "X-Signalbox-Reason",
+        place: Place::Header,
+        schema: || json!({"type": "string"}),
+        text: "The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail",
     },
     Parameter {
         name: "X-Signalbox-Message",

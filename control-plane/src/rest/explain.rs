@@ -1,11 +1,11 @@
-//! `POST /explain`: which route takes a request, and what then becomes of it; and `GET /plugin-types`.
+//! `POST /explain`, which says how a proxy would treat a request, and `GET /plugin-types`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::response::Response;
+use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,30 +15,34 @@ use signalbox_config::path::BadPath;
 use signalbox_config::router::{Explanation, Preflight, RequestParts};
 use signalbox_config::{
     Action, Body, Edge, FieldError, Kind, LoadBalancing, Name, Plugin, Resource, ResourceKey, RevisionId,
-    Snapshot, host, path,
+    Snapshot, host, path, request_target,
 };
+use signalbox_plugins::precedence::{Attached, overridden_by, run_order};
 use signalbox_plugins::{PluginType, TYPES};
 
 use super::call::{Call, ok};
-use super::documents::gave_up;
 use super::endpoint::{Endpoint, Media, RESOURCE_LIMIT};
 use super::problem::Problem;
+use super::whole_set::{gave_up, set_at};
 use crate::publish::{Published, named_fleets};
 use crate::store::{Loaded, StoredSet};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
         Endpoint::new(Method::POST, "/explain", "explain", |call| explain(call).boxed())
-            .text("explain", "Which route takes a request, which lost and why, and what then becomes of it")
+            .text(
+                "explain",
+                "Explain which route takes a request, why the others do not, and how the request goes on",
+            )
             .body(Media::Json, |generator| generator.subschema_for::<Question>(), RESOURCE_LIMIT)
             .answer::<Explained>(200, "The explanation")
             .problems(&[404, 422, 503]),
         Endpoint::new(Method::GET, "/plugin-types", "listPluginTypes", |_| async { plugin_types() }.boxed())
             .text(
                 "plugins",
-                "The types that a plugin can have, with the JSON schemas of their configurations",
+                "List the types that a plugin can have, with the JSON schemas of their configurations",
             )
-            .answer::<PluginTypes>(200, "They"),
+            .answer::<PluginTypes>(200, "The types"),
     ]
 }
 
@@ -46,107 +50,109 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Question {
-    /// Default GET. Methods are told apart by case, as they are by proxies: `get` is another.
+    /// The method; default GET. Upper and lower case matter, as they do to proxies: `get` is another method.
     #[serde(default)]
     method: Option<String>,
-    /// `http://admin.example.com/api/users?x=1`, or a path alone with the host among the headers; for CONNECT `host:port`.
+    /// The URL: `http://admin.example.com/api/users?x=1`, or a path with the host among the headers. For CONNECT: `host:port`.
     url: String,
-    /// Its headers, as a client sends them that is no trusted proxy.
+    /// The headers, as a client sends them that is no trusted proxy.
     #[serde(default)]
     headers: BTreeMap<String, String>,
-    /// Of which fleet the proxy is that gets it; absent: `default`, as with a proxy that names none.
+    /// The fleet of the proxy that gets the request. Absent: `default`, the fleet of proxies that name none.
     #[serde(default)]
     fleet: Option<String>,
-    /// By which listener it comes; absent: the first of the fleet by name.
+    /// The listener that gets the request. Absent: the first of the fleet by name.
     #[serde(default)]
     listener: Option<String>,
-    /// As it was at this revision; absent: as it is.
+    /// The revision whose resources decide. Absent: the one that the proxies of the fleet should serve, but for canaries.
     #[serde(default)]
     revision: Option<u64>,
 }
 
-/// What becomes of a request.
+/// The way of a request through a proxy.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Explained {
-    /// Of which revision this is true.
+    /// The revision that the explanation is about.
     revision: u64,
-    /// Of which fleet the proxy is taken to be.
+    /// The fleet of the proxy.
     fleet: String,
-    /// By which listener the request is taken to come; null: the fleet has none, so that no proxy gets the request.
+    /// The listener that gets the request. Null: the fleet has no listener, so no proxy gets the request.
     listener: Option<String>,
     /// The route that takes it, and those that do not.
     #[serde(flatten)]
     explanation: Explanation,
-    /// Why the proxy refuses the request before any plugin runs; null: it does not.
+    /// The response by which the proxy refuses the request before any plugin runs. Null: it does not refuse it.
     refused: Option<Refusal>,
-    /// What the route does; null: no route takes it.
+    /// The action of the route. Null: no route takes the request.
     action: Option<ActionKind>,
-    /// The plugins it goes through, in order; a consumer's own are known only once it is authenticated.
+    /// The plugins of the request, in the order in which they run. A consumer's own plugins are not among them, because the consumer is
+    /// known only after authentication.
     plugins: Vec<ChainStep>,
-    /// The plugin that answers the request, where it is a CORS preflight: the route is then the one that takes the request which
-    /// the browser asks about. Null: it is no preflight, or no plugin answers it.
+    /// The plugin that answers the request if it is a CORS preflight. The route is then the one that takes the request which the
+    /// browser asks about. Null: it is no preflight, or no plugin answers it.
     preflight_answered_by: Option<String>,
-    /// Of which one is drawn by share; empty when it is not forwarded.
+    /// The upstreams, of which one is drawn by share. Empty: the request is not forwarded.
     upstreams: Vec<UpstreamShare>,
 }
 
 /// How a proxy refuses a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 struct Refusal {
-    /// 400, 404 or 501.
+    /// The status: 400, 404 or 501.
     status: u16,
-    /// Why, in one sentence.
+    /// The reason, in one sentence.
     reason: String,
 }
 
-/// What a route does.
+/// The action of a route.
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum ActionKind {
-    /// It sends the request to an upstream.
+    /// The route forwards the request to an upstream.
     Forward,
-    /// It answers with a redirect.
+    /// The route answers with a redirect.
     Redirect,
-    /// It answers itself.
+    /// The route answers with a fixed response.
     Respond,
 }
 
 /// One plugin of a chain.
 #[derive(Debug, Serialize, JsonSchema)]
 struct ChainStep {
-    /// The plugin.
-    name: String,
-    /// Its type.
+    /// The name of the plugin.
+    #[schemars(with = "String")]
+    name: Name,
+    /// The type of the plugin.
     #[serde(rename = "type")]
     type_name: String,
-    /// Its place, the highest first.
+    /// The place of the plugin in the chain: higher numbers run first.
     order: i32,
-    /// How it comes to be in the chain.
+    /// The resource that attaches the plugin.
     attached: Attachment,
-    /// Why it is not run although it is attached; null: it is.
+    /// The reason why the plugin does not run although it is attached. Null: it runs.
     skipped: Option<String>,
 }
 
-/// How a plugin comes to be in a chain.
+/// The way a plugin is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Attachment {
-    /// The route names it.
+    /// The route names the plugin.
     Route,
-    /// It runs on every route.
+    /// The plugin is global and runs on every route.
     Global,
 }
 
 /// An upstream of a route.
 #[derive(Debug, Serialize, JsonSchema)]
 struct UpstreamShare {
-    /// The upstream.
+    /// The name of the upstream.
     name: String,
-    /// Of the route's requests, 0 to 1.
+    /// The share of the route's requests, from 0 to 1.
     share: f64,
-    /// How one of its targets is picked.
+    /// The policy by which a target is chosen.
     load_balancing: LoadBalancing,
-    /// Its targets.
+    /// The targets of the upstream.
     targets: Vec<TargetShare>,
 }
 
@@ -155,7 +161,7 @@ struct UpstreamShare {
 struct TargetShare {
     /// Host and port.
     address: String,
-    /// Of the upstream's requests by weight, 0 to 1.
+    /// The share of the upstream's requests by weight, 0 to 1.
     share: f64,
 }
 
@@ -170,11 +176,11 @@ struct PluginTypes {
 #[schemars(rename = "PluginType")]
 struct PluginTypeView {
     name: String,
-    /// For people who choose.
+    /// A description of the type.
     description: String,
-    /// Its place in the chain unless a plugin says otherwise, the highest first.
+    /// The default place in the chain: higher numbers run first.
     default_order: i32,
-    /// When it is called: `request_headers`, `request_body`, `response_headers`, `response_body`, `log`.
+    /// The phases in which the plugin is called: `request_headers`, `request_body`, `response_headers`, `response_body`, `log`.
     phases: Vec<String>,
     /// The JSON schema of `config`.
     schema: Value,
@@ -200,20 +206,23 @@ async fn explain(call: Call) -> Result<Response, Problem> {
     let revision = question.revision;
     let request = Request::read(question).map_err(Problem::invalid)?;
     let current = call.app.publisher.current();
-    let published = match revision.filter(|number| *number != current.snapshot.id().number) {
-        None => current,
-        Some(number) => {
-            let _whole = call.app.whole_set().await?;
-            let StoredSet { resources, unknown } = super::revisions::set_at(&call, number).await?;
-            let head = RevisionId { epoch: current.snapshot.id().epoch.clone(), number };
-            let loaded = Loaded { head, committed_at_us: 0, resources, unknown };
-            Arc::new(
-                tokio::task::spawn_blocking(|| Published::of(loaded))
-                    .await
-                    .map_err(|error| gave_up(&error))?,
-            )
-        }
-    };
+    // A proxy without an id is no canary.
+    let served = || current.target(&request.fleet.as_str().into(), "").state;
+    let published =
+        match revision.map_or_else(|| Ok(served()), |number| current.state_of(number).ok_or(number)) {
+            Ok(state) => state,
+            Err(number) => {
+                let _whole = call.app.whole_set().await?;
+                let StoredSet { resources, unknown } = set_at(&call, number).await?;
+                let head = RevisionId { epoch: current.snapshot.id().epoch.clone(), number };
+                let loaded = Loaded { head, committed_at_us: 0, resources, unknown };
+                Arc::new(
+                    tokio::task::spawn_blocking(|| Published::from_loaded(loaded))
+                        .await
+                        .map_err(|error| gave_up(&error))?,
+                )
+            }
+        };
     let fleet = &*request.fleet;
     let is_known = fleet == DEFAULT_FLEET
         || named_fleets(&published).contains(fleet)
@@ -241,7 +250,8 @@ impl Request {
                 _ => errors.push(FieldError::new(format!("headers.{name}"), "is not a header")),
             }
         }
-        let uri = read_target(&question.url, &method).unwrap_or_else(|| {
+        let target = Bytes::from(question.url);
+        let uri = request_target::read(target, &method, RESOURCE_LIMIT).unwrap_or_else(|_| {
             errors.push(FieldError::new("url", "is not a URL; write http://host/path?query or /path?query"));
             Uri::from_static("/")
         });
@@ -351,11 +361,11 @@ impl Request {
         let winner = winner.and_then(|winner| find(set, Kind::Route, &winner.route));
         let Some(Body::Route(route)) = winner.map(|resource| resource.body()) else {
             if preflight.is_some() {
-                // Of a request that no route takes, global plugins see preflights alone.
+                // When no route takes a request, global plugins see only preflights.
                 explained.plugins = chain(set, &self.fleet, &[]);
                 explained.plugins.retain(answers_preflights);
                 explained.preflight_answered_by =
-                    preflight_step(&explained.plugins).map(|step| step.name.clone());
+                    preflight_step(&explained.plugins).map(|step| step.name.to_string());
             }
             if explained.preflight_answered_by.is_none() {
                 explained.refused = refusal(404, "No route takes the request.");
@@ -370,7 +380,7 @@ impl Request {
         explained.plugins = chain(set, &self.fleet, &route.plugins);
         if preflight.is_some() {
             explained.preflight_answered_by =
-                preflight_step(&explained.plugins).map(|step| step.name.clone());
+                preflight_step(&explained.plugins).map(|step| step.name.to_string());
         }
         explained.action = Some(match &route.action {
             Action::Forward(forward) => {
@@ -391,42 +401,18 @@ impl Request {
     }
 }
 
-/// Reads a request's target as a proxy does: what clients send raw is percent-encoded, and `OPTIONS http://host` asks for the
-/// host as a whole (RFC 9112, section 3.2.4).
-fn read_target(url: &str, method: &Method) -> Option<Uri> {
-    let path_begins = match url.find("://") {
-        _ if url.starts_with('/') || *method == Method::CONNECT => Some(0),
-        Some(scheme) => {
-            let behind = url.get(scheme + 3..)?;
-            behind.find(['/', '?', '#']).map(|at| scheme + 3 + at)
-        }
-        None => None,
-    };
-    let (origin, path) = url.split_at(path_begins.unwrap_or(url.len()));
-    let path = path::encode(path.as_bytes()).unwrap_or_else(|| path.to_owned());
-    // An empty path is `/` (RFC 9110, section 4.2.3).
-    let slash = if !origin.is_empty() && path.starts_with(['?', '#']) { "/" } else { "" };
-    let uri: Uri = format!("{origin}{slash}{path}").parse().ok()?;
-    if *method != Method::OPTIONS || !path.is_empty() || uri.scheme().is_none() {
-        return Some(uri);
-    }
-    let mut parts = uri.into_parts();
-    parts.path_and_query = Some(PathAndQuery::from_static("*"));
-    Uri::from_parts(parts).ok()
-}
-
 /// The fleet of proxies that name none.
 const DEFAULT_FLEET: &str = "default";
 
-/// The chain of a route with these plugins, as a proxy resolves it: its own, then the global ones of other types; the
-/// highest order first, and by name.
+/// The chain of a route with these plugins, as a proxy resolves it, and the plugins that are attached but do not run.
 fn chain(set: &Snapshot, fleet: &str, own: &[Name]) -> Vec<ChainStep> {
-    let mut steps: Vec<ChainStep> = Vec::new();
-    for name in own {
-        if let Some(Body::Plugin(plugin)) = find(set, Kind::Plugin, name.as_str()).map(|found| found.body()) {
-            steps.push(step(name, plugin, Attachment::Route));
-        }
-    }
+    let plugin = |name: &Name| match find(set, Kind::Plugin, name.as_str()).map(|found| found.body()) {
+        Some(Body::Plugin(plugin)) => Some(step(name, plugin, Attachment::Route)),
+        _ => None,
+    };
+    let (mut running, mut skipped): (Vec<_>, Vec<_>) =
+        own.iter().filter_map(plugin).partition(|step| step.skipped.is_none());
+    let mut beside = Vec::new();
     for resource in set.of_kind(Kind::Plugin, None) {
         let Body::Plugin(plugin) = resource.body() else { continue };
         let name = &resource.key().name;
@@ -434,18 +420,29 @@ fn chain(set: &Snapshot, fleet: &str, own: &[Name]) -> Vec<ChainStep> {
             continue;
         }
         let mut global = step(name, plugin, Attachment::Global);
-        let stronger = steps.iter().find(|step| {
-            step.attached == Attachment::Route
-                && step.skipped.is_none()
-                && *step.type_name == *plugin.type_name
-        });
-        if let (None, Some(stronger)) = (&global.skipped, stronger) {
+        if let (None, Some(stronger)) = (&global.skipped, overridden_by(&global, &running)) {
             global.skipped = Some(format!("the route's own {} goes first", stronger.name));
         }
-        steps.push(global);
+        beside.push(global);
     }
-    steps.sort_by(|a, b| b.order.cmp(&a.order).then_with(|| a.name.cmp(&b.name)));
-    steps
+    running.append(&mut skipped);
+    running.append(&mut beside);
+    running.sort_by(run_order);
+    running
+}
+
+impl Attached for ChainStep {
+    fn name(&self) -> &Name {
+        &self.name
+    }
+
+    fn order(&self) -> i32 {
+        self.order
+    }
+
+    fn has_type_of(&self, other: &Self) -> bool {
+        self.type_name == other.type_name
+    }
 }
 
 /// The plugin of a chain that answers CORS preflight requests.
@@ -459,7 +456,7 @@ fn answers_preflights(step: &ChainStep) -> bool {
 
 fn step(name: &Name, plugin: &Plugin, attached: Attachment) -> ChainStep {
     ChainStep {
-        name: name.to_string(),
+        name: name.clone(),
         type_name: plugin.type_name.to_string(),
         order: plugin.order,
         attached,

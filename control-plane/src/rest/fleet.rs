@@ -1,6 +1,6 @@
-//! Proxies, fleets, rollouts and traffic, as the board has them.
+//! Proxies, fleets and traffic, as the board has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::response::Response;
 use futures_util::FutureExt as _;
@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::call::{Call, no_content, ok};
-use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Parameter, Place};
+use super::endpoint::{Access, CURSOR, Endpoint, FLEET, LIMIT};
 use super::problem::Problem;
-use crate::board::{FleetStatus, ForgetError, ProxyStatus, ProxyTraffic, Rollout, TrafficClasses};
+use crate::board::{FleetStatus, ForgetError, ProxyStatus, ProxyTraffic, TrafficClasses};
 use crate::publish::named_fleets;
 use crate::store::Role;
 
@@ -21,50 +21,33 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         Endpoint::new(Method::GET, "/proxies", "listProxies", |call| {
             async move { list_proxies(&call) }.boxed()
         })
-        .text("proxies", "Proxies, by id")
+        .text("proxies", "List proxies, sorted by id")
         .parameters(&[LIMIT, CURSOR, FLEET])
-        .answer::<ProxyPage>(200, "A page of them"),
+        .answer::<ProxyPage>(200, "One page of the list"),
         Endpoint::new(Method::GET, "/proxies/{id}", "getProxy", |call| {
             async move { get_proxy(&call) }.boxed()
         })
-        .text("proxies", "One proxy")
-        .answer::<ProxyStatus>(200, "It")
+        .text("proxies", "Read the state of a proxy")
+        .answer::<ProxyStatus>(200, "The proxy")
         .problems(&[404]),
         Endpoint::new(Method::DELETE, "/proxies/{id}", "forgetProxy", |call| forget_proxy(call).boxed())
             .text("proxies", "Forget a proxy that is lost")
             .access(Access::Role(Role::Editor))
-            .empty(204, "It is forgotten")
+            .empty(204, "The proxy is forgotten")
             .problems(&[404, 409, 503]),
-        Endpoint::new(Method::GET, "/rollouts", "listRollouts", |call| {
-            async move { list_rollouts(&call) }.boxed()
+        Endpoint::new(Method::GET, "/fleet-statuses", "listFleetStatuses", |call| {
+            async move { list_fleet_statuses(&call) }.boxed()
         })
-        .text("rollouts", "The last rollouts, newest revision first")
-        .parameters(&[LIMIT, FLEET])
-        .answer::<RolloutList>(200, "They"),
-        Endpoint::new(Method::GET, "/rollouts/{id}", "getRollout", |call| {
-            async move { get_rollout(&call) }.boxed()
-        })
-        .text("rollouts", "One rollout, by `REVISION-FLEET`")
-        .answer::<Rollout>(200, "It")
-        .problems(&[404]),
-        Endpoint::new(Method::GET, "/fleets", "listFleets", |call| async move { list_fleets(&call) }.boxed())
-            .text("fleets", "The fleets that have or had a proxy, or that a resource names")
-            .answer::<FleetList>(200, "They"),
+        .text("fleets", "List the state of the fleets that have or had a proxy, or that a resource names")
+        .answer::<FleetStatusList>(200, "The fleets"),
         Endpoint::new(Method::GET, "/stats", "getStats", |call| async move { stats(&call) }.boxed())
             .text(
                 "proxies",
-                "Traffic as the connected proxies report it, and how many of each resource there are",
+                "Read the traffic that the connected proxies report, and the number of resources of each kind",
             )
-            .answer::<Stats>(200, "They"),
+            .answer::<Stats>(200, "The figures"),
     ]
 }
-
-const FLEET: Parameter = Parameter {
-    name: "fleet",
-    place: Place::Query,
-    schema: || json!({"type": "string"}),
-    text: "Only this fleet; absent: all",
-};
 
 /// Proxies, by id.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -74,22 +57,16 @@ struct ProxyPage {
     next_cursor: Option<String>,
 }
 
-/// The last rollouts, newest revision first.
-#[derive(Debug, Serialize, JsonSchema)]
-struct RolloutList {
-    items: Vec<Rollout>,
-}
-
 /// Fleets, by name.
 #[derive(Debug, Serialize, JsonSchema)]
-struct FleetList {
+struct FleetStatusList {
     items: Vec<FleetStatus>,
 }
 
 /// Traffic as the connected proxies reported it last.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Traffic {
-    /// Of all together.
+    /// The sum over all proxies.
     requests_per_second: f64,
     /// The share of answers with a status of 500 and above.
     error_ratio: f64,
@@ -176,41 +153,30 @@ async fn forget_proxy(call: Call) -> Result<Response, Problem> {
         }
         Err(ForgetError::Store(error)) => return Err(error.into()),
     }
-    call.app.note(&call, &format!("forget proxy {id}")).await;
+    call.audit(&format!("forget proxy {id}")).await;
     Ok(no_content())
 }
 
-fn list_rollouts(call: &Call) -> Result<Response, Problem> {
-    let (limit, fleet) = (call.limit()?, call.text("fleet")?);
-    let mut items = call.app.board.rollouts(if fleet.is_some() { 1000 } else { limit });
-    items.retain(|rollout| fleet.is_none_or(|fleet| rollout.fleet == fleet));
-    items.truncate(limit);
-    ok(&RolloutList { items })
-}
-
-fn get_rollout(call: &Call) -> Result<Response, Problem> {
-    let id = call.path("id");
-    let found = call.app.board.rollout(id);
-    ok(&found.ok_or_else(|| Problem::not_found(format!("there is no rollout {id:?}")))?)
-}
-
-fn list_fleets(call: &Call) -> Result<Response, Problem> {
+fn list_fleet_statuses(call: &Call) -> Result<Response, Problem> {
     let published = call.app.publisher.current();
     let mut items = call.app.board.fleets();
+    let known: BTreeSet<String> = items.iter().map(|fleet| fleet.name.clone()).collect();
     for name in named_fleets(&published) {
-        if !items.iter().any(|fleet| *fleet.name == *name) {
+        if !known.contains(&*name) {
+            let assigned = published.assigned.targets.get(&*name);
+            let assigned = assigned.and_then(|target| target.revisions().next());
             items.push(FleetStatus {
                 name: name.into(),
                 proxies: 0,
                 connected: 0,
                 unknown: 0,
-                assigned: published.snapshot.id().number,
+                assigned: assigned.unwrap_or(published.snapshot.id().number),
                 served: None,
             });
         }
     }
     items.sort_by(|a, b| a.name.cmp(&b.name));
-    ok(&FleetList { items })
+    ok(&FleetStatusList { items })
 }
 
 fn stats(call: &Call) -> Result<Response, Problem> {
@@ -241,7 +207,7 @@ fn stats(call: &Call) -> Result<Response, Problem> {
     })
 }
 
-/// What `GET /events` tells of a proxy that was forgotten.
+/// The data of `GET /events` for a proxy that was forgotten.
 pub(super) fn forgotten_data(id: &str) -> Value {
     json!({"id": id})
 }
@@ -268,7 +234,7 @@ mod tests {
         assert_eq!(traffic.requests_per_second, 40.0);
         assert_eq!(traffic.classes, classes(0.375, 0.25, 0.125));
         assert_eq!(traffic.error_ratio, 0.125);
-        // What one proxy does not tell is not known of all.
+        // A figure that one proxy does not report is not known of all.
         traffic.add(&report(40.0, None));
         assert_eq!((traffic.classes, traffic.error_ratio), (None, 0.3125));
     }

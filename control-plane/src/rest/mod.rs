@@ -4,131 +4,71 @@
 //! different things.
 
 mod access;
+mod app;
+mod bad_tokens;
 mod call;
 mod documents;
 mod endpoint;
+mod event_ring;
 mod events;
 mod explain;
 mod fleet;
 mod openapi;
+mod presented;
 mod problem;
+mod request;
 mod resources;
 mod revisions;
+mod roles;
+mod rollouts;
 mod ui;
+mod whole_set;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodFilter, MethodRouter, get, on};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
 
-use self::access::{BadTokens, Means, check_origin, presented, suffices, unauthorized};
+pub use self::app::Services;
+
+use self::app::App;
 use self::call::{Call, Caller};
-use self::endpoint::{Access, Endpoint, Media, Place};
-use self::events::Events;
-use self::problem::Problem;
-use crate::auth::{Credentials, Use};
-use crate::board::Board;
-use crate::metrics::{Gauges, Metrics};
-use crate::publish::{Health, Publisher};
+use self::endpoint::{Access, Endpoint};
+use self::presented::{Means, check_origin, presented};
+use self::problem::{Problem, unauthorized};
+use self::request::{check_content_type, query, read};
+use self::roles::suffices;
+use crate::auth::Use;
+use crate::metrics::Gauges;
+use crate::publish::Health;
 use crate::serve::Peer;
-use crate::store::Store;
-use crate::writer::Writer;
-
-/// What the admin API works on.
-pub struct Services {
-    /// What is published.
-    pub publisher: Arc<Publisher>,
-    /// For history, which is not in memory.
-    pub store: Arc<dyn Store>,
-    /// Who may call.
-    pub credentials: Arc<Credentials>,
-    /// Proxies and rollouts.
-    pub board: Arc<Board>,
-    /// To be counted and shown.
-    pub metrics: Arc<Metrics>,
-    /// The name of this control plane, as proxies' `connected_to` has it.
-    pub replica: String,
-    /// Whether clients come by TLS.
-    pub tls: bool,
-    /// Ends what goes on for long.
-    pub shutdown: CancellationToken,
-}
-
-pub(crate) struct App {
-    services: Services,
-    writer: Writer,
-    events: Events,
-    bad_tokens: BadTokens,
-    /// For those who read or write out a whole set: of 100,000 routes one takes some 300 MB.
-    whole_sets: Arc<Semaphore>,
-}
-
-impl std::ops::Deref for App {
-    type Target = Services;
-
-    fn deref(&self) -> &Services {
-        &self.services
-    }
-}
-
-/// How many whole sets may be read or written out at once, and how long one waits for that.
-const WHOLE_SETS: usize = 2;
-const WHOLE_SET_WAIT: Duration = Duration::from_secs(10);
-
-impl App {
-    /// Waits until a whole set may be read or written out, for as long as what is returned is kept.
-    async fn whole_set(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let permit = tokio::time::timeout(WHOLE_SET_WAIT, Arc::clone(&self.whole_sets).acquire_owned()).await;
-        let busy = || Problem::unavailable("other whole sets are being read".to_owned(), 5);
-        permit.map_err(|_| busy())?.map_err(|_| busy())
-    }
-
-    /// Notes in the audit trail what makes no revision. It was done already, so that failing to note it is only logged.
-    async fn note(&self, call: &Call, detail: &str) {
-        let actor = call.caller.as_ref().map_or("unknown", |caller| &*caller.principal.name);
-        let action = format!("{} {}", call.method, call.uri_path);
-        tracing::info!(actor, action, detail, "noted");
-        let noted = self.metrics.store_call("note", self.store.note(actor, &action, detail)).await;
-        if let Err(error) = noted {
-            tracing::error!(error = crate::publish::chain(&error), "the audit trail lacks this");
-        }
-    }
-
-    /// A token was presented in vain.
-    fn bad_token(&self, from: IpAddr, detail: &str) -> Problem {
-        match self.bad_tokens.note(from, Instant::now()) {
-            None => unauthorized(detail),
-            Some(seconds) => {
-                Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many tokens that are not known")
-                    .header(header::RETRY_AFTER, seconds.into())
-            }
-        }
-    }
-}
 
 /// Every endpoint below `/api/v1`.
 static TABLE: LazyLock<Vec<Endpoint>> = LazyLock::new(|| {
     let document =
         Endpoint::new(Method::GET, "/openapi.json", "getOpenApi", |_| async { Ok(openapi()) }.boxed())
-            .text("meta", "This document")
+            .text("meta", "Read this OpenAPI document")
             .access(Access::Public)
-            .answer_as(200, "It", "application/json", |_| schemars::json_schema!({"type": "object"}));
+            .answer_as(
+                200,
+                "The document",
+                "application/json",
+                |_| schemars::json_schema!({"type": "object"}),
+            );
     let mut table = resources::endpoints();
     table.extend(documents::endpoints());
     table.extend(revisions::endpoints());
     table.extend(fleet::endpoints());
+    table.extend(rollouts::endpoints());
     table.extend(explain::endpoints());
     table.extend(events::endpoints());
     table.extend(access::endpoints());
@@ -145,19 +85,12 @@ pub fn openapi_json() -> &'static str {
     &OPENAPI
 }
 
-/// What the admin address serves, and the task that tells who listens of what happens; it ends at shutdown.
+/// The router of the admin address, and the task that sends events to clients; it ends at shutdown.
 pub fn router(services: Services) -> (Router, impl Future<Output = ()> + Send + 'static) {
-    let writer = Writer::new(Arc::clone(&services.publisher));
-    let app = Arc::new(App {
-        services,
-        writer,
-        events: Events::new(),
-        bad_tokens: BadTokens::default(),
-        whole_sets: Arc::new(Semaphore::new(WHOLE_SETS)),
-    });
+    let app = Arc::new(App::new(services));
     let mut by_path: BTreeMap<&'static str, Vec<&'static Endpoint>> = BTreeMap::new();
     for endpoint in TABLE.iter() {
-        by_path.entry(endpoint.path).or_default().push(endpoint);
+        by_path.entry(&endpoint.path).or_default().push(endpoint);
     }
     let mut api = Router::new()
         .fallback(|| async { Problem::not_found("there is no such path in the API").into_response() });
@@ -222,7 +155,7 @@ async fn answer(app: Arc<App>, endpoint: &'static Endpoint, request: Request) ->
         Method::DELETE => "DELETE",
         _ => "other",
     };
-    app.metrics.http(method, endpoint.path, response.status().as_u16(), started.elapsed());
+    app.metrics.http(method, &endpoint.path, response.status().as_u16(), started.elapsed());
     response
 }
 
@@ -263,7 +196,7 @@ async fn run(app: &Arc<App>, endpoint: &'static Endpoint, request: Request) -> R
     (endpoint.run)(call).await
 }
 
-/// Who calls, if the endpoint is for them.
+/// The caller, if it may call the endpoint. `None`: the endpoint is open to all.
 fn authorize(
     app: &App,
     endpoint: &Endpoint,
@@ -295,115 +228,19 @@ fn authorize(
     Ok(Some(caller))
 }
 
-/// The parameters of the query, all of which the endpoint must have.
-fn query(endpoint: &Endpoint, uri: &http::Uri) -> Result<Vec<(String, String)>, Problem> {
-    let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
-        .map_err(|_| Problem::malformed("the query is not UTF-8"))?;
-    let known = || {
-        endpoint
-            .parameters
-            .iter()
-            .filter(|parameter| parameter.place == Place::Query)
-            .map(|parameter| parameter.name)
-    };
-    if let Some((name, _)) = pairs.iter().find(|(name, _)| !known().any(|known| known == name)) {
-        let known: Vec<&str> = known().collect();
-        let known = if known.is_empty() {
-            "this takes none".to_owned()
-        } else {
-            format!("known are {}", known.join(", "))
-        };
-        return Err(Problem::parameter(name, format!("is not known; {known}")));
-    }
-    // Here, so that no endpoint can take something else for `true`, and none passes over what is wrong.
-    let is_boolean =
-        |parameter: &endpoint::Parameter| (parameter.schema)().get("type").is_some_and(|it| it == "boolean");
-    for parameter in endpoint.parameters.iter().filter(|parameter| parameter.place == Place::Query) {
-        let mut given = pairs.iter().filter(|(name, _)| name == parameter.name);
-        if let Some((name, text)) = given.next()
-            && is_boolean(parameter)
-        {
-            call::parse_flag(name, text)?;
-            if given.next().is_some() {
-                return Err(Problem::parameter(name, "is there twice"));
-            }
-        }
-    }
-    Ok(pairs)
-}
-
-/// Refuses only what cannot be meant: clients that name no type, or the one their library names by itself, are served.
-fn check_content_type(media: Media, headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
-    let essence = text.split(';').next().unwrap_or_default().trim();
-    let (kind, subtype) = essence.split_once('/').unwrap_or((essence, ""));
-    let is_yaml = subtype.contains("yaml");
-    let wrong = matches!(kind, "multipart" | "image" | "audio" | "video" | "font")
-        || matches!(subtype, "html" | "xml" | "pdf" | "zip" | "gzip" | "x-protobuf" | "grpc")
-        || (is_yaml && media != Media::Document);
-    if !wrong {
-        return Ok(());
-    }
-    let accepted = media.names().join(", ");
-    let detail = format!("{essence} is not accepted here; send {accepted}");
-    let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
-    Err(match HeaderValue::from_str(&accepted) {
-        Ok(value) => problem.header(header::ACCEPT, value),
-        Err(_) => problem,
-    })
-}
-
-/// How long a body may take to come.
-const BODY_DEADLINE: Duration = Duration::from_secs(30);
-
-/// How much of a body that is too large is taken in, bytes.
-const MAX_DISCARDED: usize = 32 << 20;
-
-async fn read(body: Body, limit: usize, headers: &HeaderMap) -> Result<bytes::Bytes, Problem> {
-    let too_large =
-        || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {limit} bytes"));
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.parse::<u64>().ok());
-    let waits = headers.contains_key(header::EXPECT);
-    if waits && announced.is_some_and(|length| length > limit as u64) {
-        return Err(too_large());
-    }
-    let deadline = tokio::time::Instant::now() + BODY_DEADLINE;
-    let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
-    let mut body = body;
-    let mut collected = Vec::with_capacity(announced.unwrap_or(0).min(limit as u64) as usize);
-    let mut len = 0;
-    while let Some(frame) = tokio::time::timeout_at(deadline, body.frame()).await.map_err(late)? {
-        let frame = frame.map_err(|error| Problem::malformed(format!("the body broke off: {error}")))?;
-        let Ok(data) = frame.into_data() else { continue };
-        len += data.len();
-        if len <= limit {
-            collected.extend_from_slice(&data);
-        } else if len > limit + MAX_DISCARDED {
-            break;
-        } else {
-            // Clients that are still sending read no answer: what is left is taken in and thrown away.
-            collected = Vec::new();
-        }
-    }
-    if len <= limit { Ok(collected.into()) } else { Err(too_large()) }
-}
-
 fn readiness(app: &App) -> Response {
     let published = app.publisher.current();
     let health = app.publisher.health();
     let (status, database) = match &health {
         Health::InSync => (StatusCode::OK, "in sync"),
-        // What is published is good, and goes on being served.
+        // The published configuration is good, and goes on being served.
         Health::Away(_) => (StatusCode::OK, "away"),
         Health::ReadOnly => (StatusCode::OK, "read-only"),
         Health::Behind(_) => (StatusCode::SERVICE_UNAVAILABLE, "behind what is published"),
     };
     let body = json!({
         "ready": status == StatusCode::OK,
+        "epoch": &*published.snapshot.id().epoch,
         "revision": published.snapshot.id().number,
         "database": database,
         "unreadable_resources": published.unreadable.len(),
@@ -425,10 +262,15 @@ fn metrics(app: &App) -> Response {
         .iter()
         .filter(|proxy| proxy.connected && proxy.connected_to == app.replica)
         .count();
+    let open = app.rollouts.open();
     let text = app.metrics.write(&Gauges {
         connected_proxies: connected as u64,
         head_revision: published.snapshot.id().number,
         resources: published.snapshot.len() as u64,
+        leads_rollouts: app.rollouts.leads(),
+        rollouts_under_way: open.under_way,
+        rollouts_held: open.held,
+        rollouts_taken_back: open.taken_back,
         database_up: app.publisher.health() == Health::InSync,
         unreadable_now: published.unreadable.len() as u64,
         unknown_resources: published.unknown.len() as u64,

@@ -18,7 +18,7 @@ pub(super) fn document(endpoints: &[Endpoint]) -> Value {
     let mut paths: Map<String, Value> = Map::new();
     for endpoint in endpoints {
         let operation = operation(endpoint, &mut generator);
-        let path = paths.entry(endpoint.path).or_insert_with(|| Value::Object(Map::new()));
+        let path = paths.entry(&*endpoint.path).or_insert_with(|| Value::Object(Map::new()));
         if let Value::Object(path) = path {
             path.insert(endpoint.method.as_str().to_ascii_lowercase(), operation);
         }
@@ -39,8 +39,9 @@ pub(super) fn document(endpoints: &[Endpoint]) -> Value {
             "title": "Signalbox admin API",
             "version": env!("CARGO_PKG_VERSION"),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "Routes, upstreams, plugins and consumers, their revisions, and the way of each through the fleet.",
+            "description": description(),
         },
+        "x-signalbox-kinds": Kind::ALL.map(about_kind),
         "servers": [{"url": "/api/v1"}],
         "security": [{"token": []}, {"session": []}],
         "tags": tags.iter().map(|tag| json!({"name": tag})).collect::<Vec<_>>(),
@@ -49,9 +50,9 @@ pub(super) fn document(endpoints: &[Endpoint]) -> Value {
             "schemas": schemas,
             "responses": {
                 "BadRequest": {"description": "The request is malformed", "content": problem},
-                "Unauthorized": {"description": "No token, or one that is not known", "content": problem},
-                "Forbidden": {"description": "The token's role does not suffice", "content": problem},
-                "TooManyRequests": {"description": "Too many tokens that are not known", "content": problem},
+                "Unauthorized": {"description": "The request has no token, or an unknown one", "content": problem},
+                "Forbidden": {"description": "The token's role is too low for this operation", "content": problem},
+                "TooManyRequests": {"description": "This address has sent too many unknown tokens", "content": problem},
             },
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer"},
@@ -61,8 +62,28 @@ pub(super) fn document(endpoints: &[Endpoint]) -> Value {
     })
 }
 
+fn description() -> String {
+    let plurals = Kind::ALL.map(Kind::plural).join(", ");
+    format!(
+        "Reads and writes the resources ({plurals}), and shows their revisions and how each reaches the fleet."
+    )
+}
+
+/// The facts of a kind that the UI is made from.
+fn about_kind(kind: Kind) -> Value {
+    json!({
+        "singular": kind.as_str(),
+        "plural": kind.plural(),
+        "title": kind.title(),
+        "titles": kind.titles(),
+        "about": kind.about(),
+        "schema": kind.spec_name(),
+        "for_proxies": kind.is_for_proxies(),
+    })
+}
+
 fn operation(endpoint: &Endpoint, generator: &mut schemars::SchemaGenerator) -> Value {
-    let mut parameters: Vec<Value> = path_parameters(endpoint.path)
+    let mut parameters: Vec<Value> = path_parameters(&endpoint.path)
         .map(|name| {
             let kind = if name == "number" { "integer" } else { "string" };
             json!({"name": name, "in": "path", "required": true, "schema": {"type": kind}})
@@ -87,7 +108,7 @@ fn operation(endpoint: &Endpoint, generator: &mut schemars::SchemaGenerator) -> 
         }
     };
     for answer in &endpoint.answers {
-        let content = answer.content.map(|(media, schema)| (media, schema(generator).to_value()));
+        let content = answer.content.as_ref().map(|(media, schema)| (*media, schema(generator).to_value()));
         add(answer.status, answer.text, content);
     }
     let mut shared = vec![("400", "BadRequest")];
@@ -127,20 +148,12 @@ pub(super) fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
 /// `Route` is `RouteSpec` with `meta`. One schema rather than `allOf` of two, for a specification allows no other
 /// fields.
 fn add_resource(schemas: &mut Map<String, Value>, kind: Kind) {
-    let (spec, name) = match kind {
-        Kind::Listener => ("ListenerSpec", "Listener"),
-        Kind::Route => ("RouteSpec", "Route"),
-        Kind::Upstream => ("UpstreamSpec", "Upstream"),
-        Kind::Plugin => ("PluginSpec", "Plugin"),
-        Kind::Consumer => ("ConsumerSpec", "Consumer"),
-        Kind::Certificate => ("CertificateSpec", "Certificate"),
-    };
-    let Some(mut schema) = schemas.get(spec).cloned() else { return };
+    let Some(mut schema) = schemas.get(&kind.spec_name()).cloned() else { return };
     schema["properties"]["meta"] = json!({"$ref": "#/components/schemas/Meta"});
     if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
         required.push("meta".into());
     }
     schema["description"] =
-        format!("A {kind} as it is read: its specification without secrets, and its meta.").into();
-    schemas.insert(name.to_owned(), schema);
+        format!("A {kind} as the API returns it: its specification without secrets, and its meta.").into();
+    schemas.insert(kind.schema_name().to_owned(), schema);
 }

@@ -7,9 +7,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use signalbox_config::{Errors, FieldError};
 
-use crate::publish::chain;
+use signalbox_process::ErrorChain;
+
 use crate::store::StoreError;
-use crate::writer::{Deletions, Refused};
+use crate::writer::{Deletions, WriteError};
 
 /// Why a request was not done. Boxed, for it stands in every result.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ struct Parts {
     cause: Option<String>,
 }
 
-/// What was wrong.
+/// A problem with a request (RFC 9457).
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Problem")]
 pub(super) struct ProblemBody {
@@ -40,7 +41,7 @@ pub(super) struct ProblemBody {
     pub(super) title: String,
     /// The HTTP status.
     pub(super) status: u16,
-    /// What was wrong, for a person.
+    /// A description of the problem for people.
     pub(super) detail: String,
     /// The same by field, where it concerns fields: all that is wrong at once, up to 100.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -51,7 +52,7 @@ pub(super) struct ProblemBody {
     #[serde(skip_serializing_if = "is_zero")]
     #[schemars(default)]
     pub(super) errors_omitted: usize,
-    /// What an `apply` with `prune` would delete, where it would delete too much.
+    /// The resources that an `apply` with `prune` would delete, where it would delete too much.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) deletions: Option<Deletions>,
     #[serde(flatten)]
@@ -141,7 +142,7 @@ impl Problem {
         self
     }
 
-    /// What the log should say beyond what the client is told.
+    /// The cause, which the log tells and the client is not told.
     pub(super) fn cause(&self) -> Option<&str> {
         self.0.cause.as_deref()
     }
@@ -155,42 +156,42 @@ impl Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        let cause = chain(&error);
+        let cause = ErrorChain(&error).to_string();
         match error {
             StoreError::Stale => Self::unavailable("another write came first; try again", 1),
             error @ StoreError::ReadOnly => Self::unavailable(error.to_string(), 5),
             StoreError::Unavailable(_) => Self::unavailable("the database is not available", 5),
             error @ StoreError::NoSecretsKey => Self::invalid(vec![FieldError::new("", error.to_string())]),
-            StoreError::Broken(_) => Self::new(
+            StoreError::Broken(_) | StoreError::Url(_) => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "the database is not as it should be; the control plane's log says more",
+                "the database cannot be used; the control plane's log says more",
             ),
         }
         .because(cause)
     }
 }
 
-impl From<Refused> for Problem {
-    fn from(refused: Refused) -> Self {
+impl From<WriteError> for Problem {
+    fn from(refused: WriteError) -> Self {
         let detail = refused.to_string();
         match refused {
-            Refused::NotFound(_) => Self::not_found(detail),
-            Refused::Exists(_) => {
+            WriteError::NotFound(_) => Self::not_found(detail),
+            WriteError::Exists(_) => {
                 Self::new(StatusCode::CONFLICT, &*detail).errors(vec![FieldError::new("name", detail)])
             }
-            Refused::Precondition { current, .. } => {
+            WriteError::Precondition { current, .. } => {
                 let problem = Self::new(StatusCode::PRECONDITION_FAILED, detail);
                 match current.and_then(|version| HeaderValue::from_str(&format!("\"{version}\"")).ok()) {
                     Some(etag) => problem.header(header::ETAG, etag),
                     None => problem,
                 }
             }
-            Refused::Unreadable(_) => Self::new(StatusCode::CONFLICT, detail),
-            Refused::Invalid(errors) => Self::invalid(errors),
-            Refused::Conflict { errors, .. } => Self::new(StatusCode::CONFLICT, detail).errors(errors),
-            Refused::MassDelete(deletions) => Self::new(StatusCode::CONFLICT, detail).deletions(deletions),
-            Refused::Busy => Self::unavailable(detail, 1),
-            Refused::Store(error) => error.into(),
+            WriteError::Unreadable(_) => Self::new(StatusCode::CONFLICT, detail),
+            WriteError::Invalid(errors) => Self::invalid(errors),
+            WriteError::Conflict { errors, .. } => Self::new(StatusCode::CONFLICT, detail).errors(errors),
+            WriteError::MassDelete(deletions) => Self::new(StatusCode::CONFLICT, detail).deletions(deletions),
+            WriteError::Busy => Self::unavailable(detail, 1),
+            WriteError::Store(error) => error.into(),
         }
     }
 }
@@ -218,4 +219,10 @@ impl IntoResponse for Problem {
         }
         response
     }
+}
+
+/// 401
+pub(super) fn unauthorized(detail: &str) -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, detail)
+        .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"signalbox\""))
 }

@@ -5,21 +5,20 @@ use std::sync::Arc;
 use axum::response::Response;
 use futures_util::FutureExt as _;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use schemars::{JsonSchema, Schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::{Value, json};
-use signalbox_config::{
-    Body, CertificateFacts, CertificateSpec, ConsumerSpec, Kind, ListenerSpec, Name, PluginSpec, Resource,
-    ResourceKey, RouteSpec, UpstreamSpec,
-};
+use signalbox_config::{Body, CertificateFacts, Kind, Name, Resource, ResourceKey};
 
-use super::call::{Call, json_response, no_content, ok, rfc3339};
-use super::endpoint::{
-    Access, CURSOR, Endpoint, LIMIT, Media, Parameter, Place, RESOURCE_LIMIT, SchemaOf, WRITE,
-};
+use super::access::while_permitted;
+use super::call::{Call, json_response, no_content, ok};
+use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Media, Parameter, Place, RESOURCE_LIMIT, Run, WRITE};
 use super::problem::Problem;
+use super::rollouts::{check_wait_for, concerns, rollout_ids, wait_for_rollouts};
 use crate::board::{WaitOutcome, WaitResult};
-use crate::publish::{Published, compute};
+use crate::clock::rfc3339;
+use crate::compute::compute;
+use crate::publish::Published;
 use crate::store::Role;
 use crate::writer::{Changed, Mode, Operation, Written};
 
@@ -29,176 +28,214 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
 }
 
 fn of_kind(kind: Kind) -> Vec<Endpoint> {
-    let (all, one, title) = match kind {
-        Kind::Listener => ("/listeners", "/listeners/{name}", "Listener"),
-        Kind::Route => ("/routes", "/routes/{name}", "Route"),
-        Kind::Upstream => ("/upstreams", "/upstreams/{name}", "Upstream"),
-        Kind::Plugin => ("/plugins", "/plugins/{name}", "Plugin"),
-        Kind::Consumer => ("/consumers", "/consumers/{name}", "Consumer"),
-        Kind::Certificate => ("/certificates", "/certificates/{name}", "Certificate"),
-    };
-    let (spec, view, page) = schemas(kind);
-    let editor = Access::Role(Role::Editor);
-    let json = "application/json";
-    let new = |method, path, id: &str, run, summary: String| {
-        Endpoint::new(method, path, format!("{id}{title}"), run).text(kind.plural(), summary).of_kind(kind)
-    };
     vec![
-        Endpoint::new(Method::GET, all, format!("list{title}s"), |call| {
-            async move {
-                let filters = call.query.iter().any(|(name, _)| matches!(&**name, "q" | "label"));
-                let size = if filters { call.app.publisher.current().snapshot.len() } else { 1 };
-                compute(size, || list(&call))
-            }
-            .boxed()
-        })
-        .text(kind.plural(), format!("{title}s, by name"))
-        .of_kind(kind)
+        list_endpoint(kind),
+        create_endpoint(kind),
+        get_endpoint(kind),
+        put_endpoint(kind),
+        patch_endpoint(kind),
+        delete_endpoint(kind),
+    ]
+}
+
+/// An endpoint for all resources of a kind. Its operation is named by verb and kind: `createRoute`.
+fn collection(kind: Kind, method: Method, id: String, run: Run, summary: String) -> Endpoint {
+    Endpoint::new(method, format!("/{}", kind.plural()), id, run).text(kind.plural(), summary).of_kind(kind)
+}
+
+/// An endpoint for one resource of a kind.
+fn item(kind: Kind, method: Method, verb: &str, run: Run, summary: String) -> Endpoint {
+    let id = format!("{verb}{}", kind.schema_name());
+    let path = format!("/{}/{{name}}", kind.plural());
+    Endpoint::new(method, path, id, run).text(kind.plural(), summary).of_kind(kind)
+}
+
+fn list_endpoint(kind: Kind) -> Endpoint {
+    let run: Run = |call| {
+        async move {
+            let filters = call.query.iter().any(|(name, _)| matches!(&**name, "q" | "label"));
+            let size = if filters { call.app.publisher.current().snapshot.len() } else { 1 };
+            compute(size, || list(&call))
+        }
+        .boxed()
+    };
+    // Generated clients have these names.
+    let id = format!("list{}s", kind.schema_name());
+    collection(kind, Method::GET, id, run, format!("List {}, sorted by name", kind.plural()))
         .parameters(&[LIMIT, CURSOR, SEARCH, LABEL])
-        .answer_as(200, "A page of them", json, page),
-        new(Method::POST, all, "create", |call| create(call).boxed(), format!("Create a {kind}"))
-            .access(editor)
-            .parameters(&WRITE)
-            .body(Media::Json, spec, RESOURCE_LIMIT)
-            .answer_as(201, "It was created", json, view)
-            .answer::<Revised>(200, "With `dry_run`: what would change")
-            .problems(&[409, 413, 415, 422, 503, 504]),
-        new(Method::GET, one, "get", |call| async move { get(&call) }.boxed(), format!("One {kind}"))
-            .parameters(&[IF_NONE_MATCH])
-            .answer_as(200, "It", json, view)
-            .empty(304, "It is still the version of If-None-Match")
-            .problems(&[404]),
-        new(Method::PUT, one, "put", |call| put(call).boxed(), format!("Create or replace a {kind}"))
-            .access(editor)
-            .parameters(&WRITE)
-            .parameters(&[IF_MATCH, IF_ABSENT])
-            .body(Media::Json, spec, RESOURCE_LIMIT)
-            .answer_as(
-                200,
-                "It was replaced, or nothing differed; with `dry_run`: what would change",
-                json,
-                view_or_revised(kind),
-            )
-            .answer_as(201, "It was created", json, view)
-            .problems(&[409, 412, 413, 415, 422, 503, 504]),
-        new(
-            Method::PATCH,
-            one,
-            "patch",
-            |call| patch(call).boxed(),
-            format!("Change fields of a {kind}: a JSON merge patch (RFC 7396)"),
+        .answer_as(200, "One page of the list", JSON, page_of(kind))
+}
+
+fn create_endpoint(kind: Kind) -> Endpoint {
+    let id = format!("create{}", kind.schema_name());
+    let summary = format!("Create {}", with_article(kind));
+    collection(kind, Method::POST, id, |call| create(call).boxed(), summary)
+        .access(EDITOR)
+        .parameters(&WRITE)
+        .body(Media::Json, spec_of(kind), RESOURCE_LIMIT)
+        .answer_as(201, "The resource was created", JSON, view_of(kind))
+        .answer::<Revised>(200, "With `dry_run`: the changes that would be made")
+        .problems(&[409, 413, 415, 422, 503, 504])
+}
+
+fn get_endpoint(kind: Kind) -> Endpoint {
+    let run: Run = |call| async move { get(&call) }.boxed();
+    item(kind, Method::GET, "get", run, format!("Read {}", with_article(kind)))
+        .parameters(&[IF_NONE_MATCH])
+        .answer_as(200, "The resource", JSON, view_of(kind))
+        .empty(304, "The resource still has the version of If-None-Match")
+        .problems(&[404])
+}
+
+fn put_endpoint(kind: Kind) -> Endpoint {
+    let summary = format!("Create or replace {}", with_article(kind));
+    item(kind, Method::PUT, "put", |call| put(call).boxed(), summary)
+        .access(EDITOR)
+        .parameters(&WRITE)
+        .parameters(&[IF_MATCH, IF_ABSENT])
+        .body(Media::Json, spec_of(kind), RESOURCE_LIMIT)
+        .answer_as(
+            200,
+            "The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made",
+            JSON,
+            view_or_revised(kind),
         )
-        .access(editor)
+        .answer_as(201, "The resource was created", JSON, view_of(kind))
+        .problems(&[409, 412, 413, 415, 422, 503, 504])
+}
+
+fn patch_endpoint(kind: Kind) -> Endpoint {
+    let summary = format!("Change fields of {} by a JSON merge patch (RFC 7396)", with_article(kind));
+    item(kind, Method::PATCH, "patch", |call| patch(call).boxed(), summary)
+        .access(EDITOR)
         .parameters(&WRITE)
         .parameters(&[IF_MATCH])
         .body(Media::MergePatch, |_| Schema::from(json_object()), RESOURCE_LIMIT)
-        .answer_as(200, "It as it is now; with `dry_run`: what would change", json, view_or_revised(kind))
-        .problems(&[404, 409, 412, 413, 415, 422, 503, 504]),
-        new(Method::DELETE, one, "delete", |call| delete(call).boxed(), format!("Delete a {kind}"))
-            .access(editor)
-            .parameters(&WRITE)
-            .parameters(&[IF_MATCH])
-            .empty(204, "It was deleted")
-            .answer::<Revised>(200, "With `dry_run`: what would change")
-            .problems(&[404, 409, 412, 503, 504]),
-    ]
+        .answer_as(
+            200,
+            "The resource after the change. With `dry_run`: the changes that would be made",
+            JSON,
+            view_or_revised(kind),
+        )
+        .problems(&[404, 409, 412, 413, 415, 422, 503, 504])
 }
+
+fn delete_endpoint(kind: Kind) -> Endpoint {
+    let summary = format!("Delete {}", with_article(kind));
+    item(kind, Method::DELETE, "delete", |call| delete(call).boxed(), summary)
+        .access(EDITOR)
+        .parameters(&WRITE)
+        .parameters(&[IF_MATCH])
+        .empty(204, "The resource was deleted")
+        .answer::<Revised>(200, "With `dry_run`: the changes that would be made")
+        .problems(&[404, 409, 412, 503, 504])
+}
+
+/// The name of a kind with its article: "a route", "an upstream".
+fn with_article(kind: Kind) -> String {
+    let name = kind.as_str();
+    let article = if name.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("{article} {name}")
+}
+
+const EDITOR: Access = Access::Role(Role::Editor);
+
+const JSON: &str = "application/json";
 
 const SEARCH: Parameter = Parameter {
     name: "q",
     place: Place::Query,
     schema: || json!({"type": "string"}),
-    text: "Only those with this text in their name or in any other text of theirs, in any case",
+    text: "Lists only resources with this text in their name or in another field, in upper or lower case",
 };
 
 const LABEL: Parameter = Parameter {
     name: "label",
     place: Place::Query,
     schema: || json!({"type": "array", "items": {"type": "string", "examples": ["team=payments"]}}),
-    text: "Only those with this label, `KEY=VALUE`; repeatable: with all of them",
+    text: "Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels",
 };
 
 const IF_MATCH: Parameter = Parameter {
     name: "If-Match",
     place: Place::Header,
     schema: || json!({"type": "string"}),
-    text: "Only if it has this ETag; `*`: only if it is there",
+    text: "Writes only if the resource has this ETag. `*`: only if the resource exists",
 };
 
 const IF_ABSENT: Parameter = Parameter {
     name: "If-None-Match",
     place: Place::Header,
     schema: || json!({"type": "string", "enum": ["*"]}),
-    text: "`*`: only if it is not there",
+    text: "`*`: writes only if the resource does not exist",
 };
 
 const IF_NONE_MATCH: Parameter = Parameter {
     name: "If-None-Match",
     place: Place::Header,
     schema: || json!({"type": "string"}),
-    text: "Only if it does not have this ETag",
+    text: "Answers 304 without a body if the resource has this ETag",
 };
 
-/// What a resource has beside its specification.
+/// Facts about a resource beside its specification.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Meta {
-    /// Its content hash; quoted it is the ETag.
+    /// The content hash of the resource. In quotes it is the ETag.
     version: String,
-    /// The revision that wrote it last.
+    /// The revision that wrote the resource last.
     revision: u64,
-    /// RFC 3339.
+    /// The time when the resource was created, in RFC 3339.
     created_at: String,
-    /// RFC 3339.
+    /// The time when the resource was written last, in RFC 3339.
     updated_at: String,
-    /// The name of the token that wrote it last.
+    /// The name of the token that wrote the resource last.
     updated_by: String,
-    /// Of a certificate: what it says of itself.
+    /// Only for certificates: facts that the certificate states about itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate: Option<CertificateFacts>,
 }
 
-/// What a write did, or would do.
+/// The result of a write, or of its dry run.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Revised {
-    /// The revision that was made; null when nothing differed, and with `dry_run`.
+    /// The number of the new revision. Null if nothing differed, and with `dry_run`.
     pub(super) revision: Option<u64>,
-    /// One for each resource that differs, by kind and name.
+    /// The differences, one for each resource, sorted by kind and name.
     pub(super) changes: Vec<ChangeView>,
-    /// Resources that a newer version wrote, and that this one cannot read: neither `prune` nor a rollback changes
-    /// them.
+    /// Resources that a newer version wrote and this version cannot read. Neither `prune` nor a rollback changes them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(default)]
     pub(super) left_alone: Vec<String>,
 }
 
-/// One difference.
+/// The difference of one resource between two revisions.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Change")]
 pub(super) struct ChangeView {
-    /// Of the resource.
+    /// The kind of the resource.
     pub(super) kind: Kind,
-    /// Of the resource.
+    /// The name of the resource.
     pub(super) name: String,
-    /// What happened to it.
+    /// The change of the resource.
     pub(super) action: Action,
-    /// The specification before, without secrets; absent when it was created, and where only the names are listed.
+    /// The specification before the change, without secrets. Absent if the resource was created, and where only names are listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) before: Option<Value>,
-    /// The specification after; absent when it was deleted, and where only the names are listed.
+    /// The specification after the change. Absent if the resource was deleted, and where only names are listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) after: Option<Value>,
 }
 
-/// What happened to a resource.
+/// The change of a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "ChangeAction")]
 pub(super) enum Action {
-    /// It was not there.
+    /// The resource was created.
     Created,
-    /// It was otherwise.
+    /// The resource was updated.
     Updated,
-    /// It is gone.
+    /// The resource was deleted.
     Deleted,
 }
 
@@ -213,7 +250,7 @@ impl Action {
 }
 
 impl Revised {
-    /// What a write did, by name; and how, if it was only checked.
+    /// The result of a write: names and actions, and for a dry run the specifications, too.
     pub(super) fn of(written: &Written, mode: Mode) -> Self {
         let view = |changed: &Changed| ChangeView {
             kind: changed.key.kind,
@@ -230,66 +267,47 @@ impl Revised {
     }
 }
 
-/// The specification, the resource with its meta, and a page of such.
-fn schemas(kind: Kind) -> (SchemaOf, SchemaOf, SchemaOf) {
-    macro_rules! of {
-        ($spec:ty, $kind:literal) => {
-            (
-                |generator| generator.subschema_for::<$spec>(),
-                |generator| {
-                    // The resource's own schema is made from this one, in the OpenAPI document.
-                    generator.subschema_for::<$spec>();
-                    generator.subschema_for::<Meta>();
-                    Schema::new_ref(concat!("#/components/schemas/", $kind).to_owned())
-                },
-                |generator| {
-                    generator.subschema_for::<$spec>();
-                    generator.subschema_for::<Meta>();
-                    page(concat!("#/components/schemas/", $kind))
-                },
-            )
-        };
-    }
-    match kind {
-        Kind::Listener => of!(ListenerSpec, "Listener"),
-        Kind::Route => of!(RouteSpec, "Route"),
-        Kind::Upstream => of!(UpstreamSpec, "Upstream"),
-        Kind::Plugin => of!(PluginSpec, "Plugin"),
-        Kind::Consumer => of!(ConsumerSpec, "Consumer"),
-        Kind::Certificate => of!(CertificateSpec, "Certificate"),
+/// Makes the schema of a specification.
+fn spec_of(kind: Kind) -> impl Fn(&mut SchemaGenerator) -> Schema {
+    move |generator| kind.subschema(generator)
+}
+
+/// Makes the schema of a resource as it is read. The OpenAPI document makes that schema from the specification's.
+fn view_of(kind: Kind) -> impl Fn(&mut SchemaGenerator) -> Schema {
+    move |generator| {
+        kind.subschema(generator);
+        generator.subschema_for::<Meta>();
+        Schema::new_ref(reference_to(kind))
     }
 }
 
-fn view_or_revised(kind: Kind) -> SchemaOf {
-    macro_rules! of {
-        ($kind:literal) => {
-            |generator| {
-                let revised = generator.subschema_for::<Revised>();
-                schemars::json_schema!({
-                    "anyOf": [{"$ref": concat!("#/components/schemas/", $kind)}, revised],
-                })
-            }
-        };
-    }
-    match kind {
-        Kind::Listener => of!("Listener"),
-        Kind::Route => of!("Route"),
-        Kind::Upstream => of!("Upstream"),
-        Kind::Plugin => of!("Plugin"),
-        Kind::Consumer => of!("Consumer"),
-        Kind::Certificate => of!("Certificate"),
+fn view_or_revised(kind: Kind) -> impl Fn(&mut SchemaGenerator) -> Schema {
+    move |generator| {
+        let revised = generator.subschema_for::<Revised>();
+        schemars::json_schema!({"anyOf": [{"$ref": reference_to(kind)}, revised]})
     }
 }
 
-fn page(item: &str) -> Schema {
-    schemars::json_schema!({
-        "type": "object",
-        "properties": {
-            "items": {"type": "array", "items": {"$ref": item}},
-            "next_cursor": {"type": ["string", "null"], "description": "For the next page; null: there is none"},
-        },
-        "required": ["items", "next_cursor"],
-    })
+/// Makes the schema of one page of a list.
+fn page_of(kind: Kind) -> impl Fn(&mut SchemaGenerator) -> Schema {
+    move |generator| {
+        let item = view_of(kind)(generator);
+        schemars::json_schema!({
+            "type": "object",
+            "properties": {
+                "items": {"type": "array", "items": item},
+                "next_cursor": {
+                    "type": ["string", "null"],
+                    "description": "The `cursor` of the next page. Null: this is the last page.",
+                },
+            },
+            "required": ["items", "next_cursor"],
+        })
+    }
+}
+
+fn reference_to(kind: Kind) -> String {
+    format!("#/components/schemas/{}", kind.schema_name())
 }
 
 fn json_object() -> serde_json::Map<String, Value> {
@@ -369,7 +387,8 @@ async fn create(call: Call) -> Result<Response, Problem> {
     let name: Option<Name> = spec.get("name").and_then(Value::as_str).and_then(|name| name.parse().ok());
     let written = write(&call, Operation::Create { kind, spec }).await?;
     let location = name.as_ref().map(|name| format!("/api/v1/{}/{name}", kind.plural()));
-    let mut response = answer(&call, &written, name.map(|name| ResourceKey::new(kind, name))).await?;
+    let mut response =
+        written_response(&call, &written, name.map(|name| ResourceKey::new(kind, name))).await?;
     if let Some(location) = location.and_then(|location| HeaderValue::from_str(&location).ok())
         && response.status() == StatusCode::CREATED
     {
@@ -383,7 +402,7 @@ async fn put(call: Call) -> Result<Response, Problem> {
     let operation =
         Operation::Put { key: key.clone(), spec: call.json()?, precondition: call.precondition()? };
     let written = write(&call, operation).await?;
-    answer(&call, &written, Some(key)).await
+    written_response(&call, &written, Some(key)).await
 }
 
 async fn patch(call: Call) -> Result<Response, Problem> {
@@ -391,28 +410,33 @@ async fn patch(call: Call) -> Result<Response, Problem> {
     let operation =
         Operation::Patch { key: key.clone(), patch: call.json()?, precondition: call.precondition()? };
     let written = write(&call, operation).await?;
-    answer(&call, &written, Some(key)).await
+    written_response(&call, &written, Some(key)).await
 }
 
 async fn delete(call: Call) -> Result<Response, Problem> {
     let key = call.key()?;
     let written = write(&call, Operation::Delete { key, precondition: call.precondition()? }).await?;
-    answer(&call, &written, None).await
+    written_response(&call, &written, None).await
 }
 
-/// Does a write as the request asks for it.
+/// Writes as the request asks for: stores it, or only checks it.
 pub(super) async fn write(call: &Call, operation: Operation) -> Result<Written, Problem> {
     // Before anything is written, for a parameter that is wrong.
     call.deadline("wait")?;
+    check_wait_for(call)?;
     Ok(call.app.writer.write(call.author()?, operation, call.mode()?).await?)
 }
 
-/// The answer to a write of one resource: it as it is now, or nothing when it is gone.
-async fn answer(call: &Call, written: &Written, key: Option<ResourceKey>) -> Result<Response, Problem> {
+/// The response to a write of one resource: the resource, or no content when it was deleted.
+async fn written_response(
+    call: &Call,
+    written: &Written,
+    key: Option<ResourceKey>,
+) -> Result<Response, Problem> {
     if call.mode()? == Mode::DryRun {
         return ok(&Revised::of(written, Mode::DryRun));
     }
-    settle(call, written).await?;
+    wait_for_fleet(call, written).await?;
     let found = key.and_then(|key| written.published.snapshot.find(&key).cloned());
     let mut response = match &found {
         None => no_content(),
@@ -424,31 +448,45 @@ async fn answer(call: &Call, written: &Written, key: Option<ResourceKey>) -> Res
             response
         }
     };
-    set_revision(&mut response, written);
+    set_revision(call, &mut response, written);
     Ok(response)
 }
 
-/// Waits until the fleet serves what was written, if the request asks for it.
-pub(super) async fn settle(call: &Call, written: &Written) -> Result<(), Problem> {
+/// Waits until the fleets serve what was written, if the request asks for it.
+pub(super) async fn wait_for_fleet(call: &Call, written: &Written) -> Result<(), Problem> {
     let Some(deadline) = call.deadline("wait")? else { return Ok(()) };
     let revision = revision_of(written);
-    let outcome = call.app.board.wait(revision, None, deadline).await;
-    match outcome_problem(revision, &outcome) {
-        Some(problem) => Err(problem.header(REVISION, HeaderValue::from(revision))),
-        None => Ok(()),
-    }
+    let waiting = async {
+        let outcome = call.app.board.wait(revision, None, deadline).await;
+        if let Some(problem) = outcome_problem(revision, &outcome) {
+            return Err(problem);
+        }
+        wait_for_rollouts(call, revision, &|fleet| concerns(written, fleet), deadline).await
+    };
+    let waited = match while_permitted(call, waiting).await {
+        Ok(waited) => waited,
+        // It was written all the same.
+        Err(problem) => Err(problem.member("revision", revision)),
+    };
+    waited.map(drop).map_err(|problem| {
+        let problem = problem.header(REVISION, HeaderValue::from(revision));
+        match rollouts_of(call, written) {
+            Some(ids) => problem.header(ROLLOUT, ids),
+            None => problem,
+        }
+    })
 }
 
-/// Why a revision is not served everywhere; `None`: it is.
+/// The reason why a revision is not served everywhere; `None`: it is.
 pub(super) fn outcome_problem(revision: u64, outcome: &WaitOutcome) -> Option<Problem> {
     let (status, detail) = match outcome.result {
         WaitResult::Done => return None,
         WaitResult::Rejected => {
             let mut detail =
                 format!("revision {revision} was rejected by a proxy, which serves an earlier one");
-            if let Some(reason) = outcome.rollouts.iter().find_map(|rollout| rollout.reason.as_deref()) {
+            if let Some(reason) = outcome.rollouts.iter().find_map(|rollout| rollout.reason.as_ref()) {
                 detail.push_str(": ");
-                detail.push_str(reason);
+                detail.push_str(&reason.text);
             }
             (StatusCode::CONFLICT, detail)
         }
@@ -462,7 +500,7 @@ pub(super) fn outcome_problem(revision: u64, outcome: &WaitOutcome) -> Option<Pr
     Some(problem)
 }
 
-/// What a wait waited for in vain.
+/// The text that says which proxies do not serve a revision yet.
 fn not_served(revision: u64, outcome: &WaitOutcome) -> String {
     let mut detail = match &outcome.unknown {
         Some(reason) => format!("whether every proxy serves revision {revision} is not known: {reason}"),
@@ -484,12 +522,24 @@ fn not_served(revision: u64, outcome: &WaitOutcome) -> String {
     detail.replace('"', "")
 }
 
-/// The answer's revision.
+/// The header with the revision of a write.
 pub(super) const REVISION: HeaderName = HeaderName::from_static("signalbox-revision");
 
-/// Names the revision in which what was written is: the one made, or the current one when nothing differed.
-pub(super) fn set_revision(response: &mut Response, written: &Written) {
+/// The header with the ids of the rollouts that a write begins.
+const ROLLOUT: HeaderName = HeaderName::from_static("signalbox-rollout");
+
+/// Sets the headers of a write: the revision, which is the current one when nothing differed, and the rollouts that it begins.
+pub(super) fn set_revision(call: &Call, response: &mut Response, written: &Written) {
     response.headers_mut().insert(REVISION, HeaderValue::from(revision_of(written)));
+    if let Some(ids) = rollouts_of(call, written) {
+        response.headers_mut().insert(ROLLOUT, ids);
+    }
+}
+
+/// The ids of the rollouts that a write begins; `None`: it begins none.
+fn rollouts_of(call: &Call, written: &Written) -> Option<HeaderValue> {
+    let ids = rollout_ids(call, written.revision?, written);
+    if ids.is_empty() { None } else { HeaderValue::from_str(&ids.join(", ")).ok() }
 }
 
 fn revision_of(written: &Written) -> u64 {
@@ -506,7 +556,7 @@ fn set_etag(response: &mut Response, resource: &Resource) {
     }
 }
 
-/// A resource as it is read: its specification without secrets, and its meta.
+/// A resource as the API returns it: its specification without secrets, and its meta.
 fn view(published: &Published, resource: &Resource) -> Value {
     let mut value = resource.redacted();
     if let (Value::Object(object), Some(meta)) = (&mut value, published.metas.get(resource.key())) {
@@ -533,7 +583,7 @@ fn has_labels(resource: &Resource, wanted: &[(&str, &str)]) -> bool {
     })
 }
 
-/// Whether `text`, in lower case, is in any text of a resource that can be read.
+/// True if `text`, in lower case, is in any text of a resource that the API returns.
 fn mentions(resource: &Resource, text: &str) -> bool {
     fn any_text(value: &Value, text: &str) -> bool {
         match value {

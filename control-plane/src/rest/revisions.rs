@@ -14,46 +14,49 @@ use serde_json::{Value, json};
 use signalbox_config::{Kind, Resource, ResourceKey};
 use signalbox_plugins::Catalog;
 
-use super::call::{Call, ok, rfc3339};
-use super::documents::gave_up;
-use super::endpoint::{Access, CURSOR, Endpoint, LIMIT, Parameter, Place, WRITE};
+use super::access::while_permitted;
+use super::call::{Call, ok};
+use super::endpoint::{Access, CURSOR, Endpoint, FLEET, LIMIT, Parameter, Place, WAIT_FOR, WRITE};
 use super::problem::Problem;
-use super::resources::{Action, ChangeView, Revised, outcome_problem, set_revision, settle, write};
+use super::resources::{Action, ChangeView, Revised, outcome_problem, set_revision, wait_for_fleet, write};
+use super::rollouts::wait_for_rollouts;
+use super::whole_set::{gave_up, no_revision, set_at};
 use crate::board::Rollout;
-use crate::publish::compute;
+use crate::clock::rfc3339;
+use crate::compute::compute;
 use crate::publish::named_fleets;
-use crate::store::{RevisionSummary, Role, StoredSet, UnknownKey};
+use crate::store::{RevisionSummary, Role, UnknownKey};
 use crate::writer::{Mode, Operation};
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     let tag = "revisions";
     vec![
         Endpoint::new(Method::GET, "/revisions", "listRevisions", |call| list(call).boxed())
-            .text(tag, "Revisions, newest first")
+            .text(tag, "List revisions, newest first")
             .parameters(&[LIMIT, CURSOR])
-            .answer::<RevisionPage>(200, "A page of them")
+            .answer::<RevisionPage>(200, "One page of the list")
             .problems(&[503]),
         Endpoint::new(Method::GET, "/revisions/{number}", "getRevision", |call| get(call).boxed())
-            .text(tag, "One revision: all that it changed, before and after")
-            .answer::<RevisionView>(200, "It")
+            .text(tag, "Read a revision with all its changes, before and after")
+            .answer::<RevisionView>(200, "The revision")
             .problems(&[404, 503]),
         Endpoint::new(Method::GET, "/revisions/{number}/diff", "diffRevisions", |call| diff(call).boxed())
-            .text(tag, "What differs between two revisions")
+            .text(tag, "Compare two revisions")
             .parameters(&[FROM])
             .answer::<Diff>(200, "The differences")
             .problems(&[404, 503]),
         Endpoint::new(Method::POST, "/revisions/{number}/rollback", "rollback", |call| {
             rollback(call).boxed()
         })
-        .text(tag, "Make a new revision that leads back to the set of this one")
+        .text(tag, "Roll back: make a new revision with the resources of this one")
         .access(Access::Role(Role::Editor))
         .parameters(&WRITE)
-        .answer::<Revised>(200, "What was changed; with `dry_run`: what would be")
+        .answer::<Revised>(200, "The changes. With `dry_run`: the changes that would be made")
         .problems(&[404, 409, 422, 503, 504]),
         Endpoint::new(Method::GET, "/revisions/{number}/wait", "waitForRevision", |call| wait(call).boxed())
-            .text(tag, "Answers once every connected proxy serves the revision or a later one")
-            .parameters(&[FLEET, TIMEOUT])
-            .answer::<Waited>(200, "They do")
+            .text(tag, "Wait until every connected proxy serves the revision or a later one")
+            .parameters(&[FLEET, WAIT_FOR, TIMEOUT])
+            .answer::<Waited>(200, "Every connected proxy serves the revision or a later one")
             .problems(&[404, 409, 504]),
     ]
 }
@@ -62,21 +65,14 @@ const FROM: Parameter = Parameter {
     name: "from",
     place: Place::Query,
     schema: || json!({"type": "integer", "minimum": 0}),
-    text: "The revision to compare with; absent: the one before",
-};
-
-const FLEET: Parameter = Parameter {
-    name: "fleet",
-    place: Place::Query,
-    schema: || json!({"type": "string"}),
-    text: "Only this fleet; absent: all",
+    text: "The revision to compare with. Absent: the one before",
 };
 
 const TIMEOUT: Parameter = Parameter {
     name: "timeout",
     place: Place::Query,
     schema: || json!({"type": "string", "default": "10s"}),
-    text: "At most 5m",
+    text: "The longest wait, at most 5m",
 };
 
 /// A revision.
@@ -129,7 +125,7 @@ struct RevisionView {
     unknown: Vec<UnknownChangeView>,
 }
 
-/// What happened to a resource of a kind that this version does not know.
+/// A change of a resource of a kind that this version does not know.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "UnknownChange")]
 struct UnknownChangeView {
@@ -145,7 +141,7 @@ impl UnknownChangeView {
     }
 }
 
-/// What differs between two revisions.
+/// The differences between two revisions.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Diff {
     /// Before.
@@ -235,16 +231,20 @@ async fn rollback(call: Call) -> Result<Response, Problem> {
     let written = write(&call, operation).await?;
     let mode = call.mode()?;
     if mode == Mode::Store {
-        settle(&call, &written).await?;
+        wait_for_fleet(&call, &written).await?;
     }
     let mut response = ok(&Revised::of(&written, mode))?;
-    set_revision(&mut response, &written);
+    set_revision(&call, &mut response, &written);
     Ok(response)
 }
 
 const DEFAULT_FLEET: &str = "default";
 
 async fn wait(call: Call) -> Result<Response, Problem> {
+    while_permitted(&call, wait_until_served(&call)).await?
+}
+
+async fn wait_until_served(call: &Call) -> Result<Response, Problem> {
     let revision = call.number("number")?;
     let deadline = call.deadline("timeout")?.unwrap_or_else(|| Instant::now() + Duration::from_secs(10));
     let mut published = call.app.publisher.subscribe();
@@ -255,7 +255,7 @@ async fn wait(call: Call) -> Result<Response, Problem> {
             return Err(no_revision(revision));
         }
         let arrives = published.wait_for(|published| published.snapshot.id().number >= revision);
-        // What has not come by the deadline is not served by then either, which is what is answered below.
+        // A revision that has not come by the deadline is not served by then either, which is answered below.
         let _ = tokio::time::timeout_at(deadline.into(), arrives).await;
     }
     let fleet = call.text("fleet")?;
@@ -268,23 +268,16 @@ async fn wait(call: Call) -> Result<Response, Problem> {
         return Err(Problem::not_found(format!("there is no fleet {fleet}")));
     }
     let outcome = call.app.board.wait(revision, fleet, deadline).await;
-    match outcome_problem(revision, &outcome) {
-        Some(problem) => Err(problem),
-        None => ok(&Waited { revision, rollouts: outcome.rollouts }),
+    if let Some(problem) = outcome_problem(revision, &outcome) {
+        return Err(problem);
     }
+    let mut rollouts = outcome.rollouts;
+    let is_wanted = |name: &str| fleet.is_none_or(|fleet| fleet == name);
+    rollouts.extend(wait_for_rollouts(call, revision, &is_wanted, deadline).await?);
+    ok(&Waited { revision, rollouts })
 }
 
-/// The set as it was at a revision.
-pub(super) async fn set_at(call: &Call, number: u64) -> Result<StoredSet, Problem> {
-    let found = call.app.metrics.store_call("set_at", call.app.store.set_at(number)).await?;
-    found.ok_or_else(|| no_revision(number))
-}
-
-fn no_revision(number: u64) -> Problem {
-    Problem::not_found(format!("there is no revision {number}"))
-}
-
-/// What differs, each with what was before and after.
+/// The resources that differ, each as it was before and after.
 #[derive(Default)]
 struct Differences {
     changed: BTreeMap<ResourceKey, (Option<Bytes>, Option<Bytes>)>,
@@ -294,7 +287,7 @@ struct Differences {
 /// Beyond this many revisions the two sets are compared, instead of what happened between them.
 const MAX_REPLAYED: u64 = 1000;
 
-/// What differs between an older and a newer revision: before and after.
+/// The resources that differ between an older and a newer revision, as they were before and after.
 async fn differences(call: &Call, older: u64, newer: u64) -> Result<Differences, Problem> {
     let head = call.app.metrics.store_call("head", call.app.store.head()).await?;
     if newer > head.number {
@@ -351,7 +344,7 @@ fn change_view(key: &ResourceKey, before: Option<&Bytes>, after: Option<&Bytes>)
 fn readable(kind: Kind, spec: &[u8]) -> Value {
     match Resource::from_stored(kind, spec, &Catalog) {
         Ok(resource) => resource.redacted(),
-        // What this version cannot read may have secrets that it does not know.
+        // A specification that this version cannot read may have secrets that it does not know.
         Err(_) => json!({"unreadable": true}),
     }
 }

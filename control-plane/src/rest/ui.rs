@@ -41,7 +41,7 @@ enum Coding {
     Identity,
 }
 
-/// What the pages may load: only what comes with them. Inline styles are what component libraries position with.
+/// The content security policy: pages may load only files that come with them. Component libraries position by inline styles.
 const POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; \
      connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
@@ -85,7 +85,7 @@ impl Asset {
                 return response;
             }
         };
-        // What the build puts there has a hash of its content in its name.
+        // The build puts a hash of the content into the names of the files in `assets/`.
         let cache =
             if name.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
         let fields: [(HeaderName, &str); 7] = [
@@ -217,7 +217,7 @@ fn weight(accepted: &[&str], coding: Coding) -> u16 {
     }
 }
 
-/// Whether the client has the content already, in whatever encoding (weak comparison, RFC 9110, section 13.1.2).
+/// True if the client has the content already, in any encoding (weak comparison, RFC 9110, section 13.1.2).
 fn is_known(headers: &HeaderMap, tag: &str) -> bool {
     let values = headers.get_all(header::IF_NONE_MATCH);
     values.iter().filter_map(|value| value.to_str().ok()).flat_map(|line| line.split(',')).any(|entry| {

@@ -5,7 +5,8 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{StoreError, sqlite};
+use super::interface::StoreError;
+use super::sqlite;
 
 /// The right to use a SQLite file, as long as it is kept; the kernel takes it back when the process ends, however it ends.
 ///

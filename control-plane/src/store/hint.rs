@@ -1,4 +1,4 @@
-//! What other control planes tell of the rows of proxies that they wrote: only a hint, for what was told while nobody
+//! Notifications of other control planes about the rows of proxies that they wrote: only a hint, for what was sent while nobody
 //! listened is lost.
 
 use std::collections::HashSet;
@@ -15,7 +15,7 @@ pub struct ProxyHints {
 
 #[derive(Debug, Default)]
 struct Told {
-    /// Who wrote, and which.
+    /// The writer and the id of each row.
     rows: HashSet<(Arc<str>, String)>,
     all: bool,
 }
@@ -41,7 +41,7 @@ impl ProxyHints {
         self.notify.notified().await;
     }
 
-    /// What was told by others than `writer`; it is forgotten here.
+    /// Takes the hints of others than `writer`.
     pub fn take(&self, writer: &str) -> Hinted {
         let told = std::mem::take(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner));
         if told.all {
@@ -53,7 +53,7 @@ impl ProxyHints {
     }
 
     /// Takes in a text of [`Self::texts`].
-    pub(super) fn tell(&self, text: &str) {
+    pub(super) fn notify(&self, text: &str) {
         let mut words = text.split(' ').filter(|word| !word.is_empty());
         let writer: Arc<str> = words.next().unwrap_or_default().into();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,12 +66,12 @@ impl ProxyHints {
     }
 
     /// Something may have been told that was not heard.
-    pub(super) fn tell_all(&self) {
+    pub(super) fn notify_all(&self) {
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Told { rows: HashSet::new(), all: true };
         self.notify.notify_one();
     }
 
-    /// What to tell of rows that `writer` wrote. Ids have no spaces.
+    /// The notifications about rows that `writer` wrote. Ids have no spaces.
     pub(super) fn texts<'a>(writer: &str, ids: impl IntoIterator<Item = &'a str>) -> Vec<String> {
         let mut texts = Vec::new();
         let mut text = String::new();
@@ -113,12 +113,12 @@ mod tests {
         let texts = ProxyHints::texts("a", ids.iter().map(String::as_str));
         assert!(texts.len() > 10 && texts.iter().all(|text| text.len() < 8_000));
         for text in &texts {
-            hints.tell(text);
+            hints.notify(text);
         }
-        hints.tell("b x");
+        hints.notify("b x");
         assert_eq!(taken(&hints, "b"), ids);
         assert_eq!(taken(&hints, "b"), Vec::<String>::new());
-        hints.tell("b x");
+        hints.notify("b x");
         assert_eq!(taken(&hints, "a"), ["x"]);
         assert_eq!(ProxyHints::texts("a", []), Vec::<String>::new());
     }
@@ -126,11 +126,11 @@ mod tests {
     #[test]
     fn what_was_not_heard_or_is_too_much_is_all() {
         let hints = ProxyHints::default();
-        hints.tell("a x");
-        hints.tell_all();
+        hints.notify("a x");
+        hints.notify_all();
         assert_eq!(hints.take("b"), Hinted::All);
         for index in 0..=ProxyHints::MAX {
-            hints.tell(&format!("a {index}"));
+            hints.notify(&format!("a {index}"));
         }
         assert_eq!(hints.take("b"), Hinted::All);
     }

@@ -11,8 +11,10 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgExecutor};
 use sqlx::{ConnectOptions, Connection, query_as};
 use tokio::time::timeout;
 
-use super::StoreError;
-use super::postgres::failed;
+use signalbox_process::ErrorChain;
+
+use super::interface::StoreError;
+use super::postgres_error::failed;
 
 /// The servers of a URL.
 pub(super) struct Hosts {
@@ -37,7 +39,7 @@ struct Current {
     since: Option<Instant>,
 }
 
-/// What a server must be, to be used.
+/// The kind of server that may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     /// It answers.
@@ -57,9 +59,11 @@ enum Unfit {
 impl Hosts {
     /// Reads a URL.
     pub(super) fn parse(url: &str) -> Result<Self, StoreError> {
-        let (urls, wanted) = split(url).map_err(StoreError::Broken)?;
+        let (urls, wanted) = split(url).map_err(StoreError::Url)?;
         let servers = urls.into_iter().map(|url| {
-            let mut options = PgConnectOptions::from_str(&url).map_err(failed)?.disable_statement_logging();
+            let mut options = PgConnectOptions::from_str(&url)
+                .map_err(|error| StoreError::Url(format!("cannot be read: {error}")))?
+                .disable_statement_logging();
             if options.get_application_name().is_none() {
                 options = options.application_name("signalbox");
             }
@@ -67,12 +71,12 @@ impl Hosts {
         });
         let servers: Vec<_> = servers.collect::<Result<_, StoreError>>()?;
         if servers.is_empty() {
-            return Err(StoreError::Broken("its URL names no server".into()));
+            return Err(StoreError::Url("names no server".into()));
         }
         Ok(Self { servers, wanted, current: Mutex::new(Current { index: 0, since: None }) })
     }
 
-    /// Whether there is another server to go to.
+    /// True if there is another server to go to.
     pub(super) fn are_several(&self) -> bool {
         self.servers.len() > 1
     }
@@ -88,7 +92,7 @@ impl Hosts {
             .unwrap_or_default()
     }
 
-    /// Whether a connection that is so old is to another server than the one that is used.
+    /// True if a connection of this age is to another server than the one that is used.
     pub(super) fn is_outdated(&self, age: Duration) -> bool {
         self.lock().since.is_some_and(|since| age > since.elapsed())
     }
@@ -144,7 +148,7 @@ impl Hosts {
         }
     }
 
-    /// Whether the server of a connection may be used, or used further.
+    /// Checks that the server of a connection may be used, or used further.
     pub(super) async fn is_fit(&self, connection: impl PgExecutor<'_>) -> Result<bool, sqlx::Error> {
         if self.wanted == Wanted::Any {
             return query_as::<_, (i32,)>("SELECT 1").fetch_one(connection).await.map(|_| true);
@@ -179,7 +183,7 @@ fn why_none(mut unfit: Vec<(&str, Unfit)>) -> StoreError {
     for (name, reason) in unfit {
         if let Unfit::Failed(error) = reason {
             all_broken &= matches!(error, StoreError::Broken(_));
-            texts.push(format!("{name}: {}", crate::publish::chain(&error)));
+            texts.push(format!("{name}: {}", ErrorChain(&error)));
         }
     }
     let text = texts.join("; ");
@@ -188,7 +192,7 @@ fn why_none(mut unfit: Vec<(&str, Unfit)>) -> StoreError {
 
 /// One URL for each server, and what a server must be.
 fn split(url: &str) -> Result<(Vec<String>, Wanted), String> {
-    let (scheme, rest) = url.split_once("://").ok_or("its URL has no ://")?;
+    let (scheme, rest) = url.split_once("://").ok_or("has no ://")?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
     let (user, hosts) = match authority.rsplit_once('@') {
@@ -207,16 +211,14 @@ fn split(url: &str) -> Result<(Vec<String>, Wanted), String> {
                     "primary" => Wanted::Primary,
                     other => {
                         return Err(format!(
-                            "target_session_attrs of its URL is {other:?}; known are read-write, primary and any, for a \
+                            "has target_session_attrs={other:?}; known are read-write, primary and any, for a \
                              control plane writes"
                         ));
                     }
                 };
             }
             ("host" | "hostaddr" | "port", value) if value.contains(',') || value.contains("%2C") => {
-                return Err(
-                    "its URL must name several servers before the path: postgres://h1:5432,h2:5432/db".into(),
-                );
+                return Err("must name several servers before the path: postgres://h1:5432,h2:5432/db".into());
             }
             _ => kept.push(pair),
         }
@@ -224,10 +226,10 @@ fn split(url: &str) -> Result<(Vec<String>, Wanted), String> {
     let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
     let hosts: Vec<&str> = hosts.split(',').collect();
     if hosts.len() > 1 && hosts.iter().any(|host| host.is_empty()) {
-        return Err("its URL has a server without a name".into());
+        return Err("has a server without a name".into());
     }
     if hosts.len() > MAX_SERVERS {
-        return Err(format!("its URL names more than {MAX_SERVERS} servers"));
+        return Err(format!("names more than {MAX_SERVERS} servers"));
     }
     Ok((hosts.iter().map(|host| format!("{scheme}://{user}{host}{path}{query}")).collect(), wanted))
 }

@@ -15,12 +15,18 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use super::access_row::{AuditRow, SessionRow, TokenRow};
+use super::deadline::{CALL, LONG_CALL, deadline_for, within};
+use super::hint::ProxyHints;
 use super::hosts::Hosts;
-use super::{
-    AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewRevision, ProxyHints, ProxyRow, ProxyRows,
-    ReplicaRow, Revision, RevisionSummary, RolloutRow, SessionRow, Stamp, Store, StoreError, StoredSet,
-    TokenRow, deadline_for, new_epoch, now_us, row, to_sql, within,
-};
+use super::interface::{Held, HeldBy, Store, StoreError};
+use super::postgres_error::failed;
+use super::proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
+use super::revision::{Committed, Loaded, NewRevision, Revision, RevisionSummary, StoredSet};
+use super::rollout_writes::commit_in_postgres;
+use super::row;
+use super::row::{new_epoch, to_sql};
+use crate::clock::now_us;
 
 /// The store in a PostgreSQL database.
 pub(super) struct Postgres {
@@ -33,7 +39,7 @@ pub(super) struct Postgres {
     listener: AbortHandle,
 }
 
-/// What the listener wakes.
+/// The tasks that the listener wakes.
 #[derive(Clone, Default)]
 struct Hints {
     revisions: Arc<Notify>,
@@ -49,12 +55,12 @@ impl Postgres {
         let head = within(LONG_CALL, async {
             let mut connection = hosts.connect().await?;
             migrate(&mut connection).await?;
-            // What identifies the cluster may be withheld by its administrator, or not exist with a database that
+            // The cluster's identity may be withheld by its administrator, or not exist with a database that
             // only speaks like PostgreSQL. Then the stored epoch has to do.
             let head = match query(HEAD_OF_CLUSTER).fetch_one(&mut connection).await {
                 Ok(_) => HEAD_OF_CLUSTER,
                 Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| WITHHELD.contains(&&*code)) => {
-                    tracing::warn!(%error, "the cluster's identity is not to be read: a failover that loses commits is not noticed");
+                    tracing::warn!(%error, "the cluster's identity cannot be read: a failover that loses commits will not be noticed");
                     HEAD
                 }
                 Err(error) => return Err(failed(error)),
@@ -100,11 +106,15 @@ impl Postgres {
         Ok(Self { pool, head, hints, read_only: AtomicBool::new(false), listener })
     }
 
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
     /// Tells other control planes that tokens or sessions have changed. It is only a hint, so failing is no matter.
-    async fn tell_access(&self) {
+    async fn notify_access(&self) {
         let told = query("SELECT pg_notify($1, '')").bind(ACCESS_CHANNEL).execute(&self.pool).await;
         if let Err(error) = told {
-            tracing::debug!(%error, "the other control planes will find the change of access by themselves");
+            tracing::debug!(%error, "the other control planes were not notified of a change of tokens; they poll for it");
         }
     }
 
@@ -195,7 +205,18 @@ impl Store for Postgres {
     }
 
     async fn commit(&self, base: u64, revision: NewRevision) -> Result<Committed, StoreError> {
-        within(deadline_for(revision.changes.len()), commit_on(&self.pool, base, &revision)).await
+        within(deadline_for(revision.changes.len()), async {
+            if revision.pinned.is_empty() && revision.urgent.is_none() {
+                // One statement is a transaction, and one round trip.
+                return commit_on(&self.pool, base, &revision).await;
+            }
+            let mut transaction = self.pool.begin().await.map_err(failed)?;
+            let committed = commit_on(&mut *transaction, base, &revision).await?;
+            commit_in_postgres(&mut transaction, committed.number, &revision).await?;
+            transaction.commit().await.map_err(failed)?;
+            Ok(committed)
+        })
+        .await
     }
 
     async fn hold(&self) -> Result<Held, StoreError> {
@@ -216,6 +237,7 @@ impl Store for Postgres {
         let HeldBy::Postgres(mut transaction) = held.0 else { return Err(HeldBy::of_another()) };
         within(deadline_for(revision.changes.len()), async move {
             let committed = commit_on(&mut *transaction, base, &revision).await?;
+            commit_in_postgres(&mut transaction, committed.number, &revision).await?;
             transaction.commit().await.map_err(failed)?;
             Ok(committed)
         })
@@ -247,7 +269,7 @@ impl Store for Postgres {
     async fn set_at(&self, number: u64) -> Result<Option<StoredSet>, StoreError> {
         within(LONG_CALL, async {
             let mut connection = self.pool.acquire().await.map_err(failed)?;
-            // What is at or before the head never changes, so there is nothing to be kept consistent with.
+            // Revisions up to the head never change, so there is nothing to be kept consistent with.
             if number > self.head_on(&mut connection).await?.number {
                 return Ok(None);
             }
@@ -418,7 +440,7 @@ impl Store for Postgres {
                 .execute(&self.pool)
                 .await
                 .map_err(failed)?;
-            self.tell_access().await;
+            self.notify_access().await;
             Ok(done.rows_affected() > 0)
         })
         .await
@@ -439,7 +461,7 @@ impl Store for Postgres {
                 query(row::DELETE_TOKEN).bind(name).execute(&mut *transaction).await.map_err(failed)?;
             query(row::DELETE_SESSIONS_OF).bind(name).execute(&mut *transaction).await.map_err(failed)?;
             transaction.commit().await.map_err(failed)?;
-            self.tell_access().await;
+            self.notify_access().await;
             Ok(done.rows_affected() > 0)
         })
         .await
@@ -459,7 +481,7 @@ impl Store for Postgres {
                 .execute(&self.pool)
                 .await
                 .map_err(failed)?;
-            self.tell_access().await;
+            self.notify_access().await;
             Ok(())
         })
         .await
@@ -493,7 +515,7 @@ impl Store for Postgres {
                 .execute(&self.pool)
                 .await
                 .map_err(failed)?;
-            self.tell_access().await;
+            self.notify_access().await;
             Ok(())
         })
         .await
@@ -512,7 +534,7 @@ impl Store for Postgres {
         .await
     }
 
-    async fn note(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
+    async fn append_audit(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
         within(CALL, async {
             query(row::NOTE)
                 .bind(now_us())
@@ -687,7 +709,7 @@ const SAVE_ROLLOUTS: &str = "
     SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::text[], $4::text[])
     ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, fleet = excluded.fleet, state = excluded.state";
 
-/// What every connection is set to. A commit that was answered is there after a crash. The server's own limits end what a control plane left behind that hangs or lost
+/// The settings of every connection. A commit that was answered is there after a crash. The server's own limits end what a control plane left behind that hangs or lost
 /// its network: it must not hold the head's lock. Plans are made anew for each call: one that was made when the
 /// tables were small reads all of them for every commit once they are large (20 ms with 100,000 resources).
 const SETTINGS: &str = "
@@ -708,7 +730,7 @@ async fn listen(hosts: Arc<Hosts>, pool: PgPool, hints: Hints) {
             Ok(()) => "the connection was closed".into(),
             Err(error) => error.to_string(),
         };
-        tracing::debug!(error, "does not hear of commits by NOTIFY");
+        tracing::debug!(error, "the control plane gets no notifications of commits; it polls once a second");
         // Full jitter: after an outage not all control planes come at once.
         tokio::time::sleep(pause.mul_f64(fastrand::f64())).await;
         pause = (pause * 2).min(last);
@@ -735,17 +757,17 @@ async fn listen_once(
     listener.eager_reconnect(false);
     listener.listen_all([REVISION_CHANNEL, ACCESS_CHANNEL, PROXY_CHANNEL]).await.map_err(failed)?;
     *pause = RECONNECT_FIRST;
-    // What was told while nobody listened is lost.
+    // Notifications that came while nobody listened are lost.
     hints.revisions.notify_one();
     hints.access.notify_one();
-    hints.proxies.tell_all();
+    hints.proxies.notify_all();
     let (prove_alive, answer) =
         if hosts.are_several() { (PROVE_ALIVE_OF_SEVERAL, ACQUIRE_TIMEOUT) } else { (PROVE_ALIVE, CALL) };
     loop {
         match timeout(prove_alive, listener.try_recv()).await {
             Ok(Ok(Some(notification))) => match notification.channel() {
                 ACCESS_CHANNEL => hints.access.notify_one(),
-                PROXY_CHANNEL => hints.proxies.tell(notification.payload()),
+                PROXY_CHANNEL => hints.proxies.notify(notification.payload()),
                 _ => hints.revisions.notify_one(),
             },
             Ok(Ok(None)) => return Ok(()),
@@ -820,48 +842,19 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/postgres/0001_store.sql"),
     include_str!("../../../migrations/postgres/0002_secrets.sql"),
     include_str!("../../../migrations/postgres/0003_sessions.sql"),
     include_str!("../../../migrations/postgres/0004_replicas.sql"),
+    include_str!("../../../migrations/postgres/0005_fleet_targets.sql"),
 ];
 
 /// "signalbx"
 const MIGRATION_LOCK: i64 = 0x7369_676e_616c_6278;
 
-/// Sorts errors by what the caller can do: try again, wait, or call a person.
-pub(super) fn failed(error: sqlx::Error) -> StoreError {
-    let away = match &error {
-        sqlx::Error::Database(database) => match database.code().as_deref() {
-            // A standby, which may be promoted.
-            Some(NOT_IN_THIS_STATE | "25006") => return StoreError::ReadOnly,
-            // A lock that was not to be had in time.
-            Some("55P03") => true,
-            // Connection, authorization, rolled back for the sake of others, resources, operator's intervention
-            // (shutting down, starting up, a timeout), the system around it.
-            // <https://www.postgresql.org/docs/current/errcodes-appendix.html>
-            Some(code) => ["08", "28", "40", "53", "57", "58"].contains(&code.get(..2).unwrap_or_default()),
-            None => false,
-        },
-        sqlx::Error::Io(_)
-        // Somebody in between accepts for a server that is not there.
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed
-        | sqlx::Error::BeginFailed => true,
-        _ => false,
-    };
-    if away { StoreError::Unavailable(error.into()) } else { StoreError::Broken(error.to_string()) }
-}
-
-/// What is answered where the cluster's identity is withheld, or not known: no privilege, no such function, no such feature.
+/// The errors that say that the cluster's identity is withheld, or not known: no privilege, no such function, no such feature.
 const WITHHELD: [&str; 3] = ["42501", "42883", "0A000"];
-
-/// What a standby answers that was not promoted: it is not the place to write, but may become it.
-const NOT_IN_THIS_STATE: &str = "55000";
 
 const CONNECTIONS: u32 = 8;
 /// To get a connection, from the pool or a new one.

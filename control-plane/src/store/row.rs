@@ -1,4 +1,4 @@
-//! What the two databases have in common: the queries whose text is the same for both, the columns that come back,
+//! The common part of the two databases: the queries whose text is the same for both, the columns that come back,
 //! and what is made of them.
 
 use std::collections::HashSet;
@@ -8,10 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use signalbox_config::ResourceKey;
 
-use super::{
-    AuditRow, Meta, PAGE_CHANGES, ProxyRow, ReplicaRow, Revision, RevisionSummary, RolloutRow, SessionRow,
-    Stamp, StoreError, StoredChange, StoredResource, StoredSet, TokenRow, TokenSource, UnknownChange,
-    UnknownKey, UnknownResource,
+use super::access_row::{AuditRow, SessionRow, TokenRow, TokenSource};
+use super::deadline::PAGE_CHANGES;
+use super::interface::StoreError;
+use super::proxy_row::{ProxyRow, ReplicaRow, RolloutRow, Stamp};
+use super::revision::{
+    Meta, Revision, RevisionSummary, StoredChange, StoredResource, StoredSet, UnknownChange, UnknownKey,
+    UnknownResource,
 };
 
 pub(super) const RESOURCES: &str =
@@ -291,4 +294,14 @@ pub(super) fn check_newer_schema(version: i64, known: usize, oldest: Option<i64>
 
 fn broken(error: impl std::fmt::Display) -> StoreError {
     StoreError::Broken(error.to_string())
+}
+
+/// A new epoch: 128 random bits, without a colon.
+pub(super) fn new_epoch() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+/// A revision number as the databases have it. What is beyond their range is no revision's number.
+pub(super) fn to_sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

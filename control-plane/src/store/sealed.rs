@@ -16,10 +16,15 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use signalbox_config::{ResourceKey, RevisionId};
 use tokio::sync::Notify;
 
-use super::{
-    AuditRow, Committed, Held, Loaded, NewChange, NewRevision, ProxyHints, ProxyRow, ProxyRows, ReplicaRow,
-    Revision, RevisionSummary, RolloutRow, SessionRow, Stamp, Store, StoreError, StoredResource, StoredSet,
-    TokenRow,
+use super::access_row::{AuditRow, SessionRow, TokenRow};
+use super::hint::ProxyHints;
+use super::interface::{Held, RolloutStore, Store, StoreError};
+use super::proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
+use super::revision::{
+    Committed, Loaded, NewChange, NewRevision, Revision, RevisionSummary, StoredResource, StoredSet,
+};
+use super::rollout_row::{
+    Command, CountsRow, Decided, Decisions, FleetState, FleetTargets, RolloutRun, Term, UrgentRevision,
 };
 
 /// A key for secrets: 256 bits.
@@ -45,7 +50,7 @@ struct Sealed {
 /// The first byte of what is encrypted.
 const VERSION: u8 = 1;
 
-/// What is encrypted to tell later whether a key is the same.
+/// A text that is encrypted to tell later if a key is the same.
 const CHECK: &[u8] = b"signalbox";
 
 /// Makes `store` keep secrets encrypted with the key of `source`, which must be the one it was used with before.
@@ -186,6 +191,73 @@ impl Sealed {
             }
         }
         Ok(())
+    }
+}
+
+#[async_trait]
+impl RolloutStore for Sealed {
+    async fn fleet_targets(&self, known: u64) -> Result<Option<FleetTargets>, StoreError> {
+        self.inner.fleet_targets(known).await
+    }
+
+    async fn lead(&self, holder: &str, lease: Duration) -> Result<Option<Term>, StoreError> {
+        self.inner.lead(holder, lease).await
+    }
+
+    async fn step_down(&self, holder: &str, term: Term) -> Result<(), StoreError> {
+        self.inner.step_down(holder, term).await
+    }
+
+    async fn decide(&self, holder: &str, term: Term, decisions: &Decisions) -> Result<Decided, StoreError> {
+        self.inner.decide(holder, term, decisions).await
+    }
+
+    async fn unfinished_runs(&self) -> Result<Vec<RolloutRun>, StoreError> {
+        self.inner.unfinished_runs().await
+    }
+
+    async fn rollout_run(&self, id: &str) -> Result<Option<RolloutRun>, StoreError> {
+        self.inner.rollout_run(id).await
+    }
+
+    async fn urgent_revisions(&self, number: u64) -> Result<Vec<UrgentRevision>, StoreError> {
+        self.inner.urgent_revisions(number).await
+    }
+
+    async fn add_command(&self, fleet: &str, command: &str, lifetime: Duration) -> Result<u64, StoreError> {
+        self.inner.add_command(fleet, command, lifetime).await
+    }
+
+    async fn commands(&self) -> Result<Vec<Command>, StoreError> {
+        self.inner.commands().await
+    }
+
+    async fn command_answer(&self, id: u64) -> Result<Option<String>, StoreError> {
+        self.inner.command_answer(id).await
+    }
+
+    async fn add_counts(&self, instance: &str, counts: &str) -> Result<(), StoreError> {
+        self.inner.add_counts(instance, counts).await
+    }
+
+    async fn counts_after(&self, instance: &str, id: Option<u64>) -> Result<Vec<CountsRow>, StoreError> {
+        self.inner.counts_after(instance, id).await
+    }
+
+    async fn delete_old_rollout_rows(&self) -> Result<(), StoreError> {
+        self.inner.delete_old_rollout_rows().await
+    }
+
+    async fn cancel_command(&self, id: u64) -> Result<bool, StoreError> {
+        self.inner.cancel_command(id).await
+    }
+
+    async fn rollout_runs(&self, fleet: Option<&str>, limit: u32) -> Result<Vec<RolloutRun>, StoreError> {
+        self.inner.rollout_runs(fleet, limit).await
+    }
+
+    async fn fleet_states(&self) -> Result<Vec<FleetState>, StoreError> {
+        self.inner.fleet_states().await
     }
 }
 
@@ -345,8 +417,8 @@ impl Store for Sealed {
         self.inner.audit(before, limit).await
     }
 
-    async fn note(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
-        self.inner.note(actor, action, detail).await
+    async fn append_audit(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
+        self.inner.append_audit(actor, action, detail).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

@@ -19,11 +19,17 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, QueryBuilder, query, query_as, query_scalar, raw_sql};
 use tokio::sync::Notify;
 
-use super::{
-    AuditRow, CALL, Committed, Held, HeldBy, LONG_CALL, Loaded, NewChange, NewRevision, ProxyHints, ProxyRow,
-    ProxyRows, ReplicaRow, Revision, RevisionSummary, RolloutRow, SessionRow, Stamp, Store, StoreError,
-    StoredSet, TokenRow, deadline_for, new_epoch, now_us, row, to_sql, within,
-};
+use super::access_row::{AuditRow, SessionRow, TokenRow};
+use super::deadline::{CALL, LONG_CALL, deadline_for, within};
+use super::hint::ProxyHints;
+use super::interface::{Held, HeldBy, Store, StoreError};
+use super::proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
+use super::revision::{Committed, Loaded, NewChange, NewRevision, Revision, RevisionSummary, StoredSet};
+use super::rollout_writes::commit_in_sqlite;
+use super::row;
+use super::row::{new_epoch, to_sql};
+use super::sqlite_error::{CANNOT_OPEN, NOT_A_DATABASE, code, failed};
+use crate::clock::now_us;
 
 /// The store in a file.
 pub(super) struct Sqlite {
@@ -39,10 +45,11 @@ pub(super) struct Sqlite {
 impl Sqlite {
     /// Opens the file of a URL, making it and its directory when they are not there.
     pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::from_str(url).map_err(failed)?;
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(|error| StoreError::Url(format!("cannot be read: {error}")))?;
         // SQLite's databases without a file: each connection would have its own, and none outlives the process.
         if options.get_filename().as_os_str().is_empty() || is_in_memory(url) {
-            return Err(StoreError::Broken("its URL names no file".into()));
+            return Err(StoreError::Url("names no file".into()));
         }
         let options = options
             .create_if_missing(true)
@@ -82,6 +89,14 @@ impl Sqlite {
         Ok(Self { writer, readers, hint: Arc::default(), proxy_hints: Arc::default() })
     }
 
+    pub(super) fn readers(&self) -> &SqlitePool {
+        &self.readers
+    }
+
+    pub(super) fn writer(&self) -> &SqlitePool {
+        &self.writer
+    }
+
     /// Reads the changes of consecutive revisions. What is in the log does not change, so it needs no transaction
     /// with the reading of the revisions themselves.
     async fn with_changes(&self, summaries: Vec<RevisionSummary>) -> Result<Vec<Revision>, StoreError> {
@@ -111,7 +126,7 @@ impl Store for Sqlite {
     }
 
     fn is_read_only(&self) -> bool {
-        // What cannot be written then says so.
+        // A write that fails says so.
         false
     }
 
@@ -207,6 +222,7 @@ impl Store for Sqlite {
                     .await
                     .map_err(failed)?;
             }
+            commit_in_sqlite(&mut transaction, row::number(number)?, &revision).await?;
             transaction.commit().await.map_err(failed)?;
             Ok(Committed { number: row::number(number)?, committed_at_us })
         })
@@ -238,7 +254,7 @@ impl Store for Sqlite {
     async fn set_at(&self, number: u64) -> Result<Option<StoredSet>, StoreError> {
         within(LONG_CALL, async {
             let mut connection = self.readers.acquire().await.map_err(failed)?;
-            // What is at or before the head never changes, so there is nothing to be kept consistent with.
+            // Revisions up to the head never change, so there is nothing to be kept consistent with.
             if number > head(&mut connection).await?.number {
                 return Ok(None);
             }
@@ -548,7 +564,7 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn note(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
+    async fn append_audit(&self, actor: &str, action: &str, detail: &str) -> Result<(), StoreError> {
         within(CALL, async {
             query(row::NOTE)
                 .bind(now_us())
@@ -618,7 +634,7 @@ async fn stage(changes: &[NewChange], connection: &mut SqliteConnection) -> Resu
     Ok(())
 }
 
-/// What the writing connection needs: the table for [`stage`], which is emptied by the commit, and by its rollback.
+/// Prepares the writing connection: the table for [`stage`], which is emptied by the commit, and by its rollback.
 const WRITER: &str = "
     PRAGMA temp_store = MEMORY;
     CREATE TEMP TABLE staged (kind TEXT NOT NULL, name TEXT NOT NULL, spec BLOB, PRIMARY KEY (kind, name)) STRICT;";
@@ -653,7 +669,7 @@ const ADD_REVISION: &str = "
 const ADD_AUDIT: &str =
     "INSERT INTO audit (at_us, actor, action, detail, revision) VALUES ($2, $3, $6, $4, $1)";
 
-/// Whether a URL is one of SQLite's databases without a file.
+/// True if a URL names a database of SQLite without a file.
 pub(super) fn is_in_memory(url: &str) -> bool {
     url.contains(":memory:") || url.contains("mode=memory")
 }
@@ -690,7 +706,7 @@ pub(super) fn make_private(file: &Path) -> Result<(), StoreError> {
             continue;
         }
         if let Err(error) = std::fs::set_permissions(&path, Permissions::from_mode(0o600)) {
-            tracing::warn!(path = %path.display(), %error, "others may read the database, and that cannot be changed");
+            tracing::warn!(path = %path.display(), %error, "other users may read the database file, and its permissions cannot be changed");
         }
     }
     Ok(())
@@ -748,48 +764,16 @@ async fn migrate(options: &SqliteConnectOptions) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/sqlite/0001_store.sql"),
     include_str!("../../../migrations/sqlite/0002_secrets.sql"),
     include_str!("../../../migrations/sqlite/0003_sessions.sql"),
     include_str!("../../../migrations/sqlite/0004_replicas.sql"),
+    include_str!("../../../migrations/sqlite/0005_fleet_targets.sql"),
 ];
 
-/// What marks a file as ours: "Sgbx".
+/// The mark of this program's files: "Sgbx".
 const APPLICATION_ID: i64 = 0x5367_6278;
-
-/// Sorts errors by what the caller can do: wait, or call a person.
-fn failed(error: sqlx::Error) -> StoreError {
-    let away = match &error {
-        sqlx::Error::Database(_) => matches!(
-            code(&error),
-            Some(BUSY | LOCKED | NO_MEMORY | READ_ONLY | IO | FULL | CANNOT_OPEN | LOCK_PROTOCOL)
-        ),
-        sqlx::Error::Io(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed
-        | sqlx::Error::BeginFailed => true,
-        _ => false,
-    };
-    if away { StoreError::Unavailable(error.into()) } else { StoreError::Broken(error.to_string()) }
-}
-
-/// The primary result code of an error, which is the low byte of the extended one.
-/// <https://www.sqlite.org/rescode.html>
-fn code(error: &sqlx::Error) -> Option<i32> {
-    Some(error.as_database_error()?.code()?.parse::<i32>().ok()? & 0xff)
-}
-
-const BUSY: i32 = 5;
-const LOCKED: i32 = 6;
-const NO_MEMORY: i32 = 7;
-const READ_ONLY: i32 = 8;
-const IO: i32 = 10;
-const FULL: i32 = 13;
-const CANNOT_OPEN: i32 = 14;
-const LOCK_PROTOCOL: i32 = 15;
-const NOT_A_DATABASE: i32 = 26;
 
 /// How long SQLite waits for another process's lock: less than a call, so that the answer says what was the matter.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(4);

@@ -8,20 +8,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use signalbox_process::log::Throttle;
+use signalbox_process::accept::accept;
+use signalbox_process::liveness::{Liveness, set_unacknowledged_limit};
+use signalbox_process::stream::MaybeTls;
 use signalbox_process::tls::Reloading;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{Error as TlsError, InvalidMessage, ServerConfig};
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::refusal::{Handshake, Refusal};
-use super::stream::Shared;
+use super::shared::Shared;
 
 /// Accepts connections until `shutdown`, and hands over those that are ready to speak HTTP/2.
 pub(super) async fn run(
@@ -31,52 +31,38 @@ pub(super) async fn run(
     ready: mpsc::Sender<io::Result<Connection>>,
     shutdown: CancellationToken,
 ) {
-    let room = Arc::new(Semaphore::new(HANDSHAKES));
-    let accept_errors = Throttle::new(ACCEPT_LOG_INTERVAL);
-    let mut handshakes = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = async {
-                let room = Arc::clone(&room).acquire_owned().await;
-                (room, listener.accept().await)
-            } => accepted,
-        };
-        while handshakes.try_join_next().is_some() {}
-        let (Ok(room), accepted) = accepted else { break };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                if let Some(not_logged) = accept_errors.admit(()) {
-                    tracing::warn!(%error, not_logged, "a proxy's connection could not be accepted");
-                }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    let limit = shared.limits.silence;
+    let handshakes = accept(listener, "xds", HANDSHAKES, &shutdown, |stream, peer, permit| {
         let (tls, shared, ready) = (tls.clone(), Arc::clone(&shared), ready.clone());
-        handshakes.spawn(async move {
+        set_unacknowledged_limit(&stream, limit);
+        async move {
             let shaken = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake(stream, tls)).await;
-            drop(room);
+            drop(permit);
             match shaken.unwrap_or(Err(Some((Handshake::Timeout, "no handshake within 10 s".to_owned())))) {
                 // Closed when the server ends.
-                Ok(io) => drop(ready.send(Ok(Connection { io, peer })).await),
+                Ok(stream) => {
+                    let stream = Liveness::new(stream, limit);
+                    drop(ready.send(Ok(Connection { stream, peer })).await);
+                }
                 Err(Some((reason, detail))) => {
                     let refusal = Refusal::Handshake { reason, detail };
-                    shared.refusals.note(&shared.metrics, Some(peer), &refusal);
+                    shared.refusals.record(&shared.metrics, Some(peer), &refusal);
                 }
-                Err(None) => tracing::debug!(%peer, "closed before it said anything"),
+                Err(None) => tracing::debug!(%peer, "a client closed the connection before it sent anything"),
             }
-        });
-    }
+        }
+    });
+    // Handshakes that still run are given up with it.
+    drop(handshakes.await);
 }
 
 /// Why there is no connection; `None` when the peer closed it without a word, as health checks of load balancers do.
-type Refused = Option<(Handshake, String)>;
+type HandshakeFailure = Option<(Handshake, String)>;
 
-async fn handshake(stream: TcpStream, tls: Option<Arc<Reloading<ServerConfig>>>) -> Result<Io, Refused> {
-    // Answers are small and awaited.
-    let _ = stream.set_nodelay(true);
+async fn handshake(
+    stream: TcpStream,
+    tls: Option<Arc<Reloading<ServerConfig>>>,
+) -> Result<MaybeTls, HandshakeFailure> {
     let mut first = [0];
     if stream.peek(&mut first).await.map_or(0, |read| read) == 0 {
         return Err(None);
@@ -86,16 +72,16 @@ async fn handshake(stream: TcpStream, tls: Option<Arc<Reloading<ServerConfig>>>)
             Handshake::TlsOnCleartext,
             "it speaks TLS, and this port does not: https:// for http://".to_owned(),
         ))),
-        None => Ok(Io::Plain(stream)),
+        None => Ok(MaybeTls::Clear(stream)),
         Some(tls) => match TlsAcceptor::from(tls.current()).accept(stream).await {
-            Ok(stream) => Ok(Io::Tls(Box::new(stream))),
-            Err(error) => Err(Some(why(&error))),
+            Ok(stream) => Ok(MaybeTls::tls(stream)),
+            Err(error) => Err(Some(explain(&error))),
         },
     }
 }
 
-/// What a failed handshake means.
-fn why(error: &io::Error) -> (Handshake, String) {
+/// Explains a failed handshake.
+fn explain(error: &io::Error) -> (Handshake, String) {
     let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<TlsError>()) else {
         return (Handshake::Closed, format!("it closed the connection in the handshake: {error}"));
     };
@@ -120,13 +106,8 @@ fn why(error: &io::Error) -> (Handshake, String) {
 
 /// A proxy's connection.
 pub(super) struct Connection {
-    io: Io,
+    stream: Liveness<MaybeTls>,
     peer: SocketAddr,
-}
-
-enum Io {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Connected for Connection {
@@ -139,19 +120,13 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
-            Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Io::Tls(io) => Pin::new(io.as_mut()).poll_read(cx, buf),
-        }
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
-            Io::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Io::Tls(io) => Pin::new(io.as_mut()).poll_write(cx, buf),
-        }
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -159,31 +134,19 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
-            Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Io::Tls(io) => Pin::new(io.as_mut()).poll_write_vectored(cx, bufs),
-        }
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.io {
-            Io::Plain(io) => io.is_write_vectored(),
-            Io::Tls(io) => io.is_write_vectored(),
-        }
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
-            Io::Plain(io) => Pin::new(io).poll_flush(cx),
-            Io::Tls(io) => Pin::new(io.as_mut()).poll_flush(cx),
-        }
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
-            Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Io::Tls(io) => Pin::new(io.as_mut()).poll_shutdown(cx),
-        }
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
 
@@ -194,9 +157,3 @@ const TLS_HANDSHAKE: u8 = 22;
 const HANDSHAKES: usize = 1024;
 
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-
-/// After an error of `accept`: out of file descriptors, most likely, and trying at once would only burn the processor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// How often it is logged that connections cannot be accepted.
-const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);

@@ -1,32 +1,24 @@
-//! Who opens a stream: the `Node` of the first request, checked.
+//! Checks the `Node` of a stream's first request: the proxy that opens the stream.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use signalbox_config::Name;
+use signalbox_config::node::{MAX_LABELS, check_label};
+use signalbox_config::{Name, NodeId};
 use signalbox_proto::envoy::config::core::v3::Node as WireNode;
 
 use crate::board::Node;
 
 /// The proxy that `node` is, or why it cannot be one.
 pub(super) fn parse(node: WireNode, address: Option<SocketAddr>) -> Result<Node, String> {
-    if !is_id(&node.id) {
-        return Err(format!(
-            "node.id must have 1 to {MAX_ID} letters, digits, '.', '_', ':', '@' and '-'; it is {:?}",
-            node.id.chars().take(MAX_ID).collect::<String>()
-        ));
-    }
+    let id: NodeId = node.id.parse().map_err(|message| format!("node.id {message}"))?;
     let fleet = if node.cluster.is_empty() { "default" } else { &node.cluster };
     let fleet: Name = fleet.parse().map_err(|message| format!("node.cluster, the fleet: {message}"))?;
     let mut labels = BTreeMap::new();
     for (key, value) in node.metadata.unwrap_or_default().fields {
         // Other xDS clients have metadata of other shapes, which are no labels.
         if let Some(prost_types::value::Kind::StringValue(value)) = value.kind {
-            if key.is_empty() || key.len() > MAX_LABEL_KEY || value.len() > MAX_LABEL_VALUE {
-                return Err(format!(
-                    "node.metadata: a label has a key of 1 to {MAX_LABEL_KEY} bytes and a value of at most {MAX_LABEL_VALUE}"
-                ));
-            }
+            check_label(&key, &value).map_err(|message| format!("node.metadata: {message}"))?;
             labels.insert(key, value);
         }
     }
@@ -34,7 +26,7 @@ pub(super) fn parse(node: WireNode, address: Option<SocketAddr>) -> Result<Node,
         return Err(format!("node.metadata: at most {MAX_LABELS} labels"));
     }
     Ok(Node {
-        id: node.id.into(),
+        id: id.as_str().into(),
         fleet: fleet.as_str().into(),
         labels,
         version: node.user_agent_version.chars().take(MAX_VERSION).collect(),
@@ -42,16 +34,6 @@ pub(super) fn parse(node: WireNode, address: Option<SocketAddr>) -> Result<Node,
     })
 }
 
-/// Whether `id` can be a node's: it stands in paths and logs.
-pub(super) fn is_id(id: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:@-".contains(&byte);
-    (1..=MAX_ID).contains(&id.len()) && id.bytes().all(allowed)
-}
-
-const MAX_ID: usize = 128;
-const MAX_LABELS: usize = 64;
-const MAX_LABEL_KEY: usize = 128;
-const MAX_LABEL_VALUE: usize = 256;
 const MAX_VERSION: usize = 64;
 
 #[cfg(test)]

@@ -99,11 +99,11 @@ impl Handshake {
     }
 }
 
-/// What was refused lately, by address and reason: each is logged at most once in [`Refusals::WINDOW`].
+/// The recent refusals, by address and reason: each is logged at most once in [`Refusals::WINDOW`].
 #[derive(Default)]
-pub(super) struct Refusals(Mutex<HashMap<(Option<IpAddr>, &'static str), Noted>>);
+pub(super) struct Refusals(Mutex<HashMap<(Option<IpAddr>, &'static str), LoggedRefusal>>);
 
-struct Noted {
+struct LoggedRefusal {
     logged_at: Instant,
     /// Since then.
     unlogged: u64,
@@ -114,7 +114,7 @@ impl Refusals {
     const MAX_ADDRESSES: usize = 10_000;
 
     /// Counts a refusal, and logs it unless the same was logged a moment ago.
-    pub(super) fn note(&self, metrics: &Metrics, peer: Option<SocketAddr>, refusal: &Refusal) {
+    pub(super) fn record(&self, metrics: &Metrics, peer: Option<SocketAddr>, refusal: &Refusal) {
         metrics.xds_refused.increment(refusal.reason());
         if let Some(since_last) = self.is_due(peer.map(|peer| peer.ip()), refusal.reason(), Instant::now()) {
             tracing::warn!(
@@ -126,7 +126,7 @@ impl Refusals {
         }
     }
 
-    /// Whether it is to be logged, and then how many like it were not since the last that was.
+    /// `Some` if the refusal is to be logged: how many like it were not logged since the last that was.
     fn is_due(&self, peer: Option<IpAddr>, reason: &'static str, now: Instant) -> Option<u64> {
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if noted.len() >= Self::MAX_ADDRESSES {
@@ -145,7 +145,7 @@ impl Refusals {
                 Some(std::mem::take(&mut known.unlogged))
             }
             None => {
-                noted.insert((peer, reason), Noted { logged_at: now, unlogged: 0 });
+                noted.insert((peer, reason), LoggedRefusal { logged_at: now, unlogged: 0 });
                 Some(0)
             }
         }

@@ -1,13 +1,14 @@
-//! What proxies say of themselves.
+//! The reports of proxies.
 
 use std::time::Duration;
 
+use signalbox_config::NodeId;
 use signalbox_proto::signalbox::report::v1::ProxyReport;
 use tonic::{Status, Streaming};
 
 use super::refusal::Refusal;
-use super::stream::Shared;
-use super::{TokenHash, may_stream, node};
+use super::shared::Shared;
+use super::token::{TokenHash, may_stream};
 use crate::board::Event;
 
 /// Takes in the reports of one proxy until it ends the stream, is silent for too long, or its token is revoked.
@@ -29,12 +30,15 @@ pub(super) async fn serve(
         };
         let next = next.map_err(|_| Status::deadline_exceeded("no report came for a minute"))?;
         let Some(mut report) = next? else { return Ok(()) };
-        if !node::is_id(&report.node_id) || report.listeners.len() > MAX_LISTENERS {
+        if report.node_id.parse::<NodeId>().is_err() || report.listeners.len() > MAX_LISTENERS {
             return Err(Status::invalid_argument("not a report of a proxy"));
         }
         report.warnings.truncate(MAX_WARNINGS);
         for warning in &mut report.warnings {
             warning.truncate(warning.floor_char_boundary(MAX_WARNING));
+        }
+        if let Some(crashed) = &mut report.crashed {
+            crashed.message.truncate(crashed.message.floor_char_boundary(MAX_WARNING));
         }
         shared.board.fold(Event::Reported(Box::new(report)));
     }

@@ -1,111 +1,50 @@
 //! One proxy's stream: moves messages between the transport and its [`Subscription`]s. It holds no more than what is
 //! being written, and ends with the transport: every wait here is one arm of one `select!`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prost::Message;
+use prost::Message as _;
 use signalbox_proto::RESOURCE_TYPE_URL;
-use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use signalbox_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use signalbox_proto::google::rpc;
 use signalbox_proto::signalbox::config::v1::Rejection;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
-use super::delta::{Answer, Chunk, Set, Subscription, Want};
-use super::refusal::{Refusal, Refusals};
-use super::set::{Empty, View, Views};
-use super::{TokenHash, may_stream, node};
-use crate::auth::Credentials;
-use crate::board::{Board, EndedBy, Event, Link, Node, Presented, ProxyResourceError, now_us};
-use crate::metrics::Metrics;
-use crate::publish::Publisher;
+use super::admission::{Full, Turn, Waiting, exhausted};
+use super::body::Message;
+use super::delta::{Acknowledgement, AssignedRevision, Chunk, Set, Subscription, Want};
+use super::frames::stored;
+use super::node;
+use super::refusal::Refusal;
+use super::set::{Empty, View};
+use super::shared::{Shared, ToldToEnd};
+use super::token::{TokenHash, may_stream};
+use crate::board::{EndedBy, Event, Link, Node, Presented, ProxyResourceError};
+use crate::clock::now_us;
 
-/// What all streams share.
-pub(super) struct Shared {
-    pub(super) publisher: Arc<Publisher>,
-    pub(super) board: Arc<Board>,
-    pub(super) credentials: Arc<Credentials>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) refusals: Refusals,
-    views: Views,
-    streams: Streams,
-    /// How many streams may be sent everything at once. Else thousands that connect together would all get a little
-    /// of it, and none all of it before its deadline.
-    admission: Arc<Semaphore>,
-    pub(super) tasks: TaskTracker,
-    pub(super) shutdown: CancellationToken,
-}
-
-impl Shared {
-    pub(super) fn new(
-        publisher: Arc<Publisher>,
-        board: Arc<Board>,
-        credentials: Arc<Credentials>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self {
-            views: Views::new(publisher.clone()),
-            publisher,
-            board,
-            credentials,
-            metrics,
-            refusals: Refusals::default(),
-            streams: Streams::default(),
-            admission: Arc::new(Semaphore::new(FULL_SENDS)),
-            tasks: TaskTracker::new(),
-            shutdown: CancellationToken::new(),
-        }
-    }
-}
-
-/// The present stream of each proxy.
-#[derive(Default)]
-struct Streams {
-    by_node: Mutex<HashMap<Arc<str>, (u64, CancellationToken)>>,
-}
-
-impl Streams {
-    /// Makes `stream` the proxy's present one; the one before, if there is one, is told to end.
-    fn open(&self, id: &Arc<str>, stream: u64) -> CancellationToken {
-        let replaced = CancellationToken::new();
-        let mut by_node = self.by_node.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, before)) = by_node.insert(id.clone(), (stream, replaced.clone())) {
-            before.cancel();
-        }
-        replaced
-    }
-
-    fn close(&self, id: &Arc<str>, stream: u64) {
-        let mut by_node = self.by_node.lock().unwrap_or_else(PoisonError::into_inner);
-        if by_node.get(id).is_some_and(|(present, _)| *present == stream) {
-            by_node.remove(id);
-        }
-    }
-}
-
-/// Who opened a stream.
+/// The client that opened a stream.
 pub(super) struct Peer {
     /// Where it comes from.
     pub(super) address: Option<SocketAddr>,
-    /// What it presented.
+    /// The hash of the token that it presented.
     pub(super) token: TokenHash,
     /// Its process, as it says.
     pub(super) process: Arc<str>,
+    /// It decompresses zstd.
+    pub(super) takes_zstd: bool,
 }
 
 /// Runs one stream to its end.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     inbound: Streaming<DeltaDiscoveryRequest>,
-    outbound: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    outbound: mpsc::Sender<Result<Message, Status>>,
     peer: Peer,
 ) {
     if let Err(status) = run(&shared, inbound, &outbound, peer).await {
@@ -118,7 +57,7 @@ pub(super) async fn serve(
 async fn run(
     shared: &Arc<Shared>,
     mut inbound: Streaming<DeltaDiscoveryRequest>,
-    outbound: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    outbound: &mpsc::Sender<Result<Message, Status>>,
     peer: Peer,
 ) -> Result<(), Status> {
     // Subscribed to before the token is looked at again below, so that no change is missed.
@@ -132,34 +71,38 @@ async fn run(
     let node = first.node.take().ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
     let node = node::parse(node, peer.address).map_err(Status::invalid_argument)?;
     if !shared.board.has_room(&node) {
-        return Err(Status::resource_exhausted(
-            "this control plane knows all the proxies and fleets that it can",
-        ));
+        return Err(exhausted("this control plane knows all the proxies and fleets that it can"));
     }
     let mut published = shared.publisher.subscribe();
     let mut reloaded = shared.publisher.reloaded();
     let link = Link { process: peer.process, ..Link::default() };
     let (address, token) = (peer.address, peer.token);
-    let mut session = Session::open(shared.clone(), node, link, first)?;
+    let mut session = Session::open(shared.clone(), node, link, peer.takes_zstd, first)?;
     loop {
         access.mark_unchanged();
         if !may_stream(&shared.credentials, &token) {
-            shared.refusals.note(&shared.metrics, address, &Refusal::RevokedToken);
+            shared.refusals.record(&shared.metrics, address, &Refusal::RevokedToken);
             return Err(Status::unauthenticated(Refusal::RevokedToken.to_string()));
         }
         published.mark_unchanged();
-        session.plan();
+        session.plan()?;
         let deadline = session.deadline();
         // Before the database knows of the stream, others could say that every proxy serves what this one does not.
-        let may_answer = session.link.answer.is_cancelled();
+        let may_answer = session.link.registered.is_cancelled();
         let has_chunk = may_answer && session.has_chunk();
+        let at_rest = session.is_at_rest();
+        // A revision that is published meanwhile is part of the next plan. To be woken by each would cost more than to send it.
+        let follows = !session.holds_change && session.answer_by.is_none();
         tokio::select! {
             () = shared.shutdown.cancelled() => return Err(Status::unavailable("this control plane shuts down")),
-            () = session.replaced.cancelled() => return Err(Status::aborted("the node has a newer stream")),
+            () = session.told.replaced.cancelled() => return Err(Status::aborted("the node has a newer stream")),
+            () = session.told.for_balance.cancelled(), if at_rest => {
+                return Err(Status::unavailable(ENDED_FOR_BALANCE));
+            }
             () = session.link.replaced.cancelled() => {
                 return Err(Status::aborted("the node has a newer stream to another control plane"));
             }
-            () = session.link.answer.cancelled(), if !may_answer => {}
+            () = session.link.registered.cancelled(), if !may_answer => {}
             _ = reloaded.changed() => {
                 return Err(Status::unavailable("the database was restored; what the node serves is to be compared"));
             }
@@ -173,14 +116,14 @@ async fn run(
                 }
             },
             changed = access.changed() => changed.map_err(|_| Status::unavailable("no token is known"))?,
-            changed = published.changed() => changed.map_err(|_| Status::unavailable("nothing is published"))?,
+            changed = published.changed(), if follows => changed.map_err(|_| Status::unavailable("nothing is published"))?,
             permit = outbound.reserve(), if has_chunk => match permit {
-                Ok(permit) => if let Some(response) = session.next_response() {
-                    permit.send(Ok(response));
+                Ok(permit) => if let Some(message) = session.next_message() {
+                    permit.send(Ok(message));
                 },
                 Err(_) => return Ok(()),
             },
-            permit = admitted(&mut session.admission) => session.admit(permit),
+            turn = turn(&mut session.admission) => session.admission = Admission::Admitted(turn),
             () = sleep_until(deadline) => session.on_deadline()?,
         }
     }
@@ -197,15 +140,14 @@ async fn sleep_until(deadline: Option<Instant>) {
 /// A turn to be sent everything.
 enum Admission {
     NotNeeded,
-    /// Kept over wake-ups, for they must not cost the place in the queue.
-    Waiting(Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>),
-    Admitted(#[expect(dead_code, reason = "given back when dropped")] Option<OwnedSemaphorePermit>),
+    /// Kept over wake-ups, for they must not cost the place in the queue. No deadline runs meanwhile.
+    Waiting(Waiting),
+    Admitted(#[expect(dead_code, reason = "given back when dropped")] Turn),
 }
 
-async fn admitted(admission: &mut Admission) -> Option<OwnedSemaphorePermit> {
+async fn turn(admission: &mut Admission) -> Turn {
     match admission {
-        // The semaphore is never closed; were it, everyone would be admitted.
-        Admission::Waiting(turn) => turn.await.ok(),
+        Admission::Waiting(turn) => turn.await,
         Admission::NotNeeded | Admission::Admitted(_) => std::future::pending().await,
     }
 }
@@ -214,14 +156,15 @@ struct Session {
     shared: Arc<Shared>,
     node: Node,
     link: Link,
+    takes_zstd: bool,
     /// Unique among the streams to this control plane.
     stream: u64,
-    replaced: CancellationToken,
+    told: ToldToEnd,
     opened_at_us: i64,
     /// By type URL.
     subscriptions: BTreeMap<Arc<str>, Subscription>,
     admission: Admission,
-    /// The commit time of what is in flight, microseconds.
+    /// The commit time of the revision in flight in microseconds; 0 if its propagation is not measured.
     committed_at_us: i64,
     /// Since when the proxy is ahead of what is published here, and whether that was told.
     ahead: Option<(Instant, bool)>,
@@ -229,6 +172,10 @@ struct Session {
     write_by: Option<Instant>,
     /// Until when what was written must have been answered.
     answer_by: Option<Instant>,
+    /// When the next change may be sent.
+    next_change_from: Option<Instant>,
+    /// A change waits until then.
+    holds_change: bool,
 }
 
 impl Session {
@@ -236,17 +183,21 @@ impl Session {
         shared: Arc<Shared>,
         node: Node,
         link: Link,
+        takes_zstd: bool,
         first: DeltaDiscoveryRequest,
     ) -> Result<Self, Status> {
         static STREAMS: AtomicU64 = AtomicU64::new(1);
         let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
-        let replaced = shared.streams.open(&node.id, stream);
+        let (youngest, oldest) = (*shared.limits.stream_age.start(), *shared.limits.stream_age.end());
+        let age = youngest + oldest.saturating_sub(youngest).mul_f64(fastrand::f64());
+        let told = shared.streams.open(&node.id, stream, Instant::now() + age);
         let mut session = Self {
             shared,
             node: node.clone(),
             link,
+            takes_zstd,
             stream,
-            replaced,
+            told,
             opened_at_us: now_us(),
             subscriptions: BTreeMap::new(),
             admission: Admission::NotNeeded,
@@ -254,12 +205,14 @@ impl Session {
             ahead: None,
             write_by: None,
             answer_by: None,
+            next_change_from: None,
+            holds_change: false,
         };
         session.on_request(first)?;
         let view = session.view();
         let presented = session.subscriptions.get(RESOURCE_TYPE_URL).and_then(|subscription| {
-            let revision = subscription.serves()?.clone();
-            // Of what it has of an earlier revision the digest is compared when it is to apply the next.
+            let revision = subscription.serves()?.revision.clone();
+            // The digest of an earlier revision is compared when the proxy is to apply the next.
             let verified = revision == *view.revision() && subscription.wants(&*view) != Want::Everything;
             Some(Presented { revision, verified })
         });
@@ -274,7 +227,7 @@ impl Session {
     }
 
     fn view(&self) -> Arc<View> {
-        self.shared.views.of(&self.node.fleet)
+        self.shared.views.of(&self.node.fleet, &self.node.id)
     }
 
     fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
@@ -301,12 +254,12 @@ impl Session {
         Ok(())
     }
 
-    fn on_answer(&mut self, answer: Answer) {
+    fn on_answer(&mut self, answer: Acknowledgement) {
         let (stream, id) = (self.stream, self.node.id.clone());
         let board = &self.shared.board;
         match answer {
-            Answer::None => return,
-            Answer::Acked(revision) => {
+            Acknowledgement::None => return,
+            Acknowledgement::Acked(AssignedRevision { revision, .. }) => {
                 // A proxy that came later than the revision says nothing of how fast that travels.
                 if self.committed_at_us > self.opened_at_us {
                     let took = now_us().saturating_sub(self.committed_at_us).max(0);
@@ -314,7 +267,7 @@ impl Session {
                 }
                 board.fold(Event::Acked { stream, id, revision });
             }
-            Answer::Rejected(revision, status) => {
+            Acknowledgement::Rejected(revision, status) => {
                 self.shared.metrics.xds_nacks.increment();
                 let (mut resources, drift) = reasons(&status);
                 for resource in &mut resources {
@@ -339,56 +292,73 @@ impl Session {
     }
 
     /// Begins what there is to send.
-    fn plan(&mut self) {
+    fn plan(&mut self) -> Result<(), Status> {
         let view = self.view();
         let empty = Empty::new();
+        let mut needs_turn = false;
+        self.holds_change = false;
         for (type_url, subscription) in &mut self.subscriptions {
             let ours = **type_url == *RESOURCE_TYPE_URL;
             let set: &dyn Set = if ours { &*view } else { &empty };
             let want = subscription.wants(set);
-            if ours && !matches!(want, Want::Ahead(_)) {
+            if ours && !matches!(want, Want::Ahead) {
                 self.ahead = None;
             }
             match want {
                 Want::Nothing => continue,
-                Want::Ahead(_) => {
+                Want::Ahead => {
                     self.ahead.get_or_insert((Instant::now(), false));
+                    continue;
+                }
+                Want::Changes if ours && self.next_change_from.is_some_and(|from| Instant::now() < from) => {
+                    self.holds_change = true;
                     continue;
                 }
                 Want::Changes => {}
                 Want::Everything if set.is_small() => {}
-                Want::Everything => match &self.admission {
-                    Admission::Admitted(_) => {}
-                    Admission::Waiting(_) => continue,
-                    Admission::NotNeeded => {
-                        self.admission =
-                            Admission::Waiting(Box::pin(self.shared.admission.clone().acquire_owned()));
-                        continue;
+                Want::Everything => {
+                    needs_turn = true;
+                    match &self.admission {
+                        Admission::Admitted(_) => {}
+                        Admission::Waiting(_) => continue,
+                        Admission::NotNeeded => {
+                            let place = self.shared.admission.enter(set.size());
+                            let full = |Full| exhausted("too many proxies wait to be sent everything");
+                            self.admission = Admission::Waiting(place.map_err(full)?);
+                            continue;
+                        }
                     }
-                },
+                }
             }
             subscription.begin(set);
             self.write_by = Some(Instant::now() + WRITE_DEADLINE);
             if ours {
-                self.committed_at_us = view.committed_at_us();
+                self.committed_at_us = view.propagates_from_us().unwrap_or(0);
+                self.next_change_from = Some(Instant::now() + self.shared.limits.change_gap);
             }
         }
+        if !needs_turn && !self.has_chunk() {
+            // The client took back what it waited for.
+            self.admission = Admission::NotNeeded;
+        }
+        Ok(())
     }
 
-    fn admit(&mut self, permit: Option<OwnedSemaphorePermit>) {
-        self.admission = Admission::Admitted(permit);
+    /// True if nothing is on its way to the proxy, or waits for its answer.
+    fn is_at_rest(&self) -> bool {
+        !self.has_chunk() && self.answer_by.is_none() && matches!(self.admission, Admission::NotNeeded)
     }
 
     fn has_chunk(&self) -> bool {
         self.subscriptions.values().any(Subscription::has_chunk)
     }
 
-    fn next_response(&mut self) -> Option<DeltaDiscoveryResponse> {
+    fn next_message(&mut self) -> Option<Message> {
         let (type_url, chunk) = self.subscriptions.iter_mut().find_map(|(type_url, subscription)| {
             subscription.has_chunk().then(|| (type_url.clone(), subscription.next_chunk()))
         })?;
         self.write_by = self.has_chunk().then(|| Instant::now() + WRITE_DEADLINE);
-        let Chunk { response, completes } = chunk?;
+        let Chunk { frame, end, completes } = chunk?;
         if let Some(revision) = completes {
             self.admission = Admission::NotNeeded;
             if *type_url == *RESOURCE_TYPE_URL {
@@ -400,12 +370,18 @@ impl Session {
                 });
             }
         }
-        Some(response)
+        if self.takes_zstd
+            && let (Some(shared), Some(end)) = (frame.compressed(), stored(&end))
+        {
+            return Some(Message { shared: shared.clone(), end, compressed: true });
+        }
+        Some(Message { shared: frame.bytes().clone(), end, compressed: false })
     }
 
     fn deadline(&self) -> Option<Instant> {
         let ahead = self.ahead.filter(|(_, told)| !told).map(|(since, _)| since + CATCH_UP);
-        [ahead, self.write_by, self.answer_by].into_iter().flatten().min()
+        let change = self.next_change_from.filter(|_| self.holds_change);
+        [ahead, self.write_by, self.answer_by, change].into_iter().flatten().min()
     }
 
     fn on_deadline(&mut self) -> Result<(), Status> {
@@ -420,20 +396,30 @@ impl Session {
             && now >= *since + CATCH_UP
         {
             *told = true;
-            self.tell_ahead();
+            self.report_ahead();
         }
         Ok(())
     }
 
     /// This control plane had time to catch up, and the proxy is still ahead of it.
-    fn tell_ahead(&self) {
-        let head = self.shared.publisher.current().snapshot.id().clone();
+    fn report_ahead(&self) {
+        let view = self.view();
+        let head = view.revision().clone();
         let serves = self.subscriptions.get(RESOURCE_TYPE_URL).and_then(Subscription::serves);
-        let Some(serves) = serves else { return };
-        let message = format!(
-            "it serves revision {serves}, but this control plane has no more than {head} of the same epoch: the \
-             database is behind, or was restored without a new epoch; nothing is sent until revision {serves} is passed"
-        );
+        let Some(AssignedRevision { revision: serves, generation }) = serves else { return };
+        let message = if *generation > view.generation() {
+            format!(
+                "it serves revision {serves} by decision {generation} about its fleet, but the last decision that this control \
+                 plane knows is {}: the database is behind, or was restored without a new epoch; nothing is sent until \
+                 decision {generation} is passed",
+                view.generation()
+            )
+        } else {
+            format!(
+                "it serves revision {serves}, but this control plane has no more than {head} of the same epoch: the \
+                 database is behind, or was restored without a new epoch; nothing is sent until revision {serves} is passed"
+            )
+        };
         tracing::error!(node = %self.node.id, message, "a proxy is ahead");
         self.shared.board.fold(Event::Drifted {
             stream: self.stream,
@@ -448,7 +434,8 @@ impl Drop for Session {
     fn drop(&mut self) {
         tracing::info!(node = %self.node.id, "proxy disconnected");
         self.shared.streams.close(&self.node.id, self.stream);
-        let by = if self.shared.shutdown.is_cancelled() { EndedBy::Shutdown } else { EndedBy::Proxy };
+        let ours = self.shared.shutdown.is_cancelled() || self.told.for_balance.is_cancelled();
+        let by = if ours { EndedBy::ControlPlane } else { EndedBy::Proxy };
         self.shared.board.fold(Event::Closed { stream: self.stream, id: self.node.id.clone(), by });
     }
 }
@@ -474,13 +461,7 @@ fn reasons(status: &rpc::Status) -> (Vec<ProxyResourceError>, bool) {
         })
         .collect();
     if resources.is_empty() {
-        resources.push(ProxyResourceError {
-            kind: String::new(),
-            name: String::new(),
-            field: String::new(),
-            message: truncated(&status.message, 2048).to_owned(),
-            changed_in: None,
-        });
+        resources.push(ProxyResourceError::of_revision(truncated(&status.message, 2048).to_owned()));
     }
     (resources, rejection.drift)
 }
@@ -489,6 +470,9 @@ fn reasons(status: &rpc::Status) -> (Vec<ProxyResourceError>, bool) {
 fn truncated(text: &str, max: usize) -> &str {
     text.get(..text.floor_char_boundary(max)).unwrap_or(text)
 }
+
+const ENDED_FOR_BALANCE: &str =
+    "this control plane has more than its share of the proxies; another one is to have this proxy";
 
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
@@ -500,8 +484,6 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
 
 /// How long a replica that a proxy is ahead of may take to catch up before that is an error.
 const CATCH_UP: Duration = Duration::from_secs(3);
-
-const FULL_SENDS: usize = 64;
 
 /// Types of resources on one stream.
 const MAX_TYPES: usize = 16;

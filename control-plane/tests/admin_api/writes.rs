@@ -1,8 +1,18 @@
-//! What a write must not take for something else: parameters, documents, lists, secrets; and what a dry run says of it.
+//! Writes take parameters, documents, lists and secrets for nothing else than they are; a dry run says the same.
 
-use signalbox_tests::Postgres;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::*;
+use http::Method;
+use serde_json::{Value, json};
+use signalbox_control_plane::store::KeySource;
+use signalbox_control_plane::{rest, store};
+use signalbox_tests::control_plane::send;
+use signalbox_tests::{Api, ApiAnswer, Postgres, eventually};
+
+use crate::fixture::{Admin, EDITOR, VIEWER, certificate, expect, route, upstream};
 
 #[tokio::test]
 async fn a_boolean_parameter_is_true_or_false_at_every_endpoint() {
@@ -198,7 +208,7 @@ async fn text_typed_behind_the_placeholder_of_a_secret_is_refused() {
 /// A write, by which `dry_run` is to be compared.
 type Write = (Method, &'static str, Option<Value>, Option<(&'static str, String)>);
 
-/// What is compared of two answers: of a refusal all, of a success what changes.
+/// The part of an answer that is compared: all of a refusal, the changes of a success.
 fn outcome(answer: &ApiAnswer) -> Value {
     if answer.status.is_success() {
         json!("done")
@@ -378,7 +388,7 @@ async fn an_export_has_what_its_reader_may_have_and_names_what_it_leaves_out() {
     assert_eq!(old.body["consumers"], export.body["consumers"], "{old}");
     assert_eq!(old.header("signalbox-secrets-omitted"), None);
 
-    // Whoever only reads could try keys against a digest.
+    // A viewer could try keys against a digest.
     let viewer = admin.api.with_token(VIEWER);
     let theirs = viewer.call(Method::GET, "/export?format=json", None).await.unwrap();
     assert_eq!(theirs.body["consumers"][0]["credentials"][0]["key_auth"]["key"], "<redacted>", "{theirs}");

@@ -15,6 +15,7 @@ use signalbox_control_plane::store::{
 };
 
 use crate::places::Place;
+pub(crate) use crate::rollouts::*;
 
 pub(crate) async fn a_new_store_is_empty(place: &dyn Place) {
     let store = place.open().await;
@@ -119,7 +120,7 @@ pub(crate) async fn who_holds_the_head_commits_next(place: &dyn Place) {
         let other = other.clone();
         tokio::spawn(async move { other.commit(1, revision(&[("route/a", Some("other"))])).await })
     };
-    // What is held can be read, here and there.
+    // A head that is held can be read, here and there.
     assert_eq!(one.head().await.unwrap().number, 1);
     assert_eq!(other.revisions_after(0, 10).await.unwrap().len(), 1);
     let committed = one.commit_held(held, 1, revision(&[("route/a", Some("2"))])).await.unwrap();
@@ -319,7 +320,7 @@ fn proxy_row(id: &str, instance: &str, state: &str) -> ProxyRow {
 }
 
 fn taken(rows: &[ProxyRow]) -> ProxyRows {
-    ProxyRows { writer: "w".into(), taken: rows.to_vec(), changed: Vec::new(), tell: true }
+    ProxyRows { writer: "w".into(), taken: rows.to_vec(), changed: Vec::new(), notify: true }
 }
 
 /// Without the times, which are the database's.
@@ -356,7 +357,7 @@ pub(crate) async fn proxies_are_kept_by_id(place: &dyn Place) {
 pub(crate) async fn a_proxy_is_changed_only_by_the_control_plane_that_has_it(place: &dyn Place) {
     let store = place.open().await;
     let change = async |row: ProxyRow| {
-        let rows = ProxyRows { writer: "w".into(), taken: Vec::new(), changed: vec![row], tell: true };
+        let rows = ProxyRows { writer: "w".into(), taken: Vec::new(), changed: vec![row], notify: true };
         store.save_proxies(&rows).await.unwrap();
     };
     change(proxy_row("a", "1", "nobody has it")).await;
@@ -530,7 +531,7 @@ pub(crate) async fn what_a_newer_version_wrote_is_kept_as_unknown(place: &dyn Pl
 pub(crate) async fn the_audit_trail_has_commits_and_notes(place: &dyn Place) {
     let store = place.open().await;
     put(&*store, 0, &[("route/a", "1")]).await;
-    store.note("bob", "create token", "ci").await.unwrap();
+    store.append_audit("bob", "create token", "ci").await.unwrap();
     put(&*store, 1, &[("route/a", "2")]).await;
     let entries = store.audit(None, 10).await.unwrap();
     let seen: Vec<_> = entries.iter().map(|e| (&*e.actor, &*e.action, &*e.detail, e.revision)).collect();
@@ -670,6 +671,8 @@ pub(crate) fn revision(changes: &[(&str, Option<&str>)]) -> NewRevision {
         message: "why".into(),
         action: "PUT /api/v1/routes/a".into(),
         changes,
+        pinned: Vec::new(),
+        urgent: None,
     }
 }
 

@@ -1,11 +1,12 @@
-//! What every store must do, shown on SQLite and on a real PostgreSQL, and what only one of them can do.
+//! The contract of every store, on SQLite and on a real PostgreSQL, and the behaviour of each alone.
 
-// What the checks call is test code as well, which the linter cannot see.
+// The functions that the checks call are test code as well, which the linter cannot see.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod contract;
 mod places;
 mod postgres;
+mod rollouts;
 mod sqlite;
 
 use places::{OnPostgres, OnSqlite};
@@ -45,6 +46,13 @@ on_both! {
     a_proxy_is_changed_only_by_the_control_plane_that_has_it,
     a_control_plane_that_was_silent_for_long_is_dead_until_it_says_otherwise,
     rollouts_are_kept_by_id,
+    one_control_plane_leads_and_each_lead_has_its_own_term,
+    a_decision_is_made_by_the_leader_and_from_the_one_before,
+    a_commit_pins_a_fleet_unless_a_decision_has,
+    a_command_is_answered_once_and_in_time,
+    an_urgent_revision_is_noted_with_its_commit,
+    counts_reach_the_other_control_planes,
+    rollouts_that_ran_are_kept_by_id,
     tokens_are_kept_by_name,
     sessions_are_kept_and_end_with_their_token,
     what_a_newer_version_wrote_is_kept_as_unknown,

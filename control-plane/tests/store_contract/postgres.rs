@@ -1,4 +1,4 @@
-//! What PostgreSQL does beyond the contract: it is shared, and it goes away.
+//! PostgreSQL beyond the contract: it is shared, and it goes away.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ async fn control_planes_that_start_at_once_make_the_tables_once() {
     for head in &heads {
         assert_eq!(head.as_ref().unwrap(), heads[0].as_ref().unwrap());
     }
-    assert_eq!(place.sql("SELECT version FROM signalbox_schema ORDER BY 1"), "1\n2\n3\n4");
+    assert_eq!(place.sql("SELECT version FROM signalbox_schema ORDER BY 1"), "1\n2\n3\n4\n5");
 }
 
 #[tokio::test]
@@ -29,7 +29,7 @@ async fn a_newer_schema_is_refused_unless_it_says_that_this_version_can_use_it()
     place.open().await;
     let refused = async || match store::open(&place.url()).await {
         Err(StoreError::Broken(message)) => {
-            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 4");
+            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 5");
         }
         other => panic!("{:?}", other.err()),
     };
@@ -58,7 +58,7 @@ async fn a_commit_wakes_who_waits_in_another_process() {
     one.new_epoch().await.unwrap();
     woken(&hint).await;
     one.commit(0, revision(&[("route/a", Some("x"))])).await.unwrap_err();
-    one.note("ann", "x", "").await.unwrap();
+    one.append_audit("ann", "x", "").await.unwrap();
     assert!(timeout(Duration::from_millis(300), hint.notified()).await.is_err(), "no revision, no hint");
 }
 

@@ -1,4 +1,4 @@
-//! What SQLite does beyond the contract: files.
+//! SQLite beyond the contract: files.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,7 +58,7 @@ async fn a_newer_schema_is_refused_unless_it_says_that_this_version_can_use_it()
     sql(&file, "PRAGMA user_version = 99").await;
     sql(&file, "UPDATE schema_compatibility SET oldest = 99").await;
     let refused = open(&file).await;
-    assert_broken(refused, "has schema version 99, made by a newer Signalbox; this one knows 4");
+    assert_broken(refused, "has schema version 99, made by a newer Signalbox; this one knows 5");
     // One that only added to the tables says so.
     sql(&file, "UPDATE schema_compatibility SET oldest = 3").await;
     assert_eq!(open(&file).await.unwrap().head().await.unwrap().number, 0);
@@ -77,9 +77,34 @@ async fn a_directory_that_cannot_be_made_is_named() {
 #[tokio::test]
 async fn a_url_without_a_file_is_refused() {
     for url in ["sqlite::memory:", "sqlite://", "sqlite://x.db?mode=memory"] {
-        assert_broken(store::open(url).await, "its URL names no file");
+        assert_eq!(url_error(url).await, "the database URL names no file");
     }
-    assert_broken(store::open("mysql://localhost/x").await, "neither sqlite:// nor postgres://");
+}
+
+#[tokio::test]
+async fn a_url_of_a_wrong_scheme_is_refused_by_its_scheme_and_without_its_password() {
+    for (url, why) in [
+        ("mysql://ann:secret-1@localhost/x", "has the scheme \"mysql\""),
+        ("Postgres://ann:secret-1@localhost/x", "has the scheme \"Postgres\""),
+        ("ann:secret-1@localhost/x", "has no scheme"),
+        ("secret-1", "has no scheme"),
+        ("postgres://ann:secret-1@localhost:many/x", "cannot be read: "),
+    ] {
+        let error = url_error(url).await;
+        assert!(error.starts_with(&format!("the database URL {why}")), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+        let names_those_that_work =
+            error.contains("sqlite://PATH") && error.contains("postgres://USER:PASSWORD@HOST");
+        assert!(names_those_that_work || !why.contains("scheme"), "{error}");
+    }
+}
+
+async fn url_error(url: &str) -> String {
+    match store::open(url).await {
+        Err(error @ StoreError::Url(_)) => error.to_string(),
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("{url} was opened"),
+    }
 }
 
 #[tokio::test]
@@ -90,7 +115,7 @@ async fn a_lock_that_another_process_keeps_is_unavailable() {
 
     let mut other = connect(&place.file()).await;
     sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
-    let error = store.note("ann", "x", "").await.unwrap_err();
+    let error = store.append_audit("ann", "x", "").await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
     // Reading goes on meanwhile.
     assert_eq!(store.head().await.unwrap().number, 1);

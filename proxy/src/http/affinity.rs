@@ -1,52 +1,57 @@
-//! What a request is known by, where the balancing sends those that are known by the same to the same target.
+//! Session affinity: the request property by which hashing policies choose a target.
 
 use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderValue, header, request};
 use percent_encoding::percent_decode_str;
-use signalbox_config::{HashOn, Name};
+use signalbox_config::HashOn;
+use signalbox_plugins::Exchange as PluginNotes;
 
 use super::exchange::Exchange;
 use super::trust::Client;
 use crate::upstream::hash::stable_hash;
 
-/// The hash of what the request is known by; `None`: it has nothing of the kind. Where that is a cookie, one is made and
-/// noted for the answer.
+/// The hash of the request's affinity property; `None` if it has none. If the property is a cookie, a missing one is
+/// generated and set on the response.
 pub(super) fn hash(
     on: &HashOn,
     exchange: &mut Exchange,
     head: &request::Parts,
-    consumer: Option<&Name>,
+    notes: Option<&PluginNotes>,
 ) -> Option<u64> {
-    let known = known(on, exchange.client(), head, consumer);
+    let known = known(on, exchange.request.client(), head, notes);
     match (known, on) {
         (None, HashOn::Cookie { name, attributes }) => {
             let value = format!("{:016x}", fastrand::u64(..));
             let text = format!("{name}={value}{attributes}");
-            exchange.set_cookie = HeaderValue::try_from(text).ok().map(Box::new);
+            exchange.attempts.set_cookie = HeaderValue::try_from(text).ok().map(Box::new);
             Some(stable_hash(value.as_bytes()))
         }
         (known, _) => known,
     }
 }
 
-/// Likewise, of what the request has of itself.
+/// The hash of the affinity property that the request already has.
 pub(super) fn known(
     on: &HashOn,
     client: &Client,
     head: &request::Parts,
-    consumer: Option<&Name>,
+    notes: Option<&PluginNotes>,
 ) -> Option<u64> {
     match on {
         HashOn::Header(name) => head
             .headers
             .get(name)
+            .or_else(|| notes?.deferred_headers().find(|(known, _)| *known == name).map(|(_, value)| value))
             .filter(|value| !value.is_empty())
             .map(|value| stable_hash(value.as_bytes())),
         HashOn::Cookie { name, .. } => cookie(&head.headers, name).map(stable_hash),
         HashOn::Query(name) => parameter(head.uri.query()?, name).map(|value| stable_hash(value.as_bytes())),
         HashOn::SourceIp => Some(stable_hash(client.text.as_bytes())),
-        HashOn::Consumer => consumer.map(|name| stable_hash(name.as_str().as_bytes())),
+        HashOn::Consumer => {
+            let identity = notes?.identity.as_ref()?;
+            Some(stable_hash(identity.consumer.name.as_str().as_bytes()))
+        }
     }
 }
 

@@ -1,7 +1,8 @@
-//! A request on its way to a target.
+//! Forwarding a request to a target.
 //!
-//! A route that neither retries nor mirrors, to an upstream without a circuit breaker, takes the short way: one target, one
-//! attempt. All others take [`guarded`], which asks the limits and the breaker, and decides what becomes of a failure.
+//! If the route neither retries nor mirrors, and the upstream has no limits and no circuit breaker, there is one
+//! target and one attempt. All other requests take [`forward_guarded`], which applies the limits and the breaker, and
+//! handles failures.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -10,46 +11,46 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request, response};
-use signalbox_config::{Forward, Name, Respond, Retry, RetryOn, UpstreamProtocol};
+use http::{HeaderValue, Response, header, request, response};
+use signalbox_config::{Forward, UpstreamProtocol};
+use signalbox_plugins::Exchange as PluginNotes;
 use smallvec::SmallVec;
 
 use super::affinity;
-use super::body::{Progress, RequestBody};
 use super::exchange::Exchange;
-use super::handle::Answer;
-use super::head::{self, Forwarded, Special};
+use super::head::{self, Forwarded, HeaderFlags};
 use super::mirror::{self, Mirror};
-use super::problem::Failure;
+use super::reply::Reply;
+use super::retry::{Decision, Retries, is_idempotent};
 use super::rewrite;
 use super::switch::Switch;
+use super::worker_context::WorkerContext;
 use crate::active::{Active, CompiledRoute};
-use crate::deadlines::Deadline;
+use crate::core::deadlines::Deadline;
+use crate::core::failure::Failure;
+use crate::core::outcome::Outcome;
 use crate::telemetry::Flag;
-use crate::tls::Offer;
 use crate::upstream::{
-    AnswerBody, ConnectError, Connection, Endpoint, ExchangeError, Head, Malformed, Outcome, Outgoing,
-    Permit, Pick, RetryOutcome, SendError, Switched, Target, Trial, Upstream,
+    Attempt, AttemptError, Head, NO_UPGRADES, Outgoing, Permit, Pick, Picked, RetryOutcome, Target,
+    TargetBody, Timeout, Trial, Upstream,
 };
-use crate::worker::Worker;
+use crate::wire::body::{Progress, RequestBody};
 
-/// A request as it came out of the plugins.
+/// A request after the plugins have run.
 pub(super) struct Request<'a> {
     pub(super) head: &'a mut request::Parts,
-    pub(super) special: Special,
-    /// What the client asked for.
+    pub(super) flags: HeaderFlags,
+    /// The host that the client asked for.
     pub(super) host: Option<&'a HeaderValue>,
-    /// Who the client is.
-    pub(super) consumer: Option<&'a Name>,
+    /// The notes of the plugins, if there are any.
+    pub(super) notes: Option<&'a PluginNotes>,
     pub(super) body: RequestBody,
-    /// How much of the path a prefix of the route matched.
+    /// The number of bytes of the path that a prefix of the route matched.
     pub(super) prefix_len: usize,
 }
 
-/// Retries wait for a random time up to this, doubled for each, as Envoy's do.
-const BACKOFF: Duration = Duration::from_millis(25);
-const MAX_BACKOFF: Duration = Duration::from_millis(250);
+/// A response's head and body.
+type TargetResponse = (Head, TargetBody);
 
 /// Sends a request to one of the route's upstreams.
 #[inline]
@@ -59,73 +60,85 @@ pub(super) async fn forward(
     route: &CompiledRoute,
     forward: &Forward,
     request: Request<'_>,
-) -> Result<Answer, Failure> {
+) -> Result<Reply, Failure> {
     let slot = route.upstream(|total| fastrand::u32(..total)).ok_or(Failure::NoHealthyTarget)?;
-    let upstream = serving.upstreams.get(slot as usize).and_then(Option::as_ref);
+    let upstream = serving.upstreams.get(slot);
     let upstream = upstream.ok_or(Failure::NoHealthyTarget)?;
-    exchange.upstream(upstream);
+    exchange.attempts.set_upstream(upstream);
     let hash_on = upstream.hash_on.as_ref();
-    let hash = hash_on.and_then(|on| affinity::hash(on, exchange, request.head, request.consumer));
-    if exchange.switch == Some(Switch::Connect) {
-        return Box::pin(connect_client(exchange, upstream, hash)).await;
+    let hash = hash_on.and_then(|on| affinity::hash(on, exchange, request.head, request.notes));
+    if exchange.request.switch == Some(Switch::Connect) {
+        return Box::pin(forward_connect(exchange, upstream, hash)).await;
     }
     if route.is_guarded() || upstream.is_guarded() {
-        return Box::pin(guarded(exchange, serving, route, forward, upstream, request, hash)).await;
+        let guarded = Guarded { serving, route, forward, upstream, hash };
+        return Box::pin(forward_guarded(exchange, &guarded, request)).await;
     }
-    let pick = Pick { worker: exchange.downstream.worker.index, now: exchange.started, hash, exclude: &[] };
-    let target = upstream.pick(&pick).ok_or_else(|| no_target(exchange, upstream))?;
-    exchange.targeted(upstream, &target);
-    let endpoint = upstream.endpoint(&target);
-    drop(target);
-    let Request { head, special, host, body, prefix_len, .. } = request;
-    rewrite(forward, head, prefix_len)?;
-    let mut outgoing = encode(exchange, head, special, host, body, None)?;
-    let (head, body) = attempt(exchange, upstream, endpoint, &mut outgoing, &mut head.headers).await?;
-    Ok(answer(exchange, head, body, outgoing))
+    let attempt = begin(exchange, upstream, hash, &[], None)?.0;
+    rewrite(forward, request.head, request.prefix_len)?;
+    let (head, mut outgoing) = encode(exchange, request, None)?;
+    match send(exchange, upstream, &attempt, &mut outgoing, head).await {
+        Ok((head, body)) => Ok(pass_on(exchange, attempt, head, body, outgoing)),
+        Err(failure) => Err(fail(exchange, attempt, failure)),
+    }
 }
 
 /// Answers a CONNECT with a connection to a target.
-async fn connect_client(
+async fn forward_connect(
     exchange: &mut Exchange,
     upstream: &Arc<Upstream>,
     hash: Option<u64>,
-) -> Result<Answer, Failure> {
-    let worker = Rc::clone(&exchange.downstream.worker);
-    let limits = upstream.limits.as_ref();
-    let running = upstream.load.request(limits.map_or(u32::MAX, |limits| limits.requests));
-    exchange.running = Some(running.ok_or(Failure::Overflow)?);
-    let Some(trial) = admit(upstream) else { return refuse(exchange, upstream) };
-    let pick = Pick { worker: worker.index, now: exchange.started, hash, exclude: &[] };
-    let target = Arc::clone(&*upstream.pick(&pick).ok_or_else(|| no_target(exchange, upstream))?);
-    exchange.targeted(upstream, &target);
-    exchange.attempts = 1;
-    let endpoint = upstream.endpoint(&target);
-    // An idle connection is of use only in that its end lets another begin.
-    let idle = || worker.pool.take(endpoint, Instant::now()).and(None);
-    let opening = async {
-        match may_connect(&worker, upstream, endpoint, idle).await? {
-            Had::Idle(_) => Err(ConnectError::TooMany),
-            Had::Permit(permit) => {
-                Switched::open(endpoint, upstream, Arc::clone(&worker.stats), permit).await
-            }
+) -> Result<Reply, Failure> {
+    let worker = Rc::clone(&exchange.request.downstream.worker);
+    exchange.attempts.permit = Some(upstream.admit_request()?);
+    let Ok(trial) = upstream.admit_attempt() else { return refuse(exchange, upstream) };
+    let (mut attempt, target) = begin(exchange, upstream, hash, &[], trial)?;
+    drop(target);
+    let opened = exchange.in_time(attempt.open(&worker.pool, upstream)).await;
+    match flatten(exchange, opened) {
+        Ok(opened) => {
+            exchange.upstream_answered();
+            attempt.answered(worker.index, Outcome::Good);
+            exchange.attempts.keep(attempt, Outcome::Good);
+            Ok(Reply::Switched(Response::new(()).into_parts().0, Box::new(opened)))
         }
-    };
-    let opened = in_time(exchange, opening).await?;
-    if let Some(trial) = trial
-        && !matches!(opened, Err(ConnectError::TooMany | ConnectError::NoRoom(_)))
-    {
-        trial.report(worker.index, Instant::now(), opened.is_ok());
+        Err(failure) => {
+            if let Some(timeout) = Timeout::before_answer(failure, false) {
+                exchange.attempts.error = Some(attempt.note_error(upstream, timeout.reason(), &timeout));
+            }
+            Err(fail(exchange, attempt, failure))
+        }
     }
-    let opened = opened.map_err(|error| connect_failed(exchange, upstream, endpoint, &error))?;
-    exchange.upstream_answered(exchange.started);
-    Ok(Answer::Connected(Box::new(opened)))
 }
 
-/// Does what the route says of path and host.
+/// Picks a target that is not among `tried`, and begins an attempt.
+#[inline]
+fn begin<'u>(
+    exchange: &mut Exchange,
+    upstream: &'u Upstream,
+    hash: Option<u64>,
+    tried: &[Arc<Target>],
+    trial: Option<Trial>,
+) -> Result<(Attempt, Picked<'u>), Failure> {
+    let worker = exchange.request.downstream.worker.index;
+    let pick = Pick { worker, now: exchange.request.started, hash, exclude: tried };
+    match Attempt::begin(upstream, &pick, trial) {
+        Ok((attempt, target)) => {
+            exchange.set_target(&target);
+            Ok((attempt, target))
+        }
+        Err(error) => {
+            exchange.attempts.note_error(error);
+            Err(error.failure)
+        }
+    }
+}
+
+/// Applies the route's rewrites of path and host.
 #[inline]
 fn rewrite(forward: &Forward, head: &mut request::Parts, prefix_len: usize) -> Result<(), Failure> {
     let Some(wanted) = &forward.rewrite else { return Ok(()) };
-    // `OPTIONS *` has no path that could be another.
+    // `OPTIONS *` has no path to rewrite.
     if let Some(path) = wanted.path.as_ref().filter(|_| head.uri.path() != "*") {
         let path = rewrite::path(path, head.uri.path(), prefix_len);
         head.uri = rewrite::with_path(&head.uri, &path).ok_or(Failure::Misconfigured)?;
@@ -136,542 +149,311 @@ fn rewrite(forward: &Forward, head: &mut request::Parts, prefix_len: usize) -> R
     Ok(())
 }
 
-/// The request as it is to be written. The headers of `head` are of no use after it, but for their memory.
+/// Encodes the request for the wire. Only the memory of the returned head's headers is useful.
 #[inline]
-fn encode(
+fn encode<'a>(
     exchange: &mut Exchange,
-    head: &mut request::Parts,
-    special: Special,
-    host: Option<&HeaderValue>,
-    mut body: RequestBody,
+    request: Request<'a>,
     mirror: Option<Mirror<'_>>,
-) -> Result<Outgoing, Failure> {
-    let worker = Rc::clone(&exchange.downstream.worker);
-    let made = match head::traceparent(&head.headers, special) {
+) -> Result<(&'a mut request::Parts, Outgoing), Failure> {
+    let Request { head, flags, host, notes, mut body, .. } = request;
+    let worker = Rc::clone(&exchange.request.downstream.worker);
+    let made = match head::traceparent(&head.headers, flags) {
         Some(trace) => {
-            exchange.traced(trace.as_bytes());
+            exchange.set_trace(trace.as_bytes());
             None
         }
         None => {
             let made = worker.identifier.borrow_mut().traceparent();
-            exchange.traced(&made);
+            exchange.set_trace(&made);
             Some(made)
         }
     };
+    let context = &exchange.request;
     let forwarded = Forwarded {
-        request_id: exchange.request_id(),
-        client: &exchange.client().text,
-        https: exchange.downstream.https,
-        certificate: exchange.downstream.certificate.get(),
+        request_id: context.request_id(),
+        client: &context.client().text,
+        https: context.downstream.https,
+        certificate: context.downstream.certificate.get(),
         host,
+        notes,
         traceparent: made.as_ref(),
     };
-    let by_others = exchange.has_plugins || exchange.is_told();
-    // A copy that switched would be of no use, and its fields are of a connection that it does not have.
-    if let Some(mirror) = mirror.filter(|_| exchange.upgrade().is_none()) {
-        let mut said = Vec::new();
-        forwarded.write(&mut said, &head.headers, by_others);
-        mirror::send(&worker, mirror, head, said, &mut body);
+    let by_others =
+        (context.has_plugins || context.is_forwarded()) && head::has_forwarded_fields(&head.headers);
+    // A mirrored request that switches protocols would be of no use, and its fields belong to a connection that it
+    // does not have.
+    if let Some(mirror) = mirror.filter(|_| context.upgrade().is_none()) {
+        let mut fields = Vec::new();
+        forwarded.write(&mut fields, &head.headers, by_others);
+        mirror::send(&worker, mirror, head, fields, &mut body);
     }
     let repeatable = is_idempotent(&head.method);
-    let switches = exchange.upgrade().is_some();
-    let (protocol, scheme) = exchange.speaks();
-    if protocol == UpstreamProtocol::Http2 {
+    let switches = context.upgrade().is_some();
+    let Some(upstream) = &exchange.attempts.upstream else { return Err(Failure::NoHealthyTarget) };
+    let transport = &upstream.transport;
+    if transport.protocol == UpstreamProtocol::Http2 {
         forwarded.insert(&mut head.headers, by_others);
-        let mut request = Outgoing::http2(head, body, &scheme).ok_or(Failure::Misconfigured)?;
+        let request = Outgoing::http2(head, body, &transport.scheme());
+        let mut request = request.ok_or(Failure::Misconfigured)?;
         request.repeatable = repeatable;
-        if let Some(protocol) = exchange.upgrade() {
+        if let Some(protocol) = context.upgrade() {
             request.switch_over_http2(protocol).ok_or(NO_UPGRADES)?;
         }
-        return Ok(request);
+        return Ok((head, request));
     }
     let buffer = worker.buffer();
     let mut request = Outgoing::new(head, body, buffer, |out| forwarded.write(out, &head.headers, by_others));
     request.repeatable = repeatable;
     request.switches = switches;
     if repeatable {
-        // For a target that closes an idle connection just when it is used again.
+        // The request is kept in case the target closes an idle connection while it is being reused.
         request.keep();
     }
-    if protocol == UpstreamProtocol::Auto && !switches {
+    if transport.protocol == UpstreamProtocol::Auto && !switches {
         forwarded.insert(&mut head.headers, by_others);
-        request.or_http2(head, &scheme).ok_or(Failure::Misconfigured)?;
+        request.or_http2(head, &transport.scheme()).ok_or(Failure::Misconfigured)?;
     }
-    Ok(request)
+    Ok((head, request))
 }
 
-/// Sends a request to a target, once; a second time only if an idle connection turned out to be closed. The answer takes
-/// the memory of `headers`.
-async fn attempt(
-    exchange: &mut Exchange,
-    upstream: &Upstream,
-    endpoint: Endpoint,
-    request: &mut Outgoing,
-    headers: &mut HeaderMap,
-) -> Result<(Head, AnswerBody), Failure> {
-    let worker = Rc::clone(&exchange.downstream.worker);
-    // A target that may choose may choose otherwise than it did before; once, in the time of a request.
-    let mut may_choose = upstream.protocol == UpstreamProtocol::Auto && exchange.upgrade().is_none();
-    let mut http2 = match upstream.protocol {
-        UpstreamProtocol::Http1 => false,
-        UpstreamProtocol::Http2 => true,
-        UpstreamProtocol::Auto => may_choose && worker.pool.speaks_http2(endpoint, exchange.started),
-    };
-    let mut pooled = None;
-    let mut other = |error: &ConnectError, http2: &mut bool| {
-        let other = matches!(error, ConnectError::OtherProtocol) && std::mem::take(&mut may_choose);
-        if other {
-            *http2 = !*http2;
-            worker.pool.chose(endpoint, *http2);
-        }
-        other
-    };
-    if !http2 {
-        pooled = worker.pool.take(endpoint, exchange.started);
-    }
-    loop {
-        if upstream.protocol == UpstreamProtocol::Auto {
-            request.speak(http2);
-        }
-        exchange.attempts = exchange.attempts.saturating_add(1);
-        if http2 {
-            let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
-            let sending = worker.pool.http2.send(&worker.pool, endpoint, upstream, request, &worker.stats);
-            match in_time(exchange, sending).await? {
-                Ok((head, answer)) => {
-                    exchange.upstream_answered(sent);
-                    exchange.note_grpc_status(&head.headers);
-                    return Ok((head, AnswerBody::Http2(answer)));
-                }
-                Err(SendError::Connect(error)) if other(&error, &mut http2) => {
-                    exchange.attempts -= 1;
-                    continue;
-                }
-                Err(SendError::Connect(error)) => {
-                    return Err(connect_failed(exchange, upstream, endpoint, &error));
-                }
-                Err(SendError::Exchange(error)) => {
-                    return Err(exchange_failed(exchange, upstream, endpoint, &error));
-                }
-            }
-        }
-        let mut reused = pooled.is_some();
-        let mut connection = match pooled.take() {
-            Some(connection) => connection,
-            None => {
-                let offer = if exchange.upgrade().is_some() { Offer::Http1 } else { Offer::Any };
-                match in_time(exchange, Box::pin(connect(&worker, upstream, endpoint, offer))).await? {
-                    Ok((connection, idle)) => {
-                        reused = idle;
-                        connection
-                    }
-                    Err(error) if other(&error, &mut http2) => {
-                        exchange.attempts -= 1;
-                        continue;
-                    }
-                    Err(error) => return Err(connect_failed(exchange, upstream, endpoint, &error)),
-                }
-            }
-        };
-        let sent = if exchange.attempts > 1 { Instant::now() } else { exchange.started };
-        let sending = connection.send(request, upstream.response_limits, headers);
-        let error = match in_time(exchange, sending).await? {
-            Ok(head) => {
-                exchange.upstream_answered(sent);
-                exchange.note_grpc_status(&head.headers);
-                return Ok((head, AnswerBody::Own(connection)));
-            }
-            Err(error) => error,
-        };
-        // A target may close an idle connection at the very moment at which it is used again. That is no failure of the
-        // target, so the request is sent again, if it may be: RFC 9110, section 9.2.2.
-        let closed = matches!(error, ExchangeError::Closed { answered: false, .. });
-        if !(closed && reused && request.rewind()) {
-            return Err(exchange_failed(exchange, upstream, endpoint, &error));
-        }
-    }
-}
-
-const NO_UPGRADES: Failure = Failure::NotImplemented("The service takes no upgrades.");
-
-/// There is no connection for a request.
-#[cold]
-fn connect_failed(
-    exchange: &mut Exchange,
-    upstream: &Upstream,
-    endpoint: Endpoint,
-    error: &ConnectError,
-) -> Failure {
-    exchange.upstream_error = Some(error.reason());
-    not_connected(upstream, endpoint, error)
-}
-
-/// There is no answer to a request.
-#[cold]
-fn exchange_failed(
-    exchange: &mut Exchange,
-    upstream: &Upstream,
-    endpoint: Endpoint,
-    error: &ExchangeError,
-) -> Failure {
-    exchange.upstream_error = error.reason();
-    not_answered(upstream, endpoint, error)
-}
-
-/// There is no target for a request.
-#[cold]
-fn no_target(exchange: &mut Exchange, upstream: &Upstream) -> Failure {
-    exchange.upstream_error = upstream.note_no_target();
-    Failure::NoHealthyTarget
-}
-
-pub(super) fn not_answered(upstream: &Upstream, endpoint: Endpoint, error: &ExchangeError) -> Failure {
-    if let Some(reason) = error.reason() {
-        upstream.note_error(endpoint, reason, error);
-    }
-    match error {
-        ExchangeError::NoProtocols => NO_UPGRADES,
-        ExchangeError::RequestBody(error) => Failure::of_body(error),
-        ExchangeError::Malformed(Malformed::HeadTooLarge) => Failure::ResponseHeadTooLarge,
-        ExchangeError::Closed { .. } | ExchangeError::Malformed(_) | ExchangeError::Http2(_) => {
-            Failure::Reset
-        }
-    }
-}
-
-/// A target's answer, for the client.
+/// Waits for the response to an attempt, until the request's deadline. The response reuses the memory of the headers
+/// of `head`.
 #[inline]
-fn answer(exchange: &Exchange, head: Head, body: AnswerBody, request: Outgoing) -> Answer {
+async fn send(
+    exchange: &mut Exchange,
+    upstream: &Upstream,
+    attempt: &Attempt,
+    request: &mut Outgoing,
+    head: &mut request::Parts,
+) -> Result<TargetResponse, Failure> {
+    let sending = attempt.send(
+        &exchange.request.downstream.worker.pool,
+        upstream,
+        request,
+        &mut head.headers,
+        &exchange.attempts.sends,
+    );
+    let answered = exchange.in_time(sending).await;
+    let answered = flatten(exchange, answered).inspect_err(|failure| {
+        if let Some(reason) = attempt.note_timeout(upstream, *failure, request) {
+            exchange.attempts.error = Some(reason);
+        }
+    })?;
+    exchange.upstream_answered();
+    exchange.read_grpc_status(&answered.0.headers);
+    Ok(answered)
+}
+
+/// Merges the two layers of errors.
+#[inline]
+fn flatten<T>(
+    exchange: &mut Exchange,
+    result: Result<Result<T, AttemptError>, Failure>,
+) -> Result<T, Failure> {
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            exchange.attempts.note_error(error);
+            Err(error.failure)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Ends an attempt that brought no response. Returns the reason.
+#[cold]
+fn fail(exchange: &mut Exchange, attempt: Attempt, failure: Failure) -> Failure {
+    let worker = exchange.request.downstream.worker.index;
+    exchange.attempts.end_failed(attempt, worker, failure.outcome());
+    failure
+}
+
+/// Prepares a target's response for the client.
+#[inline]
+fn pass_on(
+    exchange: &mut Exchange,
+    mut attempt: Attempt,
+    head: Head,
+    body: TargetBody,
+    request: Outgoing,
+) -> Reply {
+    let worker = &exchange.request.downstream.worker;
+    let outcome = Outcome::of_answer(head.status, exchange.has_grpc_failed());
+    attempt.answered(worker.index, outcome);
+    // While the request's body is still in transit, a task of its own sends it: the client may want to send all of it
+    // before it reads the response.
+    let body = match body {
+        TargetBody::Own(connection) if request.is_sent() => {
+            worker.keep_buffer(request.into_buffer());
+            TargetBody::Own(connection)
+        }
+        TargetBody::Own(connection) => TargetBody::Shared(connection.share(request)),
+        TargetBody::Http2(mut answer) => {
+            if !request.is_sent() {
+                answer.write_in_background(request);
+            }
+            TargetBody::Http2(answer)
+        }
+        shared @ TargetBody::Shared(_) => shared,
+    };
+    exchange.attempts.keep(attempt, outcome);
     let mut parts: response::Parts = Response::new(()).into_parts().0;
     parts.status = head.status;
     parts.headers = head.headers;
-    // While the request's body is still on its way, a task of its own sends it: the client may want to send all of it
-    // before it reads the answer.
-    let body = match body {
-        AnswerBody::Own(connection) if request.is_sent() => {
-            exchange.downstream.worker.keep_buffer(request.into_buffer());
-            AnswerBody::Own(connection)
-        }
-        AnswerBody::Own(connection) => AnswerBody::Shared(connection.share(request)),
-        AnswerBody::Http2(mut answer) => {
-            if !request.is_sent() {
-                answer.write_beside(request);
-            }
-            AnswerBody::Http2(answer)
-        }
-        shared @ AnswerBody::Shared(_) => shared,
-    };
-    Answer::Target(parts, body)
+    Reply::Target(parts, body)
 }
 
-/// A connection to a target, and whether it was used before.
-pub(super) async fn connect(
-    worker: &Worker,
-    upstream: &Upstream,
-    endpoint: Endpoint,
-    offer: Offer,
-) -> Result<(Box<Connection>, bool), ConnectError> {
-    let idle = || worker.pool.take(endpoint, Instant::now());
-    let permit = match may_connect(worker, upstream, endpoint, idle).await? {
-        Had::Idle(connection) => return Ok((connection, true)),
-        Had::Permit(permit) => permit,
-    };
-    let opened = Connection::open(endpoint, upstream, offer, Arc::clone(&worker.stats), permit).await;
-    Ok((opened?, false))
-}
-
-/// What it takes to have a connection, as soon as the upstream's limits let it be had. `idle` is asked for one that came back
-/// meanwhile.
-async fn may_connect(
-    worker: &Worker,
-    upstream: &Upstream,
-    endpoint: Endpoint,
-    mut idle: impl FnMut() -> Option<Box<Connection>>,
-) -> Result<Had, ConnectError> {
-    let load = &upstream.load;
-    let limit = upstream.limits.map_or(u32::MAX, |limits| limits.connections);
-    match (load.connection(limit), &upstream.limits) {
-        (Some(permit), _) => Ok(Had::Permit(permit)),
-        (None, None) => Err(ConnectError::TooMany),
-        (None, Some(limits)) => {
-            let look = || match idle() {
-                Some(connection) => Some(Had::Idle(connection)),
-                None => load.connection(limit).map(Had::Permit),
-            };
-            worker.pool.wait(upstream, endpoint, limits, look).await
-        }
-    }
-}
-
-pub(super) fn not_connected(upstream: &Upstream, endpoint: Endpoint, error: &ConnectError) -> Failure {
-    upstream.note_error(endpoint, error.reason(), error);
-    match error {
-        ConnectError::Refused(_)
-        | ConnectError::Timeout
-        | ConnectError::Tls(_)
-        | ConnectError::TlsTimeout
-        | ConnectError::Http2(_)
-        | ConnectError::OtherProtocol => Failure::ConnectFailure,
-        ConnectError::TooMany => Failure::Overflow,
-        ConnectError::NoRoom(_) => Failure::NoRoom,
-    }
-}
-
-/// What it takes to have a connection.
-enum Had {
-    Idle(Box<Connection>),
-    /// To open one.
-    Permit(Permit),
-}
-
-/// What came of an attempt.
-type Tried = Result<(Head, AnswerBody), Broken>;
-
-/// Why an attempt brought no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Broken {
-    /// The request's time is over.
-    Late,
-    /// The attempt's time is over.
-    TryLate,
-    Failed(Failure),
-}
-
-/// Sends a request as limits, circuit breaker and retries have it.
-async fn guarded(
-    exchange: &mut Exchange,
-    serving: &Active,
-    route: &CompiledRoute,
-    forward: &Forward,
-    upstream: &Arc<Upstream>,
-    Request { head, special, host, consumer, body, prefix_len }: Request<'_>,
+/// The policies of a guarded request.
+struct Guarded<'a> {
+    serving: &'a Active,
+    route: &'a CompiledRoute,
+    forward: &'a Forward,
+    upstream: &'a Arc<Upstream>,
     hash: Option<u64>,
-) -> Result<Answer, Failure> {
-    let worker = Rc::clone(&exchange.downstream.worker);
-    let retry = forward.retry.as_deref();
-    if upstream.limits.is_some() || retry.is_some() {
-        let limit = upstream.limits.map_or(u32::MAX, |limits| limits.requests);
-        exchange.running = Some(upstream.load.request(limit).ok_or(Failure::Overflow)?);
-    }
-    let Some(mut trial) = admit(upstream) else { return refuse(exchange, upstream) };
-    rewrite(forward, head, prefix_len)?;
-    let mirror = route.mirror(|range| fastrand::u32(..range));
-    let mirror = mirror.and_then(|slot| {
-        let upstream = serving.upstreams.get(slot as usize)?.as_ref()?;
+}
+
+impl Guarded<'_> {
+    /// The mirror of the request, if it is to be mirrored.
+    fn mirror(&self, exchange: &Exchange, request: &Request<'_>) -> Option<Mirror<'_>> {
+        let slot = self.route.mirror(|range| fastrand::u32(..range))?;
+        let upstream = self.serving.upstreams.get(slot)?;
         let hash_on = upstream.hash_on.as_ref();
-        let hash = hash_on.and_then(|on| affinity::known(on, exchange.client(), head, consumer));
+        let client = exchange.request.client();
+        let hash = hash_on.and_then(|on| affinity::known(on, client, request.head, request.notes));
         Some(Mirror { upstream, hash })
-    });
-    let mut attempts = retry.map(|retry| Retries::new(retry, head));
-    let mut outgoing = encode(exchange, head, special, host, body, mirror)?;
+    }
+
+    /// The timeout of one attempt.
+    fn attempt_timeout(&self) -> Option<Duration> {
+        let of_route = self.forward.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+        let of_breaker = self.upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout);
+        [of_route, of_breaker].into_iter().flatten().min()
+    }
+
+    /// Takes a permit for a retry, if the budget allows it and the body is still buffered.
+    fn admit_retry(&self, outgoing: &mut Outgoing) -> Option<Permit> {
+        let load = &self.upstream.transport.load;
+        let retry = self.forward.retry.as_ref()?;
+        let Some(permit) = load.retry(retry.budget) else {
+            load.count_retry(RetryOutcome::OverBudget);
+            return None;
+        };
+        if !outgoing.restart() {
+            load.count_retry(RetryOutcome::BodyGone);
+            return None;
+        }
+        Some(permit)
+    }
+}
+
+/// Sends a request with limits, circuit breaker and retries.
+async fn forward_guarded(
+    exchange: &mut Exchange,
+    guarded: &Guarded<'_>,
+    request: Request<'_>,
+) -> Result<Reply, Failure> {
+    let Guarded { forward, upstream, hash, .. } = *guarded;
+    let worker = Rc::clone(&exchange.request.downstream.worker);
+    let retry = forward.retry.as_deref();
+    if upstream.transport.limits.is_some() || retry.is_some() {
+        exchange.attempts.permit = Some(upstream.admit_request()?);
+    }
+    let Ok(mut trial) = upstream.admit_attempt() else { return refuse(exchange, upstream) };
+    rewrite(forward, request.head, request.prefix_len)?;
+    let mirror = guarded.mirror(exchange, &request);
+    let mut retries = retry.map(|retry| Retries::new(retry, request.head));
+    let (head, mut outgoing) = encode(exchange, request, mirror)?;
     if retry.is_some() {
         outgoing.keep();
     }
     let mut tried: SmallVec<[Arc<Target>; 4]> = SmallVec::new();
     let mut permit: Option<Permit> = None;
     loop {
-        let pick = Pick { worker: worker.index, now: exchange.started, hash, exclude: &tried };
-        let target = Arc::clone(&*upstream.pick(&pick).ok_or_else(|| no_target(exchange, upstream))?);
-        exchange.targeted(upstream, &target);
-        let limit = [
-            retry.and_then(|retry| retry.per_try_timeout),
-            upstream.breaker.as_ref().and_then(|breaker| breaker.settings.timeout),
-        ];
-        let limit = limit.into_iter().flatten().min();
-        let endpoint = upstream.endpoint(&target);
-        let progress = exchange.progress.clone().filter(|_| !exchange.is_grpc);
-        let attempt = attempt(exchange, upstream, endpoint, &mut outgoing, &mut head.headers);
-        let result = in_try_time(&worker, limit, progress.as_deref(), attempt).await;
-        if let Some(outcome) = failed(exchange, &result) {
-            exchange.attempt_ended(outcome);
+        let (attempt, target) = begin(exchange, upstream, hash, &tried, trial)?;
+        let target = Arc::clone(&*target);
+        let progress = exchange.request.progress.clone().filter(|_| !exchange.request.is_grpc);
+        let sending = send(exchange, upstream, &attempt, &mut outgoing, head);
+        let result = within(&worker, guarded.attempt_timeout(), progress.as_deref(), sending).await;
+        if let Err(Failure::AttemptTimeout) = result {
+            exchange.attempts.error = attempt.note_timeout(upstream, Failure::AttemptTimeout, &outgoing);
         }
-        tell(trial.take(), worker.index, judge(exchange, &result));
-        let again = attempts.as_mut().and_then(|attempts| attempts.after(&result, &outgoing));
+        let has_begun = outgoing.has_begun();
+        let seen = result.as_ref().map(|(head, _)| (head.status, &head.headers)).map_err(|failure| *failure);
+        let decision = match &mut retries {
+            Some(retries) => retries.decide(seen, has_begun),
+            None => Decision::Keep,
+        };
         if permit.take().is_some() {
-            let outcome = if again.is_none() && result.is_ok() {
-                RetryOutcome::Succeeded
-            } else {
-                RetryOutcome::Failed
-            };
-            upstream.load.count_retry(outcome);
+            let succeeded = decision == Decision::Keep && result.is_ok();
+            let outcome = if succeeded { RetryOutcome::Succeeded } else { RetryOutcome::Failed };
+            upstream.transport.load.count_retry(outcome);
         }
-        let in_step = outgoing.is_sent();
-        let wait = match again {
-            None => None,
-            Some(Again::Exhausted) => {
-                exchange.noted = Flag::RetriesExhausted;
+        let is_in_step = outgoing.is_sent();
+        let wait = match decision {
+            Decision::Keep => None,
+            Decision::Exhausted => {
+                exchange.set_flag_for_answer(Flag::RetriesExhausted);
                 None
             }
-            Some(Again::After(wait)) => {
-                permit = retry.and_then(|retry| upstream.load.retry(retry.budget));
-                if permit.is_none() {
-                    upstream.load.count_retry(RetryOutcome::OverBudget);
-                    None
-                } else if !outgoing.restart() {
-                    upstream.load.count_retry(RetryOutcome::BodyGone);
-                    permit = None;
-                    None
-                } else {
-                    Some(wait)
-                }
+            Decision::RetryAfter(wait) => {
+                permit = guarded.admit_retry(&mut outgoing);
+                permit.as_ref().map(|_| wait)
             }
         };
         let Some(wait) = wait else {
             return match result {
-                Ok((head, body)) => Ok(self::answer(exchange, head, body, outgoing)),
-                Err(Broken::Late | Broken::TryLate) => Err(Failure::Timeout),
-                Err(Broken::Failed(failure)) => Err(failure),
+                Ok((head, body)) => Ok(pass_on(exchange, attempt, head, body, outgoing)),
+                Err(failure) => Err(fail(exchange, attempt, failure)),
             };
         };
+        let outcome = match &result {
+            Ok((head, _)) => Outcome::of_answer(head.status, exchange.has_grpc_failed()),
+            Err(failure) => failure.outcome(),
+        };
+        exchange.attempts.end_failed(attempt, worker.index, outcome);
         if let Ok((answer, body)) = result {
             head.headers = answer.headers;
-            // A target that still expects some of this request would take the next one for it.
-            if in_step {
+            // If the target still expects a part of this request, it would take the next one for it.
+            if is_in_step {
                 discard(&worker, upstream, body);
             }
         }
         tried.push(target);
-        in_time(exchange, Box::pin(tokio::time::sleep(wait))).await?;
-        let Some(next) = admit(upstream) else { return refuse(exchange, upstream) };
+        exchange.in_time(Box::pin(tokio::time::sleep(wait))).await?;
+        let Ok(next) = upstream.admit_attempt() else { return refuse(exchange, upstream) };
         trial = next;
     }
 }
 
-/// What a target is to blame for, if an attempt failed.
-fn failed(exchange: &Exchange, result: &Tried) -> Option<Outcome> {
-    Some(judge(exchange, result)).filter(|outcome| *outcome != Outcome::Good)
-}
-
-fn judge(exchange: &Exchange, result: &Tried) -> Outcome {
-    let status = result.as_ref().map(|(head, _)| head.status).map_err(|broken| *broken);
-    outcome(status, exchange.has_grpc_failed(), exchange.has_client_deadline())
-}
-
-/// What a target is to blame for after an attempt. `hurried`: it was the client that said how much time there is.
-pub(super) fn outcome(result: Result<StatusCode, Broken>, has_grpc_failed: bool, hurried: bool) -> Outcome {
-    match result {
-        Ok(status) if status.is_server_error() || has_grpc_failed => Outcome::ServerError,
-        Ok(_) => Outcome::Good,
-        Err(Broken::Late) if hurried => Outcome::Abandoned,
-        Err(Broken::Late | Broken::TryLate | Broken::Failed(Failure::StreamIdle)) => Outcome::Timeout,
-        Err(Broken::Failed(Failure::ConnectFailure)) => Outcome::ConnectFailure,
-        Err(Broken::Failed(Failure::Reset | Failure::ResponseHeadTooLarge)) => Outcome::Reset,
-        Err(Broken::Failed(_)) => Outcome::Abandoned,
-    }
-}
-
-/// Asks the breaker. `None`: nothing is to be sent.
-#[expect(clippy::option_option, reason = "a breaker that lets the request through, and none at all")]
-fn admit(upstream: &Upstream) -> Option<Option<Trial>> {
-    match &upstream.breaker {
-        None => Some(None),
-        Some(breaker) => breaker.admit(Instant::now()).map(Some),
-    }
-}
-
-/// What is answered when nothing may be sent.
-fn refuse(exchange: &mut Exchange, upstream: &Upstream) -> Result<Answer, Failure> {
+/// The response while the circuit breaker is open.
+fn refuse(exchange: &mut Exchange, upstream: &Upstream) -> Result<Reply, Failure> {
     let fallback = upstream.breaker.as_ref().and_then(|breaker| breaker.settings.fallback.as_ref());
-    // A call of gRPC that is answered with success, and without a message, would be a broken one.
-    let fallback = fallback.filter(|fallback| !(exchange.is_grpc && fallback.status.is_success()));
+    // A gRPC call that is answered with success, and without a message, would be malformed.
+    let fallback = fallback.filter(|fallback| !(exchange.request.is_grpc && fallback.status.is_success()));
     let Some(fallback) = fallback else { return Err(Failure::Overflow) };
-    exchange.noted = Flag::Overflow;
-    Ok(Answer::Own(respond(fallback)))
+    exchange.set_flag_for_answer(Flag::Overflow);
+    Ok(Reply::configured(fallback))
 }
 
-/// An answer as the configuration has it.
-pub(super) fn respond(respond: &Respond) -> Response<Bytes> {
-    let mut response = Response::new(respond.body.clone());
-    *response.status_mut() = respond.status;
-    for (name, value) in &respond.headers {
-        response.headers_mut().append(name.clone(), value.clone());
-    }
-    response
-}
-
-/// Tells the breaker what came of a request. Nothing is known of an upstream that is not to blame.
-pub(super) fn tell(trial: Option<Trial>, worker: usize, outcome: Outcome) {
-    let succeeded = match outcome {
-        Outcome::Good => true,
-        Outcome::ServerError | Outcome::ConnectFailure | Outcome::Reset | Outcome::Timeout => false,
-        Outcome::Abandoned => return,
-    };
-    if let Some(trial) = trial {
-        trial.report(worker, Instant::now(), succeeded);
-    }
-}
-
-/// What a route's retries have come to.
-struct Retries<'a> {
-    policy: &'a Retry,
-    /// Whether the target may see the request twice.
-    repeatable: bool,
-    grpc: bool,
-    made: u8,
-}
-
-/// A request is to be sent again.
-enum Again {
-    After(Duration),
-    /// It was sent often enough.
-    Exhausted,
-}
-
-impl<'a> Retries<'a> {
-    fn new(policy: &'a Retry, head: &request::Parts) -> Self {
-        let repeatable = match &policy.methods {
-            Some(methods) => methods.contains(&head.method),
-            None => is_idempotent(&head.method),
-        };
-        let grpc = policy.on.has_grpc() && head::is_grpc(&head.headers);
-        Self { policy, repeatable, grpc, made: 0 }
-    }
-
-    /// Whether to send the request again after `result`.
-    fn after(&mut self, result: &Tried, request: &Outgoing) -> Option<Again> {
-        let on = self.policy.on;
-        let wanted = match result {
-            Ok((head, _)) => {
-                (self.repeatable && on.has_status(head.status.as_u16()))
-                    || (self.grpc
-                        && head::grpc_status(&head.headers).is_some_and(|status| on.has_grpc_status(status)))
-            }
-            Err(Broken::Failed(Failure::ConnectFailure | Failure::NoRoom)) => on.has(RetryOn::ConnectFailure),
-            Err(Broken::Failed(Failure::Reset | Failure::ResponseHeadTooLarge) | Broken::TryLate) => {
-                on.has(RetryOn::Reset) && (self.repeatable || !request.has_begun())
-            }
-            Err(Broken::Failed(_) | Broken::Late) => false,
-        };
-        if !wanted {
-            return None;
-        }
-        if self.made >= self.policy.attempts {
-            return Some(Again::Exhausted);
-        }
-        let most = (BACKOFF * 2u32.pow(self.made.into())).min(MAX_BACKOFF);
-        self.made += 1;
-        Some(Again::After(most.mul_f64(fastrand::f64())))
-    }
-}
-
-/// Lets go of an answer that is not wanted; its connection is kept if all of it has come.
-fn discard(worker: &Worker, upstream: &Upstream, mut body: AnswerBody) {
+/// Discards a response; its connection is kept if the whole response has arrived.
+fn discard(worker: &WorkerContext, upstream: &Upstream, mut body: TargetBody) {
     let mut cx = Context::from_waker(Waker::noop());
     while let Poll::Ready(Some(Ok(_))) = body.poll(&mut cx) {}
     if body.is_end()
         && let Some(connection) = body.into_connection()
     {
-        worker.pool.pass_on(connection, Instant::now(), upstream.idle_timeout);
+        worker.pool.pass_on(connection, Instant::now(), upstream.transport.idle_timeout);
     }
 }
 
-/// Waits for an attempt as long as it may take. While it is the client that has to send on, that is not counted.
-async fn in_try_time<T>(
-    worker: &Worker,
+/// Waits for an attempt up to its timeout. Time in which the client is the one that has to send does not count.
+async fn within<T>(
+    worker: &WorkerContext,
     limit: Option<Duration>,
     progress: Option<&Progress>,
     attempt: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Broken> {
+) -> Result<T, Failure> {
     let mut attempt = pin!(attempt);
     let began = Instant::now();
     let before = progress.map_or(Duration::ZERO, |progress| progress.waited(began));
@@ -682,10 +464,7 @@ async fn in_try_time<T>(
     });
     poll_fn(|cx| {
         if let Poll::Ready(result) = attempt.as_mut().poll(cx) {
-            return Poll::Ready(result.map_err(|failure| match failure {
-                Failure::Timeout => Broken::Late,
-                failure => Broken::Failed(failure),
-            }));
+            return Poll::Ready(result);
         }
         if let (Some(deadline), Some(limit)) = (&deadline, limit) {
             deadline.register(cx.waker());
@@ -694,7 +473,7 @@ async fn in_try_time<T>(
                     progress.map_or(Duration::ZERO, |it| it.waited(Instant::now()).saturating_sub(before));
                 let due = began + limit + waited;
                 if due <= Instant::now() {
-                    return Poll::Ready(Err(Broken::TryLate));
+                    return Poll::Ready(Err(Failure::AttemptTimeout));
                 }
                 deadline.set(Some(due));
             }
@@ -702,24 +481,4 @@ async fn in_try_time<T>(
         Poll::Pending
     })
     .await
-}
-
-/// Waits for `future` as long as the request may take.
-#[inline]
-pub(super) async fn in_time<F: Future>(exchange: &Exchange, future: F) -> Result<F::Output, Failure> {
-    let mut future = pin!(future);
-    poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending if exchange.is_late(cx) => Poll::Ready(Err(exchange.lateness())),
-        Poll::Pending => Poll::Pending,
-    })
-    .await
-}
-
-/// RFC 9110, section 9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    )
 }

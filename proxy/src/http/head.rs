@@ -1,4 +1,4 @@
-//! What is taken out of heads, and put into them, on the way through.
+//! The rules for heads: which fields are removed, added or refused.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -11,67 +11,22 @@ use signalbox_config::arrival::{
 pub use signalbox_config::arrival::{Claims, remove_claims};
 pub(super) use signalbox_config::arrival::{X_FORWARDED_PROTO, X_REQUEST_ID};
 use signalbox_config::{ClientCertificate, host};
-use signalbox_plugins::Consumers;
+use signalbox_plugins::{Consumers, Exchange as PluginNotes};
 use smallvec::SmallVec;
 
-use super::identify::{Traceparent, is_traceparent};
-use super::problem::Failure;
+use crate::core::failure::Failure;
+use crate::core::fields::{KEEP_ALIVE, PROXY_CONNECTION};
+use crate::core::identify::{Traceparent, is_traceparent};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-/// What is of one connection of HTTP/1.1, and has no place in HTTP/2 (RFC 9113, section 8.2.2) or in trailers.
-pub const OF_A_CONNECTION: [HeaderName; 5] =
-    [header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE];
-
-/// Fields that mean nothing behind a body, or something else there than in front of it: they frame, route or authenticate the message,
-/// modify the request, or say how the body is to be read or kept (RFC 9110, section 6.5.1; the groups are those of RFC 7230, section
-/// 4.1.2).
-const NOT_IN_TRAILERS: [HeaderName; 37] = [
-    header::CONTENT_LENGTH,
-    header::TRANSFER_ENCODING,
-    header::TRAILER,
-    header::CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    header::UPGRADE,
-    header::TE,
-    header::HOST,
-    header::CACHE_CONTROL,
-    header::EXPECT,
-    header::MAX_FORWARDS,
-    header::PRAGMA,
-    header::RANGE,
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_UNMODIFIED_SINCE,
-    header::IF_RANGE,
-    header::AUTHORIZATION,
-    header::PROXY_AUTHORIZATION,
-    header::WWW_AUTHENTICATE,
-    header::PROXY_AUTHENTICATE,
-    HeaderName::from_static("authentication-info"),
-    HeaderName::from_static("proxy-authentication-info"),
-    header::COOKIE,
-    header::SET_COOKIE,
-    header::AGE,
-    header::EXPIRES,
-    header::DATE,
-    header::LOCATION,
-    header::RETRY_AFTER,
-    header::VARY,
-    header::WARNING,
-    header::CONTENT_ENCODING,
-    header::CONTENT_TYPE,
-    header::CONTENT_RANGE,
-];
-
-/// What is in a head that the proxy must see to, found in one pass over it.
+/// Request fields whose values rarely repeat, or that identify a client.
+const SELDOM_REPEATED: [HeaderName; 4] =
+    [X_REQUEST_ID, TRACEPARENT, HeaderName::from_static("tracestate"), X_FORWARDED_FOR];
+/// The fields of a head that the proxy has to handle, found in one pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Special(u32);
+pub struct HeaderFlags(u32);
 
-impl Special {
+impl HeaderFlags {
     const CONNECTION: Self = Self(1);
     const KEEP_ALIVE: Self = Self(1 << 1);
     const PROXY_CONNECTION: Self = Self(1 << 2);
@@ -88,31 +43,31 @@ impl Special {
     const COOKIES: Self = Self(1 << 12);
     const HOST: Self = Self(1 << 13);
     const HOSTS: Self = Self(1 << 14);
-    /// One of those that the proxy says itself.
+    /// One of the forwarded headers, which the proxy sets itself.
     const FORWARDED: Self = Self(1 << 15);
     const LENGTH: Self = Self(1 << 16);
     const LENGTHS: Self = Self(1 << 17);
     const GRPC_TIMEOUT: Self = Self(1 << 18);
-    /// What only the proxy may say of a client's certificate.
+    /// A client certificate header, which only the proxy may set.
     const CLIENT_CERTIFICATE: Self = Self(1 << 19);
-    /// One of the above two, of what is said of a client, or of what frames a message, in another spelling: many servers take `X_A`
-    /// for `X-A`.
-    const MISSPELT: Self = Self(1 << 20);
+    /// A field of the above two groups, a claim about a client, or a framing field in another spelling: many servers
+    /// take `X_A` for `X-A`.
+    const ALTERNATE_SPELLING: Self = Self(1 << 20);
     const HOP_BY_HOP: Self = Self(0b10_1111);
 
-    /// What of the above `headers` has.
+    /// The flags of `headers`.
     #[inline]
     pub fn of(headers: &HeaderMap) -> Self {
         let mut found = Self::default();
         for (name, _) in headers {
-            found.note(name);
+            found.add(name);
         }
         found
     }
 
     #[inline]
-    fn note(&mut self, name: &HeaderName) {
-        let special = match name.as_str() {
+    fn add(&mut self, name: &HeaderName) {
+        let flags = match name.as_str() {
             "host" if self.has(Self::HOST) => Self::HOSTS,
             "host" => Self::HOST,
             "content-length" if self.has(Self::LENGTH) => Self::LENGTHS,
@@ -140,19 +95,19 @@ impl Special {
                 Self::CONSUMER
             }
             name if tells_otherwise(name) => Self::FORWARDED,
-            name if name.starts_with(['x', 't', 'c']) && is_misspelt(name) => Self::MISSPELT,
+            name if name.starts_with(['x', 't', 'c']) && is_misspelt(name) => Self::ALTERNATE_SPELLING,
             _ => return,
         };
-        self.0 |= special.0;
+        self.0 |= flags.0;
     }
 
-    /// Whether there are `Connection` and `Upgrade`.
+    /// True if there are `Connection` and `Upgrade`.
     #[inline]
     pub(super) fn has_upgrade(self) -> bool {
         self.has(Self::UPGRADE) && self.has(Self::CONNECTION)
     }
 
-    /// Whether there is a `Transfer-Encoding`.
+    /// True if there is a `Transfer-Encoding`.
     pub(super) fn has_coding(self) -> bool {
         self.has(Self::TRANSFER_ENCODING)
     }
@@ -163,46 +118,48 @@ impl Special {
     }
 }
 
-/// Refuses what others on the way may read in another way than the proxy does, beyond what is refused where heads are read.
+/// Refuses heads that other servers may interpret differently, beyond what is refused when heads are read.
 #[inline]
-pub fn check(head: &request::Parts, special: Special) -> Result<(), Failure> {
-    if special.has(Special::LENGTHS) {
-        // That of HTTP/1.1 was refused when it was read; h2 looks at one only.
+pub fn check(head: &request::Parts, flags: HeaderFlags) -> Result<(), Failure> {
+    if flags.has(HeaderFlags::LENGTHS) {
+        // For HTTP/1.1 this was refused when it was read; h2 checks only one.
         return Err(Failure::BadRequest("The request has more than one Content-Length header."));
     }
     let path = head.uri.path();
     if path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS) {
         return Ok(());
     }
-    // `GET host` has only an authority, and that is for CONNECT.
+    // `GET host` has only an authority, which is valid for CONNECT alone.
     Err(Failure::BadRequest("The request's target is not a path."))
 }
 
-/// Whether the head announces a body: one that then does not come would be waited for by the target.
+/// True if the head announces a body: the target would wait for it.
 #[inline]
-pub fn announces_body(headers: &HeaderMap, special: Special) -> bool {
-    special.has(Special::LENGTH)
+pub fn announces_body(headers: &HeaderMap, flags: HeaderFlags) -> bool {
+    flags.has(HeaderFlags::LENGTH)
         && headers
             .get(header::CONTENT_LENGTH)
             .is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0'))
 }
 
-/// Removes what only the proxy may say, before anybody goes by it. Unless the peer is `trusted`, nothing that it says of a
-/// client before it is kept.
+/// Removes the headers that only the proxy may set, before anything uses them. Unless the peer is `trusted`, its
+/// claims about the client are removed, too.
 #[inline]
-pub fn disbelieve(headers: &mut HeaderMap, special: Special, trusted: bool) {
-    let claims =
-        Special::CONSUMER.0 | Special::CLIENT_CERTIFICATE.0 | Special::FORWARDED.0 | Special::MISSPELT.0;
-    if special.0 & claims == 0 {
+pub fn strip_claims(headers: &mut HeaderMap, flags: HeaderFlags, trusted: bool) {
+    let claims = HeaderFlags::CONSUMER.0
+        | HeaderFlags::CLIENT_CERTIFICATE.0
+        | HeaderFlags::FORWARDED.0
+        | HeaderFlags::ALTERNATE_SPELLING.0;
+    if flags.0 & claims == 0 {
         return;
     }
     remove_claims(headers, if trusted { Claims::OfTheProxy } else { Claims::All });
-    if special.has(Special::MISSPELT) {
+    if flags.has(HeaderFlags::ALTERNATE_SPELLING) {
         remove_misspelt(headers);
     }
 }
 
-/// How large a head of HTTP/2 is, bytes (RFC 9113, section 6.5.2, but for the fields that every request has).
+/// The size of an HTTP/2 head in bytes (RFC 9113, section 6.5.2, without the fields that every request has).
 #[inline]
 pub fn size(head: &request::Parts) -> usize {
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
@@ -210,34 +167,21 @@ pub fn size(head: &request::Parts) -> usize {
     target + fields.sum::<usize>()
 }
 
-/// Removes from the trailers of an answer what may not stand there.
-pub fn remove_forbidden_trailers(trailers: &mut HeaderMap) {
-    for name in &NOT_IN_TRAILERS {
-        trailers.remove(name);
-    }
-}
-
-/// Removes fields in which somebody claims something of a client, in every spelling.
-pub fn remove_all_claims(fields: &mut HeaderMap) {
-    remove_claims(fields, Claims::All);
-    remove_misspelt(fields);
-}
-
-/// Removes what concerns only the connection to the client.
+/// Removes the fields that concern only the connection to the client.
 #[inline]
-pub fn prepare_request(headers: &mut HeaderMap, special: Special) {
-    // These need nothing, and many requests have nothing else.
-    if special.0 & !(Special::HOST.0 | Special::COOKIE.0 | Special::LENGTH.0) != 0 {
-        clean_request(headers, special);
+pub fn prepare_request(headers: &mut HeaderMap, flags: HeaderFlags) {
+    // These fields need no handling, and many requests have no others.
+    if flags.0 & !(HeaderFlags::HOST.0 | HeaderFlags::COOKIE.0 | HeaderFlags::LENGTH.0) != 0 {
+        clean_request(headers, flags);
     }
 }
 
-fn clean_request(headers: &mut HeaderMap, special: Special) {
-    if special.has(Special::CONNECTION) {
+fn clean_request(headers: &mut HeaderMap, flags: HeaderFlags) {
+    if flags.has(HeaderFlags::CONNECTION) {
         remove_named_by_connection(headers);
     }
-    remove_hop_by_hop(headers, special);
-    if special.has(Special::TE) {
+    remove_hop_by_hop(headers, flags);
+    if flags.has(HeaderFlags::TE) {
         // All other codings concern only the connection (RFC 9110, section 10.1.4).
         let trailers = headers.get_all(header::TE).iter().any(|value| {
             value.to_str().is_ok_and(|value| {
@@ -250,119 +194,179 @@ fn clean_request(headers: &mut HeaderMap, special: Special) {
             headers.remove(header::TE);
         }
     }
-    if special.has(Special::PROXY_AUTHORIZATION) {
+    if flags.has(HeaderFlags::PROXY_AUTHORIZATION) {
         headers.remove(header::PROXY_AUTHORIZATION);
     }
-    if special.has(Special::EXPECT) {
-        // Answered by the proxy, as soon as the upstream takes the body.
+    if flags.has(HeaderFlags::EXPECT) {
+        // The proxy answers the expectation itself, as soon as the upstream reads the body.
         headers.remove(header::EXPECT);
     }
-    if special.has(Special::TRACEPARENT)
+    if flags.has(HeaderFlags::TRACEPARENT)
         && !headers.get(TRACEPARENT).is_some_and(|value| is_traceparent(value.as_bytes()))
     {
         headers.remove(TRACEPARENT);
     }
-    join_cookies(headers, special);
+    join_cookies(headers, flags);
 }
 
-/// What the proxy tells an upstream of a request. It is written behind the head that the client sent; plugins do not see it,
-/// but what a plugin or a trusted proxy says in its place counts.
+/// The fields about a request that the proxy adds for the upstream. They follow the client's head; plugins do not see
+/// them, but a field that a plugin or a trusted proxy has set has precedence. The deferred headers about the consumer are among them
+/// only if no plugin of the request uses these (`Plugin::uses_consumer_headers`).
 #[derive(Debug)]
 pub struct Forwarded<'a> {
     pub request_id: &'a [u8],
     /// The client's address as text.
     pub client: &'a HeaderValue,
-    /// Whether the client spoke TLS.
+    /// True if the client used TLS.
     pub https: bool,
-    /// What the client proved to be with a certificate.
+    /// The identity from the client's verified certificate.
     pub certificate: Option<&'a ClientCertificate>,
-    /// The host the client asked for, with its port if it gave one; `None`: it gave none.
+    /// The host that the client asked for, with its port if it gave one; `None`: it gave none.
     pub host: Option<&'a HeaderValue>,
-    /// `None`: the client's is passed on.
+    /// The notes of the plugins, which may have deferred headers.
+    pub notes: Option<&'a PluginNotes>,
+    /// The proxy's own value; `None`: the client's is passed on.
     pub traceparent: Option<&'a Traceparent>,
 }
 
 impl Forwarded<'_> {
-    /// Writes it as header fields, except for what `headers` has already.
+    /// Appends the header fields, except those that `headers` has already.
     #[inline]
     pub fn write(&self, out: &mut Vec<u8>, headers: &HeaderMap, by_others: bool) {
         self.each(|name, value| {
             if !(by_others && headers.contains_key(name)) {
                 out.extend_from_slice(name.as_str().as_bytes());
                 out.extend_from_slice(b": ");
-                out.extend_from_slice(value);
+                out.extend_from_slice(value.as_bytes());
                 out.extend_from_slice(b"\r\n");
             }
         });
     }
 
-    /// Puts it into `headers`, except for what is there already.
+    /// Puts it into `headers`, for HTTP/2, except for what is there already.
+    ///
+    /// Values that hardly come again are marked as sensitive, which keeps them out of the table of HPACK (RFC 7541, section
+    /// 7.1): they would drive all others out of it, and h2 compares each value with all of the same name in the table.
     pub fn insert(&self, headers: &mut HeaderMap, by_others: bool) {
         headers.reserve(5);
         self.each(|name, value| {
             if !(by_others && headers.contains_key(name))
-                && let Ok(value) = HeaderValue::from_bytes(value)
+                && let Some(value) = value.to_header_value()
             {
                 headers.insert(name, value);
             }
         });
+        // The proxy's own are marked already.
+        if by_others || self.traceparent.is_none() {
+            for name in &SELDOM_REPEATED {
+                if let Some(value) = headers.get_mut(name) {
+                    value.set_sensitive(true);
+                }
+            }
+        }
     }
 
     #[inline]
-    fn each(&self, mut field: impl FnMut(&HeaderName, &[u8])) {
-        field(&X_REQUEST_ID, self.request_id);
-        field(&X_FORWARDED_FOR, self.client.as_bytes());
-        field(&X_FORWARDED_PROTO, if self.https { b"https" } else { b"http" });
+    fn each(&self, mut field: impl FnMut(&HeaderName, Text<'_>)) {
+        field(&X_REQUEST_ID, Text::Made(self.request_id));
+        field(&X_FORWARDED_FOR, Text::Personal(self.client));
+        field(&X_FORWARDED_PROTO, Text::Known(if self.https { "https" } else { "http" }));
         if let Some(host) = self.host {
-            field(&X_FORWARDED_HOST, host.as_bytes());
+            field(&X_FORWARDED_HOST, Text::Shared(host));
+        }
+        for (name, value) in self.notes.into_iter().flat_map(PluginNotes::deferred_headers) {
+            field(name, Text::Shared(value));
         }
         if let Some(certificate) = self.certificate {
             let [subject, names, fingerprint] = &CLIENT_CERTIFICATE;
-            field(subject, certificate.subject.as_bytes());
+            field(subject, Text::Made(certificate.subject.as_bytes()));
             if !certificate.names.is_empty() {
-                field(names, certificate.names.join(",").as_bytes());
+                field(names, Text::Made(certificate.names.join(",").as_bytes()));
             }
-            field(fingerprint, certificate.fingerprint.as_bytes());
+            field(fingerprint, Text::Made(certificate.fingerprint.as_bytes()));
         }
         if let Some(traceparent) = self.traceparent {
-            field(&TRACEPARENT, traceparent);
+            field(&TRACEPARENT, Text::Made(traceparent));
         }
     }
 }
 
-/// The `traceparent` that the client sent, if it is one; see [`prepare_request`].
-#[inline]
-pub fn traceparent(headers: &HeaderMap, special: Special) -> Option<&HeaderValue> {
-    if special.has(Special::TRACEPARENT) { headers.get(TRACEPARENT) } else { None }
+/// True if one of the fields that [`Forwarded`] adds, besides the deferred ones, may be among `headers`. One pass takes less time than to look up each.
+pub fn has_forwarded_fields(headers: &HeaderMap) -> bool {
+    headers.keys().map(HeaderName::as_str).any(|name| {
+        let others = ["x-request-id", "traceparent"];
+        name.starts_with("x-forwarded-") || name.starts_with("x-client-cert-") || others.contains(&name)
+    })
 }
 
-/// How long a gRPC client waits, if it says so.
+/// The value of a field that the proxy adds to a request.
+#[derive(Debug, Clone, Copy)]
+enum Text<'a> {
+    Known(&'static str),
+    Shared(&'a HeaderValue),
+    /// It identifies the client.
+    Personal(&'a HeaderValue),
+    /// It was generated for this request.
+    Made(&'a [u8]),
+}
+
+impl Text<'_> {
+    #[inline]
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Known(text) => text.as_bytes(),
+            Self::Shared(value) | Self::Personal(value) => value.as_bytes(),
+            Self::Made(bytes) => bytes,
+        }
+    }
+
+    /// `None`: it has a byte that a field cannot have.
+    #[inline]
+    fn to_header_value(self) -> Option<HeaderValue> {
+        let mut value = match self {
+            Self::Known(text) => return Some(HeaderValue::from_static(text)),
+            Self::Shared(value) => return Some(value.clone()),
+            Self::Personal(value) => value.clone(),
+            Self::Made(bytes) => HeaderValue::from_bytes(bytes).ok()?,
+        };
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+/// The client's `traceparent`, if it is valid; see [`prepare_request`].
 #[inline]
-pub fn grpc_timeout(headers: &HeaderMap, special: Special) -> Option<Duration> {
-    if !special.has(Special::GRPC_TIMEOUT) || !is_grpc(headers) {
+pub fn traceparent(headers: &HeaderMap, flags: HeaderFlags) -> Option<&HeaderValue> {
+    if flags.has(HeaderFlags::TRACEPARENT) { headers.get(TRACEPARENT) } else { None }
+}
+
+/// The deadline of a gRPC client, if it sends one.
+#[inline]
+pub fn grpc_timeout(headers: &HeaderMap, flags: HeaderFlags) -> Option<Duration> {
+    if !flags.has(HeaderFlags::GRPC_TIMEOUT) || !is_grpc(headers) {
         return None;
     }
     parse_grpc_timeout(headers.get("grpc-timeout")?.as_bytes())
 }
 
-/// Whether it is a gRPC call, found at no cost for other requests: each call has `te: trailers`.
+/// True for a gRPC call. Other requests are ruled out at no cost: each call has `te: trailers`.
 #[inline]
-pub fn is_grpc_call(headers: &HeaderMap, special: Special) -> bool {
-    special.has(Special::TE) && is_grpc(headers)
+pub fn is_grpc_call(headers: &HeaderMap, flags: HeaderFlags) -> bool {
+    flags.has(HeaderFlags::TE) && is_grpc(headers)
 }
 
-/// Whether it is a gRPC call; gRPC-Web is not.
+/// True for a gRPC call; gRPC-Web is not one.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
 }
 
-/// What a gRPC call ended with, if these are its trailers, or stand for them.
+/// The status of a gRPC call, if these are its trailers, or headers in their place.
 pub(super) fn grpc_status(fields: &HeaderMap) -> Option<u8> {
     fields.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
-/// At most eight digits and a unit ("gRPC over HTTP2", Requests).
+/// Parses at most eight digits and a unit ("gRPC over HTTP2", Requests).
 fn parse_grpc_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
@@ -380,37 +384,37 @@ fn parse_grpc_timeout(value: &[u8]) -> Option<Duration> {
     })
 }
 
-/// Removes what concerns only the connection to the target.
+/// Removes the fields that concern only the connection to the target.
 #[inline]
 pub fn prepare_response(headers: &mut HeaderMap) {
-    let special = Special::of(headers);
-    if special == Special::default() {
+    let flags = HeaderFlags::of(headers);
+    if flags == HeaderFlags::default() {
         return;
     }
-    if special.has(Special::CONNECTION) {
+    if flags.has(HeaderFlags::CONNECTION) {
         remove_named_by_connection(headers);
     }
-    remove_hop_by_hop(headers, special);
-    if special.has(Special::TE) {
+    remove_hop_by_hop(headers, flags);
+    if flags.has(HeaderFlags::TE) {
         headers.remove(header::TE);
     }
-    if special.has(Special::PROXY_AUTHENTICATE) {
+    if flags.has(HeaderFlags::PROXY_AUTHENTICATE) {
         headers.remove(header::PROXY_AUTHENTICATE);
     }
 }
 
-/// The host of a request, without port, lower-case, without a dot at the end; and the text it came in, as the upstream is
-/// to be told. Where the target names one it counts, else the `Host` header (RFC 9112, section 3.2.2).
+/// The host of a request, without port, lower-case, without a trailing dot. If the request target names a host, it has
+/// precedence over the `Host` header (RFC 9112, section 3.2.2).
 #[inline]
-pub fn host<'a>(head: &'a request::Parts, special: Special) -> Result<Cow<'a, str>, Failure> {
-    host::normalize(check_host(head, special)?).ok_or(NO_HOST_NAME)
+pub fn host<'a>(head: &'a request::Parts, flags: HeaderFlags) -> Result<Cow<'a, str>, Failure> {
+    host::normalize(check_host(head, flags)?).ok_or(NO_HOST_NAME)
 }
 
-/// The text that the host is in, when there is one host and no more.
+/// The host's text, if there is exactly one host.
 #[inline]
-fn check_host(head: &request::Parts, special: Special) -> Result<&str, Failure> {
-    // RFC 9112, section 3.2: also where the target names a host.
-    if special.has(Special::HOSTS) {
+fn check_host(head: &request::Parts, flags: HeaderFlags) -> Result<&str, Failure> {
+    // RFC 9112, section 3.2: this also holds if the request target names a host.
+    if flags.has(HeaderFlags::HOSTS) {
         return Err(Failure::BadRequest("The request has more than one Host header."));
     }
     let header = head.headers.get(header::HOST);
@@ -435,23 +439,24 @@ fn check_host(head: &request::Parts, special: Special) -> Result<&str, Failure> 
 
 const NO_HOST_NAME: Failure = Failure::BadRequest("The request's host is not a host name.");
 
-/// Makes the host that a request's target names the one of its `Host` header, so that nobody goes by another.
+/// Sets the `Host` header to the host of the request target, so that nothing uses another one.
 #[inline]
-pub fn name_host(head: &mut request::Parts, special: Special) -> Result<(), Failure> {
+pub fn name_host(head: &mut request::Parts, flags: HeaderFlags) -> Result<(), Failure> {
     if let Some(authority) = head.uri.authority() {
-        check_host(head, special)?;
+        check_host(head, flags)?;
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| NO_HOST_NAME)?;
         head.headers.insert(header::HOST, host);
     }
     Ok(())
 }
 
-/// Makes the head one that an HTTP/1.1 target understands: the target is a path, and the host a header; see [`name_host`].
+/// Converts the head to the form for an HTTP/1.1 target: the request target is a path, and the host a header; see
+/// [`name_host`].
 #[inline]
-pub fn to_http1(head: &mut request::Parts, special: Special) {
+pub fn to_http1(head: &mut request::Parts, flags: HeaderFlags) {
     head.version = Version::HTTP_11;
-    if head.uri.authority().is_none() && !special.has(Special::HOST) {
-        // RFC 9112, section 3.2: HTTP/1.0 needs none.
+    if head.uri.authority().is_none() && !flags.has(HeaderFlags::HOST) {
+        // RFC 9112, section 3.2: HTTP/1.0 needs no Host header.
         head.headers.insert(header::HOST, HeaderValue::from_static(""));
     }
     if head.uri.authority().is_some() {
@@ -459,31 +464,31 @@ pub fn to_http1(head: &mut request::Parts, special: Special) {
     }
 }
 
-fn remove_hop_by_hop(headers: &mut HeaderMap, special: Special) {
-    static NAMES: [(Special, HeaderName); 5] = [
-        (Special::CONNECTION, header::CONNECTION),
-        (Special::KEEP_ALIVE, KEEP_ALIVE),
-        (Special::PROXY_CONNECTION, PROXY_CONNECTION),
-        (Special::TRANSFER_ENCODING, header::TRANSFER_ENCODING),
-        (Special::UPGRADE, header::UPGRADE),
+fn remove_hop_by_hop(headers: &mut HeaderMap, flags: HeaderFlags) {
+    static NAMES: [(HeaderFlags, HeaderName); 5] = [
+        (HeaderFlags::CONNECTION, header::CONNECTION),
+        (HeaderFlags::KEEP_ALIVE, KEEP_ALIVE),
+        (HeaderFlags::PROXY_CONNECTION, PROXY_CONNECTION),
+        (HeaderFlags::TRANSFER_ENCODING, header::TRANSFER_ENCODING),
+        (HeaderFlags::UPGRADE, header::UPGRADE),
     ];
-    if !special.has(Special::HOP_BY_HOP) {
+    if !flags.has(HeaderFlags::HOP_BY_HOP) {
         return;
     }
     for (what, name) in &NAMES {
-        if special.has(*what) {
+        if flags.has(*what) {
             headers.remove(name);
         }
     }
 }
 
-/// Removes the headers that `Connection` names. Who sends it must not be able to have removed what frames the message or
-/// what the other side relies on; those stay.
+/// Removes the headers that `Connection` names, except those that frame the message or that the other side relies on:
+/// a client must not be able to have them removed.
 fn remove_named_by_connection(headers: &mut HeaderMap) {
     let mut named: SmallVec<[HeaderName; 4]> = SmallVec::new();
     for value in headers.get_all(header::CONNECTION) {
         for name in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            // What it says most of the time.
+            // These are the most frequent values.
             if !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close") {
                 named.extend(HeaderName::from_bytes(name));
             }
@@ -498,19 +503,9 @@ fn remove_named_by_connection(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether the client waits to be told before it sends a body.
-pub fn expects_continue(headers: &HeaderMap) -> bool {
-    headers.get(header::EXPECT).is_some_and(is_continue)
-}
-
-/// Whether a value of `Expect` says so.
-pub(super) fn is_continue(expectation: &HeaderValue) -> bool {
-    expectation.as_bytes().eq_ignore_ascii_case(b"100-continue")
-}
-
 /// HTTP/2 may split cookies over several fields; HTTP/1.1 has one (RFC 9113, section 8.2.3).
-pub fn join_cookies(headers: &mut HeaderMap, special: Special) {
-    if !special.has(Special::COOKIES) {
+pub fn join_cookies(headers: &mut HeaderMap, flags: HeaderFlags) {
+    if !flags.has(HeaderFlags::COOKIES) {
         return;
     }
     let mut joined = Vec::new();
@@ -525,41 +520,36 @@ pub fn join_cookies(headers: &mut HeaderMap, special: Special) {
     }
 }
 
-/// The elements of a header that is a list.
-pub(super) fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    let values = headers.get_all(name).iter();
-    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii))
-}
-
 #[cfg(test)]
 mod tests {
     use http::Request;
 
-    use super::super::identify::Identifier;
     use super::*;
+    use crate::core::identify::Identifier;
 
     fn parts(build: impl FnOnce(http::request::Builder) -> http::request::Builder) -> request::Parts {
         build(Request::builder()).body(()).unwrap().into_parts().0
     }
 
-    /// What the upstream gets of `headers`.
+    /// The fields that the upstream gets of `headers`.
     fn prepared(headers: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
         let host = map.get(header::HOST).cloned();
-        let special = Special::of(&map);
-        disbelieve(&mut map, special, false);
-        prepare_request(&mut map, special);
+        let flags = HeaderFlags::of(&map);
+        strip_claims(&mut map, flags, false);
+        prepare_request(&mut map, flags);
         let made = Identifier::default().traceparent();
-        let own = traceparent(&map, special).is_some();
+        let own = traceparent(&map, flags).is_some();
         let forwarded = Forwarded {
             request_id: b"01890a5d-ac96-774b-bcce-b302099a8057",
             client: &HeaderValue::from_static("192.0.2.1"),
             https: false,
             certificate: None,
             host: host.as_ref(),
+            notes: None,
             traceparent: (!own).then_some(&made),
         };
         let mut written = Vec::new();
@@ -572,23 +562,57 @@ mod tests {
     }
 
     #[test]
+    fn fields_are_the_same_over_both_protocols_and_those_that_hardly_come_again_stay_out_of_tables() {
+        let host = HeaderValue::from_static("a.example");
+        let made = Identifier::default().traceparent();
+        for traceparent in [None, Some(&made)] {
+            let forwarded = Forwarded {
+                request_id: b"01890a5d-ac96-774b-bcce-b302099a8057",
+                client: &HeaderValue::from_static("192.0.2.1"),
+                https: true,
+                certificate: None,
+                host: Some(&host),
+                notes: None,
+                traceparent,
+            };
+            let mut headers = HeaderMap::new();
+            headers.insert(TRACEPARENT, HeaderValue::from_static("the client's"));
+            headers.insert("tracestate", HeaderValue::from_static("a=b"));
+            headers.insert("x-other", HeaderValue::from_static("c"));
+            let mut written = Vec::new();
+            forwarded.write(&mut written, &headers, false);
+            forwarded.insert(&mut headers, false);
+            for line in std::str::from_utf8(&written).unwrap().lines() {
+                let (name, value) = line.split_once(": ").unwrap();
+                assert_eq!(headers[name], value);
+            }
+            let sensitive = headers.iter().filter(|(_, value)| value.is_sensitive());
+            let mut names: Vec<_> = sensitive.map(|(name, _)| name.as_str()).collect();
+            names.sort_unstable();
+            // Without the client's trace its state has no meaning, and hardly comes.
+            names.retain(|name| *name != "tracestate");
+            assert_eq!(names, ["traceparent", "x-forwarded-for", "x-request-id"]);
+        }
+    }
+
+    #[test]
     fn the_target_names_the_host_before_the_header_does() {
         let head = parts(|b| b.uri("http://Target.example:81/x").header("host", "other.example"));
-        assert_eq!(host(&head, Special::of(&head.headers)).unwrap(), "target.example");
+        assert_eq!(host(&head, HeaderFlags::of(&head.headers)).unwrap(), "target.example");
         let head = parts(|b| b.uri("http://user@target.example/x").header("host", "target.example"));
-        assert!(host(&head, Special::of(&head.headers)).is_err());
+        assert!(host(&head, HeaderFlags::of(&head.headers)).is_err());
         let head = parts(|b| b.uri("/x").header("host", "Host.example"));
-        assert_eq!(host(&head, Special::of(&head.headers)).unwrap(), "host.example");
+        assert_eq!(host(&head, HeaderFlags::of(&head.headers)).unwrap(), "host.example");
     }
 
     #[test]
     fn a_host_that_is_missing_or_doubled_is_a_bad_request() {
         let none = parts(|b| b.uri("/"));
-        assert!(host(&none, Special::of(&none.headers)).is_err());
+        assert!(host(&none, HeaderFlags::of(&none.headers)).is_err());
         let old = parts(|b| b.uri("/").version(Version::HTTP_10));
-        assert_eq!(host(&old, Special::of(&old.headers)).unwrap(), "");
+        assert_eq!(host(&old, HeaderFlags::of(&old.headers)).unwrap(), "");
         let two = parts(|b| b.uri("/").header("host", "a").header("host", "a"));
-        assert!(host(&two, Special::of(&two.headers)).is_err());
+        assert!(host(&two, HeaderFlags::of(&two.headers)).is_err());
     }
 
     #[test]
@@ -665,9 +689,11 @@ mod tests {
             https: false,
             certificate: None,
             host: None,
+            notes: None,
             traceparent: None,
         };
         let mut written = Vec::new();
+        assert!(has_forwarded_fields(&headers));
         forwarded.write(&mut written, &headers, true);
         assert_eq!(written, b"x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: http\r\n");
     }
@@ -711,15 +737,15 @@ mod tests {
             ("OPTIONS", "http://a.example:81/", "/"),
         ] {
             let mut head = parts(|b| b.method(method).uri(uri).header("host", "b"));
-            let special = Special::of(&head.headers);
-            name_host(&mut head, special).unwrap();
-            to_http1(&mut head, special);
+            let flags = HeaderFlags::of(&head.headers);
+            name_host(&mut head, flags).unwrap();
+            to_http1(&mut head, flags);
             assert_eq!(head.uri.to_string(), expected);
             assert_eq!(head.headers["host"], "a.example:81");
         }
         let mut head = parts(|b| b.uri("/x").header("host", "b"));
-        let special = Special::of(&head.headers);
-        to_http1(&mut head, special);
+        let flags = HeaderFlags::of(&head.headers);
+        to_http1(&mut head, flags);
         assert_eq!(
             (head.uri.to_string().as_str(), &head.headers["host"]),
             ("/x", &HeaderValue::from_static("b"))
@@ -745,9 +771,9 @@ mod tests {
                 parts(|b| b.header("content-type", content_type).header("grpc-timeout", text)).headers
             };
             let call = head("application/grpc+proto");
-            assert_eq!(grpc_timeout(&call, Special::of(&call)), expected, "{text}");
+            assert_eq!(grpc_timeout(&call, HeaderFlags::of(&call)), expected, "{text}");
             let other = head("application/grpc-web");
-            assert_eq!(grpc_timeout(&other, Special::of(&other)), None);
+            assert_eq!(grpc_timeout(&other, HeaderFlags::of(&other)), None);
         }
     }
 }

@@ -1,25 +1,37 @@
 //! The life of a request.
 //!
-//! [`connection`] takes a client's connection, [`http1`] and [`http2`] read requests from it; [`exchange`] is what is known of it until its last
-//! byte, and [`handle`] decides: it finds the route, runs the plugins, and answers or has it sent on by [`forward`]. [`head`],
-//! [`rewrite`] and [`problem`] are the rules of HTTP that this takes, as functions over values; [`body`] lets bodies through;
-//! [`switch`] says how a client leaves HTTP behind, and [`tunnel`] lets through what then comes.
+//! [`connection`] takes a client's connection, [`http1`] and [`http2`] read requests from it; [`downstream`] is their
+//! shared part. An [`exchange`] is one request and its response. [`handle`] finds the route, runs the [`plugins`], and
+//! answers or lets [`forward`] send the request on. [`head`], [`rewrite`] and [`problem`] are the rules of HTTP, as
+//! functions over values. [`finalise`] prepares every response for the client, and [`response_body`] streams it;
+//! [`switch`] decides on protocol switches, and [`tunnel`] carries the bytes that follow.
 
 mod affinity;
-pub mod body;
+pub mod attempt_record;
 pub mod connection;
+pub mod downstream;
 pub mod exchange;
+pub mod finalise;
 mod forward;
 pub mod handle;
+pub mod handshakes;
 pub mod head;
 pub mod http1;
-mod http2;
-pub mod identify;
+pub mod http2;
+pub mod logged;
 mod mirror;
 mod plugins;
 pub mod problem;
 mod proxy_protocol;
+mod redirect;
+mod refusal;
+mod reply;
+mod request_body;
+pub mod request_context;
+pub mod response_body;
+mod retry;
 pub mod rewrite;
 pub mod switch;
 pub mod trust;
 mod tunnel;
+pub mod worker_context;

@@ -1,26 +1,214 @@
-//! The order in which a request's plugins run.
+//! The plugins of a request: their order, and their state for the response.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
+use bytes::Bytes;
+use http::{HeaderValue, header, request, response};
+use http_body::Body as _;
+use signalbox_plugins::{Exchange as PluginNotes, Flow, PluginRequest, PluginResponse, Reply as PluginReply};
 use smallvec::SmallVec;
 
-use crate::active::{Chain, Step, TypeSet};
+use super::exchange::Exchange;
+use crate::active::{Active, Chain, CompiledRoute, Step, TypeSet};
+use crate::core::failure::Failure;
+use crate::wire::body::{RequestBody, joined};
 
-/// Goes through the chain of a route and, once a plugin has found out who the consumer is, that consumer's: merged by
-/// order as it goes, so that nothing has to be built for the pair.
+/// The state that plugins keep for the response. It is created if there is a plugin.
+#[derive(Default)]
+pub(super) struct PluginState<'a> {
+    /// The state that the plugins share. It has the headers that they add to the response.
+    notes: Box<PluginNotes>,
+    /// Plugins with a hook for an upstream's response, in the order in which they ran.
+    on_response: Steps<'a>,
+    /// The types of plugins with a hook for every response that have seen this request.
+    seen: TypeSet,
+}
+
+/// Plugins with a later hook.
+type Steps<'a> = SmallVec<[&'a Step; 6]>;
+
+impl PluginState<'_> {
+    /// Creates the state of a request to which `chain` applies.
+    pub(super) fn new(chain: &Chain) -> Self {
+        let mut state = Self::default();
+        if !chain.uses_consumer_headers {
+            state.notes.defer_identity();
+        }
+        state
+    }
+
+    pub(super) fn notes(&self) -> &PluginNotes {
+        &self.notes
+    }
+
+    /// Returns the notes, when all plugins have run.
+    pub(super) fn into_notes(self) -> Box<PluginNotes> {
+        self.notes
+    }
+}
+
+/// Runs the plugins' request hooks. Returns `Some` if one of them answers.
+pub(super) async fn run_request_plugins<'a>(
+    exchange: &Exchange,
+    serving: &'a Active,
+    route: &CompiledRoute,
+    chain: &'a Chain,
+    head: &mut request::Parts,
+    body: &mut RequestBody,
+    state: &mut PluginState<'a>,
+) -> Result<Option<Box<PluginReply>>, Failure> {
+    let mut walk = Walk::new(chain);
+    let mut wants_body = Steps::new();
+    let mut is_identified = false;
+    // Only a sample is measured, because reading the clock would cost as much as some plugins.
+    let measured = fastrand::u8(..64) == 0;
+    let worker = exchange.request.downstream.worker.index;
+    let mut request = PluginRequest {
+        head,
+        route: &route.route().name,
+        client: exchange.request.client().address,
+        certificate: exchange.request.downstream.certificate.get(),
+        now: exchange
+            .request
+            .started
+            .saturating_duration_since(exchange.request.downstream.worker.shared.epoch),
+        consumers: &serving.consumers,
+        exchange: &mut state.notes,
+    };
+    while let Some(step) = walk.next() {
+        if step.wants_local_reply {
+            state.seen = state.seen.with(step.type_set);
+        }
+        let began = measured.then(Instant::now);
+        let flow = step.plugin.on_request(&mut request);
+        if let Some(began) = began {
+            step.stats.durations.record(worker, began.elapsed());
+        }
+        if let Some(reply) = resolve_flow(exchange, flow).await? {
+            return Ok(Some(reply));
+        }
+        if step.wants_response {
+            state.on_response.push(step);
+        }
+        if step.body_cap.is_some() {
+            wants_body.push(step);
+        }
+        if !is_identified && let Some(identity) = &request.exchange.identity {
+            is_identified = true;
+            if let Some(chain) = serving.consumer_chains.get(&identity.consumer.name) {
+                walk.join(chain);
+                if chain.uses_consumer_headers {
+                    request.stop_deferring_identity();
+                }
+            }
+        }
+    }
+    wants_body.retain(|step| step.plugin.wants_request_body(&request));
+    let Some(cap) = wants_body.iter().filter_map(|step| step.body_cap).min() else { return Ok(None) };
+    let mut whole = Box::pin(exchange.in_time(read_whole(body, cap))).await??;
+    for step in wants_body {
+        let flow = step.plugin.on_request_body(&mut request, &mut whole);
+        if let Some(reply) = resolve_flow(exchange, flow).await? {
+            return Ok(Some(reply));
+        }
+    }
+    // Trailers went with the framing; the length is that of the new body.
+    request.head.headers.remove(header::TRAILER);
+    let had_length = request.head.headers.remove(header::CONTENT_LENGTH).is_some();
+    if !whole.is_empty() || had_length {
+        request.head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(whole.len()));
+    }
+    *body = if whole.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(whole)) };
+    Ok(None)
+}
+
+/// Waits for a plugin's decision.
+#[inline]
+async fn resolve_flow(exchange: &Exchange, flow: Flow<'_>) -> Result<Option<Box<PluginReply>>, Failure> {
+    match flow {
+        Flow::Continue => Ok(None),
+        Flow::Respond(reply) => Ok(Some(reply)),
+        Flow::Wait(future) => match exchange.in_time(future).await? {
+            Flow::Continue => Ok(None),
+            Flow::Respond(reply) => Ok(Some(reply)),
+            Flow::Wait(_) => Err(Failure::Misconfigured),
+        },
+    }
+}
+
+/// Reads a body of at most `cap` bytes.
+async fn read_whole(body: &mut RequestBody, cap: usize) -> Result<Bytes, Failure> {
+    if body.size_hint().lower() > cap as u64 {
+        return Err(Failure::BodyTooLarge);
+    }
+    let mut parts: Vec<Bytes> = Vec::new();
+    let mut size = 0;
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+        let frame = frame.map_err(|error| Failure::from(&error))?;
+        let Ok(data) = frame.into_data() else { continue };
+        size += data.len();
+        if size > cap {
+            return Err(Failure::BodyTooLarge);
+        }
+        parts.push(data);
+    }
+    Ok(joined(parts))
+}
+
+/// Lets plugins set headers on a local response that was made before they ran: those of the route, or the global ones
+/// if no route was found. Returns the first response that one of them has itself.
+pub(super) fn run_local_reply_plugins<'a>(
+    exchange: &Exchange,
+    serving: &'a Active,
+    head: &request::Parts,
+    state: &mut Option<PluginState<'a>>,
+) -> Option<PluginReply> {
+    let slot = exchange.request.route().map_or(Chain::GLOBAL, |route| route.chain);
+    let chain = serving.chains.get(slot).filter(|chain| chain.wants_local_reply)?;
+    let mut reply = None;
+    for step in chain.steps.iter().filter(|step| step.wants_local_reply) {
+        let state = state.get_or_insert_default();
+        if !state.seen.intersects(step.type_set) {
+            state.seen = state.seen.with(step.type_set);
+            let made = step.plugin.on_local_reply(head, &mut state.notes);
+            reply = reply.or(made);
+        }
+    }
+    reply
+}
+
+/// Runs the plugins' hooks for an upstream's response.
+pub(super) fn run_response_plugins(
+    parts: &mut response::Parts,
+    exchange: &Exchange,
+    state: &mut PluginState<'_>,
+) {
+    let Some(route) = exchange.request.route() else { return };
+    for step in state.on_response.iter().rev() {
+        let mut response =
+            PluginResponse { head: parts, route: &route.route().name, exchange: &mut state.notes };
+        step.plugin.on_response(&mut response);
+    }
+}
+
+/// Walks the chain of a route and, once a plugin has found the consumer, that consumer's chain: both are merged by
+/// order on the way, so that nothing has to be built per pair.
 ///
-/// For one type the most specific counts. A consumer's plugin takes the place of the route's of its type; where the route's
-/// has run already, it does not run again.
-pub(super) struct Walk<'a> {
+/// For each type the most specific plugin wins. A consumer's plugin replaces the route's of its type; if the route's
+/// has run already, the consumer's does not run.
+struct Walk<'a> {
     route: &'a [Step],
     consumer: &'a [Step],
-    /// Types of the consumer's chain, in whose place the route's do not run.
+    /// The plugin types of the consumer's chain, which replace those of the route.
     consumer_types: TypeSet,
     ran: TypeSet,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(route: &'a Chain) -> Self {
+    fn new(route: &'a Chain) -> Self {
         Self {
             route: &route.steps,
             consumer: &[],
@@ -29,8 +217,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The consumer is known now.
-    pub(super) fn join(&mut self, consumer: &'a Arc<Chain>) {
+    /// Adds the chain of the consumer.
+    fn join(&mut self, consumer: &'a Arc<Chain>) {
         self.consumer = &consumer.steps;
         self.consumer_types = consumer.types;
     }
@@ -51,7 +239,7 @@ impl<'a> Iterator for Walk<'a> {
             let (step, rest) = from.split_first()?;
             *from = rest;
             let instead = if of_consumer { self.ran } else { self.consumer_types };
-            if !instead.meets(step.type_set) {
+            if !instead.intersects(step.type_set) {
                 if !of_consumer {
                     self.ran = self.ran.with(step.type_set);
                 }
@@ -60,9 +248,6 @@ impl<'a> Iterator for Walk<'a> {
         }
     }
 }
-
-/// The plugins that want something later.
-pub(super) type Steps<'a> = SmallVec<[&'a Step; 6]>;
 
 #[cfg(test)]
 mod tests {
@@ -90,7 +275,7 @@ mod tests {
         Arc::new(Chain::of(steps.iter().map(step).collect()))
     }
 
-    /// The names in the order in which they run, where the plugin named `auth` finds the consumer.
+    /// The names in the order in which they run, if the plugin named `auth` finds the consumer.
     fn order(route: &Chain, consumer: &Arc<Chain>) -> Vec<String> {
         let mut walk = Walk::new(route);
         let mut names = Vec::new();
@@ -119,7 +304,7 @@ mod tests {
         let route = chain(&[("auth", AUTH, 1000), ("limit", LIMIT, 900), ("transform", TRANSFORM, 800)]);
         let consumer = chain(&[("own-limit", LIMIT, 900)]);
         assert_eq!(order(&route, &consumer), ["auth", "own-limit", "transform"]);
-        // Wherever it stands.
+        // The result does not depend on its position.
         let consumer = chain(&[("own-limit", LIMIT, 1)]);
         assert_eq!(order(&route, &consumer), ["auth", "transform", "own-limit"]);
     }

@@ -1,122 +1,13 @@
-//! What the proxy answers by itself when something is wrong.
+//! Local replies: the responses that the proxy itself creates on failures.
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS};
 
-use super::body::RequestBodyError;
-use crate::telemetry::Flag;
+use crate::core::failure::Failure;
 
-/// Why a request cannot be answered by what it was meant for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    // The client's.
-    BadRequest(&'static str),
-    NotImplemented(&'static str),
-    BodyTooLarge,
-    HeadTooLarge,
-    UriTooLong,
-    HeadTimeout,
-    ClientBroke,
-    BodyTimeout,
-    NoRoute,
-    // The upstream's.
-    NoHealthyTarget,
-    ConnectFailure,
-    /// It has all that it may have under way, or its circuit breaker is open.
-    Overflow,
-    /// This host has no room for a connection to it.
-    NoRoom,
-    Timeout,
-    /// Nothing moved for too long.
-    StreamIdle,
-    Reset,
-    /// The head of the answer is beyond the upstream's limits.
-    ResponseHeadTooLarge,
-    // Our own.
-    Overloaded,
-    Misconfigured,
-}
-
-impl Failure {
-    /// Of a request whose body does not come whole.
-    pub fn of_body(error: &RequestBodyError) -> Self {
-        match error {
-            RequestBodyError::TooLarge => Self::BodyTooLarge,
-            RequestBodyError::Late => Self::BodyTimeout,
-            RequestBodyError::Client(_) | RequestBodyError::ClientStream(_) => Self::ClientBroke,
-        }
-    }
-
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::BadRequest(_) | Self::ClientBroke => StatusCode::BAD_REQUEST,
-            Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::UriTooLong => StatusCode::URI_TOO_LONG,
-            Self::HeadTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::NoHealthyTarget
-            | Self::ConnectFailure
-            | Self::Overflow
-            | Self::NoRoom
-            | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Timeout | Self::StreamIdle => StatusCode::GATEWAY_TIMEOUT,
-            Self::Reset | Self::ResponseHeadTooLarge => StatusCode::BAD_GATEWAY,
-            Self::Misconfigured => StatusCode::INTERNAL_SERVER_ERROR,
-        }
-    }
-
-    pub fn flag(self) -> Flag {
-        match self {
-            Self::BadRequest(_)
-            | Self::HeadTooLarge
-            | Self::UriTooLong
-            | Self::HeadTimeout
-            | Self::BodyTimeout
-            | Self::ClientBroke => Flag::DownstreamProtocol,
-            Self::NotImplemented(_) | Self::BodyTooLarge | Self::Misconfigured => Flag::None,
-            Self::NoRoute => Flag::NoRoute,
-            Self::NoHealthyTarget => Flag::NoHealthyUpstream,
-            Self::ConnectFailure => Flag::ConnectFailure,
-            Self::Overflow | Self::NoRoom => Flag::Overflow,
-            Self::Timeout => Flag::Timeout,
-            Self::StreamIdle => Flag::StreamIdle,
-            Self::Overloaded => Flag::Overloaded,
-            Self::Reset => Flag::UpstreamReset,
-            Self::ResponseHeadTooLarge => Flag::UpstreamProtocol,
-        }
-    }
-
-    /// For the client: nothing of the inside.
-    pub fn detail(self) -> &'static str {
-        match self {
-            Self::BadRequest(detail) | Self::NotImplemented(detail) => detail,
-            Self::BodyTooLarge => "The request's body is larger than what is accepted here.",
-            Self::HeadTooLarge => "The request's headers are larger or more than what is accepted here.",
-            Self::UriTooLong => "The request's target is longer than what is accepted here.",
-            Self::HeadTimeout => "The request's head did not arrive in time.",
-            Self::BodyTimeout => "The request's body did not come in time.",
-            Self::ClientBroke => "The request's body did not arrive as announced.",
-            Self::NoRoute => "No route takes this request.",
-            Self::NoHealthyTarget => "The service is not available.",
-            Self::ConnectFailure | Self::NoRoom => "The service cannot be reached.",
-            Self::Overflow => "The service has no room for this request.",
-            Self::Timeout => "The service did not answer in time.",
-            Self::StreamIdle => "Nothing came for too long.",
-            Self::Overloaded => "There is more to do than can be done.",
-            Self::Reset => "The service broke off.",
-            Self::ResponseHeadTooLarge => {
-                "The service's answer has larger or more headers than is accepted here."
-            }
-            Self::Misconfigured => "The request cannot be sent on.",
-        }
-    }
-}
-
-/// `application/problem+json` (RFC 9457) as the proxy answers it.
+/// A response with `application/problem+json` (RFC 9457).
 pub fn response(status: StatusCode, detail: &str, request_id: &[u8]) -> Response<Bytes> {
     let mut response = Response::new(json(status, detail, request_id));
     *response.status_mut() = status;
@@ -128,8 +19,8 @@ pub fn response(status: StatusCode, detail: &str, request_id: &[u8]) -> Response
     response
 }
 
-/// Makes an answer of the proxy one that a gRPC client understands: a status without a message, which stands in the head
-/// (gRPC's "Trailers-Only"). What was meant for people becomes `grpc-message`.
+/// Converts a local reply for a gRPC client: a status without a message, in the head (gRPC's "Trailers-Only"). The
+/// detail becomes `grpc-message`.
 pub fn to_grpc(response: &mut Response<Bytes>) {
     if response.headers().get(header::CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(GRPC)) {
         return;
@@ -147,7 +38,7 @@ pub fn to_grpc(response: &mut Response<Bytes>) {
     insert_grpc_message(headers, &message);
 }
 
-/// How a call of gRPC ends that has begun to be answered, and then fails.
+/// The trailers of a gRPC call whose response has begun, and then fails.
 pub fn grpc_trailers(failure: Failure) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from(grpc_status(failure.status())));
@@ -157,24 +48,24 @@ pub fn grpc_trailers(failure: Failure) -> HeaderMap {
 
 fn insert_grpc_message(fields: &mut HeaderMap, message: &str) {
     let message = percent_encoding::utf8_percent_encode(message, GRPC_MESSAGE).to_string();
-    // What is percent-encoded is a value.
+    // A percent-encoded text is a valid header value.
     fields
         .extend(HeaderValue::try_from(message).map(|value| (HeaderName::from_static("grpc-message"), value)));
 }
 
-/// Whether the target is to blame for the status that a gRPC call ended with, as far as there is one. `hurried`: the client said how
-/// much time there is.
-pub fn is_targets_failure(grpc_status: Option<u8>, hurried: bool) -> bool {
+/// True if the target is responsible for a gRPC call's status, as far as there is one. `has_deadline`: the client has set a
+/// deadline.
+pub fn is_targets_failure(grpc_status: Option<u8>, has_deadline: bool) -> bool {
     match grpc_status {
         // UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.
         Some(2 | 13 | 14 | 15) => true,
-        // DEADLINE_EXCEEDED: a client that is in a hurry is no failure of the target.
-        Some(4) => !hurried,
+        // DEADLINE_EXCEEDED: a client's own deadline is no failure of the target.
+        Some(4) => !has_deadline,
         Some(_) | None => false,
     }
 }
 
-/// The status as which an answer is counted: 200 says nothing of a gRPC call.
+/// The status to count for a response, because 200 says nothing about a gRPC call.
 pub fn counted_status(status: u16, grpc_status: Option<u8>) -> u16 {
     match grpc_status {
         Some(grpc_status) if status == 200 => status_of_grpc(grpc_status),
@@ -182,7 +73,7 @@ pub fn counted_status(status: u16, grpc_status: Option<u8>) -> u16 {
     }
 }
 
-/// The status of HTTP that says what one of gRPC does (google.rpc.Code).
+/// The HTTP status that corresponds to a gRPC status (google.rpc.Code).
 fn status_of_grpc(status: u8) -> u16 {
     match status {
         0 => 200,
@@ -203,8 +94,8 @@ fn status_of_grpc(status: u8) -> u16 {
 const GRPC: &[u8] = b"application/grpc";
 const GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 
-/// As gRPC has it in "HTTP to gRPC Status Code Mapping", but for what has a status of its own: a time that is over, a
-/// message that is too large, a method that is not there.
+/// The gRPC status by the "HTTP to gRPC Status Code Mapping", except where gRPC has a status of its own: an expired
+/// deadline, a message that is too large, a method that does not exist.
 fn grpc_status(status: StatusCode) -> u16 {
     match status.as_u16() {
         200..300 => 0,
@@ -219,7 +110,7 @@ fn grpc_status(status: StatusCode) -> u16 {
     }
 }
 
-/// A problem as it is written to an HTTP/1.1 connection that is closed after it.
+/// A problem in the wire format of HTTP/1.1, for a connection that is closed after it.
 pub fn raw(failure: Failure, request_id: &[u8]) -> Vec<u8> {
     let status = failure.status();
     let body = json(status, failure.detail(), request_id);
@@ -248,28 +139,6 @@ fn json(status: StatusCode, detail: &str, request_id: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn statuses_and_flags_are_those_of_the_documentation() {
-        for (failure, status, flag) in [
-            (Failure::NoRoute, 404, "NR"),
-            (Failure::NoHealthyTarget, 503, "UH"),
-            (Failure::ConnectFailure, 503, "UF"),
-            (Failure::Overflow, 503, "UO"),
-            (Failure::Timeout, 504, "UT"),
-            (Failure::StreamIdle, 504, "SI"),
-            (Failure::Overloaded, 503, "OM"),
-            (Failure::Reset, 502, "UC"),
-            (Failure::ResponseHeadTooLarge, 502, "UPE"),
-            (Failure::BodyTooLarge, 413, ""),
-            (Failure::HeadTooLarge, 431, "DPE"),
-            (Failure::BadRequest(""), 400, "DPE"),
-            (Failure::HeadTimeout, 408, "DPE"),
-        ] {
-            assert_eq!(failure.status(), status, "{failure:?}");
-            assert_eq!(failure.flag().as_str(), flag, "{failure:?}");
-        }
-    }
 
     #[test]
     fn a_raw_answer_is_a_whole_response() {

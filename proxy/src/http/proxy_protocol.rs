@@ -1,44 +1,46 @@
-//! The PROXY protocol: who connected to the load balancer before us. Both versions, as HAProxy's `proxy-protocol.txt` has them.
+//! The PROXY protocol: the client's address, as a load balancer sends it. Both versions follow HAProxy's
+//! `proxy-protocol.txt`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::TcpStream;
 
-/// What a connection begins with.
+/// The beginning of a connection.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Begun {
-    /// Who connected; `None`: the peer itself, or somebody whose address is not told.
+pub(super) struct Preamble {
+    /// The client; `None`: the peer itself, or an undisclosed client.
     pub source: Option<SocketAddr>,
-    /// What was taken from the socket and is of the connection itself: less than a signature.
-    pub rest: Vec<u8>,
+    /// Bytes of the connection itself that were already taken from the socket: less than a signature.
+    pub read_ahead: Vec<u8>,
 }
 
-/// What bytes at the beginning of a connection are.
+/// The classification of a connection's first bytes.
 #[derive(Debug, PartialEq, Eq)]
 enum Parsed {
-    /// The beginning of a header, as far as they go.
+    /// A header that is incomplete so far.
     More,
-    /// Something else.
+    /// No header.
     Other,
-    /// They begin like a header, and are none.
+    /// The beginning of a header that is not valid.
     Malformed,
-    /// A header of this length.
+    /// A header of this length in bytes, with its source address.
     Header(usize, Option<SocketAddr>),
 }
 
 const SIGNATURE_1: &[u8; 6] = b"PROXY ";
 const SIGNATURE_2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The longest header of version 1, bytes, with its line end.
+/// The longest header of version 1, in bytes, with its line end.
 const MAX_1: usize = 107;
 
-/// The longest header of version 2 that is taken, bytes. Its own limit is 64 KiB; what is beyond addresses is left unread.
+/// The longest header of version 2 that is accepted, in bytes. The format's own limit is 64 KiB; extensions behind the
+/// addresses are ignored.
 const MAX_2: usize = 4 << 10;
 
-/// Takes the header from the beginning of `stream`, and nothing behind it. Without one the connection is left as it is, if
-/// that is `optional`, else it is an error.
-pub(super) async fn read(stream: &TcpStream, optional: bool) -> io::Result<Begun> {
+/// Reads the header from the beginning of `stream`, and nothing behind it. Without a header, the connection is left
+/// unchanged if the header is `optional`; else it is an error.
+pub(super) async fn read(stream: &TcpStream, optional: bool) -> io::Result<Preamble> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "no PROXY protocol header");
     let mut have = Vec::new();
     loop {
@@ -53,18 +55,18 @@ pub(super) async fn read(stream: &TcpStream, optional: bool) -> io::Result<Begun
             Parsed::More => take(stream, read)?,
             Parsed::Other if optional => {
                 have.truncate(before);
-                return Ok(Begun { source: None, rest: have });
+                return Ok(Preamble { source: None, read_ahead: have });
             }
             Parsed::Other | Parsed::Malformed => return Err(malformed()),
             Parsed::Header(length, source) => {
                 take(stream, length.saturating_sub(before))?;
-                return Ok(Begun { source, rest: Vec::new() });
+                return Ok(Preamble { source, read_ahead: Vec::new() });
             }
         }
     }
 }
 
-/// Takes what was looked at.
+/// Consumes bytes that were peeked at.
 fn take(stream: &TcpStream, mut length: usize) -> io::Result<()> {
     while length > 0 {
         let mut part = [0; 256];
@@ -128,7 +130,7 @@ fn parse_2(rest: &[u8]) -> Parsed {
         return Parsed::Malformed;
     }
     let Some(addresses) = rest.get(4..4 + length) else { return Parsed::More };
-    // LOCAL: the load balancer's own, as when it looks whether we live.
+    // LOCAL: the load balancer's own connection, such as a health check.
     if command == 0x20 {
         return Parsed::Header(total, None);
     }
@@ -137,11 +139,11 @@ fn parse_2(rest: &[u8]) -> Parsed {
         _ => None,
     };
     let source = match family {
-        // Over TCP. What follows the addresses is not for us.
+        // TCP. Extensions behind the addresses are ignored.
         0x11 if length >= 12 => addresses.first_chunk::<4>().map(|bytes| IpAddr::from(*bytes)).zip(port(8)),
         0x21 if length >= 36 => addresses.first_chunk::<16>().map(|bytes| IpAddr::from(*bytes)).zip(port(32)),
         0x11 | 0x21 => return Parsed::Malformed,
-        // Not told, over UDP, or a Unix socket.
+        // Unspecified, UDP, or a Unix socket.
         0x00 | 0x12 | 0x22 | 0x31 | 0x32 => None,
         _ => return Parsed::Malformed,
     };

@@ -1,4 +1,4 @@
-//! What a route changes about the target of a request.
+//! Rewrites of a request's target.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -9,16 +9,16 @@ use signalbox_config::path::EscapedSlashes;
 use signalbox_config::router::Slash;
 use signalbox_config::{PathRewrite, Redirect};
 
-use super::problem::Failure;
+use crate::core::failure::Failure;
 
-/// The path after `rewrite`; `prefix_len` bytes of `path` are what a prefix of the route matched.
+/// The path after `rewrite`; `prefix_len` is the number of bytes of `path` that a prefix of the route matched.
 pub fn path<'a>(rewrite: &'a PathRewrite, path: &'a str, prefix_len: usize) -> Cow<'a, str> {
     match rewrite {
         PathRewrite::Full(new) => Cow::Borrowed(new),
         PathRewrite::Prefix(new) => {
             let rest = path.get(prefix_len..).unwrap_or_default();
-            // `/a` and `/a/` for the prefix `/a`, and the prefix `/` whose length is 0, must not end up with two slashes
-            // or none.
+            // `/a` and `/a/` for the prefix `/a`, and the prefix `/` of length 0, must not result in two slashes or
+            // none.
             match (new.strip_suffix('/').unwrap_or(new), rest) {
                 ("", "") => Cow::Borrowed("/"),
                 ("", rest) if rest.starts_with('/') => Cow::Borrowed(rest),
@@ -33,7 +33,7 @@ pub fn path<'a>(rewrite: &'a PathRewrite, path: &'a str, prefix_len: usize) -> C
     }
 }
 
-/// Brings the path of `uri` into the form that is matched and sent on.
+/// Normalizes the path of `uri` into the form that is matched and sent on.
 #[inline]
 pub fn normalize(uri: &mut Uri, slashes: EscapedSlashes) -> Result<(), Failure> {
     match signalbox_config::path::normalize(uri.path(), slashes) {
@@ -49,7 +49,7 @@ pub fn normalize(uri: &mut Uri, slashes: EscapedSlashes) -> Result<(), Failure> 
     }
 }
 
-/// Brings the target of a request over HTTP/2 into the form in which one over HTTP/1.1 is read.
+/// Encodes the target of an HTTP/2 request in the form in which an HTTP/1.1 target is read.
 #[inline]
 pub fn encode(uri: &mut Uri) -> Result<(), Failure> {
     let Some(target) = uri.path_and_query() else { return Ok(()) };
@@ -63,10 +63,9 @@ pub fn encode(uri: &mut Uri) -> Result<(), Failure> {
     Ok(())
 }
 
-const NO_PATH: Failure = Failure::BadRequest("The request's path is not one.");
+const NO_PATH: Failure = Failure::BadRequest("The request's path is not valid.");
 
-/// `path` with the query of `uri`, as the target of a request to an upstream. `None`: the path has something in it that no
-/// target can have.
+/// Builds a request target from `path` and the query of `uri`. Returns `None` if the path is not valid in a target.
 pub fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
     let target: PathAndQuery = match uri.query() {
         Some(query) => format!("{path}?{query}").try_into().ok()?,
@@ -75,28 +74,28 @@ pub fn with_path(uri: &Uri, path: &str) -> Option<Uri> {
     Some(Uri::from(target))
 }
 
-/// What the client asked for, beside the path.
+/// The parts of the client's URL besides the path.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin<'a> {
-    /// By TLS, to this proxy or to a trusted one before it.
+    /// True if the client used TLS, to this proxy or to a trusted one before it.
     pub https: bool,
     /// Host and port.
     pub authority: &'a str,
 }
 
-/// Where a redirect leads.
-pub fn location(redirect: &Redirect, asked: Origin<'_>, uri: &Uri, prefix_len: usize) -> String {
-    // `OPTIONS *` asks for no path.
-    let asked_path = if uri.path() == "*" { "/" } else { uri.path() };
+/// The location of a redirect.
+pub fn location(redirect: &Redirect, origin: Origin<'_>, uri: &Uri, prefix_len: usize) -> String {
+    // `OPTIONS *` has no path.
+    let requested_path = if uri.path() == "*" { "/" } else { uri.path() };
     let path = match &redirect.path {
-        Some(rewrite) => path(rewrite, asked_path, prefix_len),
-        None => Cow::Borrowed(asked_path),
+        Some(rewrite) => path(rewrite, requested_path, prefix_len),
+        None => Cow::Borrowed(requested_path),
     };
-    let mut location = String::with_capacity(asked.authority.len() + path.len() + 16);
+    let mut location = String::with_capacity(origin.authority.len() + path.len() + 16);
     let relative = redirect.scheme.is_none() && redirect.host.is_none() && redirect.port.is_none();
     if !relative {
-        let (host, port) = split_port(asked.authority);
-        // A port belongs to the scheme it was asked with: another scheme or host has its own.
+        let (host, port) = split_port(origin.authority);
+        // A port belongs to the scheme with which it was requested: another scheme or host has its own.
         let port = match (redirect.port, port) {
             (Some(port), _) => Some(port.to_string()),
             (None, Some(port)) if redirect.scheme.is_none() && redirect.host.is_none() => {
@@ -104,7 +103,7 @@ pub fn location(redirect: &Redirect, asked: Origin<'_>, uri: &Uri, prefix_len: u
             }
             (None, _) => None,
         };
-        let scheme = redirect.scheme.as_deref().unwrap_or(if asked.https { "https" } else { "http" });
+        let scheme = redirect.scheme.as_deref().unwrap_or(if origin.https { "https" } else { "http" });
         let host = redirect.host.as_deref().unwrap_or(host);
         let usual = if scheme == "https" { "443" } else { "80" };
         let _ = write!(location, "{scheme}://{host}");
@@ -122,7 +121,7 @@ pub fn location(redirect: &Redirect, asked: Origin<'_>, uri: &Uri, prefix_len: u
     location
 }
 
-/// Where `strict_slash` leads.
+/// The location of a `strict_slash` redirect.
 pub fn slash_location(slash: Slash, uri: &Uri) -> String {
     let path = uri.path();
     let path = match slash {
@@ -136,12 +135,12 @@ pub fn slash_location(slash: Slash, uri: &Uri) -> String {
     }
 }
 
-/// What comes before a path that would lead to another host: `//host/`, and `/\host/`, which browsers take for the same.
+/// The prefix for a path that would lead to another host: `//host/`, and `/\host/`, which browsers take for the same.
 fn guard(path: &str) -> &'static str {
     if path.starts_with("//") || path.starts_with("/\\") { "/." } else { "" }
 }
 
-/// Host and port of an authority; the brackets of an IPv6 address stay.
+/// Splits an authority into host and port; the brackets of an IPv6 address stay.
 pub fn split_port(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
@@ -219,8 +218,8 @@ mod tests {
             (prefix, "/new/x?q=1"),
         ] {
             let uri = Uri::from_static("/old/x?q=1");
-            let asked = Origin { https: false, authority: "a.example.com:8080" };
-            assert_eq!(location(&redirect, asked, &uri, 4), expected);
+            let origin = Origin { https: false, authority: "a.example.com:8080" };
+            assert_eq!(location(&redirect, origin, &uri, 4), expected);
         }
         let port = with(|r| r.port = Some(8443));
         let host = with(|r| r.host = Some("new.example.com".into()));
@@ -230,13 +229,13 @@ mod tests {
             (host, "https://new.example.com/x"),
             (http, "http://a.example.com/x"),
         ] {
-            let asked = Origin { https: true, authority: "a.example.com:444" };
-            assert_eq!(location(&redirect, asked, &Uri::from_static("/x"), 0), expected);
+            let origin = Origin { https: true, authority: "a.example.com:444" };
+            assert_eq!(location(&redirect, origin, &Uri::from_static("/x"), 0), expected);
         }
         let elsewhere = with(|r| r.path = Some(PathRewrite::Prefix("/".into())));
         let uri = Uri::from_static("/old//evil.example.com/");
-        let asked = Origin { https: false, authority: "a" };
-        assert_eq!(location(&elsewhere, asked, &uri, 4), "/.//evil.example.com/");
+        let origin = Origin { https: false, authority: "a" };
+        assert_eq!(location(&elsewhere, origin, &uri, 4), "/.//evil.example.com/");
     }
 
     #[test]

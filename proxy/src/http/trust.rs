@@ -1,4 +1,4 @@
-//! What a trusted proxy before this one says of a client.
+//! Forwarded headers of trusted proxies.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 use signalbox_config::arrival::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
 use signalbox_config::{Edge, host};
 
-/// Who a client is.
+/// The address of a client.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub address: IpAddr,
@@ -15,21 +15,22 @@ pub struct Client {
     pub text: HeaderValue,
 }
 
-/// What is believed of a request.
+/// The trusted claims about a request.
 #[derive(Debug)]
-pub struct Told {
+pub struct ForwardedClient {
     pub client: Client,
     pub request_id: Option<HeaderValue>,
 }
 
-/// Addresses of `X-Forwarded-For` that are looked at, from the last; beyond them the last one counts.
+/// The maximum number of `X-Forwarded-For` addresses that are examined, from the last; beyond it, the last examined
+/// one is the client.
 const MAX_HOPS: usize = 32;
 
-/// The longest request id that is kept, bytes.
+/// The longest request id that is kept, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
 impl Client {
-    /// A canonical address: an IPv4 client of an IPv6 socket is an IPv4 client.
+    /// Creates a client with its canonical address: an IPv4-mapped address counts as IPv4.
     pub fn new(address: IpAddr) -> Self {
         let address = address.to_canonical();
         let text = HeaderValue::from_str(&address.to_string());
@@ -37,9 +38,9 @@ impl Client {
     }
 }
 
-/// Reads what `peer`, which is trusted, says of the client. In `headers` stays what can be passed on: `X-Forwarded-For` with
-/// `peer` at its end, and of the rest what is well-formed and said once.
-pub fn believe(headers: &mut HeaderMap, edge: &Edge, peer: &Client) -> Told {
+/// Reads the forwarded headers of `peer`, which is trusted. It leaves in `headers` what can be passed on:
+/// `X-Forwarded-For` with `peer` at its end, and the other fields if they are well-formed and unique.
+pub fn apply_forwarded(headers: &mut HeaderMap, edge: &Edge, peer: &Client) -> ForwardedClient {
     let client = client(headers, edge, peer.address);
     let mut chain = Vec::new();
     for part in headers.get_all(X_FORWARDED_FOR) {
@@ -59,11 +60,14 @@ pub fn believe(headers: &mut HeaderMap, edge: &Edge, peer: &Client) -> Told {
         (1..=MAX_REQUEST_ID).contains(&id.len())
             && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte))
     });
-    Told { client: if client == peer.address { peer.clone() } else { Client::new(client) }, request_id }
+    ForwardedClient {
+        client: if client == peer.address { peer.clone() } else { Client::new(client) },
+        request_id,
+    }
 }
 
-/// The last address that is not trusted, seen from `peer`; the first one, if all are. What is no address ends the chain: who
-/// sent it is the client as far as is known.
+/// The last untrusted address, seen from `peer`; the first one, if all are trusted. An element that is no address ends
+/// the chain: its sender is the client as far as is known.
 fn client(headers: &HeaderMap, edge: &Edge, peer: IpAddr) -> IpAddr {
     let mut client = peer;
     let values = headers.get_all(X_FORWARDED_FOR).iter().rev();
@@ -78,7 +82,7 @@ fn client(headers: &HeaderMap, edge: &Edge, peer: IpAddr) -> IpAddr {
     client
 }
 
-/// An address as proxies write it: some with a port, some with brackets.
+/// Parses an address as proxies write it: with or without port, with or without brackets.
 fn address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
     if let Ok(address) = text.parse() {
@@ -90,7 +94,7 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     text.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
 }
 
-/// The only value of `name`, if it is `fine`; else it is removed.
+/// The only value of `name`, if it is `fine`; otherwise the field is removed.
 fn keep(headers: &mut HeaderMap, name: &HeaderName, fine: impl Fn(&[u8]) -> bool) -> Option<HeaderValue> {
     let mut values = headers.get_all(name).iter();
     let only = values.next().filter(|value| values.next().is_none() && fine(value.as_bytes())).cloned();
@@ -104,15 +108,15 @@ fn keep(headers: &mut HeaderMap, name: &HeaderName, fine: impl Fn(&[u8]) -> bool
 mod tests {
     use super::*;
 
-    fn told(peer: &str, headers: &[(&str, &str)]) -> (Told, HeaderMap) {
+    fn forwarded(peer: &str, headers: &[(&str, &str)]) -> (ForwardedClient, HeaderMap) {
         let trusted = ["10.0.0.0/8", "2001:db8::/32"].map(|range| range.parse().unwrap());
         let edge = Edge { trusted_proxies: trusted.into(), ..Edge::default() };
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        let told = believe(&mut map, &edge, &Client::new(peer.parse().unwrap()));
-        (told, map)
+        let forwarded = apply_forwarded(&mut map, &edge, &Client::new(peer.parse().unwrap()));
+        (forwarded, map)
     }
 
     #[test]
@@ -130,16 +134,16 @@ mod tests {
             (&["[2001:db9::1]:4711, [2001:db8::1]"], "2001:db9::1"),
             (&["::ffff:203.0.113.1, ::ffff:10.1.1.1"], "203.0.113.1"),
             (&["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
-            // What an untrusted client wrote counts for nothing.
+            // The elements of an untrusted client do not count.
             (&["unknown, 10.0.0.2"], "10.0.0.2"),
             (&["203.0.113.1, nonsense"], "10.0.0.1"),
             (&["203.0.113.1, "], "10.0.0.1"),
             (&[&*many], "10.0.0.9"),
         ] {
             let headers: Vec<_> = chain.iter().map(|value| ("x-forwarded-for", *value)).collect();
-            let (told, map) = told("10.0.0.1", &headers);
-            assert_eq!(told.client.text, expected, "{chain:?}");
-            assert_eq!(told.client.address.to_string(), expected);
+            let (forwarded, map) = forwarded("10.0.0.1", &headers);
+            assert_eq!(forwarded.client.text, expected, "{chain:?}");
+            assert_eq!(forwarded.client.address.to_string(), expected);
             let all: Vec<_> = chain.iter().copied().chain(["10.0.0.1"]).collect();
             let sent: Vec<_> = map.get_all("x-forwarded-for").iter().collect();
             assert_eq!(sent, [&*all.join(", ")]);
@@ -160,10 +164,10 @@ mod tests {
             ("x-request-id", "", false),
             ("x-request-id", &"x".repeat(129), false),
         ] {
-            let (told_once, map) = told("10.0.0.1", &[(name, value)]);
+            let (told_once, map) = forwarded("10.0.0.1", &[(name, value)]);
             assert_eq!(map.contains_key(name), kept, "{name}: {value}");
             assert_eq!(told_once.request_id.is_some(), kept && name == "x-request-id");
-            assert!(!told("10.0.0.1", &[(name, value), (name, value)]).1.contains_key(name));
+            assert!(!forwarded("10.0.0.1", &[(name, value), (name, value)]).1.contains_key(name));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A connection that has switched to another protocol: bytes both ways, until both sides have ended.
+//! A connection that has switched to another protocol: bytes in both directions, until both sides have ended.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -11,27 +11,27 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 use super::exchange::Exchange;
-use crate::telemetry::Flag;
+use crate::core::failure::Failure;
 use crate::upstream::Switched;
 
-/// What remains of an exchange whose target has agreed to switch.
+/// The rest of an exchange whose target has agreed to switch.
 pub(super) struct Tunnel {
     exchange: Box<Exchange>,
     target: Switched,
     idle_timeout: Option<Duration>,
 }
 
-/// Bytes on their way from one side to the other.
-struct Lane {
+/// One direction of a tunnel.
+struct Direction {
     buffer: BytesMut,
-    /// Nothing more comes; what came is still to be written.
+    /// True at the end of the input; buffered bytes may still have to be written.
     ended: bool,
-    /// The other side was told so.
-    told: bool,
+    /// True once the end was passed on to the other side.
+    end_sent: bool,
     passed: u64,
 }
 
-/// What is read at once, bytes. Twice of it is what a tunnel takes.
+/// The buffer size in bytes. A tunnel has two.
 const READ: usize = 16 << 10;
 
 impl Tunnel {
@@ -39,20 +39,17 @@ impl Tunnel {
         Self { exchange, target, idle_timeout }
     }
 
-    /// Moves bytes until both sides have ended, one of them breaks, or nothing comes for too long. `read` is what was read
-    /// of the client already.
+    /// Moves bytes until both sides have ended, one of them breaks, or nothing arrives for too long. `read` are the
+    /// client's bytes that were read already.
     pub(super) async fn run(self, mut client: impl AsyncRead + AsyncWrite + Unpin, read: &[u8]) {
         let Self { mut exchange, target: Switched { mut stream, buffer, stats, .. }, idle_timeout } = self;
-        // That of HTTP/2 is its connection's.
-        let downstream = Rc::clone(&exchange.downstream);
-        let own = downstream.http2.get().then(|| downstream.worker.deadlines.add());
-        let deadline = own.as_ref().unwrap_or(&downstream.deadline);
+        let deadline = Rc::clone(exchange.request.deadline());
         let set = || deadline.set(idle_timeout.map(|timeout| Instant::now() + timeout));
-        let mut up = Lane::new(BytesMut::from(read));
-        let mut down = Lane::new(buffer);
-        exchange.goes_on();
+        let mut up = Direction::new(BytesMut::from(read));
+        let mut down = Direction::new(buffer);
+        exchange.continues_later();
         set();
-        let flag = poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             deadline.register(cx.waker());
             let before = up.passed + down.passed;
             let both = [up.poll(&mut client, &mut stream, cx), down.poll(&mut stream, &mut client, cx)];
@@ -60,16 +57,16 @@ impl Tunnel {
                 set();
             }
             match both {
-                [Poll::Ready(Ok(())), Poll::Ready(Ok(()))] => Poll::Ready(Flag::None),
-                // The target has said all, and does not listen any more.
-                [Poll::Ready(Err(Side::To)), Poll::Ready(Ok(()))] => Poll::Ready(Flag::None),
+                [Poll::Ready(Ok(())), Poll::Ready(Ok(()))] => Poll::Ready(None),
+                // The target has sent everything, and no longer reads.
+                [Poll::Ready(Err(Side::To)), Poll::Ready(Ok(()))] => Poll::Ready(None),
                 [Poll::Ready(Err(Side::To)), _] | [_, Poll::Ready(Err(Side::From))] => {
-                    Poll::Ready(Flag::UpstreamReset)
+                    Poll::Ready(Some(Failure::Reset))
                 }
                 [Poll::Ready(Err(Side::From)), _] | [_, Poll::Ready(Err(Side::To))] => {
-                    Poll::Ready(Flag::DownstreamClosed)
+                    Poll::Ready(Some(Failure::ClientGone))
                 }
-                _ if deadline.passed() => Poll::Ready(Flag::StreamIdle),
+                _ if deadline.passed() => Poll::Ready(Some(Failure::StreamIdle)),
                 _ => Poll::Pending,
             }
         })
@@ -78,24 +75,26 @@ impl Tunnel {
             stats.upstream_in.add(down.passed);
             stats.upstream_out.add(up.passed);
         }
-        exchange.bytes_out += down.passed;
-        exchange.tunnelled(up.passed);
-        exchange.fail(flag);
+        exchange.tunnelled(up.passed, down.passed);
+        match ended {
+            None => exchange.complete(),
+            Some(failure) => exchange.fail(failure),
+        }
     }
 }
 
-/// Which side broke.
+/// The side that broke.
 enum Side {
     From,
     To,
 }
 
-impl Lane {
+impl Direction {
     fn new(buffer: BytesMut) -> Self {
-        Self { buffer, ended: false, told: false, passed: 0 }
+        Self { buffer, ended: false, end_sent: false, passed: 0 }
     }
 
-    /// Ready when one side has ended, and the other knows.
+    /// Ready when one side has ended, and the end was passed on to the other.
     fn poll(
         &mut self,
         from: &mut (impl AsyncRead + Unpin),
@@ -113,9 +112,9 @@ impl Lane {
                 }
             }
             if self.ended {
-                if !self.told {
+                if !self.end_sent {
                     ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(|_| Side::To)?;
-                    self.told = true;
+                    self.end_sent = true;
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -125,7 +124,7 @@ impl Lane {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Side::From)),
                 Poll::Pending => {
-                    // Through TLS, what was written may not have gone.
+                    // With TLS, written bytes may still be buffered.
                     ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Side::To)?;
                     return Poll::Pending;
                 }

@@ -1,18 +1,19 @@
-//! Having the data plane apply a candidate, and saying how that went.
+//! Applying a candidate on the data plane, and recording the result.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::{Candidate, DataPlane, Rejected, Serving, Status};
+use super::data_plane::{Candidate, DataPlane, Rejected};
+use super::status::{Serving, Status};
 
 /// A candidate that was not applied.
 #[derive(Debug)]
-pub(super) struct Refused {
-    /// To try again; `None` when the data plane panicked over it.
+pub(super) struct RefusedCandidate {
+    /// The candidate, to try it again; `None` if the data plane panicked over it.
     pub(super) candidate: Option<Candidate>,
-    /// Why; never empty.
+    /// The reasons; never empty.
     pub(super) reasons: Vec<Rejected>,
 }
 
@@ -22,7 +23,7 @@ pub(super) async fn apply(
     candidate: Candidate,
     status: &watch::Sender<Status>,
     origin: &str,
-) -> Result<Candidate, Refused> {
+) -> Result<Candidate, RefusedCandidate> {
     let applying = tokio::task::spawn_blocking({
         let data_plane = data_plane.clone();
         move || {
@@ -35,30 +36,34 @@ pub(super) async fn apply(
         Ok((candidate, Ok(()), took)) => {
             let serving = Serving {
                 revision: candidate.snapshot.id().clone(),
+                generation: candidate.snapshot.assignment().generation,
                 digest: candidate.snapshot.digest(),
                 resources: candidate.snapshot.len(),
                 applied_at_us: jiff::Timestamp::now().as_microsecond(),
                 took,
             };
             status.send_modify(|status| {
-                status.serving = Some(serving);
+                status.serving = Some(serving.after(status.serving.as_ref()));
                 status.origin = Some(origin.to_owned());
                 status.rejected = Vec::new();
             });
             return Ok(candidate);
         }
-        Ok((candidate, Err(reasons), _)) => Refused { candidate: Some(candidate), reasons },
+        Ok((candidate, Err(reasons), _)) => RefusedCandidate { candidate: Some(candidate), reasons },
         Err(error) => {
             let message = format!("applying it failed: {error}");
-            Refused { candidate: None, reasons: vec![Rejected { key: None, field: String::new(), message }] }
+            RefusedCandidate {
+                candidate: None,
+                reasons: vec![Rejected { key: None, field: String::new(), message }],
+            }
         }
     };
-    note(status, &refused.reasons);
+    record_rejection(status, &refused.reasons);
     Err(refused)
 }
 
-/// Notes that a candidate was rejected.
-pub(super) fn note(status: &watch::Sender<Status>, reasons: &[Rejected]) {
+/// Records that a candidate was rejected.
+pub(super) fn record_rejection(status: &watch::Sender<Status>, reasons: &[Rejected]) {
     status.send_modify(|status| {
         status.rejected_total += 1;
         status.rejected = reasons.to_vec();

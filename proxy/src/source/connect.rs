@@ -1,17 +1,21 @@
-//! The connection to a control plane, below HTTP/2: TCP, and TLS for `https://`. What is wrong with it is kept here in
-//! plain words, for the layers above only say that the request was cancelled.
+//! The connection to a control plane, below HTTP/2: TCP, and TLS for `https://`. Connection errors are recorded here
+//! in readable form, because the layers above only report that the request was cancelled.
 
 use std::error::Error as StdError;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, ClientConfig, InvalidMessage};
-use signalbox_process::tls::{Reloading, chain};
+use signalbox_process::ErrorChain;
+use signalbox_process::liveness::{Liveness, set_unacknowledged_limit};
+use signalbox_process::stream::MaybeTls;
+use signalbox_process::tls::Reloading;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -20,16 +24,16 @@ use tower_service::Service;
 /// Connects to a control plane.
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
-    /// For `https://`.
+    /// The TLS settings for `https://`.
     pub(super) tls: Option<Arc<Reloading<ClientConfig>>>,
     pub(super) progress: Progress,
 }
 
-/// How far one connection has come, and what was wrong with it. Shared by all who work on it.
+/// The stage of one connection, and its error, shared by everything that works on it.
 #[derive(Debug, Clone)]
 pub(super) struct Progress(Arc<Mutex<(Stage, Option<String>)>>);
 
-/// What a connection waits for.
+/// The stage that a connection is waiting to complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Tcp,
@@ -42,12 +46,12 @@ impl Progress {
         Self(Arc::new(Mutex::new((Stage::Tcp, None))))
     }
 
-    /// What was wrong with the connection itself, if that is known.
+    /// The error of the connection itself, if it is known.
     pub(super) fn failure(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 
-    /// What is waited for, in words.
+    /// A description of the pending stage, for errors.
     pub(super) fn waits_for(&self) -> &'static str {
         match self.0.lock().unwrap_or_else(PoisonError::into_inner).0 {
             Stage::Tcp => "its address takes no connection",
@@ -60,7 +64,7 @@ impl Progress {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = stage;
     }
 
-    /// Notes what is wrong; the first counts.
+    /// Records an error; the first one is kept.
     fn fail(&self, failure: String) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1.get_or_insert(failure);
     }
@@ -98,18 +102,20 @@ async fn connect(
     let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
     let stream = TcpStream::connect((host.as_str(), port)).await?;
     stream.set_nodelay(true)?;
-    let io = match tls {
+    set_unacknowledged_limit(&stream, SILENCE);
+    let stream = match tls {
         Some(tls) => {
             progress.enter(Stage::Tls);
             let name = ServerName::try_from(host)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
             let handshake = TlsConnector::from(tls.current()).connect(name, stream).await;
-            Io::Tls(Box::new(handshake.map_err(|error| io::Error::new(error.kind(), Handshake(error)))?))
+            MaybeTls::tls(handshake.map_err(|error| io::Error::new(error.kind(), Handshake(error)))?)
         }
-        None => Io::Plain(stream),
+        None => MaybeTls::Clear(stream),
     };
     progress.enter(Stage::Answer);
-    Ok(Connection { io, progress: progress.clone(), heard: false })
+    let stream = Liveness::new(stream, SILENCE);
+    Ok(Connection { stream, progress: progress.clone(), heard: false })
 }
 
 /// An error of the TLS handshake.
@@ -117,7 +123,7 @@ async fn connect(
 #[error("the TLS handshake failed")]
 struct Handshake(#[source] io::Error);
 
-/// What an error of a connection means, for people.
+/// Describes a connection error to the operator.
 fn explain(error: &io::Error) -> String {
     let mut source: Option<&(dyn StdError + 'static)> = error.get_ref().map(|error| error as _);
     let mut in_handshake = false;
@@ -126,7 +132,7 @@ fn explain(error: &io::Error) -> String {
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return explain_tls(tls);
         }
-        // An I/O error shows what it wraps only by this way, not as its source.
+        // An I/O error does not return the error that it wraps as its source, but only by this method.
         let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         source = inner.map(|inner| inner as _).or_else(|| cause.source());
     }
@@ -138,7 +144,7 @@ fn explain(error: &io::Error) -> String {
         return "it closed the connection in the TLS handshake; if that port speaks no TLS, use http://"
             .to_owned();
     }
-    chain(error)
+    ErrorChain(error).to_string()
 }
 
 fn explain_tls(error: &rustls::Error) -> String {
@@ -172,24 +178,19 @@ fn explain_tls(error: &rustls::Error) -> String {
 
 /// A connection to a control plane.
 pub(super) struct Connection {
-    io: Io,
+    stream: Liveness<MaybeTls>,
     progress: Progress,
-    /// Whether anything was read.
+    /// True once any bytes were read.
     heard: bool,
 }
 
-enum Io {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
-
 impl Connection {
-    /// Looks at the first bytes of a server that should speak HTTP/2 in the clear.
+    /// Checks that the first bytes are HTTP/2 in cleartext.
     fn check_first(&mut self, first: &[u8]) -> io::Result<()> {
-        if std::mem::replace(&mut self.heard, true) || matches!(self.io, Io::Tls(_)) {
+        if std::mem::replace(&mut self.heard, true) || self.stream.get_ref().is_tls() {
             return Ok(());
         }
-        // An HTTP/2 frame would begin with a length of more than a mebibyte.
+        // As an HTTP/2 frame, these bytes would announce a length of more than a mebibyte.
         let reason = match first {
             [0x15 | 0x16, 3, ..] => "that port speaks TLS: use https://",
             [b'H', b'T', b'T', b'P', ..] => {
@@ -205,10 +206,7 @@ impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let read = ready!(match &mut this.io {
-            Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Io::Tls(io) => Pin::new(io.as_mut()).poll_read(cx, buf),
-        });
+        let read = ready!(Pin::new(&mut this.stream).poll_read(cx, buf));
         let result = match read {
             Ok(()) => {
                 let filled = buf.filled().get(before..).unwrap_or_default();
@@ -222,23 +220,21 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
-            Io::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Io::Tls(io) => Pin::new(io.as_mut()).poll_write(cx, buf),
-        }
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
-            Io::Plain(io) => Pin::new(io).poll_flush(cx),
-            Io::Tls(io) => Pin::new(io.as_mut()).poll_flush(cx),
-        }
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
-            Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Io::Tls(io) => Pin::new(io.as_mut()).poll_shutdown(cx),
-        }
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
+
+/// After this time without a sign of life, a control plane is asked for one.
+pub(super) const PING_AFTER: Duration = Duration::from_secs(5);
+
+/// A control plane that sent no byte for this time is left. It is shorter than the time that a control plane gives to a proxy:
+/// when a proxy is too busy to read, that is not the control plane's silence.
+const SILENCE: Duration = Duration::from_secs(15);

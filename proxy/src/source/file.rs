@@ -14,10 +14,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::{Candidate, DataPlane, Rejected, StartError, Status, apply};
+use super::apply;
+use super::data_plane::{Candidate, DataPlane, Rejected};
+use super::status::{StartError, Status};
 
-/// Has the file applied, now and whenever its content changes. A file that cannot be read or applied leaves what is
-/// served as it is.
+/// Applies the file at the start, and whenever its content changes. If the file cannot be read or applied, the served
+/// configuration stays.
 pub(super) async fn run(
     path: PathBuf,
     fleet: String,
@@ -51,11 +53,11 @@ struct Watcher {
     fleet: Arc<str>,
     data_plane: Arc<dyn DataPlane>,
     status: watch::Sender<Status>,
-    /// Of the file when it was read last; `None`: it had just changed then, and may have again.
+    /// The file's stamp at the last read; `None` if it had changed so recently that it may have changed again.
     stamp: Option<Stamp>,
-    /// What was read last, or why it could not be read.
+    /// The content that was last read, or the error.
     seen: Option<Result<String, String>>,
-    /// When to try again what could be read, and not be applied.
+    /// The time at which a file that was read but could not be applied is tried again.
     retry_at: Option<Instant>,
     served: Snapshot,
     /// Counts the versions of the file.
@@ -75,8 +77,8 @@ impl Watcher {
             return;
         }
         if is_new && self.served.id().number > 0 {
-            // It may be half written: then it is another in a moment.
-            tokio::time::sleep(SETTLE).await;
+            // The file may be half written; then it differs a moment later.
+            tokio::time::sleep(SETTLE_TIME).await;
             if read(&self.path).await != content {
                 return;
             }
@@ -117,32 +119,32 @@ impl Watcher {
                     return;
                 }
                 Err(refused) => {
-                    // It is a good file, so what is in its way is this host, and may pass.
+                    // The file is valid, so the obstacle is on this host, and may pass.
                     self.retry_at = Some(Instant::now() + RETRY);
                     refused.reasons
                 }
             },
             Err(rejected) => {
-                apply::note(&self.status, &rejected);
+                apply::record_rejection(&self.status, &rejected);
                 rejected
             }
         };
         if is_new {
             for reason in rejected {
-                tracing::error!(file = origin, %reason, "file not applied; what was served before stays");
+                tracing::error!(file = origin, %reason, "file not applied; the served configuration stays");
             }
         }
     }
 }
 
-/// What tells a file that was changed from one that was not, at the cost of one system call: reading a large one twice a second
-/// would keep a core from serving requests for a millisecond each time. Links are followed, for a mounted ConfigMap changes
-/// by a link that is moved.
+/// Metadata that shows whether a file has changed, at the cost of one system call: reading a large file twice a second
+/// would keep a core from serving requests for a millisecond each time. Symbolic links are followed, because a mounted
+/// ConfigMap changes by moving a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     file: (u64, u64),
     length: u64,
-    /// Seconds and nanoseconds since 1970.
+    /// The modification time: seconds and nanoseconds since 1970.
     modified: (i64, i64),
     changed: (i64, i64),
 }
@@ -158,7 +160,8 @@ impl Stamp {
         })
     }
 
-    /// Whether it was changed so long ago that another change would show: file systems count in steps of up to two seconds.
+    /// True if the last change is old enough that another change would show: file systems have timestamps in steps of
+    /// up to two seconds.
     fn has_settled(&self) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
         (self.changed.0.max(self.modified.0) + 3..=i64::MAX).contains(&now)
@@ -173,7 +176,7 @@ async fn read(path: &Path) -> Result<String, String> {
     tokio::fs::read_to_string(path).await.map_err(|error| format!("cannot be read: {error}"))
 }
 
-/// The candidate that the file is to a fleet, or everything that is wrong with it.
+/// Parses the file into a candidate for a proxy of `fleet`, or returns all errors.
 fn parse(text: &str, fleet: &str, served: &Snapshot, number: u64) -> Result<Candidate, Vec<Rejected>> {
     let below = |path: &str, field: &str| match (path, field) {
         ("", field) => field.to_owned(),
@@ -196,7 +199,7 @@ fn parse(text: &str, fleet: &str, served: &Snapshot, number: u64) -> Result<Cand
             Ok(resource) => {
                 resources.insert(resource.key().clone(), Arc::new(resource));
             }
-            // The first errors are enough to see what is wrong with the file.
+            // The first errors are enough to find the fault in the file.
             Err(_) if rejected.len() >= Errors::MAX => {
                 rejected.push(whole("there are more errors, not listed here".to_owned()));
                 break;
@@ -246,13 +249,13 @@ fn whole(message: String) -> Rejected {
     Rejected { key: None, field: String::new(), message }
 }
 
-/// Numbers of a file count from its start.
+/// The epoch of revisions from a file, whose numbers count from the start of the process.
 const EPOCH: &str = "file";
 
 const POLL: Duration = Duration::from_millis(500);
 
-/// How long what was read must stay so.
-const SETTLE: Duration = Duration::from_millis(50);
+/// How long the content must be unchanged before it is applied.
+const SETTLE_TIME: Duration = Duration::from_millis(50);
 
 const RETRY: Duration = Duration::from_secs(5);
 

@@ -1,14 +1,17 @@
-//! What was applied last, on disk: a proxy that starts while no control plane answers serves it.
+//! The last good snapshot on disk. A proxy that starts while no control plane answers serves it.
 //!
 //! The data directory has
-//! - `lock`, held while the proxy runs: no two share a directory;
+//! - `lock`, held while the proxy runs, so that no two proxies share a directory;
 //! - `node-id`, the proxy's identity;
-//! - `snapshot`, all of one revision, replaced as a whole;
-//! - `journal`, what changed since, appended to: so that a revision costs its changes here, too.
+//! - `snapshot`, one complete revision, replaced as a whole;
+//! - `journal`, the changes since then, append-only, so that writing a revision costs O(change);
+//! - `proven`, the last revision that is proven, complete, for a start after crashes with the last applied one. It is
+//!   replaced as a whole, at most twice in the time that a proof takes;
+//! - `starts`, the start marker, see [`super::guard`].
 //!
-//! Both are records of what a control plane could have sent, each with its length and a hash, and are read through the
-//! same [`Staging`] that reads the network. A record that was cut off ends what is read, and the last whole revision
-//! counts.
+//! The snapshots and the journal hold records of messages that a control plane could have sent, each with its length and a hash, and are
+//! read through the same [`Staging`] as the network. Reading stops at a truncated record, and the last complete
+//! revision counts.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -18,26 +21,29 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
-use signalbox_config::{Change, ResourceKey, RevisionId, Snapshot, wire};
+use signalbox_config::{Change, NodeId, ResourceKey, RevisionId, Snapshot, wire};
 use signalbox_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 
-use super::StartError;
 use super::staging::{Staging, Step, responses};
+use super::starts::ExactRevision;
+use super::status::StartError;
 
-/// A data directory that is this proxy's alone. One that cannot be written now is read, and tried again with every write.
+/// A data directory that belongs to this proxy alone. If it cannot be written now, it is read, and every write tries
+/// again.
 #[derive(Debug)]
 pub(super) struct DataDir {
     path: PathBuf,
-    /// Unlocked when it is closed, however the proxy ends. `None`: the directory could not be written yet.
+    /// The lock file. The lock ends when the file is closed, however the proxy ends. `None`: the directory could not
+    /// be written yet.
     lock: Option<File>,
-    /// An identity that was made and could not be stored yet.
+    /// A generated identity that could not be stored yet.
     unsaved_id: Option<String>,
-    /// Why it cannot be written.
+    /// The reason why the directory cannot be written.
     error: Option<io::Error>,
 }
 
 impl DataDir {
-    /// Makes it if needed, and locks it. The only error is that another proxy uses it.
+    /// Creates the directory if needed, and locks it. The only error is that another proxy uses it.
     pub(super) fn open(path: PathBuf) -> Result<Self, StartError> {
         let (lock, error) = match lock(&path) {
             Ok(Some(lock)) => (Some(lock), None),
@@ -47,12 +53,18 @@ impl DataDir {
         Ok(Self { path, lock, unsaved_id: None, error })
     }
 
-    /// The identity that is kept here; made, and stored if possible, at the first start.
+    /// The stored identity. At the first start it is generated, and stored if possible.
     pub(super) fn node_id(&mut self) -> String {
         let path = self.path.join("node-id");
         let stored = std::fs::read_to_string(&path).unwrap_or_default();
-        if !stored.trim().is_empty() {
-            return stored.trim().to_owned();
+        match stored.trim().parse::<NodeId>() {
+            Ok(id) => return id.to_string(),
+            Err(_) if stored.trim().is_empty() => {}
+            // Control planes would refuse it.
+            Err(reason) => {
+                let path = path.display();
+                tracing::warn!(%path, reason, "the stored node id is not valid; a new one is generated");
+            }
         }
         let id = uuid::Uuid::now_v7().to_string();
         self.unsaved_id = Some(id.clone());
@@ -62,12 +74,12 @@ impl DataDir {
         id
     }
 
-    /// Why it cannot be written; what it keeps may be out of date.
+    /// The reason why the directory cannot be written, if so; its content may then be out of date.
     pub(super) fn error(&self) -> Option<&io::Error> {
         self.error.as_ref()
     }
 
-    /// Makes up for what could not be done when it was opened.
+    /// Repeats the steps that failed when the directory was opened.
     fn make_writable(&mut self) -> io::Result<()> {
         if self.lock.is_none() {
             let in_use = || io::Error::other("another proxy uses the data directory");
@@ -80,13 +92,22 @@ impl DataDir {
         Ok(())
     }
 
-    /// The last good revision, and the journal to go on with.
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The journal of a start that does not read the last good revision: the first write is a complete snapshot.
+    pub(super) fn without_load(self) -> Journal {
+        Journal { dir: self, file: None, snapshot_bytes: 0, journal_bytes: 0, written: None }
+    }
+
+    /// Loads the last good revision, and the journal to append to.
     pub(super) fn load(self) -> (Option<Snapshot>, Journal) {
         let mut staging = Staging::default();
         let snapshot = read_records(&self.path.join("snapshot"), SNAPSHOT_MAGIC, &mut staging);
-        let mut journal =
-            Journal { dir: self, file: None, snapshot_bytes: 0, journal_bytes: 0, written: None };
-        if let Ok(Outcome { bytes, clean: true }) = snapshot
+        let mut journal = self.without_load();
+        if let Ok(ReadResult { bytes, clean: true }) = snapshot
             && let Some(base) = staging.served().cloned()
         {
             let path = journal.dir.path.join("journal");
@@ -105,28 +126,29 @@ impl DataDir {
     }
 }
 
-/// The files of the last good snapshot, to be written.
+/// The writer's side of the last good snapshot's files.
 #[derive(Debug)]
 pub(super) struct Journal {
     dir: DataDir,
-    /// The journal, at its end. `None`: what is on disk cannot be added to, and is to be written anew.
+    /// The journal file, positioned at its end. `None`: the files on disk cannot be appended to, and have to be
+    /// rewritten.
     file: Option<File>,
     snapshot_bytes: u64,
     journal_bytes: u64,
-    /// What is on disk.
+    /// The revision on disk.
     written: Option<RevisionId>,
 }
 
 impl Journal {
-    /// Has everything written next, for what is on disk is not what the next changes start from.
+    /// Forces a complete snapshot on the next write, because the next changes do not start from the revision on disk.
     pub(super) fn start_anew(&mut self) {
         self.file = None;
     }
 
-    /// A journal below this size is not worth a new snapshot, bytes.
+    /// The size in bytes below which a journal is not replaced by a new snapshot.
     const SMALL: u64 = 256 << 10;
 
-    /// Writes `snapshot`, which `changes` lead to from what was written before.
+    /// Writes `snapshot`, which differs from the one written before by `changes`.
     pub(super) fn write(&mut self, snapshot: &Snapshot, changes: &[Change]) -> io::Result<()> {
         self.dir.make_writable()?;
         let continues = self.written.as_ref().is_some_and(|written| written.epoch == snapshot.id().epoch);
@@ -139,15 +161,26 @@ impl Journal {
         };
         match &result {
             Ok(()) => self.written = Some(snapshot.id().clone()),
-            // What it ends with now is not known.
+            // The state of the file's end is unknown now.
             Err(_) => self.file = None,
         }
         result
     }
 
+    /// Writes `snapshot` as the proven one.
+    fn write_proven(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        self.dir.make_writable()?;
+        let head = proven_head(&ExactRevision::of(snapshot));
+        let written = replace_file(&self.dir.path.join(PROVEN), |file| {
+            file.write_all(&head)?;
+            write_records(file, snapshot, None).map(drop)
+        });
+        written.map(drop)
+    }
+
     fn write_all(&mut self, snapshot: &Snapshot) -> io::Result<()> {
         self.file = None;
-        // From here on the old journal does not fit the snapshot, and is not read: it names what it continues.
+        // From here on the old journal is ignored: it names the snapshot that it continues, which is another one.
         self.snapshot_bytes = replace_file(&self.dir.path.join("snapshot"), |file| {
             file.write_all(SNAPSHOT_MAGIC)?;
             write_records(file, snapshot, None).map(drop)
@@ -181,30 +214,50 @@ fn write_records(file: &mut dyn Write, snapshot: &Snapshot, changes: Option<&[Ch
     Ok(bytes)
 }
 
-/// How reading a file went.
-struct Outcome {
+/// The proven revision in a data directory, by the head of its file.
+pub(super) fn proven_revision(data_dir: &Path) -> Option<ExactRevision> {
+    let mut head = Vec::new();
+    File::open(data_dir.join(PROVEN)).ok()?.take(MAX_HEAD).read_to_end(&mut head).ok()?;
+    let line = head.split(|byte| *byte == b'\n').next()?;
+    ExactRevision::parse(std::str::from_utf8(line).ok()?.strip_prefix(PROVEN_MAGIC)?)
+}
+
+/// Loads the proven revision of a data directory.
+pub(super) fn load_proven(data_dir: &Path) -> Option<Snapshot> {
+    let exact = proven_revision(data_dir)?;
+    let mut staging = Staging::default();
+    let read = read_records(&data_dir.join(PROVEN), &proven_head(&exact), &mut staging).ok()?;
+    staging.served().filter(|snapshot| read.clean && ExactRevision::of(snapshot) == exact).cloned()
+}
+
+fn proven_head(exact: &ExactRevision) -> Vec<u8> {
+    format!("{PROVEN_MAGIC}{exact}\n").into_bytes()
+}
+
+/// The result of reading a file.
+struct ReadResult {
     bytes: u64,
-    /// It ended where a revision ends.
+    /// True if the file ends at the end of a revision.
     clean: bool,
 }
 
-/// Reads the revisions of a file into `staging`, as far as they are whole.
-fn read_records(path: &Path, magic: &[u8], staging: &mut Staging) -> io::Result<Outcome> {
+/// Reads the complete revisions of a file into `staging`.
+fn read_records(path: &Path, magic: &[u8], staging: &mut Staging) -> io::Result<ReadResult> {
     let file = File::open(path)?;
     let bytes = file.metadata()?.len();
     let mut file = BufReader::with_capacity(1 << 16, file);
     let mut found = vec![0; magic.len()];
     if file.read_exact(&mut found).is_err() || found != magic {
-        return Ok(Outcome { bytes, clean: false });
+        return Ok(ReadResult { bytes, clean: false });
     }
     let mut at_end_of_revision = true;
     loop {
         let record = match read_record(&mut file) {
             Ok(Some(record)) => record,
-            Ok(None) => return Ok(Outcome { bytes, clean: at_end_of_revision }),
+            Ok(None) => return Ok(ReadResult { bytes, clean: at_end_of_revision }),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "what was kept on disk ends early; the last whole revision counts");
-                return Ok(Outcome { bytes, clean: false });
+                tracing::warn!(path = %path.display(), %error, "the snapshot on disk is truncated; the last complete revision is used");
+                return Ok(ReadResult { bytes, clean: false });
             }
         };
         match staging.on_response(record) {
@@ -218,9 +271,9 @@ fn read_records(path: &Path, magic: &[u8], staging: &mut Staging) -> io::Result<
                 let reason = rejection.errors.first().map(|error| error.message.as_str()).unwrap_or_default();
                 tracing::warn!(
                     path = %path.display(), revision = rejection.revision, reason,
-                    "a revision that was kept on disk cannot be used"
+                    "a revision on disk cannot be used"
                 );
-                return Ok(Outcome { bytes, clean: false });
+                return Ok(ReadResult { bytes, clean: false });
             }
         }
     }
@@ -246,7 +299,7 @@ fn read_record(file: &mut impl Read) -> io::Result<Option<DeltaDiscoveryResponse
     DeltaDiscoveryResponse::decode(bytes::Bytes::from(record)).map(Some).map_err(io::Error::other)
 }
 
-/// The lock on a data directory, which is made if needed; `None`: another process has it.
+/// Locks a data directory, which is created if needed; `None` if another process holds the lock.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     make_dir(path)?;
     let lock = private().create(true).write(true).truncate(false).open(path.join("lock"))?;
@@ -257,10 +310,13 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Told of every write: `None` when it was made, else why not.
-pub(super) type Told = Box<dyn Fn(Option<&io::Error>) + Send>;
+/// A callback that is called after every write: with `None` on success, else with the error.
+pub(super) type WriteCallback = Box<dyn Fn(Option<&io::Error>) + Send>;
 
-/// Writes the last good snapshot on a thread of its own. While it writes, what comes is merged.
+/// A callback that is called with each revision that was written as proven.
+pub(super) type ProvenCallback = Box<dyn Fn(ExactRevision) + Send>;
+
+/// Writes the last good snapshot on a thread of its own. Snapshots that arrive during a write are merged.
 pub(super) struct Writer {
     shared: Arc<WriterShared>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -273,23 +329,40 @@ struct WriterShared {
 
 #[derive(Default)]
 struct Pending {
+    /// True if the next snapshot does not continue the one on disk.
+    anew: bool,
     snapshot: Option<Snapshot>,
+    proven: Option<Snapshot>,
     changes: BTreeMap<ResourceKey, Change>,
     closed: bool,
 }
 
 impl Writer {
-    pub(super) fn start(journal: Journal, told: Told) -> io::Result<Self> {
+    pub(super) fn start(
+        journal: Journal,
+        on_write: WriteCallback,
+        on_proven: ProvenCallback,
+    ) -> io::Result<Self> {
         let shared = Arc::new(WriterShared { pending: Mutex::default(), wake: Condvar::new() });
         let thread = std::thread::Builder::new().name("last-good".to_owned()).spawn({
             let shared = shared.clone();
-            move || shared.run(journal, &told)
+            move || shared.run(journal, &on_write, &on_proven)
         })?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Has `snapshot` written, which `changes` lead to from the one before. Does not wait.
-    pub(super) fn note(&self, snapshot: Snapshot, changes: &[Change]) {
+    /// Forces a complete snapshot on the next write, see [`Journal::start_anew`].
+    pub(super) fn start_anew(&self) {
+        self.shared.pending().anew = true;
+    }
+
+    /// The other use of the thread.
+    pub(super) fn prover(&self) -> Prover {
+        Prover(Arc::clone(&self.shared))
+    }
+
+    /// Queues `snapshot`, which differs from the one before by `changes`. Does not wait.
+    pub(super) fn enqueue(&self, snapshot: Snapshot, changes: &[Change]) {
         let mut pending = self.shared.pending();
         pending.changes.extend(changes.iter().map(|change| (change.key().clone(), change.clone())));
         pending.snapshot = Some(snapshot);
@@ -298,51 +371,114 @@ impl Writer {
     }
 }
 
+/// Keeps proven revisions through the thread of a [`Writer`].
+pub(super) struct Prover(Arc<WriterShared>);
+
+impl Prover {
+    /// Queues a revision that is proven, in place of the one on disk. Does not wait. The proxy calls it when its own
+    /// proof is done; a control plane's word would be as good.
+    pub(super) fn prove(&self, snapshot: Snapshot) {
+        self.0.pending().proven = Some(snapshot);
+        self.0.wake.notify_one();
+    }
+}
+
 impl Drop for Writer {
-    /// Waits until what was noted is written.
+    /// Waits until everything queued is written.
     fn drop(&mut self) {
         self.shared.pending().closed = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread that keeps the last good snapshot panicked");
+            tracing::error!("the thread that writes the last good snapshot panicked");
         }
     }
 }
 
+/// The next task of a [`Writer`]'s thread.
+enum Work {
+    Write(Snapshot, BTreeMap<ResourceKey, Change>),
+    Prove(Snapshot),
+}
+
 impl WriterShared {
-    fn run(&self, mut journal: Journal, told: &Told) {
+    fn run(&self, mut journal: Journal, on_write: &WriteCallback, on_proven: &ProvenCallback) {
         let mut failing = journal.dir.error.is_some();
-        while let Some((snapshot, changes)) = self.next() {
-            let merged: Vec<_> = changes.values().cloned().collect();
-            match journal.write(&snapshot, &merged) {
-                Ok(()) => {
-                    if std::mem::take(&mut failing) {
-                        tracing::info!(path = %journal.dir.path.display(), "the last good snapshot is kept on disk again");
-                    }
-                    told(None);
+        let mut proof_fails = false;
+        while let Some(work) = self.next() {
+            let goes_on = match work {
+                Work::Write(snapshot, changes) => {
+                    let result = self.write(&mut journal, snapshot, changes, &mut failing);
+                    on_write(result.as_ref().err());
+                    result.is_ok() || self.wait_retry()
                 }
-                Err(error) => {
-                    told(Some(&error));
-                    if !failing {
-                        tracing::error!(path = %journal.dir.path.display(), %error, "cannot keep the last good snapshot on disk; trying on");
+                Work::Prove(snapshot) => match journal.write_proven(&snapshot) {
+                    Ok(()) => {
+                        proof_fails = false;
+                        on_proven(ExactRevision::of(&snapshot));
+                        true
                     }
-                    failing = true;
-                    if !self.put_back(snapshot, changes) {
-                        return;
+                    Err(error) => {
+                        if !std::mem::replace(&mut proof_fails, true) {
+                            tracing::warn!(path = %journal.dir.path.display(), %error, "cannot write the proven snapshot; retrying");
+                        }
+                        self.pending().proven.get_or_insert(snapshot);
+                        if !self.wait_retry() {
+                            // The last good snapshot may still have to be written.
+                            self.pending().proven = None;
+                        }
+                        true
                     }
-                }
+                },
+            };
+            if !goes_on {
+                return;
             }
         }
     }
 
-    /// What is to be written; `None` when there is nothing more to come.
-    fn next(&self) -> Option<(Snapshot, BTreeMap<ResourceKey, Change>)> {
+    /// Writes a snapshot. If it fails, puts the snapshot back.
+    fn write(
+        &self,
+        journal: &mut Journal,
+        snapshot: Snapshot,
+        changes: BTreeMap<ResourceKey, Change>,
+        failing: &mut bool,
+    ) -> io::Result<()> {
+        if std::mem::take(&mut self.pending().anew) {
+            journal.start_anew();
+        }
+        let merged: Vec<_> = changes.values().cloned().collect();
+        let result = journal.write(&snapshot, &merged);
+        let was_failing = std::mem::replace(failing, result.is_err());
+        let path = journal.dir.path.display();
+        match &result {
+            Ok(()) if was_failing => tracing::info!(%path, "the last good snapshot can be written again"),
+            Ok(()) => {}
+            Err(error) => {
+                if !was_failing {
+                    tracing::error!(%path, %error, "cannot write the last good snapshot; retrying");
+                }
+                let mut pending = self.pending();
+                for (key, change) in changes {
+                    pending.changes.entry(key).or_insert(change);
+                }
+                pending.snapshot.get_or_insert(snapshot);
+            }
+        }
+        result
+    }
+
+    /// Waits for the next task; `None` once the writer is shut down.
+    fn next(&self) -> Option<Work> {
         let mut pending = self.pending();
         loop {
             if let Some(snapshot) = pending.snapshot.take() {
-                return Some((snapshot, std::mem::take(&mut pending.changes)));
+                return Some(Work::Write(snapshot, std::mem::take(&mut pending.changes)));
+            }
+            if let Some(snapshot) = pending.proven.take() {
+                return Some(Work::Prove(snapshot));
             }
             if pending.closed {
                 return None;
@@ -351,19 +487,11 @@ impl WriterShared {
         }
     }
 
-    /// Waits before the next try; `false` when the proxy ends.
-    fn put_back(&self, snapshot: Snapshot, changes: BTreeMap<ResourceKey, Change>) -> bool {
-        let mut pending = self.pending();
-        for (key, change) in changes {
-            pending.changes.entry(key).or_insert(change);
-        }
-        pending.snapshot.get_or_insert(snapshot);
-        if pending.closed {
-            return false;
-        }
+    /// Waits before the next try of a write. Returns `false` when the proxy shuts down.
+    fn wait_retry(&self) -> bool {
         let (pending, _) = self
             .wake
-            .wait_timeout_while(pending, RETRY, |pending| !pending.closed)
+            .wait_timeout_while(self.pending(), RETRY, |pending| !pending.closed)
             .unwrap_or_else(PoisonError::into_inner);
         !pending.closed
     }
@@ -373,7 +501,8 @@ impl WriterShared {
     }
 }
 
-/// Replaces a file as a whole: whoever reads it, after a crash too, finds the old or the new one. The new one's size.
+/// Replaces a file atomically: a reader, even after a crash, finds the old or the new one. Returns the new one's size
+/// in bytes.
 fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<u64> {
     let temporary = path.with_extension("new");
     let file = private().create(true).write(true).truncate(true).open(&temporary)?;
@@ -389,9 +518,9 @@ fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Res
     Ok(bytes)
 }
 
-/// For files that hold secrets.
+/// Options for opening files that hold secrets.
 #[cfg(unix)]
-fn private() -> OpenOptions {
+pub(super) fn private() -> OpenOptions {
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = OpenOptions::new();
     options.mode(0o600);
@@ -405,18 +534,27 @@ fn make_dir(path: &Path) -> io::Result<()> {
 }
 
 fn journal_magic(base: &Snapshot) -> Vec<u8> {
-    let version = wire::marker_version(base.id(), &base.digest());
+    let version = wire::marker_version(base);
     format!("signalbox journal 1 of {version}\n").into_bytes()
 }
 
 const SNAPSHOT_MAGIC: &[u8] = b"signalbox snapshot 1\n";
 
-/// How much a record holds, bytes; one resource may be larger.
+/// The name of the proven snapshot's file.
+const PROVEN: &str = "proven";
+
+/// The beginning of the first line of that file; the revision follows.
+const PROVEN_MAGIC: &str = "signalbox proven 1 of ";
+
+/// The maximum length in bytes of that line.
+const MAX_HEAD: u64 = 4096;
+
+/// The target size of a record in bytes; a single resource may be larger.
 const RECORD: usize = 64 << 10;
 
 const MAX_RECORD: usize = 64 << 20;
 
-/// How long after a failed write the next is tried.
+/// The delay after a failed write.
 const RETRY: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -432,7 +570,7 @@ mod tests {
         load(path).0
     }
 
-    /// Writes a revision after another; the next.
+    /// Writes one further revision, and returns it.
     fn write(journal: &mut Journal, before: &Snapshot, changes: &[Change]) -> Snapshot {
         let after = next(before, changes);
         journal.write(&after, changes).unwrap();
@@ -519,13 +657,13 @@ mod tests {
         let [snapshot, whole] =
             ["snapshot", "journal"].map(|name| std::fs::read(dir.path().join(name)).unwrap());
         let cuts = (boundary..whole.len() as u64).enumerate();
-        // Every place in the record's head, and some in its body.
+        // Every position in the record's head, and some in its body.
         for (_, length) in cuts.filter(|(index, _)| *index < 40 || index % 16 == 0) {
             std::fs::write(dir.path().join("snapshot"), &snapshot).unwrap();
             std::fs::write(dir.path().join("journal"), &whole[..length as usize]).unwrap();
             let (found, mut journal) = load(dir.path());
             assert!(same(found.as_ref(), &two), "cut at {length}");
-            // What is written after that is not lost behind the torn record.
+            // Records that are written later are not lost behind the torn record.
             journal.write(&three, &[gone("b"), route("c", "3")]).unwrap();
             drop(journal);
             assert!(same(loaded(dir.path()).as_ref(), &three), "cut at {length}");
@@ -565,7 +703,7 @@ mod tests {
         three = next(&three, &[route("z", "3")]);
         journal.write(&three, &[]).unwrap();
         drop(journal);
-        // As if the process had ended between the two files.
+        // This is the state if the process ends between writing the two files.
         std::fs::write(dir.path().join("journal"), &old_journal).unwrap();
         assert!(same(loaded(dir.path()).as_ref(), &three));
         assert!(!same(loaded(dir.path()).as_ref(), &two));
@@ -595,10 +733,19 @@ mod tests {
     }
 
     #[test]
+    fn a_node_id_that_control_planes_refuse_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("node-id"), "a b\n").unwrap();
+        let id = DataDir::open(dir.path().to_owned()).unwrap().node_id();
+        assert!(id.parse::<NodeId>().is_ok(), "{id}");
+        assert_eq!(DataDir::open(dir.path().to_owned()).unwrap().node_id(), id);
+    }
+
+    #[test]
     fn a_directory_that_becomes_writable_later_keeps_the_identity_and_the_snapshot() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("data");
-        // Nobody can make a directory where a file is, root neither.
+        // Nobody, not even root, can create a directory where there is a file.
         std::fs::write(&path, "").unwrap();
         let mut opened = DataDir::open(path.clone()).unwrap();
         let id = opened.node_id();
@@ -630,12 +777,12 @@ mod tests {
     fn what_is_noted_while_it_writes_is_written_before_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         let (_, journal) = load(dir.path());
-        let writer = Writer::start(journal, Box::new(|_| {})).unwrap();
+        let writer = Writer::start(journal, Box::new(|_| {}), Box::new(|_| {})).unwrap();
         let mut last = Snapshot::empty("e");
         for round in 0..200 {
             let changes = [route("a", &round.to_string()), gone("b"), route(&format!("r{}", round % 7), "x")];
             last = next(&last, &changes);
-            writer.note(last.clone(), &changes);
+            writer.enqueue(last.clone(), &changes);
         }
         drop(writer);
         assert!(same(loaded(dir.path()).as_ref(), &last));

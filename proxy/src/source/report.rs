@@ -1,11 +1,11 @@
-//! What the proxy tells a control plane of itself, beside the stream. Nothing depends on it: whatever fails here ends
-//! the reports of this connection, and the next one has its own.
+//! The proxy's reports to a control plane, beside the xDS stream. Nothing depends on them: a failure ends the reports
+//! of this connection, and the next connection starts its own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use signalbox_proto::signalbox::report::v1::report_service_client::ReportServiceClient;
-use signalbox_proto::signalbox::report::v1::{ErrorClasses, ProxyReport, Traffic};
+use signalbox_proto::signalbox::report::v1::{Crashed, ErrorClasses, ProxyReport, Traffic};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
@@ -13,7 +13,9 @@ use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
-use super::{DataPlane, Status, xds};
+use super::authorize::authorize;
+use super::data_plane::DataPlane;
+use super::status::Status;
 
 /// Reports every two seconds, and as soon as another revision is served.
 pub(super) struct Reporter {
@@ -28,7 +30,7 @@ impl Reporter {
         let token = self.token.clone();
         let (reports, outbound) = mpsc::channel(1);
         let mut request = Request::new(ReceiverStream::new(outbound));
-        xds::authorize(&mut request, token.as_ref());
+        authorize(&mut request, token.as_ref());
         let mut client = ReportServiceClient::new(channel);
         tokio::select! {
             answer = client.report(request) => {
@@ -44,20 +46,20 @@ impl Reporter {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut since = Instant::now();
-        let mut told = None;
-        // While the last one is not taken, no other is made.
+        let mut reported = None;
+        // No report is made until the last one has been taken.
         while let Ok(room) = reports.reserve().await {
             loop {
                 tokio::select! {
                     _ = interval.tick() => break,
                     changed = self.status.changed() => match changed {
-                        Ok(()) if self.serving() != told => break,
+                        Ok(()) if self.serving() != reported => break,
                         Ok(()) => {}
                         Err(_) => return,
                     },
                 }
             }
-            told = self.serving();
+            reported = self.serving();
             room.send(self.report(std::mem::replace(&mut since, Instant::now()).elapsed()));
         }
     }
@@ -68,9 +70,9 @@ impl Reporter {
     }
 
     fn report(&self, interval: Duration) -> ProxyReport {
-        let (serving, warnings) = {
+        let (serving, warnings, crashed) = {
             let status = self.status.borrow();
-            (status.serving.clone(), status.warnings())
+            (status.serving.clone(), status.warnings(), status.crashed.clone())
         };
         let traffic = self.data_plane.traffic();
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
@@ -96,6 +98,11 @@ impl Reporter {
                 .map(|(name, address)| (name, address.to_string()))
                 .collect(),
             warnings,
+            crashed: crashed.map(|crashed| Crashed {
+                epoch: crashed.exact.revision.epoch.to_string(),
+                revision: crashed.exact.revision.number,
+                message: crashed.message,
+            }),
         }
     }
 }

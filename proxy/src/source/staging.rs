@@ -1,6 +1,6 @@
-//! What a control plane sends, staged until the commit marker makes it a candidate: a state machine over values.
+//! Staging of xDS responses until the commit marker completes a candidate: a state machine over values.
 //!
-//! Nothing of a revision counts before its marker; and with the marker either all of it does, or none.
+//! Nothing of a revision counts before its marker; with the marker, either all of it counts or none.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -8,65 +8,65 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use signalbox_config::wire::{self, Payload};
-use signalbox_config::{Change, Kind, Resource, ResourceKey, RevisionId, Snapshot};
+use signalbox_config::{Assignment, Change, Kind, Resource, ResourceKey, RevisionId, Snapshot};
 use signalbox_plugins::Catalog;
 use signalbox_proto::MARKER_NAME;
 use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as WireResource};
 use signalbox_proto::signalbox::config::v1::{Rejection, ResourceError, Revision};
 
-use super::{Candidate, Rejected};
+use super::data_plane::{Candidate, Rejected};
 
-/// What is served, and what was received since.
+/// The served revision, and the resources received since.
 #[derive(Debug, Default)]
 pub(super) struct Staging {
     served: Option<Snapshot>,
-    /// Since the last marker; `None`: removed.
+    /// The resources since the last marker; `None`: removed.
     staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>,
     staged_bytes: usize,
     errors: Vec<ResourceError>,
 }
 
-/// What a response amounts to.
+/// The consequence of a response.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// A part of a revision; more of it comes.
+    /// A part of a revision; more parts follow.
     More,
-    /// What is served already: there is nothing to apply.
+    /// The revision is served already, so there is nothing to apply.
     Served,
-    /// A whole revision. If it can be applied, [`Staging::serve`] it.
+    /// A complete revision. If it can be applied, [`Staging::serve`] it.
     Ready(Box<Candidate>),
-    /// It cannot be served, and why. With [`Rejection::drift`]: what is served and what was sent do not add up to the
-    /// revision, and only sending everything helps.
+    /// It cannot be served, for the given reason. With [`Rejection::drift`], the served revision and the received
+    /// changes do not add up to the announced revision, and only a full resend helps.
     Rejected(Rejection),
 }
 
 impl Staging {
-    /// The most that is held of one revision before its marker, bytes.
+    /// The maximum size in bytes of a revision that is staged before its marker.
     const MAX_STAGED: usize = 1 << 30;
 
-    /// The most errors that are told of one revision.
+    /// The maximum number of errors that are reported per revision.
     const MAX_ERRORS: usize = 100;
 
-    /// Nothing staged, on top of what is served.
+    /// Creates a state with nothing staged, on top of the served revision.
     pub(super) fn on(served: Option<Snapshot>) -> Self {
         Self { served, ..Self::default() }
     }
 
-    /// What is served.
+    /// The served revision.
     pub(super) fn served(&self) -> Option<&Snapshot> {
         self.served.as_ref()
     }
 
-    /// Notes that a candidate is served.
+    /// Records that a candidate is served.
     pub(super) fn serve(&mut self, snapshot: Snapshot) {
         self.served = Some(snapshot);
     }
 
-    /// Takes a response in.
+    /// Processes a response.
     pub(super) fn on_response(&mut self, response: DeltaDiscoveryResponse) -> Step {
         self.find_duplicates(&response);
         for name in response.removed_resources {
-            // What this version cannot even name it cannot have.
+            // A name that this version cannot parse cannot belong to a known resource.
             if let Ok(key) = name.parse() {
                 self.stage(key, None);
             }
@@ -115,7 +115,7 @@ impl Staging {
     }
 
     fn on_spec(&mut self, name: &str, kind: Kind, encoded: &[u8]) {
-        // Copied: else the one resource that stays of a response keeps the whole response in memory.
+        // The bytes are copied; otherwise one resource that stays would keep its whole response in memory.
         match Resource::from_wire(kind, Bytes::copy_from_slice(encoded), &Catalog) {
             Ok(resource) if resource.key().to_string() == name => {
                 self.stage(resource.key().clone(), Some(Arc::new(resource)));
@@ -141,11 +141,10 @@ impl Staging {
             return Step::Rejected(Rejection { revision: marker.number, errors, drift: false });
         }
         let id = RevisionId { epoch: marker.epoch.as_str().into(), number: marker.number };
+        let assignment = Assignment { fleet: marker.fleet.as_str().into(), generation: marker.generation };
         if let Some(served) = &self.served
-            && served.id().epoch == id.epoch
-            && served.id().number > id.number
+            && let Some(message) = is_older(served, &id, &assignment)
         {
-            let message = format!("is older than revision {}, which is served", served.id());
             return rejected(marker, message, false);
         }
         let base = match &self.served {
@@ -161,7 +160,7 @@ impl Staging {
             None => Snapshot::empty(id.epoch.clone()),
         };
         let changes = if marker.full { replace(&base, staged) } else { differences(&base, staged) };
-        let snapshot = base.with(id, marker.committed_at_us, changes.iter().cloned());
+        let snapshot = base.with(id, marker.committed_at_us, changes.iter().cloned()).assigned_by(assignment);
         if snapshot.len() as u64 != marker.resource_count
             || snapshot.digest().to_bytes()[..] != marker.digest[..]
         {
@@ -174,7 +173,13 @@ impl Staging {
             return rejected(marker, message, true);
         }
         match &self.served {
-            Some(served) if changes.is_empty() && served.id() == snapshot.id() => Step::Served,
+            Some(served)
+                if changes.is_empty()
+                    && served.id() == snapshot.id()
+                    && served.assignment() == snapshot.assignment() =>
+            {
+                Step::Served
+            }
             _ => Step::Ready(Box::new(Candidate { snapshot, changes })),
         }
     }
@@ -192,13 +197,34 @@ impl Staging {
     }
 }
 
+/// Says why a revision may not take the place of the served one, if it may not: within an epoch a fleet's decisions are ordered by
+/// generation, and under the same decision by number.
+fn is_older(served: &Snapshot, id: &RevisionId, assignment: &Assignment) -> Option<String> {
+    let before = served.assignment();
+    // A proxy that has moved to another fleet takes what that has; and a control plane without generations names no fleet.
+    let moved = before.fleet != assignment.fleet && !before.fleet.is_empty() && !assignment.fleet.is_empty();
+    if served.id().epoch != id.epoch || moved {
+        return None;
+    }
+    if assignment.generation < before.generation {
+        return Some(format!(
+            "is assigned under generation {}, but revision {} is served under generation {}",
+            assignment.generation,
+            served.id(),
+            before.generation
+        ));
+    }
+    let older = assignment.generation == before.generation && id.number < served.id().number;
+    older.then(|| format!("is older than revision {}, which is served", served.id()))
+}
+
 fn rejected(marker: &Revision, message: impl fmt::Display, drift: bool) -> Step {
     let error =
         ResourceError { message: format!("revision {} {message}", marker.number), ..Default::default() };
     Step::Rejected(Rejection { revision: marker.number, errors: vec![error], drift })
 }
 
-/// What of `staged` is not so in `base` already.
+/// The entries of `staged` that differ from `base`.
 fn differences(base: &Snapshot, staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>) -> Vec<Change> {
     let differs = |(key, resource): (ResourceKey, Option<Arc<Resource>>)| match (base.find(&key), resource) {
         (Some(old), Some(new)) if old.fingerprint() == new.fingerprint() => None,
@@ -209,8 +235,8 @@ fn differences(base: &Snapshot, staged: BTreeMap<ResourceKey, Option<Arc<Resourc
     staged.into_iter().filter_map(differs).collect()
 }
 
-/// How `staged`, as all there is, differs from `base`. What did not change is not a change, so that whatever was built
-/// of it is kept.
+/// The differences between `base` and `staged` as the complete new set. An unchanged resource is no change, so that
+/// everything built from it is kept.
 fn replace(base: &Snapshot, staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>) -> Vec<Change> {
     let gone = |resource: &&Arc<Resource>| staged.get(resource.key()).is_none_or(Option::is_none);
     let gone: Vec<_> =
@@ -221,7 +247,7 @@ fn replace(base: &Snapshot, staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>
     changes
 }
 
-/// A rejection by the data plane, as it is told to the control plane.
+/// Converts a rejection by the data plane into its message to the control plane.
 pub(super) fn rejection(revision: u64, rejected: &[Rejected]) -> Rejection {
     let error = |rejected: &Rejected| ResourceError {
         kind: rejected.key.as_ref().map(|key| key.kind.to_string()).unwrap_or_default(),
@@ -233,12 +259,12 @@ pub(super) fn rejection(revision: u64, rejected: &[Rejected]) -> Rejection {
     Rejection { revision, errors, drift: false }
 }
 
-/// A rejection, as the proxy itself tells it.
+/// Converts a rejection into the proxy's own form.
 pub(super) fn reasons(rejection: &Rejection) -> Vec<Rejected> {
     let reason = |error: &ResourceError| {
         let key = format!("{}/{}", error.kind, error.name).parse().ok();
         let message = match (&key, error.kind.as_str()) {
-            // What it names is no key that this version has.
+            // The name is not a key that this version knows.
             (None, kind) if !kind.is_empty() => format!("{kind}/{}: {}", error.name, error.message),
             _ => error.message.clone(),
         };
@@ -247,8 +273,8 @@ pub(super) fn reasons(rejection: &Rejection) -> Vec<Rejected> {
     rejection.errors.iter().map(reason).collect()
 }
 
-/// A revision as responses that [`Staging::on_response`] makes the same revision of: all of it, or what changed.
-/// Without nonces; each of about `size` bytes.
+/// Encodes a revision as responses from which [`Staging::on_response`] rebuilds it: either the whole revision, or its
+/// changes. The responses have no nonces, and are of about `size` bytes each.
 pub(super) fn responses<'a>(
     snapshot: &'a Snapshot,
     changes: Option<&'a [Change]>,
@@ -318,7 +344,7 @@ pub(super) mod tests {
         before.with(id, 7, changes.iter().cloned())
     }
 
-    /// Feeds responses, serving what can be; the last step.
+    /// Feeds responses, serving every candidate, and returns the last step.
     fn feed(staging: &mut Staging, responses: impl IntoIterator<Item = DeltaDiscoveryResponse>) -> Step {
         let mut last = Step::More;
         for response in responses {
@@ -386,7 +412,7 @@ pub(super) mod tests {
         let mut bad: Vec<_> = responses(&two, Some(&[route("b", "1")]), 1 << 20).collect();
         bad[0].resources.insert(0, wire_resource("route/x".into(), Bytes::from_static(b"\x12\x01{")));
         assert!(matches!(feed(&mut staging, bad), Step::Rejected(_)));
-        // What comes next starts from what was acknowledged.
+        // The next changes start from the acknowledged revision.
         let three = next(&two, &[gone("b"), route("c", "1")]);
         let Step::Ready(candidate) =
             feed(&mut staging, responses(&three, Some(&[gone("b"), route("c", "1")]), 1 << 20))
@@ -407,6 +433,67 @@ pub(super) mod tests {
             Step::Rejected(rejection) => assert!(rejection.drift),
             step => panic!("{step:?}"),
         }
+    }
+
+    fn assigned(snapshot: &Snapshot, fleet: &str, generation: u64) -> Snapshot {
+        snapshot.clone().assigned_by(Assignment { fleet: fleet.into(), generation })
+    }
+
+    #[test]
+    fn a_lower_number_is_taken_only_under_a_higher_generation() {
+        let one = next(&Snapshot::empty("e"), &[route("a", "1")]);
+        let two = next(&one, &[route("b", "1")]);
+        for (fleet, generation, taken) in [
+            ("edge", 2, false),
+            ("edge", 3, false),
+            ("edge", 4, true),
+            // Generations of two fleets never compare.
+            ("core", 1, true),
+            // A control plane without generations.
+            ("", 0, false),
+        ] {
+            let mut staging = Staging::default();
+            feed(&mut staging, responses(&assigned(&two, "edge", 3), None, 1 << 20));
+            let back = assigned(&one, fleet, generation);
+            match feed(&mut staging, responses(&back, Some(&[gone("b")]), 1 << 20)) {
+                Step::Ready(candidate) => {
+                    assert!(taken, "{fleet} {generation}");
+                    assert_same(&candidate.snapshot, &one);
+                    assert_eq!(candidate.snapshot.assignment(), back.assignment());
+                }
+                Step::Rejected(rejection) => assert!(!taken && !rejection.drift, "{fleet} {generation}"),
+                step => panic!("{step:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_higher_number_under_a_lower_generation_is_rejected() {
+        let one = next(&Snapshot::empty("e"), &[route("a", "1")]);
+        let mut staging = Staging::default();
+        feed(&mut staging, responses(&assigned(&one, "edge", 3), None, 1 << 20));
+        let two = assigned(&next(&one, &[route("b", "1")]), "edge", 2);
+        match feed(&mut staging, responses(&two, Some(&[route("b", "1")]), 1 << 20)) {
+            Step::Rejected(rejection) => {
+                assert!(rejection.errors[0].message.contains("generation 2"), "{rejection:?}");
+            }
+            step => panic!("{step:?}"),
+        }
+    }
+
+    #[test]
+    fn the_same_revision_by_another_decision_is_applied_without_changes() {
+        let one = next(&Snapshot::empty("e"), &[route("a", "1")]);
+        let mut staging = Staging::default();
+        feed(&mut staging, responses(&assigned(&one, "edge", 3), None, 1 << 20));
+        let again = assigned(&one, "edge", 4);
+        let Step::Ready(candidate) = feed(&mut staging, responses(&again, Some(&[]), 1 << 20)) else {
+            panic!()
+        };
+        assert!(candidate.changes.is_empty());
+        assert_eq!(candidate.snapshot.assignment().generation, 4);
+        let served = feed(&mut staging, responses(&again, Some(&[]), 1 << 20));
+        assert!(matches!(served, Step::Served), "{served:?}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The stream to a control plane, and another one when that ends.
+//! The xDS stream to a control plane, and the switch to another one when it ends.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,32 +8,41 @@ use std::time::Duration;
 use prost::Message;
 use rustls::ClientConfig;
 use signalbox_config::{Change, Snapshot, wire};
-use signalbox_process::tls::{ClientFiles, Reloading, chain};
+use signalbox_process::ErrorChain;
+use signalbox_process::tls::{ClientFiles, Reloading};
 use signalbox_proto::envoy::config::core::v3::Node;
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use signalbox_proto::google::protobuf::Any;
 use signalbox_proto::google::rpc;
 use signalbox_proto::signalbox::config::v1::Rejection;
-use signalbox_proto::{MARKER_NAME, PROCESS_HEADER, RESOURCE_TYPE_URL};
+use signalbox_proto::{MARKER_NAME, PROCESS_HEADER, RESOURCE_TYPE_URL, RETRY_HEADER};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::codec::CompressionEncoding;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status as GrpcStatus};
 
-use super::apply::{self, Refused};
-use super::choice::Choice;
-use super::connect::{Connector, Progress};
-use super::last_good::{DataDir, Journal, Writer};
+use super::apply::{self, RefusedCandidate};
+use super::authorize::authorize;
+use super::connect::{Connector, PING_AFTER, Progress};
+use super::counts::{CountsReporter, Numbering};
+use super::data_plane::{Candidate, DataPlane};
+use super::guard::Guard;
+use super::last_good::{Journal, Writer};
+use super::open::{self, Opened};
 use super::report::Reporter;
+use super::selector::Selector;
+use super::settings::{ControlPlanes, Tls};
 use super::staging::{self, Staging, Step};
-use super::{Candidate, ControlPlanes, DataPlane, StartError, Status, Tls};
+use super::starts::{Origin, Start};
+use super::status::{StartError, Status};
 
-/// Serves the last good snapshot, and then what the control planes send.
+/// Serves the last good snapshot, and then the revisions of the control planes.
 pub(super) async fn run(
     config: ControlPlanes,
     data_plane: Arc<dyn DataPlane>,
@@ -43,21 +52,15 @@ pub(super) async fn run(
     let tls = load_tls(&config.addresses, &config.tls)?;
     let endpoints = endpoints(&config.addresses, tls.as_ref())?;
     let token = config.token.as_deref().map(bearer).transpose()?;
-    let data_dir = config.data_dir.clone();
-    let given_id = config.node_id.clone();
-    let opened = tokio::task::spawn_blocking(move || {
-        let mut dir = DataDir::open(data_dir)?;
-        let node_id = given_id.unwrap_or_else(|| dir.node_id());
-        let error = dir.error().map(ToString::to_string);
-        let (snapshot, journal) = dir.load();
-        Ok((node_id, error, snapshot, journal))
-    });
-    let (node_id, error, last_good, journal) = opened
+    let (data_dir, given_id) = (config.data_dir.clone(), config.node_id.clone());
+    let opened = tokio::task::spawn_blocking(move || open::open(data_dir, given_id));
+    let opened = opened
         .await
         .map_err(|error| StartError::Invalid(format!("opening the data directory failed: {error}")))??;
+    let Opened { node_id, error, start, snapshot, journal, found } = opened;
     if let Some(reason) = error {
         let path = config.data_dir.display();
-        tracing::error!(%path, reason, "the data directory cannot be written; going on without what it should keep");
+        tracing::error!(%path, reason, "the data directory cannot be written; going on without it");
         status.send_modify(|status| status.persistence.failed(reason));
     }
     status.send_modify(|status| status.node_id = node_id.clone());
@@ -70,58 +73,94 @@ pub(super) async fn run(
             follow.await;
         }))
     });
+    let data_dir_error = |error| StartError::Io { path: config.data_dir.clone(), error };
+    let guard = Guard::start(found, config.crash_loops.clone(), data_plane, status.clone());
+    let guard = Arc::new(guard.map_err(data_dir_error)?);
+    let writer = start_writer(journal, &status, &guard).map_err(data_dir_error)?;
+    let guarding = tokio::spawn(Arc::clone(&guard).follow(writer.prover(), shutdown.clone()));
+    let _guarding = AbortOnDropHandle::new(guarding);
     let client = Client {
         node: node(&config, &node_id),
         token,
-        data_plane,
+        data_plane: guard.data_plane(Origin::ControlPlane),
+        guard: Arc::clone(&guard),
         status,
         shutdown: shutdown.clone(),
         process: process(),
+        numbering: Arc::new(Numbering::new()),
         served: None,
-        writer: None,
+        on_disk: snapshot,
+        writer,
         drifts: 0,
     };
-    client.run(&config, &endpoints, last_good, journal).await
+    let writer = client.run(&config, &endpoints, start).await;
+    // Dropping the writer waits for the last write.
+    let closing = tokio::task::spawn_blocking(move || {
+        guard.close();
+        drop(writer);
+    });
+    let _ = closing.await;
+    Ok(())
+}
+
+/// Starts the thread that writes to the data directory.
+fn start_writer(
+    journal: Journal,
+    status: &watch::Sender<Status>,
+    guard: &Arc<Guard>,
+) -> std::io::Result<Writer> {
+    let (status, guard) = (status.clone(), Arc::clone(guard));
+    let on_write = move |error: Option<&std::io::Error>| match error {
+        Some(error) => status.send_modify(|status| status.persistence.failed(error.to_string())),
+        None => drop(status.send_if_modified(|status| status.persistence.failing.take().is_some())),
+    };
+    Writer::start(journal, Box::new(on_write), Box::new(move |exact| guard.on_proven(exact)))
 }
 
 struct Client {
     node: Node,
     token: Option<MetadataValue<Ascii>>,
     data_plane: Arc<dyn DataPlane>,
+    guard: Arc<Guard>,
     status: watch::Sender<Status>,
     shutdown: CancellationToken,
-    /// Tells this run of the program from others, see [`PROCESS_HEADER`].
+    /// Identifies this run of the program, see [`PROCESS_HEADER`].
     process: MetadataValue<Ascii>,
+    numbering: Arc<Numbering>,
     served: Option<Snapshot>,
-    writer: Option<Writer>,
-    /// How often in a row what is served did not fit what was sent. Above 0, the next stream asks for everything.
+    /// The snapshot from the data directory, until it is served, or another is.
+    on_disk: Option<Snapshot>,
+    writer: Writer,
+    /// The number of consecutive drifts. Above 0, the next stream requests everything.
     drifts: u32,
 }
 
-/// Why a stream ended.
+/// The reason why a stream ended.
 #[derive(Debug, thiserror::Error)]
-enum Ended {
+enum StreamEnd {
     #[error("no connection")]
     Connect(#[source] tonic::transport::Error),
-    /// What is wrong with the connection, in words.
+    /// The connection failed, with a description.
     #[error("{0}")]
     Connection(String),
     #[error("no answer within {} s: {waits_for}", OPEN_DEADLINE.as_secs())]
     Silent { waits_for: &'static str },
-    #[error("it takes nothing more")]
+    #[error("it stopped reading")]
     Stuck,
     #[error("it ended the stream: {} ({:?})", .0.message(), .0.code())]
     Status(#[source] Box<GrpcStatus>),
+    #[error("it sent nothing that can be served; serving the snapshot from disk")]
+    NothingServed,
     #[error("it ended the stream")]
     Closed,
-    #[error("what it sent does not add up to its revision; asking for everything")]
+    #[error("the received changes do not add up to the revision; requesting everything")]
     Drift,
     #[error("shutting down")]
     Shutdown,
 }
 
-impl Ended {
-    /// Whether it only says that the transport failed, and not why.
+impl StreamEnd {
+    /// True if it only reports that the transport failed, and not why.
     fn is_vague(&self) -> bool {
         match self {
             Self::Connect(_) => true,
@@ -131,120 +170,130 @@ impl Ended {
     }
 }
 
-/// The last line of the log about a control plane without a stream.
-struct Told {
+/// The last log line about a control plane without a stream.
+struct LoggedFailure {
     reason: String,
     is_vague: bool,
     at: Instant,
 }
 
 impl Client {
-    async fn run(
-        mut self,
-        config: &ControlPlanes,
-        endpoints: &[ControlPlane],
-        last_good: Option<Snapshot>,
-        mut journal: Journal,
-    ) -> Result<(), StartError> {
-        if let Some(snapshot) = last_good
-            && !self.serve_last_good(snapshot, config).await
-        {
-            // What comes next is no difference from what is on disk.
-            journal.start_anew();
+    /// Returns the writer, whose last write is still to be waited for.
+    async fn run(mut self, config: &ControlPlanes, endpoints: &[ControlPlane], start: Start) -> Writer {
+        if start != Start::AskFirst {
+            self.serve_from_disk(start, config).await;
         }
-        let path = config.data_dir.clone();
-        let status = self.status.clone();
-        let told = move |error: Option<&std::io::Error>| match error {
-            Some(error) => status.send_modify(|status| status.persistence.failed(error.to_string())),
-            None => drop(status.send_if_modified(|status| status.persistence.failing.take().is_some())),
-        };
-        let writer = Writer::start(journal, Box::new(told));
-        self.writer = Some(writer.map_err(|error| StartError::Io { path, error })?);
         let mut backoff = Backoff::default();
-        let mut choice = Choice::new(endpoints.len());
-        let mut told: HashMap<&str, Told> = HashMap::new();
+        let mut selector = Selector::new(endpoints.len());
+        let mut logged: HashMap<&str, LoggedFailure> = HashMap::new();
         while !self.shutdown.is_cancelled() {
-            let index = choice.next(Instant::now());
+            if self.asks_until().is_some_and(|until| Instant::now() >= until) {
+                self.serve_from_disk(start, config).await;
+            }
+            let index = selector.next(Instant::now());
             let Some(endpoint) = endpoints.get(index) else { break };
             let address = endpoint.address.as_str();
             let mut heard = false;
             let began = Instant::now();
             let ended = self.stream(endpoint, &mut heard).await;
             self.status.send_modify(|status| status.connected = false);
-            // One that always ends soon, because another proxy uses this one's id or for whatever reason, is not asked for at once.
+            // A control plane whose streams always end soon, for instance because another proxy uses the same node id,
+            // is not reconnected at once.
             if heard && began.elapsed() >= STABLE {
                 backoff = Backoff::default();
-                choice.held(index);
+                selector.lasted(index);
             }
-            if !matches!(ended, Ended::Drift) {
-                choice.failed(index, Instant::now());
+            if !matches!(ended, StreamEnd::Drift) {
+                selector.failed(index, Instant::now());
             }
             let delay = match &ended {
-                Ended::Shutdown => break,
-                // Many proxies may have noticed the same; and if everything does not help, asking often will not.
-                Ended::Drift => jitter(FIRST_RESYNC, self.drifts.saturating_sub(1), LAST_RESYNC),
-                // The others are not to wait for this one.
-                _ if choice.has_better_than(index, Instant::now()) => jitter(FIRST_RETRY, 0, FIRST_RETRY),
+                StreamEnd::Shutdown => break,
+                // Many proxies may have seen the same drift; and if a full resend does not help, frequent ones will
+                // not.
+                StreamEnd::Drift => jitter(FIRST_RESYNC, self.drifts.saturating_sub(1), LAST_RESYNC),
+                // The next control plane is tried without waiting for this one.
+                _ if selector.has_better_than(index, Instant::now()) => jitter(FIRST_RETRY, 0, FIRST_RETRY),
+                StreamEnd::Status(status) => backoff.next().max(asked_delay(status)),
                 _ => backoff.next(),
             };
-            let reason = chain(&ended);
+            let reason = ErrorChain(&ended).to_string();
             let is_vague = ended.is_vague();
-            // The same of the same control plane again and again is logged now and then. One fault may be met while reading,
-            // which tells what is wrong, or while writing, which does not: then what is known already is not told less well.
-            let known = told.get(address).is_some_and(|before| {
-                (before.reason == reason || is_vague && !before.is_vague) && before.at.elapsed() < TELL_AGAIN
+            // A repeated failure of the same control plane is logged only now and then. One failure may show while
+            // reading, with its cause, or while writing, without it; a cause that is known is not replaced by a vaguer
+            // one.
+            let known = logged.get(address).is_some_and(|before| {
+                (before.reason == reason || is_vague && !before.is_vague)
+                    && before.at.elapsed() < LOG_INTERVAL
             });
             if heard || !known {
                 tracing::warn!(
                     control_plane = address,
                     reason,
-                    "no stream; what was served last stays, trying on"
+                    "no stream; the served revision stays, retrying"
                 );
-                told.insert(address, Told { reason, is_vague, at: Instant::now() });
+                logged.insert(address, LoggedFailure { reason, is_vague, at: Instant::now() });
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => {}
                 () = tokio::time::sleep(delay) => {}
+                () = sleep_until(self.asks_until()) => {}
             }
         }
-        // Waits for the last write.
-        let writer = self.writer.take();
-        let _ = tokio::task::spawn_blocking(move || drop(writer)).await;
-        Ok(())
+        self.writer
     }
 
-    /// Applies what was on disk; whether it is served now.
-    async fn serve_last_good(&mut self, snapshot: Snapshot, config: &ControlPlanes) -> bool {
+    /// The time at which the snapshot from disk is to be served, if it waits for what control planes send.
+    fn asks_until(&self) -> Option<Instant> {
+        let asks = self.on_disk.is_some() && self.served.is_none();
+        asks.then(|| self.guard.ask_until())
+    }
+
+    /// Applies the snapshot from disk, unless one is served.
+    async fn serve_from_disk(&mut self, start: Start, config: &ControlPlanes) {
+        let Some(snapshot) = self.on_disk.take().filter(|_| self.served.is_none()) else { return };
+        let what = match start {
+            Start::Applied => "the last good snapshot",
+            Start::Proven => {
+                "the last proven snapshot, because the last applied one crashed the proxy or cannot be read"
+            }
+            Start::AskFirst => "the snapshot that the proxy crashed with, because there is no other",
+        };
         let changes = snapshot.iter().cloned().map(Change::Put).collect();
         let origin = config.data_dir.display().to_string();
         let candidate = Candidate { snapshot, changes };
-        match apply::apply(&self.data_plane, candidate, &self.status, &origin).await {
+        let data_plane = self.guard.data_plane(Origin::Disk);
+        match apply::apply(&data_plane, candidate, &self.status, &origin).await {
             Ok(applied) => {
-                tracing::info!(revision = %applied.snapshot.id(), resources = applied.snapshot.len(), "serving the last good snapshot");
+                let (revision, resources) = (applied.snapshot.id(), applied.snapshot.len());
+                if start == Start::Applied {
+                    tracing::info!(%revision, resources, "serving {what}");
+                } else {
+                    tracing::warn!(%revision, resources, "serving {what}");
+                }
                 self.served = Some(applied.snapshot);
-                true
             }
             Err(refused) => {
+                // The next revision is not a difference from the one on disk.
+                self.writer.start_anew();
                 for reason in refused.reasons {
-                    tracing::error!(%reason, "the last good snapshot cannot be served");
+                    tracing::error!(%reason, "{what} cannot be served");
                 }
-                false
             }
         }
     }
 
-    /// One stream, from connecting to its end. `heard` becomes whether anything came.
-    async fn stream(&mut self, endpoint: &ControlPlane, heard: &mut bool) -> Ended {
+    /// Runs one stream, from connecting to its end. Sets `heard` if any message arrived.
+    async fn stream(&mut self, endpoint: &ControlPlane, heard: &mut bool) -> StreamEnd {
         let shutdown = self.shutdown.clone();
         let progress = Progress::new();
         let ended = tokio::select! {
-            () = shutdown.cancelled() => return Ended::Shutdown,
+            () = shutdown.cancelled() => return StreamEnd::Shutdown,
             ended = self.stream_until_end(endpoint, &progress, heard) => ended,
         };
         match (ended, progress.failure()) {
-            // The layers above the connection only say that the request was cancelled.
-            (Ended::Connect(_) | Ended::Status(_) | Ended::Closed, Some(failure)) => {
-                Ended::Connection(failure)
+            // The layers above the connection only report that the request was cancelled.
+            (StreamEnd::Connect(_) | StreamEnd::Status(_) | StreamEnd::Closed, Some(failure)) => {
+                StreamEnd::Connection(failure)
             }
             (ended, _) => ended,
         }
@@ -255,29 +304,35 @@ impl Client {
         endpoint: &ControlPlane,
         progress: &Progress,
         heard: &mut bool,
-    ) -> Ended {
+    ) -> StreamEnd {
         let address = endpoint.address.as_str();
         let deadline = Instant::now() + OPEN_DEADLINE;
         let channel = match tokio::time::timeout_at(deadline, endpoint.connect(progress)).await {
             Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Ended::Connect(error),
-            Err(_) => return Ended::Silent { waits_for: progress.waits_for() },
+            Ok(Err(error)) => return StreamEnd::Connect(error),
+            Err(_) => return StreamEnd::Silent { waits_for: progress.waits_for() },
         };
         let (requests, outbound) = mpsc::channel(4);
-        let presented = self.served.as_ref().filter(|_| self.drifts == 0);
+        // The revision of another fleet is no basis for a difference.
+        let of_this_fleet = |served: &&Snapshot| {
+            let fleet = &served.assignment().fleet;
+            fleet.is_empty() || **fleet == *self.node.cluster
+        };
+        let presented = self.served.as_ref().filter(of_this_fleet).filter(|_| self.drifts == 0);
         if requests.send(self.first_request(presented)).await.is_err() {
-            return Ended::Closed;
+            return StreamEnd::Closed;
         }
         let mut request = Request::new(ReceiverStream::new(outbound));
         authorize(&mut request, self.token.as_ref());
         request.metadata_mut().insert(PROCESS_HEADER, self.process.clone());
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel.clone()).max_decoding_message_size(MAX_RESPONSE);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel.clone())
+            .max_decoding_message_size(MAX_RESPONSE)
+            .accept_compressed(CompressionEncoding::Zstd);
         let opening = tokio::time::timeout_at(deadline, client.delta_aggregated_resources(request)).await;
         let mut responses = match opening {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Ended::Status(Box::new(status)),
-            Err(_) => return Ended::Silent { waits_for: progress.waits_for() },
+            Ok(Err(status)) => return StreamEnd::Status(Box::new(status)),
+            Err(_) => return StreamEnd::Silent { waits_for: progress.waits_for() },
         };
         let reporter = Reporter {
             node_id: self.node.id.clone(),
@@ -285,14 +340,32 @@ impl Client {
             data_plane: self.data_plane.clone(),
             status: self.status.subscribe(),
         };
-        let _reporting = AbortOnDropHandle::new(tokio::spawn(reporter.run(channel)));
+        let counts_reporter = CountsReporter {
+            node_id: self.node.id.clone(),
+            token: self.token.clone(),
+            data_plane: self.data_plane.clone(),
+            numbering: Arc::clone(&self.numbering),
+        };
+        let _reporting = AbortOnDropHandle::new(tokio::spawn(reporter.run(channel.clone())));
+        let _counting = AbortOnDropHandle::new(tokio::spawn(counts_reporter.run(channel)));
         let mut session =
             Session { client: self, address, staging: Staging::default(), requests, refused: None };
         session.staging = Staging::on(session.client.served.clone());
         loop {
             let retry_at = session.refused.as_ref().map(|refused| refused.retry_at);
+            let asks_until = session.client.asks_until();
             let message = tokio::select! {
                 message = responses.message() => message,
+                () = sleep_until(asks_until) => {
+                    // The candidate that was refused until now comes before the snapshot from disk.
+                    if let Err(ended) = session.retry().await {
+                        return ended;
+                    }
+                    if session.client.served.is_none() {
+                        return StreamEnd::NothingServed;
+                    }
+                    continue;
+                }
                 () = sleep_until(retry_at) => {
                     if let Err(ended) = session.retry().await {
                         return ended;
@@ -302,15 +375,15 @@ impl Client {
             };
             let response = match message {
                 Ok(Some(response)) => response,
-                Ok(None) => return Ended::Closed,
-                Err(status) => return Ended::Status(Box::new(status)),
+                Ok(None) => return StreamEnd::Closed,
+                Err(status) => return StreamEnd::Status(Box::new(status)),
             };
             if !std::mem::replace(heard, true) {
                 tracing::info!(control_plane = address, "stream open");
                 session.client.status.send_modify(|status| status.connected = true);
             }
             if let Err(ended) = session.on_response(response).await {
-                // Half closed, and read to its end: so that what was said last arrives.
+                // The stream is half-closed, and read to its end, so that the last messages arrive.
                 drop(session);
                 let until_closed = async { while let Ok(Some(_)) = responses.message().await {} };
                 let _ = tokio::time::timeout(CLOSE_TIMEOUT, until_closed).await;
@@ -320,14 +393,12 @@ impl Client {
     }
 
     fn first_request(&self, presented: Option<&Snapshot>) -> DeltaDiscoveryRequest {
-        let marker = |snapshot: &Snapshot| {
-            (MARKER_NAME.to_owned(), wire::marker_version(snapshot.id(), &snapshot.digest()))
-        };
+        let marker = |snapshot: &Snapshot| (MARKER_NAME.to_owned(), wire::marker_version(snapshot));
         DeltaDiscoveryRequest {
             node: Some(self.node.clone()),
             type_url: RESOURCE_TYPE_URL.to_owned(),
             resource_names_subscribe: vec!["*".to_owned()],
-            // One entry, however many resources there are.
+            // There is one entry, however many resources there are.
             initial_resource_versions: presented.map(marker).into_iter().collect::<HashMap<_, _>>(),
             ..DeltaDiscoveryRequest::default()
         }
@@ -343,8 +414,8 @@ struct Session<'c> {
     refused: Option<Retry>,
 }
 
-/// A candidate that was whole, and that the data plane could not apply. The control plane accepted it, so what is in
-/// its way is this host: a port that is taken, a file that is missing. That may pass.
+/// A complete candidate that the data plane could not apply. The control plane accepted it, so the obstacle is on this
+/// host: a port that is taken, a file that is missing. It may pass.
 struct Retry {
     candidate: Candidate,
     nonce: String,
@@ -352,26 +423,26 @@ struct Retry {
 }
 
 impl Session<'_> {
-    async fn on_response(&mut self, response: DeltaDiscoveryResponse) -> Result<(), Ended> {
+    async fn on_response(&mut self, response: DeltaDiscoveryResponse) -> Result<(), StreamEnd> {
         let nonce = response.nonce.clone();
-        // Superseded by what comes now, or part of it.
+        // The new response supersedes the refused candidate, or continues it.
         self.refused = None;
         match self.stage(response).await {
-            // Answered with the last part.
+            // A partial revision is acknowledged with its last part.
             Step::More => Ok(()),
             Step::Served => self.ack(nonce).await,
             Step::Ready(candidate) => self.apply(*candidate, nonce).await,
             Step::Rejected(rejection) => {
                 let reasons = staging::reasons(&rejection);
                 for reason in &reasons {
-                    tracing::error!(revision = rejection.revision, %reason, "revision rejected; what was served before stays");
+                    tracing::error!(revision = rejection.revision, %reason, "revision rejected; the served revision stays");
                 }
-                apply::note(&self.client.status, &reasons);
+                apply::record_rejection(&self.client.status, &reasons);
                 let drift = rejection.drift;
                 self.nack(nonce, rejection).await?;
                 if drift {
                     self.client.drifts = self.client.drifts.saturating_add(1);
-                    return Err(Ended::Drift);
+                    return Err(StreamEnd::Drift);
                 }
                 Ok(())
             }
@@ -381,8 +452,12 @@ impl Session<'_> {
     /// Parses on a thread that may block: a large part takes milliseconds.
     async fn stage(&mut self, response: DeltaDiscoveryResponse) -> Step {
         let mut staging = std::mem::take(&mut self.staging);
+        let guard = Arc::clone(&self.client.guard);
         let staged = tokio::task::spawn_blocking(move || {
             let step = staging.on_response(response);
+            if let Step::Ready(candidate) = &step {
+                guard.announce(&candidate.snapshot);
+            }
             (staging, step)
         });
         match staged.await {
@@ -391,9 +466,9 @@ impl Session<'_> {
                 step
             }
             Err(error) => {
-                // What was staged is lost, so that only a new stream can bring it.
+                // The staged resources are lost, so only a new stream can bring them.
                 self.staging = Staging::on(self.client.served.clone());
-                let message = format!("reading what was sent failed: {error}");
+                let message = format!("reading the response failed: {error}");
                 let errors = vec![signalbox_proto::signalbox::config::v1::ResourceError {
                     message,
                     ..Default::default()
@@ -403,14 +478,14 @@ impl Session<'_> {
         }
     }
 
-    async fn apply(&mut self, candidate: Candidate, nonce: String) -> Result<(), Ended> {
+    async fn apply(&mut self, candidate: Candidate, nonce: String) -> Result<(), StreamEnd> {
         let revision = candidate.snapshot.id().clone();
         let client = &mut *self.client;
         match apply::apply(&client.data_plane, candidate, &client.status, self.address).await {
             Ok(applied) => self.on_applied(applied, nonce).await,
             Err(refused) => {
                 for reason in &refused.reasons {
-                    tracing::error!(%revision, %reason, "revision rejected; what was served before stays");
+                    tracing::error!(%revision, %reason, "revision rejected; the served revision stays");
                 }
                 let rejection = staging::rejection(revision.number, &refused.reasons);
                 self.remember(refused, nonce.clone());
@@ -419,7 +494,7 @@ impl Session<'_> {
         }
     }
 
-    fn remember(&mut self, refused: Refused, nonce: String) {
+    fn remember(&mut self, refused: RefusedCandidate, nonce: String) {
         self.refused = refused.candidate.map(|candidate| Retry {
             candidate,
             nonce,
@@ -427,8 +502,8 @@ impl Session<'_> {
         });
     }
 
-    /// Tries the refused candidate again, and acknowledges it late if it works now.
-    async fn retry(&mut self) -> Result<(), Ended> {
+    /// Tries the refused candidate again, and acknowledges it late on success.
+    async fn retry(&mut self) -> Result<(), StreamEnd> {
         let Some(Retry { candidate, nonce, .. }) = self.refused.take() else { return Ok(()) };
         let client = &mut *self.client;
         match apply::apply(&client.data_plane, candidate, &client.status, self.address).await {
@@ -440,25 +515,23 @@ impl Session<'_> {
         }
     }
 
-    async fn on_applied(&mut self, applied: Candidate, nonce: String) -> Result<(), Ended> {
+    async fn on_applied(&mut self, applied: Candidate, nonce: String) -> Result<(), StreamEnd> {
         let Candidate { snapshot, changes } = applied;
         tracing::info!(revision = %snapshot.id(), changes = changes.len(), resources = snapshot.len(), "revision applied");
         self.staging.serve(snapshot.clone());
         self.client.served = Some(snapshot.clone());
         self.client.drifts = 0;
         let acked = self.ack(nonce).await;
-        // After the ACK, which says what is served and not what is on disk.
-        if let Some(writer) = &self.client.writer {
-            writer.note(snapshot, &changes);
-        }
+        // The write follows the ACK, which reports what is served and not what is on disk.
+        self.client.writer.enqueue(snapshot, &changes);
         acked
     }
 
-    async fn ack(&self, nonce: String) -> Result<(), Ended> {
+    async fn ack(&self, nonce: String) -> Result<(), StreamEnd> {
         self.answer(nonce, None).await
     }
 
-    async fn nack(&self, nonce: String, rejection: Rejection) -> Result<(), Ended> {
+    async fn nack(&self, nonce: String, rejection: Rejection) -> Result<(), StreamEnd> {
         let first = rejection.errors.first();
         let message = first.map(|error| error.message.clone()).unwrap_or_default();
         let detail = Any {
@@ -469,7 +542,7 @@ impl Session<'_> {
         self.answer(nonce, Some(error)).await
     }
 
-    async fn answer(&self, nonce: String, error_detail: Option<rpc::Status>) -> Result<(), Ended> {
+    async fn answer(&self, nonce: String, error_detail: Option<rpc::Status>) -> Result<(), StreamEnd> {
         let request = DeltaDiscoveryRequest {
             type_url: RESOURCE_TYPE_URL.to_owned(),
             response_nonce: nonce,
@@ -478,16 +551,16 @@ impl Session<'_> {
         };
         match tokio::time::timeout(SEND_TIMEOUT, self.requests.send(request)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Ended::Closed),
-            Err(_) => Err(Ended::Stuck),
+            Ok(Err(_)) => Err(StreamEnd::Closed),
+            Err(_) => Err(StreamEnd::Stuck),
         }
     }
 }
 
-/// A stream that lasted so long was not lost to what is wrong all the time.
+/// A stream that lasted this long did not fail for a permanent reason.
 const STABLE: Duration = Duration::from_secs(5);
 
-/// Full jitter: any time up to a limit that doubles.
+/// Full jitter: a random delay up to a limit that doubles.
 #[derive(Debug, Default)]
 struct Backoff {
     failures: u32,
@@ -501,7 +574,15 @@ impl Backoff {
     }
 }
 
-/// Any time up to `first`, doubled `doublings` times, but no more than `last`.
+/// The delay that a control plane without room asks for.
+fn asked_delay(status: &GrpcStatus) -> Duration {
+    let asked = status.metadata().get(RETRY_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+    asked
+        .filter(|_| status.code() == Code::ResourceExhausted)
+        .map_or(Duration::ZERO, |millis| Duration::from_millis(millis).min(LONGEST_ASKED))
+}
+
+/// A random delay up to `first`, doubled `doublings` times, but at most up to `last`.
 fn jitter(first: Duration, doublings: u32, last: Duration) -> Duration {
     first.saturating_mul(1 << doublings.min(16)).min(last).mul_f64(fastrand::f64())
 }
@@ -532,7 +613,7 @@ fn node(config: &ControlPlanes, id: &str) -> Node {
 struct ControlPlane {
     address: String,
     endpoint: Endpoint,
-    /// For `https://`.
+    /// The TLS settings for `https://`.
     tls: Option<Arc<Reloading<ClientConfig>>>,
 }
 
@@ -562,17 +643,18 @@ fn endpoint(address: &str, tls: Option<&Arc<Reloading<ClientConfig>>>) -> Result
     let secure = address.strip_prefix("https://");
     let rest = secure.or_else(|| address.strip_prefix("http://"));
     let rest = rest.ok_or_else(|| invalid(&"it has neither scheme"))?;
-    // The connector speaks TLS itself, because its files are re-read.
+    // The connector does TLS itself, because its files are reloaded.
     let endpoint = Endpoint::from_shared(format!("http://{rest}"))
-        .map_err(|error| invalid(&chain(&error)))?
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .map_err(|error| invalid(&ErrorChain(&error).to_string()))?
+        .http2_keep_alive_interval(PING_AFTER)
+        // Silence ends a connection, and not a late answer: see `process::liveness`.
+        .keep_alive_timeout(NO_TIMEOUT)
         .keep_alive_while_idle(true);
     Ok(ControlPlane { address: address.to_owned(), endpoint, tls: tls.filter(|_| secure.is_some()).cloned() })
 }
 
-/// Reads the certificates for `https://` control planes. Files that no control plane would be shown are an error, too:
-/// whoever gives them believes that the connection is encrypted.
+/// Reads the certificates for `https://` control planes. Files that would be used for no control plane are an error,
+/// too: the operator who configures them believes that the connection is encrypted.
 fn load_tls(addresses: &[String], tls: &Tls) -> Result<Option<Arc<Reloading<ClientConfig>>>, StartError> {
     if !addresses.iter().any(|address| address.starts_with("https://")) {
         let flag = match tls {
@@ -594,7 +676,7 @@ fn load_tls(addresses: &[String], tls: &Tls) -> Result<Option<Arc<Reloading<Clie
 
 fn process() -> MetadataValue<Ascii> {
     let id = uuid::Uuid::new_v4().simple().to_string();
-    // Hexadecimal digits always are a header's value.
+    // Hexadecimal digits are always a valid header value.
     id.parse().unwrap_or_else(|_| MetadataValue::from_static("0"))
 }
 
@@ -606,20 +688,14 @@ fn bearer(token: &str) -> Result<MetadataValue<Ascii>, StartError> {
     Ok(value)
 }
 
-pub(super) fn authorize<T>(request: &mut Request<T>, token: Option<&MetadataValue<Ascii>>) {
-    if let Some(token) = token {
-        request.metadata_mut().insert("authorization", token.clone());
-    }
-}
+/// Longer than any connection.
+const NO_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// A control plane that is gone without a word is noticed after twice this.
-const KEEPALIVE: Duration = Duration::from_secs(4);
-
-/// For TCP, TLS, HTTP/2 and the first answer together.
+/// The deadline for TCP, TLS, HTTP/2 and the first response together.
 const OPEN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How often it is logged that the same is wrong with the same control plane.
-const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// How often the same failure of the same control plane is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -629,13 +705,16 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
+/// A control plane may ask for no longer delay.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
+
 const FIRST_RESYNC: Duration = Duration::from_secs(1);
 
 const LAST_RESYNC: Duration = Duration::from_secs(60);
 
 const RETRY_REFUSED: Duration = Duration::from_secs(5);
 
-/// A part has at most a mebibyte and one resource more.
+/// A part holds at most a mebibyte, plus one more resource.
 const MAX_RESPONSE: usize = 4 << 20;
 
 #[cfg(test)]
@@ -651,6 +730,20 @@ mod tests {
         let late = &delays[10..];
         assert!(late.iter().any(|delay| *delay < LAST_RETRY / 4), "any time up to the limit, not the limit");
         assert!(late.iter().any(|delay| *delay > LAST_RETRY / 2));
+    }
+
+    #[test]
+    fn a_control_plane_without_room_says_when_to_come_back() {
+        let with = |mut status: GrpcStatus, hint: &'static str| {
+            status.metadata_mut().insert(RETRY_HEADER, MetadataValue::from_static(hint));
+            asked_delay(&status)
+        };
+        let full = || GrpcStatus::resource_exhausted("full");
+        assert_eq!(asked_delay(&full()), Duration::ZERO);
+        assert_eq!(with(full(), "7000"), Duration::from_secs(7));
+        assert_eq!(with(full(), "99999999"), LONGEST_ASKED);
+        assert_eq!(with(full(), "-1"), Duration::ZERO);
+        assert_eq!(with(GrpcStatus::unavailable("it ends"), "7000"), Duration::ZERO);
     }
 
     #[test]

@@ -1,27 +1,47 @@
-//! The access log: a JSON object on a line for each request.
+//! The access log: one JSON object per line and request.
 //!
-//! Workers write lines into a buffer of their own, and hand over whole buffers to one thread, which writes them and gives
-//! them back. When that thread does not keep up, buffers are dropped and their lines counted: a slow disk must not slow
-//! requests.
+//! Workers write lines into their own buffers, and pass full buffers to one thread, which writes them and returns
+//! them. If that thread falls behind, buffers are dropped and their lines counted: a slow disk must not slow requests.
 
 use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tracing::error;
+use tracing::{error, info};
 
-use super::WorkerStats;
-use crate::args::AccessLog;
+use super::counters::WorkerStats;
 
-/// A request, as the log tells of it. Empty text: there is none.
+/// The destination of the access log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    Off,
+    Stdout,
+    File(PathBuf),
+}
+
+impl FromStr for AccessLog {
+    type Err = std::convert::Infallible;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Ok(match s {
+            "off" => Self::Off,
+            "stdout" => Self::Stdout,
+            path => Self::File(path.into()),
+        })
+    }
+}
+
+/// The logged data of a request. An empty text stands for an absent value.
 pub struct Entry<'a> {
-    /// When its head had come, since 1970.
+    /// The time at which its head was complete, since 1970.
     pub time: Duration,
     pub request_id: &'a [u8],
     pub trace_id: &'a [u8],
@@ -31,7 +51,7 @@ pub struct Entry<'a> {
     pub flags: &'a str,
     pub route: &'a str,
     pub upstream: &'a str,
-    /// Why the target did not answer.
+    /// The reason why the target did not answer.
     pub upstream_error: &'a str,
     pub target: &'a str,
     pub attempts: u8,
@@ -43,26 +63,29 @@ pub struct Entry<'a> {
     pub revision: u64,
 }
 
-/// What a line says of a request's head. Written when it has come, for holding on to the head would cost more.
+/// The logged parts of a request's head. They are encoded when the head arrives, because holding the head would cost
+/// more.
 #[derive(Debug, Default)]
 pub struct Head {
     text: Vec<u8>,
-    /// Where in `text` the user agent begins.
+    /// The position in `text` at which the user agent begins.
     user_agent: usize,
 }
 
-/// Where workers send buffers, and get empty ones.
+/// The channels by which workers send full buffers, and get empty ones.
 #[derive(Debug, Clone)]
 pub struct Sender {
     full: SyncSender<Vec<u8>>,
     written: Arc<Mutex<Vec<Vec<u8>>>>,
     reopen: Arc<AtomicBool>,
+    /// Lines that could not be written, and that no worker has counted yet.
+    unwritten: Arc<AtomicU64>,
 }
 
 /// One worker's end of the log.
 pub struct Log {
     buffer: Rc<RefCell<Buffer>>,
-    /// The buffer is not empty any more.
+    /// Notified when the buffer is no longer empty.
     begun: Rc<Notify>,
 }
 
@@ -73,24 +96,25 @@ struct Buffer {
     sender: Sender,
 }
 
-/// The text of the last millisecond that was asked for.
+/// The text of the last millisecond.
 struct Clock {
     millis: u64,
     text: [u8; 24],
 }
 
-/// A buffer is handed over when it has this size, bytes, or [`FLUSH`] after its first line. The kernel takes large pieces at
-/// half the cost of small ones.
+/// A buffer is sent at this size in bytes, or [`FLUSH`] after its first line. The kernel writes large pieces at half
+/// the cost of small ones.
 const BUFFER: usize = 256 << 10;
 const FLUSH: Duration = Duration::from_millis(200);
 
-/// Buffers that may wait for the writer; with all of them 16 MiB.
+/// The number of buffers that may wait for the writer; together 16 MiB.
 const QUEUE: usize = 64;
 
-/// Written buffers that are kept to be used again: fresh memory would cost a page fault for every ten lines.
+/// The number of written buffers that are kept for reuse: fresh memory would cost a page fault for every ten lines.
 const KEPT: usize = 16;
 
-/// Starts the writer; `None`: there is no access log. The thread ends when no sender is left, and then the log is written.
+/// Starts the writer; `None` if there is no access log. The thread ends after the last sender is dropped and
+/// everything is written.
 pub fn start(log: &AccessLog) -> io::Result<Option<(Sender, std::thread::JoinHandle<()>)>> {
     if *log == AccessLog::Off {
         return Ok(None);
@@ -105,37 +129,55 @@ pub fn start(log: &AccessLog) -> io::Result<Option<(Sender, std::thread::JoinHan
     };
     let output = open()?;
     let (sender, receiver) = channel(QUEUE);
-    let (written, reopen) = (Arc::clone(&sender.written), Arc::clone(&sender.reopen));
+    let (written, unwritten) = (Arc::clone(&sender.written), Arc::clone(&sender.unwritten));
+    let reopen = Arc::clone(&sender.reopen);
     let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || {
-        write_all(&receiver, &written, output, || reopen.swap(false, Ordering::Relaxed).then(&open));
+        let reopened = || reopen.swap(false, Ordering::Relaxed).then(&open);
+        write_all(&receiver, &written, &unwritten, output, reopened);
     })?;
     Ok(Some((sender, thread)))
 }
 
-/// The two ends: for the workers, and for who writes; at most `capacity` buffers are on their way.
+/// Creates the workers' and the writer's end, with at most `capacity` buffers in transit.
 pub fn channel(capacity: usize) -> (Sender, Receiver<Vec<u8>>) {
     let (full, receiver) = sync_channel(capacity);
-    (Sender { full, written: Arc::default(), reopen: Arc::default() }, receiver)
+    let (written, reopen, unwritten) = Default::default();
+    (Sender { full, written, reopen, unwritten }, receiver)
 }
 
 fn write_all(
     receiver: &Receiver<Vec<u8>>,
     written: &Mutex<Vec<Vec<u8>>>,
+    unwritten: &AtomicU64,
     mut output: Box<dyn Write + Send>,
     reopened: impl Fn() -> Option<io::Result<Box<dyn Write + Send>>>,
 ) {
-    let mut failed = false;
+    let (mut failed, mut partial) = (false, false);
     for mut buffer in receiver {
         match reopened() {
             None => {}
-            Some(Ok(anew)) => output = anew,
-            Some(Err(error)) => error!(%error, "cannot open the access log anew; the old one is written on"),
+            Some(Ok(anew)) => {
+                output = anew;
+                partial = false;
+            }
+            Some(Err(error)) => {
+                error!(%error, "cannot reopen the access log; lines still go to the old file");
+            }
         }
-        match output.write_all(&buffer).and_then(|()| output.flush()) {
-            Ok(()) => failed = false,
+        // A write that failed may have left a part of a line.
+        let begun = if std::mem::take(&mut partial) { output.write_all(b"\n") } else { Ok(()) };
+        match begun.and_then(|()| output.write_all(&buffer)).and_then(|()| output.flush()) {
+            Ok(()) => {
+                if std::mem::take(&mut failed) {
+                    info!("the access log is written again");
+                }
+            }
             Err(error) => {
+                let lines = buffer.iter().filter(|byte| **byte == b'\n').count();
+                unwritten.fetch_add(lines as u64, Ordering::Relaxed);
+                partial = true;
                 if !std::mem::replace(&mut failed, true) {
-                    error!(%error, "cannot write the access log");
+                    error!(%error, "cannot write the access log; its lines are dropped and counted until it can be written");
                 }
             }
         }
@@ -149,12 +191,12 @@ fn write_all(
 }
 
 impl Sender {
-    /// To be set when somebody has moved the file away: it is opened anew before the next lines are written.
+    /// A flag to set after log rotation: the file is reopened before the next lines are written.
     pub fn reopening(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.reopen)
     }
 
-    /// An empty buffer. Waits for nobody.
+    /// Returns an empty buffer without waiting.
     fn buffer(&self) -> Vec<u8> {
         let kept = self.written.try_lock().ok().and_then(|mut written| written.pop());
         kept.unwrap_or_else(|| Vec::with_capacity(BUFFER + 1024))
@@ -162,7 +204,7 @@ impl Sender {
 }
 
 impl Drop for Buffer {
-    /// What ends with its worker is told even so.
+    /// The last lines of a worker are written when it ends.
     fn drop(&mut self) {
         if !self.bytes.is_empty() {
             let _ = self.sender.full.try_send(std::mem::take(&mut self.bytes));
@@ -189,12 +231,12 @@ impl Log {
         }
     }
 
-    /// Hands over what is there.
+    /// Sends the buffered lines.
     pub fn flush(&self, stats: &WorkerStats) {
         self.buffer.borrow_mut().hand_over(stats);
     }
 
-    /// Hands over what has waited long enough, for ever.
+    /// Sends buffered lines after [`FLUSH`]; never returns.
     pub fn flusher(&self, stats: Arc<WorkerStats>) -> impl Future<Output = ()> + 'static {
         let (buffer, begun) = (Rc::clone(&self.buffer), Rc::clone(&self.begun));
         async move {
@@ -208,7 +250,8 @@ impl Log {
 }
 
 impl Head {
-    /// In `memory`, which is cleared. Empty text: there is none. The path comes without the query, which may hold secrets.
+    /// Encodes the head into `memory`, which is cleared. An empty text stands for an absent value. The path has no
+    /// query, because that may hold secrets.
     #[inline]
     pub fn new(
         mut memory: Vec<u8>,
@@ -228,7 +271,7 @@ impl Head {
         Self { text: memory, user_agent: at }
     }
 
-    /// Its memory, for the next.
+    /// Returns its memory, for the next head.
     pub fn into_memory(self) -> Vec<u8> {
         self.text
     }
@@ -240,6 +283,9 @@ impl Buffer {
             return;
         }
         let lines = std::mem::take(&mut self.lines);
+        if self.sender.unwritten.load(Ordering::Relaxed) > 0 {
+            stats.log_dropped.add(self.sender.unwritten.swap(0, Ordering::Relaxed));
+        }
         let bytes = std::mem::replace(&mut self.bytes, self.sender.buffer());
         if let Err(TrySendError::Full(mut bytes) | TrySendError::Disconnected(mut bytes)) =
             self.sender.full.try_send(bytes)
@@ -282,7 +328,7 @@ impl Buffer {
 }
 
 impl Clock {
-    /// RFC 3339, to the millisecond.
+    /// Formats a time by RFC 3339, to the millisecond.
     fn text(&mut self, time: Duration) -> &[u8; 24] {
         let millis = time.as_millis() as u64;
         if millis != self.millis {
@@ -323,27 +369,45 @@ fn digits(text: &mut [u8; 24], at: usize, len: usize, mut value: u64) {
     }
 }
 
-/// What is made or checked here: names, methods, addresses, identifiers. `key` has the quotation marks around it, that of the
-/// value before it and that of this one.
+/// Writes values that need no escaping: names, methods, addresses, identifiers. `key` includes the closing quotation
+/// mark of the value before it and the opening one of this value.
 #[inline]
 fn plain(out: &mut Vec<u8>, key: &str, value: &[u8]) {
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(value);
 }
 
-/// What a client says.
+/// Writes a value of the client, escaped.
 #[inline]
 fn text(out: &mut Vec<u8>, key: &str, value: &[u8]) {
     out.extend_from_slice(key.as_bytes());
-    // Without leaving early the compiler looks at many bytes at a time.
-    let special = value.iter().fold(false, |special, byte| {
-        special | (*byte < 0x20) | (*byte >= 0x7f) | (*byte == b'"') | (*byte == b'\\')
-    });
-    if special {
+    if has_special(value) {
         escape(out, &String::from_utf8_lossy(value));
     } else {
         out.extend_from_slice(value);
     }
+}
+
+/// True if a value must be escaped. Of a value that is no multiple of eight bytes, some bytes are compared twice.
+#[inline]
+fn has_special(value: &[u8]) -> bool {
+    let is_special = |byte: &u8| (*byte < 0x20) | (*byte >= 0x7f) | (*byte == b'"') | (*byte == b'\\');
+    match value.last_chunk::<8>() {
+        Some(last) => value.as_chunks::<8>().0.iter().any(any_special) || any_special(last),
+        None => value.iter().any(is_special),
+    }
+}
+
+/// True if one of eight bytes must be escaped. They are compared in parallel (Sean Anderson, "Bit Twiddling Hacks").
+#[inline]
+fn any_special(eight: &[u8; 8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let word = u64::from_le_bytes(*eight);
+    // The highest bit of a byte tells the result; the lowest byte with that bit is always right.
+    let below = |word: u64, limit: u64| word.wrapping_sub(limit * ONES) & !word;
+    let equal = |byte: u8| below(word ^ (u64::from(byte) * ONES), 1);
+    let special = below(word, 0x20) | equal(b'"') | equal(b'\\') | word | word.wrapping_add(ONES);
+    special & (0x80 * ONES) != 0
 }
 
 #[cold]
@@ -365,11 +429,10 @@ fn number(out: &mut Vec<u8>, key: &str, value: u64) {
     push_digits(out, value);
 }
 
-/// Milliseconds to the microsecond.
+/// Writes a duration in milliseconds, to the microsecond.
 fn millis(out: &mut Vec<u8>, key: &str, duration: Duration) {
-    let micros = duration.as_micros() as u64;
-    number(out, key, micros / 1000);
-    let rest = micros % 1000;
+    number(out, key, duration.as_secs() * 1000 + u64::from(duration.subsec_millis()));
+    let rest = duration.subsec_micros() % 1000;
     out.extend_from_slice(&[
         b'.',
         b'0' + (rest / 100) as u8,
@@ -379,6 +442,10 @@ fn millis(out: &mut Vec<u8>, key: &str, duration: Duration) {
 }
 
 fn push_digits(out: &mut Vec<u8>, mut value: u64) {
+    if value < 10 {
+        out.push(b'0' + value as u8);
+        return;
+    }
     let mut digits = [0; 20];
     let mut first = digits.len();
     for (index, digit) in digits.iter_mut().enumerate().rev() {
@@ -394,6 +461,8 @@ fn push_digits(out: &mut Vec<u8>, mut value: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn head() -> Head {
@@ -443,6 +512,23 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_to_be_escaped_is_found_at_any_place() {
+        for length in 0..40 {
+            let plain = vec![b' '; length];
+            for byte in (b' '..=b'~').filter(|byte| !matches!(byte, b'"' | b'\\')) {
+                assert!(!has_special(&vec![byte; length]), "{length} times {byte}");
+            }
+            for (place, byte) in
+                (0..length).flat_map(|place| b"\x00\x1f\x7f\x80\xff\"\\".map(|byte| (place, byte)))
+            {
+                let mut value = plain.clone();
+                value[place] = byte;
+                assert!(has_special(&value), "{byte} at {place} of {length}");
+            }
+        }
+    }
+
+    #[test]
     fn times_agree_with_a_calendar() {
         let mut clock = Clock { millis: u64::MAX, text: *b"1970-01-01T00:00:00.000Z" };
         for millis in [0, 951_782_399_999, 951_782_400_000, 1_709_164_800_001, 4_102_444_799_999] {
@@ -450,6 +536,35 @@ mod tests {
             let text = std::str::from_utf8(clock.text(Duration::from_millis(millis as u64))).unwrap();
             assert_eq!(text.parse::<jiff::Timestamp>().unwrap(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted_and_the_next_ones_are_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access.log");
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let (sender, thread) = start(&AccessLog::File(path.clone())).unwrap().unwrap();
+        let (unwritten, reopen) = (Arc::clone(&sender.unwritten), sender.reopening());
+        let (log, stats) = (Log::new(sender), WorkerStats::default());
+        let write = || {
+            log.write(&stats, &entry(&head()));
+            log.flush(&stats);
+        };
+        write();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while unwritten.load(Ordering::Relaxed) == 0 {
+            assert!(Instant::now() < deadline, "the lost line is not counted");
+            std::thread::yield_now();
+        }
+        std::fs::remove_file(&path).unwrap();
+        reopen.store(true, Ordering::Relaxed);
+        write();
+        assert_eq!(stats.log_dropped.value(), 1);
+        drop(log);
+        thread.join().unwrap();
+        let text = std::fs::read_to_string(path).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines.len() == 1 && serde_json::from_str::<serde_json::Value>(lines[0]).is_ok(), "{text:?}");
     }
 
     #[test]

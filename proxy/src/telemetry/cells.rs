@@ -1,13 +1,17 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::Flag;
+use super::flag::Flag;
+use super::period::Mark;
 
-/// Counters of one route or upstream, split by worker and then by [`Key`]. Memory is taken when the first request comes,
-/// for most of 100,000 routes never see one.
+/// The counters of one route or upstream, split by worker and then by [`Key`]. Memory is allocated on the first
+/// request, because most of 100,000 routes never see one.
 #[derive(Debug)]
 pub struct Cells {
-    workers: usize,
+    // 32 bits of each, because there may be 100,000 of these.
+    workers: u32,
+    /// The [`Mark`] of the route or upstream; 0: it has none.
+    mark: AtomicU32,
     blocks: OnceLock<Box<[Block]>>,
 }
 
@@ -15,7 +19,7 @@ pub struct Cells {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(u32);
 
-/// Class of a status.
+/// The class of a status code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Class(u8);
 
@@ -28,7 +32,7 @@ pub struct Counted {
     pub count: u64,
 }
 
-/// A few counters of one worker; most routes have one or two. More go to further blocks.
+/// A few counters of one worker; most routes need one or two. Further blocks hold more.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Block {
@@ -45,10 +49,22 @@ struct Slot {
 
 impl Cells {
     pub fn new(workers: usize) -> Self {
-        Self { workers, blocks: OnceLock::new() }
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX);
+        Self { workers, mark: AtomicU32::new(0), blocks: OnceLock::new() }
     }
 
-    /// Counts one. Only worker number `worker` may call it with that number.
+    /// The mark by which a period finds the counts of this route or upstream; `None`: it was never watched.
+    #[inline]
+    pub fn mark(&self) -> Option<Mark> {
+        Mark::from_bits(self.mark.load(Ordering::Relaxed))
+    }
+
+    /// Sets the mark, for requests that end from now on.
+    pub fn set_mark(&self, mark: Mark) {
+        self.mark.store(mark.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Counts one request. Only worker number `worker` may call this with that number.
     #[inline]
     pub fn count(&self, worker: usize, key: Key) {
         let blocks = self.blocks.get_or_init(|| (0..self.workers).map(|_| Block::default()).collect());
@@ -57,7 +73,7 @@ impl Cells {
         }
     }
 
-    /// All counters, those of one key summed over the workers, in no order.
+    /// Returns all counters, summed over the workers per key, in no order.
     pub fn read(&self) -> Vec<Counted> {
         let mut sums: Vec<(u32, u64)> = Vec::new();
         for block in self.blocks.get().into_iter().flatten() {
@@ -99,14 +115,14 @@ impl Block {
 }
 
 impl Key {
-    /// `listener` is the number of a listener's name; `status` a status code.
+    /// Creates a key. `listener` is the number of a listener's name; `status` is a status code.
     #[inline]
     pub fn new(listener: u16, status: u16, flag: Flag) -> Self {
         let class = Class::of(status).0;
         Self(u32::from(listener) << 16 | u32::from(class) << 8 | flag as u32)
     }
 
-    /// The same for what is not counted by listener.
+    /// The same key without the listener.
     #[inline]
     #[must_use]
     pub fn without_listener(self) -> Self {
@@ -125,7 +141,7 @@ impl Key {
 }
 
 impl Class {
-    /// Never 0, so that no [`Key`] is.
+    /// The class of `status`. It is never 0, so that no [`Key`] is 0.
     #[inline]
     pub fn of(status: u16) -> Self {
         Self((status / 100).clamp(1, 5) as u8)

@@ -3,7 +3,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Four buckets for each power of two of microseconds, up to 2^27 (134 s).
+/// Four buckets per power of two of microseconds, up to 2^27 (134 s).
 const BUCKETS: usize = 4 * 26;
 
 /// Durations that one thread records and any thread reads. Each bucket is at most a quarter wider than its lower bound.
@@ -13,14 +13,14 @@ pub struct Histogram {
     sum_us: AtomicU64,
 }
 
-/// A histogram for each worker, for which memory is taken when the first has something to record.
+/// One histogram per worker, allocated when the first has something to record.
 #[derive(Debug)]
 pub struct Histograms {
     workers: usize,
     all: OnceLock<Box<[Histogram]>>,
 }
 
-/// What histograms held at some moment.
+/// The contents of histograms at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Totals {
     buckets: [u64; BUCKETS],
@@ -40,7 +40,7 @@ impl Default for Totals {
 }
 
 impl Histogram {
-    /// Only the owning worker may call it.
+    /// Records a duration. Only the owning worker may call this.
     #[inline]
     pub fn record(&self, duration: Duration) {
         let us = duration.as_micros() as u64;
@@ -57,7 +57,7 @@ impl Histograms {
         Self { workers, all: OnceLock::new() }
     }
 
-    /// Only worker number `worker` may call it with that number.
+    /// Records a duration. Only worker number `worker` may call this with that number.
     pub fn record(&self, worker: usize, duration: Duration) {
         let all = self.all.get_or_init(|| (0..self.workers).map(|_| Histogram::default()).collect());
         if let Some(histogram) = all.get(worker) {
@@ -65,14 +65,14 @@ impl Histograms {
         }
     }
 
-    /// The sum over the workers.
+    /// Returns the sum over the workers.
     pub fn read(&self) -> Totals {
         Totals::of(self.all.get().into_iter().flatten())
     }
 }
 
 impl Totals {
-    /// The sum over `histograms`.
+    /// Returns the sum over `histograms`.
     pub fn of<'a>(histograms: impl IntoIterator<Item = &'a Histogram>) -> Self {
         let mut totals = Self::default();
         for histogram in histograms {
@@ -84,7 +84,7 @@ impl Totals {
         totals
     }
 
-    /// What came after `earlier`.
+    /// Returns what was recorded after `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
@@ -97,7 +97,7 @@ impl Totals {
         self.buckets.iter().sum()
     }
 
-    /// The duration that a share of `q` (0 to 1) does not exceed, microseconds, to the accuracy of a bucket; 0 when
+    /// The duration, in microseconds, that a share of `q` (0 to 1) does not exceed, to the accuracy of a bucket; 0 if
     /// nothing was recorded.
     pub fn quantile_us(&self, q: f64) -> u64 {
         let rank = (self.count() as f64 * q).ceil().max(1.0) as u64;
@@ -111,7 +111,7 @@ impl Totals {
         0
     }
 
-    /// Powers of two of microseconds and how many durations were below each.
+    /// Yields powers of two of microseconds, and the number of durations below each.
     pub fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut below = 0;
         self.buckets.chunks(4).enumerate().map(move |(octave, buckets)| {
@@ -121,7 +121,7 @@ impl Totals {
     }
 }
 
-/// Below 4 one for each microsecond, then by the highest three bits.
+/// The bucket of a duration: below 4 µs one per microsecond, then by the highest three bits.
 #[inline]
 fn bucket_of(us: u64) -> usize {
     if us < 4 {

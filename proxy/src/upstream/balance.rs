@@ -5,62 +5,64 @@ use signalbox_config::LoadBalancing;
 
 use super::hash::Table;
 
-/// Picks targets by their weights.
+/// Picks targets by policy and weight.
 #[derive(Debug)]
 pub(super) struct Balancer {
     policy: LoadBalancing,
-    /// The numbers of those that have a weight; `None`: all have.
+    /// The indexes of the targets that have a weight; `None`: all have.
     chosen: Option<Box<[u32]>>,
-    /// Of the chosen.
+    /// The weights of the chosen targets.
     weights: Weights,
-    /// Of round robin: the chosen in the order in which they are picked.
+    /// For round robin: the chosen targets in the order in which they are picked.
     sequence: Box<[u32]>,
-    places: Arc<Places>,
-    /// Of the policies that hash.
+    cursors: Arc<Cursors>,
+    /// For policies that hash: the table.
     table: Option<Arc<Table>>,
-    /// Of the policies that hash: whether a target has a weight.
+    /// For policies that hash: true for targets that have a weight.
     usable: Box<[bool]>,
 }
 
-/// Each worker's place in the sequence of round robin; each has its own, so that no two write to one cache line.
+/// Each worker's position in the round robin sequence. Each has a cache line of its own, so no two workers write to
+/// one.
 #[derive(Debug)]
-pub(super) struct Places(Box<[Place]>);
+pub(super) struct Cursors(Box<[Cursor]>);
 
 #[derive(Debug)]
 enum Weights {
-    /// All the same: this many targets.
+    /// Equal weights of this many targets.
     Equal(u32),
-    /// Added up: `[90, 100]` for 90 and 10.
+    /// Cumulative weights: `[90, 100]` for 90 and 10.
     Sums(Box<[u64]>),
 }
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Place(AtomicUsize);
+struct Cursor(AtomicUsize);
 
-/// The longest sequence that is laid out; for weights that need a longer one, requests are spread evenly by
+/// The longest sequence that is precomputed; for weights that need a longer one, requests are spread evenly by
 /// [`Weights::at`] instead.
 const MAX_SEQUENCE: u64 = 4096;
 
-/// How often it is drawn again when a target was drawn that is not wanted.
+/// The number of further draws when an unwanted target was drawn.
 const REDRAWS: usize = 4;
 
 /// The golden ratio's fractional part in 64 bits: multiples of it fill the range most evenly (Knuth, TAOCP 6.4).
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-impl Places {
+impl Cursors {
     pub(super) fn new(workers: usize) -> Self {
-        // Not all workers begin with the same target.
-        Self((0..workers).map(|worker| Place(AtomicUsize::new(worker))).collect())
+        // The workers start at different targets.
+        Self((0..workers).map(|worker| Cursor(AtomicUsize::new(worker))).collect())
     }
 }
 
 impl Balancer {
-    /// For targets of these weights; one of weight 0 is not picked. `table`, for policies that hash, is of all of them.
+    /// Creates a balancer for targets of these weights; a target of weight 0 is not picked. `table`, for policies that
+    /// hash, covers all targets.
     pub(super) fn new(
         policy: LoadBalancing,
         weights: &[u32],
-        places: Arc<Places>,
+        cursors: Arc<Cursors>,
         table: Option<Arc<Table>>,
     ) -> Self {
         let some = weights.contains(&0);
@@ -80,14 +82,14 @@ impl Balancer {
                 | LoadBalancing::RingHash
                 | LoadBalancing::Maglev => Box::default(),
             },
-            places,
+            cursors,
             table,
             usable: usable.unwrap_or_default(),
         }
     }
 
-    /// The number of a target: one that is not `excluded`, if there is any. `hash` is the request's, if it has one; `cost`
-    /// says how dear a target is.
+    /// Picks a target's index: one that is not `excluded`, if there is any. `hash` is the request's, if it has one;
+    /// `cost` returns the cost of a target.
     #[inline]
     pub(super) fn pick(
         &self,
@@ -106,7 +108,7 @@ impl Balancer {
         if !excluded(first) {
             return Some(first);
         }
-        // Another draw keeps to the policy; when luck is out, any other will do.
+        // Further draws keep to the policy; after those, any other target will do.
         for _ in 0..REDRAWS {
             let other = self.draw(worker, &cost)?;
             if !excluded(other) {
@@ -126,16 +128,16 @@ impl Balancer {
         }
         match self.policy {
             LoadBalancing::RoundRobin => {
-                let place = &self.places.0.get(worker)?.0;
-                let turn = place.load(Ordering::Relaxed);
-                place.store(turn.wrapping_add(1), Ordering::Relaxed);
+                let cursor = &self.cursors.0.get(worker)?.0;
+                let position = cursor.load(Ordering::Relaxed);
+                cursor.store(position.wrapping_add(1), Ordering::Relaxed);
                 let index = match self.sequence.len() {
-                    0 => self.weights.at((turn as u64).wrapping_mul(GOLDEN)),
-                    len => self.sequence.get(turn % len).map(|index| *index as usize),
+                    0 => self.weights.at((position as u64).wrapping_mul(GOLDEN)),
+                    len => self.sequence.get(position % len).map(|index| *index as usize),
                 };
                 self.number(index?)
             }
-            // Those that hash: for requests that have no hash.
+            // For policies that hash, this branch serves requests without a hash.
             LoadBalancing::Random | LoadBalancing::RingHash | LoadBalancing::Maglev => self.by_weight(),
             LoadBalancing::LeastRequest | LoadBalancing::PeakEwma => {
                 let (one, other) = (self.by_weight()?, self.by_weight()?);
@@ -149,7 +151,7 @@ impl Balancer {
         self.number(self.weights.at(fastrand::u64(..))?)
     }
 
-    /// The target's number of one of the chosen.
+    /// Converts an index among the chosen into the target's index.
     #[inline]
     fn number(&self, index: usize) -> Option<usize> {
         match &self.chosen {
@@ -183,7 +185,7 @@ impl Weights {
         }
     }
 
-    /// The target at `point` of the whole range of numbers, of which each has its share.
+    /// The target at `point`, with the whole range of `u64` divided among the targets by weight.
     #[inline]
     fn at(&self, point: u64) -> Option<usize> {
         let scaled = |total: u64| ((u128::from(point) * u128::from(total)) >> 64) as u64;
@@ -198,14 +200,14 @@ impl Weights {
     }
 }
 
-/// One round of smooth weighted round robin (as nginx has it: each turn every target gains its weight, the richest is
-/// picked and pays the sum of all). Empty when it would be too long.
+/// One round of smooth weighted round robin as in nginx: on each position every target gains its weight; the highest is
+/// picked and pays the sum of all. Returns an empty list if the round would be too long.
 fn sequence(weights: &[u32]) -> Vec<u32> {
     let divisor = weights.iter().fold(0, |divisor, weight| gcd(divisor, *weight)).max(1);
     let weights: Vec<i64> = weights.iter().map(|weight| i64::from(weight / divisor)).collect();
     let total: i64 = weights.iter().sum();
     if total as u64 * weights.len() as u64 > MAX_SEQUENCE * 64 || total as u64 > MAX_SEQUENCE {
-        // Equal weights need no riches: the round is the list.
+        // With equal weights, the round is the list itself.
         return match weights.iter().all(|weight| *weight == 1) {
             true => (0..weights.len() as u32).collect(),
             false => Vec::new(),
@@ -236,7 +238,7 @@ mod tests {
     use super::*;
 
     fn balancer(policy: LoadBalancing, weights: &[u32]) -> Balancer {
-        Balancer::new(policy, weights, Arc::new(Places::new(1)), None)
+        Balancer::new(policy, weights, Arc::new(Cursors::new(1)), None)
     }
 
     fn picks(policy: LoadBalancing, weights: &[u32], count: usize) -> Vec<usize> {
@@ -250,7 +252,7 @@ mod tests {
 
     #[test]
     fn round_robin_is_smooth() {
-        // The sequence that nginx documents for 5, 1, 1.
+        // This is the sequence that nginx documents for 5, 1, 1.
         assert_eq!(picks(LoadBalancing::RoundRobin, &[5, 1, 1], 7), [0, 0, 1, 0, 2, 0, 0]);
         assert_eq!(picks(LoadBalancing::RoundRobin, &[100, 100, 100], 4), [0, 1, 2, 0]);
         assert_eq!(picks(LoadBalancing::RoundRobin, &[7], 2), [0, 0]);
@@ -290,7 +292,7 @@ mod tests {
         let picked: Vec<_> = (0..1000)
             .map(|_| balancer.pick(0, None, |index| if index == 0 { 9.0 } else { 1.0 }, |_| false).unwrap())
             .collect();
-        // The busy one only when it was drawn twice.
+        // The busy target is picked only if it was drawn twice.
         assert!((200..300).contains(&shares(&picked, 2)[0]));
     }
 
@@ -336,9 +338,9 @@ mod tests {
             (LoadBalancing::RingHash, Table::ring(&targets)),
             (LoadBalancing::Maglev, Table::maglev(&targets)),
         ] {
-            let (table, places) = (Some(Arc::new(table)), Arc::new(Places::new(1)));
-            let all = Balancer::new(policy, &[1, 1, 1], Arc::clone(&places), table.clone());
-            let some = Balancer::new(policy, &[1, 0, 1], places, table);
+            let (table, cursors) = (Some(Arc::new(table)), Arc::new(Cursors::new(1)));
+            let all = Balancer::new(policy, &[1, 1, 1], Arc::clone(&cursors), table.clone());
+            let some = Balancer::new(policy, &[1, 0, 1], cursors, table);
             for hash in (0..1000).map(|key: u64| key.wrapping_mul(GOLDEN)) {
                 let pick =
                     |of: &Balancer, tried: usize| of.pick(0, Some(hash), |_| 0.0, |index| index == tried);
@@ -354,9 +356,9 @@ mod tests {
 
     #[test]
     fn a_changed_upstream_goes_on_where_it_was() {
-        let places = Arc::new(Places::new(1));
+        let cursors = Arc::new(Cursors::new(1));
         let of =
-            |weights: &[u32]| Balancer::new(LoadBalancing::RoundRobin, weights, Arc::clone(&places), None);
+            |weights: &[u32]| Balancer::new(LoadBalancing::RoundRobin, weights, Arc::clone(&cursors), None);
         assert_eq!(of(&[1, 1, 1]).pick(0, None, |_| 0.0, |_| false), Some(0));
         assert_eq!(of(&[1, 1, 1]).pick(0, None, |_| 0.0, |_| false), Some(1));
     }

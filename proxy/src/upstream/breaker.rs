@@ -1,7 +1,8 @@
-//! The error-rate breaker: closed it counts, open it refuses, half-open it lets a few requests through to try.
+//! The error-rate circuit breaker. Closed, it counts failures; open, it refuses requests; half-open, it lets a few
+//! probes through.
 //!
-//! Time is only ever that of the monotonic clock. What happened is counted by each worker in cells of its own, in buckets
-//! that are known by their number since the breaker was made, so that a bucket is either whole or not looked at.
+//! All times are of the monotonic clock. Each worker counts in cells of its own, in buckets that are numbered from the
+//! breaker's creation, so that a bucket is either counted as a whole or ignored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use signalbox_config::{ErrorRate, Name};
 use tracing::{info, warn};
 
-/// Of one upstream, for all workers. What it knows outlives a revision.
+/// The circuit breaker of one upstream, shared by all workers. Its state outlives revisions.
 #[derive(Debug)]
 pub struct Breaker {
     upstream: Name,
@@ -18,18 +19,18 @@ pub struct Breaker {
     state: Arc<State>,
 }
 
-/// A request that a breaker let through. When it is dropped without a report, nothing is known of the upstream.
+/// A request that the breaker let through. If it is dropped without a report, it counts as no result.
 #[derive(Debug)]
 pub struct Trial {
     breaker: Arc<Breaker>,
-    /// The breaker is half-open: it tries whether requests succeed again.
+    /// True if the breaker was half-open, so that the request is a probe.
     is_probe: bool,
-    /// In which it was let through. What came of it counts in no other.
+    /// The generation in which it was let through. Its result counts in no other.
     generation: u64,
     over: bool,
 }
 
-/// What the metric tells.
+/// The breaker's state, as the metric shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {
     Closed = 0,
@@ -41,18 +42,18 @@ pub enum Position {
 struct State {
     epoch: Instant,
     word: AtomicU64,
-    /// Failures since the last success.
+    /// The number of consecutive failures.
     in_a_row: AtomicU32,
-    /// How often it opened.
+    /// The number of times it opened.
     opened: AtomicU64,
-    /// A new one begins when it opens and when it closes. Counts of another do not count: each worker clears its own when it
-    /// sees a new one.
+    /// A new generation begins when the breaker opens and when it closes. Counts of earlier generations are ignored:
+    /// each worker clears its own when it sees a new one.
     generation: AtomicU64,
     bucket: Duration,
     workers: Box<[Counts]>,
 }
 
-/// One worker's part of the window, written by it alone.
+/// One worker's part of the window, which only that worker writes.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Counts {
@@ -62,21 +63,21 @@ struct Counts {
 
 #[derive(Debug, Default)]
 struct Bucket {
-    /// Counted from 1; 0: unused.
+    /// The bucket's number, counted from 1; 0: unused.
     number: AtomicU64,
     total: AtomicU64,
     failed: AtomicU64,
 }
 
-/// The state in one word, so that it changes as a whole.
+/// The whole state in one word, so that it changes atomically.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+enum Phase {
     Closed,
-    /// Milliseconds of the clock at which requests are let through again.
+    /// Requests are refused until this time, in milliseconds of the breaker's clock.
     Open {
         until: u64,
     },
-    /// How many of the requests let through are under way, and how many have succeeded.
+    /// The number of probes in flight, and the number that have succeeded.
     HalfOpen {
         since: u64,
         running: u8,
@@ -86,15 +87,15 @@ enum Word {
 
 const BUCKETS: usize = 10;
 
-/// How many requests are let through to try; all of them must succeed.
+/// The number of probes that are let through; all of them must succeed.
 const PROBES: u8 = 3;
 
 impl Breaker {
-    /// Goes on where `before` stands.
+    /// Creates a breaker that continues from the state of `before`.
     pub fn new(upstream: &Name, settings: &ErrorRate, workers: usize, before: Option<&Self>) -> Self {
         let state = match before {
             Some(before) if before.settings.window == settings.window => Arc::clone(&before.state),
-            // Counts of another window cannot be compared; what it has come to can.
+            // Counts of a window of another length cannot be compared; the state can be kept.
             _ => Arc::new(State {
                 epoch: before.map_or_else(Instant::now, |before| before.state.epoch),
                 word: AtomicU64::new(before.map_or(0, |before| before.state.word.load(Ordering::Relaxed))),
@@ -108,25 +109,26 @@ impl Breaker {
         Self { upstream: upstream.clone(), settings: settings.clone(), state }
     }
 
-    /// Asks to send a request. `None`: it is not to be sent.
+    /// Asks for permission to send a request. Returns `None` if the breaker refuses it.
     pub fn admit(self: &Arc<Self>, now: Instant) -> Option<Trial> {
         let at = self.state.millis(now);
-        // Before the state is: should that change in between, it is another generation, of which this request says nothing.
+        // The generation is read before the state: if the state changes in between, the generation differs, and this
+        // request's result is ignored.
         let generation = self.state.generation.load(Ordering::Acquire);
         let mut known = self.state.word.load(Ordering::Acquire);
         let is_probe = loop {
-            let next = match Word::of(known) {
-                Word::Closed => break false,
-                Word::Open { until } if at < until => return None,
-                Word::Open { .. } => Word::HalfOpen { since: at, running: 1, succeeded: 0 },
-                Word::HalfOpen { since, running, succeeded } if running + succeeded < PROBES => {
-                    Word::HalfOpen { since, running: running + 1, succeeded }
+            let next = match Phase::of(known) {
+                Phase::Closed => break false,
+                Phase::Open { until } if at < until => return None,
+                Phase::Open { .. } => Phase::HalfOpen { since: at, running: 1, succeeded: 0 },
+                Phase::HalfOpen { since, running, succeeded } if running + succeeded < PROBES => {
+                    Phase::HalfOpen { since, running: running + 1, succeeded }
                 }
-                // Some hang, or are slow: others may tell as well.
-                Word::HalfOpen { since, succeeded, .. } if at >= since + self.open_for() => {
-                    Word::HalfOpen { since: at, running: 1, succeeded }
+                // Some probes hang or are slow: further ones may be sent.
+                Phase::HalfOpen { since, succeeded, .. } if at >= since + self.open_for() => {
+                    Phase::HalfOpen { since: at, running: 1, succeeded }
                 }
-                Word::HalfOpen { .. } => return None,
+                Phase::HalfOpen { .. } => return None,
             };
             match self.change(known, next) {
                 Ok(()) => break true,
@@ -137,19 +139,19 @@ impl Breaker {
     }
 
     pub fn position(&self) -> Position {
-        match Word::of(self.state.word.load(Ordering::Relaxed)) {
-            Word::Closed => Position::Closed,
-            Word::HalfOpen { .. } => Position::HalfOpen,
-            Word::Open { .. } => Position::Open,
+        match Phase::of(self.state.word.load(Ordering::Relaxed)) {
+            Phase::Closed => Position::Closed,
+            Phase::HalfOpen { .. } => Position::HalfOpen,
+            Phase::Open { .. } => Position::Open,
         }
     }
 
-    /// How often it opened.
+    /// The number of times it opened.
     pub fn opened(&self) -> u64 {
         self.state.opened.load(Ordering::Relaxed)
     }
 
-    fn change(&self, known: u64, next: Word) -> Result<(), u64> {
+    fn change(&self, known: u64, next: Phase) -> Result<(), u64> {
         let changed =
             self.state.word.compare_exchange(known, next.pack(), Ordering::AcqRel, Ordering::Acquire);
         changed.map(drop)
@@ -159,7 +161,7 @@ impl Breaker {
         (self.settings.open_for.as_millis() as u64).max(1)
     }
 
-    /// A request ended that was let through while it was closed.
+    /// Counts a request that ended and that was let through while the breaker was closed.
     fn count(&self, worker: usize, generation: u64, now: Instant, failed: bool) {
         let state = &self.state;
         if state.generation.load(Ordering::Acquire) != generation {
@@ -170,7 +172,7 @@ impl Breaker {
             counts.add(generation, number, failed);
         }
         if !failed {
-            // A store by each request would have the workers fight for the cache line.
+            // The store is conditional: with a store per request, the workers would contend for the cache line.
             if state.in_a_row.load(Ordering::Relaxed) != 0 {
                 state.in_a_row.store(0, Ordering::Relaxed);
             }
@@ -178,11 +180,11 @@ impl Breaker {
         }
         let in_a_row = state.in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if in_a_row >= self.settings.min_requests || self.is_over(number) {
-            self.open(Word::Closed.pack(), now);
+            self.open(Phase::Closed.pack(), now);
         }
     }
 
-    /// Whether too many requests in the window failed.
+    /// True if too many requests in the window failed.
     fn is_over(&self, number: u64) -> bool {
         let (total, failed) = self.state.sum(number);
         total >= u64::from(self.settings.min_requests)
@@ -191,7 +193,7 @@ impl Breaker {
 
     fn open(&self, known: u64, now: Instant) -> bool {
         let until = self.state.millis(now) + self.open_for();
-        if self.change(known, Word::Open { until }).is_err() {
+        if self.change(known, Phase::Open { until }).is_err() {
             return false;
         }
         self.state.opened.fetch_add(1, Ordering::Relaxed);
@@ -200,12 +202,12 @@ impl Breaker {
         true
     }
 
-    /// A request ended that was let through to try; `None`: nothing is known of the upstream.
+    /// Counts a probe that ended; `None` if its result is unknown.
     fn probed(&self, generation: u64, now: Instant, succeeded: Option<bool>) {
         loop {
             let known = self.state.word.load(Ordering::Acquire);
-            let Word::HalfOpen { since, running, succeeded: before } = Word::of(known) else { return };
-            // It has opened or closed since: that is not of this opening.
+            let Phase::HalfOpen { since, running, succeeded: before } = Phase::of(known) else { return };
+            // The breaker has opened or closed since, so the result does not belong to this half-open phase.
             if self.state.generation.load(Ordering::Acquire) != generation {
                 return;
             }
@@ -213,7 +215,7 @@ impl Breaker {
             let changed = match succeeded {
                 Some(false) => self.open(known, now),
                 Some(true) if before + 1 >= PROBES => {
-                    let closed = self.change(known, Word::Closed).is_ok();
+                    let closed = self.change(known, Phase::Closed).is_ok();
                     if closed {
                         self.state.clear();
                         info!(upstream = %self.upstream, "circuit breaker: closed");
@@ -221,9 +223,9 @@ impl Breaker {
                     closed
                 }
                 Some(true) => {
-                    self.change(known, Word::HalfOpen { since, running, succeeded: before + 1 }).is_ok()
+                    self.change(known, Phase::HalfOpen { since, running, succeeded: before + 1 }).is_ok()
                 }
-                None => self.change(known, Word::HalfOpen { since, running, succeeded: before }).is_ok(),
+                None => self.change(known, Phase::HalfOpen { since, running, succeeded: before }).is_ok(),
             };
             if changed {
                 return;
@@ -233,7 +235,7 @@ impl Breaker {
 }
 
 impl Trial {
-    /// What came of it.
+    /// Reports the request's result.
     pub fn report(mut self, worker: usize, now: Instant, succeeded: bool) {
         self.over = true;
         match self.is_probe {
@@ -262,7 +264,7 @@ impl State {
         (now.saturating_duration_since(self.epoch).as_micros() / bucket) as u64 + 1
     }
 
-    /// How many requests ended in the window up to bucket `number`, and how many of them failed.
+    /// The number of requests that ended in the window up to bucket `number`, and how many of them failed.
     fn sum(&self, number: u64) -> (u64, u64) {
         let generation = self.generation.load(Ordering::Acquire);
         let workers = self.workers.iter();
@@ -306,7 +308,7 @@ impl Bucket {
     }
 }
 
-impl Word {
+impl Phase {
     fn of(word: u64) -> Self {
         let time = word >> 18;
         match word & 3 {
@@ -346,7 +348,7 @@ mod tests {
         Arc::new(Breaker::new(&"u".parse().unwrap(), settings, 2, None))
     }
 
-    /// Requests that end at once, by the workers in turn. Returns how many were let through.
+    /// Runs requests that end at once, on the workers in turn. Returns the number of requests that were let through.
     fn run(breaker: &Arc<Breaker>, at: Instant, outcomes: impl IntoIterator<Item = bool>) -> usize {
         let trials = outcomes.into_iter().enumerate().filter_map(|(index, succeeded)| {
             breaker.admit(at).map(|trial| trial.report(index % 2, at, succeeded))
@@ -362,7 +364,7 @@ mod tests {
     fn it_opens_at_the_threshold_and_not_before() {
         let breaker = breaker(&settings());
         let at = after(&breaker, 10);
-        // Few requests say nothing, and what is below the threshold is borne.
+        // Too few requests trip nothing, and failures below the threshold are tolerated.
         assert_eq!(run(&breaker, at, [true, false, false, false, false, true, true, true, true]), 9);
         assert_eq!(breaker.position(), Position::Closed);
         assert_eq!(run(&breaker, at, [true, false]), 2);
@@ -375,10 +377,10 @@ mod tests {
     fn it_counts_only_what_is_in_the_window() {
         let breaker = breaker(&settings());
         run(&breaker, after(&breaker, 0), [true, false, true, false, true, false, true, false, true]);
-        // Half of those of the window would be enough, were it not that they are of the one before.
+        // Half of the window's requests would be enough, but these belong to the previous window.
         run(&breaker, after(&breaker, 1100), [false, true, false]);
         assert_eq!(breaker.position(), Position::Closed);
-        // Nothing is lost between the buckets of one window.
+        // No count is lost between the buckets of one window.
         for bucket in 0..9 {
             run(&breaker, after(&breaker, 3000 + bucket * 100), [bucket % 2 == 0]);
         }
@@ -402,13 +404,13 @@ mod tests {
         let at = after(&breaker, 5000);
         let mut probes: Vec<_> = (0..5).filter_map(|_| breaker.admit(at)).collect();
         assert_eq!((probes.len(), breaker.position()), (3, Position::HalfOpen));
-        // Who leaves makes place for another.
+        // A probe that is dropped makes room for another.
         probes.truncate(2);
         probes.extend(breaker.admit(at));
         assert!(breaker.admit(at).is_none());
         probes.into_iter().for_each(|probe| probe.report(0, at, true));
         assert_eq!(breaker.position(), Position::Closed);
-        // It begins anew: what was before it opened does not count.
+        // The window starts over: requests from before the opening do not count.
         assert_eq!(run(&breaker, at, vec![false; 9]), 9);
         assert_eq!(breaker.position(), Position::Closed);
     }
@@ -436,7 +438,7 @@ mod tests {
         let at = after(&breaker, 10_000);
         assert_eq!(run(&breaker, at, [true; 3]), 3);
         assert_eq!(breaker.position(), Position::Closed);
-        // What they say now is of another time.
+        // These results belong to an earlier generation.
         hanging.into_iter().for_each(|trial| trial.report(0, at, false));
         assert_eq!(breaker.position(), Position::Closed);
     }
@@ -445,7 +447,7 @@ mod tests {
     fn answers_that_take_longer_than_it_is_open_close_it() {
         let breaker = breaker(&settings());
         run(&breaker, after(&breaker, 0), vec![false; 10]);
-        // One each second, answered after 8; it is open for 5 at a time.
+        // One request per second, each answered after 8 seconds; the breaker stays open for 5 at a time.
         let mut running = std::collections::VecDeque::new();
         for second in 5..60 {
             let at = after(&breaker, second * 1000);
@@ -465,7 +467,7 @@ mod tests {
         run(&breaker, after(&breaker, 10), vec![false; 10]);
         let at = after(&breaker, 6000);
         assert_eq!(run(&breaker, at, [true; 3]), 3);
-        // Nine failures in a row, which those that succeeded before it opened do not interrupt.
+        // Nine consecutive failures, which successes from before the opening do not interrupt.
         assert_eq!(run(&breaker, at, [false; 9]), 9);
         for (index, trial) in slow.into_iter().enumerate() {
             trial.report(index % 2, at, index >= 5);

@@ -1,4 +1,4 @@
-//! Active checks: one task for each target, on the control side, for as long as an upstream has the target.
+//! Active checks: one task per target, on the control side, while the upstream has the target.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -10,20 +10,21 @@ use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response};
 use prost::Message;
 use signalbox_config::{ActiveCheck, Probe, UpstreamProtocol};
+use signalbox_process::ErrorChain;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tracing::warn;
 
-use super::Endpoint;
-use super::connection::{ConnectError, connect};
-use super::members::Changes;
+use super::connect::connect;
+use super::endpoint::Endpoint;
+use super::error::ConnectError;
 use super::target::Target;
-use crate::causes::Causes;
-use crate::tls::{HTTP2, Offer, UpstreamTls};
+use crate::resolve::Changes;
+use crate::services::Checking;
+use crate::wire::tls::{HTTP2, Offer, UpstreamTls};
 
-/// Checks a target again and again until it is dropped.
+/// Checks a target periodically until it is dropped.
 #[derive(Debug)]
 pub(super) struct Checker {
     plan: Plan,
@@ -34,28 +35,20 @@ pub(super) struct Checker {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) check: ActiveCheck,
-    /// What the targets of the upstream speak.
+    /// The protocol that the upstream's targets speak.
     pub(super) protocol: UpstreamProtocol,
-    /// And how, through TLS.
+    /// The TLS settings, if TLS is used.
     pub(super) tls: Option<Arc<UpstreamTls>>,
 }
 
-/// What checks are made with.
-#[derive(Debug, Clone)]
-pub struct Checking {
-    handle: Handle,
-    /// Checks under way, of all upstreams.
-    running: Arc<Semaphore>,
-}
-
-/// `grpc.health.v1.HealthCheckRequest`
+/// The message `grpc.health.v1.HealthCheckRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct HealthCheckRequest {
     #[prost(string, tag = "1")]
     service: String,
 }
 
-/// `grpc.health.v1.HealthCheckResponse`
+/// The message `grpc.health.v1.HealthCheckResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct HealthCheckResponse {
     #[prost(int32, tag = "1")]
@@ -64,38 +57,25 @@ struct HealthCheckResponse {
 
 const SERVING: i32 = 1;
 
-/// Checks at once; more wait. Each needs a socket.
-const MAX_RUNNING: usize = 256;
-
-/// Of the head of an answer, or of a message, bytes.
+/// The maximum size of a response head or a message, in bytes.
 const MAX_ANSWER: usize = 64 << 10;
 
 const USER_AGENT: &str = "signalbox-health-check";
 
-impl Checking {
-    /// On the runtime of `handle`.
-    pub fn new(handle: Handle) -> Self {
-        Self { handle, running: Arc::new(Semaphore::new(MAX_RUNNING)) }
-    }
-
-    pub fn handle(&self) -> &Handle {
-        &self.handle
-    }
-}
-
 impl Checker {
-    /// Makes the first check at once. When the verdict turns, `changes` is told.
+    /// Starts checking; the first check runs at once. `changes` is notified when the verdict changes.
     pub(super) fn start(target: &Arc<Target>, plan: &Plan, changes: &Changes, checking: &Checking) -> Self {
-        let run = run(Arc::clone(target), plan.clone(), Arc::clone(changes), Arc::clone(&checking.running));
-        Self { plan: plan.clone(), task: checking.handle.spawn(run).abort_handle() }
+        let permits = Arc::clone(checking.permits());
+        let run = run(Arc::clone(target), plan.clone(), Arc::clone(changes), permits);
+        Self { plan: plan.clone(), task: checking.handle().spawn(run).abort_handle() }
     }
 
-    /// By which a target knows it.
+    /// The task's id, by which the target knows its checker.
     pub(super) fn id(&self) -> tokio::task::Id {
         self.task.id()
     }
 
-    /// Whether this is what it does.
+    /// True if it follows this plan.
     pub(super) fn is(&self, plan: &Plan) -> bool {
         self.plan == *plan
     }
@@ -107,15 +87,15 @@ impl Drop for Checker {
     }
 }
 
-async fn run(target: Arc<Target>, plan: Plan, changes: Changes, running: Arc<Semaphore>) {
+async fn run(target: Arc<Target>, plan: Plan, changes: Changes, permits: Arc<Semaphore>) {
     let check = &plan.check;
     loop {
-        let Ok(permit) = running.acquire().await else { return };
+        let Ok(permit) = permits.acquire().await else { return };
         let result = match tokio::time::timeout(check.timeout, probe(&target, &plan)).await {
             Ok(Ok(())) => Some(Ok(())),
-            Ok(Err(Unwell::Target(reason))) => Some(Err(reason)),
-            Ok(Err(Unwell::Here(error))) => {
-                warn!(target = %target.label, error = %Causes(&error), "cannot check the target");
+            Ok(Err(ProbeError::Target(reason))) => Some(Err(reason)),
+            Ok(Err(ProbeError::Local(error))) => {
+                warn!(target = %target.label, error = %ErrorChain(&error), "cannot check the target");
                 None
             }
             Err(_) => Some(Err("no answer in time".to_owned())),
@@ -124,7 +104,7 @@ async fn run(target: Arc<Target>, plan: Plan, changes: Changes, running: Arc<Sem
         let turned = result.is_some_and(|result| {
             let mut health = target.health();
             health.checked_by == tokio::task::try_id()
-                && health.checks.note(result, check.healthy_after, check.unhealthy_after)
+                && health.checks.record(result, check.healthy_after, check.unhealthy_after)
         });
         if turned {
             changes.send_replace(());
@@ -133,39 +113,40 @@ async fn run(target: Arc<Target>, plan: Plan, changes: Changes, running: Arc<Sem
     }
 }
 
-/// Give or take a tenth, so that the checks of many proxies do not meet.
+/// Varies the interval by ±10 %, so that the checks of many proxies do not coincide.
 fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// Why a check did not succeed.
-enum Unwell {
+/// The reason why a check did not succeed.
+enum ProbeError {
     Target(String),
-    /// It could not be made, which says nothing of the target.
-    Here(ConnectError),
+    /// The check could not be made, which says nothing about the target.
+    Local(ConnectError),
 }
 
-impl From<String> for Unwell {
+impl From<String> for ProbeError {
     fn from(reason: String) -> Self {
         Self::Target(reason)
     }
 }
 
 /// Makes one check.
-async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<(), Unwell> {
-    // Whatever others speak with the target, gRPC needs HTTP/2.
+async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<(), ProbeError> {
+    // gRPC needs HTTP/2, whatever else the target speaks.
     let offer = if matches!(check.probe, Probe::Grpc { .. }) { Offer::Http2 } else { Offer::Any };
-    // The accepted connection is all that is asked for; a handshake would be more.
+    // A TCP check asks only for an accepted connection, so it makes no TLS handshake.
     let tls = tls.as_deref().filter(|_| check.probe != Probe::Tcp);
     let settings = tls.map_or(0, |tls| tls.settings(&target.label));
     let endpoint = Endpoint { address: target.address, settings, only_of: 0 };
     let stream = connect(endpoint, tls, offer, check.timeout).await.map_err(|error| match &error {
-        // Ports are short for one destination, and an address may be missing for a whole family: not for all targets.
+        // Ports run out per destination, and an address may be missing for a whole family, so this does not concern
+        // all targets.
         ConnectError::NoRoom(io) if io.kind() == io::ErrorKind::AddrNotAvailable => {
-            Unwell::Target(format!("cannot connect: {}", Causes(io)))
+            ProbeError::Target(format!("cannot connect: {}", ErrorChain(io)))
         }
-        ConnectError::NoRoom(_) => Unwell::Here(error),
-        error => Unwell::Target(format!("cannot connect: {}", Causes(error))),
+        ConnectError::NoRoom(_) => ProbeError::Local(error),
+        error => ProbeError::Target(format!("cannot connect: {}", ErrorChain(error))),
     })?;
     let host = check.host.as_deref().unwrap_or(&target.label);
     let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
@@ -187,7 +168,7 @@ async fn probe(target: &Target, Plan { check, protocol, tls }: &Plan) -> Result<
     }
 }
 
-/// The status of a GET over HTTP/1.1.
+/// Returns the status of a GET over HTTP/1.1.
 async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, path: &str) -> Result<u16, String> {
     let request = format!(
         "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: {USER_AGENT}\r\naccept: */*\r\nconnection: close\r\n\r\n"
@@ -206,7 +187,7 @@ async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, path: 
         let mut headers = [httparse::EMPTY_HEADER; 128];
         let mut head = httparse::Response::new(&mut headers);
         match head.parse(&buffer) {
-            // An interim answer.
+            // An interim response is skipped.
             Ok(httparse::Status::Complete(length)) if head.code.is_some_and(|code| code < 200) => {
                 drop(buffer.split_to(length));
             }
@@ -220,7 +201,7 @@ async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, host: &str, path: 
     }
 }
 
-/// The status of a GET over HTTP/2.
+/// Returns the status of a GET over HTTP/2.
 async fn get_http2(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     scheme: Scheme,
@@ -231,10 +212,10 @@ async fn get_http2(
     Ok(head.status.as_u16())
 }
 
-/// The head of a request over HTTP/2.
+/// Builds the head of a request over HTTP/2.
 fn request(method: Method, scheme: Scheme, host: &str, path: &str) -> Result<Request<()>, String> {
     let uri = Uri::builder().scheme(scheme).authority(host).path_and_query(path).build();
-    let uri = uri.map_err(|error| format!("cannot be asked: {error}"))?;
+    let uri = uri.map_err(|error| format!("the request cannot be built: {error}"))?;
     let mut request = Request::new(());
     *request.method_mut() = method;
     *request.uri_mut() = uri;
@@ -243,7 +224,7 @@ fn request(method: Method, scheme: Scheme, host: &str, path: &str) -> Result<Req
     Ok(request)
 }
 
-/// Asks `grpc.health.v1.Health`.
+/// Calls `grpc.health.v1.Health`.
 async fn grpc(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     scheme: Scheme,
@@ -268,7 +249,7 @@ async fn grpc(
         trailers.as_ref().unwrap_or(&headers).get("grpc-status").or_else(|| headers.get("grpc-status"));
     match status.and_then(|status| status.to_str().ok()) {
         Some("0") => {}
-        // The gRPC health checking protocol: the service is not known.
+        // NOT_FOUND in the gRPC health checking protocol: the server does not know the service.
         Some("5") => return Err(format!("does not know the service {service:?}")),
         Some(status) => return Err(format!("answers with the gRPC status {status}")),
         None => return Err("answers without a gRPC status".to_owned()),
@@ -276,12 +257,12 @@ async fn grpc(
     let message = data.get(5..).ok_or("answers with no message")?;
     match HealthCheckResponse::decode(message) {
         Ok(HealthCheckResponse { status: SERVING }) => Ok(()),
-        Ok(HealthCheckResponse { status }) => Err(format!("says that it is not serving ({status})")),
-        Err(error) => Err(format!("answers with nonsense: {error}")),
+        Ok(HealthCheckResponse { status }) => Err(format!("reports that it is not serving ({status})")),
+        Err(error) => Err(format!("sends an invalid message: {error}")),
     }
 }
 
-/// One request over HTTP/2, on a connection of its own.
+/// Makes one request over HTTP/2, on a connection of its own.
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<()>,
@@ -299,7 +280,7 @@ async fn exchange(
         let mut data = BytesMut::new();
         while let Some(part) = answer.data().await {
             let part = part.map_err(wrong)?;
-            // Giving back fails only when the stream is over.
+            // Releasing capacity fails only when the stream is over.
             let _ = answer.flow_control().release_capacity(part.len());
             data.extend_from_slice(&part);
             if data.len() > MAX_ANSWER {

@@ -1,4 +1,5 @@
-//! Why targets do not answer: a bounded set of reasons, for the access log, the metrics, the log and `/debug/upstreams`.
+//! The reasons why targets do not answer: a bounded set, for the access log, the metrics, the log and
+//! `/debug/upstreams`.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,59 +10,117 @@ use jiff::Timestamp;
 use rustls::{AlertDescription, CertificateError};
 
 use super::http1::Malformed;
+use crate::core::failure::Failure;
 
-/// Why a target did not answer, or not to the end.
+/// The reason why a target did not answer, or not completely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum UpstreamError {
-    /// Its name has no address.
+    /// The target's name has no address.
     NameNotResolved,
     ConnectionRefused,
-    /// The TCP connection was not accepted in time.
+    /// There was no TCP connection in time.
     ConnectTimeout,
-    /// There is no way to its host or network.
+    /// There is no route to the target's host or network.
     Unreachable,
-    /// The connection could not be made for another reason.
+    /// The connection failed for another reason.
     ConnectFailed,
     /// This host has no more files, ports or memory for connections.
     OutOfSockets,
-    /// The upstream has as many connections as it may have.
+    /// The upstream is at its connection limit.
     TooManyConnections,
     TlsTimeout,
-    /// The target closed the connection while TLS was set up.
+    /// The target closed the connection during the TLS handshake.
     TlsClosed,
     CertificateExpired,
     CertificateNotYetValid,
-    /// The certificate is not for the name that the target is known by.
+    /// The certificate is not valid for the target's name.
     CertificateWrongName,
     CertificateUnknownIssuer,
     CertificateRevoked,
-    /// The certificate cannot be trusted for another reason.
+    /// The certificate is not trusted for another reason.
     CertificateInvalid,
-    /// The target takes no certificate of the proxy, or not this one.
+    /// The target accepts no certificate of the proxy, or not this one.
     ClientCertificateRefused,
-    /// The target speaks none of the protocols that it was offered (ALPN).
+    /// The target supports none of the protocols that it was offered (ALPN).
     NoCommonProtocol,
-    /// The target shares no version or cipher of TLS with the proxy.
+    /// The target shares no TLS version or cipher suite with the proxy.
     TlsIncompatible,
     /// The target ended the handshake with another alert.
     TlsAlert,
-    /// What the target says is not TLS.
+    /// The target's bytes are not TLS.
     TlsProtocolError,
     /// The target closed the connection, or it broke.
     ConnectionClosed,
-    /// What the target says is not HTTP/1.1.
+    /// The target's bytes are not HTTP/1.1.
     ResponseMalformed,
-    /// The head of the answer is beyond the upstream's `limits`.
+    /// The response head exceeds the upstream's `limits`.
     ResponseHeadTooLarge,
-    /// The target broke the stream off (HTTP/2).
+    /// The target reset the stream (HTTP/2).
     StreamReset,
-    /// What the target says is not HTTP/2.
+    /// The target's bytes are not HTTP/2.
     Http2ProtocolError,
+    /// The answer did not begin in the time that the request has.
+    ResponseTimeout,
+    /// The answer did not begin in the time that one attempt has.
+    AttemptTimeout,
+    /// The answer did not end in the time that the request has.
+    ResponseBodyTimeout,
+    /// Nothing of request and answer moved for too long.
+    IdleTimeout,
+}
+
+/// The limit of time that has passed while a target was waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Timeout {
+    /// The request's, before there was a connection.
+    #[error("there was no connection to the target in the time that the request has")]
+    Connect,
+    #[error("the target did not begin its answer in the time that the request has")]
+    Response,
+    #[error("the target did not begin its answer in the time that one attempt has")]
+    Attempt,
+    #[error("the target did not end its answer in the time that the request has")]
+    ResponseBody,
+    #[error("the target sent nothing for too long")]
+    Idle,
+}
+
+impl Timeout {
+    /// The one that `failure` came of while the head of an answer was waited for. `None`: it did not come of a time that the target is
+    /// given. A client that gives its request little time does not make that a failure of the target, nor does one that is slow to send.
+    pub fn before_answer(failure: Failure, has_begun: bool) -> Option<Self> {
+        match failure {
+            Failure::Timeout if has_begun => Some(Self::Response),
+            Failure::Timeout => Some(Self::Connect),
+            Failure::AttemptTimeout => Some(Self::Attempt),
+            Failure::StreamIdle => Some(Self::Idle),
+            _ => None,
+        }
+    }
+
+    /// The same while the rest of an answer was waited for.
+    pub fn after_head(failure: Failure) -> Option<Self> {
+        match failure {
+            Failure::Timeout => Some(Self::ResponseBody),
+            Failure::StreamIdle => Some(Self::Idle),
+            _ => None,
+        }
+    }
+
+    pub fn reason(self) -> UpstreamError {
+        match self {
+            Self::Connect => UpstreamError::ConnectTimeout,
+            Self::Response => UpstreamError::ResponseTimeout,
+            Self::Attempt => UpstreamError::AttemptTimeout,
+            Self::ResponseBody => UpstreamError::ResponseBodyTimeout,
+            Self::Idle => UpstreamError::IdleTimeout,
+        }
+    }
 }
 
 impl UpstreamError {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 29] = [
         Self::NameNotResolved,
         Self::ConnectionRefused,
         Self::ConnectTimeout,
@@ -87,9 +146,13 @@ impl UpstreamError {
         Self::ResponseHeadTooLarge,
         Self::StreamReset,
         Self::Http2ProtocolError,
+        Self::ResponseTimeout,
+        Self::AttemptTimeout,
+        Self::ResponseBodyTimeout,
+        Self::IdleTimeout,
     ];
 
-    /// Its name in logs and metrics.
+    /// The name in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NameNotResolved => "name_not_resolved",
@@ -117,10 +180,14 @@ impl UpstreamError {
             Self::ResponseHeadTooLarge => "response_head_too_large",
             Self::StreamReset => "stream_reset",
             Self::Http2ProtocolError => "http2_protocol_error",
+            Self::ResponseTimeout => "response_timeout",
+            Self::AttemptTimeout => "attempt_timeout",
+            Self::ResponseBodyTimeout => "response_body_timeout",
+            Self::IdleTimeout => "idle_timeout",
         }
     }
 
-    /// Why a TCP connection was not made.
+    /// Classifies the error of a TCP connection attempt.
     pub(super) fn of_connect(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::ConnectionRefused,
@@ -132,12 +199,13 @@ impl UpstreamError {
         }
     }
 
-    /// Why there was no TLS on a connection that was made.
+    /// Classifies the error of a TLS handshake.
     pub(super) fn of_handshake(error: &io::Error) -> Self {
         tls_cause(error).map_or(Self::TlsClosed, Self::of_tls)
     }
 
-    /// Why a connection broke that requests are sent over. A target of TLS 1.3 refuses the proxy's certificate only then.
+    /// Classifies the error of an established connection. With TLS 1.3, a target refuses the proxy's certificate only
+    /// at this stage.
     pub(super) fn of_connection(error: &io::Error) -> Self {
         match tls_cause(error) {
             Some(rustls::Error::AlertReceived(alert)) if is_of_a_certificate(*alert) => {
@@ -204,7 +272,7 @@ fn tls_cause(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Whether an alert says that the proxy's certificate is missing or not trusted (RFC 8446, section 6.2).
+/// True if the alert means that the proxy's certificate is missing or not trusted (RFC 8446, section 6.2).
 fn is_of_a_certificate(alert: AlertDescription) -> bool {
     use AlertDescription as Alert;
     matches!(
@@ -221,18 +289,19 @@ fn is_of_a_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-/// What went wrong last with a target.
+/// The last error of a target.
 #[derive(Debug, Clone)]
 pub struct LastError {
     pub reason: UpstreamError,
     /// The error with its causes.
     pub detail: Box<str>,
     pub at: Timestamp,
-    /// When a line of the log told of the target last.
-    told: Instant,
+    /// The time of the last log line about the target.
+    logged_at: Instant,
 }
 
-/// What went wrong with an upstream's targets, counted by reason, and how much of it the log was told. Kept over revisions.
+/// The errors of an upstream's targets, counted by reason, with the limit on its log lines. They are kept over
+/// revisions.
 #[derive(Debug)]
 pub struct UpstreamErrors {
     counts: [AtomicU64; UpstreamError::ALL.len()],
@@ -246,7 +315,8 @@ struct Lines {
     suppressed: u64,
 }
 
-/// The log has at most so many lines for an upstream in a window, and one for a target unless its reason changes.
+/// The log has at most a fixed number of lines per upstream in this time, and one per target unless its reason
+/// changes.
 const WINDOW: Duration = Duration::from_secs(10);
 const LINES: u32 = 10;
 
@@ -262,13 +332,14 @@ impl UpstreamErrors {
         }
     }
 
-    /// How often, by reason; those that were are told.
+    /// The count of each reason that has occurred.
     pub fn counted(&self) -> impl Iterator<Item = (UpstreamError, u64)> + '_ {
         let counts = UpstreamError::ALL.into_iter().zip(&self.counts);
         counts.map(|(reason, count)| (reason, count.load(Ordering::Relaxed))).filter(|(_, count)| *count > 0)
     }
 
-    /// Asks to write a line. `Some`: it may be written, and so many were not since the last one.
+    /// Asks for permission to write a log line. Returns the number of lines that were suppressed since the last one;
+    /// `None` if this line is suppressed.
     pub fn may_write(&self, now: Instant) -> Option<u64> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(lines.window) >= WINDOW {
@@ -282,14 +353,14 @@ impl UpstreamErrors {
         Some(std::mem::take(&mut lines.suppressed))
     }
 
-    /// A line was not asked for, because another told the same a moment ago.
+    /// Counts a line that was suppressed because another one said the same a moment ago.
     pub fn suppress(&self) {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).suppressed += 1;
     }
 }
 
 impl LastError {
-    /// Notes an error in the place of the last one. Whether the log should tell of it. `detail` is only asked for then.
+    /// Records an error in place of the last one. Returns true if it is to be logged; only then `detail` is called.
     pub fn note(
         last: &mut Option<Self>,
         reason: UpstreamError,
@@ -298,12 +369,12 @@ impl LastError {
     ) -> bool {
         let at = Timestamp::now();
         match last {
-            Some(last) if last.reason == reason && now.saturating_duration_since(last.told) < WINDOW => {
+            Some(last) if last.reason == reason && now.saturating_duration_since(last.logged_at) < WINDOW => {
                 last.at = at;
                 false
             }
             last => {
-                *last = Some(Self { reason, detail: detail().into(), at, told: now });
+                *last = Some(Self { reason, detail: detail().into(), at, logged_at: now });
                 true
             }
         }
@@ -375,14 +446,14 @@ mod tests {
         let mut note = |reason, after: u64| {
             LastError::note(&mut last, reason, now + Duration::from_secs(after), || "it is so".to_owned())
         };
-        for (reason, after, told) in [
+        for (reason, after, logged) in [
             (ConnectionRefused, 0, true),
             (ConnectionRefused, 1, false),
             (ConnectTimeout, 2, true),
             (ConnectTimeout, 11, false),
             (ConnectTimeout, 12, true),
         ] {
-            assert_eq!(note(reason, after), told, "{reason:?} {after}");
+            assert_eq!(note(reason, after), logged, "{reason:?} {after}");
         }
     }
 

@@ -1,20 +1,21 @@
-//! Consistent hashing: hashes that are the same on every proxy and in every version, and the tables that lead from them
-//! to targets.
+//! Consistent hashing: hashes that are the same on every proxy and in every version, and the tables that map them to
+//! targets.
 
-/// A table that leads from a hash to a target, made when the targets or their weights change and not when their health
-/// does: on the way to a target that cannot be used, [`Table::find`] goes on. It has the number of a target in each place.
+/// A table that maps a hash to a target's index. It is built when the targets or their weights change, and not when
+/// their health does: [`Table::find`] probes past targets that are not usable.
 #[derive(Debug)]
 pub struct Table(Box<[u32]>);
 
-/// Places of a table: a prime, which the paper and Envoy use too. Shares are within 1 % of what is due for up to about 650
-/// targets by [`Table::maglev`]; by [`Table::ring`], which draws lots, one of a tenth is within 4 %, one of a hundredth within 12 %.
+/// The number of places in a table: a prime, which the paper and Envoy use too. With [`Table::maglev`], shares are
+/// within 1 % of the exact value for up to about 650 targets; with [`Table::ring`], which draws lots, a share of a
+/// tenth is within 4 %, a share of a hundredth within 12 %.
 const PLACES: usize = 65_537;
 
-/// How far [`Table::find`] goes on before it takes just any target.
+/// The number of places that [`Table::find`] probes before it takes any usable target.
 const PROBES: u64 = 64;
 
-/// FNV-1a, its bits mixed by MurmurHash3's last step, for FNV alone spreads short texts badly. Who can choose keys can
-/// choose targets by them; it is no hash for secrets.
+/// FNV-1a, followed by MurmurHash3's finaliser, because FNV alone spreads short texts badly. Whoever can choose keys
+/// can choose targets by them; it is no hash for secrets.
 #[inline]
 pub fn stable_hash(bytes: &[u8]) -> u64 {
     let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -32,20 +33,20 @@ fn mix(mut hash: u64) -> u64 {
     hash ^ (hash >> 33)
 }
 
-/// The same hash for the next try.
+/// The hash for the next probe.
 #[inline]
-fn again(hash: u64, round: u64) -> u64 {
+fn rehash(hash: u64, round: u64) -> u64 {
     mix(hash.wrapping_add(round.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
 }
 
 impl Table {
-    /// The table of targets, each with its name, which is what it is known by on all proxies, and its weight. Each place is
-    /// drawn for, as in rendezvous hashing (Thaler and Ravishankar, 1998): what a target draws depends on nothing but its name and
-    /// its weight, so that one that comes, leaves or changes its weight moves no keys between the others. Points on a ring
-    /// do not have that where weights differ, for how many points a weight is worth depends on all of them.
+    /// Builds a table by rendezvous hashing (Thaler and Ravishankar, 1998): for each place, every target draws a value
+    /// that depends only on its name and weight. So a target that joins, leaves or changes its weight moves no keys
+    /// between the others. A ring of points lacks that property when weights differ, because the number of points per
+    /// weight depends on all targets. `targets` are names, which identify a target on all proxies, and weights.
     pub fn ring(targets: &[(&str, u32)]) -> Self {
-        // Of one weight the highest hash wins; only between weights there is more to compare. In the order of the names, so
-        // that who wins where two are equal is the same on all proxies.
+        // Among equal weights the highest hash wins; further computation is needed only between weights. The names are
+        // sorted so that ties have the same winner on all proxies.
         let mut classes = std::collections::BTreeMap::<u32, Vec<(&str, u64, u32)>>::new();
         for (target, (name, weight)) in (0..).zip(targets) {
             classes.entry(*weight).or_default().push((name, stable_hash(name.as_bytes()), target));
@@ -55,9 +56,9 @@ impl Table {
         }
         let winner = |place: u64| {
             let of_classes = classes.iter().filter_map(|(weight, class)| {
-                let drawn = class.iter().map(|(_, own, target)| (again(*own, place + 1), *target));
+                let drawn = class.iter().map(|(_, own, target)| (rehash(*own, place + 1), *target));
                 let (highest, target) = drawn.max_by_key(|(hash, _)| *hash)?;
-                // Between 0 and 1, and neither of them.
+                // Strictly between 0 and 1.
                 let part = ((highest >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
                 Some((part.ln() / f64::from(*weight), target))
             });
@@ -66,8 +67,8 @@ impl Table {
         Self((0..PLACES as u64).filter_map(winner).collect())
     }
 
-    /// A Maglev table: Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", section 3.4. Weights
-    /// as in Envoy: the heaviest takes its turn each round, others less often.
+    /// Builds a Maglev table: Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", section
+    /// 3.4. Weights work as in Envoy: the heaviest target takes a turn in each round, others less often.
     pub fn maglev(targets: &[(&str, u32)]) -> Self {
         struct Candidate {
             target: u32,
@@ -78,7 +79,7 @@ impl Table {
         }
         let size = PLACES as u64;
         let heaviest = targets.iter().map(|(_, weight)| *weight).max().unwrap_or(1).max(1);
-        // The same order on all proxies.
+        // The order is the same on all proxies.
         let mut order: Vec<u32> = (0..targets.len() as u32).collect();
         order.sort_by_key(|target| targets.get(*target as usize).map(|(name, _)| *name));
         let mut candidates: Vec<Candidate> = order
@@ -86,7 +87,7 @@ impl Table {
             .filter_map(|target| {
                 let (name, weight) = targets.get(target as usize)?;
                 let own = stable_hash(name.as_bytes());
-                let (next, skip) = (again(own, 1) % size, again(own, 2) % (size - 1) + 1);
+                let (next, skip) = (rehash(own, 1) % size, rehash(own, 2) % (size - 1) + 1);
                 Some(Candidate {
                     target,
                     weight: f64::from(*weight) / f64::from(heaviest),
@@ -119,7 +120,7 @@ impl Table {
         Self(places.into())
     }
 
-    /// The first target for `hash` that is `usable`. `None`: there was none among those that were looked at.
+    /// Finds the first target for `hash` that is `usable`. Returns `None` if none of the probed ones is.
     #[inline]
     pub fn find(&self, hash: u64, usable: impl Fn(usize) -> bool) -> Option<usize> {
         let place = |hash: u64| self.0.get((hash % PLACES as u64) as usize).map(|it| *it as usize);
@@ -127,7 +128,7 @@ impl Table {
         if usable(first) {
             return Some(first);
         }
-        (1..=PROBES).filter_map(|round| place(again(hash, round))).find(|it| usable(*it))
+        (1..=PROBES).filter_map(|round| place(rehash(hash, round))).find(|it| usable(*it))
     }
 }
 
@@ -145,7 +146,7 @@ mod tests {
         names.iter().enumerate().map(|(index, name)| (name.as_str(), weight(index))).collect()
     }
 
-    /// The name of the target of each key.
+    /// The target's name for each key.
     fn targets<'a>(table: &Table, of: &[(&'a str, u32)], usable: impl Fn(usize) -> bool) -> Vec<&'a str> {
         let keys = (0..KEYS).map(|key| stable_hash(format!("user-{key}").as_bytes()));
         keys.map(|key| of[table.find(key, &usable).unwrap()].0).collect()

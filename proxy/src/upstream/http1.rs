@@ -1,6 +1,6 @@
-//! HTTP/1.1 as it is spoken to targets (RFC 9112): bytes from heads, heads from bytes, and where bodies end.
+//! HTTP/1.1 with targets (RFC 9112): encoding of request heads, parsing of response heads, and framing.
 //!
-//! Functions over values; [`super::connection`] moves the bytes.
+//! These are functions over values; [`super::connection`] moves the bytes.
 
 use std::io::Write as _;
 use std::mem::MaybeUninit;
@@ -11,67 +11,67 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, request, respons
 use signalbox_config::ResponseLimits;
 use smallvec::SmallVec;
 
-use crate::http1::{BadChunk, Chunked, encode_fields, parse_length};
+use crate::wire::http1::framing::{BadChunk, Chunked, encode_fields, parse_length};
 
-/// How the body of a request is sent.
+/// The framing of a request body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestFraming {
-    /// There is none.
+    /// There is no body.
     None,
-    /// As `Content-Length` says.
+    /// The length is in `Content-Length`.
     Length(u64),
     Chunked,
 }
 
-/// How the body of an answer ends.
+/// The framing of a response body.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// So many bytes are still to come; with 0 it has ended.
+    /// This many bytes are still to come; 0 is the end.
     Length(u64),
     Chunked(Chunked),
-    /// With the connection.
+    /// The body ends with the connection.
     Close,
 }
 
-/// The head of an answer.
+/// The head of a response.
 #[derive(Debug)]
 pub struct Head {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub(super) framing: Framing,
-    /// Whether the connection can take another request after this answer.
+    /// True if the connection can carry another request after this response.
     pub(super) keep_alive: bool,
 }
 
 impl Head {
-    /// Of an answer over HTTP/2, whose body is framed by its stream.
+    /// Creates the head of a response over HTTP/2, whose body is framed by its stream.
     pub(super) fn over_http2(head: response::Parts) -> Self {
         let response::Parts { status, headers, .. } = head;
         Self { status, headers, framing: Framing::Length(0), keep_alive: false }
     }
 }
 
-/// What a target said is not HTTP/1.1, or more than is taken.
+/// The target's bytes are not valid HTTP/1.1, or exceed a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("the head cannot be read")]
     Head,
     #[error("the head is larger than the upstream's limits allow")]
     HeadTooLarge,
-    #[error("it is not clear where the body ends")]
+    #[error("the body's length is ambiguous")]
     Length,
-    #[error("the body is coded in a way that nobody asked for")]
+    #[error("the body has a transfer coding that was not requested")]
     Coding,
     #[error(transparent)]
     Chunk(#[from] BadChunk),
-    #[error("it switches protocols without being asked")]
+    #[error("it switches protocols without a request to do so")]
     Upgrade,
 }
 
-/// Fields of a head for which there is room on the stack.
+/// The number of fields that fit on the stack.
 const USUAL_FIELDS: usize = 128;
 
-/// A head up to this size, bytes, is read again from its beginning whenever more of it comes.
+/// A head up to this size in bytes is parsed from its beginning whenever more of it arrives.
 const SMALL_HEAD: usize = 8 << 10;
 
 /// Writes the head of a request. `more` writes further fields.
@@ -90,11 +90,11 @@ pub(super) fn encode_head(
     more(out);
     match framing {
         RequestFraming::Length(length) if !head.headers.contains_key(header::CONTENT_LENGTH) => {
-            // Writing to a vector does not fail; nor below.
+            // Writing to a vector does not fail, here and below.
             let _ = write!(out, "content-length: {length}\r\n");
         }
         RequestFraming::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-        // RFC 9110, section 8.6: some answer 411 without it.
+        // RFC 9110, section 8.6: without it some servers answer 411.
         RequestFraming::None
             if matches!(head.method, Method::POST | Method::PUT | Method::PATCH)
                 && !head.headers.contains_key(header::CONTENT_LENGTH) =>
@@ -106,8 +106,8 @@ pub(super) fn encode_head(
     out.extend_from_slice(b"\r\n");
 }
 
-/// Whether a head that was not whole when `seen` bytes of it had come may be whole now, or too large. Reading a large head again with
-/// each part of it that comes would take time that grows with the square of its size.
+/// True if a head that was incomplete with `seen` bytes may be complete now, or too large. Parsing a large head again
+/// with each part of it would take time that grows with the square of its size.
 pub(super) fn may_be_whole(buffer: &[u8], seen: usize, limits: ResponseLimits) -> bool {
     if seen < SMALL_HEAD || buffer.len() >= limits.header_size {
         return true;
@@ -117,8 +117,8 @@ pub(super) fn may_be_whole(buffer: &[u8], seen: usize, limits: ResponseLimits) -
     memchr::memmem::find(new, b"\n\r\n").is_some() || memchr::memmem::find(new, b"\n\n").is_some()
 }
 
-/// Takes the head of an answer to a request with `method` from `buffer`, if all of it is there. `headers` is cleared and
-/// used, so that its memory is. Interim answers (1xx) are passed over, but for 101 if the target may switch protocols.
+/// Takes the response head for a request with `method` from `buffer`, if it is complete. `headers` is cleared and
+/// reused for its memory. Interim responses (1xx) are skipped, except 101 if the target may switch protocols.
 pub(super) fn parse_head(
     buffer: &mut BytesMut,
     method: &Method,
@@ -152,9 +152,9 @@ pub(super) fn parse_head(
     }
 }
 
-/// Where the parts of a head are in the bytes that were read, which can be shared once nobody looks at them.
+/// The positions of a head's parts in the bytes that were read, which can be shared once no slice borrows them.
 struct Lines {
-    /// Of all of it, bytes.
+    /// The length of the head in bytes.
     length: usize,
     status: Option<u16>,
     version: Version,
@@ -167,17 +167,17 @@ impl Lines {
     }
 }
 
-/// The place of a field in the bytes of a head: where its name begins, how long it is, and the same of its value.
+/// The position of a field in the bytes of a head: start and length of its name, start and length of its value.
 type Place = (u32, u32, u32, u32);
 
-/// Finds the lines of a head. `None`: it is not whole. `fields` is where they are kept meanwhile.
+/// Finds the lines of a head. Returns `None` if it is incomplete. `fields` is scratch space.
 #[inline]
 fn read_lines<'a>(
     buffer: &'a [u8],
     fields: &mut [MaybeUninit<httparse::Header<'a>>],
 ) -> Result<Option<Lines>, httparse::Error> {
     let mut response = httparse::Response::new(&mut []);
-    // `Name : value` is to be passed on without the whitespace (RFC 9112, section 5.1).
+    // `Name : value` is passed on without the whitespace (RFC 9112, section 5.1).
     let parsed = httparse::ParserConfig::default()
         .allow_spaces_after_header_name_in_responses(true)
         .parse_response_with_uninit_headers(&mut response, buffer, fields)?;
@@ -213,7 +213,7 @@ fn build_head(
         let name = HeaderName::from_bytes(name).map_err(|_| Malformed::Head)?;
         let frames = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE];
         if bytes.get(name_end) != Some(&b':') && frames.contains(&name) {
-            // Others on the way may not take it for this field.
+            // Other servers may not recognize this field.
             return Err(Malformed::Head);
         }
         let value = bytes.slice(value as usize..value as usize + value_length as usize);
@@ -222,12 +222,13 @@ fn build_head(
             let this = parse_lengths(value.as_bytes()).ok_or(Malformed::Length)?;
             match length.replace(this) {
                 Some(before) if before != this => return Err(Malformed::Length),
-                // Once is enough.
+                // A repeated equal length is dropped.
                 Some(_) => continue,
                 None => {}
             }
         } else if name == header::TRANSFER_ENCODING {
-            // Another coding would have to be undone, for the field is of this connection; nobody asked for one.
+            // Another coding would have to be decoded, because the field concerns this connection; it was not
+            // requested.
             if coded || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
                 return Err(Malformed::Coding);
             }
@@ -244,14 +245,14 @@ fn build_head(
                     names = true;
                 }
             }
-            // Likewise, unless it names others that are.
+            // The same holds unless the value names other options.
             if !names {
                 continue;
             }
         }
         headers.try_append(name, value).map_err(|_| Malformed::HeadTooLarge)?;
     }
-    // RFC 9112, section 6.3, in its order.
+    // The order is that of RFC 9112, section 6.3.
     let bodiless = *method == Method::HEAD
         || matches!(
             status,
@@ -265,7 +266,7 @@ fn build_head(
             return Err(Malformed::Length);
         }
         if length.is_some() {
-            // An attempt to have somebody on the way see another end.
+            // This is an attempt to have another party see a different end of the body.
             headers.remove(header::CONTENT_LENGTH);
             keep_alive = false;
         }
@@ -277,7 +278,7 @@ fn build_head(
     Ok(Head { status, headers, framing, keep_alive })
 }
 
-/// A list of equal lengths is as good as one (RFC 9110, section 8.6).
+/// A list of equal lengths counts as one (RFC 9110, section 8.6).
 fn parse_lengths(value: &[u8]) -> Option<u64> {
     let mut lengths = value.split(|byte| *byte == b',').map(|part| parse_length(part.trim_ascii()));
     let first = lengths.next()??;
@@ -402,7 +403,7 @@ mod tests {
             (false, head(&"x: y\r\n".repeat(header_count + 1))),
             (true, filled(header_size)),
             (false, filled(header_size + 1)),
-            // It need not come to its end.
+            // The head need not be complete.
             (false, filled(header_size + 2)[..header_size].to_owned()),
         ] {
             let read = head_of("GET", &format!("{text}REST"));

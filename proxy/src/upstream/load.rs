@@ -1,40 +1,40 @@
-//! What an upstream has under way, over all workers, and how much it may.
+//! The concurrent requests and connections of an upstream, over all workers, and their limits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
-/// Counted as long as somebody holds a permit. Outlives revisions.
+/// Counts what runs: each permit counts as long as it is held. It outlives revisions.
 #[derive(Debug, Default)]
 pub struct Load {
-    /// Requests, of those that are counted: where a limit or a retry budget asks for it.
+    /// Requests in flight, if a limit or a retry budget needs the count.
     requests: AtomicU32,
     retries: AtomicU32,
     connections: AtomicU32,
     /// Requests that wait for a connection.
     pending: AtomicU32,
-    /// Whether there is a limit to connections, in the revision in use.
+    /// True if the revision in use limits connections.
     limited: AtomicBool,
-    /// A connection has ended, or could be had from the pool it went back to.
+    /// Notified when a connection has ended, or is available from the pool.
     freed: Notify,
-    /// What came of retries, by [`RetryOutcome`].
+    /// The results of retries, indexed by [`RetryOutcome`].
     outcomes: [AtomicU64; 4],
 }
 
-/// What came of a retry, or why there was none.
+/// The result of a retry, or the reason why there was none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryOutcome {
-    /// It was answered by something that is not retried.
+    /// The retry got a response that is not retried.
     Succeeded,
     Failed,
-    /// The budget was used up.
+    /// The retry budget was used up.
     OverBudget,
-    /// The request's body is larger than what is kept.
+    /// The request's body is larger than the retry buffer.
     BodyGone,
 }
 
-/// One of what is counted.
+/// One unit of a limited count.
 #[derive(Debug)]
 pub struct Permit {
     load: Arc<Load>,
@@ -49,69 +49,69 @@ enum Counted {
     Pending,
 }
 
-/// Retries that may run at once however few requests do.
+/// The number of concurrent retries that the budget always allows.
 const LEAST_RETRIES: u32 = 3;
 
 impl Load {
-    /// For a request; `None`: there are `limit` already.
+    /// Takes a permit for a request; `None` if `limit` are taken.
     pub fn request(self: &Arc<Self>, limit: u32) -> Option<Permit> {
         self.permit(Counted::Request, limit)
     }
 
-    /// For a retry, where `share` millionths of the requests that run may be retries.
+    /// Takes a permit for a retry, if retries may be `share` millionths of the running requests.
     pub fn retry(self: &Arc<Self>, share: u32) -> Option<Permit> {
         let running = u64::from(self.requests.load(Ordering::Relaxed));
         let limit = (running * u64::from(share) / 1_000_000).max(u64::from(LEAST_RETRIES));
         self.permit(Counted::Retry, u32::try_from(limit).unwrap_or(u32::MAX))
     }
 
-    /// For a connection.
+    /// Takes a permit for a connection.
     pub fn connection(self: &Arc<Self>, limit: u32) -> Option<Permit> {
         self.permit(Counted::Connection, limit)
     }
 
-    /// To wait for a connection.
+    /// Takes a permit to wait for a connection.
     pub fn pending(self: &Arc<Self>, limit: u32) -> Option<Permit> {
         self.permit(Counted::Pending, limit)
     }
 
-    /// Says whether there is a limit to connections from now on.
+    /// Sets whether connections are limited from now on.
     pub fn limit_connections(&self, limited: bool) {
         self.limited.store(limited, Ordering::Relaxed);
     }
 
-    /// Whether there is a limit to connections, so that no other upstream is to use them.
+    /// True if connections are limited, so that no other upstream may use them.
     #[inline]
     pub fn limits_connections(&self) -> bool {
         self.limited.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody waits for a connection.
+    /// True if a request waits for a connection.
     #[inline]
     pub fn is_awaited(&self) -> bool {
         self.pending.load(Ordering::Relaxed) > 0
     }
 
-    /// How many wait.
+    /// The number of requests that wait for a connection.
     pub fn awaited(&self) -> u32 {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// One who waited has a connection. If there may be another one, it is the next one's turn: who was woken for it may have
-    /// found a connection that came back.
-    pub fn served(&self, limit: u32) {
-        // Who calls is still counted.
+    /// Called by a waiter that has got a connection. If another one may be opened, this wakes the next waiter: the
+    /// waiter that was woken for it may have found a connection that came back.
+    pub fn acquired(&self, limit: u32) {
+        // The caller still counts as waiting.
         if self.awaited() > 1 && self.connections.load(Ordering::Acquire) < limit {
-            self.freed();
+            self.wake_one();
         }
     }
 
-    /// Wakes one who waits, on whatever worker.
-    pub fn freed(&self) {
+    /// Wakes one waiter, on any worker.
+    pub fn wake_one(&self) {
         self.freed.notify_one();
     }
 
-    /// Ends when it was this waiter's turn to be woken.
+    /// Completes when this waiter is woken.
     pub async fn wait(&self) {
         self.freed.notified().await;
     }
@@ -122,7 +122,7 @@ impl Load {
         }
     }
 
-    /// How often each outcome was counted.
+    /// The count of each outcome.
     pub fn retries(&self) -> [(&'static str, u64); 4] {
         let [succeeded, failed, over_budget, body_gone] = &self.outcomes;
         [
@@ -164,7 +164,7 @@ impl Drop for Permit {
         if let Counted::Connection = self.of
             && self.load.is_awaited()
         {
-            self.load.freed();
+            self.load.wake_one();
         }
     }
 }
@@ -188,11 +188,11 @@ mod tests {
         let load = Arc::<Load>::default();
         let _waiting: Vec<_> = (0..2).filter_map(|_| load.pending(2)).collect();
         let _open = load.connection(2);
-        // It was woken for the other permit, and had a connection that came back.
-        load.served(2);
+        // This waiter was woken for the other permit, but got a connection that came back.
+        load.acquired(2);
         load.wait().await;
         let _both = load.connection(2);
-        load.served(2);
+        load.acquired(2);
         assert!(tokio::time::timeout(std::time::Duration::from_millis(1), load.wait()).await.is_err());
     }
 

@@ -11,93 +11,90 @@ use signalbox_config::{HealthCheck, LoadBalancing};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::balance::{Balancer, Places};
-use super::check::{Checker, Checking, Plan};
+use super::balance::{Balancer, Cursors};
+use super::check::{Checker, Plan};
 use super::hash::Table;
 use super::target::{Checks, Health, Target};
-use super::{Addresses, Pick};
-use crate::compile::Services;
-use crate::tls::UpstreamTls;
+use crate::core::target_label::label;
+use crate::resolve::{Addresses, Changes};
+use crate::services::{Checking, Services};
+use crate::wire::tls::UpstreamTls;
 
-/// The targets of an upstream, and which of them are to be picked now.
+/// The targets of an upstream, and the view from which requests pick.
 ///
-/// Requests see a [`View`], in which everything is decided: who is healthy, what zones and slow starts make of the
-/// weights, whether there is a panic. Whenever something changes, [`Members::update`] makes the next one on the control
-/// side. An upstream in which nothing can change has one view for good.
+/// Requests see a [`View`], in which everything is decided: the healthy targets, the weights after zones and slow
+/// starts, the panic mode. Whenever something changes, [`Members::update`] makes the next view on the control side. An
+/// upstream in which nothing can change has one view for good.
 ///
-/// Several may know the same targets: those of a revision that is being compiled, those in use, and those of earlier
-/// revisions that still have requests. Only those [in use](Members::take_over) check targets, and write to their health;
-/// the others make their views of what those find.
+/// Several `Members` may know the same targets: those of a revision that is being compiled, those in use, and those of
+/// earlier revisions that still have requests. Only those [in use](Members::activate) check targets and write their
+/// health; the others build their views from those results.
 #[derive(Debug)]
 pub struct Members {
     settings: Settings,
     configured: Box<[Configured]>,
-    /// `Some`: it never changes.
+    /// The only view, if it can never change.
     fixed: Option<Arc<View>>,
     view: ArcSwap<View>,
-    known: Mutex<Known>,
+    known: Mutex<UpdateState>,
     changes: Changes,
-    turns: Arc<Turns>,
-    /// The number of these among all members that the upstream had.
-    turn: u64,
-    places: Arc<Places>,
+    generations: Arc<Generations>,
+    /// The generation of these members among all that the upstream has had.
+    generation: u64,
+    cursors: Arc<Cursors>,
 }
 
-/// Whose turn it is among the members of an upstream, which has one as long as it lives, over all its revisions.
+/// The generations of an upstream's members. There is one per upstream over all its revisions.
 #[derive(Debug, Default)]
-struct Turns {
+struct Generations {
     made: AtomicU64,
     in_use: AtomicU64,
 }
 
-/// How far members have come.
+/// The stage of these members' life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// They are not in use, and may never be.
+    /// Not in use, and perhaps never will be.
     Candidate,
     InUse,
     Retired,
 }
-
-/// Told whenever something has happened that a view must follow. An upstream has one as long as it lives, over all its
-/// revisions.
-pub type Changes = Arc<watch::Sender<()>>;
 
 #[derive(Debug)]
 struct Settings {
     policy: LoadBalancing,
     slow_start: Option<Duration>,
     health_check: HealthCheck,
-    /// Of active checks.
+    /// The plan of the active checks.
     plan: Option<Plan>,
 }
 
-/// A target as the configuration has it: an address, or a name that stands for several.
+/// A target as configured: an address, or a name that resolves to several.
 #[derive(Debug)]
 struct Configured {
     label: Box<str>,
     addresses: Addresses,
     weight: u32,
-    /// In the proxy's own zone.
+    /// True if the target is in the proxy's own zone.
     near: bool,
 }
 
-/// What requests see.
+/// The state of the targets that requests see.
 #[derive(Debug)]
 pub struct View {
     pub targets: Box<[Arc<Target>]>,
     balancer: Balancer,
-    /// By which the balancer goes; 0: not to be picked.
+    /// The balancing weights; a target of weight 0 is not picked.
     weights: Box<[u32]>,
-    /// How many are healthy.
+    /// The number of healthy targets.
     pub healthy: usize,
-    /// Too few are healthy, so all are used.
+    /// Panic mode: too few targets are healthy, so all are used.
     pub panic: bool,
 }
 
-/// What [`Members::update`] goes on from.
+/// The state that [`Members::update`] continues from.
 #[derive(Debug, Default)]
-struct Known {
+struct UpdateState {
     members: Vec<Member>,
     table: Option<Arc<Table>>,
     ejections: u64,
@@ -111,8 +108,21 @@ struct Member {
     checker: Option<Arc<Checker>>,
 }
 
-/// A target that was picked. To be held only for a moment, never while waiting: a thread can look at few views at a time
-/// without writing to their counters.
+/// The inputs for picking a target.
+#[derive(Debug, Clone, Copy)]
+pub struct Pick<'a> {
+    /// The number of the worker that picks.
+    pub worker: usize,
+    /// The current time; a slightly stale one will do.
+    pub now: Instant,
+    /// The request's hash, if the balancing policy hashes and the request has the property.
+    pub hash: Option<u64>,
+    /// Targets that have had the request already: another one is picked, if there is any.
+    pub exclude: &'a [Arc<Target>],
+}
+
+/// A picked target. It must be dropped soon and never held across an await: a thread can hold few views at a time
+/// without writing to their reference counts.
 pub struct Picked<'a> {
     target: Guarded<'a>,
 }
@@ -122,32 +132,32 @@ enum Guarded<'a> {
     Current { view: Guard<Arc<View>>, index: usize },
 }
 
-/// What a target's share is computed from.
+/// The inputs for a target's weight.
 #[derive(Debug, Clone, Copy)]
-struct Standing {
+struct WeightInput {
     weight: u32,
     healthy: bool,
     near: bool,
-    /// The part of its weight that counts, up to 1: less than that in a slow start.
+    /// The effective part of its weight, up to 1; less during a slow start.
     warmth: f64,
 }
 
-/// With a smaller healthy part of its own zone a proxy sends the missing part of the requests to other zones: Envoy's
-/// overprovisioning factor of 1.4.
-const ENOUGH_NEAR: f64 = 1.0 / 1.4;
+/// If the healthy part of its own zone is below this, a proxy sends the missing part of the requests to other zones:
+/// Envoy's overprovisioning factor of 1.4.
+const LOCAL_ZONE_THRESHOLD: f64 = 1.0 / 1.4;
 
-/// With what a slow start begins; Envoy's `min_weight_percent`.
-const COLD: f64 = 0.1;
+/// The part of the weight with which a slow start begins; Envoy's `min_weight_percent`.
+const SLOW_START_WEIGHT: f64 = 0.1;
 
-/// In how many steps a slow start goes.
+/// The number of steps of a slow start.
 const STEPS: u32 = 20;
 
-/// Weights that are not those of the configuration are fractions of this.
+/// Computed weights are integers in units of 1/`SCALE`.
 const SCALE: f64 = 10_000.0;
 
 impl Members {
-    /// Those of `spec`. What `before` knows of targets goes on. They touch nothing until they are
-    /// [in use](Members::take_over), for their revision may yet be rejected.
+    /// Creates the members for `spec`. The state that `before` has of targets is carried over. The new members change
+    /// nothing until they are [activated](Members::activate), because their revision may yet be rejected.
     pub fn new(
         spec: &signalbox_config::Upstream,
         tls: Option<&Arc<UpstreamTls>>,
@@ -160,27 +170,27 @@ impl Members {
             .targets
             .iter()
             .map(|target| Configured {
-                label: super::label(target).into(),
+                label: label(target).into(),
                 addresses: services.resolver.addresses(&target.host, target.port, &changes),
                 weight: target.weight.get(),
                 near: services.zone.is_some() && target.zone == services.zone,
             })
             .collect();
-        let places = before
-            .map_or_else(|| Arc::new(Places::new(services.workers)), |before| Arc::clone(&before.places));
-        let turns = before.map_or_else(Arc::default, |before| Arc::clone(&before.turns));
+        let cursors = before
+            .map_or_else(|| Arc::new(Cursors::new(services.workers)), |before| Arc::clone(&before.cursors));
+        let generations = before.map_or_else(Arc::default, |before| Arc::clone(&before.generations));
         let checks = &spec.health_check;
         let names = configured.iter().any(|it| matches!(it.addresses, Addresses::Name { .. }));
         let changing =
             names || checks.active.is_some() || checks.passive.is_some() || spec.slow_start.is_some();
         let empty = View {
             targets: Box::default(),
-            balancer: Balancer::new(spec.load_balancing, &[], Arc::clone(&places), None),
+            balancer: Balancer::new(spec.load_balancing, &[], Arc::clone(&cursors), None),
             weights: Box::default(),
             healthy: 0,
             panic: false,
         };
-        let known = before.map_or_else(Known::default, |before| {
+        let known = before.map_or_else(UpdateState::default, |before| {
             let known = before.known.lock().unwrap_or_else(PoisonError::into_inner);
             let members = known.members.iter().map(|member| Member {
                 target: Arc::clone(&member.target),
@@ -188,7 +198,7 @@ impl Members {
                 ..*member
             });
             let table = known.table.clone().filter(|_| before.settings.policy == spec.load_balancing);
-            Known { members: members.collect(), table, ejections: known.ejections }
+            UpdateState { members: members.collect(), table, ejections: known.ejections }
         });
         let mut members = Self {
             settings: Settings {
@@ -206,9 +216,9 @@ impl Members {
             view: ArcSwap::from_pointee(empty),
             known: Mutex::new(known),
             changes,
-            turn: turns.made.fetch_add(1, Ordering::Relaxed) + 1,
-            turns,
-            places,
+            generation: generations.made.fetch_add(1, Ordering::Relaxed) + 1,
+            generations,
+            cursors,
         };
         members.update(Instant::now(), before.is_none(), &services.checking);
         if !changing {
@@ -217,29 +227,29 @@ impl Members {
         Arc::new(members)
     }
 
-    /// Makes them those that are in use. From here on they, and no others, check the targets and say how they are.
-    pub fn take_over(self: &Arc<Self>, checking: &Checking) {
-        // Who writes to a target's health looks at this while holding the lock on it. So nothing of the members before is
-        // written after the update below.
-        self.turns.in_use.store(self.turn, Ordering::Release);
+    /// Puts these members in use. From now on they, and no others, check the targets and write their health.
+    pub fn activate(self: &Arc<Self>, checking: &Checking) {
+        // Every writer of a target's health reads this while it holds the lock on that health, so the previous members
+        // write nothing after the update below.
+        self.generations.in_use.store(self.generation, Ordering::Release);
         self.update(Instant::now(), false, checking);
         if self.fixed.is_none() {
             let keep = keep(Arc::downgrade(self), self.changes.subscribe(), checking.clone());
             checking.handle().spawn(keep);
         }
-        // Those before let go of their checks.
+        // The previous members stop their checks.
         self.changes.send_replace(());
     }
 
     fn stage(&self) -> Stage {
-        match self.turn.cmp(&self.turns.in_use.load(Ordering::Acquire)) {
+        match self.generation.cmp(&self.generations.in_use.load(Ordering::Acquire)) {
             std::cmp::Ordering::Greater => Stage::Candidate,
             std::cmp::Ordering::Equal => Stage::InUse,
             std::cmp::Ordering::Less => Stage::Retired,
         }
     }
 
-    /// The target for a request.
+    /// Picks the target for a request.
     #[inline]
     pub fn pick(&self, by: &Pick<'_>) -> Option<Picked<'_>> {
         let target = match &self.fixed {
@@ -254,12 +264,12 @@ impl Members {
         Some(Picked { target })
     }
 
-    /// What requests see now.
+    /// The current view.
     pub fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
 
-    /// How often a target was ejected.
+    /// The number of ejections so far.
     pub fn ejections(&self) -> u64 {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).ejections
     }
@@ -270,19 +280,21 @@ impl Members {
         self.configured.iter().filter(unresolved).map(|it| &*it.label).collect()
     }
 
-    /// The names whose last lookup failed, why, and when. Addresses that were found before are still used.
+    /// The names whose last lookup failed, with the reason and the time. Addresses that were found before are still
+    /// used.
     pub fn resolution_errors(&self) -> Vec<(&str, String, Timestamp)> {
         let failed = |it: &Configured| it.addresses.lookup_error();
         let failed = self.configured.iter().filter_map(|it| Some((&*it.label, failed(it)?)));
         failed.map(|(label, (error, at))| (label, error, at)).collect()
     }
 
-    /// Something has happened to a target.
+    /// Reports that the state of a target has changed.
     pub fn changed(&self) {
         self.changes.send_replace(());
     }
 
-    /// Follows what has happened, and makes the view of it. Returns when that must be done again if nothing happens.
+    /// Applies what has changed, and makes the new view. Returns the time of the next update if nothing else happens
+    /// before.
     fn update(&self, now: Instant, first: bool, checking: &Checking) -> Option<Instant> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = &mut *known;
@@ -292,7 +304,7 @@ impl Members {
         let mut at = |moment: Option<Instant>| next = [next, moment].into_iter().flatten().min();
         self.eject(known, now);
         let slow_start = settings.slow_start;
-        let mut standings = Vec::with_capacity(known.members.len());
+        let mut inputs = Vec::with_capacity(known.members.len());
         for member in &known.members {
             let mut health = member.target.health();
             let in_use = self.stage() == Stage::InUse;
@@ -306,7 +318,7 @@ impl Members {
             let ejected = settings.health_check.passive.is_some() && health.ejection.until.is_some();
             let healthy = checked && !ejected;
             if in_use && health.set(healthy, now, slow_start.is_some()) {
-                tell(&member.target, &health);
+                log_health(&member.target, &health);
             }
             if ejected {
                 at(health.ejection.until);
@@ -320,30 +332,35 @@ impl Members {
                     }
                 } else {
                     let part = passed.as_secs_f64() / lasts.as_secs_f64();
-                    warmth = COLD + (1.0 - COLD) * part;
+                    warmth = SLOW_START_WEIGHT + (1.0 - SLOW_START_WEIGHT) * part;
                     at(Some(now + lasts / STEPS));
                 }
             }
             drop(health);
-            standings.push(Standing { weight: member.weight, healthy, near: member.near, warmth });
+            inputs.push(WeightInput { weight: member.weight, healthy, near: member.near, warmth });
         }
         let threshold = settings.health_check.panic_threshold_percent;
-        let panic = is_panic(&standings, threshold);
-        let weights = weights(&standings, panic, settings.policy.hashes());
-        let healthy = standings.iter().filter(|it| it.healthy).count();
+        let panic = is_panic(&inputs, threshold);
+        let weights = weights(&inputs, panic, settings.policy.hashes());
+        let healthy = inputs.iter().filter(|it| it.healthy).count();
         let before = self.view.load();
         if same && *before.weights == *weights && before.healthy == healthy && before.panic == panic {
             return next;
         }
         if panic && !before.panic {
-            warn!(healthy, of = standings.len(), "too few targets are healthy: all are used");
+            warn!(healthy, of = inputs.len(), "too few targets are healthy: all are used");
         }
         if !same || (settings.policy.hashes() && known.table.is_none()) {
             known.table = table(settings.policy, &known.members);
         }
         let view = View {
             targets: known.members.iter().map(|member| Arc::clone(&member.target)).collect(),
-            balancer: Balancer::new(settings.policy, &weights, Arc::clone(&self.places), known.table.clone()),
+            balancer: Balancer::new(
+                settings.policy,
+                &weights,
+                Arc::clone(&self.cursors),
+                known.table.clone(),
+            ),
             weights: weights.into(),
             healthy,
             panic,
@@ -352,25 +369,32 @@ impl Members {
         next
     }
 
-    /// Makes the members those that the configuration and the name servers say. Whether they are the same as before.
-    fn follow_addresses(&self, known: &mut Known, now: Instant, first: bool, checking: &Checking) -> bool {
+    /// Updates the members from the configuration and the resolved addresses. Returns true if they are the same as
+    /// before.
+    fn follow_addresses(
+        &self,
+        known: &mut UpdateState,
+        now: Instant,
+        first: bool,
+        checking: &Checking,
+    ) -> bool {
         let running = !first && !known.members.is_empty();
         let mut before = std::mem::take(&mut known.members);
         let count = before.len();
         let labels: Vec<Arc<Target>> = before.iter().map(|member| Arc::clone(&member.target)).collect();
-        let mut places: Option<HashMap<(&str, SocketAddr), usize>> = None;
+        let mut indexes: Option<HashMap<(&str, SocketAddr), usize>> = None;
         let mut same = true;
         for configured in &self.configured {
             for address in configured.addresses.all() {
                 let next = known.members.len();
                 let is = |target: &Arc<Target>| target.address == address && target.label == configured.label;
                 let found = match labels.get(next) {
-                    // Mostly they are where they were.
+                    // Most targets are at the same index as before.
                     Some(target) if is(target) => Some(next),
                     _ => {
                         let all = labels.iter().zip(0..).map(|(it, index)| ((&*it.label, it.address), index));
-                        let places = places.get_or_insert_with(|| all.collect());
-                        places.get(&(&*configured.label, address)).copied()
+                        let indexes = indexes.get_or_insert_with(|| all.collect());
+                        indexes.get(&(&*configured.label, address)).copied()
                     }
                 };
                 same &= found == Some(next);
@@ -395,7 +419,7 @@ impl Members {
         same && count == known.members.len()
     }
 
-    /// What checks `target` from now on; `known` is what did.
+    /// Returns the checker of `target` from now on; `known` is the previous one.
     fn checker(
         &self,
         target: &Arc<Target>,
@@ -409,7 +433,8 @@ impl Members {
             Stage::Candidate => known,
             Stage::InUse if known.is_some() => known,
             Stage::InUse => {
-                // It cannot note its first check before it is known here, for that takes the lock.
+                // The checker cannot record its first result before it is stored here, because recording takes the
+                // lock.
                 let checker = Checker::start(target, plan, &self.changes, checking);
                 health.checked_by = Some(checker.id());
                 Some(Arc::new(checker))
@@ -418,8 +443,9 @@ impl Members {
         }
     }
 
-    /// Lets back whose time is over, and ejects who has failed, within the share that may be out.
-    fn eject(&self, known: &mut Known, now: Instant) {
+    /// Returns targets whose ejection is over, and ejects failing ones, within the configured maximum of ejected
+    /// targets.
+    fn eject(&self, known: &mut UpdateState, now: Instant) {
         let Some(passive) = &self.settings.health_check.passive else { return };
         let mut out = 0;
         for member in &known.members {
@@ -427,7 +453,7 @@ impl Members {
             if self.stage() != Stage::InUse {
                 return;
             }
-            if health.ejection.ease(now) {
+            if health.ejection.end_if_due(now) {
                 member.target.forget_failures();
             }
             out += usize::from(health.ejection.until.is_some());
@@ -450,7 +476,7 @@ impl Members {
     }
 }
 
-/// Keeps the view up to date for as long as the members are used.
+/// Keeps the view up to date while the members exist.
 async fn keep(members: Weak<Members>, mut changes: watch::Receiver<()>, checking: Checking) {
     loop {
         let next = match members.upgrade() {
@@ -472,7 +498,7 @@ async fn keep(members: Weak<Members>, mut changes: watch::Receiver<()>, checking
 
 impl Drop for Members {
     fn drop(&mut self) {
-        // Who keeps them sees that there is nothing to keep.
+        // The task wakes, and sees that the members are gone.
         self.changes.send_replace(());
     }
 }
@@ -493,7 +519,7 @@ impl View {
         )
     }
 
-    /// The share of the requests that the target of this number is to get, where the policy goes by weight.
+    /// The share of requests that target number `index` is to get, if the policy uses weights.
     pub fn share(&self, index: usize) -> f64 {
         let sum: f64 = self.weights.iter().map(|weight| f64::from(*weight)).sum();
         self.weights.get(index).map_or(0.0, |weight| f64::from(*weight) / sum.max(1.0))
@@ -507,14 +533,14 @@ impl Deref for Picked<'_> {
     fn deref(&self) -> &Arc<Target> {
         match &self.target {
             Guarded::Fixed(target) => target,
-            // Looked up before; views do not change.
+            // The index was found in this view, and views do not change.
             Guarded::Current { view, index } => &view.targets[*index],
         }
     }
 }
 
-/// Says that a target's health has turned.
-fn tell(target: &Target, health: &Health) {
+/// Logs that a target's health has changed.
+fn log_health(target: &Target, health: &Health) {
     let Target { label, address, .. } = target;
     let failure = health.checks.failure.as_deref();
     match health.healthy {
@@ -535,43 +561,39 @@ fn table(policy: LoadBalancing, members: &[Member]) -> Option<Arc<Table>> {
         | LoadBalancing::Random
         | LoadBalancing::PeakEwma => return None,
     };
-    // A name's targets differ in their addresses.
+    // The targets of one name differ in their addresses.
     let names: Vec<String> = members.iter().map(|member| member.target.address.to_string()).collect();
     let targets: Vec<(&str, u32)> =
         names.iter().zip(members).map(|(name, member)| (name.as_str(), member.weight)).collect();
     Some(Arc::new(make(&targets)))
 }
 
-/// Whether too few are healthy to bear the load of all.
-fn is_panic(standings: &[Standing], threshold_percent: u8) -> bool {
-    let healthy = standings.iter().filter(|it| it.healthy).count();
-    healthy * 100 < standings.len() * usize::from(threshold_percent)
+/// True if too few targets are healthy to bear the load of all.
+fn is_panic(inputs: &[WeightInput], threshold_percent: u8) -> bool {
+    let healthy = inputs.iter().filter(|it| it.healthy).count();
+    healthy * 100 < inputs.len() * usize::from(threshold_percent)
 }
 
-/// The weights to pick by; 0: not at all. With `plain`, zones and slow starts do not count.
-fn weights(standings: &[Standing], panic: bool, plain: bool) -> Vec<u32> {
-    let used = |it: &Standing| panic || it.healthy;
+/// Computes the balancing weights; 0 excludes a target. With `plain`, zones and slow starts are ignored.
+fn weights(inputs: &[WeightInput], panic: bool, plain: bool) -> Vec<u32> {
+    let used = |it: &WeightInput| panic || it.healthy;
     let sum = |near: bool, all: bool| -> f64 {
-        standings
-            .iter()
-            .filter(|it| it.near == near && (all || used(it)))
-            .map(|it| f64::from(it.weight))
-            .sum()
+        inputs.iter().filter(|it| it.near == near && (all || used(it))).map(|it| f64::from(it.weight)).sum()
     };
     let (near, far) = (sum(true, false), sum(false, false));
-    // The share of the requests for the own zone, where there is a choice.
+    // The own zone's share of the requests, if both zones have usable targets.
     let choice = !plain && !panic && near > 0.0 && far > 0.0;
-    let share = choice.then(|| (near / sum(true, true) / ENOUGH_NEAR).min(1.0));
-    let factor = |it: &Standing| match share {
+    let share = choice.then(|| (near / sum(true, true) / LOCAL_ZONE_THRESHOLD).min(1.0));
+    let factor = |it: &WeightInput| match share {
         None => 1.0,
         Some(share) if it.near => share / near,
         Some(share) => (1.0 - share) / far,
     };
-    let cold = |it: &Standing| used(it) && it.warmth < 1.0 && !plain;
-    if share.is_none() && !standings.iter().any(cold) {
-        return standings.iter().map(|it| if used(it) { it.weight } else { 0 }).collect();
+    let cold = |it: &WeightInput| used(it) && it.warmth < 1.0 && !plain;
+    if share.is_none() && !inputs.iter().any(cold) {
+        return inputs.iter().map(|it| if used(it) { it.weight } else { 0 }).collect();
     }
-    let effective: Vec<f64> = standings
+    let effective: Vec<f64> = inputs
         .iter()
         .map(|it| if used(it) { f64::from(it.weight) * it.warmth * factor(it) } else { 0.0 })
         .collect();
@@ -587,14 +609,15 @@ fn weights(standings: &[Standing], panic: bool, plain: bool) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    /// `H` a healthy target, `u` one that is not, both far; `N` and `n` in the own zone; `c` one that begins cold.
-    fn standings(text: &str) -> Vec<Standing> {
+    /// Parses a test's targets: `H` healthy and `u` unhealthy in another zone; `N` and `n` the same in the own zone;
+    /// `c` at the beginning of a slow start.
+    fn inputs(text: &str) -> Vec<WeightInput> {
         text.chars()
-            .map(|kind| Standing {
+            .map(|kind| WeightInput {
                 weight: 100,
                 healthy: matches!(kind, 'H' | 'N' | 'c'),
                 near: matches!(kind, 'N' | 'n'),
-                warmth: if kind == 'c' { COLD } else { 1.0 },
+                warmth: if kind == 'c' { SLOW_START_WEIGHT } else { 1.0 },
             })
             .collect()
     }
@@ -611,7 +634,7 @@ mod tests {
             ("HHHu", 100, true),
             ("", 50, false),
         ] {
-            assert_eq!(is_panic(&standings(targets), threshold), panic, "{targets} {threshold}");
+            assert_eq!(is_panic(&inputs(targets), threshold), panic, "{targets} {threshold}");
         }
     }
 
@@ -621,20 +644,20 @@ mod tests {
             ("HHu", false, false, &[100, 100, 0][..]),
             ("uuu", false, false, &[0, 0, 0]),
             ("Huu", true, false, &[100, 100, 100]),
-            // A tenth to begin with.
+            // A slow start begins with a tenth.
             ("HcH", false, false, &[10_000, 1_000, 10_000]),
             ("HcH", false, true, &[100, 100, 100]),
-            // The own zone alone, while it is well.
+            // Only the own zone is used while it is healthy.
             ("NNHH", false, false, &[10_000, 10_000, 0, 0]),
             ("NNNnHH", false, false, &[10_000, 10_000, 10_000, 0, 0, 0]),
-            // Half of it is down: 70 % stay, and the others get the rest.
+            // Half of the own zone is down: it keeps 70 %, and the other zone gets the rest.
             ("NnHH", false, false, &[10_000, 0, 2_143, 2_143]),
             ("nnHH", false, false, &[0, 0, 100, 100]),
             ("Nnuu", false, false, &[100, 0, 0, 0]),
             ("NNHH", false, true, &[100, 100, 100, 100]),
             ("nnnH", true, false, &[100, 100, 100, 100]),
         ] {
-            assert_eq!(weights(&standings(targets), panic, plain), expected, "{targets}");
+            assert_eq!(weights(&inputs(targets), panic, plain), expected, "{targets}");
         }
     }
 }

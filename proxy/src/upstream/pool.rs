@@ -1,7 +1,8 @@
+//! The idle connections of one worker.
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,38 +13,34 @@ use foldhash::fast::RandomState;
 use signalbox_config::UpstreamLimits;
 use tokio::sync::Notify;
 
+use super::connection::Connection;
+use super::endpoint::Endpoint;
+use super::error::ConnectError;
+use super::http2;
+use super::load::Load;
+use super::transport::Transport;
 use super::waiters::Waiters;
-use super::{ConnectError, Connection, Load, Upstream, http2};
+use crate::telemetry::WorkerStats;
 
-/// Where a connection leads, and how: what has to be the same for another request to take it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    pub address: SocketAddr,
-    /// Which settings of TLS; 0: none.
-    pub settings: u64,
-    /// Where the upstream's limits say how many there may be: the address of its load, which the connections' permits keep
-    /// alive. An upstream neither uses up another's connections, nor has more than it may by way of another's. 0: none.
-    pub only_of: usize,
-}
-
-/// One worker's idle connections. They belong to an endpoint, so they outlive revisions.
+/// One worker's idle connections. They are keyed by endpoint, so they outlive revisions.
 pub struct Pool {
-    /// The number of the worker.
+    /// The worker's number.
     worker: usize,
-    /// One for each worker: it is told that others wait for connections of which it may have idle ones.
+    pub(super) stats: Arc<WorkerStats>,
+    /// One per worker: notified when other workers wait for connections that this worker may hold idle.
     wanted: Arc<[Notify]>,
     idle: RefCell<HashMap<Endpoint, Vec<Idle>, RandomState>>,
-    /// Those that speak HTTP/2, idle or not.
+    /// All HTTP/2 connections, idle or in use.
     pub http2: http2::Connections,
-    /// What targets that may choose have chosen, and when that was last of use.
-    chosen: RefCell<HashMap<Endpoint, Chosen, RandomState>>,
-    /// Who waits on this worker for a connection of an upstream that has as many as it may.
+    /// The protocols that targets of `protocol: auto` have chosen, with the time of their last use.
+    protocols: RefCell<HashMap<Endpoint, ChosenProtocol, RandomState>>,
+    /// The requests on this worker that wait for a connection of an upstream at its connection limit.
     waiters: Rc<Waiters>,
 }
 
-/// What a target has chosen to speak.
+/// The protocol that a target has chosen.
 #[derive(Debug, Clone, Copy)]
-struct Chosen {
+struct ChosenProtocol {
     http2: bool,
     used: Instant,
 }
@@ -53,29 +50,31 @@ struct Idle {
     until: Instant,
 }
 
-/// How long it is remembered what a target has chosen to speak.
-const REMEMBERED: Duration = Duration::from_secs(3600);
+/// How long a target's chosen protocol is remembered after its last use.
+const PROTOCOL_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// Most idle connections of one worker to one endpoint; what comes back beyond is closed. As many as a worker's requests at a
-/// time by default: fewer, and who serves thousands of clients would open connections all the time.
+/// The maximum number of idle connections of one worker to one endpoint; further ones are closed. It equals the
+/// default limit of concurrent requests per worker: with a smaller number, a worker with thousands of clients would
+/// open connections all the time.
 const MAX_IDLE: usize = 8192;
 
 impl Pool {
-    /// That of this worker. `wanted` has one for each.
-    pub fn new(worker: usize, wanted: Arc<[Notify]>) -> Self {
+    /// Creates the pool of one worker. `wanted` has one entry per worker.
+    pub fn new(worker: usize, wanted: Arc<[Notify]>, stats: Arc<WorkerStats>) -> Self {
         let waiters = Rc::<Waiters>::default();
         Self {
             worker,
+            stats,
             wanted,
             idle: RefCell::default(),
             http2: http2::Connections::new(Rc::clone(&waiters)),
-            chosen: RefCell::default(),
+            protocols: RefCell::default(),
             waiters,
         }
     }
 
-    /// The connection that came back last, if one is left that was not idle for too long by `now`, and that the target has not
-    /// closed. Those that are found of an upstream that has had limits since are closed.
+    /// Takes the most recently returned connection that has not expired by `now` and that the target has not closed.
+    /// Connections of an upstream that has got a connection limit since are closed.
     #[inline]
     pub fn take(&self, endpoint: Endpoint, now: Instant) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
@@ -89,22 +88,23 @@ impl Pool {
         None
     }
 
-    /// Whether a target that may choose speaks HTTP/2. It is tried, for one connection then serves many requests.
-    pub fn speaks_http2(&self, endpoint: Endpoint, now: Instant) -> bool {
-        let mut chosen = self.chosen.borrow_mut();
-        let chosen = chosen.entry(endpoint).or_insert(Chosen { http2: true, used: now });
+    /// True if HTTP/2 is to be used with a target that may choose. HTTP/2 is tried first, because one connection then
+    /// serves many requests.
+    pub fn tries_http2(&self, endpoint: Endpoint, now: Instant) -> bool {
+        let mut chosen = self.protocols.borrow_mut();
+        let chosen = chosen.entry(endpoint).or_insert(ChosenProtocol { http2: true, used: now });
         chosen.used = now;
         chosen.http2
     }
 
-    /// Notes what a target has chosen to speak.
-    pub fn chose(&self, endpoint: Endpoint, http2: bool) {
-        if let Some(chosen) = self.chosen.borrow_mut().get_mut(&endpoint) {
+    /// Remembers the protocol that a target has chosen.
+    pub fn remember_protocol(&self, endpoint: Endpoint, http2: bool) {
+        if let Some(chosen) = self.protocols.borrow_mut().get_mut(&endpoint) {
             chosen.http2 = http2;
         }
     }
 
-    /// Keeps a connection for `timeout` from `now`, if it can take another request.
+    /// Keeps a connection for `timeout` from `now`, if it can carry another request.
     #[inline]
     fn put(&self, mut connection: Box<Connection>, now: Instant, timeout: Duration) {
         if !connection.is_alive() {
@@ -117,30 +117,32 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection for `timeout` from `now`, if it can take another request. One that is waited for goes to this worker
-    /// or to another by how many wait there: to another by being closed, so that that one can open its own.
+    /// Keeps a connection for `timeout` from `now`, if it can carry another request. If requests wait for it, a random
+    /// draw, weighted by the number of waiters, decides between this worker and the others. If another worker wins,
+    /// the connection is closed so that the other worker can open its own.
     #[inline]
     pub fn pass_on(&self, connection: Box<Connection>, now: Instant, timeout: Duration) {
         if !connection.load().is_awaited() {
             return self.put(connection, now, timeout);
         }
         let load = Arc::clone(connection.load());
-        if self.waiters.are_drawn(&load) {
+        if self.waiters.win_draw(&load) {
             self.put(connection, now, timeout);
-            self.waiters.came_back(&load);
+            self.waiters.connection_returned(&load);
         }
     }
 
-    /// Waits until `look` finds a connection to `endpoint`, or a permit to make one, of an upstream that has as many as it may.
+    /// Waits until `look` finds a connection to `endpoint`, or a permit to open one, for an upstream at its connection
+    /// limit.
     pub async fn wait<T>(
         &self,
-        upstream: &Upstream,
+        transport: &Transport,
         endpoint: Endpoint,
         limits: &UpstreamLimits,
         mut look: impl FnMut() -> Option<T>,
     ) -> Result<T, ConnectError> {
-        let load = &upstream.load;
-        // One to another target is of no use: with its permit nobody has to wait.
+        let load = &transport.load;
+        // A connection to another target cannot be used itself, but its permit ends the wait.
         if self.give_up_one(load)
             && let Some(found) = look()
         {
@@ -151,28 +153,30 @@ impl Pool {
         let found = async {
             loop {
                 let mut woken = pin!(awaiting.wait());
-                // It must be waiting before it looks, or it could miss what comes back in between.
+                // The waiter registers before it looks; otherwise it could miss a connection that comes back in
+                // between.
                 let early = poll_fn(|cx| Poll::Ready(woken.as_mut().poll(cx).is_ready())).await;
                 if let Some(found) = look() {
-                    load.served(limits.connections);
+                    load.acquired(limits.connections);
                     return found;
                 }
                 if self.give_up_one(load) {
                     continue;
                 }
-                // Each time: others may have taken what was closed for this one.
-                self.ask_others();
+                // The request is repeated each time, because others may have taken the permit that was freed for this
+                // waiter.
+                self.request_connections();
                 if !early {
                     woken.await;
                 }
             }
         };
-        let waited = tokio::time::timeout(upstream.connect_timeout, found).await;
+        let waited = tokio::time::timeout(transport.connect_timeout, found).await;
         waited.map_err(|_| ConnectError::TooMany)
     }
 
-    /// Has the other workers close idle connections that are waited for.
-    fn ask_others(&self) {
+    /// Asks the other workers to close idle connections that are waited for.
+    fn request_connections(&self) {
         for (worker, wanted) in self.wanted.iter().enumerate() {
             if worker != self.worker {
                 wanted.notify_one();
@@ -180,15 +184,15 @@ impl Pool {
         }
     }
 
-    /// Ends when another worker asks for connections, perhaps several times.
-    pub async fn asked(&self) {
+    /// Completes when another worker asks for connections. One completion may stand for several requests.
+    pub async fn wanted_elsewhere(&self) {
         match self.wanted.get(self.worker) {
             Some(wanted) => wanted.notified().await,
             None => std::future::pending().await,
         }
     }
 
-    /// Closes idle connections that other workers wait for: of each upstream as many as are waited for there.
+    /// Closes idle connections that other workers wait for: for each upstream, as many as have waiters.
     pub fn give_up_awaited(&self) {
         let mut wanted: Vec<(Arc<Load>, u32)> = Vec::new();
         let mut is_wanted = |load: &Arc<Load>| {
@@ -211,7 +215,7 @@ impl Pool {
         self.http2.give_up_idle(|load| is_wanted(load), usize::MAX);
     }
 
-    /// Closes an idle connection of the upstream with this `load`, if there is one.
+    /// Closes one idle connection of the upstream with this `load`, if there is one.
     fn give_up_one(&self, load: &Arc<Load>) -> bool {
         let mut idle = self.idle.borrow_mut();
         for connections in idle.values_mut() {
@@ -224,19 +228,21 @@ impl Pool {
         self.http2.give_up_idle(|of| Arc::ptr_eq(of, load), 1) > 0
     }
 
-    /// Closes what was idle for too long, and what the targets have closed.
+    /// Closes connections that have expired, and those that their targets have closed.
     pub fn sweep(&self, now: Instant) {
         self.http2.sweep();
-        self.chosen.borrow_mut().retain(|_, chosen| now.saturating_duration_since(chosen.used) < REMEMBERED);
+        self.protocols
+            .borrow_mut()
+            .retain(|_, chosen| now.saturating_duration_since(chosen.used) < PROTOCOL_LIFETIME);
         let mut idle = self.idle.borrow_mut();
         idle.retain(|_, connections| {
             connections.retain_mut(|idle| idle.until > now && idle.connection.is_alive());
-            connections.iter_mut().for_each(|idle| idle.connection.rest());
+            connections.iter_mut().for_each(|idle| idle.connection.release_memory());
             !connections.is_empty()
         });
     }
 
-    /// Closes all of them.
+    /// Closes all idle connections.
     pub fn clear(&self) {
         self.http2.clear();
         self.idle.borrow_mut().clear();

@@ -6,101 +6,85 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::failure::LastError;
+use crate::core::outcome::Outcome;
 
-/// One address of an upstream, and what is known of it. It outlives revisions that do not take it away.
+/// One address of an upstream, with its state. It outlives revisions that keep the address.
 #[derive(Debug)]
 pub struct Target {
-    /// As it was configured: `users.internal:8080`, `[::1]:80`.
+    /// The configured form: `users.internal:8080`, `[::1]:80`.
     pub label: Box<str>,
     pub address: SocketAddr,
-    /// Requests that are under way, where somebody asks for it.
+    /// Requests in flight, if a policy needs the count.
     in_flight: AtomicU32,
     latency: Latency,
-    /// Requests that failed in a row, where that is watched.
+    /// Consecutive failures, if a policy needs the count.
     failures: AtomicU32,
     health: Mutex<Health>,
-    /// Why a request got no answer last.
+    /// The most recent reason why a request got no response.
     last_error: Mutex<Option<LastError>>,
 }
 
-/// What became of a request, as far as its target is to blame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was answered with a status below 500.
-    Good,
-    /// It was answered with a status of 500 or above.
-    ServerError,
-    /// There was no connection.
-    ConnectFailure,
-    /// The connection broke, or what came was no answer.
-    Reset,
-    /// There was no answer in time.
-    Timeout,
-    /// It was given up for another reason.
-    Abandoned,
-}
-
-/// A target's health. Only the control side looks at it: requests see a view that is made from it.
+/// A target's health. Only the control side reads it: requests see a view that is made from it.
 #[derive(Debug)]
 pub struct Health {
     pub checks: Checks,
-    /// The task whose checks count: others are of a revision that is not in use any more.
+    /// The task whose results count. Other tasks belong to revisions that are no longer in use.
     pub checked_by: Option<tokio::task::Id>,
     pub ejection: Ejection,
-    /// Whether it is to get requests, all in all.
+    /// True if the target is to get requests.
     pub healthy: bool,
-    /// Since when that is so.
+    /// The time of the last change of `healthy`.
     pub since: Timestamp,
-    /// When its slow start began; `None`: it has none.
+    /// The time at which its slow start began; `None` if it has none.
     pub warming: Option<Instant>,
 }
 
-/// What active checks have found.
+/// The state of active checks.
 #[derive(Debug, Default)]
 pub struct Checks {
-    /// `None`: there was none yet.
+    /// The verdict; `None` before the first check.
     pub passed: Option<bool>,
-    /// Checks in a row that say otherwise.
+    /// The number of consecutive checks that contradict the verdict.
     pub against: u32,
-    /// Why the last one failed, if it did.
+    /// The reason why the last check failed, if it did.
     pub failure: Option<String>,
 }
 
-/// What passive checks have found.
+/// The state of passive checks.
 #[derive(Debug, Default)]
 pub struct Ejection {
     pub until: Option<Instant>,
-    /// How often it was ejected, those that are forgotten left out.
+    /// The number of ejections, without those that are forgotten.
     pub count: u32,
-    /// When one was forgotten last, or it came back.
-    pub eased: Option<Instant>,
+    /// The time at which an ejection was last forgotten, or at which the target returned.
+    pub forgotten_at: Option<Instant>,
 }
 
-/// A moving average of how long answers take, which a peak lifts at once and which falls slowly. As in Finagle and
-/// Linkerd, "peak EWMA". Written by several workers at a time: a sample that is lost does no harm.
+/// A moving average of response times, which rises at once on a peak and falls slowly: "peak EWMA" as in Finagle and
+/// Linkerd. Several workers write it concurrently; a lost sample does no harm.
 #[derive(Debug)]
 struct Latency {
-    /// Microseconds, the bits of an `f64`; 0: there was no sample.
+    /// Microseconds, as the bits of an `f64`; 0: no sample yet.
     average: AtomicU64,
-    /// Of the last sample: microseconds since `born`.
+    /// The time of the last sample: microseconds since `born`.
     at: AtomicU64,
     born: Instant,
 }
 
-/// How long it takes a past latency to lose most of its weight.
+/// The time constant with which a past latency loses its weight.
 const DECAY: Duration = Duration::from_secs(10);
 
-/// What a request that failed counts as at least: a target that fails fast must not look fast.
+/// The minimum latency that a failed request counts as: a target that fails fast must not look fast.
 const FAILED: Duration = Duration::from_secs(1);
 
-/// The cost of a target that has answered nothing, with one request under way, microseconds: it is to get one request to
-/// begin with, and not all.
+/// The cost, in microseconds, of a target without samples that has one request in flight. It gets one request to begin
+/// with, and not all.
 const UNKNOWN: f64 = 1e9;
 
-/// The share of an average below which it is forgotten: after three times [`DECAY`].
+/// The weight below which an average is discarded: it is reached after three times [`DECAY`].
 const FORGOTTEN: f64 = 0.05;
 
-/// No ejection lasts longer, unless the first one is to; Envoy's `max_ejection_time`.
+/// The longest ejection, unless the base ejection is longer; Envoy's `max_ejection_time`.
 const MAX_EJECTION: Duration = Duration::from_secs(300);
 
 impl Target {
@@ -137,7 +121,7 @@ impl Target {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Its latency of late times the requests it would then have: what peak EWMA compares.
+    /// Its recent latency times the number of requests that it would then have: the cost that peak EWMA compares.
     #[inline]
     pub fn cost(&self, now: Instant) -> f64 {
         let busy = f64::from(self.in_flight());
@@ -147,17 +131,17 @@ impl Target {
         }
     }
 
-    /// Notes how long the head of an answer took; `None`: there was none.
+    /// Records the time to a response head; `None` if there was none.
     #[inline]
-    pub fn took(&self, took: Option<Duration>, outcome: Outcome, now: Instant) {
+    pub fn record_latency(&self, took: Option<Duration>, outcome: Outcome, now: Instant) {
         match (outcome, took) {
             (Outcome::Abandoned, _) => {}
-            (Outcome::Good, Some(took)) => self.latency.note(took, now),
-            (_, took) => self.latency.note(took.unwrap_or_default().max(FAILED), now),
+            (Outcome::Good, Some(took)) => self.latency.record(took, now),
+            (_, took) => self.latency.record(took.unwrap_or_default().max(FAILED), now),
         }
     }
 
-    /// Notes whether a request failed. Whether that makes `limit` failures in a row, this very moment.
+    /// Counts a request's outcome. Returns true if this failure is the one that makes `limit` consecutive failures.
     #[inline]
     pub fn count(&self, outcome: Outcome, limit: u32) -> bool {
         match outcome {
@@ -175,7 +159,7 @@ impl Target {
         }
     }
 
-    /// Failures in a row.
+    /// The number of consecutive failures.
     pub fn failures(&self) -> u32 {
         self.failures.load(Ordering::Relaxed)
     }
@@ -184,20 +168,20 @@ impl Target {
         self.failures.store(0, Ordering::Relaxed);
     }
 
-    /// Why a request got no answer last; `None`: there was none such. Requests that are answered do not look at it.
+    /// The most recent reason why a request got no response, if any. Requests that are answered do not lock it.
     pub fn last_error(&self) -> MutexGuard<'_, Option<LastError>> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Only for the control side.
+    /// Locks the target's health; for the control side only.
     pub fn health(&self) -> MutexGuard<'_, Health> {
-        // What is behind it is whole after every statement.
+        // The value behind the lock is consistent after every statement, so poisoning can be ignored.
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Health {
-    /// Says what it is; whether that is news.
+    /// Sets the health. Returns true if it has changed.
     pub fn set(&mut self, healthy: bool, now: Instant, slow_start: bool) -> bool {
         if self.healthy == healthy {
             return false;
@@ -210,8 +194,8 @@ impl Health {
 }
 
 impl Checks {
-    /// Notes a check; whether it turns the verdict. The first one decides alone.
-    pub fn note(&mut self, result: Result<(), String>, healthy_after: u32, unhealthy_after: u32) -> bool {
+    /// Records the result of a check. Returns true if it changes the verdict. The first check decides alone.
+    pub fn record(&mut self, result: Result<(), String>, healthy_after: u32, unhealthy_after: u32) -> bool {
         let passed = result.is_ok();
         self.failure = result.err();
         let Some(verdict) = self.passed else {
@@ -233,37 +217,38 @@ impl Checks {
 }
 
 impl Ejection {
-    /// Ejects it: for `base` the first time, twice that the second time and so on. One ejection is forgotten for each
-    /// `interval` that it was back.
+    /// Ejects the target: for `base` the first time, twice that the second time and so on. One ejection is forgotten
+    /// for each `interval` since its return.
     pub fn eject(&mut self, base: Duration, interval: Duration, now: Instant) {
-        if let Some(eased) = self.eased {
-            let intervals = now.saturating_duration_since(eased).as_nanos() / interval.as_nanos().max(1);
+        if let Some(forgotten_at) = self.forgotten_at {
+            let intervals =
+                now.saturating_duration_since(forgotten_at).as_nanos() / interval.as_nanos().max(1);
             self.count = self.count.saturating_sub(u32::try_from(intervals).unwrap_or(u32::MAX));
         }
         self.count = self.count.saturating_add(1);
         let longest = MAX_EJECTION.max(base);
         self.until = Some(now + base.saturating_mul(self.count).min(longest));
-        self.eased = None;
+        self.forgotten_at = None;
     }
 
-    /// Lets it back when its time is over; whether that is now.
-    pub fn ease(&mut self, now: Instant) -> bool {
+    /// Returns the target to service when its ejection is over. Returns true if that is now.
+    pub fn end_if_due(&mut self, now: Instant) -> bool {
         let over = self.until.is_some_and(|until| until <= now);
         if over {
             self.until = None;
-            self.eased = Some(now);
+            self.forgotten_at = Some(now);
         }
         over
     }
 }
 
 impl Latency {
-    fn note(&self, took: Duration, now: Instant) {
+    fn record(&self, took: Duration, now: Instant) {
         let sample = took.as_micros().max(1) as f64;
         let average = match self.now(now) {
             Some(average) if average > sample => {
                 let kept = self.kept(now);
-                // What it fell by since the last sample is made up for by this one.
+                // The sample makes up for the decay since the last one.
                 average + sample * (1.0 - kept)
             }
             _ => sample,
@@ -272,15 +257,15 @@ impl Latency {
         self.at.store(now.saturating_duration_since(self.born).as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// The average, which falls while there are no samples, so that a target that was slow is tried again. `None`: there have
-    /// been none for so long that it says nothing any more.
+    /// The average, which decays while there are no samples, so that a slow target is tried again. Returns `None` if
+    /// the last sample is too old to say anything.
     fn now(&self, now: Instant) -> Option<f64> {
         let average = f64::from_bits(self.average.load(Ordering::Relaxed));
         let kept = self.kept(now);
         (average > 0.0 && kept > FORGOTTEN).then_some(average * kept)
     }
 
-    /// The share of the average that is left.
+    /// The remaining weight of the average.
     fn kept(&self, now: Instant) -> f64 {
         let now = now.saturating_duration_since(self.born).as_micros() as u64;
         let passed = now.saturating_sub(self.at.load(Ordering::Relaxed)) as f64;
@@ -302,22 +287,23 @@ mod tests {
     fn a_peak_counts_at_once_and_fades() {
         let now = Instant::now();
         let target = target(now);
-        let note = |ms: u64, at: Instant| target.took(Some(Duration::from_millis(ms)), Outcome::Good, at);
+        let record =
+            |ms: u64, at: Instant| target.record_latency(Some(Duration::from_millis(ms)), Outcome::Good, at);
         assert_eq!(target.cost(now), 0.0, "one that is new is tried");
         target.begin();
         assert!(target.cost(now) >= UNKNOWN, "but not by all at once");
         target.end();
-        note(10, now);
+        record(10, now);
         assert!((target.cost(now) - 10_000.0).abs() < 1.0);
-        note(200, now);
+        record(200, now);
         assert!((target.cost(now) - 200_000.0).abs() < 1.0, "a peak");
         for second in 1..=60 {
-            note(10, now + SECOND * second);
+            record(10, now + SECOND * second);
         }
         let settled = target.cost(now + SECOND * 60);
         assert!((9_000.0..12_000.0).contains(&settled), "{settled}");
         assert!(target.cost(now + SECOND * 100) < 500.0, "one that gets nothing is tried again");
-        target.took(None, Outcome::ConnectFailure, now + SECOND * 100);
+        target.record_latency(None, Outcome::ConnectFailure, now + SECOND * 100);
         assert!(target.cost(now + SECOND * 100) >= 1e6, "to fail fast is not to be fast");
         target.begin();
         target.begin();
@@ -349,13 +335,13 @@ mod tests {
         {
             let mut checks = Checks::default();
             let result = |passed: bool| if passed { Ok(()) } else { Err("no".to_owned()) };
-            assert_eq!(checks.note(result(first), 2, 3), !first);
+            assert_eq!(checks.record(result(first), 2, 3), !first);
             for (index, check) in then.chars().enumerate() {
-                let turned = checks.note(result(check == '+'), 2, 3);
-                let told = expected.chars().nth(index + 1).filter(|it| *it != ' ');
-                assert_eq!(turned, told.is_some(), "{then} at {index}");
-                if let Some(told) = told {
-                    assert_eq!(checks.passed, Some(told == 'h'));
+                let turned = checks.record(result(check == '+'), 2, 3);
+                let verdict = expected.chars().nth(index + 1).filter(|it| *it != ' ');
+                assert_eq!(turned, verdict.is_some(), "{then} at {index}");
+                if let Some(verdict) = verdict {
+                    assert_eq!(checks.passed, Some(verdict == 'h'));
                 }
             }
         }
@@ -370,13 +356,13 @@ mod tests {
             now += back * SECOND;
             ejection.eject(base, interval, now);
             assert_eq!(ejection.until, Some(now + lasts * SECOND));
-            assert!(!ejection.ease(now + (lasts - 1) * SECOND));
+            assert!(!ejection.end_if_due(now + (lasts - 1) * SECOND));
             now += lasts * SECOND;
-            assert!(ejection.ease(now) && !ejection.ease(now));
+            assert!(ejection.end_if_due(now) && !ejection.end_if_due(now));
         }
         for _ in 0..20 {
             ejection.eject(base, interval, now);
-            ejection.ease(now + MAX_EJECTION);
+            ejection.end_if_due(now + MAX_EJECTION);
         }
         ejection.eject(base, interval, now);
         assert_eq!(ejection.until, Some(now + MAX_EJECTION));

@@ -4,39 +4,41 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use super::{Endpoint, Load};
+use super::endpoint::Endpoint;
+use super::load::Load;
 
-/// Who waits on one worker for connections of upstreams that have as many as they may.
+/// The requests on one worker that wait for connections of upstreams at their connection limit.
 #[derive(Default)]
 pub struct Waiters(RefCell<Vec<Waiting>>);
 
-/// Those that wait for the same.
+/// The waiters for one endpoint.
 struct Waiting {
     load: Arc<Load>,
     endpoint: Endpoint,
     count: u32,
-    /// A connection of the upstream can be had, or closed for another. The same for all of its endpoints, so that they have
-    /// their turns.
-    came_back: Rc<Notify>,
-    /// A connection to this endpoint takes one more request.
+    /// Notified when a connection of the upstream came back and can be used, or closed for another one. All endpoints
+    /// of an upstream share it, so that their waiters take turns.
+    connection_returned: Rc<Notify>,
+    /// Notified when an HTTP/2 connection to this endpoint can take one more request.
     room: Rc<Notify>,
 }
 
-/// A request that waits.
+/// A registered waiter.
 pub struct Awaiting<'a> {
     waiters: &'a Waiters,
     load: &'a Arc<Load>,
     endpoint: Endpoint,
-    came_back: Rc<Notify>,
+    connection_returned: Rc<Notify>,
     room: Rc<Notify>,
 }
 
 impl Waiters {
-    /// Notes that somebody waits for a connection to `endpoint`, of the upstream with this `load`.
+    /// Registers a waiter for a connection to `endpoint`, of the upstream with this `load`.
     pub fn join<'a>(&'a self, load: &'a Arc<Load>, endpoint: Endpoint) -> Awaiting<'a> {
         let mut all = self.0.borrow_mut();
         let of_load = all.iter().find(|waiting| Arc::ptr_eq(&waiting.load, load));
-        let came_back = of_load.map_or_else(Rc::default, |waiting| Rc::clone(&waiting.came_back));
+        let connection_returned =
+            of_load.map_or_else(Rc::default, |waiting| Rc::clone(&waiting.connection_returned));
         let room = match all.iter_mut().find(|waiting| waiting.is(load, endpoint)) {
             Some(waiting) => {
                 waiting.count += 1;
@@ -44,34 +46,34 @@ impl Waiters {
             }
             None => {
                 let room = Rc::<Notify>::default();
-                let (load, came_back) = (Arc::clone(load), Rc::clone(&came_back));
-                all.push(Waiting { load, endpoint, count: 1, came_back, room: Rc::clone(&room) });
+                let (load, connection_returned) = (Arc::clone(load), Rc::clone(&connection_returned));
+                all.push(Waiting { load, endpoint, count: 1, connection_returned, room: Rc::clone(&room) });
                 room
             }
         };
-        Awaiting { waiters: self, load, endpoint, came_back, room }
+        Awaiting { waiters: self, load, endpoint, connection_returned, room }
     }
 
-    /// How many wait here for connections of the upstream with this `load`.
+    /// The number of waiters on this worker for the upstream with this `load`.
     pub fn count(&self, load: &Arc<Load>) -> u32 {
         let all = self.0.borrow();
         all.iter().filter(|waiting| Arc::ptr_eq(&waiting.load, load)).map(|waiting| waiting.count).sum()
     }
 
-    /// Whether a connection that is free now goes to who waits here, and not to who waits on another worker: drawn by how
-    /// many wait.
-    pub fn are_drawn(&self, load: &Arc<Load>) -> bool {
+    /// Draws whether a freed connection goes to this worker's waiters and not to another worker's, weighted by their
+    /// numbers.
+    pub fn win_draw(&self, load: &Arc<Load>) -> bool {
         fastrand::u32(..load.awaited().max(1)) < self.count(load)
     }
 
-    /// A connection of the upstream with this `load` came back.
-    pub fn came_back(&self, load: &Arc<Load>) {
+    /// Wakes a waiter: a connection of the upstream with this `load` came back.
+    pub fn connection_returned(&self, load: &Arc<Load>) {
         if let Some(waiting) = self.0.borrow().iter().find(|waiting| Arc::ptr_eq(&waiting.load, load)) {
-            waiting.came_back.notify_one();
+            waiting.connection_returned.notify_one();
         }
     }
 
-    /// A connection to `endpoint` takes one more request.
+    /// Wakes a waiter: a connection to `endpoint` takes one more request.
     pub fn has_room(&self, load: &Arc<Load>, endpoint: Endpoint) {
         if let Some(waiting) = self.0.borrow().iter().find(|waiting| waiting.is(load, endpoint)) {
             waiting.room.notify_one();
@@ -86,10 +88,11 @@ impl Waiting {
 }
 
 impl Awaiting<'_> {
-    /// Ends when a connection may be had: one came back to this worker, has room, or one of the upstream was closed.
+    /// Completes when a connection may be available: one came back to this worker, one has room, or one of the
+    /// upstream was closed.
     pub async fn wait(&self) {
         tokio::select! {
-            () = self.came_back.notified() => {}
+            () = self.connection_returned.notified() => {}
             () = self.room.notified() => {}
             () = self.load.wait() => {}
         }

@@ -1,8 +1,9 @@
-//! What targets answer: what of it reaches clients, and what is refused.
+//! Responses of targets: those that reach clients, and those that are refused.
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
@@ -11,7 +12,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::harness::{
-    AnyBody, Backend, Client, Harness, Wire, block_on, forward_over, forward_to, full, raw, read_head, until,
+    Answer, AnyBody, Backend, Client, Harness, Wire, block_on, forward_over, forward_to, full, raw,
+    read_head, until,
 };
 use crate::telling::{lines, metrics};
 
@@ -37,14 +39,14 @@ fn saying_http2(head: fn() -> Response<()>, body: &'static [u8]) -> Backend {
         while let Some(Ok((_, mut respond))) = connection.accept().await {
             if let Ok(mut stream) = respond.send_response(head(), false) {
                 let _ = stream.send_data(Bytes::from_static(body), false);
-                // Else it would be reset.
+                // Dropping the stream would reset it.
                 std::mem::forget(stream);
             }
         }
     })
 }
 
-/// Trailers with something of each kind that may not stand there, and one that may.
+/// Trailers with one field of each forbidden kind, and one allowed field.
 fn trailers() -> HeaderMap {
     let fields = [
         ("content-length", "5"),
@@ -70,7 +72,7 @@ fn trailers() -> HeaderMap {
     fields.map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).into_iter().collect()
 }
 
-/// A body of which the client knows no length, with the trailers above.
+/// A body of unknown length, with the trailers above.
 fn trailed() -> AnyBody {
     let frames = [Frame::data(Bytes::from_static(b"data")), Frame::trailers(trailers())];
     let frames = frames.map(Ok::<_, std::convert::Infallible>);
@@ -86,7 +88,7 @@ fn trailers_that_may_not_be_sent_pass_on_no_pair_of_protocols() {
             let lines = fields.iter().map(|(name, value)| format!("{name}: {}\r\n", value.to_str().unwrap()));
             format!("4\r\ndata\r\n0\r\n{}\r\n", lines.collect::<String>())
         };
-        // Says which trailers came.
+        // This backend reports the trailers that it received.
         let told = |wire| {
             Backend::speaking(wire, |request| async move {
                 let body = request.into_body().collect().await.unwrap();
@@ -165,7 +167,7 @@ fn what_a_426_says_to_switch_to_is_told_over_http1_only() {
     });
 }
 
-/// An answer with `count` cookies and one more field of `size` bytes.
+/// A response with `count` cookies and one more field of `size` bytes.
 fn with_large_head(count: usize, size: usize) -> Response<AnyBody> {
     let mut response = Response::new(full("ok"));
     for number in 0..count {
@@ -179,7 +181,7 @@ fn with_large_head(count: usize, size: usize) -> Response<AnyBody> {
 fn heads_of_answers_are_taken_up_to_the_upstreams_limits() {
     block_on(async {
         for target in Wire::BOTH {
-            // The path says how many, and how large.
+            // The path holds the count and the size.
             let backend = Backend::speaking(target, |request| {
                 let path = request.uri().path().trim_start_matches('/').to_owned();
                 let (count, size) = path.split_once('/').unwrap();
@@ -196,7 +198,7 @@ fn heads_of_answers_are_taken_up_to_the_upstreams_limits() {
             };
             for wire in Wire::BOTH {
                 for (path, cookies) in [("/130/1", 130), ("/900/1", 900), ("/1/70000", 1), ("/1/120000", 1)] {
-                    // hyper's client takes few fields, or reads few bytes, over HTTP/1.1.
+                    // hyper's client limits the number of fields, or the bytes, over HTTP/1.1.
                     if wire == Wire::Http1 {
                         let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
                         let answer = raw(harness.address(), request.as_bytes()).await;
@@ -295,7 +297,7 @@ fn whitespace_before_a_colon_is_removed_or_refused_where_it_frames_the_answer() 
     });
 }
 
-/// Forwards without a deadline, so that what hangs does so for ever.
+/// Forwards without a deadline, so that a hanging request hangs forever.
 fn without_end(wire: Wire, backend: &Backend) -> String {
     forward_over(wire, backend.address).replace("forward: {", "forward: {timeout: 0s, idle_timeout: 1h, ")
 }
@@ -340,10 +342,10 @@ fn sizes_that_no_answer_has_are_refused_at_once() {
     });
 }
 
-/// What the only target did wrong last.
+/// The last error of the only target.
 fn last_error(harness: &Harness) -> Option<&'static str> {
     harness.proxy.counted(|_, compiled, _, _| {
-        let upstream = compiled.active.upstreams.iter().flatten().next().unwrap();
+        let upstream = compiled.active.upstreams.iter().next().unwrap();
         let view = upstream.members.view();
         let error = view.targets.first()?.last_error();
         error.as_ref().map(|error| error.reason.as_str())
@@ -354,7 +356,7 @@ fn last_error(harness: &Harness) -> Option<&'static str> {
 fn why_a_target_cannot_be_reached_is_told() {
     block_on(async {
         let full_backlog = {
-            // Of a queue that is full, connections are not accepted.
+            // If the queue is full, connections are not accepted.
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
             socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
             socket.listen(0).unwrap();
@@ -374,7 +376,7 @@ fn why_a_target_cannot_be_reached_is_told() {
         for (target, status, flag, reason, of_target) in [
             (crate::harness::nobody().to_string(), 503, "UF", "connection_refused", true),
             (busy.to_string(), 503, "UF", "connect_timeout", true),
-            // Nothing is sent to it: Linux says so itself.
+            // No packet is sent: Linux itself reports the error.
             ("255.255.255.255:80".to_owned(), 503, "UF", "unreachable", true),
             ("does-not-exist.invalid:80".to_owned(), 503, "UH", "name_not_resolved", false),
             (closing.address.to_string(), 502, "UC", "connection_closed", true),
@@ -395,6 +397,84 @@ routes: [{{name: all, forward: {{upstreams: [{{name: u}}]}}}}]"
             let counted = format!("signalbox_upstream_errors_total{{upstream=\"u\",reason=\"{reason}\"}} 1");
             assert!(metrics(&harness).contains(&counted), "{target}");
         }
+    });
+}
+
+#[test]
+fn what_was_waited_for_when_time_was_over_is_told() {
+    block_on(async {
+        // If the queue is full, connections are not accepted.
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let busy = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(Ok(stream)) =
+            tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(busy)).await
+        {
+            waiting.push(stream);
+        }
+        let timeout = "timeout: 300ms";
+        let attempt = "retry: {attempts: 1, on: [connect-failure], per_try_timeout: 300ms}";
+        let idle = "timeout: 1h, idle_timeout: 300ms";
+        for wire in Wire::BOTH {
+            let slow = Backend::speaking(wire, |request| async move {
+                if request.uri().path() == "/silent" {
+                    std::future::pending::<()>().await;
+                }
+                let part = stream::iter([Ok::<_, std::convert::Infallible>(Frame::data("part".into()))]);
+                let body = StreamBody::new(part.chain(stream::pending()));
+                Response::new(body.map_err(|never| match never {}).boxed())
+            });
+            for (target, path, route, status, flag, reason) in [
+                (busy, "/", timeout, 504, "UT", "connect_timeout"),
+                (busy, "/", attempt, 504, "UT", "attempt_timeout"),
+                (slow.address, "/silent", timeout, 504, "UT", "response_timeout"),
+                (slow.address, "/silent", attempt, 504, "UT", "attempt_timeout"),
+                (slow.address, "/silent", idle, 504, "SI", "idle_timeout"),
+                (slow.address, "/part", timeout, 200, "UT", "response_body_timeout"),
+                (slow.address, "/part", idle, 200, "SI", "idle_timeout"),
+            ] {
+                let case = format!("{wire:?} {path} {route}");
+                let (sender, receiver) = access_log::channel(100);
+                let forward = format!("forward: {{upstreams: [{{name: u}}], {route}}}");
+                let document =
+                    forward_over(wire, target).replace("forward: {upstreams: [{name: u}]}", &forward);
+                let document = document.replace("{name: u, ", "{name: u, connect_timeout: 1h, ");
+                let harness = Harness::with_log(&document, Some(sender));
+                let mut client = Client::connect(harness.address()).await;
+                let answer = client.start(Request::get(path).body(full("")).unwrap()).await.unwrap();
+                assert_eq!(answer.status(), status, "{case}");
+                assert_eq!(Answer::of(answer).await.is_ok(), status == 504, "{case}");
+                let line = &lines(&receiver, 1).await[0];
+                let told = (&line["flags"], &line["upstream_error"]);
+                assert_eq!(told, (&flag.into(), &reason.into()), "{case}");
+                assert_eq!(last_error(&harness), Some(reason), "{case}");
+                let counted =
+                    format!("signalbox_upstream_errors_total{{upstream=\"u\",reason=\"{reason}\"}} 1");
+                assert!(metrics(&harness).contains(&counted), "{case}: {}", metrics(&harness));
+            }
+        }
+    });
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_counted_with_its_reason() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            read_head(&mut stream).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\npart").await;
+        });
+        let (sender, receiver) = access_log::channel(100);
+        let harness = Harness::with_log(&forward_to(backend.address), Some(sender));
+        let mut client = Client::connect(harness.address()).await;
+        let answer = client.start(Request::get("/").body(full("")).unwrap()).await.unwrap();
+        assert!(Answer::of(answer).await.is_err());
+        let line = &lines(&receiver, 1).await[0];
+        assert_eq!((&line["flags"], &line["upstream_error"]), (&"UC".into(), &"connection_closed".into()));
+        let counted = "signalbox_upstream_errors_total{upstream=\"u\",reason=\"connection_closed\"} 1";
+        assert!(metrics(&harness).contains(counted), "{}", metrics(&harness));
+        assert_eq!(last_error(&harness), Some("connection_closed"));
     });
 }
 

@@ -1,4 +1,4 @@
-//! Clients that mean harm: each costs bounded memory and time, and others are served meanwhile.
+//! Attacks by clients: each costs bounded memory and time, and others are served meanwhile.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use crate::wire::{
     frame, get, literals,
 };
 
-/// RFC 9113, section 7.
+/// The error code of RFC 9113, section 7.
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// What any one of these attacks may cost in memory, bytes.
+/// The maximum memory that any one of these attacks may cost, in bytes.
 const MEMORY: u64 = 64 << 20;
 
-/// What one of them may cost in CPU time until it is over; an optimised build takes a fraction of it.
+/// The maximum CPU time that one of them may cost until it ends; an optimised build takes a fraction of it.
 const CPU: Duration = Duration::from_secs(3);
 
 fn code(frame: &Frame) -> u32 {
@@ -30,8 +30,8 @@ fn code(frame: &Frame) -> u32 {
     frame.payload.get(at..at + 4).map_or(0, |code| u32::from_be_bytes(code.try_into().unwrap()))
 }
 
-/// Sends `flood` again and again and reads what comes, until the proxy ends the connection. Returns the code of its GOAWAY, and
-/// how often it took the flood.
+/// Sends `flood` repeatedly and reads the responses until the proxy ends the connection. Returns the code of its
+/// GOAWAY, and how often it took the flood.
 async fn until_left(
     frames: &mut Frames,
     mut flood: impl FnMut(u32) -> Vec<u8>,
@@ -57,7 +57,7 @@ async fn without_reading(address: SocketAddr, flood: &[u8], most: usize) {
     while sent < most {
         match tokio::time::timeout(Duration::from_secs(1), frames.stream.write_all(flood)).await {
             Ok(Ok(())) => sent += flood.len(),
-            // It waits until its answers are read, or has closed.
+            // The proxy waits until its responses are read, or has closed.
             Ok(Err(_)) | Err(_) => return,
         }
     }
@@ -94,7 +94,8 @@ fn floods_of_frames_cost_little_and_end() {
         assert!(left.is_none_or(|code| code == ENHANCE_YOUR_CALM) && sent < 200_000, "{left:?} {sent}");
         expect_little("rapid reset").await;
 
-        // The same at leisure: each has reached the target when it is given up, and the client acknowledges what it is sent.
+        // The same, slowly: each request has reached the target when it is given up, and the client acknowledges the
+        // frames that it gets.
         let silent = Backend::start(|_| std::future::pending());
         let patient = Process::start(&forward_to(silent.address), &[]).await;
         let mut frames = Frames::connect(patient.address, &[]).await;
@@ -111,7 +112,7 @@ fn floods_of_frames_cost_little_and_end() {
         }
         assert!((500..1_000).contains(&given_up), "{given_up}");
 
-        // CONTINUATION without end (CVE-2024-27316).
+        // CONTINUATION frames without end (CVE-2024-27316).
         let mut frames = Frames::connect(address, &[]).await;
         let fields = literals(&[("x-filler", &*"y".repeat(16_000))]);
         let begin = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
@@ -120,10 +121,10 @@ fn floods_of_frames_cost_little_and_end() {
         assert!(sent < 20_000, "{sent}");
         expect_little("CONTINUATION").await;
 
-        // One entry of the table, named again and again: 4 KB each for a byte (RFC 7541, section 7.3).
+        // One entry of the table is referenced repeatedly: 4 KB for each byte (RFC 7541, section 7.3).
         let mut frames = Frames::connect(address, &[]).await;
         let mut block = literals(&begin);
-        // Enters the dynamic table, where it is the first entry, 62.
+        // The entry is the first of the dynamic table, index 62.
         let bomb = literals(&[("x-bomb", &*"b".repeat(4_000))]);
         block.push(0x40);
         block.extend_from_slice(&bomb[1..]);
@@ -140,7 +141,7 @@ fn floods_of_frames_cost_little_and_end() {
         assert!(outcome.is_none_or(|block| block.first() != Some(&0x88)), "it is not taken for a request");
         expect_little("an HPACK bomb").await;
 
-        // Frames that ask for an answer, and nobody who reads the answers.
+        // These frames require responses, which the client does not read.
         let pings = frame(PING, 0, 0, &[0; 8]).repeat(1000);
         let settings = frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).repeat(1000);
         for (what, flood) in [("PING", &pings), ("SETTINGS", &settings)] {
@@ -148,7 +149,7 @@ fn floods_of_frames_cost_little_and_end() {
             expect_little(what).await;
         }
 
-        // DATA without data on an open stream.
+        // DATA frames without data on an open stream.
         let mut frames = Frames::connect(address, &[]).await;
         let post = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
         frames.send(&frame(HEADERS, END_HEADERS, 1, &literals(&post))).await;
@@ -175,12 +176,12 @@ fn a_client_that_opens_no_window_holds_little() {
         );
         let process = Process::start(&document, &[]).await;
         let before = process.peak_memory();
-        // No window, for 64 answers of 8 MiB.
+        // The window is 0, for 64 responses of 8 MiB.
         let mut frames = Frames::connect(process.address, &[(4, 0)]).await;
         for stream in 0..64 {
             assert!(frames.send(&get(1 + 2 * stream)).await);
         }
-        // A stream is given up when its time is over.
+        // A stream is given up when its deadline has expired.
         loop {
             let frame = frames.next_within(Duration::from_secs(10)).await.expect("streams are reset");
             assert!(frame.kind != DATA || frame.payload.is_empty(), "there is no window");
@@ -211,7 +212,8 @@ fn a_client_that_reads_nothing_holds_little_whatever_its_windows() {
         for stream in 0..250 {
             assert!(frames.send(&get(1 + 2 * stream)).await);
         }
-        // Those that the proxy had no time to refuse have reached the backend, and what can be written was.
+        // The requests that the proxy did not refuse for lack of time have reached the backend, and everything that
+        // can be written was.
         let (mut last, mut same) = ((0, 0), 0);
         until("many have come", || seen.load(Ordering::Relaxed) > 100).await;
         until("nothing moves any more", || {
@@ -223,7 +225,7 @@ fn a_client_that_reads_nothing_holds_little_whatever_its_windows() {
         let begun = seen.load(Ordering::Relaxed);
         let more = process.peak_memory().saturating_sub(before);
         assert!(more < 12 << 20, "{more} bytes more for the beginnings of 250 answers");
-        // Who reads gets all of it.
+        // A client that reads gets all of it.
         let mut taken = std::collections::HashMap::<u32, usize>::new();
         let mut whole = 0;
         while whole < begun {
@@ -276,7 +278,8 @@ fn a_client_that_asks_on_but_reads_nothing_is_left() {
         let wide = (1 << 31) - 1;
         let mut frames = Frames::connect(process.address, &[(4, wide)]).await;
         assert!(frames.send(&frame(8, 0, 0, &(wide - 65_535).to_be_bytes())).await);
-        // More than is ever written: what comes now waits for room. Each stream is given up for the next.
+        // These requests exceed the limit on waiting bytes, so later ones wait for room. Each stream is cancelled in
+        // favour of the next.
         let cancel = 8u32.to_be_bytes();
         let mut asked = 0;
         while frames.send(&get(1 + 2 * asked)).await {
@@ -285,7 +288,7 @@ fn a_client_that_asks_on_but_reads_nothing_is_left() {
             if asked > 200 {
                 let reached = backend.connections();
                 let given_up = 1 + 2 * (asked - 200);
-                // The proxy has begun with it before it is given up.
+                // The proxy has begun with the request before it is cancelled.
                 tokio::time::timeout(Duration::from_millis(5), async {
                     until("it has begun", || backend.connections() > reached).await;
                 })
@@ -338,7 +341,7 @@ fn many_small_fields_are_refused() {
         loop {
             let frame = frames.next_within(Duration::from_secs(5)).await.expect("an answer");
             match frame.kind {
-                // 431 is not in the static table, 200 is.
+                // 200 is in the static table, 431 is not.
                 HEADERS => break assert_ne!(frame.payload.first(), Some(&0x88)),
                 GOAWAY | RST_STREAM => break,
                 _ => {}
@@ -354,7 +357,7 @@ fn idle_connections_make_room_for_requests() {
     block_on(async {
         let backend = Backend::text("ok");
         let process = Process::start(&forward_to(backend.address), &["--max-connections", "8"]).await;
-        // Some have said nothing, some have been answered.
+        // Some have sent nothing, some have got a response.
         let mut idle = Vec::new();
         for index in 0..8 {
             let mut stream = TcpStream::connect(process.address).await.unwrap();
@@ -393,12 +396,12 @@ fn a_stream_keeps_its_deadline_whatever_others_do() {
             "routes: [{name: own, match: {paths: [{exact: /own}]}, respond: {body: own}}, ",
         );
         let harness = Harness::with(&document, |settings| settings.workers = 1);
-        // Answers that nobody takes.
+        // The client does not read these responses.
         let mut stalled = Frames::connect(harness.address(), &[(4, 0)]).await;
         for stream in 0..8 {
             assert!(stalled.send(&get(1 + 2 * stream)).await);
         }
-        // Others that are answered at once, over and over, while the stalled streams are polled.
+        // Other requests are answered at once, repeatedly, while the stalled streams are polled.
         let mut client = Client::connect_http2(harness.address()).await;
         let mut reset = 0;
         while reset < 8 {
@@ -415,7 +418,7 @@ fn a_stream_keeps_its_deadline_whatever_others_do() {
 #[test]
 fn the_end_of_an_answer_that_is_not_taken_is_given_up_too() {
     block_on(async {
-        // All of it is in the proxy's hands, and its exchange is over.
+        // The proxy holds the complete response, and its exchange is over.
         let address = crate::harness::nobody();
         let document = format!(
             "listeners: [{{name: http, address: '{address}', limits: {{idle_timeout: 1s}}}}]
@@ -437,7 +440,7 @@ routes: [{{name: own, respond: {{body: {}}}}}]",
     });
 }
 
-/// Sends `bytes` one by one until the proxy ends the connection or `patience` is over; what it answered.
+/// Sends `bytes` one by one until the proxy ends the connection or `patience` is over; returns the response.
 async fn drip(address: SocketAddr, first: &[u8], bytes: &[u8], patience: Duration) -> Option<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(first).await.unwrap();
@@ -476,7 +479,7 @@ fn what_comes_drop_by_drop_has_to_come_in_time() {
         let answer = drip(address, b"GET / HTTP/1.1\r\n", b"x: y\r\n", patience).await.expect("it is ended");
         assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&answer));
         assert!(began.elapsed() >= Duration::from_secs(1));
-        // The preface of HTTP/2, and a head of it.
+        // The preface of HTTP/2, and the beginning of a head.
         drip(address, b"PRI * HT", b"TP/2.0", patience).await.expect("it is ended");
         drop(harness);
         let harness = Harness::start(&document(", proxy_protocol: require"));
@@ -485,7 +488,7 @@ fn what_comes_drop_by_drop_has_to_come_in_time() {
     });
 }
 
-/// Nothing is left of those who were ended.
+/// Waits until nothing is left of the ended connections.
 async fn expect_room(harness: &Harness) {
     crate::harness::until("they are gone", || harness.proxy.active_connections() == 0).await;
 }

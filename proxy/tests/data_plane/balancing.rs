@@ -1,4 +1,4 @@
-//! Which targets get requests: their health, their zone, what a request is known by, what DNS says.
+//! The choice of targets: health, zones, affinity and DNS.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,7 +12,8 @@ use tokio::net::UdpSocket;
 
 use crate::harness::{Answer, Backend, Client, Harness, block_on, full, nobody, until};
 
-/// A backend that answers with its name, and can be told to answer 500, not to answer checks, and to take its time.
+/// A backend that answers with its name, and can be told to answer 500, to fail its health checks, or to answer
+/// slowly.
 struct Service {
     backend: Backend,
     broken: Arc<AtomicBool>,
@@ -81,20 +82,20 @@ fn of(services: &[&Service], fields: &str) -> String {
     upstream(&targets, fields)
 }
 
-/// How many targets of the upstream are healthy.
+/// The number of healthy targets of the upstream.
 fn healthy(harness: &Harness) -> usize {
     harness.proxy.counted(|_, compiled, _, _| {
-        compiled.active.upstreams.iter().flatten().map(|upstream| upstream.members.view().healthy).sum()
+        compiled.active.upstreams.iter().map(|upstream| upstream.members.view().healthy).sum()
     })
 }
 
 fn ejections(harness: &Harness) -> u64 {
     harness.proxy.counted(|_, compiled, _, _| {
-        compiled.active.upstreams.iter().flatten().map(|upstream| upstream.members.ejections()).sum()
+        compiled.active.upstreams.iter().map(|upstream| upstream.members.ejections()).sum()
     })
 }
 
-/// How many of `count` requests each target answers.
+/// The number of `count` requests that each target answers.
 async fn shares(client: &mut Client, count: usize) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for _ in 0..count {
@@ -123,7 +124,7 @@ fn a_target_whose_requests_fail_is_ejected_comes_back_and_stays_away_longer_the_
         let mut away = Vec::new();
         for round in 1..=2 {
             let before = b.requests();
-            // Before the third request that fails.
+            // This is before the third request that fails.
             let mut ejected = Instant::now();
             while ejections(&harness) < round {
                 if b.requests() - before < 3 {
@@ -131,7 +132,7 @@ fn a_target_whose_requests_fail_is_ejected_comes_back_and_stays_away_longer_the_
                 }
                 client.get("/").await;
             }
-            // Those under way when the third failed may have been more.
+            // More requests may have been in flight when the third failed.
             assert!(b.requests() - before >= 3, "three failures in a row");
             assert_eq!(healthy(&harness), 1);
             let failed = b.requests();
@@ -202,7 +203,7 @@ fn a_client_in_a_hurry_ejects_nothing() {
             for _ in 0..6 {
                 get_with(&mut client, "/", &hurried).await;
             }
-            // The route's own timeout counts, and nothing did before.
+            // The route's own timeout applies, and nothing did before.
             for failed in 0..3 {
                 assert_eq!((failed, ejections(&harness)), (failed, 0));
                 client.get("/").await;
@@ -272,9 +273,9 @@ fn checks_find_out_at_once_what_works() {
                 2,
             ),
             ("http1", "type: tcp", vec![tcp.address(), ill.address(), nobody()], 2),
-            // Of the server as a whole, and of a service.
+            // The first check is of the server as a whole, the second of a service.
             ("http1", "type: grpc", vec![serving.address, other.address, plain.address(), nobody()], 2),
-            // As the upstream's targets speak: these know HTTP/2 alone, and that HTTP/1.1 alone.
+            // Checks use the protocol of the upstream's targets: some know only HTTP/2, and one only HTTP/1.1.
             ("http2", "type: http, path: /health", vec![serving.address, good.address()], 1),
             ("http1", "type: grpc, service: serving", vec![serving.address, other.address], 1),
         ] {
@@ -304,7 +305,8 @@ fn health_survives_revisions_that_leave_the_target_alone() {
         until("the first check has failed", || healthy(&harness) == 1).await;
         let only_a = |count: usize| BTreeMap::from([("a".to_owned(), count)]);
         let checks = c.checks.load(Ordering::Relaxed);
-        // Something else; their weights; the upstream's other settings; another one beside them.
+        // The changes are: an unrelated resource; the weights; the upstream's other settings; another target beside
+        // them.
         let other = format!("{}\nconsumers: [{{name: x}}]", upstream(&all, fields));
         let weights =
             [(a.address(), ", weight: 1"), (b.address(), ", weight: 60000"), (c.address(), ", weight: 7")];
@@ -320,14 +322,14 @@ fn health_survives_revisions_that_leave_the_target_alone() {
             assert_eq!((healthy(&harness), ejections(&harness)), (1, 1), "{document}");
         }
         assert_eq!(c.checks.load(Ordering::Relaxed), checks, "the checks go on as they were");
-        // Who leaves and comes back is another one.
+        // A target that is removed and added again is a new one.
         harness.apply(&upstream(&all[..1], fields)).unwrap();
         harness.apply(&upstream(&all[..2], fields)).unwrap();
         assert_eq!(healthy(&harness), 2);
     });
 }
 
-/// A request to `target` that is not answered, which keeps the revision it began with in use.
+/// A request to `target` that is not answered, which keeps its revision in use.
 async fn hanging(harness: &Harness, target: &Service) -> impl Drop + use<> {
     struct Hanging(tokio::task::JoinHandle<()>);
     impl Drop for Hanging {
@@ -362,7 +364,7 @@ fn only_the_checks_of_the_revision_in_use_count_while_older_ones_have_requests()
                 ),
             )
         };
-        // Nobody answers 200 there.
+        // No server answers 200 on that path.
         let (wrong, right) = (checked("/wrong"), checked("/health"));
         service.broken.store(true, Ordering::Relaxed);
         let mut harness = Harness::start(&of(&[&service], ""));
@@ -374,7 +376,7 @@ fn only_the_checks_of_the_revision_in_use_count_while_older_ones_have_requests()
             until("the right checks pass", || healthy(&harness) == 1).await;
             held.push(hanging(&harness, &service).await);
         }
-        // It stays so, over several checks of each kind.
+        // The state is stable over several checks of each kind.
         let (checks, wrong_checks) = (service.checks.load(Ordering::Relaxed), service.requests());
         until("it is checked again", || {
             assert_eq!(healthy(&harness), 1);
@@ -391,7 +393,7 @@ fn a_check_that_is_new_decides_though_older_revisions_have_none() {
         let (good, ill) = (Service::start("good"), Service::start("ill"));
         ill.ill.store(true, Ordering::Relaxed);
         let services = [&good, &ill];
-        // Passive checks have the old revision look at its targets, too.
+        // With passive checks, the old revision watches its targets, too.
         let fields = |check: &str| {
             of(
                 &services,
@@ -434,7 +436,7 @@ fn a_revision_that_is_rejected_changes_nothing_of_the_targets() {
             let rejected = format!("{}{listener}", of(&[&good, &ill], fields));
             harness.apply(&rejected).expect_err("the port is taken");
         }
-        // One that leaves the check alone finds the targets as they were.
+        // A revision that does not change the check keeps the targets' state.
         harness.apply(&of(&[&good, &ill], &format!("{}, idle_timeout: 5s", check("/health")))).unwrap();
         assert_eq!(healthy(&harness), 1);
         let mut client = Client::connect(harness.address()).await;
@@ -448,7 +450,8 @@ fn the_faster_target_gets_more_by_peak_ewma() {
     block_on(async {
         let (fast, slow) = (Service::start("fast"), Service::start("slow"));
         slow.slow_ms.store(40, Ordering::Relaxed);
-        // Anew with another proxy: who stands still during a fast request takes it for a slow one for long.
+        // The test is repeated with another proxy if it fails: if the machine pauses during a fast request, the target
+        // looks slow for a long time.
         for attempt in 1.. {
             let harness = Harness::start(&of(&[&fast, &slow], ", load_balancing: {policy: peak_ewma}"));
             let mut client = Client::connect(harness.address()).await;
@@ -459,7 +462,7 @@ fn the_faster_target_gets_more_by_peak_ewma() {
                     _ => by_slow += 1,
                 }
             }
-            // The slow one when it is drawn twice.
+            // The slow target is picked only if it is drawn twice.
             if (20..=80).contains(&by_slow) {
                 break;
             }
@@ -478,7 +481,7 @@ fn requests_that_are_known_by_the_same_go_to_the_same_target() {
             let mut harness = Harness::start(&of(&all, &fields("{header: x-user}")));
             let mut client = Client::connect(harness.address()).await;
             let mut homes = BTreeMap::<u32, String>::new();
-            // So many that each target is somebody's, whatever ports they have.
+            // There are enough users that each target has some, whatever its port is.
             for (round, users) in [200, 40, 40].into_iter().enumerate() {
                 for user in 0..users {
                     let answer = get_with(&mut client, "/", &[("x-user", &user.to_string())]).await;
@@ -488,7 +491,7 @@ fn requests_that_are_known_by_the_same_go_to_the_same_target() {
             }
             assert_eq!(homes.values().collect::<BTreeSet<_>>().len(), 5, "{homes:?}");
             assert_eq!(shares(&mut client, 100).await.len(), 5, "without a key: anywhere");
-            // Without one target, hardly any but its own users move.
+            // Without one target, hardly any users move but its own.
             harness.apply(&of(&all[1..], &fields("{header: x-user}"))).unwrap();
             let mut moved = 0;
             for (user, home) in homes.range(..40) {
@@ -505,7 +508,7 @@ fn requests_that_are_known_by_the_same_go_to_the_same_target() {
             }
             harness.apply(&of(&all, &fields("source_ip"))).unwrap();
             assert_eq!(shares(&mut client, 20).await.len(), 1);
-            // Whom a load balancer speaks for is who counts.
+            // The client that a load balancer names is the one that counts.
             let address = harness.address();
             let listener = format!(
                 "listeners: [{{name: http, address: '{address}', trusted_proxies: [127.0.0.0/8]}}]\n"
@@ -594,7 +597,7 @@ fn a_target_that_comes_back_starts_slowly() {
         assert!((1..=12).contains(&cold["b"]), "a tenth of its weight to begin with: {cold:?}");
         let share = || {
             harness.proxy.counted(|_, compiled, _, _| {
-                compiled.active.upstreams.iter().flatten().map(|it| it.members.view().share(1)).sum::<f64>()
+                compiled.active.upstreams.iter().map(|it| it.members.view().share(1)).sum::<f64>()
             })
         };
         let mut seen = vec![share()];
@@ -649,7 +652,7 @@ fn names_are_resolved_again_when_their_records_run_out() {
         let harness = Harness::with(&document, |settings| settings.dns_servers = vec![dns.address]);
         let targets = || {
             harness.proxy.counted(|_, compiled, _, _| {
-                let upstream = compiled.active.upstreams[0].as_ref().unwrap();
+                let upstream = compiled.active.upstreams.iter().next().unwrap();
                 upstream
                     .members
                     .view()
@@ -670,7 +673,7 @@ fn names_are_resolved_again_when_their_records_run_out() {
         let served = shares(&mut client, 20).await;
         assert_eq!(served["a"], 10, "nobody listens at the other: {served:?}");
         let asked = dns.asked();
-        // A server that fails takes nothing away, nor does it lead to another family.
+        // A server that fails removes no address, and does not cause a change of address family.
         dns.fail(true);
         until("it was asked", || dns.asked() > asked + 1).await;
         assert_eq!(targets(), ["127.0.0.1", "127.0.0.3"]);
@@ -705,7 +708,7 @@ fn new_names_are_looked_up_all_at_a_time() {
     });
 }
 
-/// A DNS server for any name, over UDP: it has the A records it is given, and `::1`.
+/// A DNS server for any name, over UDP: it has the given A records, and `::1`.
 struct DnsServer {
     address: SocketAddr,
     answers: Arc<Mutex<Vec<Ipv4Addr>>>,
@@ -724,7 +727,7 @@ impl DnsServer {
             let mut buffer = [0; 512];
             while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
                 let query = &buffer[..length];
-                // Behind the header: labels, an empty one, type and class.
+                // The question follows the header: labels, an empty label, type and class.
                 let end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
                 let is_a = query[end - 4..end - 2] == [0, 1];
                 let found: Vec<Vec<u8>> = match is_a {
@@ -735,7 +738,7 @@ impl DnsServer {
                 let fails = is_a && failing.load(Ordering::Relaxed);
                 let mut answer = BytesMut::new();
                 answer.put_slice(&query[..2]);
-                // An answer, recursion is there; SERVFAIL.
+                // The flags are: response, recursion available; the other value is SERVFAIL.
                 answer.put_u16(if fails { 0x8182 } else { 0x8180 });
                 answer.put_u16(1);
                 answer.put_u16(if fails { 0 } else { found.len() as u16 });
@@ -763,7 +766,7 @@ impl DnsServer {
         self.fails.store(fails, Ordering::Relaxed);
     }
 
-    /// How often A records were asked for.
+    /// The number of queries for A records.
     fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
     }
@@ -793,7 +796,7 @@ impl GrpcHealth {
                         tokio::spawn(async move {
                             let mut body = request.into_body();
                             let message = body.data().await.unwrap().unwrap();
-                            // A frame's head, the field's tag and length, the name.
+                            // The frame's head, the field's tag and length, and then the name.
                             let asked = message.get(7..).unwrap_or_default();
                             let known = asked.is_empty() || asked == service.as_bytes();
                             let mut trailers = HeaderMap::new();

@@ -1,4 +1,4 @@
-//! What targets do wrong, and what then becomes of them, and of others' requests.
+//! Faults of targets: their consequences for the targets, and for other requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +29,7 @@ fn a_retry_goes_to_a_target_that_has_not_had_the_request() {
             async { Response::builder().status(503).body(full("bad")).unwrap() }
         });
         let good = Backend::text("good");
-        // By its hash a request would go to the same target every time.
+        // By its hash, a request would go to the same target every time.
         let upstream = ", load_balancing: {policy: ring_hash, hash_on: {header: x-user}}";
         let retry = ", retry: {attempts: 1, on: [5xx], budget: 1}";
         let harness = Harness::start(&document(&[bad.address, good.address], upstream, retry));
@@ -43,7 +43,7 @@ fn a_retry_goes_to_a_target_that_has_not_had_the_request() {
     });
 }
 
-/// Answers each call with a message, if `message` says so, and this status of gRPC.
+/// Answers each call with a message, if `message` is set, and this gRPC status.
 fn grpc(status: &'static str, message: bool) -> Backend {
     Backend::speaking(Wire::Http2, move |_| async move {
         let response = Response::builder().header("content-type", "application/grpc");
@@ -97,7 +97,7 @@ fn how_a_call_of_grpc_ends_counts_for_its_target() {
                 || metrics(&harness).contains("signalbox_upstream_healthy_targets{upstream=\"u\"} 0");
             let open = || metrics(&harness).contains("signalbox_upstream_breaker_state{upstream=\"u\"} 2");
             let case = format!("{status} {message} {timeout:?} {fields}");
-            // It counts for who looks at errors, too.
+            // The error also counts in the metrics.
             let class = if status == "0" {
                 "2xx"
             } else if status == "5" {
@@ -111,7 +111,7 @@ fn how_a_call_of_grpc_ends_counts_for_its_target() {
             if blamed {
                 until(&case, || ejected() || open()).await;
             }
-            // A target that is out is not asked: the proxy itself says UNAVAILABLE.
+            // An ejected target gets no request: the proxy itself answers UNAVAILABLE.
             let answer = client.send(call(timeout)).await;
             let own = answer.headers.get("grpc-message").is_some();
             assert_eq!((answer.status, own), (200, blamed), "{case}: {:?}", answer.headers);
@@ -145,10 +145,10 @@ fn what_comes_behind_an_answer_is_nobody_elses() {
     });
 }
 
-/// What the checks of the only target have found; `None`: nothing yet.
+/// The verdict of the only target's checks; `None`: there is none yet.
 fn checked(harness: &Harness) -> Option<bool> {
     harness.proxy.counted(|_, compiled, _, _| {
-        let upstream = compiled.active.upstreams.iter().flatten().next().unwrap();
+        let upstream = compiled.active.upstreams.iter().next().unwrap();
         let view = upstream.members.view();
         let target = view.targets.first().unwrap();
         target.health().checks.passed
@@ -195,7 +195,7 @@ fn checks_tell_good_answers_from_bad_ones() {
     });
 }
 
-/// What makes a target with three failures unavailable.
+/// Settings by which a target with three failures becomes unavailable.
 const STRICT: [&str; 2] = [
     ", health_check: {passive: {consecutive_failures: 3, ejection: 1h}, panic_threshold_percent: 0}",
     ", circuit_breaker: {error_rate: {min_requests: 3, open_for: 1h}}",
@@ -266,7 +266,7 @@ fn a_client_that_does_not_read_is_no_fault_of_the_target() {
 #[test]
 fn an_answer_that_is_cut_off_with_its_request_is_not_passed_on_as_whole() {
     block_on(async {
-        // It answers before it has the request, and the end of its answer is that of the connection.
+        // It answers before it has the request, and its response ends with the connection.
         let backend = Backend::raw(|mut stream| async move {
             if read_head(&mut stream).await.is_some() {
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nbegun").await;
@@ -299,7 +299,7 @@ fn an_answer_that_is_cut_off_with_its_request_is_not_passed_on_as_whole() {
 fn however_many_idle_connections_a_target_has_closed_none_of_them_is_used() {
     const MANY: usize = 300;
     block_on(async {
-        // Answers once all have come. Those that are told to go, go.
+        // It answers once all requests have arrived. Those that are told to end do.
         let (all, go) = (Arc::new(Barrier::new(MANY)), Arc::new(Notify::new()));
         let (asked, gone) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let (counted, counted_gone, told) = (Arc::clone(&asked), Arc::clone(&gone), Arc::clone(&go));
@@ -321,12 +321,12 @@ fn however_many_idle_connections_a_target_has_closed_none_of_them_is_used() {
             }
         });
         let harness = Harness::with(&document(&[backend.address], "", ""), |settings| settings.workers = 1);
-        // On a busy machine the proxy may shed some.
+        // On a busy machine the proxy may shed some requests.
         let clients = (0..MANY).map(async |_| while harness.get("/").await.status != 200 {});
         futures_util::future::join_all(clients).await;
         go.notify_waiters();
         until("all are gone", || gone.load(Ordering::Relaxed) == MANY).await;
-        // It may not be sent twice.
+        // The request must not be sent twice.
         let request = Request::post("/").body(full("")).unwrap();
         assert_eq!(Client::connect(harness.address()).await.send(request).await.status, 200);
     });
@@ -347,7 +347,7 @@ fn an_upload_that_no_route_takes_is_answered() {
     });
 }
 
-/// Answers each call with success once all of its request has come, and so has passed to be copied.
+/// Answers each call with success once the whole request has arrived, so that it was mirrored.
 fn reads_all() -> Backend {
     Backend::speaking(Wire::Http2, |request| async move {
         request.into_body().collect().await.unwrap();
@@ -356,7 +356,7 @@ fn reads_all() -> Backend {
     })
 }
 
-/// A document whose requests are copied to `shadow`, with more fields of its upstream.
+/// A document whose requests are mirrored to `shadow`, with more fields of its upstream.
 fn mirrored(backend: &Backend, shadow: std::net::SocketAddr, fields: &str) -> String {
     format!(
         "upstreams:
@@ -459,7 +459,7 @@ routes: [{{name: all, forward: {{upstreams: [{{name: u}}], mirror: {{upstream: s
         let mut client = Client::connect(harness.address()).await;
         let healthy = "signalbox_upstream_healthy_targets{upstream=\"shadow\"} 3";
         let mut user = 0;
-        // The one that nobody is at is ejected by its copies alone.
+        // The target that does not listen is ejected because of mirrored requests alone.
         while !metrics(&harness).contains(healthy) {
             user += 1;
             let request = Request::get("/").header("x-user", format!("u{user}")).body(full("")).unwrap();
@@ -475,7 +475,7 @@ routes: [{{name: all, forward: {{upstreams: [{{name: u}}], mirror: {{upstream: s
         let all = |seen: &BTreeMap<String, _>| (0..40).all(|user| seen.contains_key(&user.to_string()));
         until("all copies are there", || all(&seen.lock().unwrap())).await;
         let mut seen = seen.lock().unwrap();
-        // Of the users before, some copies may have come late.
+        // Some mirrored requests of the previous users may have arrived late.
         seen.retain(|user, _| !user.starts_with('u'));
         assert!(seen.values().all(|shadows| shadows.len() == 1), "{seen:?}");
         assert!(seen.values().flatten().collect::<BTreeSet<_>>().len() > 1, "{seen:?}");
@@ -537,7 +537,8 @@ fn a_connect_gets_the_connection_that_is_idle() {
 #[test]
 fn whoever_was_waited_for_longer_is_at_fault() {
     block_on(async {
-        // The target takes two seconds; the client sends its last byte when less is left of the time.
+        // The target takes two seconds; the client sends its last byte when less than that is left before the
+        // deadline.
         let backend = Backend::start(|request| async move {
             let _ = request.into_body().collect().await;
             tokio::time::sleep(Duration::from_secs(2)).await;
@@ -590,7 +591,7 @@ fn a_target_that_hangs_is_at_fault_though_a_call_of_grpc_could_go_on() {
 fn an_answer_without_a_body_is_whole_however_its_stream_ends() {
     block_on(async {
         let backend = Backend::speaking(Wire::Http2, |request| async move {
-            // The end comes by itself.
+            // The end of the stream arrives separately.
             let body = http_body_util::StreamBody::new(stream::once(async {
                 tokio::task::yield_now().await;
                 Ok::<_, std::convert::Infallible>(Frame::data(Bytes::new()))
@@ -621,7 +622,8 @@ fn an_answer_before_the_upload_has_come_says_that_the_connection_ends() {
             let answer = read_head(&mut stream).await.unwrap();
             assert_eq!(answer.contains("connection: close\r\n"), closes, "{answer}");
         }
-        // In a segment of its own it may come in time or not: what the answer says of the connection is true.
+        // In a segment of its own, the body may arrive in time or not: in both cases the response is right about the
+        // connection.
         let ask = |expect: &str| {
             format!("POST / HTTP/1.1\r\nhost: a\r\n{expect}content-length: 5\r\n\r\n").into_bytes()
         };

@@ -15,7 +15,7 @@ fn preflight(path: &str, method: &str) -> Request<crate::harness::AnyBody> {
         .unwrap()
 }
 
-/// Whether a page of [`ORIGIN`] may see the answer.
+/// True if a page of [`ORIGIN`] may read the response.
 fn is_open(answer: &Answer) -> bool {
     answer.headers.get("access-control-allow-origin").is_some_and(|origin| origin == ORIGIN)
         && answer.headers.get_all("vary").iter().any(|vary| vary.to_str().unwrap().contains("Origin"))
@@ -23,7 +23,7 @@ fn is_open(answer: &Answer) -> bool {
 
 const PLUGIN: &str = "{name: cors, type: cors, config: {origins: ['https://app.example'], methods: [POST]}}";
 
-/// Routes whose names say what they are; `backend` gets what is forwarded.
+/// Routes that are named after their purpose; `backend` gets the forwarded requests.
 fn routes(backend: SocketAddr) -> String {
     let forward = "forward: {upstreams: [{name: u}]}";
     format!(
@@ -61,12 +61,12 @@ fn a_preflight_is_answered_by_the_route_of_the_method_it_asks_for() {
                     assert_eq!(answer.headers["access-control-allow-methods"], "POST");
                 }
             }
-            // No route would take these.
+            // No route matches these.
             for (path, method) in [("/post", "PUT"), ("/bare", "POST"), ("/nowhere", "POST")] {
                 let answer = client.send(preflight(path, method)).await;
                 assert_eq!((answer.status, is_open(&answer)), (404, false), "{method} {path}");
             }
-            // Nor is one without the marks of a preflight taken for the route of another method.
+            // A request without the headers of a preflight is not matched to a route of another method either.
             let plain = Request::options("/post").header("origin", ORIGIN).body(full("")).unwrap();
             assert_eq!(client.send(plain).await.status, 404);
             let own = client.send(preflight("/own", "POST")).await;
@@ -124,7 +124,7 @@ routes:
         );
         let harness = Harness::start(&document);
         for wire in Wire::BOTH {
-            // Some of these answers end their connection.
+            // Some of these responses end their connection.
             let ask = async |path: &str| {
                 let request = Request::get(path).header("origin", ORIGIN).body(full("")).unwrap();
                 Client::speaking(wire, harness.address()).await.send(request).await
@@ -151,7 +151,7 @@ routes:
             let preflight = client.send(preflight("/nowhere", "POST")).await;
             assert_eq!((preflight.status, is_open(&preflight)), (204, true), "{wire:?}");
             assert_eq!(preflight.headers["access-control-allow-methods"], "POST");
-            // A page of another origin sees nothing of it.
+            // A page of another origin cannot read it.
             let other =
                 Request::get("/nowhere").header("origin", "https://evil.example").body(full("")).unwrap();
             let other = client.send(other).await;
@@ -194,7 +194,7 @@ routes: [{{name: r, strict_slash: true, match: {{paths: [{{exact: /r}}], methods
             let answer = client.send(preflight(path, "POST")).await;
             assert_eq!((answer.status, is_open(&answer)), (status, open), "{path}");
         }
-        // The preflight of another method finds no route, so the global one answers.
+        // The preflight for another method matches no route, so the global plugin answers.
         assert!(!is_open(&client.send(preflight("/r", "DELETE")).await));
     });
 }

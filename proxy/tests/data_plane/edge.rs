@@ -1,4 +1,4 @@
-//! Whom the proxy believes, and what it makes of paths.
+//! Trusted proxies, and the normalization of paths.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use tokio::net::TcpStream;
 use crate::harness::{Answer, Backend, Client, Harness, block_on, forward_to, full, raw, until};
 use crate::wire::Recorder;
 
-/// `document` with a listener `http` that has `fields` more.
+/// `document` with a listener `http` that has the further `fields`.
 fn with_listener(fields: &str, document: &str) -> String {
     format!("listeners: [{{name: http, address: '127.0.0.1:8080', {fields}}}]\n{document}")
 }
 
-/// The values of a header in what the backend was asked.
+/// The values of a header in the request that the backend got.
 fn told(answer: &Answer, name: &str) -> Vec<String> {
     let told = answer.json();
     let headers = told["headers"].as_array().unwrap().iter();
@@ -72,7 +72,7 @@ fn who_the_client_is_is_believed_of_trusted_peers_only() {
                     false => Client::connect(harness.address()).await,
                     true => Client::connect_http2(harness.address()).await,
                 };
-                // Each request is one of its own, also on a connection that is used again.
+                // Each request is independent, even on a reused connection.
                 let plain = connection.send(saying(&[])).await;
                 assert_eq!(told(&plain, "x-forwarded-for"), ["127.0.0.1"]);
                 assert_eq!(told(&plain, "x-request-id")[0].len(), 36);
@@ -106,7 +106,7 @@ fn a_limit_by_address_counts_the_client_behind_a_trusted_proxy() {
         let harness = Harness::start(&with_listener("trusted_proxies: [127.0.0.1]", &document));
         let mut client = Client::connect(harness.address()).await;
         for (address, expected) in [("203.0.113.1", 200), ("203.0.113.2", 200), ("203.0.113.1", 429)] {
-            // What the client itself says in front of it changes nothing.
+            // Elements that the client itself put in front change nothing.
             for (chain, expected) in [(address.to_owned(), expected), (format!("192.0.2.9, {address}"), 429)]
             {
                 assert_eq!(
@@ -145,14 +145,14 @@ fn a_load_balancer_tells_who_connected() {
             ("proxy_protocol: accept, trusted_proxies: [127.0.0.1]", &v2, theirs),
             ("proxy_protocol: accept, trusted_proxies: [127.0.0.1]", &Vec::new(), own),
             ("proxy_protocol: accept, trusted_proxies: [10.0.0.1]", &Vec::new(), own),
-            // To somebody who is not to send it, it is a bad request.
+            // From a peer that is not to send the header, it is a bad request.
             ("proxy_protocol: accept, trusted_proxies: [10.0.0.1]", &v1, None),
             ("proxy_protocol: off", &v1, None),
         ] {
             let harness = Harness::start(&with_listener(fields, &forward_to(backend.address)));
             let get = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
             let whole = [&begins[..], &get[..]].concat();
-            // In one piece, and byte by byte.
+            // The header is sent in one piece, and byte by byte.
             for pieces in [whole.len(), 1] {
                 let mut stream = TcpStream::connect(harness.address()).await.unwrap();
                 stream.set_nodelay(true).unwrap();
@@ -163,7 +163,7 @@ fn a_load_balancer_tells_who_connected() {
                     }
                 }
                 let mut answer = Vec::new();
-                // Who is closed with what was sent unread is reset.
+                // A connection that is closed with unread bytes is reset.
                 let _ = stream.read_to_end(&mut answer).await;
                 let answer = String::from_utf8(answer).unwrap();
                 assert_eq!(
@@ -290,7 +290,7 @@ fn a_body_that_does_not_go_on_is_answered_408() {
         let backend = Backend::echo();
         let document = forward_to(backend.address);
         let harness = Harness::start(&with_listener("limits: {body_timeout: 2s}", &document));
-        // Who sends slowly, but goes on, has the time it takes.
+        // A client that sends slowly, but steadily, is not cut off.
         let slow = async {
             let mut stream = TcpStream::connect(harness.address()).await.unwrap();
             let head = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 8\r\n\r\n";
@@ -352,7 +352,7 @@ routes:
             ("x_client-cert_subject", "CN=admin"),
             ("x_consumer_username", "admin"),
             ("x_forwarded_for", "10.0.0.1"),
-            // By which a target that takes `_` for `-` would see another end of the body.
+            // A target that takes `_` for `-` would see another end of the body.
             ("transfer_encoding", "chunked"),
             ("content_length", "4242"),
         ] {
@@ -426,7 +426,7 @@ fn the_host_that_a_target_names_counts_for_all() {
             let answer = raw(harness.address(), request.as_bytes()).await;
             assert_eq!(answer.split("\r\n\r\n").nth(1), Some(expected), "{target} {host}");
         }
-        // HTTP/2 has no Host header, but rules about it hold all the same.
+        // HTTP/2 has no Host header, but the same rules apply.
         let mut client = Client::connect_http2(harness.address()).await;
         let request = Request::get("/").header("host", "c").body(full("")).unwrap();
         assert_eq!(client.send(request).await.text(), "by header c");

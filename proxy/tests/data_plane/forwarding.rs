@@ -20,7 +20,7 @@ use crate::wire::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, frame, literal
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body that is fed frame by frame.
+/// A body that the test sends frame by frame.
 fn fed() -> (mpsc::Sender<Result<Frame<Bytes>, BoxError>>, AnyBody) {
     let (sender, receiver) = mpsc::channel(1);
     (sender, StreamBody::new(ReceiverStream::new(receiver)).boxed())
@@ -79,7 +79,7 @@ routes:
                     assert_eq!(told("content-length"), length, "{wire:?} {method} {path}");
                 }
             }
-            // All of them were ended, and none given up.
+            // All of them have completed, and none was given up.
             let metrics = crate::telling::metrics(&harness);
             assert!(!metrics.contains(r#"flags="DC""#), "{metrics}");
         }
@@ -192,7 +192,7 @@ fn answers_without_a_body_stay_without() {
                 assert_eq!(found, length, "{method} {path}");
             }
         }
-        // One for each client at most, for they may be on two workers: the connections stay in step.
+        // There is one per client at most, because they may be on two workers: the connections can be reused.
         assert!(backend.connections() <= 2);
     });
 }
@@ -200,7 +200,7 @@ fn answers_without_a_body_stay_without() {
 #[test]
 fn bodies_stream_both_ways_as_they_come() {
     block_on(async {
-        // Answers each chunk before the next is sent.
+        // The backend answers each chunk before the next is sent.
         let backend = Backend::start(|request| async move {
             let (sender, body) = fed();
             tokio::spawn(async move {
@@ -219,7 +219,7 @@ fn bodies_stream_both_ways_as_they_come() {
             for method in ["POST", "GET"] {
                 let (sender, body) = fed();
                 let request = Request::builder().method(method).uri("/").body(body).unwrap();
-                // hyper's client takes a GET to have no body unless it is told.
+                // hyper's client assumes that a GET has no body unless told otherwise.
                 let mut request = request;
                 if let Client::Http1(_) = client {
                     request.headers_mut().insert("transfer-encoding", "chunked".parse().unwrap());
@@ -243,7 +243,7 @@ fn bodies_stream_both_ways_as_they_come() {
 fn trailers_that_http2_does_not_have_hold_up_nothing() {
     block_on(async {
         use crate::harness::{Wire, forward_over};
-        // Those of a client of HTTP/1.1 to a target of HTTP/2.
+        // Trailers pass from a client of HTTP/1.1 to a target of HTTP/2.
         let backend = Backend::speaking(Wire::Http2, |request| async move {
             let body = request.into_body().collect().await.unwrap();
             let names: Vec<_> = body.trailers().unwrap().keys().map(ToString::to_string).collect();
@@ -254,7 +254,7 @@ fn trailers_that_http2_does_not_have_hold_up_nothing() {
         let trailers = "keep-alive: x\r\nproxy-connection: x\r\nte: gzip\r\nupgrade: x\r\nx-sum: 1\r\n";
         let answer = raw(harness.address(), format!("{head}1\r\nx\r\n0\r\n{trailers}\r\n").as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nx-sum"), "{answer}");
-        // Those of a target of HTTP/1.1 to a client of HTTP/2.
+        // Trailers pass from a target of HTTP/1.1 to a client of HTTP/2.
         let backend = Backend::raw(move |mut stream| async move {
             read_head(&mut stream).await.unwrap();
             let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -317,7 +317,7 @@ fn trailers_pass_both_ways() {
     });
 }
 
-/// A body without end that counts what was taken of it.
+/// A body without end that counts the bytes that are read of it.
 struct Endless(Arc<AtomicU64>);
 
 impl Body for Endless {
@@ -331,7 +331,7 @@ impl Body for Endless {
     }
 }
 
-/// How much is taken of a source in the end, while nobody reads what comes of it.
+/// The number of bytes that are read of a source in the end, while nobody reads the result.
 async fn settled(taken: &AtomicU64) -> u64 {
     let mut last = 0;
     let mut quiet = 0;
@@ -358,10 +358,10 @@ fn a_client_that_does_not_read_holds_the_upstream_back() {
         let mut stream = tokio::net::TcpStream::connect(harness.address()).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         stream.read_u8().await.unwrap();
-        // The kernel's buffers of two connections take their share, up to 6 MiB for each on loopback.
+        // The kernel's buffers of two connections take their share, up to 6 MiB each on loopback.
         let settled = settled(&taken).await;
         assert!(settled < 24 << 20, "{settled} bytes were taken");
-        // And lets go of it when the client goes.
+        // The proxy drops it when the client leaves.
         drop(stream);
         until("the connection is gone", || harness.proxy.active_connections() == 0).await;
     });
@@ -394,7 +394,7 @@ fn an_upstream_that_does_not_read_holds_the_client_back() {
 #[test]
 fn a_client_may_send_everything_before_it_reads() {
     block_on(async {
-        // Answers while it reads, more than all buffers hold.
+        // The backend answers while it reads, with more than all buffers hold.
         const SIZE: usize = 32 << 20;
         let backend = Backend::start(|request| async move {
             let (sender, body) = fed();
@@ -425,7 +425,7 @@ fn a_client_that_goes_away_takes_its_request_with_it() {
             async move {
                 read_head(&mut stream).await.unwrap();
                 came.send(()).await.unwrap();
-                // Nothing more comes; then the connection ends.
+                // Nothing more arrives; then the connection ends.
                 assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)));
                 gone.send(()).await.unwrap();
             }
@@ -639,7 +639,7 @@ fn an_answer_that_ends_early_does_not_look_whole() {
             for mut client in
                 [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
             {
-                // What is known to be broken before the head was written is not even begun.
+                // If the failure is known before the head is written, the response is not begun.
                 if let Ok(response) = client.start(Request::get("/").body(full("")).unwrap()).await {
                     assert_eq!(response.status(), 200);
                     response.into_body().collect().await.unwrap_err();
@@ -652,13 +652,13 @@ fn an_answer_that_ends_early_does_not_look_whole() {
 #[test]
 fn a_target_may_answer_before_it_has_the_whole_request() {
     block_on(async {
-        // Takes the head, refuses, and closes, while the client is still sending.
+        // The backend reads the head, refuses, and closes, while the client is still sending.
         let backend = Backend::raw(|mut stream| async move {
             read_head(&mut stream).await;
             let answer = b"HTTP/1.1 413 Too Large\r\ncontent-length: 7\r\nconnection: close\r\n\r\nrefused";
             stream.write_all(answer).await.unwrap();
             let _ = stream.shutdown().await;
-            // Reads on for a while, as servers do, so that the answer is not reset.
+            // It reads on for a while, as servers do, so that the response is not lost to a reset.
             let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
         });
         let harness = Harness::start(&forward_to(backend.address));
@@ -702,6 +702,53 @@ routes: [{{name: all, plugins: [key], forward: {{upstreams: [{{name: u}}]}}}}]
         harness.apply(&document("secret-2")).unwrap();
         assert_eq!(client.send(with("secret-1")).await.status, 401);
         assert_eq!(client.send(with("secret-2")).await.status, 200);
+    });
+}
+
+#[test]
+fn the_target_gets_each_header_about_the_consumer_once_whether_plugins_use_it_or_not() {
+    block_on(async {
+        let backend = Backend::echo();
+        let document = format!(
+            "
+upstreams: [{{name: u, targets: [{{address: '{}'}}]}}]
+plugins:
+- {{name: key, type: key-auth}}
+- {{name: limit, type: rate-limit, config: {{limit: 100}}}}
+- {{name: early, type: request-transform, order: 2000, config: {{add: {{headers: {{x-consumer-id: forged}}}}}}}}
+- {{name: late, type: request-transform, config: {{rename: {{headers: {{x-consumer-id: x-user}}}}}}}}
+consumers:
+- {{name: alice, credentials: [{{key_auth: {{key: of-alice}}}}]}}
+- {{name: bob, plugins: [late], credentials: [{{key_auth: {{key: of-bob}}}}]}}
+routes:
+- {{name: none, match: {{paths: [{{prefix: /none}}]}}, plugins: [key, limit], forward: {{upstreams: [{{name: u}}]}}}}
+- {{name: early, match: {{paths: [{{prefix: /early}}]}}, plugins: [early, key], forward: {{upstreams: [{{name: u}}]}}}}
+- {{name: late, match: {{paths: [{{prefix: /late}}]}}, plugins: [key, late], forward: {{upstreams: [{{name: u}}]}}}}
+",
+            backend.address
+        );
+        let harness = Harness::start(&document);
+        for (path, key, id, user) in [
+            ("/none", "of-alice", &["alice"][..], &[][..]),
+            ("/none", "of-bob", &[], &["bob"]),
+            ("/early", "of-alice", &["alice"], &[]),
+            // The consumer's plugin does not run after one of its type.
+            ("/early", "of-bob", &["bob"], &[]),
+            ("/late", "of-alice", &[], &["alice"]),
+        ] {
+            for mut client in
+                [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
+            {
+                let request = Request::get(path).header("apikey", key).header("x-consumer-id", "root");
+                let answer = client.send(request.body(full("")).unwrap()).await;
+                assert_eq!(answer.headers.contains_key("ratelimit-limit"), path == "/none");
+                let told = answer.json();
+                assert_eq!(header(&told, "x-consumer-id"), id, "{path} {key}");
+                assert_eq!(header(&told, "x-user"), user, "{path} {key}");
+                assert_eq!(header(&told, "x-consumer-username").len(), 1);
+                assert_eq!(header(&told, "x-credential-identifier").len(), 1);
+            }
+        }
     });
 }
 

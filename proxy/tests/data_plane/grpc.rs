@@ -1,4 +1,4 @@
-//! gRPC with a real server and a real client (tonic), and what the proxy says to one by itself.
+//! gRPC with a real server and a real client (tonic), and the local replies for it.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -141,7 +141,7 @@ fn calls_of_all_kinds_pass() {
         for text in ["hello".to_owned(), "x".repeat(2 << 20)] {
             assert_eq!(echo(&mut grpc, &text).await.unwrap(), text);
         }
-        // Trailers only, and what is not ASCII.
+        // The response has only trailers, with a message that is not ASCII.
         let status = echo(&mut grpc, "fail").await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::FailedPrecondition, "100 % wrong: \u{e4}"));
 
@@ -150,7 +150,7 @@ fn calls_of_all_kinds_pass() {
         let answer = grpc.server_streaming(request, method("Split"), codec()).await.unwrap();
         let got: Vec<String> = answer.into_inner().collect::<Result<_, _>>().await.unwrap();
         assert_eq!(got, ["one", "two", "three"]);
-        // A status behind messages.
+        // The status follows messages.
         grpc.ready().await.unwrap();
         let request = tonic::Request::new("one fail".to_owned());
         let answer = grpc.server_streaming(request, method("Split"), codec()).await.unwrap();
@@ -208,7 +208,7 @@ fn what_the_proxy_says_itself_is_a_status_of_grpc() {
                 + "plugins: [{name: key, type: key-auth}]"
         };
         for (case, document, text, code, message) in [
-            ("no route", "{}".to_owned(), "x", Code::Unimplemented, "No route takes this request."),
+            ("no route", "{}".to_owned(), "x", Code::Unimplemented, "No route matches this request."),
             ("no target", forward(nobody()), "x", Code::Unavailable, "The service cannot be reached."),
             (
                 "late",
@@ -240,20 +240,20 @@ fn what_the_proxy_says_itself_is_a_status_of_grpc() {
                 forward_over(Wire::Http1, Backend::raw(|_| async {}).address),
                 "x",
                 Code::Unavailable,
-                "The service broke off.",
+                "The service failed to respond.",
             ),
         ] {
             let harness = Harness::start(&document);
             let mut client = client(harness.address()).await;
             if case == "breaker" {
-                // That opens it.
+                // The failure opens the breaker.
                 echo(&mut client, text).await.unwrap_err();
             }
             let status = echo(&mut client, text).await.unwrap_err();
             assert_eq!(status.code(), code, "{case}: {status:?}");
             assert!(message.is_empty() || status.message() == message, "{case}: {status:?}");
         }
-        // Others get what they understand.
+        // Other clients get a response that they understand.
         let harness = Harness::start("{}");
         let mut client = Client::connect_http2(harness.address()).await;
         for (content_type, te, status) in [

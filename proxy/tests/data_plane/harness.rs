@@ -23,26 +23,27 @@ use signalbox_proxy::telemetry::access_log;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Nothing in these tests takes longer.
+/// The deadline of every wait; nothing in these tests takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Held by every test that runs, and for writing by one that runs alone.
+/// Read-locked by every running test, and write-locked by a test that runs alone.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// Runs a test that is async. The proxy's workers have threads of their own.
+/// Runs an async test. The proxy's workers have threads of their own.
 pub(crate) fn block_on<F: Future>(test: F) -> F::Output {
     let _machine = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
     run(test)
 }
 
-/// The same while no other test runs: for what takes all of the machine, so that others would miss their deadlines.
+/// Runs an async test while no other test runs: for tests that use the whole machine, so that others would miss their
+/// deadlines.
 pub(crate) fn block_on_alone<F: Future>(test: F) -> F::Output {
     let _machine = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
     run(test)
 }
 
 fn run<F: Future>(test: F) -> F::Output {
-    // Of some tests this process has both ends of thousands of connections.
+    // In some tests this process holds both ends of thousands of connections.
     static FILES: Once = Once::new();
     FILES.call_once(|| {
         let limit = getrlimit(rustix::process::Resource::Nofile);
@@ -63,14 +64,14 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A data plane, and what it serves.
+/// A data plane, and the revision that it serves.
 pub(crate) struct Harness {
     pub(crate) proxy: Arc<Proxy>,
     snapshot: Snapshot,
 }
 
 impl Harness {
-    /// With one listener `http` at a port of its own, and two workers.
+    /// Starts a data plane with one listener `http` on a port of its own, and two workers.
     pub(crate) fn start(document: &str) -> Self {
         Self::with_log(document, None)
     }
@@ -79,7 +80,7 @@ impl Harness {
         Self::with(document, |settings| settings.access_log = access_log)
     }
 
-    /// With at most `max_requests` under way in a worker.
+    /// Starts a data plane with at most `max_requests` concurrent requests per worker.
     pub(crate) fn with_limit(
         document: &str,
         access_log: Option<access_log::Sender>,
@@ -91,7 +92,7 @@ impl Harness {
         })
     }
 
-    /// With other settings.
+    /// Starts a data plane with other settings.
     pub(crate) fn with(document: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener_overrides = BTreeMap::from([("http".to_owned(), any)]);
@@ -101,6 +102,7 @@ impl Harness {
             max_requests: 1000,
             max_queue_delay: Some(Duration::from_millis(250)),
             max_connections: u64::MAX,
+            pipes: 16,
             inherited: Vec::new(),
             hands_over: false,
             access_log: None,
@@ -114,7 +116,7 @@ impl Harness {
         harness
     }
 
-    /// Serves `document` in the place of what is served.
+    /// Serves `document` in place of the current one.
     pub(crate) fn apply(&mut self, document: &str) -> Result<(), Vec<Rejected>> {
         let candidate = self.candidate(document);
         tokio::task::block_in_place(|| self.proxy.apply(&candidate))?;
@@ -122,7 +124,7 @@ impl Harness {
         Ok(())
     }
 
-    /// `document` as a revision after the one that is served. A listener `http` is added.
+    /// `document` as the next revision. A listener `http` is added.
     pub(crate) fn candidate(&self, document: &str) -> Candidate {
         let mut after: BTreeMap<ResourceKey, Arc<Resource>> = BTreeMap::new();
         let listener = document::split("{kind: listener, name: http, address: '127.0.0.1:8080'}").unwrap();
@@ -147,15 +149,15 @@ impl Harness {
         Candidate { snapshot: self.snapshot.with(id, 0, changes.clone()), changes }
     }
 
-    /// Where the listener `http` is.
+    /// The address of the listener `http`.
     pub(crate) fn address(&self) -> SocketAddr {
         self.proxy.listeners()["http"]
     }
 
-    /// How many targets there are; a name is none before it is resolved.
+    /// The number of targets; a name is none before it is resolved.
     pub(crate) fn targets(&self) -> usize {
         self.proxy.counted(|_, compiled, _, _| {
-            let upstreams = compiled.active.upstreams.iter().flatten();
+            let upstreams = compiled.active.upstreams.iter();
             upstreams.map(|upstream| upstream.members.view().targets.len()).sum()
         })
     }
@@ -165,7 +167,7 @@ impl Harness {
     }
 }
 
-/// An answer, read whole.
+/// A response that was read completely.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -202,7 +204,7 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> AnyBody {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed()
 }
 
-/// What is spoken over a connection.
+/// The protocol of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wire {
     Http1,
@@ -250,7 +252,7 @@ impl Client {
         Answer::of(self.start(request).await.expect("an answer")).await.expect("a whole answer")
     }
 
-    /// Sends a request for a path, and returns once the head of the answer has come.
+    /// Sends a request for a path, and returns once the response head has arrived.
     pub(crate) async fn start(
         &mut self,
         mut request: Request<AnyBody>,
@@ -274,10 +276,10 @@ impl Client {
     }
 }
 
-/// Sends `bytes` as they are, and returns what comes back until the proxy closes.
+/// Sends `bytes` unchanged, and returns the response up to the proxy's close.
 pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // The proxy may answer, and close, before it has all.
+    // The proxy may answer, and close, before it has read everything.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.expect("an answer that is not reset");
@@ -291,7 +293,7 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    /// Answers by `answer`, over HTTP/1.1.
+    /// Starts a backend that answers by `answer`, over HTTP/1.1.
     pub(crate) fn start<F>(answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Response<AnyBody>> + Send + 'static,
@@ -299,7 +301,7 @@ impl Backend {
         Self::speaking(Wire::Http1, answer)
     }
 
-    /// Answers by `answer`, over `wire`.
+    /// Starts a backend that answers by `answer`, over `wire`.
     pub(crate) fn speaking<F>(
         wire: Wire,
         answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
@@ -339,7 +341,8 @@ impl Backend {
         Self { address, connections }
     }
 
-    /// Answers with what it was asked: a JSON object with method, target, headers and body.
+    /// Starts a backend that describes each request in its response: a JSON object with method, target, headers and
+    /// body.
     pub(crate) fn echo() -> Self {
         Self::start(|request| async move {
             let (parts, body) = request.into_parts();
@@ -359,12 +362,12 @@ impl Backend {
         })
     }
 
-    /// Answers every request with `text`.
+    /// Starts a backend that answers every request with `text`.
     pub(crate) fn text(text: &'static str) -> Self {
         Self::start(move |_| async move { Response::new(full(text)) })
     }
 
-    /// Serves each connection by `serve`, byte by byte.
+    /// Starts a backend that serves each connection by `serve`, byte by byte.
     pub(crate) fn raw<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -384,7 +387,7 @@ impl Backend {
         Self { address, connections }
     }
 
-    /// How many connections were made to it.
+    /// The number of connections that were made to it.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
@@ -402,10 +405,10 @@ pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8(head).unwrap())
 }
 
-/// An address where nobody listens.
+/// An address on which nothing listens.
 ///
-/// Its port is below those that the kernel picks, at port 0 or for a client: such a one could be another's by the time
-/// that it is used. None is given twice.
+/// Its port is below those that the kernel picks, at port 0 or for a client: such a port could belong to another test
+/// by the time that it is used. No address is returned twice.
 pub(crate) fn nobody() -> SocketAddr {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap();
@@ -418,7 +421,7 @@ pub(crate) fn nobody() -> SocketAddr {
     }
 }
 
-/// The same to one that speaks `wire`.
+/// The same with a backend that speaks `wire`.
 pub(crate) fn forward_over(wire: Wire, backend: SocketAddr) -> String {
     let protocol = match wire {
         Wire::Http1 => "http1",

@@ -1,4 +1,4 @@
-//! HTTP/1.1 and HTTP/1.0 as clients write it, byte by byte, and what comes of what they should not write.
+//! HTTP/1.1 and HTTP/1.0 requests byte by byte, valid and malformed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ fn with_listener(fields: &str, document: &str) -> String {
     format!("{document}\nlisteners: [{{name: http, address: '{}', {fields}}}]", nobody())
 }
 
-/// Sends `bytes`, says that no more comes, and reads all that comes back.
+/// Sends `bytes`, closes the sending half, and returns the complete response.
 async fn half_closed(harness: &Harness, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(harness.address()).await.unwrap();
     stream.write_all(bytes).await.unwrap();
@@ -30,7 +30,8 @@ async fn half_closed(harness: &Harness, bytes: &[u8]) -> String {
     answer
 }
 
-/// Sends a request over HTTP/2 as these fields say, and returns the status that it is answered with; `None`: the stream is reset.
+/// Sends a request over HTTP/2 with these fields, and returns the status of the response; `None`: the stream was
+/// reset.
 async fn http2_status(harness: &Harness, fields: &[(&str, &[u8])]) -> Option<u16> {
     let mut frames = Frames::connect(harness.address(), &[]).await;
     frames.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &literals(fields))).await;
@@ -56,7 +57,7 @@ async fn http2_status(harness: &Harness, fields: &[(&str, &[u8])]) -> Option<u16
 fn what_has_come_of_an_answer_is_delivered_before_it_breaks_off() {
     block_on(async {
         let (sender, receiver) = access_log::channel(1000);
-        // Half of an answer, and the end at once.
+        // The backend sends half of a response, and closes.
         let backend = Backend::raw(|mut stream| async move {
             let head = read_head(&mut stream).await.unwrap_or_default();
             let (framing, body) = match head.split(' ').nth(1) {
@@ -177,7 +178,7 @@ routes: [{{name: api, match: {{paths: [{{prefix: /api}}, {{template: '/{{any}}'}
             assert_eq!(http2_status(&harness, &fields).await, Some(200), "{path}");
             assert_eq!(recorder.take()[0].line, line);
         }
-        // Where the whole server has moved, its root has.
+        // If the whole server has moved, its root has, too.
         let harness = Harness::start(&document(", {name: all, redirect: {host: b}}"));
         let answer = raw(harness.address(), options("*").as_bytes()).await;
         assert!(answer.contains("location: http://b/\r\n"), "{answer}");
@@ -259,7 +260,7 @@ fn a_host_that_is_none_is_refused_whoever_names_it() {
                 (":authority", host.as_bytes()),
             ];
             let status = http2_status(&harness, &fields).await;
-            // What is no authority at all h2 refuses by itself.
+            // h2 itself refuses a text that is no authority at all.
             assert!(matches!(status, None | Some(400)), "{host}: {status:?}");
         }
         assert_eq!(backend.connections(), 0);
@@ -310,7 +311,7 @@ fn sizes_that_nobody_can_have_are_refused_before_a_target_is_asked() {
 fn a_bare_cr_is_refused_at_once() {
     block_on(async {
         let backend = Backend::echo();
-        // Longer than the test may take.
+        // These are longer than the test may take.
         let limits = "limits: {header_timeout: 10m, body_timeout: 10m}";
         let harness = Harness::start(&with_listener(limits, &forward_to(backend.address)));
         let post = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -330,7 +331,7 @@ fn a_bare_cr_is_refused_at_once() {
             stream.set_nodelay(true).unwrap();
             for part in parts {
                 stream.write_all(part.as_bytes()).await.unwrap();
-                // Lets it come by itself, most of the time; it is refused either way.
+                // Yielding mostly lets it arrive separately; it is refused in both cases.
                 tokio::task::yield_now().await;
             }
             let mut answer = String::new();
@@ -363,7 +364,7 @@ fn what_clients_send_raw_in_a_target_is_percent_encoded() {
             assert!(answer.starts_with("HTTP/1.1 200 "), "{expected}: {answer}");
             assert_eq!(recorder.take()[0].line, format!("GET {expected}"));
         }
-        // A route sees the form that is sent on.
+        // A route matches the form that is sent on.
         for target in [&b"/caf\xc3\xa9"[..], b"/caf%c3%a9", b"/a|b", b"/a%7cb"] {
             let answer = raw(harness.address(), &get(target)).await;
             assert!(answer.ends_with("\r\n\r\nown"), "{answer}");
@@ -402,7 +403,7 @@ fn what_clients_send_raw_in_a_target_is_percent_encoded() {
 fn a_client_that_sends_no_more_gets_what_is_ready_but_no_target_works_for_it() {
     block_on(async {
         let (sender, receiver) = access_log::channel(100);
-        // Answers nothing, and knows when it is left.
+        // The backend answers nothing, and counts the connections that were closed.
         let left = Arc::<AtomicUsize>::default();
         let counted = Arc::clone(&left);
         let backend = Backend::raw(move |mut stream| {
@@ -445,7 +446,7 @@ routes: [{name: own, match: {paths: [{exact: /own}]}, respond: {body: own}}, {na
 #[test]
 fn a_listener_may_let_clients_that_send_no_more_wait_for_their_answer() {
     block_on(async {
-        // Answers when the proxy has had time to see that the client sends no more.
+        // The backend answers when the proxy has had time to see that the client sends no more.
         let backend = Backend::start(|request| async move {
             tokio::time::sleep(Duration::from_millis(300)).await;
             let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -463,11 +464,11 @@ fn a_listener_may_let_clients_that_send_no_more_wait_for_their_answer() {
             assert!(answer.contains(" 200 OK\r\n"), "{request:?}: {answer}");
             assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{request:?}: {answer}");
         }
-        // Two that are sent at once are both answered.
+        // Two requests that are sent at once are both answered.
         let two = "GET /1 HTTP/1.1\r\nhost: a\r\n\r\nGET /2 HTTP/1.1\r\nhost: a\r\n\r\n";
         let answer = half_closed(&harness, two.as_bytes()).await;
         assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 2, "{answer}");
-        // A body that is not whole is none.
+        // A body that is incomplete is an error.
         let half = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nhello";
         let answer = half_closed(&harness, half).await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
@@ -477,7 +478,7 @@ fn a_listener_may_let_clients_that_send_no_more_wait_for_their_answer() {
 #[test]
 fn a_slow_reader_gets_every_chunk_whole() {
     block_on(async {
-        // Each part is another, so that none can stand in the place of another.
+        // Each part is different, so that none can be mistaken for another.
         let part = |index: u32| bytes::Bytes::from(index.to_be_bytes().repeat(3_000));
         let taken = Arc::<AtomicUsize>::default();
         let counted = Arc::clone(&taken);
@@ -496,7 +497,7 @@ fn a_slow_reader_gets_every_chunk_whole() {
         let answer = client.start(http::Request::get("/").body(full("")).unwrap()).await.unwrap();
         assert!(!answer.headers().contains_key("content-length"));
         let mut body = answer.into_body();
-        // Then the kernel takes no more at once, and what is written is written in parts.
+        // Then the kernel's buffer is full, and bytes are written in parts.
         let (mut last, mut same) = (0, 0);
         until("the target is held back", || {
             let now = taken.load(Ordering::Relaxed);
@@ -516,7 +517,7 @@ fn a_slow_reader_gets_every_chunk_whole() {
 #[test]
 fn the_body_of_an_old_request_takes_nothing_of_the_next() {
     block_on(async {
-        // Answers at once, whatever comes of the body.
+        // The backend answers at once, without waiting for the body.
         let backend = Backend::raw(|mut stream| async move {
             while read_head(&mut stream).await.is_some() {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
@@ -531,11 +532,82 @@ fn the_body_of_an_old_request_takes_nothing_of_the_next() {
             stream.write_all(one.as_bytes()).await.unwrap();
             let head = read_head(&mut stream).await.unwrap();
             assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-            // What follows is the body, and then either a request or nothing at all.
+            // The next bytes are the body, followed by a request or by nothing.
             let _ = stream.write_all(b"GET /GET /2 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
             let mut rest = String::new();
             let _ = stream.read_to_string(&mut rest).await;
             assert!(rest == "ok" || rest.starts_with("okHTTP/1.1 200 "), "{rest}");
+        }
+    });
+}
+
+/// Reads an answer until `end`.
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut answer = Vec::new();
+    while !answer.ends_with(end.as_bytes()) {
+        answer.push(stream.read_u8().await.unwrap_or_else(|error| {
+            panic!("{error} behind {:?}", String::from_utf8_lossy(&answer));
+        }));
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn an_answer_before_the_request_is_through_says_that_the_connection_ends_or_it_goes_on() {
+    block_on(async {
+        // Answers as soon as there is a head.
+        let backend = Backend::raw(|mut stream| async move {
+            let head = read_head(&mut stream).await.unwrap_or_default();
+            let (status, framing, body) = match head.split(' ').nth(1) {
+                Some("/refused") => ("403 Forbidden", "transfer-encoding: chunked", "2\r\nno\r\n0\r\n\r\n"),
+                Some("/empty") => ("200 OK", "content-length: 0", ""),
+                Some("/short") => ("200 OK", "content-length: 5", "short"),
+                _ => ("200 OK", "transfer-encoding: chunked", "4\r\nlong\r\n0\r\n\r\n"),
+            };
+            let answer = format!("HTTP/1.1 {status}\r\n{framing}\r\n\r\n{body}");
+            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        });
+        let harness = Harness::start(&forward_to(backend.address));
+        for framing in ["content-length: 100000", "transfer-encoding: chunked"] {
+            let chunk = if framing.starts_with('c') {
+                "x".repeat(50_000)
+            } else {
+                format!("c350\r\n{}\r\n", "x".repeat(50_000))
+            };
+            let last = if framing.starts_with('c') { "" } else { "0\r\n\r\n" };
+            for path in ["/refused", "/empty", "/short"] {
+                let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+                let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n");
+                stream.write_all(format!("{head}{chunk}").as_bytes()).await.unwrap();
+                let answer = read_until(&mut stream, "\r\n\r\n").await;
+                assert!(answer.contains("connection: close\r\n"), "{framing} {path}: {answer}");
+                // The client gets all of the answer although it goes on sending.
+                stream.write_all(format!("{chunk}{last}").as_bytes()).await.unwrap();
+                let mut rest = String::new();
+                stream.read_to_string(&mut rest).await.expect("an end that is no reset");
+                let expected = match path {
+                    "/refused" => "2\r\nno\r\n0\r\n\r\n",
+                    "/short" => "short",
+                    _ => "",
+                };
+                assert_eq!(rest, expected, "{framing} {path}");
+            }
+            // An answer of unknown length may go on while the request does, so that the connection does, too.
+            let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+            for round in 0..3 {
+                let head = format!("POST /long HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n");
+                stream.write_all(format!("{head}{chunk}").as_bytes()).await.unwrap();
+                let answer = read_until(&mut stream, "0\r\n\r\n").await;
+                assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{framing} {round}: {answer}");
+                assert!(!answer.contains("connection: close"), "{framing} {round}: {answer}");
+                stream.write_all(format!("{chunk}{last}").as_bytes()).await.unwrap();
+            }
+            // A body that does not come to its end is not waited for.
+            let head = "POST /long HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            read_until(&mut stream, "0\r\n\r\n").await;
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
         }
     });
 }

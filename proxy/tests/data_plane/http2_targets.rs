@@ -1,4 +1,4 @@
-//! Connections to targets that speak HTTP/2: how many there are, and how they end.
+//! Connections to HTTP/2 targets: their number, and their ends.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,17 +16,17 @@ use tokio::sync::Semaphore;
 
 use crate::harness::{Backend, Client, Harness, Wire, block_on, forward_over, full, raw, until};
 
-/// A request of HTTP/2 is met with this.
+/// The reaction to a request over HTTP/2.
 #[derive(Debug, Clone, Copy)]
 enum Reaction {
     Answer,
     /// `REFUSED_STREAM`.
     Refuse,
-    /// `GOAWAY`: nothing after this stream was looked at. Then the connection ends.
+    /// `GOAWAY`: no stream after this one was processed. Then the connection ends.
     GoAway(u32),
     /// The connection ends.
     Close,
-    /// From now on nothing, not even to pings.
+    /// The target answers nothing from now on, not even pings.
     FallSilent,
 }
 
@@ -48,7 +48,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Serves a connection frame by frame; its requests meet what `next` says.
+/// Serves a connection frame by frame; `next` returns the reaction to each request.
 async fn react(mut stream: TcpStream, next: impl Fn() -> Reaction) {
     let mut preface = [0; 24];
     let _ = stream.read_exact(&mut preface).await;
@@ -83,7 +83,7 @@ async fn react(mut stream: TcpStream, next: impl Fn() -> Reaction) {
     }
 }
 
-/// A backend whose requests meet `reactions` in turn, over whichever connection they come; and how many came.
+/// A backend that reacts to requests with `reactions` in turn, over any connection; and the number of requests.
 fn reacting(reactions: &[Reaction]) -> (Backend, Arc<AtomicUsize>) {
     let reactions = Arc::new(Mutex::new(VecDeque::from(reactions.to_vec())));
     let met = Arc::<AtomicUsize>::default();
@@ -107,13 +107,13 @@ fn what_the_target_has_surely_not_seen_is_sent_again() {
             ("POST", &[Answer, Refuse, Answer], 200, 2),
             ("POST", &[Answer, GoAway(1), Answer], 200, 2),
             ("POST", &[Answer, GoAway(1), Refuse, Answer], 200, 3),
-            // It may have been seen.
+            // The target may have seen it.
             ("POST", &[Answer, GoAway(3), Answer], 502, 1),
             ("POST", &[Answer, Close, Answer], 502, 1),
-            // It may be seen twice; a connection that never answered is not used again, though.
+            // It may be sent twice; but a connection that never answered is not reused.
             ("GET", &[Answer, Close, Answer], 200, 2),
             ("GET", &[Answer, Close, Close, Answer], 502, 2),
-            // Somebody has to give up.
+            // The number of repetitions is limited.
             ("POST", &[Answer, Refuse, Refuse, Refuse, Refuse, Answer], 502, 5),
         ] {
             let (backend, met) = reacting(reactions);
@@ -142,7 +142,7 @@ fn a_target_that_is_silent_is_asked_and_given_up() {
     });
 }
 
-/// Answers when it is allowed to; counts what waits.
+/// A backend that answers when it is allowed to, and counts the waiting requests.
 fn waiting(max_streams: Option<u32>) -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
     let allowed = Arc::new(Semaphore::new(0));
     let waits = Arc::<AtomicUsize>::default();
@@ -179,7 +179,8 @@ fn requests_share_connections_as_far_as_the_target_lets_them() {
             for round in 0..2 {
                 let begin = |running: &mut tokio::task::JoinSet<_>| {
                     let mut client = Client::Http2(sender.clone());
-                    // On a busy machine the proxy may shed some. Asked again at once, by all of them, it would go on to.
+                    // On a busy machine the proxy may shed some requests. If all were repeated at once, it would go on
+                    // shedding.
                     running.spawn(async move {
                         loop {
                             match client.get("/").await.status {
@@ -189,7 +190,7 @@ fn requests_share_connections_as_far_as_the_target_lets_them() {
                         }
                     });
                 };
-                // The first tells what the target allows.
+                // The first request reveals the target's limit.
                 if round == 0 {
                     begin(&mut running);
                     until("the first has come", || waits.load(Ordering::Relaxed) == 1).await;
@@ -211,7 +212,7 @@ fn requests_share_connections_as_far_as_the_target_lets_them() {
     });
 }
 
-/// To targets that speak HTTP/2, with these limits.
+/// A document with targets that speak HTTP/2, with these limits.
 fn limited(targets: &[std::net::SocketAddr], limits: &str) -> String {
     let targets: Vec<_> = targets.iter().map(|target| format!("{{address: '{target}'}}")).collect();
     format!(
@@ -223,10 +224,10 @@ routes: [{{name: all, forward: {{upstreams: [{{name: u}}]}}}}]
     )
 }
 
-/// How many requests wait for a connection.
+/// The number of requests that wait for a connection.
 fn awaited(harness: &Harness) -> u32 {
     harness.proxy.counted(|_, compiled, _, _| {
-        compiled.active.upstreams.iter().flatten().map(|upstream| upstream.load.awaited()).sum()
+        compiled.active.upstreams.iter().map(|upstream| upstream.transport.load.awaited()).sum()
     })
 }
 
@@ -241,7 +242,7 @@ fn requests_wait_for_room_where_there_may_be_no_more_connections() {
             let mut client = Client::Http2(sender.clone());
             tokio::spawn(async move { client.get("/").await.status })
         };
-        // The first tells what the target allows.
+        // The first request reveals the target's limit.
         allowed.add_permits(1);
         assert_eq!(ask().await.unwrap(), 200);
         let _ = allowed.acquire().await.map(tokio::sync::SemaphorePermit::forget);
@@ -283,7 +284,7 @@ fn all_who_wait_share_the_connection_that_one_of_them_makes() {
             let mut client = Client::Http2(sender.clone());
             tokio::spawn(async move { client.get("/").await.status })
         };
-        // Those to the other target wait.
+        // The requests to the other target wait.
         let mut running = Vec::new();
         while held.load(Ordering::Relaxed) == 0 {
             running.push(ask());
@@ -306,7 +307,7 @@ fn all_who_wait_share_the_connection_that_one_of_them_makes() {
 fn idle_connections_are_given_up_for_who_waits() {
     block_on(async {
         let answering = || Backend::speaking(Wire::Http2, |_| async { Response::new(full("ok")) });
-        // Those to another target, and those of another worker.
+        // The cases are: another target, and another worker.
         for (targets, pending, workers) in [(2, 0, 1), (1, 4, 2), (2, 4, 2)] {
             let targets: Vec<_> = (0..targets).map(|_| answering()).collect();
             let addresses: Vec<_> = targets.iter().map(|target| target.address).collect();
@@ -356,7 +357,7 @@ fn one_client_that_takes_nothing_holds_up_nobody_else() {
             }
         });
         let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
-        // All at one worker: over one connection.
+        // All requests are on one worker, because they share one connection.
         let Client::Http2(sender) = Client::connect_http2(harness.address()).await else { unreachable!() };
         let mut held = Vec::new();
         for _ in 0..20 {
@@ -364,7 +365,7 @@ fn one_client_that_takes_nothing_holds_up_nobody_else() {
             held.push(client.start(Request::get("/large").body(full("")).unwrap()).await.expect("a head"));
         }
         tokio::time::timeout(Duration::from_secs(5), async {
-            // The client's own connection is full by now, so others ask.
+            // The client's own connection is full by now, so other clients send.
             for _ in 0..20 {
                 assert_eq!(harness.get("/").await.text(), "small");
             }
@@ -378,7 +379,7 @@ fn one_client_that_takes_nothing_holds_up_nobody_else() {
 #[test]
 fn connections_that_finish_old_streams_leave_room_for_new_ones() {
     block_on(async {
-        // Each connection takes two requests, and is then to be left; the first one's answer never ends.
+        // Each connection accepts two requests, and then a GOAWAY; the first one's response never ends.
         let backend = Backend::raw(|mut stream| async move {
             let mut preface = [0; 24];
             let _ = stream.read_exact(&mut preface).await;

@@ -8,14 +8,14 @@ use tokio::net::TcpStream;
 
 use crate::harness::{Backend, Client, Harness, Wire, block_on, forward_to, full, raw, until};
 
-/// With a listener of these limits.
+/// A document with a listener of these limits.
 fn limited(limits: &str, backend: std::net::SocketAddr) -> String {
     format!("{}\nlisteners: [{{name: small, address: '127.0.0.1:0', limits: {limits}}}]", forward_to(backend))
 }
 
 /// A harness whose listener `http` has `limits`.
 fn start(limits: &str, backend: std::net::SocketAddr) -> Harness {
-    // A port for a moment, for documents have none that any port would do for.
+    // The port is reserved only briefly, because documents cannot ask for any free port.
     let address = crate::harness::nobody();
     let document = limited(limits, backend).replace("127.0.0.1:0", &address.to_string());
     Harness::start(&document)
@@ -93,7 +93,7 @@ fn a_head_that_does_not_come_in_time_is_answered_408() {
             assert_eq!(status_and_problem(&answer).0, 408);
             assert!(began.elapsed() >= Duration::from_secs(1));
         };
-        // Both where the protocol is not known yet, and where it is; on a new connection and on one that was used.
+        // The cases are: before and after the protocol is known; on a new and on a used connection.
         tokio::join!(
             begin("", "P"),
             begin("", "GET / HTT"),
@@ -148,7 +148,7 @@ fn a_body_beyond_the_limit_is_answered_413() {
 fn a_request_that_takes_too_long_is_answered_504() {
     block_on(async {
         let backend = Backend::raw(|mut stream| async move {
-            // Reads, and says nothing.
+            // The target reads, and sends nothing.
             while matches!(stream.read(&mut [0; 100]).await, Ok(1..)) {}
         });
         let document = forward_to(backend.address).replace("forward: {", "forward: {timeout: 100ms, ");
@@ -156,7 +156,7 @@ fn a_request_that_takes_too_long_is_answered_504() {
         for mut client in
             [Client::connect(harness.address()).await, Client::connect_http2(harness.address()).await]
         {
-            // And the connection goes on after it.
+            // The connection remains usable afterwards.
             for _ in 0..2 {
                 let began = Instant::now();
                 let answer = client.get("/").await;
@@ -218,7 +218,7 @@ fn a_client_that_does_not_take_its_answer_in_time_is_left() {
         assert_eq!(&begun, b"HTTP/1.1 200");
         expect_line("HTTP/1.1").await;
         until("the connection is closed", || harness.proxy.active_connections() == 0).await;
-        // Of HTTP/2 only the stream is given up.
+        // Over HTTP/2 only the stream is reset.
         let mut client = Client::connect_http2(harness.address()).await;
         let response = client.start(Request::get("/").body(full("")).unwrap()).await.unwrap();
         assert_eq!(response.status(), 200);
@@ -263,7 +263,7 @@ fn the_limits_of_heads_are_those_of_the_listener() {
     block_on(async {
         let backend = Backend::echo();
         let harness = start("{header_count: 20, header_size: 8KiB}", backend.address);
-        // However a client splits its cookies they are one field.
+        // However a client splits its cookies, they count as one field.
         let mut request = Request::get("/").body(full("")).unwrap();
         for number in 0..40 {
             request.headers_mut().append("cookie", format!("c{number}=x").parse().unwrap());
@@ -279,7 +279,7 @@ fn the_limits_of_heads_are_those_of_the_listener() {
                     let name: http::HeaderName = format!("x-{number}").parse().unwrap();
                     request.headers_mut().insert(name, "y".repeat(size).parse().unwrap());
                 }
-                // Over HTTP/2 a head that is much too large may end as a reset of its stream.
+                // Over HTTP/2 a head that is much too large may end in a reset of its stream.
                 let got = match client.start(request).await {
                     Ok(answer) => answer,
                     Err(_) if size == 6_000 => continue,

@@ -1,5 +1,5 @@
-//! The data plane with real sockets: configuration goes in by [`DataPlane::apply`], requests by clients, and backends
-//! answer them.
+//! The data plane with real sockets: the tests apply configuration by [`DataPlane::apply`], clients send requests, and
+//! backends answer them.
 //!
 //! [`DataPlane::apply`]: signalbox_proxy::source::DataPlane::apply
 
@@ -16,8 +16,11 @@ mod grpc;
 mod harness;
 mod http1;
 mod http2_targets;
+mod large_bodies;
 mod limits;
 mod memory;
+#[path = "../../../tests/shared/ocsp.rs"]
+mod ocsp;
 mod overload;
 mod pairings;
 mod process;

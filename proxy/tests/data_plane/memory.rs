@@ -1,4 +1,4 @@
-//! What large and slow bodies take of memory.
+//! The memory that large and slow bodies cost.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 
 use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, forward_over, full, until};
 
-/// How many bytes the backend was asked for, of a body that has no end.
+/// A body without end that counts the bytes that are read of it.
 fn endless(taken: std::sync::Arc<std::sync::atomic::AtomicU64>) -> AnyBody {
     let part = Bytes::from(vec![b'x'; 16 << 10]);
     let parts = tokio_stream::StreamExt::map(tokio_stream::iter(0..6400), move |_| {
@@ -18,7 +18,7 @@ fn endless(taken: std::sync::Arc<std::sync::atomic::AtomicU64>) -> AnyBody {
     http_body_util::StreamBody::new(parts).boxed()
 }
 
-/// Waits until `count` does not grow any more.
+/// Waits until `count` no longer grows.
 async fn settled(count: &std::sync::atomic::AtomicU64) -> u64 {
     let mut last = u64::MAX;
     let mut same = 0;
@@ -31,8 +31,8 @@ async fn settled(count: &std::sync::atomic::AtomicU64) -> u64 {
     last
 }
 
-/// The kernel's buffers on both sides of the proxy, the windows of HTTP/2, and what the proxy and its peers hold: whatever
-/// is in between, it is little of 100 MiB.
+/// The kernel's buffers on both sides of the proxy, the windows of HTTP/2, and the buffers of the proxy and its peers:
+/// all of it is a small part of 100 MiB.
 const AT_MOST: u64 = 24 << 20;
 
 #[test]
@@ -40,7 +40,7 @@ fn who_does_not_take_holds_back_who_sends() {
     block_on(async {
         for (from, to) in Wire::BOTH.into_iter().flat_map(|from| Wire::BOTH.map(|to| (from, to))) {
             let taken = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
-            // A fast answer, and a client that does not read it.
+            // The response is fast, and the client does not read it.
             let given = std::sync::Arc::clone(&taken);
             let backend = Backend::speaking(to, move |request| {
                 let body = endless(std::sync::Arc::clone(&given));
@@ -48,7 +48,7 @@ fn who_does_not_take_holds_back_who_sends() {
                     if request.uri().path() == "/down" {
                         return Response::new(body);
                     }
-                    // Holds on to the request without reading it.
+                    // The backend holds the request without reading it.
                     let _held = request;
                     std::future::pending().await
                 }
@@ -59,7 +59,7 @@ fn who_does_not_take_holds_back_who_sends() {
             let held = settled(&taken).await;
             assert!(held < AT_MOST, "{from:?} to {to:?}: {held} of the answer");
             drop((answer, client));
-            // A fast client, and a target that does not read.
+            // The client is fast, and the target does not read.
             let sent = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
             let mut client = Client::speaking(from, harness.address()).await;
             let request = Request::post("/up").body(endless(std::sync::Arc::clone(&sent))).unwrap();
@@ -92,7 +92,7 @@ fn an_upload_that_is_not_taken_holds_up_no_other_of_its_connection() {
         let _stalled = tokio::spawn(async move {
             stalled.start(Request::post("/stalled").body(body).unwrap()).await.is_ok()
         });
-        // What the kernel, the proxy and the stream's window take is full.
+        // The buffers of the kernel and the proxy, and the stream's window, are full.
         until("some was taken", || sent.load(std::sync::atomic::Ordering::Relaxed) > 1 << 20).await;
         settled(&sent).await;
         let request = Request::post("/taken").body(full(vec![b'x'; 3 << 20])).unwrap();

@@ -11,7 +11,7 @@ use tokio::task::{JoinSet, LocalSet};
 use crate::harness::{Client, block_on_alone};
 use crate::process::Process;
 
-/// A route that takes the proxy the longer the more plugins it has: each reads the body, changes and writes it.
+/// A route whose cost grows with the number of its plugins: each reads, changes and writes the body.
 fn costly(plugins: u32) -> String {
     let names: Vec<_> = (0..plugins).map(|number| format!("p{number}")).collect();
     let plugins: Vec<_> = names
@@ -33,8 +33,9 @@ async fn start(plugins: u32, max_queue_delay: &str) -> Process {
     Process::start(&costly(plugins), &["--workers", "1", "--max-queue-delay", max_queue_delay]).await
 }
 
-/// A proxy whose route takes as long as it may, so that it is the proxy that has too much to do and not this process, but not so
-/// long that it answers too few to be judged by; and how many plugins the route has, and how many requests a second it answers.
+/// A proxy whose route costs as much as possible, so that the proxy is the bottleneck and not this process, but little
+/// enough that there are enough responses to judge by. Returns it with the number of plugins and its capacity in
+/// requests per second.
 async fn calibrated() -> (Process, u32, f64) {
     let mut plugins = 32;
     loop {
@@ -54,23 +55,23 @@ fn request() -> Rc<[u8]> {
     format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes().into()
 }
 
-/// What became of requests.
+/// The results of requests.
 #[derive(Default)]
 struct Seen {
-    /// All of them.
+    /// The number of all requests.
     sent: Cell<usize>,
-    /// From when each was due.
+    /// The time from when each answered request was due.
     answered: RefCell<Vec<Duration>>,
     refused: RefCell<Vec<Duration>>,
-    /// Connections that are free.
+    /// The free connections.
     idle: RefCell<Vec<TcpStream>>,
 }
 
-/// A proxy takes a moment to notice that there is too much to do: what came before has waited for long.
+/// A proxy needs a moment to detect overload: earlier requests have waited for long.
 const NOTICED: Duration = Duration::from_millis(1500);
 
 impl Seen {
-    /// How many were answered so soon that their users were still there.
+    /// The number of responses that arrived before the user gave up.
     fn in_time(&self) -> usize {
         self.answered.borrow().iter().filter(|took| **took < Duration::from_secs(1)).count()
     }
@@ -83,7 +84,7 @@ fn p99(times: &RefCell<Vec<Duration>>) -> Duration {
     times.get(index).copied().unwrap_or_default()
 }
 
-/// Sends a request; the head of its answer.
+/// Sends a request; returns the response head.
 async fn ask(stream: &mut TcpStream, request: &[u8]) -> Option<String> {
     stream.write_all(request).await.ok()?;
     let mut answer = Vec::new();
@@ -98,7 +99,7 @@ async fn ask(stream: &mut TcpStream, request: &[u8]) -> Option<String> {
     }
 }
 
-/// How many requests a second are answered to clients that ask again and again.
+/// The number of requests per second that are answered to clients that repeat them without a pause.
 async fn capacity(address: SocketAddr) -> f64 {
     const TIME: Duration = Duration::from_secs(1);
     let (request, end) = (request(), Instant::now() + TIME);
@@ -118,8 +119,8 @@ async fn capacity(address: SocketAddr) -> f64 {
     f64::from(clients.join_all().await.into_iter().sum::<i32>()) / TIME.as_secs_f64()
 }
 
-/// Sends `rate` requests a second for `time`, whether answers come or not, each over a connection that is free or a new one; then
-/// waits another `patience` for answers. Tells of those that were due after `since`.
+/// Sends `rate` requests per second for `time`, independently of responses, each over a free connection or a new one;
+/// then waits another `patience` for responses. Returns the results of those that were due after `since`.
 async fn offer(
     address: SocketAddr,
     rate: f64,
@@ -160,8 +161,8 @@ async fn offer(
     seen
 }
 
-/// Loads two proxies, one that sheds and one that does not, with `factor` times what they can do, at the same time: whatever else
-/// the machine does, it does to both. Says whether and how they differ.
+/// Loads two proxies, one that sheds and one that does not, with `factor` times their capacity, at the same time, so
+/// that the machine's other load affects both. Returns true if they differ as they should, and a description.
 async fn compare(factor: f64) -> (bool, String) {
     let (sheds, plugins, capacity) = calibrated().await;
     let waits = start(plugins, "0s").await;
@@ -182,7 +183,7 @@ async fn compare(factor: f64) -> (bool, String) {
         p99(&waited.answered),
     );
     assert!(waited.refused.borrow().is_empty(), "{told}");
-    // Where the machine is so busy that the load comes late itself, that adds to both.
+    // If the machine is so busy that the load itself is late, that adds to both.
     let (longest, bound) = (p99(&waited.answered), p99(&waited.answered) * 7 / 10);
     let differ = longest > Duration::from_secs(1)
         && !shed.refused.borrow().is_empty()
@@ -202,7 +203,7 @@ async fn compare(factor: f64) -> (bool, String) {
 fn beyond_what_it_can_do_it_refuses_at_once_and_answers_the_rest_in_bounded_time() {
     block_on_alone(LocalSet::new().run_until(async {
         let mut told = Vec::new();
-        // On a machine that has much else to do, a load may turn out not to be too much, or the proxy may be stopped meanwhile.
+        // On a busy machine, a load may turn out to be no overload, or the proxy may be paused meanwhile.
         for factor in [2.5, 4.0, 4.0] {
             let (differ, one) = compare(factor).await;
             if differ {

@@ -1,4 +1,4 @@
-//! What holds whichever of HTTP/1.1 and HTTP/2 the client speaks, and whichever the target.
+//! Facts that hold for every pairing of HTTP/1.1 and HTTP/2 on the client's and the target's side.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use crate::harness::{Answer, AnyBody, Backend, Client, Harness, Wire, block_on, 
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the backend sees of requests that end early.
+/// The backend's view of requests that end early.
 #[derive(Default)]
 struct Seen {
-    /// The body of a request broke off.
+    /// The body of a request ended early.
     request_broke: AtomicBool,
-    /// The body of an answer was let go of before its end.
+    /// The body of a response was dropped before its end.
     answer_dropped: AtomicBool,
     bytes: AtomicU64,
-    /// The client has what was sent so far.
+    /// The client has received everything that was sent so far.
     taken: Notify,
 }
 
@@ -40,7 +40,7 @@ impl Drop for NoteDrop {
 async fn serve(request: Request<Incoming>, seen: Arc<Seen>) -> Response<AnyBody> {
     let (head, mut body) = request.into_parts();
     match head.uri.path() {
-        // What it got, and its trailers.
+        // The response is the received body, with its trailers.
         "/echo" => {
             let method = head.method.to_string();
             let large = head.headers.get("x-large").cloned();
@@ -69,7 +69,7 @@ async fn serve(request: Request<Incoming>, seen: Arc<Seen>) -> Response<AnyBody>
             let end = HeaderMap::from_iter([("x-end".parse().unwrap(), "1".parse().unwrap())]);
             let frames =
                 body.into_data_stream_with_trailers().chain(tokio_stream::once(Ok(Frame::trailers(end))));
-            // Trailers come once: those of the request, if it has any.
+            // Trailers are sent once: those of the request, if it has any.
             let mut trailed = false;
             let frames = frames.filter(move |frame: &Result<Frame<Bytes>, BoxError>| {
                 let had = trailed;
@@ -222,7 +222,7 @@ fn streamed_bodies_and_trailers_pass_both_ways() {
                     .unwrap();
                 let (answer, ()) = tokio::join!(
                     async {
-                        // The answer begins before the request ends, and comes part by part.
+                        // The response begins before the request ends, and arrives part by part.
                         let answer = client.start(request).await.expect("an answer");
                         Answer::of(answer).await.expect("a whole answer")
                     },
@@ -272,7 +272,7 @@ fn answers_without_a_body_keep_their_length() {
             let mut client = pair.client().await;
             for (method, path, status, length) in [
                 ("HEAD", "/length", 200, Some("5")),
-                // hyper leaves a length out here, and need not say one.
+                // hyper omits the length here, and need not send one.
                 ("GET", "/unchanged", 304, None),
                 ("HEAD", "/unchanged", 304, None),
                 ("GET", "/none", 204, None),
@@ -302,7 +302,7 @@ fn an_early_answer_passes_though_the_request_goes_on() {
             let answer = client.start(Request::post("/early").body(body).unwrap()).await.expect("an answer");
             let answer = Answer::of(answer).await.expect("a whole answer");
             assert_eq!((answer.status, answer.text()), (403, "no"), "{}", pair.name());
-            // Nobody is left waiting: the next request is answered.
+            // Nothing is left hanging: the next request is answered.
             let answer = pair.client().await.get("/length").await;
             assert_eq!(answer.text(), "hello", "{}", pair.name());
         }
@@ -330,7 +330,7 @@ fn a_target_that_breaks_off_is_seen_by_the_client() {
 fn a_client_that_breaks_off_is_seen_by_the_target() {
     block_on(async {
         for pair in Pair::all() {
-            // While it reads the answer.
+            // The client leaves while it reads the response.
             let mut client = pair.client().await;
             let mut answer =
                 client.start(Request::get("/endless").body(full("")).unwrap()).await.expect("a head");
@@ -338,7 +338,7 @@ fn a_client_that_breaks_off_is_seen_by_the_target() {
             drop(answer);
             drop(client);
             until("the target may stop answering", || pair.seen.answer_dropped.load(Ordering::Relaxed)).await;
-            // While it sends the request.
+            // The client leaves while it sends the request.
             let mut client = pair.client().await;
             let (sender, body) = fed();
             let request = Request::post("/swallow").body(body).unwrap();

@@ -1,4 +1,4 @@
-//! The program itself.
+//! The proxy's program.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Runs a file with a listener `http`, and what `document` begins with, and waits until it serves.
+    /// Runs a file with a listener `http` and the given `document`, and waits until it serves.
     pub(crate) async fn start(document: &str, more: &[&str]) -> Self {
         Self::start_by(Command::new(PROGRAM), document, more).await
     }
@@ -43,7 +43,7 @@ impl Process {
         process
     }
 
-    /// Where it tells of itself.
+    /// The address of the admin server.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin
     }
@@ -52,14 +52,14 @@ impl Process {
         self.child.id()
     }
 
-    /// The same, with at most so many open files.
+    /// Starts a proxy with a limit on open files.
     async fn limited(document: &str, files: u64) -> Self {
         let mut command = Command::new("prlimit");
         command.args([&format!("--nofile={files}:{files}"), PROGRAM]);
         Self::start_by(command, document, &[]).await
     }
 
-    /// Starts another one with the same addresses.
+    /// Starts another proxy with the same addresses.
     fn successor(&self, document: &str, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.yaml");
@@ -69,14 +69,14 @@ impl Process {
         Self { child, address: self.address, admin: self.admin, _dir: dir }
     }
 
-    /// The most memory it had at once, bytes.
+    /// The process's peak memory, in bytes.
     pub(crate) fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
     }
 
-    /// CPU time that it has used, user and system.
+    /// The CPU time that the process has used, user and system.
     pub(crate) fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let (_, fields) = stat.rsplit_once(") ").unwrap();
@@ -222,7 +222,8 @@ fn a_drain_loses_no_request() {
         for index in 0..12 {
             let (ended, answered) = (Arc::clone(&ended), Arc::clone(&answered));
             clients.spawn(async move {
-                // Until connections are refused. Who was told that the connection ends opens another.
+                // Clients ask until connections are refused. A client that was told that the connection ends opens
+                // another.
                 loop {
                     let began = Instant::now();
                     let Ok(stream) = TcpStream::connect(address).await else { return };
@@ -230,7 +231,7 @@ fn a_drain_loses_no_request() {
                         drop(stream);
                         http2_until_goaway(address, &answered).await;
                     } else {
-                        // One whose handshake ends just when the socket is closed is reset by the kernel.
+                        // The kernel resets a connection whose handshake ends just when the socket is closed.
                         http1_until_close((began, stream), &answered, true).await;
                     }
                     if ended.load(Ordering::Relaxed) {
@@ -254,8 +255,8 @@ fn a_drain_loses_no_request() {
     });
 }
 
-/// Asks until an answer says that the connection ends. An answer that does not come is an error, unless `refused` says that
-/// the first may not, or the machine stood still so long that a connection that is to end was left.
+/// Sends requests until a response announces the end of the connection. A missing response is an error, unless
+/// `refused` allows it for the first request, or the machine paused so long that the connection was closed.
 async fn http1_until_close(
     (mut began, mut stream): (Instant, TcpStream),
     answered: &AtomicUsize,
@@ -279,10 +280,10 @@ async fn http1_until_close(
     }
 }
 
-/// Hardly less than the time that a connection without a request is left when it is to end.
+/// Slightly less than the time for which an idle connection that is to end stays open.
 const STOOD_STILL: Duration = Duration::from_millis(900);
 
-/// Asks until the connection takes no more requests. A request that it took must be answered.
+/// Sends requests until the connection accepts no more. A request that it accepted must be answered.
 async fn http2_until_goaway(address: SocketAddr, answered: &AtomicUsize) {
     let Ok(stream) = TcpStream::connect(address).await else { return };
     let handshake = hyper::client::conn::http2::handshake(
@@ -299,7 +300,7 @@ async fn http2_until_goaway(address: SocketAddr, answered: &AtomicUsize) {
                 assert_eq!(answer.text(), "ok");
                 answered.fetch_add(1, Ordering::Relaxed);
             }
-            // It came after GOAWAY, so it was not begun.
+            // The request arrived after GOAWAY, so it was not processed.
             Err(error) => {
                 assert!(
                     error.error().is_canceled() || error.message().is_some() || is_refused(error.error()),
@@ -311,7 +312,7 @@ async fn http2_until_goaway(address: SocketAddr, answered: &AtomicUsize) {
     }
 }
 
-/// Whether a request was refused unprocessed (RFC 9113, section 6.8): the client may send it elsewhere.
+/// True if a request was refused unprocessed (RFC 9113, section 6.8): the client may send it elsewhere.
 fn is_refused(error: &hyper::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -416,7 +417,7 @@ fn a_port_that_another_proxy_shares_is_taken() {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // All requests are the first one's.
+        // The first proxy answers all requests.
         for _ in 0..20 {
             assert_eq!(Client::connect(process.address).await.get("/").await.text(), "first");
         }
@@ -431,7 +432,7 @@ fn a_hand_over_leaves_what_runs_with_who_began_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("takeover.sock");
         let takeover = ["--takeover", path.to_str().unwrap()];
-        // It answers when a request has come whole, and with the path, which names the version.
+        // The backend answers when a request has arrived completely, with the path, which names the version.
         let backend = Backend::echo();
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate =
@@ -450,7 +451,7 @@ certificates: [{{name: c, certificate: {certificate}, private_key: {key}}}]
         };
         let mut first = Process::start(&document("v0"), &takeover).await;
         until("it offers its sockets", || path.exists()).await;
-        // Requests of each kind, whose bodies are half on their way.
+        // There are requests of each kind, whose bodies are half sent.
         let mut roots = rustls::RootCertStore::empty();
         roots.add(certificate.der().clone()).unwrap();
         let tls = Arc::new(
@@ -481,7 +482,8 @@ certificates: [{{name: c, certificate: {certificate}, private_key: {key}}}]
         until("all three have reached the backend", || backend.connections() == 3).await;
 
         let next = first.successor(&document("v1"), &takeover);
-        // Who comes now is served by it, through TLS and without, as soon as the first one has stopped to accept.
+        // New clients are served by the successor, with TLS and without, as soon as the first proxy has stopped
+        // accepting.
         let ask = b"GET / HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n";
         let mut in_a_row = 0;
         let began = Instant::now();
@@ -497,7 +499,7 @@ certificates: [{{name: c, certificate: {certificate}, private_key: {key}}}]
                 in_a_row = if answer.contains("/v1") { in_a_row + 1 } else { 0 };
             }
         }
-        // The others go on to their end.
+        // The other requests run to their end.
         assert!(first.child.try_wait().unwrap().is_none(), "it waits for what it has begun");
         for stream in [&mut plain as &mut (dyn Duplex + Unpin), &mut encrypted] {
             stream.write_all(b"whole").await.unwrap();
@@ -532,11 +534,11 @@ fn a_new_version_takes_over_without_a_failed_request() {
             let (ended, answered) = (Arc::clone(&ended), Arc::clone(&answered));
             clients.spawn(async move {
                 while !ended.load(Ordering::Relaxed) {
-                    // Nobody is ever refused, reset, or left without an answer.
+                    // No request is ever refused, reset, or left without a response.
                     let began = Instant::now();
                     let mut stream = TcpStream::connect(address).await.unwrap();
                     if index % 4 == 0 {
-                        // Asks until it is told that the connection ends.
+                        // The client asks until it is told that the connection ends.
                         http1_until_close((began, stream), &answered, false).await;
                         continue;
                     }
@@ -556,14 +558,14 @@ fn a_new_version_takes_over_without_a_failed_request() {
         }
         until("there is load", || answered.load(Ordering::Relaxed) > 200).await;
         until("it offers its sockets", || path.exists()).await;
-        // One that cannot serve changes nothing.
+        // A successor that cannot serve changes nothing.
         let mut broken = process.successor("routes: [{name: r, nonsense: 1}]", &takeover);
         let before = answered.load(Ordering::Relaxed);
         until("it goes on", || answered.load(Ordering::Relaxed) > before + 200).await;
         assert!(process.child.try_wait().unwrap().is_none());
         broken.child.kill().unwrap();
         broken.child.wait().unwrap();
-        // With fewer and with more workers.
+        // The number of workers shrinks and grows.
         for (version, workers) in [("v1", "1"), ("v2", "3"), ("v3", "2")] {
             let more = [&takeover[..], &["--workers", workers]].concat();
             let next = process.successor(&document(version), &more);
@@ -592,7 +594,7 @@ fn a_drain_goes_on_accepting_for_a_grace() {
         let mut process = Process::start(document, &["--drain-grace", "5s"]).await;
         let mut admin = Client::connect(process.admin).await;
         assert_eq!(admin.send(Request::post("/drain").body(full("")).unwrap()).await.status, 202);
-        // Who balances between proxies sees it at once, and may still send.
+        // A load balancer sees it at once, and may still send.
         assert_eq!(admin.get("/readyz").await.status, 503);
         assert_eq!(admin.get("/drain").await.json()["state"], "draining");
         for _ in 0..20 {
@@ -606,7 +608,7 @@ fn a_drain_goes_on_accepting_for_a_grace() {
 fn a_limit_on_open_files_is_lived_with() {
     block_on(async {
         let backend = Backend::text("ok");
-        // Half of what is left when 160 are kept for other things: 220.
+        // The limit is half of the rest after 160 files are reserved for other purposes: 220.
         let process = Process::limited(&forward_to(backend.address), 600).await;
         let mut idle = Vec::new();
         for _ in 0..150 {
@@ -614,7 +616,7 @@ fn a_limit_on_open_files_is_lived_with() {
             assert_eq!(client.get("/").await.status, 200);
             idle.push(client);
         }
-        // Beyond, idle ones make room.
+        // Beyond the limit, idle connections make room.
         for _ in 0..100 {
             assert_eq!(Client::connect(process.address).await.get("/").await.status, 200);
         }
@@ -623,7 +625,7 @@ fn a_limit_on_open_files_is_lived_with() {
     });
 }
 
-/// The sockets that a process has open, as the kernel numbers them.
+/// The open sockets of a process, by inode.
 fn sockets(process: &Process) -> BTreeSet<PathBuf> {
     let files = std::fs::read_dir(format!("/proc/{}/fd", process.child.id())).unwrap();
     let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
@@ -661,14 +663,14 @@ fn a_successor_whose_first_revision_is_rejected_takes_over_with_the_next() {
             format!("- {{name: other, address: '{other}'}}\nroutes: [{{name: r, respond: {{body: new}}}}]");
         let new = old.successor(&document, &takeover);
         until("it has the sockets", || !sockets(&old).is_disjoint(&sockets(&new))).await;
-        // It binds what it needs beside them, in vain.
+        // It tries in vain to bind what it needs beside them.
         let began = Instant::now();
         until("it has tried", || began.elapsed() > Duration::from_secs(1)).await;
         assert_eq!(Client::connect(old.address).await.get("/").await.text(), "old");
         drop(taken);
         let file = new._dir.path().join("config.yaml");
         let text = std::fs::read_to_string(&file).unwrap();
-        // As a whole, so that no part of it is read.
+        // The file is replaced atomically, so that no part of it is read.
         std::fs::write(file.with_extension("new"), text.replace("body: new", "body: newest")).unwrap();
         std::fs::rename(file.with_extension("new"), &file).unwrap();
         assert!(old.ended().await.success());
@@ -702,7 +704,7 @@ fn a_client_of_http2_that_is_gone_does_not_hold_up_a_drain() {
         let mut process =
             Process::start("routes: [{name: r, respond: {body: ok}}]", &["--drain-timeout", "60s"]).await;
         let mut silent = TcpStream::connect(process.address).await.unwrap();
-        // The preface, and empty SETTINGS; what comes back is not answered.
+        // The client sends the preface and empty SETTINGS, and answers nothing.
         silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
         silent.read_u8().await.unwrap();
         process.terminate();
@@ -735,7 +737,7 @@ fn a_target_is_not_blamed_for_files_that_this_host_lacks() {
                 running.spawn(async move { client.get("/").await.status });
             }
         }
-        // Those for which there is no file are told so at once.
+        // Clients for which there is no file descriptor are told at once.
         for _ in 0..100 {
             assert_eq!(running.join_next().await.unwrap().unwrap(), 503);
         }
@@ -745,7 +747,7 @@ fn a_target_is_not_blamed_for_files_that_this_host_lacks() {
             answered += usize::from(status.unwrap() == 200);
         }
         assert!(answered > 100, "{answered}");
-        // Until what had been opened is closed, files may still be lacking.
+        // Until the opened connections are closed, file descriptors may still be lacking.
         let began = Instant::now();
         while Client::connect(process.address).await.get("/").await.status != 200 {
             let told = Client::connect(process.admin).await.get("/debug/upstreams").await;
@@ -769,7 +771,7 @@ fn an_access_log_that_is_moved_away_is_opened_anew() {
         std::fs::rename(&log, &moved).unwrap();
         let id = process.child.id().to_string();
         assert!(Command::new("kill").args(["-HUP", &id]).status().unwrap().success());
-        // The signal takes a moment, and what comes before it is still in the old one.
+        // The signal takes a moment, and earlier lines are still in the old file.
         let deadline = Instant::now() + Duration::from_secs(10);
         while !has(&log, "/after") {
             assert!(Instant::now() < deadline, "it is not opened anew");

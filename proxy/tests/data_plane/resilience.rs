@@ -40,14 +40,14 @@ fn status(status: u16, text: &'static str) -> Response<AnyBody> {
     Response::builder().status(status).body(full(text)).unwrap()
 }
 
-/// A body of which the length is not known beforehand.
+/// A body of unknown length.
 fn streamed(parts: usize, part: &'static [u8]) -> AnyBody {
     let parts =
         (0..parts).map(move |_| Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(part))));
     StreamBody::new(stream::iter(parts)).map_err(|never| match never {}).boxed()
 }
 
-/// Breaks off once it has a request.
+/// A backend that closes the connection once it has a request.
 fn resets() -> Backend {
     Backend::raw(|mut stream| async move {
         read_head(&mut stream).await;
@@ -73,12 +73,12 @@ fn what_failed_is_sent_to_another_target() {
             (nobody(), "[connect-failure]", "GET", true),
             (nobody(), on_5xx, "GET", true),
             (nobody(), on_reset, "GET", false),
-            // It was surely not sent.
+            // The request was certainly not sent.
             (nobody(), "[connect-failure]", "POST", true),
             (reset.address, on_reset, "GET", true),
             (reset.address, on_gateway, "PUT", true),
             (reset.address, "[connect-failure]", "GET", false),
-            // It may have been done.
+            // The request may have been processed.
             (reset.address, on_reset, "POST", false),
             (reset.address, "[reset], methods: [POST]", "POST", true),
             (reset.address, "[reset], methods: [POST]", "GET", false),
@@ -109,7 +109,7 @@ fn what_failed_is_sent_to_another_target() {
                 }
                 *answers.entry(client.send(request).await.text().to_owned()).or_default() += 1;
             }
-            // Half of them begin with the bad one.
+            // Half of the requests begin with the failing target.
             let expected = if retried { 6 } else { 3 };
             assert_eq!(answers.get("good"), Some(&expected), "{method} {on} at {bad}: {answers:?}");
         }
@@ -165,7 +165,7 @@ fn retries_end_and_what_came_of_them_is_told() {
         let metrics = metrics(&harness);
         let line = r#"signalbox_upstream_retries_total{upstream="u",outcome="failed"} 4"#;
         assert!(metrics.lines().any(|found| found == line), "{metrics}");
-        // The connection of an answer that was not wanted is used again.
+        // The connection of a discarded response is reused.
         assert_eq!(bad.connections(), 1);
     });
 }
@@ -196,7 +196,7 @@ fn the_time_of_a_request_is_not_that_of_an_answer_that_was_not_wanted() {
 #[test]
 fn a_body_is_sent_again_as_it_was_up_to_a_size() {
     block_on(async {
-        // Takes all of a body, and then breaks off.
+        // The backend reads the whole body, and then closes.
         let reset = Backend::raw(|mut stream| async move {
             let head = read_head(&mut stream).await.unwrap();
             if head.contains("chunked") {
@@ -214,7 +214,7 @@ fn a_body_is_sent_again_as_it_was_up_to_a_size() {
             Response::new(full(body.to_bytes()))
         });
         let document = document(&[reset.address, echo.address], "", ", retry: {on: [reset]}");
-        // One worker, for each has its own turns.
+        // There is one worker, because each has its own round robin position.
         let harness = Harness::with(&document, |settings| settings.workers = 1);
         let mut client = Client::connect(harness.address()).await;
         let sized = Bytes::from((0..60_000u32).map(|index| index as u8).collect::<Vec<_>>());
@@ -224,7 +224,7 @@ fn a_body_is_sent_again_as_it_was_up_to_a_size() {
             let answer = client.send(request("PUT", streamed(600, &[b'x'; 100]))).await;
             assert!(answer.status == 200 && answer.body == vec![b'x'; 60_000], "{}", answer.body.len());
         }
-        // Sooner or later one goes to the target that breaks off, and cannot be saved.
+        // Sooner or later a request goes to the failing target, and cannot be retried.
         let mut status = 200;
         for _ in 0..50 {
             let mut client = Client::connect(harness.address()).await;
@@ -264,7 +264,7 @@ fn a_large_body_of_which_nothing_was_taken_goes_to_another_target() {
 #[test]
 fn a_connection_on_which_a_request_was_left_unfinished_carries_no_other() {
     block_on(async {
-        // Answers before it has the body, and notes what comes next on the same connection.
+        // The backend answers before it has read the body, and records what arrives next on the same connection.
         let next = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&next);
         let early = Backend::raw(move |mut stream| {
@@ -325,7 +325,7 @@ fn retries_keep_to_their_budget() {
             (Arc::new(Mutex::new(BTreeMap::<String, u32>::new())), Arc::new(Semaphore::new(0)));
         let held = Arc::<AtomicUsize>::default();
         let (seen, gate, holding) = (Arc::clone(&tries), Arc::clone(&release), Arc::clone(&held));
-        // Fails a request once, and holds on to it the second time.
+        // The backend fails a request once, and does not answer the second one.
         let backend = Backend::start(move |request| {
             let tries = {
                 let mut seen = seen.lock().unwrap();
@@ -350,7 +350,7 @@ fn retries_keep_to_their_budget() {
                 &format!(", retry: {{on: [5xx], budget: {budget}}}"),
             ));
             held.store(0, Ordering::Relaxed);
-            // What runs is the retries and these.
+            // Only the retries and these requests are running.
             let mut clients = JoinSet::new();
             let barrier = Arc::new(tokio::sync::Barrier::new(50));
             let refused = Arc::<AtomicUsize>::default();
@@ -370,7 +370,7 @@ fn retries_keep_to_their_budget() {
                 held.load(Ordering::Relaxed) + refused.load(Ordering::Relaxed) == 50
             })
             .await;
-            // As requests end there is less to take a share of; three may always.
+            // As requests end, the budget shrinks; three retries are always allowed.
             let retried = held.load(Ordering::Relaxed);
             assert!((3..=expected).contains(&retried), "{budget}: {retried}");
             assert!(budget == "0.2" || retried == expected, "{budget}: {retried}");
@@ -394,7 +394,7 @@ fn a_stream_in_which_nothing_moves_is_ended() {
                 return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
             }
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n").await.unwrap();
-            // It goes on for longer than nothing may move.
+            // The response lasts longer than the idle timeout.
             for _ in 0..12 {
                 stream.write_all(b"x").await.unwrap();
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -409,7 +409,7 @@ fn a_stream_in_which_nothing_moves_is_ended() {
             clients.spawn(async move {
                 let mut client = Client::speaking(wire, address).await;
                 assert_eq!(client.get("/silent").await.status, 504);
-                // And the connection goes on after it.
+                // The connection remains usable afterwards.
                 assert_eq!(client.get("/empty").await.status, 200);
             });
             clients.spawn(async move {
@@ -473,7 +473,7 @@ fn an_upstream_gets_no_more_requests_than_it_may() {
             running.spawn(async move { Client::connect(address).await.get("/").await.status });
         }
         until("they are under way", || held.load(Ordering::Relaxed) == 3).await;
-        // By whatever worker, and over a revision that changes something else.
+        // This holds for every worker, and over a revision that changes something else.
         for _ in 0..10 {
             assert_eq!(harness.get("/").await.status, 503);
         }
@@ -531,7 +531,7 @@ fn an_upstream_gets_no_more_connections_than_it_may_and_who_waits_is_served() {
         while let Some(client) = clients.join_next().await {
             client.unwrap();
         }
-        // A target may see the next connection before it sees that one was closed.
+        // A target may see the next connection before it sees that the previous one was closed.
         assert!((1..=6).contains(&most.load(Ordering::SeqCst)), "{most:?}");
     });
 }
@@ -545,7 +545,7 @@ fn a_limit_on_connections_is_that_of_all_workers_together() {
             let upstream = format!(", protocol: {protocol}, circuit_breaker: {{{limits}}}");
             let harness =
                 Harness::with(&document(&[backend.address], &upstream, ""), |settings| settings.workers = 4);
-            // Over HTTP/2 a connection takes a hundred of them.
+            // Over HTTP/2 a connection carries a hundred of them.
             let count = if wire == Wire::Http1 { 40 } else { 400 };
             let asked: Vec<_> = (0..count).map(|_| ask(harness.address(), "/hang")).collect();
             let refused = || asked.iter().filter(|asked| asked.is_finished()).count();
@@ -567,7 +567,8 @@ fn a_limit_on_connections_is_that_of_all_workers_together() {
     });
 }
 
-/// A backend that answers a request for a path with `hang` in it when it may, and others at once; and how many it holds.
+/// A backend that answers a request for a path with `hang` in it when it may, and others at once; and the number of
+/// held requests.
 fn holding() -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
     holding_over(Wire::Http1)
 }
@@ -588,7 +589,7 @@ fn holding_over(wire: Wire) -> (Backend, Arc<Semaphore>, Arc<AtomicUsize>) {
     (backend, release, held)
 }
 
-/// Asks for `path` without waiting for the answer.
+/// Sends a request for `path` without waiting for the response.
 fn ask(address: SocketAddr, path: &'static str) -> tokio::task::JoinHandle<u16> {
     tokio::spawn(async move { Client::connect(address).await.get(path).await.status })
 }
@@ -618,7 +619,7 @@ routes:
             let hanging = ask(address, hang);
             until("it hangs", || held.load(Ordering::Relaxed) == 1).await;
             assert_eq!(backend.connections(), 2, "{first} and {then}");
-            // The one of the upstream with limits is in use, or idle.
+            // The connection of the upstream with limits is in use, or idle.
             let expected = if then == "/limited" { 503 } else { 200 };
             assert_eq!(client.get("/limited").await.status, expected);
             release.add_permits(1);
@@ -672,7 +673,7 @@ fn who_waits_gets_a_connection_from_before_there_were_limits() {
         let waiting = ask(address, "/");
         until("it waits", || {
             harness.proxy.counted(|_, compiled, _, _| {
-                compiled.active.upstreams.iter().flatten().any(|upstream| upstream.load.awaited() == 1)
+                compiled.active.upstreams.iter().any(|upstream| upstream.transport.load.awaited() == 1)
             })
         })
         .await;
@@ -692,7 +693,7 @@ fn idle_connections_of_another_worker_are_closed_for_all_who_wait() {
             ", connect_timeout: 15s, circuit_breaker: {{limits: {{connections: {COUNT}, pending: {COUNT}}}}}"
         );
         let harness = Harness::start(&document(&[backend.address], &upstream, ""));
-        // The requests of a client are all at one worker, so sooner or later it is the other one that has the connections.
+        // A client's requests are all on one worker, so sooner or later the connections are on the other one.
         for client in 1..=8 {
             let Client::Http2(sender) = Client::connect_http2(harness.address()).await else {
                 unreachable!()
@@ -752,10 +753,10 @@ fn who_would_wait_too_long_or_with_too_many_is_refused() {
     });
 }
 
-/// What clients saw: when, what status, and how long it took.
+/// The clients' observations: time, status, and duration.
 type Seen = Arc<Mutex<Vec<(Instant, u16, Duration)>>>;
 
-/// Clients that ask for `path` one after the other until `stop`.
+/// Clients that request `path` repeatedly until `stop`.
 fn load(
     address: SocketAddr,
     path: &'static str,
@@ -791,7 +792,8 @@ fn p99(seen: &Seen, from: Instant, to: Instant) -> Duration {
 #[test]
 fn a_dependency_that_hangs_is_isolated_and_the_rest_does_not_feel_it() {
     block_on(async {
-        // Anew when it took too long, for the machine may have stood still; a breaker that is late is late each time.
+        // The test is repeated if it took too long, because the machine may have paused; a slow breaker would be slow
+        // each time.
         for attempt in 1.. {
             let Err(late) = isolate().await else { break };
             assert!(attempt < 3, "{late}");
@@ -801,7 +803,7 @@ fn a_dependency_that_hangs_is_isolated_and_the_rest_does_not_feel_it() {
 
 const ISOLATED_WITHIN: Duration = Duration::from_millis(1200);
 
-/// Has a dependency hang. An error says what took too long.
+/// Makes a dependency hang. The error names what took too long.
 #[expect(clippy::print_stdout, reason = "the figures are what a reader of the log looks for")]
 async fn isolate() -> Result<(), String> {
     let hangs = Arc::<AtomicBool>::default();
@@ -837,7 +839,7 @@ routes:
     let (dependent, dependents) = load(harness.address(), "/dependency", 30, &stop);
     let (rest, others) = load(harness.address(), "/other", 8, &stop);
     let began = Instant::now();
-    // Many good answers are in the window when it begins to hang.
+    // Many successes are in the window when it begins to hang.
     until("there was traffic", || {
         began.elapsed() > Duration::from_millis(1500) && dependents.lock().unwrap().len() > 1000
     })
@@ -852,7 +854,7 @@ routes:
     }
     let state = |state: u8| format!("signalbox_upstream_breaker_state{{upstream=\"dependency\"}} {state}");
     until("the metrics say so", || metrics(&harness).contains(&state(2))).await;
-    // A revision that changes something else does not make it forget.
+    // A revision that changes something else does not reset the breaker.
     harness
         .apply(&document("- {name: more, match: {paths: [{exact: /more}]}, respond: {status: 204}}"))
         .unwrap();
@@ -860,7 +862,7 @@ routes:
     let end = Instant::now();
     {
         let seen = dependents.lock().unwrap();
-        // Of what was asked from then on all is answered at once, but for what is let through to try, three each second.
+        // All later requests are answered at once, except for the probes, three per second.
         let (quick, slow): (Vec<_>, Vec<_>) = seen
             .iter()
             .copied()
@@ -873,7 +875,7 @@ routes:
     }
     let (before, during) = (p99(&others, began, hanging), p99(&others, hanging, end));
     println!("isolated after {took:?}; p99 of the rest {before:?} before, {during:?} during");
-    // Who had to wait for what hangs would wait for as long as a request to it may take, 800 ms.
+    // A request that had to wait for the hanging target would wait for the full timeout of 800 ms.
     if during > Duration::from_millis(400) {
         return Err(format!("p99 {before:?} before, {during:?} during"));
     }
@@ -908,7 +910,7 @@ fn an_open_breaker_without_fallback_answers_503_and_stops_retries() {
     });
 }
 
-/// What a mirror got.
+/// The requests that a mirror got.
 type Copies = Arc<Mutex<Vec<(http::request::Parts, Bytes)>>>;
 
 fn shadow() -> (Backend, Copies) {
@@ -964,7 +966,7 @@ fn a_mirror_gets_copies_with_their_bodies() {
         }
         for line in [
             r#"signalbox_upstream_requests_total{upstream="shadow",code_class="5xx",flags=""} 3"#,
-            // The last one was larger than what is copied.
+            // The last request was larger than the mirroring limit.
             "signalbox_mirrors_dropped_total 1",
         ] {
             until(line, || metrics(&harness).lines().any(|found| found == line)).await;
@@ -1024,7 +1026,7 @@ fn a_mirror_that_hangs_or_is_dead_takes_nothing_from_the_requests() {
                 let body = if round % 2 == 0 { full("") } else { streamed(3, b"part") };
                 assert_eq!(client.send(request("POST", body)).await.status, 200);
             }
-            // Each copy that hangs does so for ten seconds.
+            // Each mirrored request that hangs does so for ten seconds.
             assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
         }
         assert!(hangs.connections() <= 64, "{}", hangs.connections());
@@ -1050,11 +1052,11 @@ fn a_worker_has_no_more_requests_than_it_may() {
                     };
                     assert_eq!(client.get("/").await.status, 503);
                     refused.fetch_add(1, Ordering::Relaxed);
-                    // The connection is as good as before.
+                    // The connection remains usable.
                     assert_eq!(client.get("/").await.status, 503);
                 });
             }
-            // Two workers.
+            // There are two workers.
             until("the others are refused", || refused.load(Ordering::Relaxed) >= 20).await;
             assert!(refused.load(Ordering::Relaxed) <= 25, "{refused:?}");
             clients.abort_all();
@@ -1066,8 +1068,8 @@ fn a_worker_has_no_more_requests_than_it_may() {
     });
 }
 
-/// What `clients` get in `time` who ask again as soon as they have an answer: how long each answer took, and how many were
-/// refused.
+/// Runs `clients` that repeat requests without a pause for `time`. Returns the duration of each response, and the
+/// number of refusals.
 async fn storm(address: SocketAddr, clients: usize, time: Duration) -> (Vec<Duration>, usize) {
     let end = Instant::now() + time;
     let mut tasks = JoinSet::new();
@@ -1113,7 +1115,7 @@ fn many_times_as_many_clients_as_it_takes_get_as_much_answered_in_bounded_time()
         let harness = Harness::start(&document(&[backend.address], "", ""));
         let time = Duration::from_secs(1);
         let p99 = |took: &[Duration]| took[took.len() * 99 / 100];
-        // In turns, for the machine may have other things to do; a proxy that breaks down does so each time.
+        // The measurements alternate, because the machine may be busy; a proxy that breaks down does so each time.
         for round in 1.. {
             let (enough, _) = storm(harness.address(), 32, time).await;
             let (many, refused) = storm(harness.address(), 640, time).await;

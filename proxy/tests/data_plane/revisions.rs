@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::{Answer, Backend, Client, Harness, block_on, forward_to, full, nobody, until};
 
-/// Clients that ask one request after another and check each answer, until they are told to stop.
+/// Clients that send one request after another and check each response, until they are told to stop.
 struct Load {
     clients: JoinSet<()>,
     stop: Arc<AtomicBool>,
@@ -36,7 +36,7 @@ impl Load {
         load
     }
 
-    /// Lets it go on until more than `least` were answered, and then ends it.
+    /// Waits until more than `least` were answered, and then ends it.
     async fn finish(mut self, least: usize) {
         until("there was load", || self.answered.load(Ordering::Relaxed) > least).await;
         self.stop.store(true, Ordering::Relaxed);
@@ -49,7 +49,7 @@ impl Load {
 #[test]
 fn a_request_sees_exactly_one_revision() {
     block_on(async {
-        // The route says which host is asked for, the upstream where it goes. They change together.
+        // The route sets the host, the upstream the target. They change together.
         let mixed = Arc::<AtomicUsize>::default();
         let checking = |mine: &'static str| {
             let mixed = Arc::clone(&mixed);
@@ -77,7 +77,7 @@ routes: [{{name: all, forward: {{upstreams: [{{name: u}}], rewrite: {{host: '{na
         let load = Load::start(harness.address(), |answer| assert_eq!(answer.status, 200));
         for number in 1..=200 {
             harness.apply(&document(number)).unwrap();
-            // What was answered after the change is by the change.
+            // A response after the change follows the new revision.
             let answer = harness.get("/").await;
             assert_eq!(answer.text(), if number % 2 == 0 { "even" } else { "odd" });
         }
@@ -164,7 +164,7 @@ routes: [{name: r, respond: {body: new}}]
         assert_eq!(rejected[0].field, "credentials[0].key_auth.key");
         assert!(rejected[0].message.contains("SIGNALBOX_TEST_IS_NOT_SET"));
         assert_eq!(harness.get("/").await.text(), "old");
-        // Once the address is free the same revision can be served.
+        // Once the address is free, the same revision can be served.
         drop(taken);
         harness.apply(&format!("listeners: [{{name: more, address: '{address}'}}]")).unwrap();
         assert_eq!(harness.proxy.listeners()["more"], address);
@@ -202,8 +202,8 @@ fn listeners_are_added_moved_and_removed_without_a_lost_request() {
         for _ in 0..10 {
             let address = nobody();
             harness.apply(&more(address)).unwrap();
-            // Clients of the listener that moves keep asking: connections they have are answered to their end, and a new
-            // one is either served or refused, never reset.
+            // Clients of the listener that moves keep sending: their connections are answered to the end, and a new
+            // connection is either served or refused, never reset.
             assert_eq!(Client::connect(address).await.get("/").await.text(), "ok");
             if let Some(before) = before.replace(address) {
                 let refused = || {
@@ -235,7 +235,7 @@ fn clients_of_a_listener_that_goes_are_answered_and_told() {
             let began = Instant::now();
             harness.apply(&forward_to(backend.address)).unwrap();
             let Ok(last) = client.start(Request::get("/").body(full("")).unwrap()).await else {
-                // It has a second to ask once more; a machine that stands still has it too late.
+                // The client has a second for one more request; if the machine pauses, the request is too late.
                 assert!(began.elapsed() > Duration::from_millis(900), "it was not answered");
                 continue;
             };
@@ -281,7 +281,7 @@ fn old_revisions_are_forgotten() {
             harness.get("/").await;
         }
         until("none is left", || {
-            harness.proxy.forget_retired();
+            harness.proxy.drop_retired();
             harness.proxy.retired() == 0
         })
         .await;

@@ -1,4 +1,4 @@
-//! What could be read in two ways: it is refused, or reaches the target as one thing only.
+//! Requests that could be read in two ways: each is refused, or reaches the target in one reading only.
 
 use std::time::Duration;
 
@@ -11,38 +11,48 @@ use crate::wire::{
     literals,
 };
 
-/// What comes of bytes: the status of the first answer, and the requests at the target with their bodies.
+/// The result of a request: the status of the first response, and the requests at the target with their bodies.
 type Outcome = (u16, &'static [(&'static str, &'static str)]);
 
 const BAD: Outcome = (400, &[]);
-/// It is one request without a body, and the one behind it is another.
+/// One request without a body, followed by another.
 const GET_AND_NEXT: Outcome = (200, &[("GET /", ""), ("GET /next", "")]);
-/// It is one request with a body, and the one behind it is another.
+/// One request with a body, followed by another.
 const POST_AND_NEXT: Outcome = (200, &[("POST /", "hello"), ("GET /next", "")]);
-/// It is one request with a body, after which the connection is closed.
+/// One request with a body, after which the connection is closed.
 const POST_AND_CLOSE: Outcome = (200, &[("POST /", "hello")]);
 
-/// What the table's requests are followed by, on the same connection.
+/// The request that follows each of the table's requests on the same connection.
 const NEXT: &str = "GET /next HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
 
-/// What each attack tries to smuggle in.
+/// The request that each attack tries to smuggle in.
 const EVIL: &str = "GET /evil HTTP/1.1\r\nhost: a\r\n\r\n";
 
-/// Every HTTP/1.1 request of the table, and what must come of it.
+const TE: &str = "transfer-encoding: chunked";
+const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
+
+/// Every HTTP/1.1 request of the tables below, with its expected result.
 fn http1() -> Vec<(String, Outcome)> {
-    let mut cases: Vec<(String, Outcome)> = Vec::new();
-    // Two lengths: RFC 9112, section 6.1 and 6.3.
+    [two_framings(), codings(), lengths(), chunks(), heads(), unread_bodies()].concat()
+}
+
+/// Two lengths: RFC 9112, sections 6.1 and 6.3.
+fn two_framings() -> Vec<(String, Outcome)> {
     let both = |first: &str, second: &str, body: &str| {
         format!("POST / HTTP/1.1\r\nhost: a\r\n{first}\r\n{second}\r\n\r\n{body}")
     };
-    let chunks = "5\r\nhello\r\n0\r\n\r\n";
-    let te = "transfer-encoding: chunked";
-    cases.push((both("content-length: 5", te, &format!("{chunks}{EVIL}")), POST_AND_CLOSE));
-    cases.push((both(te, "content-length: 5", &format!("{chunks}{EVIL}")), POST_AND_CLOSE));
-    cases.push((both(te, "content-length: 100", chunks), POST_AND_CLOSE));
-    cases.push((both("content-length: 0", te, chunks), POST_AND_CLOSE));
-    // Codings that one reads and another does not.
-    let chunked = |coding: &str| format!("POST / HTTP/1.1\r\nhost: a\r\n{coding}\r\n\r\n{chunks}");
+    vec![
+        (both("content-length: 5", TE, &format!("{CHUNKS}{EVIL}")), POST_AND_CLOSE),
+        (both(TE, "content-length: 5", &format!("{CHUNKS}{EVIL}")), POST_AND_CLOSE),
+        (both(TE, "content-length: 100", CHUNKS), POST_AND_CLOSE),
+        (both("content-length: 0", TE, CHUNKS), POST_AND_CLOSE),
+    ]
+}
+
+/// Codings that some servers read and others do not.
+fn codings() -> Vec<(String, Outcome)> {
+    let chunked = |coding: &str| format!("POST / HTTP/1.1\r\nhost: a\r\n{coding}\r\n\r\n{CHUNKS}");
+    let mut cases = vec![(chunked(TE).replace("HTTP/1.1", "HTTP/1.0"), BAD)];
     for (coding, outcome) in [
         ("Transfer-Encoding: CHUNKED", POST_AND_NEXT),
         ("tRANSFER-eNCODING:cHuNkEd", POST_AND_NEXT),
@@ -73,21 +83,23 @@ fn http1() -> Vec<(String, Outcome)> {
         ("x: y\r\n transfer-encoding: chunked", BAD),
         ("x: y\rtransfer-encoding: chunked", BAD),
         ("\rtransfer-encoding: chunked", BAD),
-        // Read as two lines, and sent on as two.
+        // It is read as two lines, and sent on as two.
         ("x: y\ntransfer-encoding: chunked", POST_AND_NEXT),
-        // It cannot have the framing removed.
+        // `Connection` cannot have the framing removed.
         ("connection: transfer-encoding\r\ntransfer-encoding: chunked", POST_AND_NEXT),
     ] {
         cases.push((chunked(coding), outcome));
     }
-    cases.push((chunked(te).replace("HTTP/1.1", "HTTP/1.0"), BAD));
-    // Lengths.
+    cases
+}
+
+fn lengths() -> Vec<(String, Outcome)> {
     let length = |lines: &str| format!("POST / HTTP/1.1\r\nhost: a\r\n{lines}\r\n\r\nhello");
-    for (lines, outcome) in [
+    let cases = [
         ("content-length: 5", POST_AND_NEXT),
         ("content-length:5", POST_AND_NEXT),
         ("content-length: \t5\t", POST_AND_NEXT),
-        // The same twice is the same (RFC 9110, section 8.6); the target is told once.
+        // Two equal values count as one (RFC 9110, section 8.6); the target gets one.
         ("content-length: 5\r\ncontent-length: 5", POST_AND_NEXT),
         ("connection: content-length\r\ncontent-length: 5", POST_AND_NEXT),
         ("content-length: 05", POST_AND_NEXT),
@@ -115,12 +127,14 @@ fn http1() -> Vec<(String, Outcome)> {
         ("content-length : 5", BAD),
         ("content-length: 5\r\n 0", BAD),
         ("content-length: \u{ff15}", BAD),
-    ] {
-        cases.push((length(lines), outcome));
-    }
-    // Chunks: RFC 9112, section 7.1. What is wrong shows when the head is on its way: the target gets no whole request.
-    let body = |chunks: &str| format!("POST / HTTP/1.1\r\nhost: a\r\n{te}\r\n\r\n{chunks}");
-    for (chunks, outcome) in [
+    ];
+    cases.map(|(lines, outcome)| (length(lines), outcome)).to_vec()
+}
+
+/// Chunks: RFC 9112, section 7.1. The error is found when the head has been sent: the target gets no complete request.
+fn chunks() -> Vec<(String, Outcome)> {
+    let body = |chunks: &str| format!("POST / HTTP/1.1\r\nhost: a\r\n{TE}\r\n\r\n{chunks}");
+    let cases = [
         ("2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n", POST_AND_NEXT),
         ("05\r\nhello\r\n00\r\n\r\n", POST_AND_NEXT),
         ("5;name=value\r\nhello\r\n0;x\r\n\r\n", POST_AND_NEXT),
@@ -158,19 +172,21 @@ fn http1() -> Vec<(String, Outcome)> {
         ("5\r\nhello\r\n0\r\nx y\r\n\r\n", BAD),
         ("5\r\nhello\r\n0\r\nx: \0\r\n\r\n", BAD),
         ("5\r\nhello\r\n0\r\n x: y\r\n\r\n", BAD),
-        // Trailers pass, but not those that frame, route or authorize.
+        // Trailers pass, except those that frame, route or authorize.
         ("5\r\nhello\r\n0\r\nx: y\r\n\r\n", (200, &[("POST /", "hello|x: y"), ("GET /next", "")])),
         (
             "5\r\nhello\r\n0\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\nhost: b\r\nauthorization: x\r\n\r\n",
             POST_AND_NEXT,
         ),
-    ] {
-        cases.push((body(chunks), outcome));
-    }
-    // The request line and the fields.
+    ];
+    cases.map(|(chunks, outcome)| (body(chunks), outcome)).to_vec()
+}
+
+/// The request line and the fields.
+fn heads() -> Vec<(String, Outcome)> {
     let post = |head: &str| format!("{head}\r\ncontent-length: 5\r\n\r\nhello");
     let head = |fields: &str| format!("GET / HTTP/1.1\r\n{fields}\r\n\r\n");
-    cases.extend([
+    vec![
         ("GET / HTTP/1.1\nhost: a\n\n".to_owned(), GET_AND_NEXT),
         ("\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), GET_AND_NEXT),
         (post("GET / HTTP/1.1\r\nhost: a"), (200, &[("GET /", "hello"), ("GET /next", "")])),
@@ -223,7 +239,12 @@ fn http1() -> Vec<(String, Outcome)> {
         ("GET http://user@b/ HTTP/1.1\r\nhost: b\r\n\r\n".to_owned(), BAD),
         ("GET http:/// HTTP/1.1\r\nhost: b\r\n\r\n".to_owned(), BAD),
         ("GET http://b HTTP/1.1\r\nhost: b\r\n\r\n".to_owned(), GET_AND_NEXT),
-        // The body of a request that the proxy answers by itself is not a request.
+    ]
+}
+
+/// The body of a request with a local reply is not read as a request.
+fn unread_bodies() -> Vec<(String, Outcome)> {
+    vec![
         (
             format!("POST /own HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{EVIL}", EVIL.len()),
             (200, &[("GET /next", "")]),
@@ -232,8 +253,7 @@ fn http1() -> Vec<(String, Outcome)> {
             format!("POST /nowhere HTTP/1.1\r\nhost: b\r\ncontent-length: {}\r\n\r\n{EVIL}", EVIL.len()),
             (404, &[("GET /next", "")]),
         ),
-    ]);
-    cases
+    ]
 }
 
 #[test]
@@ -250,14 +270,14 @@ fn http1_that_can_be_read_in_two_ways_is_refused_or_harmless() {
         let mut wrong = Vec::new();
         for (request, (status, targets)) in http1() {
             let mut stream = TcpStream::connect(harness.address()).await.unwrap();
-            // It may be answered, and closed, before all is sent.
+            // The request may be answered, and the connection closed, before all is sent.
             let _ = stream.write_all(format!("{request}{NEXT}").as_bytes()).await;
             let mut answer = Vec::new();
             let read = stream.read_to_end(&mut answer);
             let closed = tokio::time::timeout(Duration::from_secs(3), read).await.is_ok();
             let answer = String::from_utf8_lossy(&answer).into_owned();
             let got: u16 = answer.get(9..12).and_then(|status| status.parse().ok()).unwrap_or_default();
-            // It went over the connections that the ones before left behind.
+            // It is sent over the connections that the previous requests left open.
             let after = Client::connect(harness.address()).await.get("/after").await;
             let mut seen = recorder.take();
             let last = seen.pop().map(|seen| seen.line);
@@ -272,66 +292,62 @@ fn http1_that_can_be_read_in_two_ways_is_refused_or_harmless() {
     });
 }
 
-/// What comes of an HTTP/2 request.
+/// The result of an HTTP/2 request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Http2 {
     /// 400, a reset stream, or the end of the connection; the target sees nothing.
     Refused,
-    /// The target sees it once, with this target and body.
+    /// The target sees it once, with this request target and body.
     Passes(&'static str, &'static str),
 }
 
-#[test]
-fn http2_that_http1_would_read_in_two_ways_is_refused_or_harmless() {
+/// The fields of a request's head, and its body.
+type Http2Request = (Vec<(Vec<u8>, Vec<u8>)>, Option<&'static str>);
+
+/// Every request over HTTP/2 without a body, with its expected result.
+fn http2_heads() -> Vec<(Http2Request, Http2)> {
     use Http2::{Passes, Refused};
-    type Fields = Vec<(Vec<u8>, Vec<u8>)>;
     const GET: [(&str, &str); 4] =
         [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
-    const POST: [(&str, &str); 4] =
-        [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
-    fn with(base: &[(&str, &str)], more: &[(&str, &str)]) -> Fields {
-        base.iter()
-            .chain(more)
-            .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
-            .collect()
+    fn with(more: &[(&str, &str)]) -> Http2Request {
+        (GET.iter().chain(more).map(bytes).collect(), None)
     }
-    /// `GET` with a pseudo-header of another value.
-    fn other(name: &str, value: &str) -> Fields {
-        let field = |(known, before): &(&str, &str)| {
-            (known.as_bytes().to_vec(), if *known == name { value } else { before }.as_bytes().to_vec())
-        };
-        GET.iter().map(field).collect()
+    /// `GET` with another value of a pseudo-header.
+    fn other(name: &str, value: &str) -> Http2Request {
+        let field =
+            |(known, before): (&str, &str)| bytes(&(known, if known == name { value } else { before }));
+        (GET.map(field).to_vec(), None)
     }
     /// `GET` without a pseudo-header.
-    fn without(name: &str) -> Fields {
-        with(&GET, &[]).into_iter().filter(|(known, _)| known != name.as_bytes()).collect()
+    fn without(name: &str) -> Http2Request {
+        (GET.iter().filter(|(known, _)| *known != name).map(bytes).collect(), None)
     }
     let passes = Passes("GET /", "");
-    let mut cases: Vec<(Fields, Option<&str>, Http2)> = vec![
-        (with(&GET, &[]), None, passes),
-        (without(":method"), None, Refused),
-        (without(":scheme"), None, Refused),
-        (without(":path"), None, Refused),
-        (without(":authority"), None, Refused),
-        (other(":path", ""), None, Refused),
-        (other(":path", "x"), None, Refused),
-        (other(":path", "*"), None, Refused),
-        (other(":path", "http://b/"), None, Refused),
-        (other(":path", "/ HTTP/1.1\r\nhost: b\r\n\r\nGET /evil"), None, Refused),
-        (other(":path", "/\r\nx: y"), None, Refused),
-        (other(":path", "/ x"), None, Refused),
-        (other(":path", "/\0"), None, Refused),
-        (other(":method", "GET /evil HTTP/1.1\r\nhost: a\r\n\r\nGET"), None, Refused),
-        (other(":method", "G T"), None, Refused),
-        (other(":method", ""), None, Refused),
-        (other(":scheme", "http://a/evil?"), None, Refused),
-        (other(":scheme", "ht tp"), None, Refused),
-        (other(":authority", "a\r\nx: y"), None, Refused),
-        (other(":authority", "a b"), None, Refused),
-        (other(":authority", "user@a"), None, Refused),
-        (other(":authority", "a/evil"), None, Refused),
-        (other(":authority", "a:80:80"), None, Refused),
-        (other(":authority", ""), None, Refused),
+    let mut cases = vec![
+        (with(&[]), passes),
+        (without(":method"), Refused),
+        (without(":scheme"), Refused),
+        (without(":path"), Refused),
+        (without(":authority"), Refused),
+        (other(":path", ""), Refused),
+        (other(":path", "x"), Refused),
+        (other(":path", "*"), Refused),
+        (other(":path", "http://b/"), Refused),
+        (other(":path", "/ HTTP/1.1\r\nhost: b\r\n\r\nGET /evil"), Refused),
+        (other(":path", "/\r\nx: y"), Refused),
+        (other(":path", "/ x"), Refused),
+        (other(":path", "/\0"), Refused),
+        (other(":method", "GET /evil HTTP/1.1\r\nhost: a\r\n\r\nGET"), Refused),
+        (other(":method", "G T"), Refused),
+        (other(":method", ""), Refused),
+        (other(":scheme", "http://a/evil?"), Refused),
+        (other(":scheme", "ht tp"), Refused),
+        (other(":authority", "a\r\nx: y"), Refused),
+        (other(":authority", "a b"), Refused),
+        (other(":authority", "user@a"), Refused),
+        (other(":authority", "a/evil"), Refused),
+        (other(":authority", "a:80:80"), Refused),
+        (other(":authority", ""), Refused),
     ];
     for (more, outcome) in [
         (&[("host", "a")][..], passes),
@@ -364,10 +380,19 @@ fn http2_that_http1_would_read_in_two_ways_is_refused_or_harmless() {
         (&[("content-length", "0")], passes),
         (&[("content-length", "5")], Refused),
     ] {
-        cases.push((with(&GET, more), None, outcome));
+        cases.push((with(more), outcome));
     }
-    let body = Some("hello");
-    for (more, outcome) in [
+    cases
+}
+
+/// Every request over HTTP/2 with a body, with its expected result.
+fn http2_bodies() -> Vec<(Http2Request, Http2)> {
+    use Http2::{Passes, Refused};
+    const POST: [(&str, &str); 4] =
+        [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    let with =
+        |more: &[(&str, &str)]| (POST.iter().chain(more).map(bytes).collect::<Vec<_>>(), Some("hello"));
+    let cases = [
         (&[][..], Passes("POST /", "hello")),
         (&[("content-length", "5")], Passes("POST /", "hello")),
         (&[("content-length", "4")], Refused),
@@ -381,22 +406,33 @@ fn http2_that_http1_would_read_in_two_ways_is_refused_or_harmless() {
         (&[("content-length", "0x5")], Refused),
         (&[("content-length", "18446744073709551621")], Refused),
         (&[("content-length", "")], Refused),
-    ] {
-        cases.push((with(&POST, more), body, outcome));
-    }
+    ];
+    cases.map(|(more, outcome)| (with(more), outcome)).to_vec()
+}
+
+fn bytes((name, value): &(&str, &str)) -> (Vec<u8>, Vec<u8>) {
+    (name.as_bytes().to_vec(), value.as_bytes().to_vec())
+}
+
+#[test]
+fn http2_that_http1_would_read_in_two_ways_is_refused_or_harmless() {
+    use Http2::{Passes, Refused};
+    let cases = [http2_heads(), http2_bodies()].concat();
     block_on(async {
         let recorder = Recorder::start();
         let harness = Harness::start(&forward_to(recorder.backend.address));
         let mut wrong = Vec::new();
-        for (fields, body, expected) in &cases {
+        for ((fields, body), expected) in &cases {
             let mut frames = Frames::connect(harness.address(), &[]).await;
             let end = if body.is_some() { 0 } else { END_STREAM };
-            frames.send(&frame(HEADERS, END_HEADERS | end, 1, &literals(fields))).await;
+            // Head and body arrive together: a body that contradicts its head is to be seen before the head is sent on.
+            let mut message = frame(HEADERS, END_HEADERS | end, 1, &literals(fields));
             if let Some(body) = body {
-                frames.send(&frame(DATA, END_STREAM, 1, body.as_bytes())).await;
+                message.extend_from_slice(&frame(DATA, END_STREAM, 1, body.as_bytes()));
             }
+            frames.send(&message).await;
             let passed = outcome(&mut frames, 1).await;
-            // The connection is of use afterwards, or is at its end.
+            // Afterwards the connection is usable, or closed.
             frames.send(&get(3)).await;
             let next = outcome(&mut frames, 3).await;
             let after = Client::connect(harness.address()).await.get("/after").await;
@@ -430,7 +466,7 @@ fn http2_that_http1_would_read_in_two_ways_is_refused_or_harmless() {
     });
 }
 
-/// The status that a stream is answered with, as far as it is 200 or 400; `None`: none.
+/// The status of the response on a stream if it is 200 or 400; `None`: there is none.
 async fn outcome(frames: &mut Frames, stream: u32) -> Option<u16> {
     let mut status = None;
     loop {
@@ -469,14 +505,14 @@ fn http2_trailers_frame_and_route_nothing() {
             ),
             (&[("transfer-encoding", "chunked")], None),
             (&[("connection", "close")], None),
-            // h2 leaves it out.
+            // h2 omits it.
             (&[(":path", "/evil")], Some("hello")),
             (&[("x", "y\r\n\r\nGET /evil HTTP/1.1")], None),
         ] {
             let mut frames = Frames::connect(harness.address(), &[]).await;
             frames.send(&frame(HEADERS, END_HEADERS, 1, &literals(&post))).await;
             frames.send(&frame(DATA, 0, 1, b"hello")).await;
-            // In two frames, as a block may come.
+            // A block may be split into two frames.
             let block = literals(trailers);
             let (first, rest) = block.split_at(3);
             frames.send(&frame(HEADERS, END_STREAM, 1, first)).await;

@@ -1,9 +1,9 @@
 use std::sync::mpsc::Receiver;
 
 use http::Request;
+use signalbox_proxy::metrics::render;
 use signalbox_proxy::source::{DataPlane as _, Status, Traffic};
 use signalbox_proxy::telemetry::access_log;
-use signalbox_proxy::telemetry::render::render;
 
 use crate::harness::{Backend, Client, Harness, block_on, forward_to, full, nobody, raw, until};
 

@@ -1,4 +1,4 @@
-//! TLS to clients and to targets.
+//! TLS with clients and with targets.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -23,6 +23,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::harness::{Answer, Backend, Client, Harness, block_on, block_on_alone, forward_to, full, until};
+use crate::ocsp::with_time;
 use crate::telling::lines;
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
@@ -50,7 +51,7 @@ fn issued(names: &[&str], by: &Authority) -> Issued {
 }
 
 impl Issued {
-    /// As a resource.
+    /// The certificate as a resource.
     fn resource(&self, name: &str) -> String {
         let text = |text: &str| serde_json::to_string(text).unwrap();
         format!(
@@ -123,7 +124,7 @@ impl Tls {
         connector.connect(ServerName::try_from(name.to_owned()).unwrap(), stream).await
     }
 
-    /// Asks once, with HTTP/1.1, and says how the handshake went.
+    /// Sends one request over HTTP/1.1, and returns the kind of handshake.
     async fn get(&self, address: SocketAddr, name: &str) -> std::io::Result<(Answer, HandshakeKind)> {
         Self::ask(self.connect(address, name).await?, name).await
     }
@@ -143,10 +144,10 @@ impl Tls {
     }
 }
 
-/// What the metrics say of a series.
+/// The value of a series in the metrics.
 fn metric(harness: &Harness, series: &str) -> u64 {
     let text = harness.proxy.counted(|shared, compiled, labels, applies| {
-        signalbox_proxy::telemetry::render::render(shared, compiled, labels, applies, &Default::default())
+        signalbox_proxy::metrics::render(shared, compiled, labels, applies, &Default::default())
     });
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{series} is not in {text}")).parse().unwrap()
@@ -206,7 +207,7 @@ fn requests_come_over_both_protocols_and_say_so() {
             http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         let mut client = Client::Http2(sender);
-        // Larger than a TLS record, and than what the kernel takes at once.
+        // The body is larger than a TLS record, and than the kernel's buffer.
         let body = "x".repeat(1 << 20);
         let answer = client.send(Request::post("/").body(full(body.clone())).unwrap()).await;
         assert_eq!(answer.json()["body"].as_str().map(str::len), Some(body.len()));
@@ -231,7 +232,7 @@ fn sessions_are_resumed_by_whichever_worker() {
                 let (_, again) = tls.get(harness.address(), "a.example").await.unwrap();
                 assert_eq!(again, HandshakeKind::Resumed, "{version:?}");
             }
-            // And beyond the certificate.
+            // This holds beyond a change of the certificate.
             let renewed = issued(&["a.example"], &ca);
             harness.apply(&https("", &[renewed.resource("c")], HELLO)).unwrap();
             let (_, again) = tls.get(harness.address(), "a.example").await.unwrap();
@@ -317,7 +318,7 @@ fn a_clients_certificate_is_asked_for_checked_and_told() {
         assert!(with(&stranger).get(address, "a.example").await.is_err());
         until("it is counted", || failures(&harness, "client_certificate") == 1).await;
 
-        // What was enough before is not enough where more is asked for, not even to resume.
+        // A handshake under weaker requirements is not enough under stronger ones, not even for resumption.
         harness.apply(&asked("required")).unwrap();
         assert!(nobody.get(address, "a.example").await.is_err());
         assert!(with(&stranger).get(address, "a.example").await.is_err());
@@ -390,7 +391,7 @@ certificates: [{certificate}]
         let mut plain = TcpStream::connect(harness.address()).await.unwrap();
         plain.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
-        // The alert, or a reset.
+        // The client sees the alert, or a reset.
         let _ = plain.read_to_end(&mut answer).await;
         until("it is counted", || failures(&harness, "malformed") == 1).await;
     });
@@ -422,7 +423,7 @@ fn a_redirect_elsewhere_stays_with_tls() {
         let length = stream.read(&mut answer).await.unwrap();
         let answer = String::from_utf8_lossy(&answer[..length]);
         assert!(answer.contains("location: https://new.example:8443/x\r\n"), "{answer}");
-        // Who ends TLS before this proxy says so.
+        // A load balancer in front of this proxy may terminate TLS and report it.
         for (trusted, scheme) in [("127.0.0.0/8", "https"), ("192.0.2.1", "http")] {
             let harness = Harness::start(&format!(
                 "listeners: [{{name: http, address: '127.0.0.1:8080', trusted_proxies: ['{trusted}']}}]
@@ -486,7 +487,7 @@ fn a_port_in_the_server_name_is_ignored() {
         let ca_file = directory.path().join("ca.pem");
         std::fs::write(&ca_file, ca.as_ref().pem()).unwrap();
         let session = directory.path().join("session");
-        // Each name has its certificate, so that the right one was chosen if the name is verified.
+        // Each name has its own certificate, so a successful verification shows that the right one was chosen.
         let certificates =
             [("b.example", "b"), ("a.example", "a")].map(|(name, own)| issued(&[name], &ca).resource(own));
         let harness = Harness::start(&https("default_certificate: b", &certificates, HELLO));
@@ -511,7 +512,7 @@ fn a_port_in_the_server_name_is_ignored() {
         assert!(told.contains("Verify return code: 0"), "{told}");
         let again = openssl("a.example:8443", &["-tls1_2", "-sess_in", session]);
         assert!(again.contains("Reused, TLSv1.2"), "{again}");
-        // What is no port is still no name.
+        // A name with an invalid port remains invalid.
         assert!(!openssl("a.example:http", &["-alpn", "h2"]).contains("ALPN protocol: h2"));
 
         // Data flows in both directions.
@@ -539,6 +540,102 @@ fn a_port_in_the_server_name_is_ignored() {
         });
         let answer = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
+    });
+}
+
+/// A way to `to` on which each ClientHello lies in many small records, each in a segment of its own. Returns its address.
+async fn splitting_hellos(to: SocketAddr) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(to).await.unwrap();
+            server.set_nodelay(true).unwrap();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            tokio::spawn(async move {
+                let mut head = [0; 5];
+                while from_client.read_exact(&mut head).await.is_ok() {
+                    let mut content = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+                    from_client.read_exact(&mut content).await.unwrap();
+                    let is_hello = head[0] == 22 && content.first() == Some(&1);
+                    for part in content.chunks(if is_hello { 37 } else { content.len().max(1) }) {
+                        let length = (part.len() as u16).to_be_bytes();
+                        let record = [&head[..3], &length, part].concat();
+                        if to_server.write_all(&record).await.is_err() {
+                            return;
+                        }
+                        // The next one comes after this one was read.
+                        tokio::task::yield_now().await;
+                    }
+                }
+                let _ = to_server.shutdown().await;
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_port_in_the_server_name_is_ignored_however_the_handshake_goes() {
+    block_on(async {
+        let ca = authority("ca");
+        let directory = tempfile::tempdir().unwrap();
+        let alice = issued(&["alice"], &ca);
+        for (file, text) in
+            [("ca.pem", &ca.as_ref().pem()), ("alice.pem", &alice.certificate), ("alice.key", &alice.key)]
+        {
+            std::fs::write(directory.path().join(file), text).unwrap();
+        }
+        let text = serde_json::to_string(&ca.as_ref().pem()).unwrap();
+        let own = [issued(&["a.example"], &ca).resource("a")];
+        let asks = format!("client_auth: {{mode: required, ca: {text}}}");
+        let [open, strict] = ["", &asks].map(|tls| Harness::start(&https(tls, &own, HELLO)));
+        // A client that first offers a group that the proxy does not have is asked for another.
+        let again = ["-groups", "P-521:X25519"];
+        let shown = ["-cert", "alice.pem", "-key", "alice.key"];
+        for (harness, more, hellos) in [
+            (&open, &[][..], 1),
+            (&open, &["-tls1_2"], 1),
+            (&open, &again, 2),
+            (&strict, &shown, 1),
+            (&strict, &[&shown[..], &["-tls1_2"]].concat(), 1),
+            (&strict, &[&shown[..], &again].concat(), 2),
+        ] {
+            let split = splitting_hellos(harness.address()).await;
+            for address in [harness.address(), split] {
+                for name in ["a.example:8443", "a.example"] {
+                    let mut command = Command::new("openssl");
+                    command.args(["s_client", "-msg", "-ign_eof", "-connect", &address.to_string()]);
+                    command.args([
+                        "-CAfile",
+                        "ca.pem",
+                        "-verify_return_error",
+                        "-verify_hostname",
+                        "a.example",
+                    ]);
+                    command.args(["-servername", name]).args(more).current_dir(&directory);
+                    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+                    let output = tokio::task::block_in_place(|| {
+                        let mut child = command.spawn().expect("openssl is there");
+                        let request = b"GET / HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n";
+                        let written = std::io::Write::write_all(&mut child.stdin.take().unwrap(), request);
+                        (child.wait_with_output().unwrap(), written)
+                    });
+                    let told = String::from_utf8_lossy(&output.0.stdout);
+                    let case = format!("{more:?} {name} split: {}: {told}", address == split);
+                    assert!(told.contains("HTTP/1.1 200") && told.contains("hello"), "{case}");
+                    assert_eq!(told.matches(", ClientHello").count(), hellos, "{case}");
+                }
+            }
+        }
+        // A client without a certificate is still refused.
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-tls1_2", "-connect", &strict.address().to_string()]);
+        command.args(["-servername", "a.example:8443"]).stdin(Stdio::null());
+        let output = tokio::task::block_in_place(|| command.output()).expect("openssl is there");
+        assert!(!output.status.success());
     });
 }
 
@@ -588,17 +685,18 @@ fn keys_of_every_usual_kind_and_form_serve() {
     });
 }
 
-/// A target that speaks TLS.
+/// A target with TLS.
 struct Target {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
     resumed: Arc<AtomicUsize>,
-    /// Whether it knows HTTP/1.1 only.
+    /// True if it supports only HTTP/1.1.
     is_old: Arc<AtomicBool>,
 }
 
 impl Target {
-    /// Says "hello", and who the client is if it has a certificate. Closes each connection after `requests`.
+    /// Starts a target that answers "hello" and the client's identity, if it has a certificate. It closes each
+    /// connection after `requests`.
     fn start(certificate: &Issued, clients: Option<&Authority>) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -646,7 +744,7 @@ impl Target {
                         let mut response =
                             Response::new(full(if body.is_empty() { text.into() } else { body }));
                         if is_grpc {
-                            // It is serving.
+                            // The status is SERVING.
                             *response.body_mut() = full(&b"\0\0\0\0\x02\x08\x01"[..]);
                             response.headers_mut().insert("grpc-status", "0".parse().unwrap());
                         }
@@ -695,7 +793,7 @@ fn a_target_has_to_be_who_it_should_be() {
         let answer = harness.get("/").await;
         assert_eq!((answer.status, answer.text()), (200, "users.internal false"));
         for wrong in [
-            // Another authority, another name, an address that the certificate does not have; what the host trusts.
+            // The cases are: another authority, another name, an address that the certificate lacks, the host's roots.
             format!("sni: users.internal, ca: {}", quoted(&authority("ca"))),
             format!("{own}, sni: other.internal"),
             own.clone(),
@@ -714,7 +812,7 @@ fn a_target_has_to_be_who_it_should_be() {
         harness.apply(&local.document("localhost", &own, "")).unwrap();
         until("the name is resolved", || harness.targets() > 0).await;
         assert_eq!(harness.get("/").await.text(), "localhost false", "the name is that of the address");
-        // And in the clear it does not go at all.
+        // It does not work in cleartext at all.
         harness.apply(&forward_to(local.address)).unwrap();
         assert_eq!(harness.get("/").await.status, 502);
     });
@@ -814,9 +912,9 @@ fn a_target_that_may_choose_is_spoken_to_as_it_chooses() {
         for body in ["", "said"] {
             assert_eq!(spoken(&harness, body).await, "HTTP/1.1");
         }
-        // To find out took one more; then it is known, and the connection is used again.
+        // Detection took one more connection; then the protocol is known, and the connection is reused.
         assert_eq!(old.connections.load(Ordering::Relaxed), 2);
-        // An old one is replaced by a new one, and the other way round.
+        // The old server is replaced by a new one, and vice versa.
         old.is_old.store(false, Ordering::Relaxed);
         assert_eq!(spoken(&harness, "said").await, "HTTP/1.1", "the connection that is there is used on");
         let mut client = Client::connect(harness.address()).await;
@@ -871,12 +969,12 @@ fn targets_are_checked_through_tls_too() {
                 };
                 let mut harness = Harness::start(&document(&wrong));
                 if check == "type: tcp" {
-                    // The connection is accepted, whoever it is.
+                    // The connection is accepted from any client.
                     continue;
                 }
                 until("it is found that it is another", || state(&harness) == 0).await;
                 assert_eq!(harness.get("/").await.status, 503);
-                // Only how TLS is spoken has changed.
+                // Only the TLS settings have changed.
                 harness.apply(&document(&tls)).unwrap();
                 until("it is healthy", || state(&harness) == 1).await;
                 assert_eq!(harness.get("/").await.status, 200, "{protocol} {check}");
@@ -891,7 +989,7 @@ fn clients_that_say_nothing_keep_nobody_out() {
         let ca = authority("ca");
         let certificate = [issued(&["a.example"], &ca).resource("c")];
         let harness = Harness::with(&https("", &certificate, HELLO), |settings| settings.workers = 1);
-        // As many as there may be handshakes, some silent, some that have begun.
+        // As many handshakes as allowed are open, some silent, some begun.
         let mut silent = Vec::new();
         let mut hello = Vec::new();
         let name = ServerName::try_from("a.example").unwrap();
@@ -909,7 +1007,7 @@ fn clients_that_say_nothing_keep_nobody_out() {
             let (answer, _) = Tls::trusting(&ca).get(harness.address(), "a.example").await.unwrap();
             assert_eq!(answer.text(), "hello");
         }
-        // The youngest are still waited for.
+        // The newest are still waited for.
         assert!(failures(&harness, "overload") < 200);
         let _ = tokio::time::timeout(Duration::from_secs(5), silent[2199].readable()).await.unwrap();
     });
@@ -958,7 +1056,7 @@ fn an_open_connection_does_not_pass_for_one_that_has_shown_more() {
         harness
             .apply(&https(&format!("client_auth: {{mode: required, ca: {text}}}"), &certificate, HELLO))
             .unwrap();
-        // What it asks next is answered as the listener was when it connected, and is the last.
+        // The next request is answered under the listener's old settings, and is the last.
         let answer = client.get("/").await;
         assert_eq!(
             (answer.text(), &answer.headers["connection"]),
@@ -978,8 +1076,8 @@ fn an_answer_that_is_taken_slowly_through_tls_arrives_whole() {
         let harness = Harness::start(&https("", &certificate, &forward_to(backend.address)));
         let mut stream = Tls::trusting(&ca).connect(harness.address(), "a.example").await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: a.example\r\n\r\n").await.unwrap();
-        // It is read down to what sockets hold, so that the proxy has the last of it and waits; then nothing for longer than
-        // an idle connection keeps its buffers.
+        // The response is read until only the sockets' buffers hold some, so that the proxy has the last part and
+        // waits; then nothing is read for longer than an idle connection keeps its buffers.
         let mut read = vec![0; 1 << 16];
         let mut left = size;
         let mut head = Vec::new();
@@ -1007,7 +1105,7 @@ fn openssl(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What an authority says in OCSP of a certificate that it has issued, for the next seven days, in DER.
+/// An authority's OCSP response about a certificate that it has issued, for the next seven days, in DER.
 fn ocsp_response(ca: &Authority, own: &Issued) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -1016,7 +1114,7 @@ fn ocsp_response(ca: &Authority, own: &Issued) -> Vec<u8> {
     std::fs::write(file("own.pem"), &own.certificate).unwrap();
     let serial = openssl(&["x509", "-in", &file("own.pem"), "-noout", "-serial"]);
     let serial = serial.trim().trim_start_matches("serial=").to_owned();
-    // openssl's own form of what an authority has issued.
+    // openssl's own format of an authority's database.
     std::fs::write(file("index"), format!("V\t400101000000Z\t\t{serial}\tunknown\t/CN=alice\n")).unwrap();
     let [index, ca_file, ca_key, own_file, told] =
         ["index", "ca.pem", "ca.key", "own.pem", "ocsp.der"].map(file);
@@ -1027,15 +1125,6 @@ fn ocsp_response(ca: &Authority, own: &Issued) -> Vec<u8> {
     std::fs::read(told).unwrap()
 }
 
-/// Sets the time until which a response is good. Its signature is not good any more, which only clients check.
-fn until_when(mut response: Vec<u8>, until: &str) -> Vec<u8> {
-    // A GeneralizedTime of 15 bytes. The first is when it was produced, the second from when it is good.
-    let times = response.windows(2).enumerate().filter(|(_, bytes)| *bytes == [0x18, 15]);
-    let third = times.map(|(at, _)| at + 2).nth(2).unwrap();
-    response[third..third + 15].copy_from_slice(until.as_bytes());
-    response
-}
-
 /// `own` as a resource `c` with this response.
 fn stapled(own: &Issued, response: &[u8]) -> String {
     use base64::Engine as _;
@@ -1043,7 +1132,7 @@ fn stapled(own: &Issued, response: &[u8]) -> String {
     own.resource("c").replace("private_key:", &format!("ocsp_staple: {staple}, private_key:"))
 }
 
-/// What openssl says of the handshake.
+/// openssl's report of the handshake.
 fn asked_by_openssl(address: SocketAddr, more: &[&str]) -> String {
     let connect = address.to_string();
     let command = ["s_client", "-connect", &connect, "-servername", "a.example", "-status"];
@@ -1063,24 +1152,28 @@ fn what_an_authority_says_of_revocation_is_stapled_as_long_as_it_is_good() {
             assert!(said.contains("OCSP Response Status: successful"), "{said}");
             assert!(said.contains("Cert Status: good"), "{said}");
         }
-        // Behind the certificate of who issued it, too, whose key it names.
+        // The chain includes the issuer's certificate, whose key the response names.
         let chain =
             Issued { certificate: own.certificate.clone() + &ca.as_ref().pem(), key: own.key.clone() };
         harness.apply(&https("", &[stapled(&chain, &response)], HELLO)).unwrap();
         assert!(asked_by_openssl(address, &[]).contains("Cert Status: good"));
 
         let other = issued(&["a.example"], &ca);
-        let expired = until_when(response.clone(), "20210101000000Z");
-        for (what, resource) in
-            [("another's", stapled(&other, &response)), ("expired", stapled(&own, &expired))]
-        {
+        let expired = with_time(response.clone(), 2, b"20210101000000Z", ca.key());
+        let forged = with_time(response.clone(), 2, b"20990101000000Z", &rcgen::KeyPair::generate().unwrap());
+        for (what, resource) in [
+            ("another's", stapled(&other, &response)),
+            ("expired", stapled(&own, &expired)),
+            ("signed by somebody else", stapled(&own, &forged)),
+        ] {
             harness.apply(&https("", &[resource], HELLO)).unwrap();
             let said = asked_by_openssl(address, &[]);
             assert!(said.contains("OCSP response: no response sent"), "{what}: {said}");
         }
-        // It expires while it is in use.
+        // The response expires while it is in use.
         let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(4);
-        let soon = until_when(response, &soon.strftime("%Y%m%d%H%M%SZ").to_string());
+        let soon = soon.strftime("%Y%m%d%H%M%SZ").to_string();
+        let soon = with_time(response, 2, soon.as_bytes().try_into().unwrap(), ca.key());
         harness.apply(&https("", &[stapled(&own, &soon)], HELLO)).unwrap();
         until("it is not stapled any more", || {
             asked_by_openssl(address, &[]).contains("OCSP response: no response sent")
@@ -1116,14 +1209,14 @@ fn a_name_has_a_certificate_for_each_type_of_key() {
         let both = [rsa.resource("rsa"), ecdsa.resource("ecdsa")];
         let mut harness = Harness::start(&https("default_certificate: ecdsa", &both, HELLO));
         let address = harness.address();
-        // The subject of the certificate that is shown.
+        // The subject of the served certificate.
         let shown = |more: &[&str]| {
             let connect = address.to_string();
             let said = openssl(&[&["s_client", "-connect", &connect], more].concat());
             said.lines().find(|line| line.starts_with("subject=")).unwrap_or_default().replace(' ', "")
         };
         let (theirs, alice) = ("subject=CN=theirs", "CN=alice");
-        // The listener's default is for clients that ask for no name.
+        // The listener's default is for clients without a server name.
         for name in [&["-servername", "a.example"][..], &["-noservername"]] {
             let shown = |more: &[&str]| shown(&[name, more].concat());
             for version in ["-tls1_2", "-tls1_3"] {
@@ -1134,7 +1227,7 @@ fn a_name_has_a_certificate_for_each_type_of_key() {
             assert!(shown(&["-tls1_3", "-sigalgs", "ECDSA+SHA256"]).contains(alice));
         }
         Tls::trusting(&ca).connect(address, "a.example").await.unwrap();
-        // Without the one, the other is shown to all.
+        // Without one of them, the other is served to all.
         harness.apply(&https("", &[rsa.resource("rsa")], HELLO)).unwrap();
         assert_eq!(shown(&["-servername", "a.example"]), theirs);
         harness.apply(&https("", &[ecdsa.resource("ecdsa")], HELLO)).unwrap();
@@ -1142,7 +1235,7 @@ fn a_name_has_a_certificate_for_each_type_of_key() {
     });
 }
 
-/// What the access log says of a request to a target: flags and reason.
+/// The access log's flags and reason for a request to a target.
 async fn told(document: &str) -> (String, String) {
     let (sender, receiver) = access_log::channel(10);
     let harness = Harness::with_log(document, Some(sender));
@@ -1177,17 +1270,17 @@ fn why_there_is_no_tls_with_a_target_is_told() {
             let (flags, told) = told(&target.document("127.0.0.1", tls, "")).await;
             assert_eq!((flags.as_str(), told.as_str()), ("UF", reason));
         }
-        // It speaks HTTP/1.1 alone, and says so.
+        // The target supports only HTTP/1.1, and reports that.
         let target = Target::start(&good(), None);
         target.is_old.store(true, Ordering::Relaxed);
         let document = target.document("127.0.0.1", &trusted, "");
         let document = document.replace("{name: u, ", "{name: u, protocol: http2, ");
         assert_eq!(told(&document).await, ("UF".to_owned(), "tls_no_common_protocol".to_owned()));
-        // It wants a certificate. With TLS 1.3 that is known only after the handshake.
+        // The target requires a certificate. With TLS 1.3 that is known only after the handshake.
         let target = Target::start(&good(), Some(&ca));
         let (_, reason) = told(&target.document("127.0.0.1", &trusted, "")).await;
         assert_eq!(reason, "tls_client_certificate_refused");
-        // It does not speak TLS; it closes; it is silent.
+        // The targets: one without TLS, one that closes, one that is silent.
         let document = |backend: &Backend| {
             format!(
                 "upstreams: [{{name: u, connect_timeout: 500ms, targets: [{{address: '{}'}}], tls: {{{trusted}}}}}]

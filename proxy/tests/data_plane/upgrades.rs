@@ -1,4 +1,4 @@
-//! WebSockets, and what else a client may want to switch to.
+//! WebSockets and other protocol switches.
 
 use std::sync::mpsc::sync_channel;
 
@@ -20,7 +20,7 @@ use crate::harness::{
 };
 use crate::telling::lines;
 
-/// A server of WebSockets that answers with what it is told.
+/// A WebSocket server that echoes messages.
 fn echo() -> Backend {
     Backend::raw(|stream| async move {
         let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
@@ -32,7 +32,7 @@ fn echo() -> Backend {
     })
 }
 
-/// Talks to it, for longer than a request may take, and says farewell.
+/// Exchanges messages for longer than a request may take, and closes.
 async fn chat(mut socket: WebSocketStream<impl AsyncRead + AsyncWrite + Unpin>) {
     let began = std::time::Instant::now();
     for size in [0, 5, 70_000, 1_000_000] {
@@ -44,7 +44,7 @@ async fn chat(mut socket: WebSocketStream<impl AsyncRead + AsyncWrite + Unpin>) 
     socket.send(Message::text("late")).await.unwrap();
     assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("late"));
     if socket.close(None).await.is_err() {
-        // The other side has answered it before it was seen to be sent.
+        // The other side has answered the close before this side saw that it was sent.
         return;
     }
     while let Some(message) = socket.next().await {
@@ -57,7 +57,7 @@ fn web_sockets_pass() {
     block_on(async {
         let (sender, receiver) = access_log::channel(100);
         let backend = echo();
-        // The time for the request does not count for what follows it.
+        // The request's timeout does not apply to the bytes that follow it.
         let document = forward_to(backend.address).replace("{upstreams", "{timeout: 3s, upstreams");
         let harness = Harness::with_log(&document, Some(sender));
         let stream = TcpStream::connect(harness.address()).await.unwrap();
@@ -65,7 +65,7 @@ fn web_sockets_pass() {
         let (socket, response) = tokio_tungstenite::client_async(request, stream).await.unwrap();
         assert_eq!(response.status(), 101);
         chat(socket).await;
-        // It is told of once it is over.
+        // It is logged once it is over.
         let line = &lines(&receiver, 1).await[0];
         assert_eq!(
             (&line["status"], &line["path"], &line["flags"]),
@@ -85,7 +85,8 @@ const AGREE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r
 #[test]
 fn each_side_may_end_first_and_still_hear() {
     block_on(async {
-        // What came with the answer's head is not lost; what the client says before its end comes; then it is answered.
+        // Bytes behind the response head are not lost; the client's bytes before its end arrive; then they are
+        // answered.
         let backend = Backend::raw(|mut stream| async move {
             read_head(&mut stream).await.unwrap();
             stream.write_all(&[AGREE, b"welcome"].concat()).await.unwrap();
@@ -95,7 +96,7 @@ fn each_side_may_end_first_and_still_hear() {
         });
         let harness = Harness::start(&forward_to(backend.address));
         let mut stream = TcpStream::connect(harness.address()).await.unwrap();
-        // With the head, as an eager client does.
+        // An eager client sends bytes together with the head.
         stream.write_all(&[ASK.as_bytes(), b"eager "].concat()).await.unwrap();
         let head = read_head(&mut stream).await.unwrap();
         assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("upgrade: websocket\r\n"), "{head}");
@@ -156,7 +157,7 @@ fn only_what_both_want_is_switched_to() {
             assert_eq!(head.contains("upgrade: websocket\r\n"), asked, "{head}");
             assert_eq!(head.contains("connection: upgrade\r\n"), asked, "{head}");
         }
-        // A target that speaks HTTP/2 has to say that it takes other protocols.
+        // A target of HTTP/2 has to announce that it supports other protocols.
         let backend = Backend::speaking(Wire::Http2, |_| async { Response::new(full("")) });
         let harness = Harness::start(&forward_over(Wire::Http2, backend.address));
         let stream = TcpStream::connect(harness.address()).await.unwrap();
@@ -165,7 +166,32 @@ fn only_what_both_want_is_switched_to() {
     });
 }
 
-/// Opens a stream by CONNECT over HTTP/2; the protocol is that of an extended one.
+#[test]
+fn a_target_that_switches_unasked_is_at_fault() {
+    block_on(async {
+        let backend = Backend::raw(|mut stream| async move {
+            read_head(&mut stream).await.unwrap();
+            let _ = stream.write_all(AGREE).await;
+            let _ = stream.read_u8().await;
+        });
+        let passive = "{name: u, health_check: {passive: {consecutive_failures: 5}}, targets";
+        let harness = Harness::start(&forward_to(backend.address).replace("{name: u, targets", passive));
+        let failures = || {
+            harness.proxy.counted(|_, compiled, _, _| {
+                let targets = compiled.active.upstreams.iter().map(|upstream| upstream.members.view());
+                targets.flat_map(|view| view.targets.to_vec()).map(|target| target.failures()).sum::<u32>()
+            })
+        };
+        assert_eq!(failures(), 0);
+        let plain =
+            ASK.replace("connection: upgrade", "connection: close").replace("upgrade: websocket\r\n", "");
+        let told = raw(harness.address(), plain.as_bytes()).await;
+        assert!(told.starts_with("HTTP/1.1 502 "), "{told}");
+        until("the failure counts against the target", || failures() == 1).await;
+    });
+}
+
+/// Opens a stream by CONNECT over HTTP/2; `protocol` makes it an extended one.
 async fn connect_http2(
     harness: &Harness,
     uri: &str,
@@ -190,7 +216,7 @@ fn web_sockets_of_http2_go_to_targets_of_http1() {
     block_on(async {
         let (sender, receiver) = access_log::channel(100);
         let document = forward_to(echo().address).replace("{upstreams", "{timeout: 3s, upstreams");
-        // A route for GET takes it, for that is what it is.
+        // A route for GET matches, because the handshake is a GET.
         let document = document.replace("match: {", "match: {methods: [GET], ");
         let harness = Harness::with_log(&document, Some(sender));
         let stream = connect_http2(&harness, "http://test.example/chat", Some("websocket")).await.unwrap();
@@ -205,7 +231,7 @@ fn web_sockets_of_http2_go_to_targets_of_http1() {
     });
 }
 
-/// The same over HTTP/2 (RFC 8441), below `/chat` and nowhere else.
+/// The same over HTTP/2 (RFC 8441), only below `/chat`.
 fn echo_http2() -> Backend {
     Backend::raw(|stream| async move {
         let service = hyper::service::service_fn(|mut request: Request<hyper::body::Incoming>| async move {
@@ -243,7 +269,7 @@ fn web_sockets_go_to_targets_of_http2() {
         let speak = async |document: String| {
             let (sender, receiver) = access_log::channel(100);
             let harness = Harness::with_log(&document, Some(sender));
-            // Both over one connection to the target, the second when what it takes is known.
+            // Both use one connection to the target, the second when the target's settings are known.
             let stream = TcpStream::connect(harness.address()).await.unwrap();
             let asked = tokio_tungstenite::client_async("ws://test.example/chat", stream).await;
             let (socket, response) = asked.unwrap();
@@ -252,7 +278,7 @@ fn web_sockets_go_to_targets_of_http2() {
             let stream =
                 connect_http2(&harness, "http://test.example/chat", Some("websocket")).await.unwrap();
             chat(WebSocketStream::from_raw_socket(stream, Role::Client, None).await).await;
-            // A target that does not want to says so itself.
+            // A target that declines answers by itself.
             let stream = TcpStream::connect(harness.address()).await.unwrap();
             let refused = tokio_tungstenite::client_async("ws://test.example/no", stream).await.unwrap_err();
             assert!(matches!(refused, Error::Http(answer) if answer.status() == 403));
@@ -287,7 +313,7 @@ fn a_target_that_has_not_read_the_proxys_key_does_not_switch() {
 #[test]
 fn only_what_is_through_is_said_to_be_through() {
     block_on(async {
-        // A target that knows nothing of upgrades, and one that says how long what follows is.
+        // One target does not know upgrades, and one announces a length for the bytes that follow.
         let ignores: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
         let says_length = [&AGREE[..AGREE.len() - 2], b"content-length: 0\r\n"].concat();
         for (answer, status) in [(ignores.to_vec(), 502), (says_length, 200)] {
@@ -318,7 +344,7 @@ fn only_what_is_through_is_said_to_be_through() {
                 Err(refused) => assert_eq!(refused.status, status),
             }
         }
-        // What a breaker answers in the place of a target is no agreement either.
+        // The response of an open breaker is no agreement to switch either.
         let document = allowing("connect", crate::harness::nobody()).replace(
             "{name: u, ",
             "{name: u, circuit_breaker: {error_rate: {min_requests: 1, fallback: {body: no}}}, ",
@@ -339,7 +365,7 @@ fn a_client_that_breaks_its_stream_off_is_noticed_though_nobody_speaks() {
         let backend = Backend::raw(move |mut stream| {
             let seen = std::sync::Arc::clone(&seen);
             async move {
-                // Hears the end, and keeps silent.
+                // The target reads to the end, and sends nothing.
                 let mut heard = Vec::new();
                 stream.read_to_end(&mut heard).await.unwrap();
                 seen.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -357,7 +383,7 @@ fn a_client_that_breaks_its_stream_off_is_noticed_though_nobody_speaks() {
     });
 }
 
-/// Says what it is told, until its end.
+/// A target that echoes everything until the end.
 fn parrot() -> Backend {
     Backend::raw(|mut stream| async move {
         let (mut read, mut write) = stream.split();
@@ -376,7 +402,7 @@ fn a_connect_leads_to_a_target_where_the_route_says_so() {
         let (sender, receiver) = access_log::channel(100);
         let harness = Harness::with_log(&allowing("connect", backend.address), Some(sender));
         let mut stream = TcpStream::connect(harness.address()).await.unwrap();
-        // Whatever address it asks for; what it says with its head is not lost.
+        // It accepts any authority; bytes behind the head are not lost.
         stream
             .write_all(b"CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\n\r\neager ")
             .await
@@ -454,7 +480,7 @@ fn other_protocols_pass_where_the_route_names_them() {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await.unwrap();
             }
         });
-        // The first that is allowed of what the client offers.
+        // The first protocol of the client's list that is allowed is chosen.
         let ask = ASK.replace("upgrade: websocket", "upgrade: h2c, websocket, SPEECH/1");
         let harness = Harness::start(&allowing("speech/1", backend.address));
         let mut stream = TcpStream::connect(harness.address()).await.unwrap();

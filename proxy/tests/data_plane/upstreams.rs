@@ -42,7 +42,7 @@ fn failures_of_an_upstream_have_their_status() {
             read_head(&mut stream).await;
             stream.write_all(b"this is not HTTP\r\n\r\n").await.unwrap();
         });
-        // The kernel keeps one connection for who does not accept, and then no more.
+        // The kernel queues one connection for a socket that does not accept, and then no more.
         let silent = tokio::net::TcpSocket::new_v4().unwrap();
         silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let silent = silent.listen(0).unwrap();
@@ -98,7 +98,7 @@ routes:
 #[test]
 fn a_connection_that_the_target_closed_while_idle_fails_no_request() {
     block_on(async {
-        // Serves one request on each connection and then closes, without a word of it in the answer.
+        // The backend serves one request on each connection and then closes, without announcing it.
         let backend = Backend::raw(|mut stream| async move {
             if read_head(&mut stream).await.is_some() {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
@@ -115,7 +115,8 @@ fn a_connection_that_the_target_closed_while_idle_fails_no_request() {
 #[test]
 fn a_connection_that_the_target_closes_on_reuse_fails_no_request() {
     block_on(async {
-        // Takes the second request of each connection, and closes without an answer: the request crossed the close.
+        // The backend reads the second request of each connection, and closes without a response: the request crossed
+        // the close.
         let backend = Backend::raw(|mut stream| async move {
             if read_head(&mut stream).await.is_some() {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
@@ -128,12 +129,12 @@ fn a_connection_that_the_target_closes_on_reuse_fails_no_request() {
             assert_eq!(client.get("/a?b=c").await.status, 200, "{round}");
         }
         assert_eq!(backend.connections(), 100);
-        // Nor with a body, which is read behind the head that it was sent with.
+        // The same holds with a body, which is read behind the head that it was sent with.
         for round in 0..20 {
             let put = Request::put("/").body(full("said")).unwrap();
             assert_eq!(client.send(put).await.status, 200, "{round}");
         }
-        // What may have been done already is not done twice.
+        // A request that may have been processed is not sent twice.
         let post = || Request::post("/").body(full("")).unwrap();
         let statuses = [client.send(post()).await.status, client.send(post()).await.status];
         assert_eq!(statuses.iter().filter(|status| **status == 502).count(), 1, "{statuses:?}");
@@ -204,7 +205,8 @@ fn the_less_busy_target_is_preferred() {
             })
             .await;
         }
-        // It gets a request when it is drawn twice, which is a quarter of them; without preference it would be half.
+        // The busy target gets a request when it is drawn twice, which is a quarter of them; without preference it
+        // would be half.
         assert!(busy.load(Ordering::Relaxed) < 150, "{busy:?}");
     });
 }

@@ -1,4 +1,4 @@
-//! What tests say byte by byte: a backend that keeps what it was sent, and HTTP/2 frames.
+//! Byte-level tools: a backend that records its requests, and HTTP/2 frames.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,13 +9,13 @@ use tokio::net::TcpStream;
 
 use crate::harness::Backend;
 
-/// A backend that reads strictly, and keeps what was asked of it.
+/// A backend that parses strictly, and records the requests.
 pub(crate) struct Recorder {
     pub(crate) backend: Backend,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
-/// A whole request as the backend got it.
+/// A complete request as the backend got it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     /// Method and target.
@@ -66,14 +66,14 @@ impl Recorder {
         Self { backend, seen }
     }
 
-    /// What came since the last time.
+    /// Takes the requests since the last call.
     pub(crate) fn take(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.seen.lock().unwrap())
     }
 }
 
-/// The first request in `bytes`, if it is whole, and how long it is. Reads what RFC 9112 has a sender write, and nothing
-/// else: what is lenient here could not be told from what the proxy got wrong.
+/// Parses the first request in `bytes`, if it is complete, and returns its length. It accepts only what RFC 9112 has a
+/// sender write: leniency here would hide errors of the proxy.
 fn read_request(bytes: &[u8]) -> Result<Option<(Seen, usize)>, String> {
     let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
     let head = String::from_utf8_lossy(&bytes[..end + 2]).into_owned();
@@ -126,7 +126,7 @@ fn read_request(bytes: &[u8]) -> Result<Option<(Seen, usize)>, String> {
                 None => return Ok(None),
             }
         }
-        // Trailers are told with the body.
+        // Trailers are recorded with the body.
         loop {
             let Some(line) = bytes[at..].windows(2).position(|two| two == b"\r\n") else { return Ok(None) };
             let text = bytes[at..at + line].to_vec();
@@ -147,7 +147,7 @@ fn read_request(bytes: &[u8]) -> Result<Option<(Seen, usize)>, String> {
     Ok(Some((Seen { line, head: head.to_lowercase(), body }, at)))
 }
 
-/// An HTTP/2 client that sends frames as they are.
+/// An HTTP/2 client that sends frames unchanged.
 pub(crate) struct Frames {
     pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
@@ -189,12 +189,12 @@ impl Frames {
         frames
     }
 
-    /// Sends `bytes`; whether the proxy still takes them.
+    /// Sends `bytes`; returns true if the proxy still takes them.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).await.is_ok()
     }
 
-    /// The next frame; `None`: the proxy has closed. Settings are acknowledged and left out.
+    /// The next frame; `None`: the proxy has closed. Settings are acknowledged and skipped.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         loop {
             while let Some(frame) = self.parse() {
@@ -214,7 +214,7 @@ impl Frames {
         }
     }
 
-    /// The next frame that comes within `time`; `None`: none came, or the proxy has closed.
+    /// The next frame that arrives within `time`; `None`: none did, or the proxy has closed.
     pub(crate) async fn next_within(&mut self, time: Duration) -> Option<Frame> {
         tokio::time::timeout(time, self.next()).await.ok().flatten()
     }
@@ -273,7 +273,7 @@ pub(crate) fn literals<N: AsRef<[u8]>, V: AsRef<[u8]>>(fields: &[(N, V)]) -> Vec
     block
 }
 
-/// `GET /` of `stream`, whole.
+/// A complete `GET /` on `stream`.
 pub(crate) fn get(stream: u32) -> Vec<u8> {
     let block = literals(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")]);
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)

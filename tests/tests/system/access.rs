@@ -28,6 +28,89 @@ async fn becomes(control_plane: &ControlPlane, cookie: &str, status: StatusCode)
     assert!(held, "it did not become {status}: {}", control_plane.log());
 }
 
+/// Opens a wait for a revision that is not served yet; its status, and when it was answered.
+fn wait_by(
+    control_plane: &ControlPlane,
+    revision: u64,
+    by: EventsAs<'_>,
+) -> tokio::task::JoinHandle<(StatusCode, Instant)> {
+    let path = format!("/revisions/{revision}/wait?timeout=60s");
+    let request = match by {
+        EventsAs::Token(token) => control_plane.api().with_token(token).request(Method::GET, &path),
+        EventsAs::Cookie(cookie) => control_plane.api().with_cookie(Method::GET, &path, cookie),
+    };
+    tokio::spawn(async move { (send(request).await.unwrap().status, Instant::now()) })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_wait_ends_with_its_token_or_session_at_every_replica_within_a_second() {
+    let postgres = Postgres::new().unwrap();
+    let [one, two] = replicas(&postgres).await;
+    let mut proxy = Proxy::of(&one, "p").await.unwrap();
+    one.api().put("routes", "r", &respond("/", "before")).await.unwrap();
+    one.api().wait_in_sync(1).await.unwrap();
+    // It is connected for some seconds more, and serves nothing new.
+    let mut took = Vec::new();
+    for round in 0..3 {
+        let token = json!({"name": "ci", "role": "editor"});
+        let made = one.api().call(Method::POST, "/tokens", Some(&token)).await.unwrap().success().unwrap();
+        let ci = made.body["token"].as_str().unwrap();
+        let cookie = one.api().log_in(ADMIN_TOKEN).await.unwrap();
+        becomes(&two, &cookie, StatusCode::OK).await;
+        let known = async || {
+            let answer = two.api().with_token(ci).call(Method::GET, "/routes", None).await.unwrap();
+            answer.status == 200
+        };
+        assert!(eventually(DEADLINE, known).await);
+        proxy.pause();
+        let revision = one.api().put("routes", "r", &respond("/", &round.to_string())).await.unwrap();
+        let caught_up = async || two.api().head().await.is_ok_and(|head| head == revision);
+        assert!(eventually(DEADLINE, caught_up).await);
+        // A write that waits is under way as well.
+        let path = "/routes/other?wait=60s";
+        let written = one.api().with_token(ci).request(Method::PUT, path).json(&respond("/other", "x"));
+        let written = tokio::spawn(async move { send(written).await.unwrap() });
+        let other = async || two.api().get("/routes/other").await.is_ok();
+        assert!(eventually(DEADLINE, other).await);
+        let by_token = [&one, &two].map(|replica| wait_by(replica, revision, EventsAs::Token(ci)));
+        let by_session = [&one, &two].map(|replica| wait_by(replica, revision, EventsAs::Cookie(&cookie)));
+        let open = async || {
+            let waits = by_token.iter().chain(&by_session);
+            waits.into_iter().all(|wait| !wait.is_finished())
+        };
+        assert!(open().await, "a wait was answered though a paused proxy is connected");
+
+        let started = Instant::now();
+        two.api().call(Method::DELETE, "/tokens/ci", None).await.unwrap().success().unwrap();
+        let written = written.await.unwrap();
+        assert_eq!(written.status, StatusCode::UNAUTHORIZED, "{written}");
+        assert!(written.body["revision"].as_u64() > Some(revision), "it was written all the same: {written}");
+        let mut last = started;
+        for wait in by_token {
+            let (status, at) = wait.await.unwrap();
+            assert_eq!(status, StatusCode::UNAUTHORIZED);
+            last = last.max(at);
+        }
+        took.push(last - started);
+        let started = Instant::now();
+        let logged_out = send(two.api().with_cookie(Method::DELETE, "/session", &cookie)).await.unwrap();
+        assert_eq!(logged_out.status, 204, "{logged_out}");
+        let mut last = started;
+        for wait in by_session {
+            let (status, at) = wait.await.unwrap();
+            assert_eq!(status, StatusCode::UNAUTHORIZED);
+            last = last.max(at);
+        }
+        took.push(last - started);
+        proxy.resume();
+        one.api().delete("routes", "other").await.unwrap();
+        one.api().wait_in_sync(1).await.unwrap();
+    }
+    took.sort();
+    println!("waits on both replicas ended after {took:?}");
+    assert!(took[2] < Duration::from_secs(1), "{took:?}");
+}
+
 /// Reads an event stream to its end; when that came.
 async fn end_of(mut stream: reqwest::Response) -> Instant {
     let end = async { while stream.chunk().await.unwrap().is_some() {} };

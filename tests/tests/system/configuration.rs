@@ -38,7 +38,7 @@ async fn a_file_is_served_and_applied_again_when_it_changes() {
     std::fs::write(&file, document("three")).unwrap();
     assert!(eventually(Duration::from_secs(20), async || text().await == "three").await, "{}", proxy.log());
 
-    // What is wrong is said, and what was good is kept.
+    // The fault is logged, and the good state is kept.
     std::fs::write(&file, document("[wrong]")).unwrap();
     let said = eventually(Duration::from_secs(20), async || proxy.log().contains("respond.body")).await;
     assert!(said, "{}", proxy.log());

@@ -1,4 +1,4 @@
-//! What a request meets on its way through a proxy: plugins, rewrites, errors.
+//! The path of a request through a proxy: plugins, rewrites, errors.
 
 use std::time::Duration;
 

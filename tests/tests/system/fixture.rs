@@ -1,4 +1,4 @@
-//! What most scenarios begin with.
+//! The beginning of most scenarios.
 
 use serde_json::{Value, json};
 use signalbox_tests::{Backend, ControlPlane, Proxy};

@@ -85,7 +85,7 @@ async fn a_kind_and_a_role_of_a_newer_version_are_kept_and_stop_nothing() {
         (1, 1)
     );
 
-    // What this version writes leaves it as it is.
+    // Writes of this version leave it as it is.
     let revision = api.put("routes", "r", &respond("/", "written beside it")).await.unwrap();
     assert_eq!(revision, before + 2);
     api.wait_default(revision).await.unwrap();

@@ -9,7 +9,7 @@ use signalbox_tests::{Nginx, Proxy, free_port};
 use crate::certificates::made;
 use crate::fixture::Gateway;
 
-/// What a program prints; it has to succeed.
+/// The output of a program, which has to succeed.
 fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let text =

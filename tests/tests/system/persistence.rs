@@ -10,7 +10,7 @@ use crate::fixture::respond;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What `/readyz` says: its status and its body.
+/// Reads `/readyz`: its status and its body.
 async fn readiness(proxy: &Proxy) -> (u16, Value) {
     let answer = reqwest::Client::builder().no_proxy().build().unwrap();
     let answer = answer.get(format!("http://{}/readyz", proxy.admin())).send().await.unwrap();

@@ -123,7 +123,7 @@ async fn two_hundred_random_changes_under_load_fail_no_request_and_mix_no_revisi
     }
     let head = api.head().await.unwrap();
     api.wait_default(head).await.unwrap();
-    // What the load sees from here on is the last generation.
+    // From here on the load sees the last generation.
     let last = api.apply(&document((0..PAIRS).flat_map(|index| pair(index, generation + 1)))).await.unwrap();
     api.wait_default(last).await.unwrap();
     load.wait_for(50).await.unwrap();
@@ -267,7 +267,7 @@ fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
-/// Whether an address stops to accept.
+/// True if an address stops to accept.
 async fn gone(address: SocketAddr) -> bool {
     eventually(Duration::from_secs(10), async || tokio::net::TcpStream::connect(address).await.is_err()).await
 }
@@ -300,13 +300,13 @@ async fn a_fleet_gets_what_is_its() {
     }
     assert_eq!((text(&plain).await, text(&edge).await), ("all".to_owned(), "all".to_owned()));
 
-    // What refers to something must be where that is.
+    // A resource must be in the fleets of those that it refers to.
     let secret = with(upstream(&[]), &json!({"fleets": ["edge"]}));
     api.put("upstreams", "secret", &secret).await.unwrap();
     let everywhere = json!({"forward": {"upstreams": [{"name": "secret"}]}});
     let answer = api.call(Method::PUT, "/routes/wide", Some(&everywhere)).await.unwrap();
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
-    let fleets: Vec<Value> = api.get("/fleets").await.unwrap()["items"].as_array().unwrap().clone();
+    let fleets: Vec<Value> = api.get("/fleet-statuses").await.unwrap()["items"].as_array().unwrap().clone();
     let names: Vec<&str> = fleets.iter().filter_map(|fleet| fleet["name"].as_str()).collect();
     assert!(names.contains(&"edge") && names.contains(&"default"), "{names:?}");
 }
@@ -346,7 +346,10 @@ async fn a_rollout_is_told_as_it_happens() {
     assert_eq!(rollout["state"], "succeeded", "{rollout:#}");
     assert_eq!(
         rollout["counts"],
-        json!({"total": 2, "applied": 2, "pending": 0, "rejected": 0, "disconnected": 0, "unknown": 0})
+        json!({
+            "total": 2, "assigned": 2, "applied": 2, "pending": 0, "rejected": 0, "disconnected": 0, "unknown": 0,
+            "lost": 0
+        })
     );
     let p99 = rollout["propagation_ms"]["p99"].as_f64().unwrap();
     assert!(p99 > 0.0 && p99 < 10_000.0, "{p99}");

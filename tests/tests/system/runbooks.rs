@@ -2,6 +2,9 @@
 //! processes that are started as the systemd units in `examples/systemd` say. `ssh`, `scp` and `systemctl` are stand-ins: a host
 //! is an address of 127.0.0.0/8 with files of its own, and `systemctl` asks this test to start and stop the programs.
 
+mod failover;
+mod tokens;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -116,7 +119,7 @@ impl Site {
         Api::new(format!("http://{}:9080", self.control_planes[0]), ADMIN_TOKEN).unwrap()
     }
 
-    /// What a unit does, told as `systemctl` is told. Its exit code.
+    /// Acts on a unit as `systemctl` does with these arguments. Returns the exit code.
     fn systemctl(&mut self, host: &str, arguments: &[&str]) -> u8 {
         let Some((verb, rest)) = arguments.split_first() else { return 1 };
         let units = rest.iter().filter(|argument| !argument.starts_with("--"));
@@ -290,7 +293,7 @@ fn blocks(page: &str, procedure: &str) -> String {
     script
 }
 
-/// What a proxy answers at a path.
+/// The answer of a proxy at a path.
 async fn served(site: &Site, proxy: usize, path: &str) -> String {
     get(site.http(proxy), "a", path).await.map(|answer| answer.text()).unwrap_or_default()
 }
@@ -303,7 +306,10 @@ async fn until_served(site: &Site, proxy: usize, path: &str, expected: &str) {
 
 async fn put(api: &Api, name: &str, spec: &Value) -> u64 {
     let revision = api.put("routes", name, spec).await.unwrap();
-    api.get(&format!("/revisions/{revision}/wait?timeout=20s")).await.unwrap();
+    // A proxy that ended in the same moment as its control plane is of unknown state, and waited for, for a minute.
+    let path = format!("/revisions/{revision}/wait?timeout=20s");
+    let served = eventually(Duration::from_secs(100), async || api.get(&path).await.is_ok()).await;
+    assert!(served, "{:?}", api.get(&path).await);
     revision
 }
 

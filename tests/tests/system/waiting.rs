@@ -9,7 +9,7 @@ use signalbox_tests::{Api, ApiAnswer, ControlPlane, Postgres, Proxy, eventually,
 
 use crate::fixture::respond;
 
-/// What a wait of this length is answered.
+/// The answer to a wait of this length.
 async fn wait(api: &Api, revision: u64, timeout: &str) -> ApiAnswer {
     api.call(Method::GET, &format!("/revisions/{revision}/wait?timeout={timeout}"), None).await.unwrap()
 }
@@ -60,7 +60,7 @@ async fn the_proxies_of_a_killed_replica_are_unknown_within_seconds_and_waited_f
     // Five seconds, and what a busy machine may add to them.
     assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
     assert_eq!(shown["connected"], false);
-    let fleets = api.get("/fleets").await.unwrap();
+    let fleets = api.get("/fleet-statuses").await.unwrap();
     assert_eq!((&fleets["items"][0]["unknown"], &fleets["items"][0]["connected"]), (&json!(1), &json!(0)));
 
     let revision = api.put("routes", "r", &respond("/", "after the loss")).await.unwrap();

@@ -1,8 +1,9 @@
-//! What the tests start: control planes, proxies without a data path, and clients that speak raw xDS.
+//! The parts of the tests: control planes, proxies without a data path, and clients that speak raw xDS.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,9 +14,10 @@ use signalbox_control_plane::auth::{Credentials, TokenFlags, TokenText};
 use signalbox_control_plane::board::{Board, ProxyStatus, Sharing};
 use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
+use signalbox_control_plane::rollout::Rollouts;
 use signalbox_control_plane::store::{self, Role, Store};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Precondition, Prune, Writer};
-use signalbox_control_plane::xds::{Xds, XdsTls};
+use signalbox_control_plane::xds::{Limits, Turns, Xds, XdsTls};
 use signalbox_proto::RESOURCE_TYPE_URL;
 use signalbox_proto::envoy::config::core::v3::Node;
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -23,20 +25,24 @@ use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Delt
 use signalbox_proto::google::rpc;
 use signalbox_proto::signalbox::config::v1::{Resource as WireResource, Revision, resource::Kind};
 use signalbox_proxy::source::{
-    self, Candidate, ControlPlanes, DataPlane, Rejected, Source, StartError, Status, Tls, Traffic,
+    self, Answers, Candidate, ControlPlanes, CrashLoops, DataPlane, Rejected, Source, StartError, Status,
+    Tls, Traffic,
 };
+use signalbox_proxy::telemetry::{Scope, Series};
 use signalbox_tests::Postgres;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::codec::CompressionEncoding;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
-/// What a proxy presents here.
+/// The token that a proxy presents here.
 pub(crate) const TOKEN: &str = "a proxy's token";
 
 /// How long anything may take before a test fails.
@@ -83,9 +89,10 @@ pub(crate) struct Plane {
     pub(crate) address: SocketAddr,
     pub(crate) open_streams: Box<dyn Fn() -> usize + Send + Sync>,
     pub(crate) shutdown: CancellationToken,
+    pub(crate) turns: Turns,
     writer: Writer,
     tasks: Vec<JoinHandle<()>>,
-    /// Of the server alone, so that it can end as with a crash.
+    /// The runtime of the server alone, so that it can end as with a crash.
     runtime: ServerRuntime,
     following: bool,
 }
@@ -104,11 +111,12 @@ impl Drop for ServerRuntime {
 pub(crate) struct Settings {
     /// Port 0 takes any.
     pub(crate) address: SocketAddr,
-    /// Whether it follows what others write from the start; else it lags until [`Plane::follow`].
+    /// True if it follows the writes of others from the start; else it lags until [`Plane::follow`].
     pub(crate) follow: bool,
     pub(crate) sharing: Sharing,
     pub(crate) tls: Option<XdsTls>,
     pub(crate) replica: &'static str,
+    pub(crate) limits: Limits,
 }
 
 impl Default for Settings {
@@ -119,6 +127,7 @@ impl Default for Settings {
             sharing: Sharing::Alone,
             tls: None,
             replica: "replica-a",
+            limits: Limits::default(),
         }
     }
 }
@@ -141,8 +150,17 @@ impl Plane {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let listener = runtime.spawn(listen(settings.address)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let xds = Xds::new(publisher.clone(), board.clone(), credentials.clone(), metrics);
+        let rollouts = Rollouts::new(store.clone(), publisher.clone(), board.clone(), metrics.clone());
+        let xds = Xds::new(
+            publisher.clone(),
+            board.clone(),
+            credentials.clone(),
+            rollouts,
+            metrics,
+            settings.limits,
+        );
         let open_streams = xds.open_streams();
+        let turns = xds.turns();
         let shutdown = CancellationToken::new();
         let serving = xds.serve(listener, settings.tls, shutdown.clone());
         let tasks = vec![
@@ -158,6 +176,7 @@ impl Plane {
             address,
             open_streams,
             shutdown,
+            turns,
             writer,
             tasks,
             runtime: ServerRuntime(Some(runtime)),
@@ -172,6 +191,7 @@ impl Plane {
     pub(crate) fn follow(&mut self) {
         if !std::mem::replace(&mut self.following, true) {
             self.tasks.push(tokio::spawn(self.publisher.clone().follow(self.shutdown.clone())));
+            self.tasks.push(tokio::spawn(self.credentials.clone().follow(self.shutdown.clone())));
         }
     }
 
@@ -206,7 +226,7 @@ impl Plane {
         self.write(Operation::apply(entries, Prune::Keep, &self.publisher.current()).unwrap()).await
     }
 
-    /// Of these three, the outcome does not matter: the set may be so already, or another write may come first.
+    /// The outcome of these three does not matter: the set may be so already, or another write may come first.
     pub(crate) async fn try_put(&self, key: &str, spec: Value) {
         let operation = Operation::Put { key: key.parse().unwrap(), spec, precondition: Precondition::None };
         let _ = self.writer.write(author(), operation, Mode::Store).await;
@@ -247,7 +267,7 @@ impl Plane {
 }
 
 fn author() -> Author {
-    Author { name: "test".into(), message: String::new(), action: "test".into() }
+    Author { name: "test".into(), message: String::new(), action: "test".into(), urgent: None }
 }
 
 async fn listen(address: SocketAddr) -> TcpListener {
@@ -300,11 +320,19 @@ impl Raw {
     }
 
     pub(crate) async fn over(channel: Channel, token: &str) -> Result<Self, tonic::Status> {
+        Self::offering(channel, token, false).await
+    }
+
+    /// Opens a stream that may be compressed, if `zstd`.
+    pub(crate) async fn offering(channel: Channel, token: &str, zstd: bool) -> Result<Self, tonic::Status> {
         let (requests, outbound) = mpsc::channel(64);
         let mut request = Request::new(ReceiverStream::new(outbound));
         let value = format!("Bearer {token}").parse().unwrap();
         request.metadata_mut().insert("authorization", value);
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        if zstd {
+            client = client.accept_compressed(CompressionEncoding::Zstd);
+        }
         let responses = client.delta_aggregated_resources(request).await?.into_inner();
         Ok(Self { requests, responses, probes: 0 })
     }
@@ -381,6 +409,51 @@ impl Raw {
     }
 }
 
+/// Passes one connection on to a control plane, and counts the bytes that come back.
+pub(crate) struct Relay {
+    pub(crate) address: SocketAddr,
+    received: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    pub(crate) async fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let received = Arc::new(AtomicUsize::new(0));
+        let counter = received.clone();
+        let task = tokio::spawn(async move {
+            let (near, _) = listener.accept().await.unwrap();
+            let far = tokio::net::TcpStream::connect(target).await.unwrap();
+            let (mut from_near, mut to_near) = near.into_split();
+            let (mut from_far, mut to_far) = far.into_split();
+            let forward = tokio::io::copy(&mut from_near, &mut to_far);
+            let back = async {
+                let mut buffer = vec![0; 16 << 10];
+                while let Ok(read @ 1..) = from_far.read(&mut buffer).await {
+                    counter.fetch_add(read, Ordering::Relaxed);
+                    if to_near.write_all(&buffer[..read]).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::join!(forward, back).0.ok();
+        });
+        Self { address, received, task }
+    }
+
+    /// Bytes that the control plane has sent.
+    pub(crate) fn received(&self) -> usize {
+        self.received.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// A revision as it came.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
@@ -392,7 +465,7 @@ pub(crate) struct Received {
 }
 
 impl Received {
-    /// What a client presents that has it.
+    /// The text that a client presents that has it.
     pub(crate) fn version(&self) -> String {
         self.last.resources.last().unwrap().version.clone()
     }
@@ -426,7 +499,7 @@ pub(crate) struct Recorder {
 
 #[derive(Default)]
 pub(crate) struct Recorded {
-    /// What it has, by applying the changes alone.
+    /// The resources that result from applying the changes alone.
     pub(crate) resources: BTreeMap<ResourceKey, Arc<Resource>>,
     /// The revisions it applied, and of how many changes each.
     pub(crate) applied: Vec<(u64, usize)>,
@@ -476,6 +549,16 @@ impl DataPlane for Recorder {
         Traffic::default()
     }
 
+    fn answers(&self) -> Answers {
+        Answers::default()
+    }
+
+    fn watch(&self, _: &[Scope]) {}
+
+    fn series(&self) -> Vec<Series> {
+        Vec::new()
+    }
+
     fn listeners(&self) -> BTreeMap<String, SocketAddr> {
         BTreeMap::new()
     }
@@ -485,6 +568,11 @@ pub(crate) fn content<'a>(
     resources: impl IntoIterator<Item = &'a Arc<Resource>>,
 ) -> BTreeMap<ResourceKey, Fingerprint> {
     resources.into_iter().map(|resource| (resource.key().clone(), *resource.fingerprint())).collect()
+}
+
+/// Settings with which no end of a proxy counts as a crash.
+fn never_crashing() -> CrashLoops {
+    CrashLoops { crash_window: Duration::ZERO, proven_after: DEADLINE, retry: Arc::default() }
 }
 
 /// A proxy without a data path.
@@ -507,15 +595,27 @@ impl Proxy {
         id: &str,
         recorder: Arc<Recorder>,
     ) -> Self {
-        Self::start_as(addresses, data_dir, id, Tls::default(), recorder)
+        Self::start_as(addresses, data_dir, id, Tls::default(), recorder, never_crashing())
     }
 
     pub(crate) fn start_tls(addresses: &[String], data_dir: &Path, id: &str, tls: Tls) -> Self {
-        Self::start_as(addresses, data_dir, id, tls, Arc::default())
+        Self::start_as(addresses, data_dir, id, tls, Arc::default(), never_crashing())
     }
 
-    fn start_as(addresses: &[String], data_dir: &Path, id: &str, tls: Tls, recorder: Arc<Recorder>) -> Self {
-        let source = Source::ControlPlanes(ControlPlanes {
+    /// Starts it with a crash window of this length, in which its end counts as a crash.
+    pub(crate) fn start_watched(addresses: &[String], data_dir: &Path, crash_loops: CrashLoops) -> Self {
+        Self::start_as(addresses, data_dir, "p", Tls::default(), Arc::default(), crash_loops)
+    }
+
+    fn start_as(
+        addresses: &[String],
+        data_dir: &Path,
+        id: &str,
+        tls: Tls,
+        recorder: Arc<Recorder>,
+        crash_loops: CrashLoops,
+    ) -> Self {
+        let source = Source::ControlPlanes(Box::new(ControlPlanes {
             addresses: addresses.to_vec(),
             token: Some(TOKEN.to_owned()),
             tls,
@@ -523,7 +623,8 @@ impl Proxy {
             fleet: "default".to_owned(),
             labels: BTreeMap::new(),
             data_dir: data_dir.to_owned(),
-        });
+            crash_loops,
+        }));
         let (sender, status) = watch::channel(Status::default());
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(source::run(source, recorder.clone(), sender, shutdown.clone()));
@@ -543,14 +644,14 @@ impl Proxy {
         assert!(waited.is_ok(), "revision {number} is not served: {:?}", self.status.borrow());
     }
 
-    /// Whether what it has is `snapshot`.
+    /// True if its resources are those of `snapshot`.
     pub(crate) fn has(&self, snapshot: &Snapshot) -> bool {
         self.recorder.with(|recorded| content(recorded.resources.values()) == content(snapshot.iter()))
     }
 
     /// Ends it as a crash would.
     pub(crate) async fn kill(self) {
-        // What opens the directory would go on without the task.
+        // The thread that opens the directory would go on without the task.
         let mut status = self.status.clone();
         soon("it has begun", status.wait_for(|status| !status.node_id.is_empty())).await.unwrap();
         self.task.abort();

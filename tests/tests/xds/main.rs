@@ -4,6 +4,8 @@
 // Clippy lets only the tests themselves unwrap, not what they share.
 #![allow(clippy::unwrap_used)]
 
+mod assignment;
+mod counts;
 mod file;
 mod harness;
 mod model;

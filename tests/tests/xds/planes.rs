@@ -1,9 +1,10 @@
 //! Real control planes and the proxies' own client.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use signalbox_control_plane::board::{ForgetError, ProxyState, RolloutState, Sharing, WaitResult};
+use signalbox_control_plane::xds::Limits;
 use signalbox_proxy::source::StartError;
 
 use crate::harness::*;
@@ -113,6 +114,46 @@ async fn a_proxy_goes_to_another_control_plane_when_its_own_is_gone() {
     let number = left.put("route/b", route("b")).await;
     proxy.until_serves(number).await;
     assert!(proxy.has(&left.publisher.current().snapshot));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxies_are_spread_over_a_control_plane_that_comes_later_and_their_revision_stays() {
+    let database = Database::postgres();
+    // Every stream is old enough at once, and a third of them may be ended in a second.
+    let limits =
+        Limits { stream_age: Duration::ZERO..=Duration::ZERO, drained_per_second: 0.3, ..Limits::default() };
+    let settings = |replica| Settings {
+        sharing: Sharing::Shared,
+        replica,
+        limits: limits.clone(),
+        ..Settings::default()
+    };
+    let first = Plane::start_with(&database, settings("first")).await;
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], signalbox_tests::free_port()));
+    let urls = [first.url(), format!("http://{address}")];
+    let number = first.put("route/a", route("a")).await;
+    let dirs: Vec<_> = (0..8).map(|_| tempfile::tempdir().unwrap()).collect();
+    let proxies: Vec<_> = (dirs.iter().enumerate())
+        .map(|(index, dir)| Proxy::start(&urls, dir.path(), &format!("p{index}")))
+        .collect();
+    for proxy in &proxies {
+        proxy.until_serves(number).await;
+    }
+    eventually("all are connected", || first.board.stream_share().own == 8).await;
+    let second = Plane::start_with(&database, Settings { address, ..settings("second") }).await;
+    // 1.1 times a half of eight is five.
+    eventually("the other has its share", || {
+        let share = second.board.stream_share();
+        (3..=5).contains(&share.own) && share.all == 8
+    })
+    .await;
+    let number = second.put("route/a", route("b")).await;
+    for proxy in &proxies {
+        proxy.until_serves(number).await;
+    }
+    for proxy in proxies {
+        proxy.stop().await.unwrap();
+    }
 }
 
 /// Passes connections on to `target`. When told, those there are fall silent, and stay open.

@@ -1,12 +1,18 @@
 //! The rules of delta xDS, over real streams to the real server. Those that need no stream are tested beside `delta`.
 
+use std::time::Duration;
+
 use signalbox_control_plane::auth::TokenText;
 use signalbox_control_plane::board::ProxyState;
 use signalbox_control_plane::store::Role;
+use signalbox_control_plane::xds::Limits;
 use signalbox_proto::envoy::config::core::v3::Node;
 use signalbox_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
-use signalbox_proto::{MARKER_NAME, RESOURCE_TYPE_URL};
+use signalbox_proto::{MARKER_NAME, RESOURCE_TYPE_URL, RETRY_HEADER};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 use crate::harness::*;
 
@@ -362,6 +368,113 @@ async fn many_proxies_that_connect_at_once_all_get_everything() {
     assert_eq!(streams.len(), plane.board.proxies().len());
 }
 
+/// Envoy does not decompress zstd.
+#[tokio::test]
+async fn a_client_that_offers_zstd_gets_everything_in_a_tenth_of_the_bytes() {
+    let database = Database::new();
+    let plane = plane_with(&database, &[]).await;
+    let document = (0..1000).map(|index| {
+        let mut spec = route("the same in every route");
+        spec["name"] = format!("r{index}").into();
+        spec["kind"] = "route".into();
+        spec
+    });
+    plane.apply(&serde_json::to_string(&document.collect::<Vec<_>>()).unwrap()).await;
+    let mut sizes = Vec::new();
+    for zstd in [false, true] {
+        let relay = Relay::start(plane.address).await;
+        let channel = Endpoint::from_shared(format!("http://{}", relay.address)).unwrap();
+        let mut raw = Raw::offering(channel.connect().await.unwrap(), TOKEN, zstd).await.unwrap();
+        raw.send(first_request("p", None)).await;
+        let first = raw.receive_revision().await;
+        assert_eq!((first.put.len(), first.marker.resource_count), (1000, 1000));
+        sizes.push(relay.received());
+    }
+    assert!(sizes[1] * 10 < sizes[0], "{sizes:?}");
+}
+
+/// A control plane with a set that is too large to be sent without admission.
+async fn plane_with_large_set(database: &Database, limits: Limits) -> Plane {
+    let plane = Plane::start_with(database, Settings { limits, ..Settings::default() }).await;
+    let document = (0..600).map(|index| {
+        let mut spec = route("the same in every route");
+        spec["name"] = format!("r{index}").into();
+        spec["kind"] = "route".into();
+        spec
+    });
+    plane.apply(&serde_json::to_string(&document.collect::<Vec<_>>()).unwrap()).await;
+    plane
+}
+
+#[tokio::test]
+async fn beyond_so_many_that_wait_a_client_is_told_when_to_come_back() {
+    let database = Database::new();
+    let limits = Limits { full_sends: 1, waiting: 1, ..Limits::default() };
+    let plane = plane_with_large_set(&database, limits).await;
+    let turn = plane.turns.take().await;
+    let mut waiting = Raw::open(&plane, "waits", None).await;
+    eventually("it waits", || plane.turns.waiting() == 1).await;
+    let mut refused = Raw::open(&plane, "refused", None).await;
+    let status = refused.try_receive().await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    let hint = status.metadata().get(RETRY_HEADER).unwrap().to_str().unwrap().parse::<u64>().unwrap();
+    assert!(hint >= 1000, "{hint} ms");
+    // The one that waits still has its stream.
+    drop(turn);
+    assert_eq!(waiting.receive_revision().await.put.len(), 600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_bytes_suffice_for_one_at_a_time_all_get_everything() {
+    let database = Database::new();
+    let plane = plane_with_large_set(&database, Limits { full_bytes: 1, ..Limits::default() }).await;
+    let mut streams = Vec::new();
+    for index in 0..10 {
+        streams.push(Raw::open(&plane, &format!("p{index}"), None).await);
+    }
+    for raw in &mut streams {
+        assert_eq!(raw.receive_revision().await.put.len(), 600);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_back_what_it_waits_for_leaves_its_turn_to_others() {
+    let database = Database::new();
+    let plane = plane_with_large_set(&database, Limits { full_sends: 1, ..Limits::default() }).await;
+    let turn = plane.turns.take().await;
+    let mut fickle = Raw::open(&plane, "fickle", None).await;
+    eventually("it waits", || plane.turns.waiting() == 1).await;
+    fickle.send(later(&[], &["*"])).await;
+    eventually("it waits no more", || plane.turns.waiting() == 0).await;
+    drop(turn);
+    let mut other = Raw::open(&plane, "other", None).await;
+    assert_eq!(other.receive_revision().await.put.len(), 600);
+    fickle.expect_quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_come_fast_are_sent_together() {
+    let database = Database::new();
+    let limits = Limits { change_gap: Duration::from_secs(5), ..Limits::default() };
+    let plane = Plane::start_with(&database, Settings { limits, ..Settings::default() }).await;
+    let mut raw = Raw::open(&plane, "p", None).await;
+    let first = raw.receive_revision().await;
+    raw.ack(&first.last).await;
+    for index in 0..20 {
+        plane.put("route/a", route(&index.to_string())).await;
+    }
+    let mut parts = 0;
+    loop {
+        let received = raw.receive_revision().await;
+        raw.ack(&received.last).await;
+        parts += 1;
+        if received.marker.number == plane.head() {
+            break;
+        }
+    }
+    assert!(parts < 10, "{parts} responses for 20 changes");
+}
+
 /// Case 14.
 #[tokio::test(flavor = "multi_thread")]
 async fn closing_a_stream_leaks_no_task() {
@@ -384,6 +497,30 @@ async fn closing_a_stream_leaks_no_task() {
     eventually("no task is left", || (plane.open_streams)() == idle).await;
     eventually("all are shown as gone", || plane.board.proxies().iter().all(|proxy| !proxy.connected)).await;
     plane.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_answers_no_ping_is_gone_and_one_that_does_stays() {
+    let database = Database::new();
+    let limits = Limits {
+        ping_after: Duration::from_millis(200),
+        silence: Duration::from_secs(4),
+        ..Limits::default()
+    };
+    let plane = Plane::start_with(&database, Settings { limits, ..Settings::default() }).await;
+    let mut alive = Raw::open(&plane, "p", None).await;
+    let first = alive.receive_revision().await;
+    alive.ack(&first.last).await;
+    let mut silent = TcpStream::connect(plane.address).await.unwrap();
+    // RFC 9113: the preface, and an empty SETTINGS frame.
+    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut read = Vec::new();
+    // The connection may be reset, too.
+    let _ = soon("the connection is closed", silent.read_to_end(&mut read)).await;
+    let ping = b"\0\0\x08\x06\0\0\0\0\0";
+    assert!(read.windows(ping.len()).any(|bytes| bytes == ping), "it was asked for a sign of life: {read:?}");
+    plane.put("route/a", route("a")).await;
+    assert_eq!(alive.receive_revision().await.put, ["route/a"]);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
@@ -17,21 +18,23 @@ use signalbox_proto::envoy::service::discovery::v3::{
 use signalbox_proto::google::protobuf::Any;
 use signalbox_proto::signalbox::config::v1::Rejection;
 use signalbox_proto::{MARKER_NAME, RESOURCE_TYPE_URL};
+use signalbox_proxy::source::CrashLoops;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::RoutesBuilder;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::harness::*;
 
-struct Scripted {
+pub(crate) struct Scripted {
     address: SocketAddr,
     streams: mpsc::Receiver<Stream>,
 }
 
-struct Stream {
+pub(crate) struct Stream {
     requests: Streaming<DeltaDiscoveryRequest>,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     nonces: usize,
@@ -56,20 +59,26 @@ impl AggregatedDiscoveryService for Service {
 
 impl Scripted {
     async fn start() -> Self {
+        Self::start_with(RoutesBuilder::default()).await
+    }
+
+    /// A control plane that has other services, too.
+    pub(crate) async fn start_with(mut services: RoutesBuilder) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, streams) = mpsc::channel(16);
-        let service = AggregatedDiscoveryServiceServer::new(Service(sender));
-        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpIncoming::from(listener)));
+        services.add_service(AggregatedDiscoveryServiceServer::new(Service(sender)));
+        let server = Server::builder().add_routes(services.routes());
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
         Self { address, streams }
     }
 
-    fn urls(&self) -> Vec<String> {
+    pub(crate) fn urls(&self) -> Vec<String> {
         vec![format!("http://{}", self.address)]
     }
 
     /// The next stream, and its first request.
-    async fn accept(&mut self) -> (Stream, DeltaDiscoveryRequest) {
+    pub(crate) async fn accept(&mut self) -> (Stream, DeltaDiscoveryRequest) {
         let mut stream = soon("the proxy connects", self.streams.recv()).await.unwrap();
         let first = stream.request().await;
         (stream, first)
@@ -82,7 +91,7 @@ impl Stream {
     }
 
     /// Sends a response; its nonce.
-    async fn send(&mut self, resources: Vec<WireResource>, removed: &[&str]) -> String {
+    pub(crate) async fn send(&mut self, resources: Vec<WireResource>, removed: &[&str]) -> String {
         self.nonces += 1;
         let nonce = self.nonces.to_string();
         let response = DeltaDiscoveryResponse {
@@ -96,7 +105,7 @@ impl Stream {
         nonce
     }
 
-    async fn expect_ack(&mut self, nonce: &str) {
+    pub(crate) async fn expect_ack(&mut self, nonce: &str) {
         let request = self.request().await;
         assert_eq!((request.response_nonce.as_str(), request.error_detail), (nonce, None));
     }
@@ -121,11 +130,11 @@ fn snapshot(number: u64, resources: &[&Arc<Resource>]) -> Snapshot {
     Snapshot::empty("e").with(id, 1, resources.iter().map(|resource| Change::Put((*resource).clone())))
 }
 
-fn sent(resource: &Resource) -> WireResource {
+pub(crate) fn sent(resource: &Resource) -> WireResource {
     named(&resource.key().to_string(), resource.encoded())
 }
 
-fn marker(snapshot: &Snapshot, full: bool) -> WireResource {
+pub(crate) fn marker(snapshot: &Snapshot, full: bool) -> WireResource {
     named(MARKER_NAME, wire::encode_marker(snapshot, full))
 }
 
@@ -160,9 +169,9 @@ async fn nothing_of_a_revision_is_served_before_its_marker() {
     let (b, c) = (resource("b", "b"), resource("c", "c"));
     stream.send(vec![sent(&b)], &["route/a"]).await;
     drop(stream);
-    // What was staged is gone with its stream.
+    // The staged resources are gone with their stream.
     let (mut stream, first) = scripted.accept().await;
-    let presented = wire::marker_version(snapshot(5, &[&a]).id(), &snapshot(5, &[&a]).digest());
+    let presented = wire::marker_version(&snapshot(5, &[&a]));
     assert_eq!(first.initial_resource_versions[MARKER_NAME], presented);
     assert!(proxy.has(&snapshot(5, &[&a])));
     stream.send(vec![sent(&c)], &[]).await;
@@ -191,7 +200,7 @@ async fn drift_is_reported_and_followed_by_one_full_resync() {
     let nonce = stream.send(vec![sent(&a), sent(&b), sent(&c), marker(&whole, true)], &[]).await;
     stream.expect_ack(&nonce).await;
     assert!(proxy.has(&whole));
-    // Of everything, only what differed was a change.
+    // Everything was sent, and only the difference was a change.
     assert_eq!(proxy.recorder.with(|recorded| recorded.applied.clone()), [(5, 1), (6, 2)]);
 }
 
@@ -255,8 +264,9 @@ async fn what_a_newer_control_plane_sends_is_rejected_by_name() {
     spec["teleport"] = json!({"to": "mars"});
     spec["priority"] = json!("high");
     let json = serde_json::to_vec(&spec).unwrap();
-    let kind = signalbox_proto::signalbox::config::v1::resource::Kind::Route(json.into());
-    let bytes = signalbox_proto::signalbox::config::v1::Resource { kind: Some(kind) }.encode_to_vec();
+    let mut bytes = Vec::new();
+    // The field of routes.
+    prost::encoding::bytes::encode(2, &json, &mut bytes);
     let newer = named("route/b", bytes.into());
     // In parts, for all that is wrong is told at once.
     stream.send(vec![policy], &[]).await;
@@ -309,4 +319,96 @@ async fn an_ack_of_what_is_served_already_applies_nothing() {
         stream.expect_ack(&nonce).await;
     }
     assert_eq!(proxy.recorder.with(|recorded| recorded.applied.len()), 1);
+}
+
+/// Settings with which every end of a proxy within a test counts as a crash.
+fn watched() -> CrashLoops {
+    CrashLoops { crash_window: DEADLINE, proven_after: DEADLINE, retry: Arc::default() }
+}
+
+/// Lets a proxy of `dir` crash three times on `revision`, as soon as it has acknowledged and stored it.
+async fn crash_on(
+    scripted: &mut Scripted,
+    dir: &std::path::Path,
+    revision: &Snapshot,
+    resources: &[&Arc<Resource>],
+) {
+    for _ in 0..3 {
+        let proxy = Proxy::start_watched(&scripted.urls(), dir, watched());
+        let (mut stream, _) = scripted.accept().await;
+        let mut all: Vec<_> = resources.iter().map(|resource| sent(resource)).collect();
+        all.push(marker(revision, true));
+        let nonce = stream.send(all, &[]).await;
+        stream.expect_ack(&nonce).await;
+        // The next start has it on disk, which must not come before what the control plane sends.
+        eventually("it is on disk", || dir.join("snapshot").exists()).await;
+        proxy.kill().await;
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_refuses_exactly_the_revision_that_it_crashed_on() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    // Revision 5 is proven at once.
+    let proven =
+        CrashLoops { crash_window: Duration::ZERO, proven_after: Duration::ZERO, retry: Arc::default() };
+    let proxy = Proxy::start_watched(&scripted.urls(), dir.path(), proven);
+    let (mut stream, _) = scripted.accept().await;
+    let (a, b, c) = (resource("a", "one"), resource("b", "b"), resource("c", "c"));
+    let five = snapshot(5, &[&a]);
+    let nonce = stream.send(vec![sent(&a), marker(&five, true)], &[]).await;
+    stream.expect_ack(&nonce).await;
+    eventually("it is proven", || proxy.status.borrow().proven.is_some()).await;
+    proxy.stop().await.unwrap();
+
+    let six = snapshot(6, &[&a, &b]);
+    crash_on(&mut scripted, dir.path(), &six, &[&a, &b]).await;
+    let proxy = Proxy::start_watched(&scripted.urls(), dir.path(), watched());
+    let (mut stream, first) = scripted.accept().await;
+    assert_eq!(proxy.serves(), Some(5));
+    let presented = wire::marker_version(&five);
+    assert_eq!(first.initial_resource_versions[MARKER_NAME], presented);
+    for full in [true, false] {
+        let mut resources = vec![sent(&b), marker(&six, full)];
+        resources.splice(0..0, full.then(|| sent(&a)));
+        let nonce = stream.send(resources, &[]).await;
+        let rejection = stream.expect_nack(&nonce).await;
+        assert_eq!((rejection.revision, rejection.drift), (6, false));
+        assert!(rejection.errors[0].message.contains("crashed 3 times"), "{rejection:?}");
+    }
+    assert_eq!(proxy.status.borrow().crashed.as_ref().map(|crashed| crashed.exact.revision.number), Some(6));
+    // Its number with other content is another revision.
+    let other = snapshot(6, &[&a, &c]);
+    let nonce = stream.send(vec![sent(&c), marker(&other, false)], &[]).await;
+    stream.expect_ack(&nonce).await;
+    assert!(proxy.has(&other));
+}
+
+#[tokio::test]
+async fn without_a_proven_revision_the_same_one_is_refused_only_for_a_while() {
+    let mut scripted = Scripted::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let a = resource("a", "one");
+    let five = snapshot(5, &[&a]);
+    crash_on(&mut scripted, dir.path(), &five, &[&a]).await;
+    let proxy = Proxy::start_watched(&scripted.urls(), dir.path(), watched());
+    let (mut stream, first) = scripted.accept().await;
+    assert!(first.initial_resource_versions.is_empty(), "it serves nothing yet");
+    let nonce = stream.send(vec![sent(&a), marker(&five, true)], &[]).await;
+    let rejection = stream.expect_nack(&nonce).await;
+    assert!(rejection.errors[0].message.contains("it is tried again soon"), "{rejection:?}");
+    stream.expect_ack(&nonce).await;
+    assert!(proxy.has(&five));
+    proxy.kill().await;
+    // The same from disk, while no control plane answers; and another revision is taken at once.
+    let proxy = Proxy::start_watched(&["http://127.0.0.1:1".to_owned()], dir.path(), watched());
+    proxy.until_serves(5).await;
+    proxy.kill().await;
+    let proxy = Proxy::start_watched(&scripted.urls(), dir.path(), watched());
+    let (mut stream, _) = scripted.accept().await;
+    let six = snapshot(6, &[&a]);
+    let nonce = stream.send(vec![sent(&a), marker(&six, true)], &[]).await;
+    stream.expect_ack(&nonce).await;
+    assert!(proxy.has(&six));
 }

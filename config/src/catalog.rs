@@ -1,0 +1,44 @@
+//! The interface by which this crate asks for the plugin types, which another crate has.
+
+use serde_json::Value;
+
+use crate::error::FieldError;
+use crate::key::ResourceKey;
+
+/// The plugin types that exist.
+pub trait PluginCatalog: Send + Sync {
+    /// The default order of a type; `None` when there is no such type.
+    fn default_order(&self, type_name: &str) -> Option<i32>;
+
+    /// The names of all types, sorted.
+    fn type_names(&self) -> Vec<&'static str>;
+
+    /// The errors of `config`, with paths of fields within it. The type exists.
+    fn check(&self, type_name: &str, config: &Value) -> Vec<FieldError>;
+
+    /// The resources that an accepted `config` refers to (a consumer), with the path of the field within it.
+    fn references(&self, type_name: &str, config: &Value) -> Vec<(ResourceKey, String)>;
+}
+
+/// A catalog without plugin types, for tests of kinds that have no plugins.
+#[cfg(test)]
+pub(crate) struct NoPlugins;
+
+#[cfg(test)]
+impl PluginCatalog for NoPlugins {
+    fn default_order(&self, _: &str) -> Option<i32> {
+        None
+    }
+
+    fn type_names(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    fn check(&self, _: &str, _: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
+    fn references(&self, _: &str, _: &Value) -> Vec<(ResourceKey, String)> {
+        Vec::new()
+    }
+}

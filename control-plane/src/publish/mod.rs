@@ -1,0 +1,12 @@
+//! The current set in memory, kept in step with the store's log, and published to all who read it.
+
+mod commit;
+mod decisions;
+mod history;
+mod published;
+mod publisher;
+
+pub use history::History;
+pub(crate) use published::named_fleets;
+pub use published::{Assigned, ProxyTarget, Published};
+pub use publisher::{Health, OnPublish, Publisher};

@@ -1,0 +1,36 @@
+//! The token that a proxy presents.
+
+use tonic::{Request, Status};
+
+use super::refusal::Refusal;
+use super::shared::Shared;
+use crate::auth::Credentials;
+use crate::store::{Role, StoredRole};
+
+/// The hash of a token that opens streams.
+pub(super) type TokenHash = [u8; 32];
+
+/// The token that the call presents, if it may be here; else it is refused, which is counted and logged.
+pub(super) fn authorize<T>(request: &Request<T>, shared: &Shared) -> Result<TokenHash, Status> {
+    let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+    let text = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default().trim();
+    let refusal = match shared.credentials.authenticate(text) {
+        Some(principal) if opens_streams(&principal.role) => {
+            return Ok(signalbox_config::sha256(text.as_bytes()));
+        }
+        Some(principal) => Refusal::WrongRole { name: principal.name, role: principal.role },
+        None if text.is_empty() => Refusal::NoToken,
+        None => Refusal::UnknownToken,
+    };
+    shared.refusals.record(&shared.metrics, request.remote_addr(), &refusal);
+    Err(Status::unauthenticated(refusal.to_string()))
+}
+
+/// True if the token that was presented before may still get the configuration.
+pub(super) fn may_stream(credentials: &Credentials, token: &TokenHash) -> bool {
+    credentials.by_hash(token).is_some_and(|principal| opens_streams(&principal.role))
+}
+
+fn opens_streams(role: &StoredRole) -> bool {
+    matches!(role.known(), Some(Role::Proxy | Role::Admin))
+}

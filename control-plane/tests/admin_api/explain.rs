@@ -1,0 +1,103 @@
+//! Explaining what a request would meet.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Admin, expect};
+
+#[tokio::test]
+async fn explain_names_the_winner_the_losers_and_the_chain() {
+    let admin = Admin::with_route().await;
+    let document = json!({
+        "upstreams": [{"name": "v", "targets": [{"address": "[::1]:81", "weight": 1}, {"address": "b:82", "weight": 3}]}],
+        "plugins": [
+            {"name": "everywhere", "type": "cors", "global": true, "config": {"origins": ["https://a.example"]}},
+            {"name": "own", "type": "cors", "config": {"origins": ["https://b.example"]}},
+            {"name": "keys", "type": "key-auth", "config": {}},
+        ],
+        "routes": [
+            {
+                "name": "special", "match": {"hosts": ["a.example.com"], "paths": [{"prefix": "/x"}]},
+                "plugins": ["own", "keys"],
+                "forward": {"upstreams": [{"name": "u", "weight": 1}, {"name": "v", "weight": 3}]},
+            },
+        ],
+    });
+    expect(&admin.post("/apply", document).await, 200);
+    let answer =
+        admin.post("/explain", json!({"method": "GET", "url": "http://A.example.com:80/x/y?q=1"})).await;
+    expect(&answer, 200);
+    let body = &answer.body;
+    assert_eq!(
+        (&body["winner"]["route"], &body["action"]),
+        (&json!("special"), &json!("forward")),
+        "{body:#}"
+    );
+    assert_eq!(body["losers"][0]["route"], "r", "{body:#}");
+    assert_eq!(body["losers"][0]["lost_by"], "path_rank", "{body:#}");
+    let chain: Vec<(&Value, bool)> = body["plugins"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| (&step["name"], step["skipped"].is_null()))
+        .collect();
+    assert_eq!(
+        chain,
+        [(&json!("everywhere"), false), (&json!("own"), true), (&json!("keys"), true)],
+        "{body:#}"
+    );
+    assert_eq!((&body["upstreams"][1]["name"], &body["upstreams"][1]["share"]), (&json!("v"), &json!(0.75)));
+    assert_eq!(body["upstreams"][1]["targets"][0], json!({"address": "[::1]:81", "share": 0.25}));
+
+    let before = admin.post("/explain", json!({"url": "http://a.example.com/x/y", "revision": 2})).await;
+    assert_eq!(
+        (&before.body["winner"]["route"], &before.body["revision"]),
+        (&json!("r"), &json!(2)),
+        "{before}"
+    );
+    let nothing = admin.post("/explain", json!({"url": "/", "headers": {"host": "other.example"}})).await;
+    assert_eq!((&nothing.body["winner"], &nothing.body["action"]), (&Value::Null, &Value::Null), "{nothing}");
+    let wrong =
+        admin.post("/explain", json!({"url": "http://[", "method": "a b", "headers": {"a b": "c"}})).await;
+    expect(&wrong, 422);
+    let fields: BTreeSet<&str> = wrong.fields().into_iter().collect();
+    assert_eq!(fields, BTreeSet::from(["headers.a b", "method", "url"]));
+    expect(&admin.post("/explain", json!({"url": "/", "revision": 99})).await, 404);
+}
+
+#[tokio::test]
+async fn explain_says_which_plugin_answers_a_preflight() {
+    let admin = Admin::start().await;
+    let document = json!({
+        "plugins": [
+            {"name": "everywhere", "type": "cors", "config": {}},
+            {"name": "own", "type": "cors", "config": {"origins": ["https://b.example"]}},
+            {"name": "off", "type": "cors", "enabled": false, "config": {}},
+        ],
+        "routes": [
+            {"name": "all", "match": {"paths": [{"prefix": "/a"}]}, "respond": {"body": "x"}},
+            {"name": "post", "match": {"paths": [{"prefix": "/a"}], "methods": ["POST"]}, "plugins": ["own"], "respond": {"body": "x"}},
+            {"name": "put", "match": {"paths": [{"prefix": "/a"}], "methods": ["PUT"]}, "plugins": ["off"], "respond": {"body": "x"}},
+        ],
+    });
+    expect(&admin.post("/apply", document).await, 200);
+    let explain = async |path: &str, asked: &str| {
+        let headers = json!({"origin": "https://b.example", "access-control-request-method": asked});
+        let question = json!({"method": "OPTIONS", "url": format!("http://h{path}"), "headers": headers});
+        let answer = admin.post("/explain", question).await;
+        expect(&answer, 200);
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        (text(&answer.body["winner"]["route"]), text(&answer.body["preflight_answered_by"]))
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(explain("/a", "POST").await, (some("post"), some("own")));
+    assert_eq!(explain("/a", "GET").await, (some("all"), None));
+    assert_eq!(explain("/a", "PUT").await, (some("all"), None));
+    assert_eq!(explain("/b", "PUT").await, (None, None));
+    let global = json!({"plugins": [{"name": "everywhere", "type": "cors", "global": true, "config": {}}]});
+    expect(&admin.post("/apply", global).await, 200);
+    assert_eq!(explain("/b", "PUT").await, (None, some("everywhere")));
+    assert_eq!(explain("/a", "PUT").await, (some("put"), some("everywhere")));
+    assert_eq!(explain("/a", "POST").await, (some("post"), some("own")));
+}

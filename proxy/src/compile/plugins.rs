@@ -1,0 +1,130 @@
+use std::sync::Arc;
+
+use imbl::OrdSet;
+use signalbox_config::{Body, Change, Name, Resource};
+use signalbox_plugins::{Context, PluginType, TYPES};
+
+use super::revision::{put, rejected};
+use crate::active::{PluginStats, Step, TypeSet};
+use crate::core::map::Map;
+use crate::services::Services;
+use crate::source::Rejected;
+use crate::telemetry::Histograms;
+
+/// Compiles plugins into the steps of chains.
+#[derive(Clone, Default)]
+pub(super) struct PluginCompiler {
+    /// The plugins that are enabled.
+    steps: Map<Name, Step>,
+    /// The names of the global ones.
+    globals: OrdSet<Name>,
+}
+
+#[derive(Default)]
+pub(super) struct PluginDelta {
+    changed: Vec<(Name, Option<CompiledPlugin>)>,
+    /// True if one of them was global, or is now: every chain has the global plugins.
+    pub(super) changes_globals: bool,
+}
+
+struct CompiledPlugin {
+    step: Step,
+    global: bool,
+}
+
+impl PluginCompiler {
+    pub(super) fn compile(
+        &self,
+        changes: &[&Change],
+        services: &Services,
+    ) -> Result<PluginDelta, Vec<Rejected>> {
+        let mut delta = PluginDelta::default();
+        let mut rejections = Vec::new();
+        for change in changes {
+            let name = &change.key().name;
+            let plugin = match put(change) {
+                None => None,
+                Some(resource) => match build(resource, self.steps.get(name), services) {
+                    Ok(plugin) => plugin,
+                    Err(errors) => {
+                        rejections.extend(errors);
+                        continue;
+                    }
+                },
+            };
+            delta.changes_globals |=
+                self.globals.contains(name) || plugin.as_ref().is_some_and(|plugin| plugin.global);
+            delta.changed.push((name.clone(), plugin));
+        }
+        if rejections.is_empty() { Ok(delta) } else { Err(rejections) }
+    }
+
+    pub(super) fn apply(&mut self, delta: &PluginDelta) {
+        for (name, plugin) in &delta.changed {
+            self.steps.remove(name);
+            self.globals.remove(name);
+            let Some(plugin) = plugin else { continue };
+            self.steps.insert(name.clone(), plugin.step.clone());
+            if plugin.global {
+                self.globals.insert(name.clone());
+            }
+        }
+    }
+
+    /// The steps of those of `plugins` that are enabled.
+    pub(super) fn steps<'a>(&self, plugins: impl IntoIterator<Item = &'a Name>) -> Vec<Step> {
+        plugins.into_iter().filter_map(|name| self.steps.get(name)).cloned().collect()
+    }
+
+    /// The steps of the global plugins, which every request passes.
+    pub(super) fn global_steps(&self) -> Vec<Step> {
+        self.steps(&self.globals)
+    }
+
+    /// The measurements of enabled plugins.
+    pub(super) fn stats(&self) -> impl Iterator<Item = &Arc<PluginStats>> {
+        self.steps.values().map(|step| &step.stats)
+    }
+}
+
+/// Builds a plugin. Its measurements continue if it is enabled `before`. Returns `None` if it is not enabled.
+fn build(
+    resource: &Resource,
+    before: Option<&Step>,
+    services: &Services,
+) -> Result<Option<CompiledPlugin>, Vec<Rejected>> {
+    let key = resource.key();
+    let Body::Plugin(spec) = resource.body() else { return Ok(None) };
+    if !spec.enabled {
+        return Ok(None);
+    }
+    let found = TYPES.iter().position(|plugin_type| *plugin_type.name == *spec.type_name);
+    let Some((index, plugin_type)) = found.zip(PluginType::find(&spec.type_name)) else {
+        return Err(vec![rejected(key, "type", format!("unknown plugin type {:?}", spec.type_name))]);
+    };
+    let context = Context { name: &key.name, states: &services.states };
+    let plugin = plugin_type.build(&spec.config, &context).map_err(|errors| {
+        let field = |field: &str| match field {
+            "" => "config".to_owned(),
+            field => format!("config.{field}"),
+        };
+        let errors = errors.into_iter().map(|error| rejected(key, field(&error.field), error.message));
+        errors.collect::<Vec<_>>()
+    })?;
+    let stats = before.map_or_else(
+        || Arc::new(PluginStats { name: key.name.clone(), durations: Histograms::new(services.workers) }),
+        |before| Arc::clone(&before.stats),
+    );
+    let step = Step {
+        name: key.name.clone(),
+        type_set: TypeSet::of(index),
+        order: spec.order,
+        wants_response: plugin.wants_response(),
+        wants_local_reply: plugin.wants_local_reply(),
+        answers_preflights: plugin_type.answers_preflights,
+        body_cap: plugin.request_body_cap(),
+        stats,
+        plugin,
+    };
+    Ok(Some(CompiledPlugin { step, global: spec.global }))
+}

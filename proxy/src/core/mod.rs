@@ -1,0 +1,11 @@
+//! Values and rules that every part of the proxy builds on: deadlines, failures, header rules, identifiers.
+
+pub mod deadlines;
+pub mod failure;
+pub mod fields;
+pub mod identify;
+pub mod idle;
+pub mod map;
+pub mod outcome;
+pub mod slots;
+pub mod target_label;

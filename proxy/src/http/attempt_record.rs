@@ -1,0 +1,114 @@
+//! The attempts of one request and their results.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+
+use crate::core::outcome::Outcome;
+use crate::upstream::{Attempt, AttemptError, Permit, SendRecord, Upstream, UpstreamError};
+
+/// The attempts of one request.
+pub struct AttemptRecord {
+    pub(super) upstream: Option<Arc<Upstream>>,
+    /// The number of times it was sent, and the last time.
+    pub sends: SendRecord,
+    /// The attempt whose response the client gets.
+    current: Option<Attempt>,
+    outcome: Outcome,
+    /// The time to the response head.
+    pub(super) took: Option<Duration>,
+    /// The time at which the response ended, if it has.
+    pub(super) ended: Option<Instant>,
+    /// The reason why the last target did not answer, or not completely.
+    pub error: Option<UpstreamError>,
+    /// The request's permit from its upstream's limit.
+    pub permit: Option<Permit>,
+    /// A cookie for the response, which sends the client to the same target again.
+    pub set_cookie: Option<Box<HeaderValue>>,
+}
+
+impl AttemptRecord {
+    /// Creates the record. `started` is the time at which the request began.
+    pub(super) fn new(started: Instant) -> Self {
+        Self {
+            upstream: None,
+            sends: SendRecord::new(started),
+            current: None,
+            outcome: Outcome::Abandoned,
+            took: None,
+            ended: None,
+            error: None,
+            permit: None,
+            set_cookie: None,
+        }
+    }
+
+    #[inline]
+    pub fn set_upstream(&mut self, upstream: &Arc<Upstream>) {
+        self.upstream = Some(Arc::clone(upstream));
+    }
+
+    /// Prepares for another attempt: the result of the previous one is not final.
+    pub(super) fn restart(&mut self) {
+        (self.ended, self.took, self.error) = (None, None, None);
+    }
+
+    /// Records that a response head has arrived.
+    #[inline]
+    pub(super) fn answered(&mut self, now: Instant) {
+        self.took = Some(now.saturating_duration_since(self.sends.last()));
+        self.ended = Some(now);
+    }
+
+    /// Keeps `attempt`, whose response the client gets; its outcome so far is `outcome`.
+    #[inline]
+    pub fn keep(&mut self, attempt: Attempt, outcome: Outcome) {
+        self.current = Some(attempt);
+        self.outcome = outcome;
+    }
+
+    /// Ends an `attempt` whose response, if any, the client does not get.
+    #[cold]
+    pub fn end_failed(&mut self, attempt: Attempt, worker: usize, outcome: Outcome) {
+        if let Some(upstream) = &self.upstream {
+            attempt.end(upstream, worker, outcome, None, Instant::now());
+        }
+    }
+
+    /// Records why there is no response.
+    #[cold]
+    pub fn note_error(&mut self, error: AttemptError) {
+        self.error = error.reason;
+    }
+
+    /// The answer that the client gets does not come to its end.
+    #[cold]
+    pub(super) fn note_broken(&mut self, reason: UpstreamError, error: &dyn std::error::Error) {
+        self.error = Some(reason);
+        if let (Some(upstream), Some(attempt)) = (&self.upstream, &self.current) {
+            attempt.note_error(upstream, reason, error);
+        }
+    }
+
+    /// Sets the final outcome of the response.
+    pub(super) fn set_outcome(&mut self, outcome: Outcome) {
+        // A failure status counts, even if the response then breaks off.
+        if self.outcome == Outcome::Good {
+            self.outcome = outcome;
+        }
+    }
+
+    /// Ends the kept attempt, and reports its outcome.
+    pub(super) fn end(&mut self, worker: usize, now: Instant) {
+        if let (Some(upstream), Some(attempt)) = (&self.upstream, self.current.take()) {
+            attempt.end(upstream, worker, self.outcome, self.took, now);
+        }
+        self.permit = None;
+    }
+
+    /// Gives up the kept attempt without reporting an outcome.
+    pub(super) fn abandon(&mut self) {
+        self.current = None;
+    }
+}

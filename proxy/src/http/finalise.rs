@@ -1,0 +1,152 @@
+//! The final step of a response: its headers are set for the client, and its body is framed.
+
+use std::future::poll_fn;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
+use signalbox_config::Action;
+
+use super::exchange::Exchange;
+use super::head;
+use super::plugins::{PluginState, run_response_plugins};
+use super::problem;
+use super::reply::Reply;
+use super::response_body::ResponseBody;
+use super::switch::{self, Switch};
+use super::tunnel::Tunnel;
+use crate::upstream::{Switched, TargetBody};
+
+/// The maximum number of empty frames that a target may send where no body is allowed.
+const MAX_EMPTY_FRAMES: usize = 8;
+
+/// Prepares a response's headers for the client. Returns the status.
+#[inline]
+pub(super) fn finalise(
+    reply: &mut Reply,
+    exchange: &mut Exchange,
+    plugins: Option<&mut PluginState<'_>>,
+) -> StatusCode {
+    match reply {
+        Reply::Local(response) => {
+            head::prepare_response(response.headers_mut());
+            if exchange.request.is_grpc {
+                problem::to_grpc(response);
+                exchange.read_grpc_status(response.headers());
+            }
+            add_headers(response.headers_mut(), exchange);
+            response.status()
+        }
+        Reply::Switched(parts, _) if exchange.request.switch == Some(Switch::Connect) => {
+            add_headers(&mut parts.headers, exchange);
+            parts.status
+        }
+        Reply::Target(parts, _) => {
+            finalise_target(parts, exchange, None, plugins);
+            parts.status
+        }
+        Reply::Switched(parts, _) => {
+            let switch = exchange.request.switch.clone();
+            finalise_target(parts, exchange, switch.as_ref(), plugins);
+            parts.status
+        }
+    }
+}
+
+/// The same for a target's response. `switch` is the protocol switch that it agrees to.
+#[inline]
+fn finalise_target(
+    parts: &mut response::Parts,
+    exchange: &mut Exchange,
+    switch: Option<&Switch>,
+    plugins: Option<&mut PluginState<'_>>,
+) {
+    let has_connection_fields = exchange.request.downstream.features().has_connection_fields;
+    let required = switch::required(parts, has_connection_fields);
+    head::prepare_response(&mut parts.headers);
+    if let Some(protocols) = required {
+        switch::require(&mut parts.headers, protocols);
+    }
+    if parts.status == StatusCode::NO_CONTENT {
+        // RFC 9110, section 8.6: clients of HTTP/2 would take the response for incomplete.
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    if let Some(switch) = switch {
+        switch.confirm(parts, has_connection_fields);
+    }
+    if let Some(plugins) = plugins {
+        run_response_plugins(parts, exchange, plugins);
+    }
+    if let Some(cookie) = exchange.attempts.set_cookie.take() {
+        parts.headers.append(header::SET_COOKIE, *cookie);
+    }
+    add_headers(&mut parts.headers, exchange);
+}
+
+/// Adds the headers that every response has.
+#[inline]
+fn add_headers(headers: &mut HeaderMap, exchange: &Exchange) {
+    let request = &exchange.request;
+    if request.downstream.says_close() && !(request.switch.is_some() && headers.contains_key(header::UPGRADE))
+    {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Combines a response with its body, which ends the exchange. `is_head`: the request's method is HEAD.
+#[inline]
+pub(super) async fn frame(reply: Reply, exchange: Box<Exchange>, is_head: bool) -> Response<ResponseBody> {
+    match reply {
+        Reply::Local(response) => {
+            let (mut parts, mut body) = response.into_parts();
+            frame_local(&mut parts, &mut body, is_head);
+            Response::from_parts(parts, ResponseBody::whole(body, exchange))
+        }
+        Reply::Target(parts, mut body) => {
+            if !body.is_end() && (is_head || has_no_body(parts.status)) {
+                // Only the end of the stream may follow, which over HTTP/2 may arrive separately.
+                Box::pin(read_end(&exchange, &mut body)).await;
+            }
+            Response::from_parts(parts, ResponseBody::target(body, exchange))
+        }
+        Reply::Switched(parts, target) => {
+            Response::from_parts(parts, ResponseBody::tunnel(tunnel(*target, exchange)))
+        }
+    }
+}
+
+/// Sets the length of a local response, and drops the body where none is allowed (RFC 9112, section 6.3).
+fn frame_local(parts: &mut response::Parts, body: &mut Bytes, is_head: bool) {
+    let bodiless = has_no_body(parts.status);
+    if !body.is_empty() && !bodiless && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    }
+    if is_head || bodiless {
+        body.clear();
+    }
+}
+
+/// True for statuses without a body: RFC 9110, section 6.4.1.
+fn has_no_body(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// Reads the end of a stream that must not have a body.
+async fn read_end(exchange: &Exchange, body: &mut TargetBody) {
+    for _ in 0..MAX_EMPTY_FRAMES {
+        // The result does not change the response.
+        let part = exchange.in_time(poll_fn(|cx| body.poll(cx))).await;
+        if !matches!(part, Ok(Some(Ok(_)))) {
+            return;
+        }
+    }
+}
+
+/// Builds the tunnel after both sides have agreed to switch to another protocol, which `target` speaks.
+fn tunnel(target: Switched, mut exchange: Box<Exchange>) -> Box<Tunnel> {
+    exchange.release_load();
+    let idle_timeout = exchange.request.route().and_then(|route| match &route.route().action {
+        Action::Forward(forward) => forward.idle_timeout,
+        Action::Redirect(_) | Action::Respond(_) => None,
+    });
+    Box::new(Tunnel::new(exchange, target, idle_timeout))
+}

@@ -1,0 +1,150 @@
+//! The state of one worker (one thread) that its connections and requests use.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+use tokio::sync::Notify;
+
+use super::handshakes::Handshakes;
+use crate::active::{Active, RouteStats};
+use crate::core::deadlines::Deadlines;
+use crate::core::identify::Identifier;
+use crate::overload::Overload;
+use crate::telemetry::access_log::{self, Log};
+use crate::telemetry::{PeriodCounts, WorkerStats};
+use crate::upstream::Pool;
+use crate::wire::splice::Pipes;
+
+/// The state that all workers share.
+pub struct Shared {
+    pub active: Arc<ArcSwap<Active>>,
+    pub stats: Box<[Arc<WorkerStats>]>,
+    /// The counters of requests without a route.
+    pub unrouted: Arc<RouteStats>,
+    /// A moment before all requests, from which times are measured.
+    pub epoch: Instant,
+    pub log: Option<access_log::Sender>,
+    /// The maximum number of concurrent requests per worker.
+    pub max_requests: u32,
+    /// How long requests may wait for their turn before some are refused; `None`: no limit.
+    pub max_queue_delay: Option<Duration>,
+    /// One per worker: notified to close idle connections that other workers wait for.
+    pub connections_wanted: Arc<[Notify]>,
+    /// The maximum number of client connections, over all workers.
+    pub max_connections: u64,
+    /// Pipes of one worker, through which bodies are spliced.
+    pub pipes: usize,
+}
+
+/// The state of one worker that its connections and requests use. No other thread accesses it.
+pub struct WorkerContext {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    pub stats: Arc<WorkerStats>,
+    pub deadlines: Rc<Deadlines>,
+    pub pool: Pool,
+    pub pipes: Rc<Pipes>,
+    pub identifier: RefCell<Identifier>,
+    pub log: Option<Log>,
+    /// A buffer for writes of one piece.
+    pub scratch: Rc<RefCell<Vec<u8>>>,
+    /// Buffers for request heads: to targets, and in the access log.
+    buffers: RefCell<Vec<Vec<u8>>>,
+    /// The number of running mirrored requests.
+    pub mirrors: Cell<u32>,
+    pub overload: Overload,
+    active: RefCell<Cache<Arc<ArcSwap<Active>>, Arc<Active>>>,
+    serving: RefCell<Rc<Serving>>,
+    /// The running TLS handshakes.
+    pub handshakes: Handshakes,
+}
+
+/// A revision in use by requests of this worker. The reference count is the worker's own, so that no two workers write
+/// to one counter for each request.
+pub struct Serving {
+    /// This worker's counts of the requests that begin with this revision. They are dropped before the revision, whose
+    /// last reference is never a worker's, so nor is theirs.
+    pub counts: Arc<PeriodCounts>,
+    active: Arc<Active>,
+}
+
+/// The maximum number of buffers for heads that are kept, and their maximum size in bytes.
+const MAX_BUFFERS: usize = 512;
+const MAX_BUFFER: usize = 16 << 10;
+
+impl WorkerContext {
+    pub fn new(index: usize, shared: Arc<Shared>) -> Self {
+        let active = shared.active.load_full();
+        let stats = shared.stats.get(index).cloned().unwrap_or_default();
+        Self {
+            index,
+            pool: Pool::new(index, Arc::clone(&shared.connections_wanted), Arc::clone(&stats)),
+            stats,
+            pipes: Pipes::new(shared.pipes),
+            deadlines: Rc::default(),
+            identifier: RefCell::default(),
+            log: shared.log.clone().map(Log::new),
+            scratch: Rc::default(),
+            mirrors: Cell::new(0),
+            overload: Overload::new(shared.max_requests, shared.max_queue_delay),
+            buffers: RefCell::default(),
+            active: RefCell::new(Cache::new(Arc::clone(&shared.active))),
+            serving: RefCell::new(Rc::new(Serving::new(active, index))),
+            handshakes: Handshakes::default(),
+            shared,
+        }
+    }
+
+    /// Takes a buffer for a request's head.
+    #[inline]
+    pub fn buffer(&self) -> Vec<u8> {
+        self.buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps a buffer for later heads, up to the number that are usually in use at once.
+    #[inline]
+    pub fn keep_buffer(&self, buffer: Vec<u8>) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffers.len() < MAX_BUFFERS && (1..=MAX_BUFFER).contains(&buffer.capacity()) {
+            buffers.push(buffer);
+        }
+    }
+
+    /// Sends the buffered lines to the access log's writer.
+    pub fn flush_log(&self) {
+        if let Some(log) = &self.log {
+            log.flush(&self.stats);
+        }
+    }
+
+    /// The revision for a request that begins now.
+    #[inline]
+    pub fn serving(&self) -> Rc<Serving> {
+        let mut cache = self.active.borrow_mut();
+        let active = cache.load();
+        let mut serving = self.serving.borrow_mut();
+        if !Arc::ptr_eq(active, &serving.active) {
+            *serving = Rc::new(Serving::new(Arc::clone(active), self.index));
+        }
+        Rc::clone(&serving)
+    }
+}
+
+impl Serving {
+    fn new(active: Arc<Active>, worker: usize) -> Self {
+        let counts = active.period.of_worker(worker);
+        Self { counts, active }
+    }
+}
+
+impl std::ops::Deref for Serving {
+    type Target = Active;
+
+    fn deref(&self) -> &Active {
+        &self.active
+    }
+}

@@ -1,0 +1,50 @@
+//! The services that compiling a revision needs. They outlive every revision.
+
+use std::sync::Arc;
+
+use signalbox_plugins::States;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use crate::resolve::Resolver;
+use crate::secrets::SecretReader;
+
+/// Everything that compiling needs besides the revision itself.
+pub struct Services {
+    /// Plugin state that outlives a revision.
+    pub states: States,
+    /// Reads the secrets that resources refer to.
+    pub secrets: Box<dyn SecretReader>,
+    pub resolver: Arc<Resolver>,
+    pub checking: Checking,
+    /// The zone that this proxy runs in.
+    pub zone: Option<Box<str>>,
+    pub workers: usize,
+}
+
+/// The runtime on which active health checks run, and the limit on how many run at once.
+#[derive(Debug, Clone)]
+pub struct Checking {
+    handle: Handle,
+    permits: Arc<Semaphore>,
+}
+
+/// The most health checks that run at once, over all upstreams; more wait. Each needs a socket.
+const MAX_RUNNING: usize = 256;
+
+impl Checking {
+    /// Checks run on the runtime of `handle`.
+    pub fn new(handle: Handle) -> Self {
+        Self { handle, permits: Arc::new(Semaphore::new(MAX_RUNNING)) }
+    }
+
+    /// The runtime for the tasks.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// A check holds one of these while it runs.
+    pub fn permits(&self) -> &Arc<Semaphore> {
+        &self.permits
+    }
+}

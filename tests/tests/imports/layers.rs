@@ -1,0 +1,54 @@
+//! The layers of each crate, from the lowest to the highest.
+
+/// A layer's name, and its modules with all that lies in them; the longest name that fits a file counts.
+pub(crate) type Layer = (&'static str, &'static [&'static str]);
+
+/// Each crate's folder and its layers. A file imports only from its own layer and those below. The crate's root, which
+/// declares the modules, is above all of them.
+pub(crate) const CRATES: &[(&str, &[Layer])] =
+    &[("control-plane", CONTROL_PLANE), ("process", PROCESS), ("proxy", PROXY), ("tests", TESTS)];
+
+const CONTROL_PLANE: &[Layer] = &[
+    ("the foundation", &["args", "clock", "compute", "locked", "metrics"]),
+    ("the store", &["store"]),
+    ("what is in memory", &["auth", "board", "publish"]),
+    ("the writer", &["writer"]),
+    ("rollouts", &["rollout"]),
+    ("the servers", &["rest", "serve", "xds"]),
+];
+
+const PROCESS: &[Layer] = &[
+    ("the foundation", &["error_chain", "limits", "liveness", "log", "prometheus", "run", "stream"]),
+    ("a program's parts", &["accept", "args", "arguments", "health", "tls"]),
+];
+
+const PROXY: &[Layer] = &[
+    (
+        "the foundation",
+        &[
+            "args",
+            "core",
+            "hot_restart",
+            "listener",
+            "overload",
+            "resolve",
+            "secrets",
+            "services",
+            "source",
+            "telemetry",
+        ],
+    ),
+    ("the wire", &["wire"]),
+    ("upstreams", &["upstream"]),
+    ("a revision's active form", &["active", "compile"]),
+    ("requests", &["http"]),
+    ("workers", &["worker"]),
+    ("the data plane as a whole", &["metrics", "proxy", "sockets"]),
+    ("the program", &["admin", "run"]),
+];
+
+const TESTS: &[Layer] = &[
+    ("one process", &["client", "process"]),
+    ("the programs", &["backend", "control_plane", "nginx", "postgres"]),
+    ("a whole system", &["proxy"]),
+];
