@@ -11,6 +11,8 @@ import { BoardPage } from "./pages/BoardPage";
 import { LoginPage } from "./pages/LoginPage";
 import { ResourceCreatePage, ResourceEditPage } from "./pages/ResourceEditPage";
 import { ResourceListPage } from "./pages/ResourceListPage";
+import { RolloutPage } from "./pages/RolloutPage";
+import { RolloutsPage } from "./pages/RolloutsPage";
 import { RevisionPage } from "./pages/RevisionPage";
 import { RevisionsPage } from "./pages/RevisionsPage";
 
@@ -40,6 +42,8 @@ export function App() {
                 <Route path=":name" element={<ResourceEditPage key={kind.plural} kind={kind} />} />
               </Route>
             ))}
+            <Route path="rollouts" element={<RolloutsPage />} />
+            <Route path="rollouts/:id" element={<RolloutPage />} />
             <Route path="revisions" element={<RevisionsPage />} />
             <Route path="revisions/:number" element={<RevisionPage />} />
             <Route path="*" element={<NotFound />} />
@@ -54,10 +58,10 @@ function NotFound() {
   return (
     <Paper>
       <Empty
-        title="There is no such page"
+        title="This page does not exist"
         action={
           <Button component={Link} to="/" variant="default">
-            To the board
+            Open the board
           </Button>
         }
       />

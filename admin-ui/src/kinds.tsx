@@ -1,35 +1,49 @@
 import type { ReactNode } from "react";
+import { KIND_FACTS } from "./api/kinds";
 import type { KindPlural, Meta } from "./api/types";
 import { CertificateForm } from "./forms/CertificateForm";
+import { FleetForm } from "./forms/FleetForm";
 import { GenericForm } from "./forms/GenericForm";
 import { PluginForm } from "./forms/PluginForm";
 import { RouteForm } from "./forms/RouteForm";
 import { UpstreamForm } from "./forms/UpstreamForm";
+import { FleetOverview, FleetWithoutPolicy } from "./components/FleetOverview";
+import { FleetState, FleetsWithoutPolicy } from "./components/FleetState";
+import { plural } from "./lib/format";
 import { getAt, isObject, type Json, type JsonObject } from "./lib/json";
 
-/** What the pages know of a kind of resource. */
-export type KindInfo = {
-  plural: KindPlural;
-  singular: string;
-  title: string;
-  about: string;
-  /** Whether it can be switched off. */
-  switchable: boolean;
+/** How the pages show a kind of resource. */
+type View = {
+  /** Whether a resource has a field `enabled`, which the list shows as a switch. */
+  switchable?: boolean;
   /** `minor`: left out where the window is narrow. */
-  columns: { title: string; mono?: boolean; minor?: boolean; cell: (spec: JsonObject, meta: Meta) => ReactNode }[];
+  columns?: { title: string; mono?: boolean; minor?: boolean; cell: (spec: JsonObject, meta: Meta) => ReactNode }[];
   /** What a new one starts with. */
-  initial: JsonObject;
+  initial?: JsonObject;
   /** Objects that mean nothing when they are empty, and are left out then. */
-  optional: string[];
-  form: (creating: boolean) => ReactNode;
+  optional?: string[];
+  /** Absent: the form is drawn from the schema. */
+  form?: (creating: boolean) => ReactNode;
+  /** What the page of a stored one shows before its form. */
+  overview?: ((name: string) => ReactNode) | null;
+  /** The page of a name that others use though no resource has it. */
+  unstored?: ((name: string) => ReactNode) | null;
+  /** What the list has below it. */
+  below?: ReactNode;
 };
 
-export const KINDS: KindInfo[] = [
-  {
-    plural: "routes",
-    singular: "route",
-    title: "Routes",
-    about: "A route is a match and an action: which requests it takes, and what becomes of them.",
+/** What the pages know of a kind: the facts that the control plane gives, and how it is shown. */
+export type KindInfo = Required<View> & {
+  plural: KindPlural;
+  singular: string;
+  /** The name of several, as a heading. */
+  title: string;
+  about: string;
+};
+
+/** The views of the kinds that have one, in the order of the navigation. The others come after them, shown plainly. */
+const VIEWS: { [plural in KindPlural]?: View } = {
+  routes: {
     switchable: true,
     columns: [
       { title: "Hosts", mono: true, cell: (spec) => few(texts(getAt(spec, "match.hosts")), "any") },
@@ -42,12 +56,7 @@ export const KINDS: KindInfo[] = [
     optional: ["match", "forward.rewrite"],
     form: (creating) => <RouteForm creating={creating} />,
   },
-  {
-    plural: "upstreams",
-    singular: "upstream",
-    title: "Upstreams",
-    about: "An upstream is a named set of targets and the policy for calling them.",
-    switchable: false,
+  upstreams: {
     columns: [
       { title: "Targets", mono: true, cell: (spec) => few(addresses(spec), "none: answers 503") },
       {
@@ -59,27 +68,16 @@ export const KINDS: KindInfo[] = [
     optional: ["load_balancing"],
     form: (creating) => <UpstreamForm creating={creating} />,
   },
-  {
-    plural: "plugins",
-    singular: "plugin",
-    title: "Plugins",
-    about: "A plugin is a named, configured step in the request's way.",
+  plugins: {
     switchable: true,
     columns: [
       { title: "Type", mono: true, cell: (spec) => text(spec.type) },
       { title: "Runs on", cell: (spec) => (spec.global === true ? "every route" : "routes that name it") },
       { title: "Order", cell: (spec) => text(spec.order, "the type's own") },
     ],
-    initial: { name: "" },
-    optional: [],
     form: (creating) => <PluginForm creating={creating} />,
   },
-  {
-    plural: "consumers",
-    singular: "consumer",
-    title: "Consumers",
-    about: "A consumer is a known caller with credentials.",
-    switchable: false,
+  consumers: {
     columns: [
       { title: "Custom ID", mono: true, cell: (spec) => text(spec.custom_id, "–") },
       { title: "Groups", cell: (spec) => few(texts(spec.groups), "–") },
@@ -89,30 +87,37 @@ export const KINDS: KindInfo[] = [
       },
       { title: "Plugins", mono: true, cell: (spec) => few(texts(spec.plugins), "–") },
     ],
-    initial: { name: "" },
-    optional: [],
-    form: (creating) => <GenericForm kind="consumers" title="Consumer" creating={creating} />,
   },
-  {
-    plural: "listeners",
-    singular: "listener",
-    title: "Listeners",
-    about: "A listener is an address on which the proxies accept connections.",
-    switchable: false,
+  listeners: {
     columns: [
       { title: "Address", mono: true, cell: (spec) => text(spec.address) },
       { title: "Protocol", cell: (spec) => text(spec.protocol, "http") },
     ],
     initial: { name: "", address: "" },
-    optional: [],
-    form: (creating) => <GenericForm kind="listeners" title="Listener" creating={creating} />,
   },
-  {
-    plural: "certificates",
-    singular: "certificate",
-    title: "Certificates",
-    about: "A certificate with its private key: what https listeners show to clients, and upstreams to targets.",
-    switchable: false,
+  fleets: {
+    columns: [
+      { title: "Rollout", cell: (spec) => text(getAt(spec, "rollout.strategy"), "immediate") },
+      { title: "Steps", cell: (spec) => few(steps(spec), "–") },
+      { title: "State", cell: (spec) => <FleetState name={text(spec.name)} /> },
+    ],
+    initial: { name: "" },
+    optional: [
+      "rollout.gates.errors",
+      "rollout.gates.latency",
+      "rollout.gates.not_found",
+      "rollout.gates.coverage",
+      "rollout.gates.cpu",
+      "rollout.gates",
+      "rollout.approval",
+      "rollout",
+    ],
+    form: (creating) => <FleetForm creating={creating} />,
+    overview: (name) => <FleetOverview name={name} />,
+    unstored: (name) => <FleetWithoutPolicy name={name} />,
+    below: <FleetsWithoutPolicy />,
+  },
+  certificates: {
     columns: [
       {
         title: "Names",
@@ -123,10 +128,37 @@ export const KINDS: KindInfo[] = [
       { title: "Issuer", mono: true, minor: true, cell: (_, meta) => meta.certificate?.issuer ?? "–" },
     ],
     initial: { name: "", certificate: "", private_key: "" },
-    optional: [],
     form: (creating) => <CertificateForm creating={creating} />,
   },
-];
+};
+
+const names: string[] = Object.keys(VIEWS);
+
+function place(plural: string): number {
+  const index = names.indexOf(plural);
+  return index < 0 ? names.length : index;
+}
+
+export const KINDS: KindInfo[] = [...KIND_FACTS]
+  .sort((a, b) => place(a.plural) - place(b.plural))
+  .map(({ plural, singular, title, titles, about }) => {
+    const view: View = VIEWS[plural] ?? {};
+    return {
+      plural,
+      singular,
+      title: titles,
+      about,
+      switchable: view.switchable ?? false,
+      columns: view.columns ?? [],
+      initial: view.initial ?? { name: "" },
+      optional: view.optional ?? [],
+      overview: view.overview ?? null,
+      unstored: view.unstored ?? null,
+      below: view.below ?? null,
+      form:
+        view.form ?? ((creating) => <GenericForm kind={plural} title={title} creating={creating} />),
+    };
+  });
 
 /** The day, and how far that is from today where it is near. */
 function expiry(meta: Meta): string {
@@ -158,6 +190,19 @@ function paths(spec: JsonObject): string[] {
     const [kind, value] = Object.entries(path)[0] ?? ["", ""];
     if (kind === "prefix") return `${text(value).replace(/\/$/, "")}/*`;
     return kind === "regex" ? `~ ${text(value)}` : text(value);
+  });
+}
+
+/** The sizes of the steps of a progressive rollout. */
+function steps(spec: JsonObject): string[] {
+  if (getAt(spec, "rollout.strategy") !== "progressive") return [];
+  const all = getAt(spec, "rollout.steps");
+  if (!Array.isArray(all)) return ["10 %", "50 %"];
+  return all.filter(isObject).map((step) => {
+    if (step.percent !== undefined) return `${text(step.percent)} %`;
+    if (step.count !== undefined) return plural(Number(step.count), "proxy", "proxies");
+    const labels = isObject(step.labels) ? Object.entries(step.labels) : [];
+    return labels.map(([key, value]) => `${key}=${text(value)}`).join(" ");
   });
 }
 

@@ -28,7 +28,7 @@ const queries: QueryClient = new QueryClient({
     queries: {
       // A control plane on this very host answers without a network.
       networkMode: "always",
-      // What the server refuses is not asked again; what did not get through is, twice.
+      // A refused request is not repeated; a request without a response is repeated twice.
       retry: (count, error) => count < 2 && !(error instanceof Problem && error.status < 500),
       staleTime: 5_000,
     },

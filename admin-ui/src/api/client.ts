@@ -3,7 +3,7 @@ import { lastHeard, noteHeard } from "../lib/liveness";
 import { Problem, Unanswered } from "./problem";
 import type { paths } from "./schema";
 
-/** How long an answer may take, milliseconds. */
+/** The deadlines of responses, in milliseconds. */
 const READ_DEADLINE = 20_000;
 const WRITE_DEADLINE = 15_000;
 const PROBE_DEADLINE = 3_000;

@@ -1,12 +1,15 @@
 import { type InfiniteData, type QueryClient, useQueryClient } from "@tanstack/react-query";
 import { createContext, type ReactNode, useContext, useEffect, useState } from "react";
 import { noteHeard } from "../lib/liveness";
+import { newestFirst } from "../lib/rollout";
 import {
+  FLEET_KEY,
   KEPT_ROLLOUTS,
   onRevision,
   PROXIES_KEY,
   REVISIONS_KEY,
   type RevisionPage,
+  ROLLOUT_KEY,
   ROLLOUTS_KEY,
   SESSION_KEY,
 } from "./queries";
@@ -15,21 +18,21 @@ import type { ProxyStatus, RevisionSummary, Rollout } from "./types";
 /** `since`: when the stream of events last showed a sign of life, milliseconds since 1970. */
 export type Connection = { state: "connecting" } | { state: "live" } | { state: "lost"; since: number };
 
-/** How long events are gathered before the page is drawn, milliseconds: a thousand proxies tell of one revision. */
+/** The time for which events are collected before the page is drawn, in milliseconds: a thousand proxies report one revision. */
 const GATHER = 80;
-/** Before a stream that the server refused is opened again, milliseconds. */
+/** The delay before a refused stream is opened again, in milliseconds. */
 const REOPEN = 2_000;
 /** The control plane sends a heartbeat every five seconds; after two and a half of them the stream counts as lost. */
 const SILENCE = 12_500;
-/** How often the silence is measured, milliseconds. */
+/** The interval of the checks for silence, in milliseconds. */
 const CHECK = 1_000;
 
-/** What the events keep up. */
+/** The queries that events keep up to date. */
 const KEPT_UP: string[] = [...PROXIES_KEY, ...ROLLOUTS_KEY, ...REVISIONS_KEY];
 
 const ConnectionContext = createContext<Connection>({ state: "connecting" });
 
-/** Whether what one sees is kept up by the control plane's events. */
+/** The state of the event stream, which keeps the pages up to date. */
 export function useConnection(): Connection {
   return useContext(ConnectionContext);
 }
@@ -48,13 +51,13 @@ function follow(queries: QueryClient, tell: (connection: Connection) => void): (
   let flushing: number | undefined;
   let gathered = new Gathered();
   let state: Connection["state"] = "connecting";
-  // When the stream was opened, and when one last showed a sign of life: at first, from when on it could have.
+  // The times when the stream was opened, and when an event last came; at first both are now.
   let openedAt = Date.now();
   let heardAt = openedAt;
 
   const flush = () => {
     flushing = undefined;
-    // What is being read may be older than the events, and must not take their place.
+    // A query in progress may return data that is older than the events, and must not replace them.
     if (queries.isFetching({ predicate: ({ queryKey }) => KEPT_UP.includes(String(queryKey[0])) }) > 0) {
       flushing = window.setTimeout(flush, GATHER);
       return;
@@ -69,6 +72,8 @@ function follow(queries: QueryClient, tell: (connection: Connection) => void): (
   };
   const readAgain = () => {
     void queries.invalidateQueries({ predicate: ({ queryKey }) => KEPT_UP.includes(String(queryKey[0])) });
+    void queries.invalidateQueries({ queryKey: ROLLOUT_KEY });
+    void queries.invalidateQueries({ queryKey: FLEET_KEY });
     onRevision(queries);
   };
 
@@ -160,7 +165,14 @@ class Gathered {
       queries.setQueryData<ProxyStatus[]>(PROXIES_KEY, (old) => old && this.mergeProxies(old));
     }
     if (this.rollouts.size > 0) {
+      const old = queries.getQueryData<Rollout[]>(ROLLOUTS_KEY) ?? [];
+      for (const fleet of this.fleetsMoved(old)) {
+        void queries.invalidateQueries({ queryKey: [...FLEET_KEY, fleet] });
+      }
       queries.setQueryData<Rollout[]>(ROLLOUTS_KEY, (old) => old && this.mergeRollouts(old));
+      for (const [id, rollout] of this.rollouts) {
+        queries.setQueryData<Rollout>([...ROLLOUT_KEY, id], (old) => old && rollout);
+      }
     }
     if (this.revisions.size > 0) {
       queries.setQueryData<InfiniteData<RevisionPage, string | undefined>>(
@@ -180,10 +192,20 @@ class Gathered {
     return [...merged.values()].sort((a, b) => (a.id < b.id ? -1 : 1));
   }
 
+  /** The fleets that serve something else now: a rollout is new, or in another state, or has other canaries. */
+  private fleetsMoved(old: Rollout[]): Set<string> {
+    const before = new Map(old.map((rollout) => [rollout.id, rollout]));
+    const moved = [...this.rollouts.values()].filter((rollout) => {
+      const known = before.get(rollout.id);
+      return known?.state !== rollout.state || known.step !== rollout.step || known.generation !== rollout.generation;
+    });
+    return new Set(moved.map((rollout) => rollout.fleet));
+  }
+
   private mergeRollouts(old: Rollout[]): Rollout[] {
     const merged = new Map(old.map((rollout) => [rollout.id, rollout]));
     for (const [id, rollout] of this.rollouts) merged.set(id, rollout);
-    return [...merged.values()].sort((a, b) => b.revision - a.revision).slice(0, KEPT_ROLLOUTS);
+    return [...merged.values()].sort(newestFirst).slice(0, KEPT_ROLLOUTS);
   }
 
   private mergeRevisions(

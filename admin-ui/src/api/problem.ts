@@ -1,6 +1,6 @@
 import type { FieldError } from "../forms/form";
 
-/** An error as the API writes it: `application/problem+json`. */
+/** An error of the API: `application/problem+json`. */
 export class Problem extends Error {
   constructor(
     readonly status: number,
@@ -11,7 +11,7 @@ export class Problem extends Error {
     super(detail || title);
   }
 
-  /** Reads the body of an answer that is not 2xx; whatever stands between may have written something else. */
+  /** Reads the body of a response that is not 2xx. A proxy in between may have written a different body. */
   static of(status: number, body: unknown): Problem {
     const found: { [key: string]: unknown } = typeof body === "object" && body !== null ? { ...body } : {};
     const title = typeof found.title === "string" ? found.title : `Status ${status}`;
@@ -21,28 +21,28 @@ export class Problem extends Error {
   }
 }
 
-/** A write that got no answer. It is not sent again. */
+/** A write without a response. It is not sent again. */
 export class Unanswered extends Error {
   constructor(
-    /** Whether it may have reached the control plane. */
+    /** Says whether the write may have reached the control plane. */
     readonly outcome: "not-sent" | "unknown",
     why: string,
   ) {
     super(
       outcome === "not-sent"
         ? `${why} Nothing was sent, and nothing will be sent later.`
-        : `${why} It is not known whether the change was made: look at the revisions before you try again. It will not be sent again by itself.`,
+        : `${why} It is not known whether the change was made: look at the revisions before you try again. The page will not send it again by itself.`,
     );
   }
 }
 
-/** What went wrong, in a sentence for people. */
+/** The error as a sentence for people. */
 export function messageOf(error: unknown): string {
   if (error instanceof Problem) {
     if (error.status === 401) return "You are not logged in, or the token was revoked.";
     if (error.status === 403) return error.detail || "Your token's role does not allow this.";
     if (error.status === 503)
-      return error.detail || "The database is away. Reading goes on; try to write later.";
+      return error.detail || "The database is unavailable. You can still read; try to write later.";
     return error.message;
   }
   if (error instanceof TypeError) return "The control plane cannot be reached.";

@@ -5,11 +5,15 @@ import {
   useQuery,
   useQueryClient,
 } from "@tanstack/react-query";
+import { useMemo } from "react";
 import type { Json, JsonObject } from "../lib/json";
 import { isObject } from "../lib/json";
+import { type Action, newestFirst } from "../lib/rollout";
 import { api, read, readAll } from "./client";
+import { KIND_FACTS } from "./kinds";
 import type {
   Change,
+  FleetRollouts,
   KindPlural,
   Meta,
   PluginType,
@@ -18,16 +22,19 @@ import type {
   RevisionDetail,
   RevisionSummary,
   Rollout,
+  RolloutState,
   Session,
 } from "./types";
 
 export const SESSION_KEY = ["session"] as const;
 export const PROXIES_KEY = ["proxies"] as const;
 export const ROLLOUTS_KEY = ["rollouts"] as const;
+export const ROLLOUT_KEY = ["rollout"] as const;
+export const FLEET_KEY = ["fleet"] as const;
 export const REVISIONS_KEY = ["revisions"] as const;
 const RESOURCES_KEY = ["resources"] as const;
 
-/** How many rollouts are kept: those of the revisions that the pages show first. */
+/** The number of rollouts that are kept: those of the revisions that the pages show first. */
 export const KEPT_ROLLOUTS = 200;
 
 // Session
@@ -92,6 +99,74 @@ export function useRollouts() {
     queryFn: async (): Promise<Rollout[]> =>
       (await read(api.GET("/rollouts", { params: { query: { limit: KEPT_ROLLOUTS } } }))).items,
     staleTime: Number.POSITIVE_INFINITY,
+  });
+}
+
+/** A rollout: one of those that the events keep up, or an older one. */
+export function useRollout(id: string) {
+  const kept = useRollouts();
+  const known = kept.data?.find((rollout) => rollout.id === id);
+  const one = useQuery({
+    queryKey: [...ROLLOUT_KEY, id],
+    queryFn: (): Promise<Rollout> => read(api.GET("/rollouts/{id}", { params: { path: { id } } })),
+    enabled: kept.data !== undefined && known === undefined,
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+  return {
+    data: known ?? one.data,
+    error: kept.data === undefined ? kept.error : known ? null : one.error,
+    refetch: kept.data === undefined ? kept.refetch : one.refetch,
+  };
+}
+
+export type RolloutFilter = { fleet: string | null; state: RolloutState | null };
+
+/** The rollouts that match, newest revision first: those that the events keep up, and older ones. */
+export function useRolloutList({ fleet, state }: RolloutFilter) {
+  const kept = useRollouts();
+  const older = useQuery({
+    queryKey: [...ROLLOUT_KEY, "list", fleet, state],
+    queryFn: async (): Promise<Rollout[]> => {
+      const query = { limit: KEPT_ROLLOUTS, fleet: fleet ?? undefined, state: state ?? undefined };
+      return (await read(api.GET("/rollouts", { params: { query } }))).items;
+    },
+    enabled: fleet !== null || state !== null,
+  });
+  const data = useMemo(() => {
+    if (kept.data === undefined) return undefined;
+    const all = new Map([...(older.data ?? []), ...kept.data].map((rollout) => [rollout.id, rollout]));
+    const fits = (rollout: Rollout) =>
+      (fleet === null || rollout.fleet === fleet) && (state === null || rollout.state === state);
+    return [...all.values()].filter(fits).sort(newestFirst);
+  }, [kept.data, older.data, fleet, state]);
+  return { data, error: kept.error ?? older.error, refetch: kept.error ? kept.refetch : older.refetch };
+}
+
+/** What a fleet serves. The events say when that has changed. */
+export function useFleet(name: string) {
+  return useQuery({
+    queryKey: [...FLEET_KEY, name],
+    queryFn: (): Promise<FleetRollouts> => read(api.GET("/fleets/{name}/status", { params: { path: { name } } })),
+    staleTime: Number.POSITIVE_INFINITY,
+    refetchOnMount: "always",
+  });
+}
+
+export function useRolloutCommand(id: string) {
+  const queries = useQueryClient();
+  return useMutation({
+    /** `step`: the step in which it is to be carried out; `null`: in any. */
+    mutationFn: ({ action, ...body }: { action: Action; reason: string; step: number | null }): Promise<Rollout> =>
+      read(api.POST(command(action), { params: { path: { id } }, body })),
+    onSuccess: (rollout) => {
+      queries.setQueryData<Rollout[]>(ROLLOUTS_KEY, (old) =>
+        old?.map((each) => (each.id === rollout.id ? rollout : each)),
+      );
+      queries.setQueryData<Rollout>([...ROLLOUT_KEY, id], (old) => old && rollout);
+      return queries.invalidateQueries({ queryKey: FLEET_KEY });
+    },
+    // It was refused because it is not in the state that the page has shown.
+    onError: () => queries.invalidateQueries({ queryKey: ROLLOUTS_KEY }),
   });
 }
 
@@ -193,7 +268,7 @@ export function useResource(kind: KindPlural, name: string, which: "known" | "fr
 
 export type Save = {
   name: string;
-  /** What is replaced; `null`: nothing, it is created. */
+  /** The version that the write replaces; `null` creates the resource. */
   version: string | null;
   spec: JsonObject;
   message: string;
@@ -275,29 +350,24 @@ export function usePluginTypes(enabled = true) {
   });
 }
 
-const SPEC_SCHEMAS: Record<KindPlural, string> = {
-  routes: "RouteSpec",
-  upstreams: "UpstreamSpec",
-  plugins: "PluginSpec",
-  consumers: "ConsumerSpec",
-  listeners: "ListenerSpec",
-  certificates: "CertificateSpec",
-};
-
 /** The JSON schema of a kind's specification, and the document in which its references lie. */
 export function useResourceSchema(kind: KindPlural) {
   return useQuery({
     queryKey: ["openapi"],
     queryFn: async () => plain(await read(api.GET("/openapi.json"))),
     staleTime: Number.POSITIVE_INFINITY,
-    select: (root) => ({ root, schema: { $ref: `#/components/schemas/${SPEC_SCHEMAS[kind]}` } }),
+    select: (root) => ({ root, schema: { $ref: `#/components/schemas/${specSchema(kind)}` } }),
   });
 }
 
 // Helpers
 
-/** All kinds have the same calls, so the types of one stand for all. */
+const specSchema = (kind: KindPlural) => KIND_FACTS.find((facts) => facts.plural === kind)?.schema;
+
+/** All kinds have the same calls, so the types of one kind serve for all. */
 const all = (kind: KindPlural) => `/${kind}` as "/routes";
+/** All commands have the same call. */
+const command = (action: Action) => `/rollouts/{id}/${action}` as "/rollouts/{id}/pause";
 const one = (kind: KindPlural) => `/${kind}/{name}` as "/routes/{name}";
 
 /** Headers carry no more than Latin-1; the control plane decodes the message. */
@@ -345,7 +415,7 @@ function refreshAfterWrite(queries: QueryClient) {
   return queries.invalidateQueries({ queryKey: RESOURCES_KEY });
 }
 
-/** What one has read of resources may be old: some revision was made. */
+/** Marks all data about resources as stale after a new revision. */
 export function onRevision(queries: QueryClient) {
   void queries.invalidateQueries({ queryKey: RESOURCES_KEY });
 }

@@ -13,7 +13,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Create and replace all resources of a declarative document, as one revision */
+        /** Create or replace all resources of a declarative document, as one revision */
         post: operations["apply"];
         delete?: never;
         options?: never;
@@ -28,7 +28,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Who did what, newest first */
+        /** List the audit trail, newest first */
         get: operations["listAudit"];
         put?: never;
         post?: never;
@@ -45,7 +45,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Certificates, by name */
+        /** List certificates, sorted by name */
         get: operations["listCertificates"];
         put?: never;
         /** Create a certificate */
@@ -63,7 +63,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** One certificate */
+        /** Read a certificate */
         get: operations["getCertificate"];
         /** Create or replace a certificate */
         put: operations["putCertificate"];
@@ -72,7 +72,7 @@ export interface paths {
         delete: operations["deleteCertificate"];
         options?: never;
         head?: never;
-        /** Change fields of a certificate: a JSON merge patch (RFC 7396) */
+        /** Change fields of a certificate by a JSON merge patch (RFC 7396) */
         patch: operations["patchCertificate"];
         trace?: never;
     };
@@ -83,7 +83,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Consumers, by name */
+        /** List consumers, sorted by name */
         get: operations["listConsumers"];
         put?: never;
         /** Create a consumer */
@@ -101,7 +101,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** One consumer */
+        /** Read a consumer */
         get: operations["getConsumer"];
         /** Create or replace a consumer */
         put: operations["putConsumer"];
@@ -110,7 +110,7 @@ export interface paths {
         delete: operations["deleteConsumer"];
         options?: never;
         head?: never;
-        /** Change fields of a consumer: a JSON merge patch (RFC 7396) */
+        /** Change fields of a consumer by a JSON merge patch (RFC 7396) */
         patch: operations["patchConsumer"];
         trace?: never;
     };
@@ -121,7 +121,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What happens from now on: `revision`, `rollout`, `proxy`, `forgotten`; `reset`: events were missed, read everything again; `heartbeat`: nothing but a sign of life */
+        /** Follow events: `revision`, `rollout`, `proxy` and `forgotten`. `reset`: events were missed, so the client reads everything again. `heartbeat`: the stream is alive */
         get: operations["events"];
         put?: never;
         post?: never;
@@ -140,7 +140,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Which route takes a request, which lost and why, and what then becomes of it */
+        /** Explain which route takes a request, why the others do not, and how the request goes on */
         post: operations["explain"];
         delete?: never;
         options?: never;
@@ -155,8 +155,25 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The whole set as one document, ready for `apply`. API keys are exported as their SHA-256 (to viewers: not). Private keys are left out unless they are asked for: `<redacted>` stands for each, `Signalbox-Secrets-Omitted` names the resources, and `apply` elsewhere refuses each until it is filled in */
+        /** Export all resources as one document, ready for `apply`. API keys are exported as their SHA-256, but not to viewers. Private keys are left out unless the request asks for them: `<redacted>` stands for each of them, `Signalbox-Secrets-Omitted` names the resources, and `apply` on another control plane refuses each until it is filled in */
         get: operations["export"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/fleet-statuses": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List the state of the fleets that have or had a proxy, or that a resource names */
+        get: operations["listFleetStatuses"];
         put?: never;
         post?: never;
         delete?: never;
@@ -172,8 +189,46 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The fleets that have or had a proxy, or that a resource names */
+        /** List fleets, sorted by name */
         get: operations["listFleets"];
+        put?: never;
+        /** Create a fleet */
+        post: operations["createFleet"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/fleets/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read a fleet */
+        get: operations["getFleet"];
+        /** Create or replace a fleet */
+        put: operations["putFleet"];
+        post?: never;
+        /** Delete a fleet */
+        delete: operations["deleteFleet"];
+        options?: never;
+        head?: never;
+        /** Change fields of a fleet by a JSON merge patch (RFC 7396) */
+        patch: operations["patchFleet"];
+        trace?: never;
+    };
+    "/fleets/{name}/status": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read what a fleet serves, and what holds it */
+        get: operations["getFleetRollouts"];
         put?: never;
         post?: never;
         delete?: never;
@@ -189,7 +244,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Listeners, by name */
+        /** List listeners, sorted by name */
         get: operations["listListeners"];
         put?: never;
         /** Create a listener */
@@ -207,7 +262,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** One listener */
+        /** Read a listener */
         get: operations["getListener"];
         /** Create or replace a listener */
         put: operations["putListener"];
@@ -216,7 +271,7 @@ export interface paths {
         delete: operations["deleteListener"];
         options?: never;
         head?: never;
-        /** Change fields of a listener: a JSON merge patch (RFC 7396) */
+        /** Change fields of a listener by a JSON merge patch (RFC 7396) */
         patch: operations["patchListener"];
         trace?: never;
     };
@@ -227,7 +282,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** This document */
+        /** Read this OpenAPI document */
         get: operations["getOpenApi"];
         put?: never;
         post?: never;
@@ -244,7 +299,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The types that a plugin can have, with the JSON schemas of their configurations */
+        /** List the types that a plugin can have, with the JSON schemas of their configurations */
         get: operations["listPluginTypes"];
         put?: never;
         post?: never;
@@ -261,7 +316,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Plugins, by name */
+        /** List plugins, sorted by name */
         get: operations["listPlugins"];
         put?: never;
         /** Create a plugin */
@@ -279,7 +334,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** One plugin */
+        /** Read a plugin */
         get: operations["getPlugin"];
         /** Create or replace a plugin */
         put: operations["putPlugin"];
@@ -288,7 +343,7 @@ export interface paths {
         delete: operations["deletePlugin"];
         options?: never;
         head?: never;
-        /** Change fields of a plugin: a JSON merge patch (RFC 7396) */
+        /** Change fields of a plugin by a JSON merge patch (RFC 7396) */
         patch: operations["patchPlugin"];
         trace?: never;
     };
@@ -299,7 +354,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Proxies, by id */
+        /** List proxies, sorted by id */
         get: operations["listProxies"];
         put?: never;
         post?: never;
@@ -316,7 +371,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** One proxy */
+        /** Read the state of a proxy */
         get: operations["getProxy"];
         put?: never;
         post?: never;
@@ -334,7 +389,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Revisions, newest first */
+        /** List revisions, newest first */
         get: operations["listRevisions"];
         put?: never;
         post?: never;
@@ -351,7 +406,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** One revision: all that it changed, before and after */
+        /** Read a revision with all its changes, before and after */
         get: operations["getRevision"];
         put?: never;
         post?: never;
@@ -368,7 +423,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What differs between two revisions */
+        /** Compare two revisions */
         get: operations["diffRevisions"];
         put?: never;
         post?: never;
@@ -387,7 +442,7 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** Make a new revision that leads back to the set of this one */
+        /** Roll back: make a new revision with the resources of this one */
         post: operations["rollback"];
         delete?: never;
         options?: never;
@@ -402,7 +457,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Answers once every connected proxy serves the revision or a later one */
+        /** Wait until every connected proxy serves the revision or a later one */
         get: operations["waitForRevision"];
         put?: never;
         post?: never;
@@ -419,7 +474,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The last rollouts, newest revision first */
+        /** List the last rollouts, newest revision first */
         get: operations["listRollouts"];
         put?: never;
         post?: never;
@@ -436,8 +491,178 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** One rollout, by `REVISION-FLEET` */
+        /** Read a rollout, by `REVISION-FLEET` */
         get: operations["getRollout"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/abort": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Take the revision back from its proxies, and hold the fleet at the one before */
+        post: operations["abortRollout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/approve": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Let a rollout begin that needs approval */
+        post: operations["approveRollout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Halt a rollout. The gates are still watched, and take the revision back if it hurts */
+        post: operations["pauseRollout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/promote": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** End the present step, or the bake time, without waiting for more evidence */
+        post: operations["promoteRollout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/proxies": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List the proxies of the rollout's fleet with their place in it, by id */
+        get: operations["listRolloutProxies"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Let a rollout go on that is paused or held */
+        post: operations["resumeRollout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Begin a rollout anew that failed or was aborted. Nothing of its evidence counts */
+        post: operations["retryRollout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/revert": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Abort, and take the changes back by a new revision */
+        post: operations["revertRollout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/skip": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Give the revision to the whole fleet without the steps that are left */
+        post: operations["skipRollout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/rollouts/{id}/wait": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Wait for a step of a rollout, or for its end */
+        get: operations["waitForRollout"];
         put?: never;
         post?: never;
         delete?: never;
@@ -453,7 +678,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Routes, by name */
+        /** List routes, sorted by name */
         get: operations["listRoutes"];
         put?: never;
         /** Create a route */
@@ -471,7 +696,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** One route */
+        /** Read a route */
         get: operations["getRoute"];
         /** Create or replace a route */
         put: operations["putRoute"];
@@ -480,7 +705,7 @@ export interface paths {
         delete: operations["deleteRoute"];
         options?: never;
         head?: never;
-        /** Change fields of a route: a JSON merge patch (RFC 7396) */
+        /** Change fields of a route by a JSON merge patch (RFC 7396) */
         patch: operations["patchRoute"];
         trace?: never;
     };
@@ -491,7 +716,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Who you are */
+        /** Read who the caller is: name, role and session */
         get: operations["getSession"];
         put?: never;
         /** Log in: opens a session that stands for the token, and sets its cookie */
@@ -510,11 +735,11 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The open sessions of the UI, oldest first */
+        /** List the open sessions of the UI, oldest first */
         get: operations["listSessions"];
         put?: never;
         post?: never;
-        /** End all sessions, yours among them */
+        /** End all sessions, the caller's among them */
         delete: operations["endSessions"];
         options?: never;
         head?: never;
@@ -545,7 +770,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Traffic as the connected proxies report it, and how many of each resource there are */
+        /** Read the traffic that the connected proxies report, and the number of resources of each kind */
         get: operations["getStats"];
         put?: never;
         post?: never;
@@ -562,7 +787,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The stored tokens, by name, and those that are given to this replica by hand */
+        /** List the stored tokens, and those that are given to this replica by hand */
         get: operations["listTokens"];
         put?: never;
         /** Create a token */
@@ -597,10 +822,10 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Upstreams, by name */
+        /** List upstreams, sorted by name */
         get: operations["listUpstreams"];
         put?: never;
-        /** Create a upstream */
+        /** Create an upstream */
         post: operations["createUpstream"];
         delete?: never;
         options?: never;
@@ -615,16 +840,16 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** One upstream */
+        /** Read an upstream */
         get: operations["getUpstream"];
-        /** Create or replace a upstream */
+        /** Create or replace an upstream */
         put: operations["putUpstream"];
         post?: never;
-        /** Delete a upstream */
+        /** Delete an upstream */
         delete: operations["deleteUpstream"];
         options?: never;
         head?: never;
-        /** Change fields of a upstream: a JSON merge patch (RFC 7396) */
+        /** Change fields of an upstream by a JSON merge patch (RFC 7396) */
         patch: operations["patchUpstream"];
         trace?: never;
     };
@@ -632,46 +857,54 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        /** @description What a route does. */
+        /** @description The action of a route. */
         ActionKind: "forward" | "redirect" | "respond";
         /** @description Active checks as people write them. */
         ActiveCheckSpec: {
             /**
              * Format: uint32
-             * @description So many checks in a row must succeed before an unhealthy target is healthy; default 2.
+             * @description The number of successful checks in a row after which an unhealthy target is healthy; default 2.
              */
             healthy_after?: number | null;
-            /** @description Of http and grpc: the host that is asked for; default: the target's address. */
+            /** @description For `http` and `grpc`: the host of the request. Absent: the target's address. */
             host?: string | null;
-            /** @description From one check to the next, give or take a tenth; default 5s. */
+            /** @description The time from one check to the next, with a jitter of a tenth; default 5s. */
             interval?: components["schemas"]["Duration"] | null;
-            /** @description Of http: path and query; default `/`. */
+            /** @description For `http`: the path and query of the request; default `/`. */
             path?: string | null;
-            /** @description Of grpc: the service that is asked for; default: the server as a whole. */
+            /** @description For `grpc`: the name of the service. Absent: the server as a whole. */
             service?: string | null;
-            /** @description Of http: the statuses that are good; default `[200]`. */
+            /** @description For `http`: the statuses of a successful check; default `[200]`. */
             statuses?: number[] | null;
-            /** @description A check that takes longer has failed; default 1s. */
+            /** @description The longest time of a check; default 1s. A check that takes longer has failed. */
             timeout?: components["schemas"]["Duration"] | null;
-            /** @description What is asked. */
+            /** @description The type of the check. */
             type?: components["schemas"]["CheckKind"];
             /**
              * Format: uint32
-             * @description So many checks in a row must fail before a healthy target is unhealthy; default 3.
+             * @description The number of failed checks in a row after which a healthy target is unhealthy; default 3.
              */
             unhealthy_after?: number | null;
         };
-        /** @description How a plugin comes to be in a chain. */
+        /** @description Approval of rollouts, as people write it. */
+        ApprovalSpec: {
+            /**
+             * @description True: a rollout waits for approval before its first step.
+             * @default false
+             */
+            required: boolean;
+        };
+        /** @description The way a plugin is attached. */
         Attachment: "route" | "global";
         /** @description One entry of the audit trail. */
         AuditEntry: {
-            /** @description What was called. */
+            /** @description The operation that was called. */
             action: string;
             /** @description The name of the token. */
             actor: string;
             /** @description RFC 3339. */
             at: string;
-            /** @description More of it. */
+            /** @description Details of the operation. */
             detail: string;
             /**
              * Format: int64
@@ -690,6 +923,8 @@ export interface components {
             /** @description For the next page; null: there is none. */
             next_cursor?: string | null;
         };
+        /** @description The reason why a proxy is to serve a revision. */
+        Because: "stable" | "canary" | "emergency";
         /**
          * Format: byte-size
          * @description A number of bytes, or a text like "64KiB"
@@ -697,218 +932,238 @@ export interface components {
          * @example 1MiB
          */
         ByteSize: string | number;
-        /** @description Who calls. */
+        /** @description The caller of the API. */
         Caller: {
             /** @description The name of its token. */
             name: string;
-            /** @description What it may do. */
+            /** @description The rights of the token. */
             role: components["schemas"]["Role"];
         };
         /** @description A route that host and path of a request lead to. */
         Candidate: {
-            /** @description The host pattern that matches, as in a route: `admin.example.com`, `*.example.org`; absent: any host. */
+            /** @description The host pattern that matches, as in a route: `admin.example.com`, `*.example.org`. Absent: any host. */
             host?: string | null;
-            /** @description Why it lost; absent: it won. */
+            /** @description The reason why the route does not take the request. Absent: it does. */
             lost_by?: components["schemas"]["LostBy"] | null;
             /** @description The path that matches, as in a route. */
             path: components["schemas"]["PathSpec"];
             /**
              * Format: int32
-             * @description Its priority.
+             * @description The priority of the route.
              */
             priority: number;
-            /** @description The same for a person, in one sentence. */
+            /** @description The reason for a person, in one sentence. */
             reason: string;
-            /** @description Its name. */
+            /** @description The name of the route. */
             route: string;
             /** @description The redirect that `strict_slash` asks for, if the route wins. */
             slash?: components["schemas"]["Slash"] | null;
         };
-        /** @description A certificate as it is read: its specification without secrets, and its meta. */
+        /** @description A certificate as the API returns it: its specification without secrets, and its meta. */
         Certificate: {
-            /** @description The certificate in PEM, and behind it those of the authorities that issued it, each issued by the next. */
+            /** @description The certificate in PEM, followed by those of the authorities that issued it, each issued by the next. */
             certificate: string;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the certificate. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
             meta: components["schemas"]["Meta"];
-            /** @description Unique among certificates. */
+            /** @description The name of the certificate, unique among certificates. */
             name: string;
             /**
-             * @description What its authority says of its revocation, stapled to handshakes while it is good: an OCSP response in PEM, or its DER in
-             *     base64. It must be of this certificate, and good when it is written.
+             * @description An OCSP response, which is stapled to handshakes while it is valid: PEM, or DER in base64. It must be for this certificate, and
+             *     valid when it is written.
              */
             ocsp_staple?: string | null;
             /**
-             * @description Its private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or `{env: NAME}` or
-             *     `{file: PATH}` on the proxy's host, which is not checked before a proxy reads it. Never read back.
+             * @description The private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or a reference: `{env: NAME}` or
+             *     `{file: PATH}` on the proxy's host, which is not checked before a proxy reads it. The API never returns the key.
              */
             private_key: components["schemas"]["Secret"];
             /**
-             * @description Server names for which it is chosen: `example.com`, `*.example.com`. The certificate must be good for them.
-             *     Absent: all of the certificate's own; empty: none, so that it serves only where it is named. A name may have a certificate of
-             *     each type of key: ECDSA, EdDSA and RSA.
+             * @description The server names for which the certificate is chosen: `example.com`, `*.example.com`. The certificate must be valid for them.
+             *     Absent: all names of the certificate. Empty: no names, so that it is used only where a resource names it. A server name may
+             *     have one certificate for each type of key: ECDSA, EdDSA and RSA.
              */
             snis?: string[] | null;
         };
-        /** @description What a certificate says of itself. */
+        /** @description Facts that a certificate states about itself. */
         CertificateFacts: {
-            /** @description Who issued it. */
+            /** @description The issuer. */
             issuer: string;
-            /** @description The host names it is good for. */
+            /** @description The host names that the certificate is valid for. */
             names: string[];
             /**
              * Format: int64
-             * @description Until when, seconds since 1970.
+             * @description The end of its validity, seconds since 1970.
              */
             not_after: number;
             /**
              * Format: int64
-             * @description From when it is good, seconds since 1970.
+             * @description The start of its validity, seconds since 1970.
              */
             not_before: number;
-            /** @description Whose it is: `CN=example.com, O=Example`. */
+            /** @description The subject: `CN=example.com, O=Example`. */
             subject: string;
         };
         /** @description A certificate as people write it. */
         CertificateSpec: {
-            /** @description The certificate in PEM, and behind it those of the authorities that issued it, each issued by the next. */
+            /** @description The certificate in PEM, followed by those of the authorities that issued it, each issued by the next. */
             certificate: string;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the certificate. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
-            /** @description Unique among certificates. */
+            /** @description The name of the certificate, unique among certificates. */
             name: string;
             /**
-             * @description What its authority says of its revocation, stapled to handshakes while it is good: an OCSP response in PEM, or its DER in
-             *     base64. It must be of this certificate, and good when it is written.
+             * @description An OCSP response, which is stapled to handshakes while it is valid: PEM, or DER in base64. It must be for this certificate, and
+             *     valid when it is written.
              */
             ocsp_staple?: string | null;
             /**
-             * @description Its private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or `{env: NAME}` or
-             *     `{file: PATH}` on the proxy's host, which is not checked before a proxy reads it. Never read back.
+             * @description The private key in PEM: RSA of at least 2048 bits, ECDSA on P-256 or P-384, or Ed25519. Or a reference: `{env: NAME}` or
+             *     `{file: PATH}` on the proxy's host, which is not checked before a proxy reads it. The API never returns the key.
              */
             private_key: components["schemas"]["Secret"];
             /**
-             * @description Server names for which it is chosen: `example.com`, `*.example.com`. The certificate must be good for them.
-             *     Absent: all of the certificate's own; empty: none, so that it serves only where it is named. A name may have a certificate of
-             *     each type of key: ECDSA, EdDSA and RSA.
+             * @description The server names for which the certificate is chosen: `example.com`, `*.example.com`. The certificate must be valid for them.
+             *     Absent: all names of the certificate. Empty: no names, so that it is used only where a resource names it. A server name may
+             *     have one certificate for each type of key: ECDSA, EdDSA and RSA.
              */
             snis?: string[] | null;
         };
         /** @description One plugin of a chain. */
         ChainStep: {
-            /** @description How it comes to be in the chain. */
+            /** @description The resource that attaches the plugin. */
             attached: components["schemas"]["Attachment"];
-            /** @description The plugin. */
+            /** @description The name of the plugin. */
             name: string;
             /**
              * Format: int32
-             * @description Its place, the highest first.
+             * @description The place of the plugin in the chain: higher numbers run first.
              */
             order: number;
-            /** @description Why it is not run although it is attached; null: it is. */
+            /** @description The reason why the plugin does not run although it is attached. Null: it runs. */
             skipped?: string | null;
-            /** @description Its type. */
+            /** @description The type of the plugin. */
             type: string;
         };
-        /** @description One difference. */
+        /** @description The difference of one resource between two revisions. */
         Change: {
-            /** @description What happened to it. */
+            /** @description The change of the resource. */
             action: components["schemas"]["ChangeAction"];
-            /** @description The specification after; absent when it was deleted, and where only the names are listed. */
+            /** @description The specification after the change. Absent if the resource was deleted, and where only names are listed. */
             after?: unknown;
-            /** @description The specification before, without secrets; absent when it was created, and where only the names are listed. */
+            /** @description The specification before the change, without secrets. Absent if the resource was created, and where only names are listed. */
             before?: unknown;
-            /** @description Of the resource. */
+            /** @description The kind of the resource. */
             kind: components["schemas"]["Kind"];
-            /** @description Of the resource. */
+            /** @description The name of the resource. */
             name: string;
         };
-        /** @description What happened to a resource. */
+        /** @description The change of a resource. */
         ChangeAction: "created" | "updated" | "deleted";
-        /** @description What an active check asks. */
+        /** @description The type of an active check. */
         CheckKind: "http" | "tcp" | "grpc";
-        /** @description What keeps an upstream that is in trouble from taking others along. */
+        /** @description Limits that keep an upstream in trouble from exhausting the proxy. */
         CircuitBreakerSpec: {
-            /** @description Send nothing for a while when too much goes wrong. */
+            /** @description The error rate at which the circuit breaker opens, so that nothing is sent for a while. */
             error_rate?: components["schemas"]["ErrorRateSpec"] | null;
-            /** @description How much may be under way at once, over all workers of a proxy. */
+            /** @description Limits on what is sent at once, over all workers of a proxy. */
             limits?: components["schemas"]["UpstreamLimitsSpec"] | null;
         };
-        /** @description Whether clients must show a certificate. */
+        /** @description The requirement for clients' certificates. */
         ClientAuthMode: "none" | "optional" | "required";
-        /** @description What clients have to show, as people write it. */
+        /** @description Authentication of clients by certificates, as people write it. */
         ClientAuthSpec: {
-            /** @description Who may have issued their certificates, in PEM. */
+            /** @description The certificate authorities that clients' certificates must chain to, in PEM. */
             ca?: string | null;
             /**
-             * @description Whether they must.
+             * @description The requirement for clients' certificates.
              * @default none
              */
             mode: components["schemas"]["ClientAuthMode"];
         };
-        /** @description A consumer as it is read: its specification without secrets, and its meta. */
+        /** @description A consumer as the API returns it: its specification without secrets, and its meta. */
         Consumer: {
-            /** @description What it proves itself with. */
+            /** @description The credentials by which the consumer authenticates. */
             credentials?: components["schemas"]["CredentialSpec"][];
-            /** @description What the backends know it by; sent as `X-Consumer-Custom-ID`. */
+            /** @description The name by which targets know the consumer. It is sent to them as `X-Consumer-Custom-ID`. */
             custom_id?: string | null;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the consumer. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description Sent as `X-Consumer-Groups`. */
+            /** @description The groups of the consumer. They are sent to targets as `X-Consumer-Groups`. */
             groups?: string[];
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
             meta: components["schemas"]["Meta"];
-            /** @description Unique among consumers. */
+            /** @description The name of the consumer, unique among consumers. */
             name: string;
-            /** @description Plugins that run on its requests, in the place of the route's of the same type. */
+            /** @description The names of plugins that run on the consumer's requests. They replace the route's plugins of the same type. */
             plugins?: string[];
         };
         /** @description A consumer as people write it. */
         ConsumerSpec: {
-            /** @description What it proves itself with. */
+            /** @description The credentials by which the consumer authenticates. */
             credentials?: components["schemas"]["CredentialSpec"][];
-            /** @description What the backends know it by; sent as `X-Consumer-Custom-ID`. */
+            /** @description The name by which targets know the consumer. It is sent to them as `X-Consumer-Custom-ID`. */
             custom_id?: string | null;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the consumer. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description Sent as `X-Consumer-Groups`. */
+            /** @description The groups of the consumer. They are sent to targets as `X-Consumer-Groups`. */
             groups?: string[];
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
-            /** @description Unique among consumers. */
+            /** @description The name of the consumer, unique among consumers. */
             name: string;
-            /** @description Plugins that run on its requests, in the place of the route's of the same type. */
+            /** @description The names of plugins that run on the consumer's requests. They replace the route's plugins of the same type. */
             plugins?: string[];
         };
         /** @description A cookie as people write it. */
         CookieSpec: {
-            /** @description Its name. */
+            /** @description The name of the cookie. */
             name: string;
-            /** @description For which paths it is set; default `/`. */
+            /** @description The path of the cookie; default `/`. */
             path?: string | null;
-            /** @description How long it lasts; default: as long as the browser's session. */
+            /** @description The lifetime of the cookie. Absent: the browser's session. */
             ttl?: components["schemas"]["Duration"] | null;
+        };
+        /** @description The gate on coverage, as people write it. */
+        CoverageGateSpec: {
+            /**
+             * Format: uint32
+             * @description The fewest requests that the canaries must have served in a step before it can pass: in all, and of each changed route or upstream
+             *     that has traffic or had some in the last hour; default 50. 0 means one request in all.
+             * @example 50
+             */
+            min_requests?: number | null;
+        };
+        /** @description The gate on CPU time, as people write it. */
+        CpuGateSpec: {
+            /**
+             * Format: double
+             * @description The CPU time per request that a canary may need in relation to what the same proxy needed in the hour before the step, from 1 to
+             *     100; default 1.5.
+             * @example 1.5
+             */
+            tolerated_ratio?: number | null;
         };
         /** @description A token that was made. */
         CreatedToken: {
@@ -921,26 +1176,26 @@ export interface components {
         CredentialSpec: {
             key_auth: components["schemas"]["KeyAuthSpec"];
         };
-        /** @description What a document would delete. */
+        /** @description The resources that a document would delete. */
         Deletions: {
             /** @description How many of each kind. */
             by_kind: {
                 [key: string]: number;
             };
-            /** @description Whether no listener would be left. */
+            /** @description True if no listener would be left. */
             last_listener: boolean;
             /**
              * Format: uint
-             * @description Of how many.
+             * @description The number of resources before.
              */
             of: number;
             /**
              * Format: uint
-             * @description How many resources would go.
+             * @description The number of resources that would be deleted.
              */
             total: number;
         };
-        /** @description What differs between two revisions. */
+        /** @description The differences between two revisions. */
         Diff: {
             /** @description By kind and name. */
             changes: components["schemas"]["Change"][];
@@ -966,138 +1221,239 @@ export interface components {
          */
         Duration: string;
         /**
-         * @description Opens, so that nothing is sent, when too many requests fail: without an answer, with a status of 500 and above, or
-         *     later than `timeout`. After a while a few requests are let through; if they succeed it closes.
+         * @description The circuit breaker opens, so that nothing is sent, when too many requests fail: without a response, with a status of 500 or
+         *     more, or after `timeout`. After a while a few requests are let through. If they succeed, the breaker closes.
          */
         ErrorRateSpec: {
-            /** @description What is answered while it is open; absent: 503. */
+            /** @description The response while the breaker is open. Absent: 503. */
             fallback?: components["schemas"]["RespondSpec"] | null;
             /**
              * Format: uint32
-             * @description How many requests there must have been in `window`; default 20. As many failures in a row open it at once,
-             *     whatever came before.
+             * @description The fewest requests in `window` for the breaker to open; default 20. So many failures in a row open it at once, whatever came
+             *     before.
              * @example 20
              */
             min_requests?: number | null;
-            /** @description How long it stays open before requests are let through to try, 10ms to 1h; default 5s. */
+            /** @description The time that the breaker stays open before it lets requests through to try, from 10ms to 1h; default 5s. */
             open_for?: components["schemas"]["Duration"] | null;
             /**
              * Format: double
-             * @description It opens when this share of the requests in `window` failed, 0.01 to 1; default 0.5.
+             * @description The share of failed requests in `window` at which the breaker opens, from 0.01 to 1; default 0.5.
              * @example 0.5
              */
             threshold?: number | null;
             /**
-             * @description How long an answer may take to begin; a request that takes longer is broken off and has failed. Absent: as long as
-             *     the request may take.
+             * @description The longest time until a response begins. A request that takes longer is canceled and counts as failed. Absent: the timeout of the
+             *     request.
              */
             timeout?: components["schemas"]["Duration"] | null;
-            /** @description How far back is counted, 100ms to 10m; default 10s. */
+            /** @description The time over which requests are counted, from 100ms to 10m; default 10s. */
             window?: components["schemas"]["Duration"] | null;
         };
-        /** @description What becomes of a slash or backslash that is percent-encoded in a path: some targets read `%2F` as `/`. */
+        /** @description The treatment of percent-encoded slashes and backslashes in a path. Some targets read `%2F` as `/`. */
         EscapedSlashes: "reject" | "keep";
-        /** @description What becomes of a request. */
+        /** @description The way of a request through a proxy. */
         Explained: {
-            /** @description What the route does; null: no route takes it. */
+            /** @description The action of the route. Null: no route takes the request. */
             action?: components["schemas"]["ActionKind"] | null;
-            /** @description Of which fleet the proxy is taken to be. */
+            /** @description The fleet of the proxy. */
             fleet: string;
-            /** @description By which listener the request is taken to come; null: the fleet has none, so that no proxy gets the request. */
+            /** @description The listener that gets the request. Null: the fleet has no listener, so no proxy gets the request. */
             listener?: string | null;
             /**
-             * @description The others, the one that came closest first; each route once, with the match of it that came closest. Routes
-             *     that are not enabled, and those of other hosts or paths, are not among them.
+             * @description The other routes whose host and path match, the closest first. Each route is listed once, with its closest match. Routes that
+             *     are not enabled are left out.
              */
             losers: components["schemas"]["Candidate"][];
-            /** @description The plugins it goes through, in order; a consumer's own are known only once it is authenticated. */
+            /**
+             * @description The plugins of the request, in the order in which they run. A consumer's own plugins are not among them, because the consumer is
+             *     known only after authentication.
+             */
             plugins: components["schemas"]["ChainStep"][];
             /**
-             * @description The plugin that answers the request, where it is a CORS preflight: the route is then the one that takes the request which
-             *     the browser asks about. Null: it is no preflight, or no plugin answers it.
+             * @description The plugin that answers the request if it is a CORS preflight. The route is then the one that takes the request which the
+             *     browser asks about. Null: it is no preflight, or no plugin answers it.
              */
             preflight_answered_by?: string | null;
-            /** @description Why the proxy refuses the request before any plugin runs; null: it does not. */
+            /** @description The response by which the proxy refuses the request before any plugin runs. Null: it does not refuse it. */
             refused?: components["schemas"]["Refusal"] | null;
             /**
              * Format: uint64
-             * @description Of which revision this is true.
+             * @description The revision that the explanation is about.
              */
             revision: number;
-            /** @description Whether there are more than these, of which [`Explanation::MAX_LOSERS`] are listed at most. */
+            /** @description True if there are more such routes than `losers` lists. */
             truncated: boolean;
-            /** @description Of which one is drawn by share; empty when it is not forwarded. */
+            /** @description The upstreams, of which one is drawn by share. Empty: the request is not forwarded. */
             upstreams: components["schemas"]["UpstreamShare"][];
-            /** @description The route that takes it; absent when none does. */
+            /** @description The route that takes the request. Absent: no route does. */
             winner?: components["schemas"]["Candidate"] | null;
         };
-        /** @description One thing that is wrong with a specification. */
+        /** @description One error of a specification. */
         FieldError: {
             /** @description The path within the specification, `match.paths[0].regex`; empty when it concerns the whole. */
             field: string;
-            /** @description What is wrong, for a person. */
+            /** @description The error, for a person. */
             message: string;
         };
-        /** @description Fleets, by name. */
-        FleetList: {
-            items: components["schemas"]["FleetStatus"][];
+        /** @description A fleet as the API returns it: its specification without secrets, and its meta. */
+        Fleet: {
+            /** @description A description for people. */
+            description?: string | null;
+            /** @description Labels, by which people find it and lists are filtered. */
+            labels?: {
+                [key: string]: string;
+            };
+            meta: components["schemas"]["Meta"];
+            /** @description The name of the fleet, as its proxies have it in `--fleet`. */
+            name: string;
+            /** @description How revisions reach the proxies of the fleet. Absent: at once. */
+            rollout?: components["schemas"]["RolloutSpec"] | null;
         };
-        /** @description A named set of proxies, as `GET /api/v1/fleets` shows it. */
+        /** @description The state of a fleet with regard to rollouts. */
+        FleetRollouts: {
+            /**
+             * Format: uint64
+             * @description The revision that the canaries serve.
+             */
+            candidate?: number | null;
+            /** @description The name of the fleet. */
+            fleet: string;
+            /**
+             * Format: uint64
+             * @description Counts the decisions about the fleet; 0: it follows the head.
+             */
+            generation: number;
+            /** @description The rollout because of which the newest revision is held back. */
+            held_by?: components["schemas"]["Rollout"] | null;
+            /** @description The ids of the canaries. */
+            members: string[];
+            /** @description The rollout that is under way or waits. */
+            rollout?: components["schemas"]["Rollout"] | null;
+            /**
+             * Format: uint64
+             * @description The revision that the proxies serve that are no canaries.
+             */
+            stable: number;
+        };
+        /** @description A fleet as people write it. */
+        FleetSpec: {
+            /** @description A description for people. */
+            description?: string | null;
+            /** @description Labels, by which people find it and lists are filtered. */
+            labels?: {
+                [key: string]: string;
+            };
+            /** @description The name of the fleet, as its proxies have it in `--fleet`. */
+            name: string;
+            /** @description How revisions reach the proxies of the fleet. Absent: at once. */
+            rollout?: components["schemas"]["RolloutSpec"] | null;
+        };
+        /** @description A named set of proxies, as `GET /api/v1/fleet-statuses` shows it. */
         FleetStatus: {
             /**
              * Format: uint64
-             * @description The revision its proxies are to serve.
+             * @description The revision that its proxies should serve.
              */
             assigned: number;
             /**
              * Format: uint32
-             * @description How many of them have a stream.
+             * @description The number of proxies that have a stream.
              */
             connected: number;
-            /** @description Its name. */
+            /** @description The name of the fleet. */
             name: string;
             /**
              * Format: uint32
-             * @description How many proxies are known.
+             * @description The number of known proxies.
              */
             proxies: number;
             /**
              * Format: uint64
-             * @description The revision that every connected one serves, or a later one; absent without a connected one.
+             * @description The revision that every connected proxy serves, or a later one. Absent: no proxy is connected.
              */
             served?: number | null;
             /**
              * Format: uint32
-             * @description How many of them are of unknown state.
+             * @description The number of proxies of unknown state.
              */
             unknown: number;
         };
-        /** @description Sends the request to an upstream. */
+        /** @description Fleets, by name. */
+        FleetStatusList: {
+            items: components["schemas"]["FleetStatus"][];
+        };
+        /** @description Forwards the request to an upstream. */
         ForwardSpec: {
-            /** @description How long nothing may move in either direction, from the head of the request on; default 5m; `0s`: any time. */
+            /** @description The longest time without a byte in either direction, counted from the head of the request; default 5m. `0s`: no limit. */
             idle_timeout?: components["schemas"]["Duration"] | null;
-            /** @description Sends a copy to another upstream, whose answer nobody sees. */
+            /** @description Mirrors requests: sends copies to another upstream, whose responses are dropped. */
             mirror?: components["schemas"]["MirrorSpec"] | null;
-            /** @description When it is sent once more. */
+            /** @description The failures after which the request is tried again. */
             retry?: components["schemas"]["RetrySpec"] | null;
-            /** @description What is changed on the way. */
+            /** @description Changes to the request before it is forwarded. */
             rewrite?: components["schemas"]["RewriteSpec"] | null;
-            /** @description For the whole request, from its head to the last byte of the answer; default 30s; `0s`: none. */
+            /** @description The longest time for the whole request, from its head to the last byte of the response; default 30s. `0s`: no limit. */
             timeout?: components["schemas"]["Duration"] | null;
             /**
-             * @description Which protocols clients may switch to: names as in the header `Upgrade`; and `connect`, by which a CONNECT leads
-             *     straight to a target, whatever address it asks for. Default `[websocket]`; empty: none.
+             * @description The protocols that clients may switch to, named as in the header `Upgrade`. `connect` stands for CONNECT requests, which are
+             *     tunneled to a target of the upstream, whatever address they ask for. Default `[websocket]`. Empty: no protocol.
              * @example [
              *       "websocket"
              *     ]
              */
             upgrades?: string[] | null;
-            /** @description One of these, drawn by weight for each request. */
+            /** @description The upstreams. Each request goes to one of them, drawn by weight. */
             upstreams: components["schemas"]["WeightedSpec"][];
         };
-        /** @description What becomes of a request whose client sends no more. */
+        /** @description A window of time, as people write it, in which rollouts do not go forward. Abort and revert always work. */
+        FreezeSpec: {
+            /**
+             * @description The times at which the window begins, in the five fields of cron: minute, hour, day of the month, month and day of the week,
+             *     like `0 18 * * 5` for Fridays at 18:00.
+             * @example 0 18 * * 5
+             */
+            cron: string;
+            /** @description The length of the window, from 1m to 31d. */
+            for: components["schemas"]["Duration"];
+            /**
+             * @description The time zone of `cron`, by its name in the IANA database; default `UTC`.
+             * @example Asia/Shanghai
+             */
+            timezone?: string | null;
+        };
+        /** @description The gates of a rollout, as people write them: what the canaries may do worse than the other proxies. */
+        GatesSpec: {
+            /** @description The requests of canaries that a step needs before it can pass. */
+            coverage?: components["schemas"]["CoverageGateSpec"] | null;
+            /**
+             * @description CPU time per request. Each proxy is compared with itself in the hour before the step. The gate fails if more canaries than other
+             *     proxies need too much.
+             */
+            cpu?: components["schemas"]["CpuGateSpec"] | null;
+            /** @description Responses with a status of 500 and above; by default with a `tolerated_ratio` of 1.25. */
+            errors?: components["schemas"]["RateGateSpec"] | null;
+            /** @description Responses that are slower than those of the other proxies; by default with a `tolerated_ratio` of 1.25. */
+            latency?: components["schemas"]["RateGateSpec"] | null;
+            /**
+             * Format: uint32
+             * @description The most canaries that may be lost in a rollout; default 1. It fails if more are lost, and more than twice as often as the other
+             *     proxies.
+             * @example 1
+             */
+            lost?: number | null;
+            /** @description Requests without a route, and responses with a status from 400 to 499; by default with a `tolerated_ratio` of 2. */
+            not_found?: components["schemas"]["RateGateSpec"] | null;
+            /**
+             * Format: uint32
+             * @description The most canaries that may reject the revision or crash on it; default 0.
+             * @example 0
+             */
+            rejected?: number | null;
+        };
+        /** @description How a request goes on when its client closes its sending side. */
         HalfClose: "abort" | "allow";
-        /** @description What a request is known by, as people write it. */
+        /** @description The part of a request that is hashed, as people write it. */
         HashOnSpec: {
             header: string;
         } | {
@@ -1105,176 +1461,179 @@ export interface components {
         } | {
             query: string;
         } | "source_ip" | "consumer";
-        /** @description How it is found out which targets work, as people write it. */
+        /** @description Health checks of targets, as people write them. */
         HealthCheckSpec: {
             /**
-             * @description The proxy asks each target again and again. A target counts as healthy until its first check, which is made at
+             * @description Active checks: the proxy calls each target at intervals. A target counts as healthy until its first check, which is made at
              *     once and decides alone.
              */
             active?: components["schemas"]["ActiveCheckSpec"] | null;
             /**
              * Format: uint8
-             * @description When fewer than this many percent of the targets are healthy, all are used; 0: never; default 50.
+             * @description The share of healthy targets, in percent, below which all targets are used; default 50. 0: unhealthy targets are never used.
              */
             panic_threshold_percent?: number | null;
-            /** @description The proxy watches what becomes of requests, and ejects targets that fail. */
+            /** @description Passive checks: the proxy watches the results of requests, and ejects targets that fail. */
             passive?: components["schemas"]["PassiveCheckSpec"] | null;
         };
         /** @description An API key. */
         KeyAuthSpec: {
-            /** @description Tells a consumer's keys apart, and is sent as `X-Credential-Identifier`; absent: made from the key's hash. */
+            /**
+             * @description An identifier of the key, unique within the consumer. It is sent to targets as `X-Credential-Identifier`. Absent: it is derived
+             *     from the key's hash.
+             */
             id?: string | null;
             /**
-             * @description The key, or `{env: NAME}` or `{file: PATH}` on the proxy's host. A literal is stored and sent as its SHA-256
-             *     only.
+             * @description The key, or a reference: `{env: NAME}` or `{file: PATH}` on the proxy's host. Of a literal key only the SHA-256 is stored and
+             *     sent.
              */
             key: components["schemas"]["Secret"];
         };
-        /** @description What a resource can be. */
-        Kind: "listener" | "route" | "upstream" | "plugin" | "consumer" | "certificate";
-        /** @description What a client of a listener may send, as people write it. */
+        /** @description The kind of a resource. */
+        Kind: "listener" | "route" | "upstream" | "plugin" | "consumer" | "certificate" | "fleet";
+        /** @description Limits on requests and connections of a listener, as people write them. */
         LimitsSpec: {
-            /** @description Request body; absent: no limit, for bodies are streamed. Beyond: 413. */
+            /** @description The largest request body. Absent: no limit, because bodies are streamed. Larger ones are answered 413. */
             body_size?: components["schemas"]["ByteSize"] | null;
-            /** @description The longest pause between parts of a request's body; default 60s. Beyond: 408. */
+            /** @description The longest pause between two parts of a request body; default 60s. A longer one is answered 408. */
             body_timeout?: components["schemas"]["Duration"] | null;
             /**
              * Format: uint16
-             * @description Number of header fields; default 100, at most 1000. Beyond: 431.
+             * @description The most header fields of a request; default 100, at most 1000. More are answered 431.
              */
             header_count?: number | null;
-            /** @description Request line and headers together; default 64KiB, at most 1MiB. Beyond: 431. */
+            /** @description The largest request line and headers together; default 64KiB, at most 1MiB. Larger ones are answered 431. */
             header_size?: components["schemas"]["ByteSize"] | null;
-            /** @description From the first byte of a request's head to its last; default 15s. Beyond: 408. */
+            /** @description The longest time from the first byte of a request's head to the last; default 15s. A longer one is answered 408. */
             header_timeout?: components["schemas"]["Duration"] | null;
-            /** @description How long a connection may stay without a request; default 75s. */
+            /** @description The longest time that a connection stays open without a request; default 75s. */
             idle_timeout?: components["schemas"]["Duration"] | null;
         };
-        /** @description A listener as it is read: its specification without secrets, and its meta. */
+        /** @description A listener as the API returns it: its specification without secrets, and its meta. */
         Listener: {
             /** @description IP address and port: `0.0.0.0:8080`, `[::]:8080`. A proxy's `--listener NAME=ADDRESS` overrides it. */
             address: string;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description What becomes of `%2F` and `%5C` in paths that are normalised; default `reject`. */
+            /** @description How `%2F` and `%5C` in normalized paths are handled. Default `reject`. */
             escaped_slashes?: components["schemas"]["EscapedSlashes"] | null;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the listener. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description What becomes of a request whose client says, over HTTP/1.1, that it sends no more; default `abort`. */
+            /** @description How a request goes on when its client closes its sending side of an HTTP/1.1 connection. Default `abort`. */
             half_close?: components["schemas"]["HalfClose"] | null;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
-            /** @description What a client may send. */
+            /** @description Limits on requests and connections. */
             limits?: components["schemas"]["LimitsSpec"] | null;
             meta: components["schemas"]["Meta"];
-            /** @description Unique among listeners. */
+            /** @description The name of the listener, unique among listeners. */
             name: string;
             /**
-             * @description Whether paths are brought into one form before they are matched and sent on: `.` and `..` resolved, `//` made `/`,
-             *     characters that need no percent-encoding decoded. A path that leads above the root, has a backslash, a control
-             *     character or a wrong encoding is answered 400. Default true.
+             * @description Normalizes paths before they are matched and forwarded: `.` and `..` are resolved, `//` becomes `/`, and
+             *     characters that need no percent-encoding are decoded. A request is answered 400 when its path leads above the root, or
+             *     has a backslash, a control character or a wrong encoding. Default true.
              */
             normalize_path?: boolean | null;
             /**
-             * @description What is spoken.
+             * @description The protocol of the listener.
              * @default http
              */
             protocol: components["schemas"]["ListenerProtocol"];
             /**
-             * @description Whether connections begin with who the client is, as load balancers for TCP tell it (PROXY protocol, versions 1
-             *     and 2); default `off`.
+             * @description The PROXY protocol header (versions 1 and 2) of connections, by which TCP load balancers pass on the
+             *     client's address. Default `off`.
              */
             proxy_protocol?: components["schemas"]["ProxyProtocol"] | null;
-            /** @description How TLS is spoken, where the protocol is `https`. */
+            /** @description The TLS settings, for the protocol `https`. */
             tls?: components["schemas"]["ListenerTlsSpec"] | null;
             /**
-             * @description Addresses of proxies before this one, like `10.0.0.0/8`; at most 256. What they say of the client is believed: the
-             *     client is the last address of `X-Forwarded-For` that is not among these, and `X-Forwarded-Proto`, `X-Forwarded-Host`
-             *     and `X-Request-Id` are kept. What others say is replaced.
+             * @description Addresses of trusted proxies in front of this one, like `10.0.0.0/8`; at most 256. Their forwarded headers are kept: the
+             *     client is the last address of `X-Forwarded-For` that is not in this list, and `X-Forwarded-Proto`, `X-Forwarded-Host`
+             *     and `X-Request-Id` stay as they are. Those headers are replaced in requests from all other addresses.
              */
             trusted_proxies?: string[];
         };
-        /** @description What is spoken on a listener. */
+        /** @description The protocol of a listener. */
         ListenerProtocol: "http" | "https";
         /** @description A listener as people write it. */
         ListenerSpec: {
             /** @description IP address and port: `0.0.0.0:8080`, `[::]:8080`. A proxy's `--listener NAME=ADDRESS` overrides it. */
             address: string;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description What becomes of `%2F` and `%5C` in paths that are normalised; default `reject`. */
+            /** @description How `%2F` and `%5C` in normalized paths are handled. Default `reject`. */
             escaped_slashes?: components["schemas"]["EscapedSlashes"] | null;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the listener. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description What becomes of a request whose client says, over HTTP/1.1, that it sends no more; default `abort`. */
+            /** @description How a request goes on when its client closes its sending side of an HTTP/1.1 connection. Default `abort`. */
             half_close?: components["schemas"]["HalfClose"] | null;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
-            /** @description What a client may send. */
+            /** @description Limits on requests and connections. */
             limits?: components["schemas"]["LimitsSpec"] | null;
-            /** @description Unique among listeners. */
+            /** @description The name of the listener, unique among listeners. */
             name: string;
             /**
-             * @description Whether paths are brought into one form before they are matched and sent on: `.` and `..` resolved, `//` made `/`,
-             *     characters that need no percent-encoding decoded. A path that leads above the root, has a backslash, a control
-             *     character or a wrong encoding is answered 400. Default true.
+             * @description Normalizes paths before they are matched and forwarded: `.` and `..` are resolved, `//` becomes `/`, and
+             *     characters that need no percent-encoding are decoded. A request is answered 400 when its path leads above the root, or
+             *     has a backslash, a control character or a wrong encoding. Default true.
              */
             normalize_path?: boolean | null;
             /**
-             * @description What is spoken.
+             * @description The protocol of the listener.
              * @default http
              */
             protocol: components["schemas"]["ListenerProtocol"];
             /**
-             * @description Whether connections begin with who the client is, as load balancers for TCP tell it (PROXY protocol, versions 1
-             *     and 2); default `off`.
+             * @description The PROXY protocol header (versions 1 and 2) of connections, by which TCP load balancers pass on the
+             *     client's address. Default `off`.
              */
             proxy_protocol?: components["schemas"]["ProxyProtocol"] | null;
-            /** @description How TLS is spoken, where the protocol is `https`. */
+            /** @description The TLS settings, for the protocol `https`. */
             tls?: components["schemas"]["ListenerTlsSpec"] | null;
             /**
-             * @description Addresses of proxies before this one, like `10.0.0.0/8`; at most 256. What they say of the client is believed: the
-             *     client is the last address of `X-Forwarded-For` that is not among these, and `X-Forwarded-Proto`, `X-Forwarded-Host`
-             *     and `X-Request-Id` are kept. What others say is replaced.
+             * @description Addresses of trusted proxies in front of this one, like `10.0.0.0/8`; at most 256. Their forwarded headers are kept: the
+             *     client is the last address of `X-Forwarded-For` that is not in this list, and `X-Forwarded-Proto`, `X-Forwarded-Host`
+             *     and `X-Request-Id` stay as they are. Those headers are replaced in requests from all other addresses.
              */
             trusted_proxies?: string[];
         };
-        /** @description How TLS is spoken on a listener, as people write it. */
+        /** @description The TLS settings of a listener, as people write them. */
         ListenerTlsSpec: {
-            /** @description Whether clients show a certificate of theirs; absent: they are not asked. */
+            /** @description Authentication of clients by certificates. Absent: no certificate is requested. */
             client_auth?: components["schemas"]["ClientAuthSpec"] | null;
             /**
-             * @description The name of the certificate for clients that ask for no name, or for one that no certificate has. Absent: they
-             *     are refused.
+             * @description The name of the certificate for clients that send no server name, or one that no certificate has. Absent: their
+             *     handshakes fail.
              */
             default_certificate?: string | null;
             /**
-             * @description The lowest version of TLS that is spoken.
+             * @description The lowest TLS version that is accepted.
              * @default 1.2
              */
             min_version: components["schemas"]["TlsVersion"];
         };
-        /** @description How a target is picked. */
+        /** @description The policy by which a target is chosen. */
         LoadBalancing: "round_robin" | "least_request" | "random" | "peak_ewma" | "ring_hash" | "maglev";
-        /** @description How a target is picked, as people write it. */
+        /** @description The policy by which a target is chosen, as people write it. */
         LoadBalancingSpec: {
             /**
-             * @description What ring_hash and maglev know a request by; other policies do not look at it. A request without it is sent
-             *     anywhere, by weight.
+             * @description The part of a request that `ring_hash` and `maglev` hash; other policies ignore it. A request without that part goes to any
+             *     target, by weight.
              */
             hash_on?: components["schemas"]["HashOnSpec"] | null;
             /**
-             * @description The policy.
+             * @description The load-balancing policy.
              * @default round_robin
              */
             policy: components["schemas"]["LoadBalancing"];
             /**
-             * @description How long it takes until a target that comes back, or is new, gets its full share: it begins with a tenth. Not for
-             *     ring_hash and maglev. Default: none.
+             * @description The time until a target that is new, or healthy again, gets its full share; it begins with a tenth. Not for `ring_hash` and
+             *     `maglev`. Absent: it gets its full share at once.
              */
             slow_start?: components["schemas"]["Duration"] | null;
         };
@@ -1282,86 +1641,98 @@ export interface components {
         LogIn: {
             token: string;
         };
-        /** @description What decided against a route. */
+        /** @description The reason why a route does not take a request. */
         LostBy: "fleet" | "listener" | "method" | "header" | "query" | "priority" | "host_rank" | "path_kind" | "path_rank" | "slash_rank" | "method_rank" | "header_count" | "query_count" | "name";
-        /** @description Which requests a route takes: one of each list that is there. */
+        /**
+         * @description The requests that a route takes. A request matches when it fits one entry of each list of hosts, paths and methods, and all
+         *     entries of headers and query.
+         */
         MatchSpec: {
-            /** @description All of them must match. Of a header that is there several times, any value may. */
+            /** @description Conditions on headers, which must all hold. If a header is there several times, one of its values must match. */
             headers?: components["schemas"]["ValueMatchSpec"][];
-            /** @description `admin.example.com`, or `*.example.org` for any number of labels in the star's place; absent: any host. */
+            /** @description Host names: `admin.example.com`, or `*.example.org`, whose star stands for one or more labels. Absent: any host. */
             hosts?: string[];
-            /** @description Upper case; absent: any method. `HEAD` is a method of its own: `GET` does not stand for it. */
+            /** @description HTTP methods in upper case. `GET` does not include `HEAD`. Absent: any method. */
             methods?: string[];
-            /** @description Absent: any path. */
+            /** @description Paths, each by one of four kinds of match. Absent: any path. */
             paths?: components["schemas"]["PathSpec"][];
-            /** @description All of them must match. Names and values are percent-decoded; of several with one name the first counts. */
+            /**
+             * @description Conditions on query parameters, which must all hold. Names and values are percent-decoded. If a parameter is there several
+             *     times, its first value counts.
+             */
             query?: components["schemas"]["ValueMatchSpec"][];
         };
-        /** @description What a resource has beside its specification. */
+        /** @description Facts about a resource beside its specification. */
         Meta: {
-            /** @description Of a certificate: what it says of itself. */
+            /** @description Only for certificates: facts that the certificate states about itself. */
             certificate?: components["schemas"]["CertificateFacts"] | null;
-            /** @description RFC 3339. */
+            /** @description The time when the resource was created, in RFC 3339. */
             created_at: string;
             /**
              * Format: uint64
-             * @description The revision that wrote it last.
+             * @description The revision that wrote the resource last.
              */
             revision: number;
-            /** @description RFC 3339. */
+            /** @description The time when the resource was written last, in RFC 3339. */
             updated_at: string;
-            /** @description The name of the token that wrote it last. */
+            /** @description The name of the token that wrote the resource last. */
             updated_by: string;
-            /** @description Its content hash; quoted it is the ETag. */
+            /** @description The content hash of the resource. In quotes it is the ETag. */
             version: string;
         };
         /**
-         * @description Sends copies of requests to another upstream, whose answers nobody sees. They have the header `x-mirrored-by`. A
-         *     request whose body is larger than 1 MiB is not copied.
+         * @description Sends copies of requests to another upstream, whose responses are dropped. A copy has the header `x-mirrored-by`. A request
+         *     whose body is larger than 1 MiB is not copied.
          */
         MirrorSpec: {
             /**
              * Format: double
-             * @description Of how many requests in a hundred, 0 to 100; default 100.
+             * @description The share of requests that is copied, in percent from 0 to 100; default 100.
              * @example 100
              */
             percent?: number | null;
-            /** @description The upstream. */
+            /** @description The name of the upstream that gets the copies. */
             upstream: string;
         };
         /** @description A token to be made. */
         NewToken: {
             /** @description Unique; the author of what is done with it. */
             name: string;
-            /** @description What it may do. */
+            /** @description The rights of the token. */
             role: components["schemas"]["Role"];
         };
+        /** @description The treatment of a revision that fails. Its canaries always return to the revision before it. */
+        OnFailure: "hold" | "revert";
+        /** @description The treatment of a step that has too little evidence at its deadline. */
+        OnInconclusive: "hold" | "promote" | "abort";
+        /** @description The treatment of revisions that are written during a rollout. */
+        OnNewWrite: "wait" | "supersede";
         /** @description Passive checks as people write them. */
         PassiveCheckSpec: {
             /**
              * Format: uint32
-             * @description A target is ejected when so many requests in a row fail: no connection, a reset, a timeout, or a status of 500
-             *     and above; default 5.
+             * @description The number of failed requests in a row after which a target is ejected; default 5. A request fails without a connection, by a
+             *     reset or a timeout, or with a status of 500 or more.
              */
             consecutive_failures?: number | null;
-            /** @description How long a target is out the first time; the second time twice as long and so on, up to 5m; default 30s. */
+            /** @description The time of the first ejection; default 30s. Each further ejection takes twice as long, up to 5m. */
             ejection?: components["schemas"]["Duration"] | null;
-            /** @description How long a target must be back for one of its ejections to be forgotten; default 10s. */
+            /** @description The time without ejection after which one earlier ejection of a target no longer counts; default 10s. */
             interval?: components["schemas"]["Duration"] | null;
             /**
              * Format: uint8
-             * @description No more than this share of the targets is out at a time, but always one may be; default 50.
+             * @description The largest share of targets that are ejected at once, in percent; default 50. One target may always be ejected.
              */
             max_ejected_percent?: number | null;
         };
         /** @description A replacement by regular expression. */
         PathRegexSpec: {
-            /** @description What is replaced, wherever it occurs in the path. */
+            /** @description The regular expression. All its matches in the path are replaced. */
             pattern: string;
-            /** @description By what; `$1` or `${name}` is a group of the pattern. */
+            /** @description The replacement. `$1` or `${name}` inserts a group of the pattern. */
             substitution: string;
         };
-        /** @description Which paths: an object with one field. */
+        /** @description A match on the path: an object with one field. */
         PathSpec: {
             exact: string;
         } | {
@@ -1371,76 +1742,76 @@ export interface components {
         } | {
             regex: string;
         };
-        /** @description A plugin as it is read: its specification without secrets, and its meta. */
+        /** @description A plugin as the API returns it: its specification without secrets, and its meta. */
         Plugin: {
             /**
-             * @description As the type's schema has it.
+             * @description The configuration, which has the schema of the plugin's type.
              * @default {}
              */
             config: unknown;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description A plugin that is not enabled is skipped wherever it is attached. */
+            /** @description Enables the plugin. A plugin that is not enabled is skipped wherever it is attached. */
             enabled?: boolean;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the plugin. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description Whether it runs on every route. */
+            /** @description Runs the plugin on every route. */
             global?: boolean;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
             meta: components["schemas"]["Meta"];
-            /** @description Unique among plugins. */
+            /** @description The name of the plugin, unique among plugins. */
             name: string;
             /**
              * Format: int32
-             * @description Its place in the chain, the highest first; absent: the type's own.
+             * @description The place of the plugin in the chain: higher numbers run first. Absent: the default of its type.
              */
             order?: number | null;
-            /** @description One of `GET /api/v1/plugin-types`. */
+            /** @description The type of the plugin: one of `GET /api/v1/plugin-types`. */
             type: string;
         };
         /** @description A plugin as people write it. */
         PluginSpec: {
             /**
-             * @description As the type's schema has it.
+             * @description The configuration, which has the schema of the plugin's type.
              * @default {}
              */
             config: unknown;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description A plugin that is not enabled is skipped wherever it is attached. */
+            /** @description Enables the plugin. A plugin that is not enabled is skipped wherever it is attached. */
             enabled?: boolean;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the plugin. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description Whether it runs on every route. */
+            /** @description Runs the plugin on every route. */
             global?: boolean;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
-            /** @description Unique among plugins. */
+            /** @description The name of the plugin, unique among plugins. */
             name: string;
             /**
              * Format: int32
-             * @description Its place in the chain, the highest first; absent: the type's own.
+             * @description The place of the plugin in the chain: higher numbers run first. Absent: the default of its type.
              */
             order?: number | null;
-            /** @description One of `GET /api/v1/plugin-types`. */
+            /** @description The type of the plugin: one of `GET /api/v1/plugin-types`. */
             type: string;
         };
         /** @description A type that a plugin can have. */
         PluginType: {
             /**
              * Format: int32
-             * @description Its place in the chain unless a plugin says otherwise, the highest first.
+             * @description The default place in the chain: higher numbers run first.
              */
             default_order: number;
-            /** @description For people who choose. */
+            /** @description A description of the type. */
             description: string;
             name: string;
-            /** @description When it is called: `request_headers`, `request_body`, `response_headers`, `response_body`, `log`. */
+            /** @description The phases in which the plugin is called: `request_headers`, `request_body`, `response_headers`, `response_body`, `log`. */
             phases: string[];
             /** @description The JSON schema of `config`. */
             schema: unknown;
@@ -1449,11 +1820,11 @@ export interface components {
         PluginTypes: {
             items: components["schemas"]["PluginType"][];
         };
-        /** @description What was wrong. */
+        /** @description A problem with a request (RFC 9457). */
         Problem: {
-            /** @description What an `apply` with `prune` would delete, where it would delete too much. */
+            /** @description The resources that an `apply` with `prune` would delete, where it would delete too much. */
             deletions?: components["schemas"]["Deletions"] | null;
-            /** @description What was wrong, for a person. */
+            /** @description A description of the problem for people. */
             detail: string;
             /** @description The same by field, where it concerns fields: all that is wrong at once, up to 100. */
             errors?: components["schemas"]["FieldError"][];
@@ -1473,11 +1844,11 @@ export interface components {
             /** @description Always `about:blank`: the status says what kind of problem it is. */
             type: string;
         };
-        /** @description From the commit to the ACKs, milliseconds. */
+        /** @description The times from the commit to the ACKs, in milliseconds. */
         Propagation: {
             /**
              * Format: double
-             * @description The last.
+             * @description The time to the last ACK.
              */
             max: number;
             /**
@@ -1491,13 +1862,13 @@ export interface components {
              */
             p99: number;
         };
-        /** @description Why a proxy rejected a revision. */
+        /** @description The reason why a proxy rejected a revision. */
         ProxyError: {
-            /** @description What was wrong with which resource. */
+            /** @description The resources at fault, with their errors. */
             resources: components["schemas"]["ProxyResourceError"][];
             /**
              * Format: uint64
-             * @description Which.
+             * @description The rejected revision.
              */
             revision: number;
         };
@@ -1507,9 +1878,9 @@ export interface components {
             /** @description For the next page; null: there is none. */
             next_cursor?: string | null;
         };
-        /** @description Whether connections begin with a PROXY protocol header. */
+        /** @description The use of the PROXY protocol on connections. */
         ProxyProtocol: "off" | "accept" | "require";
-        /** @description What was wrong with a resource. */
+        /** @description An error of a resource. */
         ProxyResourceError: {
             /**
              * Format: uint64
@@ -1518,75 +1889,86 @@ export interface components {
              * @default null
              */
             changed_in: number | null;
-            /** @description The field; may be empty. */
+            /** @description The field. Empty: the error concerns the resource as a whole. */
             field: string;
-            /** @description Its kind; empty when the revision as a whole was wrong. */
+            /** @description The kind of the resource. Empty: the error concerns the revision as a whole. */
             kind: string;
-            /** @description What was wrong. */
+            /** @description The error, for a person. */
             message: string;
-            /** @description Its name. */
+            /** @description The name of the resource. */
             name: string;
         };
-        /** @description How far a proxy has come. */
+        /** @description The revisions that a proxy should serve, was sent, and serves. */
         ProxyRevision: {
             /**
              * Format: uint64
-             * @description What it serves, as it acknowledged or presented.
+             * @description The revision that the proxy serves, as it acknowledged or presented it.
              */
             applied: number;
-            /** @description RFC 3339: since when. */
+            /** @description The time since when the proxy serves it, in RFC 3339. */
             applied_at?: string | null;
             /**
              * Format: uint64
-             * @description What it is to serve.
+             * @description The revision that the proxy should serve.
              */
             assigned: number;
             /**
+             * @description The reason why the proxy should serve this revision.
+             * @default stable
+             */
+            assigned_because: components["schemas"]["Because"];
+            /**
              * Format: uint64
-             * @description What was written to its stream last.
+             * @description Counts the decisions about the proxy's fleet; 0 while the fleet follows the head.
+             * @default 0
+             */
+            generation: number;
+            /**
+             * Format: uint64
+             * @description The revision that was written to its stream last.
              */
             sent: number;
         };
-        /** @description How a proxy stands to the revision it is assigned. */
+        /** @description The state of a proxy in relation to its assigned revision. */
         ProxyState: "in_sync" | "pending" | "rejected" | "drifted" | "unknown" | "disconnected";
         /** @description A proxy, as `GET /api/v1/proxies` shows it. */
         ProxyStatus: {
-            /** @description Where its stream comes from. */
+            /** @description The address that its stream comes from. */
             address: string;
             /**
              * Format: double
-             * @description How long the last revision took to apply, milliseconds.
+             * @description The time that the proxy took to apply the last revision, in milliseconds.
              */
             apply_ms?: number | null;
-            /** @description Whether it has a stream, to any control plane. */
+            /** @description True if the proxy has a stream to a control plane. */
             connected: boolean;
-            /** @description The control plane it has it to, or had. */
+            /** @description The replica that the proxy has its stream to, or had its last stream to. */
             connected_to: string;
-            /** @description Why it rejected a revision; gone once it serves a later one. */
+            /** @description The reason why the proxy rejected a revision. Null once it serves a later one. */
             error?: components["schemas"]["ProxyError"] | null;
-            /** @description Its fleet. */
+            /** @description The fleet of the proxy. */
             fleet: string;
-            /** @description Its node id. */
+            /** @description The node id of the proxy. */
             id: string;
-            /** @description As it was started with. */
+            /** @description The labels that the proxy was started with. */
             labels: {
                 [key: string]: string;
             };
-            /** @description RFC 3339. */
+            /** @description The time when the proxy was seen last, in RFC 3339. */
             last_seen: string;
-            /** @description Listener name to the address it is bound to on that host. */
+            /** @description The addresses that listeners are bound to on that host, by name of the listener. */
             listeners: {
                 [key: string]: string;
             };
-            /** @description How far it has come. */
+            /** @description The revisions that the proxy should serve, was sent, and serves. */
             revision: components["schemas"]["ProxyRevision"];
-            /** @description How it stands to the revision it is assigned. */
+            /** @description The state of the proxy in relation to its assigned revision. */
             state: components["schemas"]["ProxyState"];
-            /** @description Over its last report. */
+            /** @description The traffic over the interval of its last report. */
             traffic?: components["schemas"]["ProxyTraffic"] | null;
-            /** @description The version of its program. */
+            /** @description The version of the proxy. */
             version: string;
-            /** @description What people should know of, although the proxy serves: that its disk is full, or its node id another's, too. */
+            /** @description Problems that do not keep the proxy from serving: a full disk, or a node id that another proxy has, too. */
             warnings: string[];
         };
         /** @description A proxy's traffic over the interval of its last report. */
@@ -1603,7 +1985,7 @@ export interface components {
             error_ratio: number;
             /**
              * Format: double
-             * @description Milliseconds.
+             * @description The 99th percentile of the time until a response ends, in milliseconds.
              */
             p99_ms: number;
             /**
@@ -1615,134 +1997,150 @@ export interface components {
         /** @description A request to be explained. */
         Question: {
             /**
-             * @description Of which fleet the proxy is that gets it; absent: `default`, as with a proxy that names none.
+             * @description The fleet of the proxy that gets the request. Absent: `default`, the fleet of proxies that name none.
              * @default null
              */
             fleet: string | null;
             /**
-             * @description Its headers, as a client sends them that is no trusted proxy.
+             * @description The headers, as a client sends them that is no trusted proxy.
              * @default {}
              */
             headers: {
                 [key: string]: string;
             };
             /**
-             * @description By which listener it comes; absent: the first of the fleet by name.
+             * @description The listener that gets the request. Absent: the first of the fleet by name.
              * @default null
              */
             listener: string | null;
             /**
-             * @description Default GET. Methods are told apart by case, as they are by proxies: `get` is another.
+             * @description The method; default GET. Upper and lower case matter, as they do to proxies: `get` is another method.
              * @default null
              */
             method: string | null;
             /**
              * Format: uint64
-             * @description As it was at this revision; absent: as it is.
+             * @description The revision whose resources decide. Absent: the one that the proxies of the fleet should serve, but for canaries.
              * @default null
              */
             revision: number | null;
-            /** @description `http://admin.example.com/api/users?x=1`, or a path alone with the host among the headers; for CONNECT `host:port`. */
+            /** @description The URL: `http://admin.example.com/api/users?x=1`, or a path with the host among the headers. For CONNECT: `host:port`. */
             url: string;
         };
-        /**
-         * @description Answers with a redirect. What is not given is the request's own, but for the port: another scheme or host has its usual
-         *     one. The query is kept.
-         */
+        /** @description A gate on the share of some responses, as people write it. */
+        RateGateSpec: {
+            /**
+             * Format: double
+             * @description The probability, from 0.5 to 0.999999, with which a revision that is as good as the one before passes; default 0.999.
+             * @example 0.999
+             */
+            confidence?: number | null;
+            /**
+             * Format: double
+             * @description The share that is tolerated at the canaries in any case, from 0 to 1; default 0.001, for `latency` 0.002 and for `not_found` 0.01.
+             * @example 0.001
+             */
+            floor?: number | null;
+            /**
+             * Format: double
+             * @description The tolerated share at the canaries in relation to the share at the other proxies, from 1 to 100.
+             * @example 1.25
+             */
+            tolerated_ratio?: number | null;
+        };
+        /** @description Answers with a redirect. Absent parts of the new location are taken from the request, and its query is kept. */
         RedirectSpec: {
-            /** @description The host. */
+            /** @description The host of the new location. */
             host?: string | null;
-            /** @description The path. */
+            /** @description The path of the new location. */
             path?: string | null;
             /** @description Replaces the part of the path that a `prefix` of the route matched. */
             path_prefix?: string | null;
             /**
              * Format: uint16
-             * @description The port; default the request's own, with another scheme or host its usual one.
+             * @description The port of the new location. Absent: the port of the request, or the default port of `scheme` if scheme or host differ from
+             *     the request's.
              */
             port?: number | null;
-            /** @description `http` or `https`. */
+            /** @description The scheme of the new location, `http` or `https`. */
             scheme?: string | null;
             /**
              * Format: uint16
-             * @description 301, 302, 303, 307 or 308; default 302.
+             * @description The status: 301, 302, 303, 307 or 308; default 302.
              */
             status?: number | null;
         };
         /** @description How a proxy refuses a request. */
         Refusal: {
-            /** @description Why, in one sentence. */
+            /** @description The reason, in one sentence. */
             reason: string;
             /**
              * Format: uint16
-             * @description 400, 404 or 501.
+             * @description The status: 400, 404 or 501.
              */
             status: number;
         };
-        /** @description Answers as written here. */
+        /** @description Answers with a fixed response. */
         RespondSpec: {
-            /** @description At most 64 KiB. */
+            /** @description The body, at most 64 KiB. */
             body?: string | null;
-            /** @description Response headers; without a `content-type` it is `text/plain; charset=utf-8`. */
+            /** @description The headers. The default of `content-type` is `text/plain; charset=utf-8`. */
             headers?: {
                 [key: string]: string;
             };
             /**
              * Format: uint16
-             * @description 200 to 599; default 200.
+             * @description The status, from 200 to 599; default 200.
              */
             status?: number | null;
         };
-        /** @description How large the heads of targets' answers may be, as people write it. An answer beyond is refused with 502. */
+        /** @description Limits on the heads of targets' responses, as people write them. A request whose response is larger is answered 502. */
         ResponseLimitsSpec: {
             /**
              * Format: uint16
-             * @description Number of header fields; default 1000, at most 10000. Beyond: 502.
+             * @description The most header fields of a response; default 1000, at most 10000.
              * @example 1000
              */
             response_header_count?: number | null;
-            /** @description Status line and headers together, 1KiB to 1MiB; default 128KiB. Beyond: 502. */
+            /** @description The largest status line and headers together, from 1KiB to 1MiB; default 128KiB. */
             response_header_size?: components["schemas"]["ByteSize"] | null;
         };
-        /** @description After what a request is sent once more. */
+        /** @description A failure after which a request is tried again. */
         RetryOn: "connect-failure" | "reset" | "5xx" | "gateway-error" | "retriable-4xx" | "cancelled" | "deadline-exceeded" | "internal" | "resource-exhausted" | "unavailable";
-        /** @description When a request is sent once more, as people write it. */
+        /** @description The failures after which a request is tried again, as people write them. */
         RetrySpec: {
             /**
              * Format: uint32
-             * @description How often it is sent again at most, 1 to 10; default 1.
+             * @description The most retries of a request, from 1 to 10; default 1.
              * @example 1
              */
             attempts?: number | null;
             /**
              * Format: double
-             * @description Which share of the requests that run may be retries, 0 to 1, counted over the upstream's requests of routes that
-             *     retry; three at once always may; default 0.2.
+             * @description The largest share of retries among the requests that run, from 0 to 1; default 0.2. It is counted over the upstream's requests of
+             *     routes that retry. Three retries at once are always allowed.
              * @example 0.2
              */
             budget?: number | null;
             /**
-             * @description Methods that may be sent again when the target may have seen the request; default: the idempotent ones. A gRPC
-             *     call whose status `on` names is sent again whatever its method.
+             * @description The methods that are tried again although the target may have seen the request. Absent: the idempotent methods. A gRPC call
+             *     whose status is in `on` is tried again whatever its method.
              */
             methods?: string[] | null;
-            /** @description After what; default `[connect-failure, reset, gateway-error]`. */
+            /** @description The failures after which a request is tried again; default `[connect-failure, reset, gateway-error]`. */
             on?: components["schemas"]["RetryOn"][] | null;
-            /** @description How long one attempt may take until its answer begins; absent: as long as the request may. */
+            /** @description The longest time until the response of one attempt begins. Absent: the timeout of the request. */
             per_try_timeout?: components["schemas"]["Duration"] | null;
         };
-        /** @description What a write did, or would do. */
+        /** @description The result of a write, or of its dry run. */
         Revised: {
-            /** @description One for each resource that differs, by kind and name. */
+            /** @description The differences, one for each resource, sorted by kind and name. */
             changes: components["schemas"]["Change"][];
-            /**
-             * @description Resources that a newer version wrote, and that this one cannot read: neither `prune` nor a rollback changes
-             *     them.
-             */
+            /** @description Resources that a newer version wrote and this version cannot read. Neither `prune` nor a rollback changes them. */
             left_alone?: string[];
             /**
              * Format: uint64
-             * @description The revision that was made; null when nothing differed, and with `dry_run`.
+             * @description The number of the new revision. Null if nothing differed, and with `dry_run`.
              */
             revision?: number | null;
         };
@@ -1794,98 +2192,170 @@ export interface components {
              */
             number: number;
         };
-        /** @description What of a request is changed before it is sent on. */
+        /** @description Changes to a request before it is forwarded. */
         RewriteSpec: {
-            /** @description Replaces the host; absent: the client's is kept. */
+            /** @description Replaces the host. Absent: the client's host is kept. */
             host?: string | null;
-            /** @description Replaces the path. */
+            /** @description Replaces the whole path. */
             path?: string | null;
             /** @description Replaces the part of the path that a `prefix` of the route matched. */
             path_prefix?: string | null;
-            /** @description Replaces in the path what a regular expression matches. */
+            /** @description Replaces the parts of the path that a regular expression matches. */
             path_regex?: components["schemas"]["PathRegexSpec"] | null;
         };
-        /** @description Who may do what. */
+        /** @description The rights of a token. */
         Role: "viewer" | "editor" | "admin" | "proxy";
         /** @description The way of one revision through a fleet, as `GET /api/v1/rollouts` shows it. */
         Rollout: {
+            /** @description The time after the last step until the revision is proven, in milliseconds, and how much of it has passed with evidence. */
+            bake?: components["schemas"]["RolloutBake"] | null;
             /**
              * Format: uint64
-             * @description The one before.
+             * @description The revision before it.
              */
             base_revision: number;
-            /** @description The fleet's proxies by how they stand to it. */
+            /** @description The number of the fleet's proxies, by state. */
             counts: components["schemas"]["RolloutCounts"];
-            /** @description The first rejection of it: which proxy, and which resource is at fault. Null when no proxy rejected it. */
+            /** @description The events of a progressive rollout, oldest first; the last 200. */
+            events: components["schemas"]["RolloutEvent"][];
+            /** @description The first rejection of the revision, with the proxy and the resource at fault. Null: no proxy rejected it. */
             fault?: components["schemas"]["RolloutFault"] | null;
-            /** @description RFC 3339: when the last connected proxy served it, or it was superseded. */
+            /** @description The time when the last connected proxy served the revision, or when it was superseded, in RFC 3339. */
             finished_at?: string | null;
-            /** @description The fleet. */
+            /** @description The fleet that gets the revision. */
             fleet: string;
-            /** @description `REVISION-FLEET`. */
-            id: string;
-            /** @description From the commit to the ACKs, milliseconds. */
-            propagation_ms?: components["schemas"]["Propagation"] | null;
-            /** @description Why it ended otherwise than it should. */
-            reason?: string | null;
+            /** @description The last readings of the gates of a progressive rollout. */
+            gates: components["schemas"]["RolloutGate"][];
             /**
              * Format: uint64
-             * @description Which.
+             * @description Counts the decisions about the fleet: the one by which the present step began; 0 for an immediate rollout.
+             */
+            generation: number;
+            /** @description The id of the rollout: `REVISION-FLEET`, and `REVISION-FLEET~ATTEMPT` from the second attempt on. */
+            id: string;
+            /** @description The times from the commit to the ACKs, in milliseconds. */
+            propagation_ms?: components["schemas"]["Propagation"] | null;
+            /** @description The reason of the rollout's state: why it did not succeed, or the last thing that happened to a progressive one. */
+            reason?: components["schemas"]["RolloutReason"] | null;
+            /**
+             * Format: uint64
+             * @description The revision that is rolled out.
              */
             revision: number;
-            /** @description RFC 3339: when it was committed. */
+            /**
+             * Format: uint64
+             * @description The revision of the proxies that do not have this one, and to which it is taken back. 0: an immediate rollout has none.
+             */
+            stable_revision: number;
+            /** @description The time when the revision was committed, in RFC 3339. */
             started_at: string;
-            /** @description How it stands. */
+            /** @description The state of the rollout. */
             state: components["schemas"]["RolloutState"];
             /**
              * Format: uint32
-             * @description 0 of `immediate`.
+             * @description The present step, from 0; the number of steps from the bake time on. An immediate rollout has only step 0.
              */
             step: number;
-            /** @description `immediate`. */
+            /** @description The steps of a progressive rollout, from small to large. The last one is the whole fleet. */
+            steps: components["schemas"]["RolloutStep"][];
+            /** @description The strategy: `immediate`, `progressive`, `emergency` or `break-glass`. */
             strategy: string;
         };
-        /** @description A fleet's proxies by how they stand to a revision. */
+        /** @description The bake time of a progressive rollout. */
+        RolloutBake: {
+            /**
+             * Format: uint64
+             * @description The healthy time so far, in milliseconds.
+             */
+            healthy_ms: number;
+            /**
+             * Format: uint64
+             * @description The healthy time that is needed, in milliseconds.
+             */
+            needed_ms: number;
+        };
+        /** @description The body of a command. */
+        RolloutCommand: {
+            /** @description The reason, for the log of the rollout and the audit trail; up to 1024 bytes. */
+            reason: string;
+            /**
+             * Format: uint32
+             * @description The present `step` of the rollout, as the caller has seen it. In another step the command is refused, so that two who promote at the same
+             *     time do not leave one out.
+             * @default null
+             */
+            step: number | null;
+        };
+        /** @description The number of a fleet's proxies, by their state in relation to a revision. */
         RolloutCounts: {
             /**
              * Format: uint32
-             * @description Serving it, or a later one.
+             * @description Proxies that serve the revision or a later one.
              */
             applied: number;
             /**
              * Format: uint32
-             * @description Without a stream.
+             * @description Proxies that should serve the revision or a later one.
+             * @default 0
+             */
+            assigned: number;
+            /**
+             * Format: uint32
+             * @description Proxies without a stream.
              */
             disconnected: number;
             /**
              * Format: uint32
-             * @description Not answered yet.
+             * @description Canaries that are gone while the others are there.
+             * @default 0
+             */
+            lost: number;
+            /**
+             * Format: uint32
+             * @description Proxies that have not answered yet.
              */
             pending: number;
             /**
              * Format: uint32
-             * @description Rejected it, whatever they serve since.
+             * @description Proxies that rejected the revision, whatever they serve since.
              */
             rejected: number;
             /**
              * Format: uint32
-             * @description All that are known.
+             * @description All known proxies.
              */
             total: number;
             /**
              * Format: uint32
-             * @description Of unknown state, see `ProxyState`.
+             * @description Proxies of unknown state, see `ProxyState`.
              * @default 0
              */
             unknown: number;
         };
-        /** @description Why a proxy rejected a revision. */
+        /** @description Something that happened to a progressive rollout. */
+        RolloutEvent: {
+            /** @description The name of the token by which a person did it; absent: nobody did. */
+            actor?: string | null;
+            /** @description The time, in RFC 3339. */
+            at: string;
+            /** @description The reason for programs, for instance `gate_failed`. */
+            code: string;
+            /** @description The resource that it concerns: `upstream/users`. */
+            resource?: string | null;
+            /** @description The name of the route that it concerns. */
+            route?: string | null;
+            /** @description The state of the rollout after it. */
+            state: components["schemas"]["RolloutState"];
+            /** @description The reason for people. */
+            text: string;
+        };
+        /** @description The reason why a proxy rejected a revision. */
         RolloutFault: {
             /** @description The field; may be empty. */
             field: string;
             /** @description The resource's kind; empty when the revision as a whole was wrong. */
             kind: string;
-            /** @description What was wrong. */
+            /** @description The error, for a person. */
             message: string;
             /** @description The resource's name. */
             name: string;
@@ -1897,82 +2367,211 @@ export interface components {
              */
             revision: number;
         };
+        /** @description The last reading of a gate. */
+        RolloutGate: {
+            /** @description The requests of the canaries; of `rejected` and `lost` proxies, of `cpu` and `volume` looks at proxies. */
+            canary: components["schemas"]["RolloutGateCounts"];
+            /**
+             * Format: double
+             * @description The measured value, in the unit of `limit`.
+             */
+            evidence: number;
+            /**
+             * Format: double
+             * @description The gate fails when `evidence` reaches this value; `coverage` passes.
+             */
+            limit: number;
+            /** @description The gate: `errors`, `latency`, `not_found`, `coverage`, `rejected`, `lost`, `cpu` or `volume`. */
+            name: string;
+            /** @description The same of the other proxies. */
+            rest: components["schemas"]["RolloutGateCounts"];
+            /** @description The name of the route. */
+            route?: string | null;
+            /** @description The requests that it looks at: `fleet`, `route` or `upstream`. */
+            scope: string;
+            /** @description The name of the upstream. */
+            upstream?: string | null;
+            /** @description The judgement: `passing`, `failing` or `inconclusive`. */
+            verdict: string;
+        };
+        /** @description The requests that a gate has counted. */
+        RolloutGateCounts: {
+            /**
+             * Format: uint64
+             * @description Those that count against the gate.
+             */
+            failures: number;
+            /**
+             * Format: uint64
+             * @description All of them.
+             */
+            requests: number;
+        };
         /** @description The last rollouts, newest revision first. */
         RolloutList: {
             items: components["schemas"]["Rollout"][];
         };
-        /** @description How a rollout stands. */
-        RolloutState: "running" | "paused" | "succeeded" | "failed" | "aborted" | "superseded";
-        /** @description A route as it is read: its specification without secrets, and its meta. */
+        /** @description A proxy and its place in a rollout. */
+        RolloutProxy: {
+            /** @description The reason why the proxy should serve its revision. */
+            place: components["schemas"]["Because"];
+            /** @description The proxy. */
+            proxy: components["schemas"]["ProxyStatus"];
+        };
+        /** @description The proxies of a rollout's fleet, by id. */
+        RolloutProxyList: {
+            items: components["schemas"]["RolloutProxy"][];
+        };
+        /** @description The reason of something that happened to a rollout. */
+        RolloutReason: {
+            /** @description The reason for programs, for instance `gate_failed`. */
+            code: string;
+            /** @description The resource that it concerns: `upstream/users`. */
+            resource?: string | null;
+            /** @description The name of the route that it concerns. */
+            route?: string | null;
+            /** @description The reason for people. */
+            text: string;
+        };
+        /** @description How revisions reach the proxies of a fleet, as people write it. */
+        RolloutSpec: {
+            /** @description Approval of a rollout before its first step. */
+            approval?: components["schemas"]["ApprovalSpec"] | null;
+            /** @description The time after the last step until the revision is proven, up to 7d; default 5m. The gates are watched further. */
+            bake?: components["schemas"]["Duration"] | null;
+            /** @description Windows of time in which rollouts do not go forward; at most 64. */
+            freeze?: components["schemas"]["FreezeSpec"][];
+            /** @description The gates, which compare the canaries with the other proxies. A gate or field that is absent has its default. */
+            gates?: components["schemas"]["GatesSpec"] | null;
+            /** @description The treatment of a revision that fails. */
+            on_failure?: components["schemas"]["OnFailure"];
+            /** @description The treatment of a step that has too little evidence at its deadline. */
+            on_inconclusive?: components["schemas"]["OnInconclusive"];
+            /** @description The treatment of revisions that are written during a rollout. */
+            on_new_write?: components["schemas"]["OnNewWrite"];
+            /**
+             * @description The time in which a step must have soaked, from 1s to 30d and longer than each `soak`; default 15m. Then `on_inconclusive` says what
+             *     happens. Each step has the whole time. Pauses and freeze windows do not count. The bake time has this time in addition to `bake`.
+             */
+            step_deadline?: components["schemas"]["Duration"] | null;
+            /**
+             * @description The steps, at most 20. Each one contains the proxies of those before it and must be larger. All remaining proxies follow as the
+             *     last step by itself. Absent: 10 % for 60s, then 50 % for 2m.
+             */
+            steps?: components["schemas"]["StepSpec"][] | null;
+            /** @description The strategy. The other fields have a meaning only for `progressive`. */
+            strategy?: components["schemas"]["Strategy"];
+            /** @description The treatment of a revision while the fleet has no proxy that can take it. */
+            when_empty?: components["schemas"]["WhenEmpty"];
+        };
+        /** @description The state of a rollout. */
+        RolloutState: "waiting" | "running" | "paused" | "held" | "baking" | "succeeded" | "failed" | "aborted" | "superseded";
+        /** @description A step of a progressive rollout: exactly one of `percent`, `count` and `labels` says its size. */
+        RolloutStep: {
+            /**
+             * Format: uint32
+             * @description The number of proxies.
+             */
+            count?: number | null;
+            /**
+             * Format: uint64
+             * @description The time in which nothing was wrong and there were enough requests to judge, in milliseconds.
+             */
+            healthy_ms: number;
+            /** @description The labels that the proxies have. */
+            labels?: {
+                [key: string]: string;
+            } | null;
+            /**
+             * Format: double
+             * @description The share of the fleet's proxies, in percent.
+             */
+            percent?: number | null;
+            /**
+             * Format: uint32
+             * @description The number of proxies that had the revision when the step began; 0 before.
+             */
+            proxies: number;
+            /**
+             * Format: uint64
+             * @description The healthy time that is needed, in milliseconds.
+             */
+            soak_ms: number;
+            /** @description The state: `pending`, `running`, `passed`, `promoted` or `skipped`. */
+            state: string;
+        };
+        /** @description A route as the API returns it: its specification without secrets, and its meta. */
         Route: {
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
             /** @description A route that is not enabled matches nothing. */
             enabled?: boolean;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the route. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description Send the request to an upstream. */
+            /** @description Forwards the request to an upstream. */
             forward?: components["schemas"]["ForwardSpec"] | null;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
-            /** @description On which listeners; absent: all. */
+            /** @description The listeners whose requests the route takes. Absent: all listeners. */
             listeners?: string[] | null;
-            /** @description Which requests. */
+            /** @description The requests that the route takes. Absent: all requests. */
             match?: components["schemas"]["MatchSpec"];
             meta: components["schemas"]["Meta"];
-            /** @description Unique among routes. */
+            /** @description The name of the route, unique among routes. */
             name: string;
-            /** @description The plugins it runs, by name; their order is theirs. */
+            /** @description The names of the plugins that run on the route. Their order is decided by their own `order`. */
             plugins?: string[];
             /**
              * Format: int32
-             * @description The highest wins, before all else.
+             * @description The priority of the route. Of the routes that match a request, the one with the highest priority takes it; other rules
+             *     decide only between equal priorities. Default 0.
              */
             priority?: number;
-            /** @description Answer with a redirect. */
+            /** @description Answers with a redirect. */
             redirect?: components["schemas"]["RedirectSpec"] | null;
-            /** @description Answer as written here. */
+            /** @description Answers with a fixed response. */
             respond?: components["schemas"]["RespondSpec"] | null;
-            /** @description Redirect `/x/` and `/x` to the form the route has. */
+            /** @description Redirects requests for `/x/` or `/x` to the form that the route has. */
             strict_slash?: boolean;
         };
         /** @description A route as people write it. */
         RouteSpec: {
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
             /** @description A route that is not enabled matches nothing. */
             enabled?: boolean;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the route. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description Send the request to an upstream. */
+            /** @description Forwards the request to an upstream. */
             forward?: components["schemas"]["ForwardSpec"] | null;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
-            /** @description On which listeners; absent: all. */
+            /** @description The listeners whose requests the route takes. Absent: all listeners. */
             listeners?: string[] | null;
-            /** @description Which requests. */
+            /** @description The requests that the route takes. Absent: all requests. */
             match?: components["schemas"]["MatchSpec"];
-            /** @description Unique among routes. */
+            /** @description The name of the route, unique among routes. */
             name: string;
-            /** @description The plugins it runs, by name; their order is theirs. */
+            /** @description The names of the plugins that run on the route. Their order is decided by their own `order`. */
             plugins?: string[];
             /**
              * Format: int32
-             * @description The highest wins, before all else.
+             * @description The priority of the route. Of the routes that match a request, the one with the highest priority takes it; other rules
+             *     decide only between equal priorities. Default 0.
              */
             priority?: number;
-            /** @description Answer with a redirect. */
+            /** @description Answers with a redirect. */
             redirect?: components["schemas"]["RedirectSpec"] | null;
-            /** @description Answer as written here. */
+            /** @description Answers with a fixed response. */
             respond?: components["schemas"]["RespondSpec"] | null;
-            /** @description Redirect `/x/` and `/x` to the form the route has. */
+            /** @description Redirects requests for `/x/` or `/x` to the form that the route has. */
             strict_slash?: boolean;
         };
-        /** @description The secret, or {env: NAME} or {file: PATH} on the proxy's host; reads back as "<redacted>" */
+        /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns "<redacted>" in its place */
         Secret: string | {
             /** @example NAME */
             env: string;
@@ -2006,7 +2605,7 @@ export interface components {
         SessionList: {
             items: components["schemas"]["Session"][];
         };
-        /** @description What `strict_slash` wants of the path. */
+        /** @description The change of the path that `strict_slash` asks for. */
         Slash: "add" | "remove";
         /** @description Where it all stands. */
         Stats: {
@@ -2035,26 +2634,58 @@ export interface components {
             revision: number;
             traffic: components["schemas"]["Traffic"];
         };
+        /** @description One step, as people write it: exactly one of `percent`, `count` and `labels`. */
+        StepSpec: {
+            /**
+             * Format: uint32
+             * @description The number of proxies, from 1 to 1000000.
+             * @example 1
+             */
+            count?: number | null;
+            /** @description Labels that proxies must all have. */
+            labels?: {
+                [key: string]: string;
+            } | null;
+            /**
+             * Format: uint32
+             * @description For `percent`: the fewest proxies, from 1 to 1000000; default 1.
+             * @example 1
+             */
+            min?: number | null;
+            /**
+             * Format: double
+             * @description The share of the fleet's proxies, in percent: above 0, at most 100. It is rounded up to whole proxies.
+             * @example 10
+             */
+            percent?: number | null;
+            /** @description The healthy time, with enough requests to judge, until the next step, up to 7d; default 60s. */
+            soak?: components["schemas"]["Duration"] | null;
+        };
+        /** @description The strategy by which revisions reach a fleet. */
+        Strategy: "immediate" | "progressive";
         /** @description A target of an upstream. */
         TargetShare: {
             /** @description Host and port. */
             address: string;
             /**
              * Format: double
-             * @description Of the upstream's requests by weight, 0 to 1.
+             * @description The share of the upstream's requests by weight, 0 to 1.
              */
             share: number;
         };
         /** @description One target as people write it. */
         TargetSpec: {
-            /** @description `10.0.0.1:8080`, `[::1]:8080` or `users.internal:8080`; a name is resolved again and again. */
+            /**
+             * @description Host and port: `10.0.0.1:8080`, `[::1]:8080` or `users.internal:8080`. A host name is resolved again whenever its DNS records
+             *     expire.
+             */
             address: string;
             /**
              * Format: uint32
-             * @description Its share of the requests beside the others'; 0 takes it out; default 100, at most 65535.
+             * @description The share of requests in relation to the other targets' weights; default 100, at most 65535. 0: no requests.
              */
             weight?: number | null;
-            /** @description Where it is. Proxies of the same zone (`--label zone=NAME`) prefer it. */
+            /** @description The zone of the target. Proxies in the same zone (`--label zone=NAME`) prefer it. */
             zone?: string | null;
         };
         /** @description A version of TLS. */
@@ -2091,7 +2722,7 @@ export interface components {
             p99_ms: number;
             /**
              * Format: double
-             * @description Of all together.
+             * @description The sum over all proxies.
              */
             requests_per_second: number;
         };
@@ -2116,138 +2747,144 @@ export interface components {
              */
             no_route: number;
         };
-        /** @description What happened to a resource of a kind that this version does not know. */
+        /** @description A change of a resource of a kind that this version does not know. */
         UnknownChange: {
             action: components["schemas"]["ChangeAction"];
             kind: string;
             name: string;
         };
-        /** @description A upstream as it is read: its specification without secrets, and its meta. */
+        /** @description A upstream as the API returns it: its specification without secrets, and its meta. */
         Upstream: {
-            /** @description How much it may be given, and when it gets nothing. */
+            /** @description Limits on what is sent to the upstream at once, and the error rate at which nothing is sent. */
             circuit_breaker?: components["schemas"]["CircuitBreakerSpec"] | null;
-            /** @description For a connection to be made; default 1s. */
+            /** @description The longest time to open a connection; default 1s. */
             connect_timeout?: components["schemas"]["Duration"] | null;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the upstream. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description How it is found out which targets work; default: all count as healthy. */
+            /** @description Health checks of the targets. Absent: all targets count as healthy. */
             health_check?: components["schemas"]["HealthCheckSpec"] | null;
-            /** @description How long an idle connection is kept for reuse; default 60s. */
+            /** @description The longest time that an idle connection is kept for reuse; default 60s. */
             idle_timeout?: components["schemas"]["Duration"] | null;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
-            /** @description How large the heads of the targets' answers may be. */
+            /** @description Limits on the heads of the targets' responses. */
             limits?: components["schemas"]["ResponseLimitsSpec"] | null;
-            /** @description How a target is picked. */
+            /** @description The policy by which a target is chosen for each request. */
             load_balancing?: components["schemas"]["LoadBalancingSpec"];
             meta: components["schemas"]["Meta"];
-            /** @description Unique among upstreams. */
+            /** @description The name of the upstream, unique among upstreams. */
             name: string;
-            /** @description What the targets speak. */
+            /** @description The protocol of the targets. */
             protocol?: components["schemas"]["UpstreamProtocol"];
-            /** @description Where requests go; an upstream without targets answers 503. */
+            /** @description The targets. Requests to an upstream without targets are answered 503. */
             targets: components["schemas"]["TargetSpec"][];
-            /** @description How TLS is spoken to the targets; absent: it is not. */
+            /** @description The TLS settings for connections to targets. Absent: cleartext. */
             tls?: components["schemas"]["UpstreamTlsSpec"] | null;
         };
-        /** @description How much may be under way at once, over all workers of a proxy. What is beyond is answered with 503. */
+        /** @description Limits on what is sent to an upstream at once, over all workers of a proxy. Requests beyond a limit are answered 503. */
         UpstreamLimitsSpec: {
             /**
              * Format: uint32
-             * @description Connections to its targets, idle ones included; absent: any number.
+             * @description The most connections to the targets, idle ones included. Absent: no limit.
              */
             connections?: number | null;
             /**
              * Format: uint32
-             * @description Requests that wait for a connection when there are as many as there may be, each for at most `connect_timeout`;
-             *     default 1024; 0: none waits.
+             * @description The most requests that wait for a connection when `connections` is reached, each for at most `connect_timeout`; default 1024.
+             *     0: no request waits.
              * @example 1024
              */
             pending?: number | null;
             /**
              * Format: uint32
-             * @description Requests; absent: any number.
+             * @description The most requests at once. Absent: no limit.
              */
             requests?: number | null;
         };
-        /** @description What an upstream's targets speak. */
+        /** @description The protocol of an upstream's targets. */
         UpstreamProtocol: "http1" | "http2" | "auto";
         /** @description An upstream of a route. */
         UpstreamShare: {
-            /** @description How one of its targets is picked. */
+            /** @description The policy by which a target is chosen. */
             load_balancing: components["schemas"]["LoadBalancing"];
-            /** @description The upstream. */
+            /** @description The name of the upstream. */
             name: string;
             /**
              * Format: double
-             * @description Of the route's requests, 0 to 1.
+             * @description The share of the route's requests, from 0 to 1.
              */
             share: number;
-            /** @description Its targets. */
+            /** @description The targets of the upstream. */
             targets: components["schemas"]["TargetShare"][];
         };
         /** @description An upstream as people write it. */
         UpstreamSpec: {
-            /** @description How much it may be given, and when it gets nothing. */
+            /** @description Limits on what is sent to the upstream at once, and the error rate at which nothing is sent. */
             circuit_breaker?: components["schemas"]["CircuitBreakerSpec"] | null;
-            /** @description For a connection to be made; default 1s. */
+            /** @description The longest time to open a connection; default 1s. */
             connect_timeout?: components["schemas"]["Duration"] | null;
-            /** @description For people. */
+            /** @description A description for people. */
             description?: string | null;
-            /** @description Which fleets get it; absent: all. */
+            /** @description The fleets that get the upstream. Absent: all fleets. */
             fleets?: string[] | null;
-            /** @description How it is found out which targets work; default: all count as healthy. */
+            /** @description Health checks of the targets. Absent: all targets count as healthy. */
             health_check?: components["schemas"]["HealthCheckSpec"] | null;
-            /** @description How long an idle connection is kept for reuse; default 60s. */
+            /** @description The longest time that an idle connection is kept for reuse; default 60s. */
             idle_timeout?: components["schemas"]["Duration"] | null;
-            /** @description For people and selectors. */
+            /** @description Labels, by which people find it and lists are filtered. */
             labels?: {
                 [key: string]: string;
             };
-            /** @description How large the heads of the targets' answers may be. */
+            /** @description Limits on the heads of the targets' responses. */
             limits?: components["schemas"]["ResponseLimitsSpec"] | null;
-            /** @description How a target is picked. */
+            /** @description The policy by which a target is chosen for each request. */
             load_balancing?: components["schemas"]["LoadBalancingSpec"];
-            /** @description Unique among upstreams. */
+            /** @description The name of the upstream, unique among upstreams. */
             name: string;
-            /** @description What the targets speak. */
+            /** @description The protocol of the targets. */
             protocol?: components["schemas"]["UpstreamProtocol"];
-            /** @description Where requests go; an upstream without targets answers 503. */
+            /** @description The targets. Requests to an upstream without targets are answered 503. */
             targets: components["schemas"]["TargetSpec"][];
-            /** @description How TLS is spoken to the targets; absent: it is not. */
+            /** @description The TLS settings for connections to targets. Absent: cleartext. */
             tls?: components["schemas"]["UpstreamTlsSpec"] | null;
         };
         /**
-         * @description How TLS is spoken to targets, as people write it. `{}` is good for targets with certificates that the proxy's host
+         * @description The TLS settings for connections to targets, as people write them. `{}` suits targets whose certificates the proxy's host
          *     trusts.
          */
         UpstreamTlsSpec: {
-            /** @description Who may have issued the targets' certificates, in PEM; absent: whom the proxy's host trusts. */
+            /** @description The certificate authorities that targets' certificates must chain to, in PEM. Absent: those that the proxy's host trusts. */
             ca?: string | null;
-            /** @description The name of the certificate that is shown to targets that ask for one. */
+            /** @description The name of the client certificate for targets that request one. */
             certificate?: string | null;
-            /** @description The name that is asked for, and that the target's certificate must have; absent: the host of its address. */
+            /**
+             * @description The server name that is sent to targets (SNI) and that their certificates must have. Absent: the host of each target's
+             *     address.
+             */
             sni?: string | null;
-            /** @description Whether the targets' certificates are checked; default true. Without it anybody in between can read along. */
+            /**
+             * @description Verifies the targets' certificates; default true. Without verification anybody between proxy and target can read
+             *     and change the traffic.
+             */
             verify?: boolean | null;
         };
-        /** @description What a header or a query parameter must be. */
+        /** @description A condition on a header or a query parameter. It has exactly one of `exact`, `prefix`, `regex` and `present`. */
         ValueMatchSpec: {
-            /** @description This value. */
+            /** @description Matches this value only. */
             exact?: string | null;
-            /** @description Take the requests that do not match, those without the header or parameter among them. */
+            /** @description Inverts the condition: it holds for requests that do not match, also those without the header or parameter. */
             invert?: boolean;
-            /** @description Its name; a header's in any case. */
+            /** @description The name of the header or parameter. Upper and lower case do not matter in names of headers. */
             name: string;
-            /** @description A value that starts so. */
+            /** @description Matches values that start with this text. */
             prefix?: string | null;
-            /** @description Whether it is there at all. */
+            /** @description True: the header or parameter must be present. False: it must be absent. */
             present?: boolean | null;
-            /** @description A regular expression that must match the whole value. */
+            /** @description Matches a regular expression against the whole value. */
             regex?: string | null;
         };
         /** @description Every connected proxy serves it. */
@@ -2260,17 +2897,19 @@ export interface components {
             /** @description Its rollouts, one for each fleet that was waited for and has one. */
             rollouts: components["schemas"]["Rollout"][];
         };
-        /** @description An upstream and its share. */
+        /** @description An upstream and its weight. */
         WeightedSpec: {
-            /** @description The upstream. */
+            /** @description The name of the upstream. */
             name: string;
             /**
              * Format: uint32
-             * @description Its share beside the others'; default 1; 0 takes it out; at most 1000000.
+             * @description The share of requests in relation to the other upstreams' weights; default 1, at most 1000000. 0: no requests.
              * @example 1
              */
             weight?: number | null;
         };
+        /** @description The treatment of a revision while the fleet has no proxy that can take it. */
+        WhenEmpty: "wait" | "promote";
     };
     responses: {
         /** @description The request is malformed */
@@ -2282,7 +2921,7 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description The token's role does not suffice */
+        /** @description The token's role is too low for this operation */
         Forbidden: {
             headers: {
                 [name: string]: unknown;
@@ -2291,7 +2930,7 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Too many tokens that are not known */
+        /** @description This address has sent too many unknown tokens */
         TooManyRequests: {
             headers: {
                 [name: string]: unknown;
@@ -2300,7 +2939,7 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description No token, or one that is not known */
+        /** @description The request has no token, or an unknown one */
         Unauthorized: {
             headers: {
                 [name: string]: unknown;
@@ -2320,19 +2959,25 @@ export interface operations {
     apply: {
         parameters: {
             query?: {
-                /** @description Delete what the document does not have. The document must name a resource or a list, and each list must be one (`[]`, not null), else 400. Deleting the last listener or more than half of the set is 409 with `deletions`, unless `allow_mass_delete` is true */
+                /** @description Deletes the resources that the document does not have. The document must name a resource or a list, and no list may be null (`[]` is an empty one), else the response is 400. If that would delete the last listener or more than half of all resources, the response is 409 with `deletions`, unless `allow_mass_delete` is true */
                 prune?: boolean;
-                /** @description With `prune`: the last listener and more than half of the set may be deleted */
+                /** @description With `prune`: allows to delete the last listener and more than half of all resources */
                 allow_mass_delete?: boolean;
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description The passphrase of a document that was exported with `secrets=encrypted` */
+                /** @description The passphrase that a document was exported with (`secrets=encrypted`) */
                 "X-Signalbox-Passphrase"?: string;
             };
             path?: never;
@@ -2343,6 +2988,7 @@ export interface operations {
                 "application/json": {
                     certificates?: components["schemas"]["CertificateSpec"][];
                     consumers?: components["schemas"]["ConsumerSpec"][];
+                    fleets?: components["schemas"]["FleetSpec"][];
                     listeners?: components["schemas"]["ListenerSpec"][];
                     plugins?: components["schemas"]["PluginSpec"][];
                     routes?: components["schemas"]["RouteSpec"][];
@@ -2351,6 +2997,7 @@ export interface operations {
                 "application/yaml": {
                     certificates?: components["schemas"]["CertificateSpec"][];
                     consumers?: components["schemas"]["ConsumerSpec"][];
+                    fleets?: components["schemas"]["FleetSpec"][];
                     listeners?: components["schemas"]["ListenerSpec"][];
                     plugins?: components["schemas"]["PluginSpec"][];
                     routes?: components["schemas"]["RouteSpec"][];
@@ -2359,7 +3006,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description What was changed; with `dry_run`: what would be */
+            /** @description The changes. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2371,7 +3018,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2389,7 +3036,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -2398,7 +3045,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -2408,7 +3055,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2417,7 +3064,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -2431,9 +3078,9 @@ export interface operations {
     listAudit: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description `next_cursor` of the page before */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: string;
             };
             header?: never;
@@ -2442,7 +3089,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of it */
+            /** @description One page of the audit trail */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2455,7 +3102,7 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2469,13 +3116,13 @@ export interface operations {
     listCertificates: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description `next_cursor` of the page before */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: string;
-                /** @description Only those with this text in their name or in any other text of theirs, in any case */
+                /** @description Lists only resources with this text in their name or in another field, in upper or lower case */
                 q?: string;
-                /** @description Only those with this label, `KEY=VALUE`; repeatable: with all of them */
+                /** @description Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels */
                 label?: string[];
             };
             header?: never;
@@ -2484,7 +3131,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of them */
+            /** @description One page of the list */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2492,7 +3139,7 @@ export interface operations {
                 content: {
                     "application/json": {
                         items: components["schemas"]["Certificate"][];
-                        /** @description For the next page; null: there is none */
+                        /** @description The `cursor` of the next page. Null: this is the last page. */
                         next_cursor: string | null;
                     };
                 };
@@ -2506,12 +3153,18 @@ export interface operations {
     createCertificate: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
             };
@@ -2524,7 +3177,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2533,7 +3186,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -2545,7 +3198,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2563,7 +3216,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -2572,7 +3225,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -2582,7 +3235,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2591,7 +3244,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -2606,7 +3259,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if it does not have this ETag */
+                /** @description Answers 304 without a body if the resource has this ETag */
                 "If-None-Match"?: string;
             };
             path: {
@@ -2616,7 +3269,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The resource */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2625,7 +3278,7 @@ export interface operations {
                     "application/json": components["schemas"]["Certificate"];
                 };
             };
-            /** @description It is still the version of If-None-Match */
+            /** @description The resource still has the version of If-None-Match */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -2635,7 +3288,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -2650,17 +3303,23 @@ export interface operations {
     putCertificate: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
-                /** @description `*`: only if it is not there */
+                /** @description `*`: writes only if the resource does not exist */
                 "If-None-Match"?: "*";
             };
             path: {
@@ -2674,7 +3333,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It was replaced, or nothing differed; with `dry_run`: what would change */
+            /** @description The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2683,7 +3342,7 @@ export interface operations {
                     "application/json": components["schemas"]["Certificate"] | components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -2695,7 +3354,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2704,7 +3363,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -2722,7 +3381,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -2731,7 +3390,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -2741,7 +3400,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2750,7 +3409,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -2764,15 +3423,21 @@ export interface operations {
     deleteCertificate: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -2782,7 +3447,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2791,7 +3456,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was deleted */
+            /** @description The resource was deleted */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -2801,7 +3466,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -2810,7 +3475,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2819,7 +3484,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -2829,7 +3494,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2838,7 +3503,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -2852,15 +3517,21 @@ export interface operations {
     patchCertificate: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -2874,7 +3545,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It as it is now; with `dry_run`: what would change */
+            /** @description The resource after the change. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2886,7 +3557,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -2895,7 +3566,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -2904,7 +3575,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -2922,7 +3593,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -2931,7 +3602,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -2941,7 +3612,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2950,7 +3621,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -2964,13 +3635,13 @@ export interface operations {
     listConsumers: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description `next_cursor` of the page before */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: string;
-                /** @description Only those with this text in their name or in any other text of theirs, in any case */
+                /** @description Lists only resources with this text in their name or in another field, in upper or lower case */
                 q?: string;
-                /** @description Only those with this label, `KEY=VALUE`; repeatable: with all of them */
+                /** @description Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels */
                 label?: string[];
             };
             header?: never;
@@ -2979,7 +3650,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of them */
+            /** @description One page of the list */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -2987,7 +3658,7 @@ export interface operations {
                 content: {
                     "application/json": {
                         items: components["schemas"]["Consumer"][];
-                        /** @description For the next page; null: there is none */
+                        /** @description The `cursor` of the next page. Null: this is the last page. */
                         next_cursor: string | null;
                     };
                 };
@@ -3001,12 +3672,18 @@ export interface operations {
     createConsumer: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
             };
@@ -3019,7 +3696,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3028,7 +3705,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -3040,7 +3717,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3058,7 +3735,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -3067,7 +3744,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3077,7 +3754,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3086,7 +3763,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -3101,7 +3778,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if it does not have this ETag */
+                /** @description Answers 304 without a body if the resource has this ETag */
                 "If-None-Match"?: string;
             };
             path: {
@@ -3111,7 +3788,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The resource */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3120,7 +3797,7 @@ export interface operations {
                     "application/json": components["schemas"]["Consumer"];
                 };
             };
-            /** @description It is still the version of If-None-Match */
+            /** @description The resource still has the version of If-None-Match */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -3130,7 +3807,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3145,17 +3822,23 @@ export interface operations {
     putConsumer: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
-                /** @description `*`: only if it is not there */
+                /** @description `*`: writes only if the resource does not exist */
                 "If-None-Match"?: "*";
             };
             path: {
@@ -3169,7 +3852,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It was replaced, or nothing differed; with `dry_run`: what would change */
+            /** @description The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3178,7 +3861,7 @@ export interface operations {
                     "application/json": components["schemas"]["Consumer"] | components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -3190,7 +3873,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3199,7 +3882,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -3217,7 +3900,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -3226,7 +3909,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3236,7 +3919,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3245,7 +3928,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -3259,15 +3942,21 @@ export interface operations {
     deleteConsumer: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -3277,7 +3966,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3286,7 +3975,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was deleted */
+            /** @description The resource was deleted */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -3296,7 +3985,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3305,7 +3994,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3314,7 +4003,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -3324,7 +4013,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3333,7 +4022,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -3347,15 +4036,21 @@ export interface operations {
     patchConsumer: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -3369,7 +4064,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It as it is now; with `dry_run`: what would change */
+            /** @description The resource after the change. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3381,7 +4076,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3390,7 +4085,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3399,7 +4094,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -3417,7 +4112,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -3426,7 +4121,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3436,7 +4131,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3445,7 +4140,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -3460,7 +4155,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Go on after this event */
+                /** @description The last event that the client has. The stream goes on after it */
                 "Last-Event-ID"?: string;
             };
             path?: never;
@@ -3508,7 +4203,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3517,7 +4212,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3527,7 +4222,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3541,15 +4236,15 @@ export interface operations {
     export: {
         parameters: {
             query?: {
-                /** @description As it was at this revision; absent: as it is */
+                /** @description Exports the resources of this revision. Absent: those of the current revision */
                 revision?: number;
-                /** @description Absent: as Accept has it, or YAML */
+                /** @description The format of the document. Absent: the one that Accept asks for, else YAML */
                 format?: "yaml" | "json";
-                /** @description `encrypted`: with private keys, encrypted under the passphrase of the header; for administrators. Absent: without */
+                /** @description `encrypted`: includes private keys, encrypted with the passphrase of the header; needs the role admin. Absent: private keys are left out */
                 secrets?: "encrypted";
             };
             header?: {
-                /** @description With `secrets=encrypted`: what they are encrypted with, from 12 to 1024 characters */
+                /** @description The passphrase for `secrets=encrypted`, from 12 to 1024 characters */
                 "X-Signalbox-Passphrase"?: string;
             };
             path?: never;
@@ -3566,6 +4261,7 @@ export interface operations {
                     "application/json": {
                         certificates?: components["schemas"]["CertificateSpec"][];
                         consumers?: components["schemas"]["ConsumerSpec"][];
+                        fleets?: components["schemas"]["FleetSpec"][];
                         listeners?: components["schemas"]["ListenerSpec"][];
                         plugins?: components["schemas"]["PluginSpec"][];
                         routes?: components["schemas"]["RouteSpec"][];
@@ -3574,6 +4270,7 @@ export interface operations {
                     "application/yaml": {
                         certificates?: components["schemas"]["CertificateSpec"][];
                         consumers?: components["schemas"]["ConsumerSpec"][];
+                        fleets?: components["schemas"]["FleetSpec"][];
                         listeners?: components["schemas"]["ListenerSpec"][];
                         plugins?: components["schemas"]["PluginSpec"][];
                         routes?: components["schemas"]["RouteSpec"][];
@@ -3584,7 +4281,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3594,7 +4291,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3605,7 +4302,7 @@ export interface operations {
             };
         };
     };
-    listFleets: {
+    listFleetStatuses: {
         parameters: {
             query?: never;
             header?: never;
@@ -3614,13 +4311,13 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description They */
+            /** @description The fleets */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["FleetList"];
+                    "application/json": components["schemas"]["FleetStatusList"];
                 };
             };
             400: components["responses"]["BadRequest"];
@@ -3629,16 +4326,16 @@ export interface operations {
             429: components["responses"]["TooManyRequests"];
         };
     };
-    listListeners: {
+    listFleets: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description `next_cursor` of the page before */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: string;
-                /** @description Only those with this text in their name or in any other text of theirs, in any case */
+                /** @description Lists only resources with this text in their name or in another field, in upper or lower case */
                 q?: string;
-                /** @description Only those with this label, `KEY=VALUE`; repeatable: with all of them */
+                /** @description Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels */
                 label?: string[];
             };
             header?: never;
@@ -3647,15 +4344,15 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of them */
+            /** @description One page of the list */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
                     "application/json": {
-                        items: components["schemas"]["Listener"][];
-                        /** @description For the next page; null: there is none */
+                        items: components["schemas"]["Fleet"][];
+                        /** @description The `cursor` of the next page. Null: this is the last page. */
                         next_cursor: string | null;
                     };
                 };
@@ -3666,15 +4363,21 @@ export interface operations {
             429: components["responses"]["TooManyRequests"];
         };
     };
-    createListener: {
+    createFleet: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
             };
@@ -3683,11 +4386,11 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["ListenerSpec"];
+                "application/json": components["schemas"]["FleetSpec"];
             };
         };
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3696,19 +4399,19 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Listener"];
+                    "application/json": components["schemas"]["Fleet"];
                 };
             };
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3726,7 +4429,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -3735,7 +4438,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3745,7 +4448,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3754,7 +4457,570 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getFleet: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Answers 304 without a body if the resource has this ETag */
+                "If-None-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The resource */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fleet"];
+                };
+            };
+            /** @description The resource still has the version of If-None-Match */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    putFleet: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
+                "If-Match"?: string;
+                /** @description `*`: writes only if the resource does not exist */
+                "If-None-Match"?: "*";
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["FleetSpec"];
+            };
+        };
+        responses: {
+            /** @description The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fleet"] | components["schemas"]["Revised"];
+                };
+            };
+            /** @description The resource was created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fleet"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The condition of If-Match or If-None-Match is not met */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    deleteFleet: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
+                "If-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Revised"];
+                };
+            };
+            /** @description The resource was deleted */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The condition of If-Match or If-None-Match is not met */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    patchFleet: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
+                "If-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/merge-patch+json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The resource after the change. With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fleet"] | components["schemas"]["Revised"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The condition of If-Match or If-None-Match is not met */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getFleetRollouts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The state of the fleet */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FleetRollouts"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listListeners: {
+        parameters: {
+            query?: {
+                /** @description The most entries of one page */
+                limit?: number;
+                /** @description The `next_cursor` of the previous page */
+                cursor?: string;
+                /** @description Lists only resources with this text in their name or in another field, in upper or lower case */
+                q?: string;
+                /** @description Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels */
+                label?: string[];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description One page of the list */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        items: components["schemas"]["Listener"][];
+                        /** @description The `cursor` of the next page. Null: this is the last page. */
+                        next_cursor: string | null;
+                    };
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    createListener: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ListenerSpec"];
+            };
+        };
+        responses: {
+            /** @description With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Revised"];
+                };
+            };
+            /** @description The resource was created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Listener"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -3769,7 +5035,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if it does not have this ETag */
+                /** @description Answers 304 without a body if the resource has this ETag */
                 "If-None-Match"?: string;
             };
             path: {
@@ -3779,7 +5045,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The resource */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3788,7 +5054,7 @@ export interface operations {
                     "application/json": components["schemas"]["Listener"];
                 };
             };
-            /** @description It is still the version of If-None-Match */
+            /** @description The resource still has the version of If-None-Match */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -3798,7 +5064,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3813,17 +5079,23 @@ export interface operations {
     putListener: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
-                /** @description `*`: only if it is not there */
+                /** @description `*`: writes only if the resource does not exist */
                 "If-None-Match"?: "*";
             };
             path: {
@@ -3837,7 +5109,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It was replaced, or nothing differed; with `dry_run`: what would change */
+            /** @description The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3846,7 +5118,7 @@ export interface operations {
                     "application/json": components["schemas"]["Listener"] | components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -3858,7 +5130,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3867,7 +5139,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -3885,7 +5157,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -3894,7 +5166,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -3904,7 +5176,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3913,7 +5185,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -3927,15 +5199,21 @@ export interface operations {
     deleteListener: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -3945,7 +5223,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3954,7 +5232,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was deleted */
+            /** @description The resource was deleted */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -3964,7 +5242,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -3973,7 +5251,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -3982,7 +5260,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -3992,7 +5270,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4001,7 +5279,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -4015,15 +5293,21 @@ export interface operations {
     patchListener: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -4037,7 +5321,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It as it is now; with `dry_run`: what would change */
+            /** @description The resource after the change. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4049,7 +5333,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4058,7 +5342,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4067,7 +5351,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -4085,7 +5369,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -4094,7 +5378,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4104,7 +5388,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4113,7 +5397,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -4133,7 +5417,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The document */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4154,7 +5438,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description They */
+            /** @description The types */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4172,13 +5456,13 @@ export interface operations {
     listPlugins: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description `next_cursor` of the page before */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: string;
-                /** @description Only those with this text in their name or in any other text of theirs, in any case */
+                /** @description Lists only resources with this text in their name or in another field, in upper or lower case */
                 q?: string;
-                /** @description Only those with this label, `KEY=VALUE`; repeatable: with all of them */
+                /** @description Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels */
                 label?: string[];
             };
             header?: never;
@@ -4187,7 +5471,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of them */
+            /** @description One page of the list */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4195,7 +5479,7 @@ export interface operations {
                 content: {
                     "application/json": {
                         items: components["schemas"]["Plugin"][];
-                        /** @description For the next page; null: there is none */
+                        /** @description The `cursor` of the next page. Null: this is the last page. */
                         next_cursor: string | null;
                     };
                 };
@@ -4209,12 +5493,18 @@ export interface operations {
     createPlugin: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
             };
@@ -4227,7 +5517,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4236,7 +5526,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -4248,7 +5538,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4266,7 +5556,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -4275,7 +5565,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4285,7 +5575,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4294,7 +5584,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -4309,7 +5599,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if it does not have this ETag */
+                /** @description Answers 304 without a body if the resource has this ETag */
                 "If-None-Match"?: string;
             };
             path: {
@@ -4319,7 +5609,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The resource */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4328,7 +5618,7 @@ export interface operations {
                     "application/json": components["schemas"]["Plugin"];
                 };
             };
-            /** @description It is still the version of If-None-Match */
+            /** @description The resource still has the version of If-None-Match */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -4338,7 +5628,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4353,17 +5643,23 @@ export interface operations {
     putPlugin: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
-                /** @description `*`: only if it is not there */
+                /** @description `*`: writes only if the resource does not exist */
                 "If-None-Match"?: "*";
             };
             path: {
@@ -4377,7 +5673,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It was replaced, or nothing differed; with `dry_run`: what would change */
+            /** @description The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4386,7 +5682,7 @@ export interface operations {
                     "application/json": components["schemas"]["Plugin"] | components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -4398,7 +5694,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4407,7 +5703,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -4425,7 +5721,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -4434,7 +5730,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4444,7 +5740,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4453,7 +5749,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -4467,15 +5763,21 @@ export interface operations {
     deletePlugin: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -4485,7 +5787,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4494,7 +5796,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was deleted */
+            /** @description The resource was deleted */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -4504,7 +5806,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4513,7 +5815,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4522,7 +5824,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -4532,7 +5834,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4541,7 +5843,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -4555,15 +5857,21 @@ export interface operations {
     patchPlugin: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -4577,7 +5885,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It as it is now; with `dry_run`: what would change */
+            /** @description The resource after the change. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4589,7 +5897,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4598,7 +5906,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4607,7 +5915,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -4625,7 +5933,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -4634,7 +5942,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4644,7 +5952,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4653,7 +5961,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -4667,11 +5975,11 @@ export interface operations {
     listProxies: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description `next_cursor` of the page before */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: string;
-                /** @description Only this fleet; absent: all */
+                /** @description The fleet. Absent: all fleets */
                 fleet?: string;
             };
             header?: never;
@@ -4680,7 +5988,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of them */
+            /** @description One page of the list */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4706,7 +6014,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The proxy */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4718,7 +6026,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4741,7 +6049,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It is forgotten */
+            /** @description The proxy is forgotten */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -4751,7 +6059,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4760,7 +6068,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4770,7 +6078,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4784,9 +6092,9 @@ export interface operations {
     listRevisions: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description `next_cursor` of the page before */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: string;
             };
             header?: never;
@@ -4795,7 +6103,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of them */
+            /** @description One page of the list */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4808,7 +6116,7 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4830,7 +6138,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The revision */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4842,7 +6150,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4852,7 +6160,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4866,7 +6174,7 @@ export interface operations {
     diffRevisions: {
         parameters: {
             query?: {
-                /** @description The revision to compare with; absent: the one before */
+                /** @description The revision to compare with. Absent: the one before */
                 from?: number;
             };
             header?: never;
@@ -4889,7 +6197,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4899,7 +6207,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4913,12 +6221,18 @@ export interface operations {
     rollback: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
             };
@@ -4929,7 +6243,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description What was changed; with `dry_run`: what would be */
+            /** @description The changes. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4941,7 +6255,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4950,7 +6264,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4959,7 +6273,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -4969,7 +6283,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4978,7 +6292,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -4992,9 +6306,11 @@ export interface operations {
     waitForRevision: {
         parameters: {
             query?: {
-                /** @description Only this fleet; absent: all */
+                /** @description The fleet. Absent: all fleets */
                 fleet?: string;
-                /** @description At most 5m */
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The longest wait, at most 5m */
                 timeout?: string;
             };
             header?: never;
@@ -5005,7 +6321,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description They do */
+            /** @description Every connected proxy serves the revision or a later one */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5017,7 +6333,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5026,7 +6342,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5036,7 +6352,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -5050,10 +6366,12 @@ export interface operations {
     listRollouts: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description Only this fleet; absent: all */
+                /** @description The fleet. Absent: all fleets */
                 fleet?: string;
+                /** @description Lists only rollouts in this state */
+                state?: string;
             };
             header?: never;
             path?: never;
@@ -5061,7 +6379,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description They */
+            /** @description The rollouts */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5074,6 +6392,15 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
         };
     };
     getRollout: {
@@ -5087,7 +6414,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The rollout */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5099,7 +6426,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5109,18 +6436,738 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    abortRollout: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RolloutCommand"];
+            };
+        };
+        responses: {
+            /** @description The rollout after the command */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Rollout"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    approveRollout: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RolloutCommand"];
+            };
+        };
+        responses: {
+            /** @description The rollout after the command */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Rollout"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    pauseRollout: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RolloutCommand"];
+            };
+        };
+        responses: {
+            /** @description The rollout after the command */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Rollout"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    promoteRollout: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RolloutCommand"];
+            };
+        };
+        responses: {
+            /** @description The rollout after the command */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Rollout"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listRolloutProxies: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The proxies */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RolloutProxyList"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    resumeRollout: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RolloutCommand"];
+            };
+        };
+        responses: {
+            /** @description The rollout after the command */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Rollout"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    retryRollout: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RolloutCommand"];
+            };
+        };
+        responses: {
+            /** @description The rollout after the command */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Rollout"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    revertRollout: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RolloutCommand"];
+            };
+        };
+        responses: {
+            /** @description The rollout after the command */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Rollout"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    skipRollout: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RolloutCommand"];
+            };
+        };
+        responses: {
+            /** @description The rollout after the command */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Rollout"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    waitForRollout: {
+        parameters: {
+            query?: {
+                /** @description The end of the wait. `step`: the proxies of the present step serve the revision. `applied`: the whole fleet serves it. `succeeded`: the rollout has ended with success */
+                for?: "step" | "applied" | "succeeded";
+                /** @description The longest wait, at most 5m */
+                timeout?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The rollout got there */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Rollout"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
         };
     };
     listRoutes: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description `next_cursor` of the page before */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: string;
-                /** @description Only those with this text in their name or in any other text of theirs, in any case */
+                /** @description Lists only resources with this text in their name or in another field, in upper or lower case */
                 q?: string;
-                /** @description Only those with this label, `KEY=VALUE`; repeatable: with all of them */
+                /** @description Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels */
                 label?: string[];
             };
             header?: never;
@@ -5129,7 +7176,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of them */
+            /** @description One page of the list */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5137,7 +7184,7 @@ export interface operations {
                 content: {
                     "application/json": {
                         items: components["schemas"]["Route"][];
-                        /** @description For the next page; null: there is none */
+                        /** @description The `cursor` of the next page. Null: this is the last page. */
                         next_cursor: string | null;
                     };
                 };
@@ -5151,12 +7198,18 @@ export interface operations {
     createRoute: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
             };
@@ -5169,7 +7222,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5178,7 +7231,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -5190,7 +7243,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5208,7 +7261,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -5217,7 +7270,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5227,7 +7280,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5236,7 +7289,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -5251,7 +7304,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if it does not have this ETag */
+                /** @description Answers 304 without a body if the resource has this ETag */
                 "If-None-Match"?: string;
             };
             path: {
@@ -5261,7 +7314,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The resource */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5270,7 +7323,7 @@ export interface operations {
                     "application/json": components["schemas"]["Route"];
                 };
             };
-            /** @description It is still the version of If-None-Match */
+            /** @description The resource still has the version of If-None-Match */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -5280,7 +7333,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5295,17 +7348,23 @@ export interface operations {
     putRoute: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
-                /** @description `*`: only if it is not there */
+                /** @description `*`: writes only if the resource does not exist */
                 "If-None-Match"?: "*";
             };
             path: {
@@ -5319,7 +7378,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It was replaced, or nothing differed; with `dry_run`: what would change */
+            /** @description The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5328,7 +7387,7 @@ export interface operations {
                     "application/json": components["schemas"]["Route"] | components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -5340,7 +7399,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5349,7 +7408,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -5367,7 +7426,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -5376,7 +7435,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5386,7 +7445,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5395,7 +7454,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -5409,15 +7468,21 @@ export interface operations {
     deleteRoute: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -5427,7 +7492,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5436,7 +7501,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was deleted */
+            /** @description The resource was deleted */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -5446,7 +7511,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5455,7 +7520,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5464,7 +7529,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -5474,7 +7539,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5483,7 +7548,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -5497,15 +7562,21 @@ export interface operations {
     patchRoute: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -5519,7 +7590,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It as it is now; with `dry_run`: what would change */
+            /** @description The resource after the change. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5531,7 +7602,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5540,7 +7611,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5549,7 +7620,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -5567,7 +7638,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -5576,7 +7647,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5586,7 +7657,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5595,7 +7666,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -5615,7 +7686,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description You */
+            /** @description The caller */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5643,7 +7714,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Who you are */
+            /** @description The caller */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5654,7 +7725,7 @@ export interface operations {
             };
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5664,7 +7735,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5684,7 +7755,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description You are logged out */
+            /** @description The session has ended */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -5692,7 +7763,7 @@ export interface operations {
                 content?: never;
             };
             400: components["responses"]["BadRequest"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5712,7 +7783,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description They, without their cookies */
+            /** @description The sessions, without their cookies */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5736,7 +7807,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description They have ended */
+            /** @description The sessions have ended */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -5747,7 +7818,7 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5769,7 +7840,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It has ended */
+            /** @description The session has ended */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -5779,7 +7850,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5789,7 +7860,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5809,7 +7880,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description They */
+            /** @description The figures */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5833,7 +7904,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description They, without their texts */
+            /** @description The tokens, without their texts */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5846,7 +7917,7 @@ export interface operations {
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5870,7 +7941,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It; its text is never shown again */
+            /** @description The token. Its text is never shown again */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -5882,7 +7953,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5891,7 +7962,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -5901,7 +7972,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5923,7 +7994,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It is revoked */
+            /** @description The token is revoked */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -5933,7 +8004,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5942,7 +8013,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5952,7 +8023,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5966,13 +8037,13 @@ export interface operations {
     listUpstreams: {
         parameters: {
             query?: {
-                /** @description How many at most */
+                /** @description The most entries of one page */
                 limit?: number;
-                /** @description `next_cursor` of the page before */
+                /** @description The `next_cursor` of the previous page */
                 cursor?: string;
-                /** @description Only those with this text in their name or in any other text of theirs, in any case */
+                /** @description Lists only resources with this text in their name or in another field, in upper or lower case */
                 q?: string;
-                /** @description Only those with this label, `KEY=VALUE`; repeatable: with all of them */
+                /** @description Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels */
                 label?: string[];
             };
             header?: never;
@@ -5981,7 +8052,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description A page of them */
+            /** @description One page of the list */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -5989,7 +8060,7 @@ export interface operations {
                 content: {
                     "application/json": {
                         items: components["schemas"]["Upstream"][];
-                        /** @description For the next page; null: there is none */
+                        /** @description The `cursor` of the next page. Null: this is the last page. */
                         next_cursor: string | null;
                     };
                 };
@@ -6003,12 +8074,18 @@ export interface operations {
     createUpstream: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
             };
@@ -6021,7 +8098,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6030,7 +8107,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -6042,7 +8119,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6060,7 +8137,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -6069,7 +8146,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6079,7 +8156,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6088,7 +8165,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -6103,7 +8180,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Only if it does not have this ETag */
+                /** @description Answers 304 without a body if the resource has this ETag */
                 "If-None-Match"?: string;
             };
             path: {
@@ -6113,7 +8190,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description It */
+            /** @description The resource */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6122,7 +8199,7 @@ export interface operations {
                     "application/json": components["schemas"]["Upstream"];
                 };
             };
-            /** @description It is still the version of If-None-Match */
+            /** @description The resource still has the version of If-None-Match */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -6132,7 +8209,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6147,17 +8224,23 @@ export interface operations {
     putUpstream: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
-                /** @description `*`: only if it is not there */
+                /** @description `*`: writes only if the resource does not exist */
                 "If-None-Match"?: "*";
             };
             path: {
@@ -6171,7 +8254,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It was replaced, or nothing differed; with `dry_run`: what would change */
+            /** @description The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6180,7 +8263,7 @@ export interface operations {
                     "application/json": components["schemas"]["Upstream"] | components["schemas"]["Revised"];
                 };
             };
-            /** @description It was created */
+            /** @description The resource was created */
             201: {
                 headers: {
                     [name: string]: unknown;
@@ -6192,7 +8275,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6201,7 +8284,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -6219,7 +8302,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -6228,7 +8311,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6238,7 +8321,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6247,7 +8330,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -6261,15 +8344,21 @@ export interface operations {
     deleteUpstream: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -6279,7 +8368,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description With `dry_run`: what would change */
+            /** @description With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6288,7 +8377,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revised"];
                 };
             };
-            /** @description It was deleted */
+            /** @description The resource was deleted */
             204: {
                 headers: {
                     [name: string]: unknown;
@@ -6298,7 +8387,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6307,7 +8396,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6316,7 +8405,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -6326,7 +8415,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6335,7 +8424,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;
@@ -6349,15 +8438,21 @@ export interface operations {
     patchUpstream: {
         parameters: {
             query?: {
-                /** @description Check it and answer what would change; store nothing */
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
                 dry_run?: boolean;
-                /** @description Answer only when every connected proxy serves it: at most 5m. 409 if one rejects it, 504 if it takes longer; the revision stands in any case */
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
                 wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
             };
             header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
                 /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
                 "X-Signalbox-Message"?: string;
-                /** @description Only if it has this ETag; `*`: only if it is there */
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
                 "If-Match"?: string;
             };
             path: {
@@ -6371,7 +8466,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description It as it is now; with `dry_run`: what would change */
+            /** @description The resource after the change. With `dry_run`: the changes that would be made */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -6383,7 +8478,7 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
-            /** @description There is no such thing */
+            /** @description Not found */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6392,7 +8487,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It conflicts with what is there */
+            /** @description The write conflicts with the current resources */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6401,7 +8496,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description If-Match or If-None-Match does not hold */
+            /** @description The condition of If-Match or If-None-Match is not met */
             412: {
                 headers: {
                     [name: string]: unknown;
@@ -6419,7 +8514,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The body is of another type */
+            /** @description The body has another media type than this operation takes */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -6428,7 +8523,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It is not valid: every error, by field */
+            /** @description The body is not valid. The response lists all errors with their fields */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -6438,7 +8533,7 @@ export interface operations {
                 };
             };
             429: components["responses"]["TooManyRequests"];
-            /** @description The database is away */
+            /** @description The database cannot be reached */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -6447,7 +8542,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description It was not so in time */
+            /** @description The wait timed out */
             504: {
                 headers: {
                     [name: string]: unknown;

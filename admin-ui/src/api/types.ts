@@ -1,4 +1,5 @@
 import type { JsonObject } from "../lib/json";
+import type { KIND_FACTS } from "./kinds";
 import type { components } from "./schema";
 
 type Schemas = components["schemas"];
@@ -13,6 +14,10 @@ export type ProxyState = Schemas["ProxyState"];
 export type Rollout = Schemas["Rollout"] & {
   fault?: (Omit<ResourceFault, "changed_in"> & { proxy: string; revision: number }) | null;
 };
+export type RolloutStep = Schemas["RolloutStep"];
+export type RolloutGate = Schemas["RolloutGate"];
+export type RolloutEvent = Schemas["RolloutEvent"];
+export type FleetRollouts = Schemas["FleetRollouts"];
 export type RolloutState = Schemas["RolloutState"];
 export type RevisionSummary = Schemas["RevisionSummary"];
 export type RevisionDetail = Omit<Schemas["Revision"], "changes"> & { changes: Change[] };
@@ -25,7 +30,8 @@ export type Session = Schemas["Caller"];
 export type Role = Schemas["Role"];
 export type Meta = Schemas["Meta"];
 
-export type KindPlural = "routes" | "upstreams" | "plugins" | "consumers" | "listeners" | "certificates";
+/** A kind of resource, by the name that the API has for several. */
+export type KindPlural = (typeof KIND_FACTS)[number]["plural"];
 
 /**
  * A resource as the forms take it: its specification, which they treat as plain JSON because what they do not know

@@ -1,7 +1,7 @@
 import { Text, Tooltip } from "@mantine/core";
 import { formatAge, formatTime, useNow } from "../lib/format";
 
-/** How long ago something was, drawn again every second; the exact time on hover and focus. */
+/** The age of something, drawn again every second. The exact time appears on hover and focus. */
 export function Age({ at, ago = false, size }: { at: string; ago?: boolean; size?: string }) {
   const now = useNow();
   const age = formatAge(now - new Date(at).getTime());

@@ -2,10 +2,10 @@ import { ActionIcon, Tooltip, useMantineColorScheme } from "@mantine/core";
 import { IconAuto, IconMoon, IconSun } from "./icons";
 
 const NEXT = { auto: "light", light: "dark", dark: "auto" } as const;
-const LABELS = { auto: "Colours as the system has them", light: "Light colours", dark: "Dark colours" };
+const LABELS = { auto: "System colours", light: "Light colours", dark: "Dark colours" };
 const ICONS = { auto: <IconAuto />, light: <IconSun />, dark: <IconMoon /> };
 
-/** Goes round: as the system has it, light, dark. */
+/** Switches between the colours of the system, light and dark. */
 export function ColorSchemeToggle() {
   const { colorScheme, setColorScheme } = useMantineColorScheme();
   return (

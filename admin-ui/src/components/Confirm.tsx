@@ -7,13 +7,17 @@ type Props = {
   close: () => void;
   title: string;
   children: ReactNode;
-  /** What the button says. */
+  /** The text of the button. */
   action: string;
+  /** The colour of the button; red by default. */
+  color?: string;
+  /** True if something that the action needs is not entered yet. */
+  isIncomplete?: boolean;
   mutation: { run: () => void; isPending: boolean; error: unknown; reset: () => void };
 };
 
-/** Asks before something is done, and shows why it could not be. */
-export function Confirm({ opened, close, title, children, action, mutation }: Props) {
+/** Asks for confirmation before an action, and shows the error if the action fails. */
+export function Confirm({ opened, close, title, children, action, color = "red", isIncomplete, mutation }: Props) {
   const dismiss = () => {
     mutation.reset();
     close();
@@ -23,7 +27,7 @@ export function Confirm({ opened, close, title, children, action, mutation }: Pr
   useEffect(() => {
     if (error) errorRef.current?.focus();
   }, [error]);
-  // A single error is often all that the detail says.
+  // The detail often repeats a single error.
   const errors =
     error instanceof Problem ? error.errors.filter(({ message }) => message !== error.detail) : [];
   return (
@@ -33,7 +37,7 @@ export function Confirm({ opened, close, title, children, action, mutation }: Pr
           {children}
         </Text>
         {error !== null && error !== undefined && (
-          <Alert color="red" role="alert" title="It was not done" ref={errorRef} tabIndex={-1}>
+          <Alert color="red" role="alert" title="The action failed" ref={errorRef} tabIndex={-1}>
             <Text size="sm" className="breaks">
               {messageOf(error)}
             </Text>
@@ -53,7 +57,7 @@ export function Confirm({ opened, close, title, children, action, mutation }: Pr
           <Button variant="default" onClick={dismiss} data-autofocus>
             Cancel
           </Button>
-          <Button color="red" onClick={mutation.run} loading={mutation.isPending}>
+          <Button color={color} onClick={mutation.run} loading={mutation.isPending} disabled={isIncomplete}>
             {action}
           </Button>
         </Group>

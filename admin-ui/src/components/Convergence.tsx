@@ -3,13 +3,13 @@ import { Link } from "react-router";
 import type { Convergence } from "../lib/board";
 import { formatDuration, plural } from "../lib/format";
 import { Age } from "./Age";
-import { RolloutBadge } from "./StateBadge";
+import { RevisionBadge } from "./StateBadge";
 import { Empty } from "./states";
 
-/** The last revisions, newest first: who made them, and how far they came how fast. */
+/** The last revisions, newest first: author, number of proxies that serve it, and propagation. */
 export function ConvergenceTable({ rows }: { rows: Convergence[] }) {
   if (rows.length === 0) {
-    return <Empty title="No revisions yet">Create an upstream and a route, and see the change travel.</Empty>;
+    return <Empty title="No revisions yet">Create an upstream and a route, and watch the revisions reach the proxies.</Empty>;
   }
   return (
     <Table className="table" verticalSpacing={6} data-testid="convergence">
@@ -60,11 +60,18 @@ export function ConvergenceTable({ rows }: { rows: Convergence[] }) {
               {milliseconds(row.max)}
             </Table.Td>
             <Table.Td>
-              {row.state ? (
+              {row.rollout ? (
                 <Tooltip label={row.reason} disabled={row.reason === null} multiline maw={420}>
-                  <div style={{ width: "max-content" }}>
-                    <RolloutBadge state={row.state} />
-                  </div>
+                  <Anchor
+                    component={Link}
+                    to={`/rollouts/${row.rollout.id}`}
+                    underline="never"
+                    display="block"
+                    w="max-content"
+                    title={`Rollout of revision ${row.revision}`}
+                  >
+                    <RevisionBadge rollout={row.rollout} />
+                  </Anchor>
                 </Tooltip>
               ) : (
                 <Text size="sm" c="dimmed">
@@ -98,7 +105,7 @@ function Reach({ row }: { row: Convergence }) {
   );
 }
 
-/** One column for each revision, the newest at the right: its p99, and darker its median. */
+/** A chart with one column for each revision, the newest at the right: the p99, and in a darker colour the median. */
 export function PropagationChart({ rows }: { rows: Convergence[] }) {
   const columns = rows.toReversed();
   const highest = Math.max(1, ...columns.map((row) => row.p99 ?? 0));

@@ -10,7 +10,7 @@ import { useWatchRevision } from "./RolloutStrip";
 type Props = {
   kind: KindInfo;
   name: string;
-  /** What one has seen: another one is not deleted unseen. */
+  /** The version that the user has seen; the deletion of another version is refused. */
   version: string;
   compact?: boolean;
   onDeleted?: () => void;
@@ -56,7 +56,8 @@ export function DeleteResource({ kind, name, version, compact, onDeleted }: Prop
         action="Delete"
         mutation={{ ...remove, run }}
       >
-        The proxies stop using it as soon as they serve the revision that this makes. It can be rolled back.
+        This makes a new revision. The proxies stop using the {kind.singular} when they serve that revision. You can roll
+        the revision back.
       </Confirm>
     </>
   );

@@ -4,7 +4,7 @@ import type { Json } from "../lib/json";
 
 const SIGNS = { same: " ", removed: "−", added: "+" };
 
-/** What changed between two specifications, line by line; one that is `null` or absent did not exist. */
+/** The difference between two specifications, line by line. `null` or absent means that there was none. */
 export function Diff({ before, after }: { before: Json | undefined; after: Json | undefined }) {
   const lines = useMemo(() => foldDiff(diffLines(write(before), write(after)), 3), [before, after]);
   return (

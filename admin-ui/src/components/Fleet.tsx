@@ -11,7 +11,7 @@ export function colorOf(state: ProxyState): string {
   return `var(--mantine-color-${PROXY_STATES[state].color}-${state === "disconnected" ? 5 : 6})`;
 }
 
-/** How many proxies are in which state; a click on one shows only those. */
+/** The number of proxies in each state. A click on a state shows only its proxies. */
 export function StateCounts({
   proxies,
   selected,
@@ -73,8 +73,8 @@ export function StateCounts({
 }
 
 /**
- * One dot for each proxy. For the eye and the mouse: the table below tells the same to the keyboard and to screen
- * readers, which a thousand buttons in the way would not help.
+ * One dot for each proxy. The dots are for the mouse only: the table below has the same content for the keyboard and for
+ * screen readers, for which a thousand buttons would be in the way.
  */
 export const FleetDots = memo(function FleetDots({
   proxies,
@@ -92,7 +92,7 @@ export const FleetDots = memo(function FleetDots({
   );
 });
 
-/** Drawn again only when its proxy's state is another, for most events tell of something else. */
+/** A dot is drawn again only when its proxy's state changes; most events change something else. */
 const Dot = memo(function Dot({
   id,
   state,

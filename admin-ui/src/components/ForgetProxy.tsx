@@ -4,7 +4,7 @@ import { useForgetProxy } from "../api/queries";
 import { Confirm } from "./Confirm";
 import { Guard } from "./Guard";
 
-/** A proxy that is gone for good is taken off the board by hand. */
+/** Removes a proxy that is gone for good from the board. */
 export function ForgetProxy({ id }: { id: string }) {
   const [asking, setAsking] = useState(false);
   const forget = useForgetProxy();
@@ -19,10 +19,10 @@ export function ForgetProxy({ id }: { id: string }) {
         opened={asking}
         close={() => setAsking(false)}
         title={`Forget ${id}?`}
-        action="Forget it"
+        action="Forget"
         mutation={{ ...forget, run: () => forget.mutate(id, { onSuccess: () => setAsking(false) }) }}
       >
-        It disappears from the board. Should it connect again, it is back.
+        The proxy disappears from the board. If it connects again, the board shows it again.
       </Confirm>
     </>
   );

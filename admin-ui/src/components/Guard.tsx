@@ -3,10 +3,13 @@ import { cloneElement, type MouseEvent, type ReactElement, useId } from "react";
 import { useSession } from "../api/queries";
 import type { Role } from "../api/types";
 
-/** What each role may do besides what those before it may. */
+/** The roles, each with the rights of those before it and more. */
 const RANKS: Role[] = ["proxy", "viewer", "editor", "admin"];
 
-/** Why the session's role does not allow what `needs` may; `null`: it does. A role that is not known here is left to the server. */
+/**
+ * The reason why the session's role does not have the rights of `needs`, or `null` if it has. For a role that is unknown
+ * here, the server decides.
+ */
 export function useDenial(needs: Role): string | null {
   const { data: session } = useSession();
   const rank = session ? RANKS.indexOf(session.role) : -1;
@@ -22,8 +25,8 @@ type GuardedProps = {
 };
 
 /**
- * A button or link for those who have the role. For others it does nothing, and says why on hover, on focus and to
- * screen readers; so it stays in the order of focus, which an element with `disabled` does not.
+ * A button or link that only works for sessions with the role. For others it shows the reason on hover, on focus and to
+ * screen readers. It therefore stays in the focus order, which an element with `disabled` does not.
  */
 export function Guard({ needs = "editor", children }: { needs?: Role; children: ReactElement<GuardedProps> }) {
   const denial = useDenial(needs);

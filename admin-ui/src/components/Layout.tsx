@@ -32,6 +32,7 @@ export function Layout({ session }: { session: Session }) {
               <NavLink to="/" end>
                 Board
               </NavLink>
+              <NavLink to="/rollouts">Rollouts</NavLink>
               {KINDS.map((kind) => (
                 <NavLink key={kind.plural} to={`/${kind.plural}`}>
                   {kind.title}
@@ -64,7 +65,7 @@ export function Layout({ session }: { session: Session }) {
           <Box bg="orange.8" c="white" py={6} role="alert">
             <Container size={1480} px="lg">
               <Text size="sm" fw={600}>
-                The connection to the control plane is lost. What you see may be old; trying to connect again…
+                The connection to the control plane is lost. This page may show old data. It is trying to connect again…
               </Text>
             </Container>
           </Box>
@@ -97,8 +98,8 @@ export function Layout({ session }: { session: Session }) {
 
 const MARKS: Record<Connection["state"], { color: string; label: string; about: string }> = {
   connecting: { color: "gray", label: "connecting", about: "Connecting to the control plane" },
-  live: { color: "teal", label: "live", about: "Changes appear as they happen" },
-  lost: { color: "orange", label: "not live", about: "The connection is lost; trying again" },
+  live: { color: "teal", label: "live", about: "Changes appear at once" },
+  lost: { color: "orange", label: "not live", about: "The connection is lost. The page is trying to connect again" },
 };
 
 function ConnectionMark({ connection }: { connection: Connection }) {
@@ -121,7 +122,7 @@ function ConnectionMark({ connection }: { connection: Connection }) {
   );
 }
 
-/** Counts on for the eye alone: a screen reader would tell every second. */
+/** Shows the seconds, but not to screen readers, which would read them every second. */
 function SilentFor({ since }: { since: number }) {
   const now = useNow();
   return (

@@ -1,4 +1,5 @@
 import {
+  Anchor,
   Badge,
   Group,
   Pagination,
@@ -13,8 +14,10 @@ import {
 } from "@mantine/core";
 import { useMediaQuery } from "@mantine/hooks";
 import { Fragment, useMemo, useState } from "react";
-import type { ProxyState, ProxyStatus, RevisionSummary } from "../api/types";
+import { Link } from "react-router";
+import type { ProxyState, ProxyStatus, RevisionSummary, Rollout } from "../api/types";
 import { isNotable, lagOf } from "../lib/board";
+import { isCanary, isOpen, isStepwise, stepwiseFleets } from "../lib/rollout";
 import { formatDuration, formatPercent, formatRate, plural } from "../lib/format";
 import { Age } from "./Age";
 import { ForgetProxy } from "./ForgetProxy";
@@ -23,9 +26,9 @@ import { IconSearch } from "./icons";
 import { PROXY_STATES, ProxyBadge } from "./StateBadge";
 import { Empty } from "./states";
 
-/** Rows on one page: with more the browser would be busy drawing what nobody reads. */
+/** The number of rows on one page. More rows would keep the browser busy with rows that nobody reads. */
 const PAGE = 25;
-/** How many of the resources that a proxy complains of are shown. */
+/** The number of faulty resources that are shown for each proxy. */
 const SHOWN_FAULTS = 3;
 
 export type ProxyFilter = { state: ProxyState | null; text: string };
@@ -33,16 +36,18 @@ export type ProxyFilter = { state: ProxyState | null; text: string };
 type Props = {
   proxies: ProxyStatus[];
   revisions: RevisionSummary[];
+  rollouts: Rollout[];
   filter: ProxyFilter;
   onFilter: (filter: ProxyFilter) => void;
 };
 
-export function ProxyTable({ proxies, revisions, filter, onFilter }: Props) {
+export function ProxyTable({ proxies, revisions, rollouts, filter, onFilter }: Props) {
   const wide = useMediaQuery("(min-width: 75em)", true);
   const [wanted, setPage] = useState(1);
   const shown = useMemo(() => proxies.filter((proxy) => matches(proxy, filter)), [proxies, filter]);
   const pages = Math.max(1, Math.ceil(shown.length / PAGE));
   const page = Math.min(wanted, pages);
+  const stepwise = useMemo(() => stepwiseFleets(proxies, rollouts), [proxies, rollouts]);
   const rows = shown.slice((page - 1) * PAGE, page * PAGE);
   return (
     <Paper>
@@ -77,10 +82,10 @@ export function ProxyTable({ proxies, revisions, filter, onFilter }: Props) {
         </Group>
       </Group>
       {shown.length === 0 ? (
-        <Empty title={proxies.length === 0 ? "No proxies yet" : "No proxy is like that"}>
+        <Empty title={proxies.length === 0 ? "No proxies yet" : "No proxy matches"}>
           {proxies.length === 0
-            ? "A proxy appears here as soon as it has opened its stream to a control plane."
-            : "Try another state or another word."}
+            ? "A proxy appears here as soon as it has connected to a control plane."
+            : "Try another state or another search text."}
         </Empty>
       ) : (
         <Table className="table" verticalSpacing={8} data-testid="proxies">
@@ -113,7 +118,7 @@ export function ProxyTable({ proxies, revisions, filter, onFilter }: Props) {
           </Table.Thead>
           <Table.Tbody>
             {rows.map((proxy) => (
-              <ProxyRow key={proxy.id} proxy={proxy} revisions={revisions} wide={wide} />
+              <ProxyRow key={proxy.id} proxy={proxy} revisions={revisions} rollouts={rollouts} stepwise={stepwise} wide={wide} />
             ))}
           </Table.Tbody>
         </Table>
@@ -133,10 +138,14 @@ export function ProxyTable({ proxies, revisions, filter, onFilter }: Props) {
 function ProxyRow({
   proxy,
   revisions,
+  rollouts,
+  stepwise,
   wide,
 }: {
   proxy: ProxyStatus;
   revisions: RevisionSummary[];
+  rollouts: Rollout[];
+  stepwise: Set<string>;
   wide: boolean;
 }) {
   const { revision, traffic, error } = proxy;
@@ -151,6 +160,7 @@ function ProxyRow({
         data-proxy={proxy.id}
         data-applied={revision.applied}
         data-state={proxy.state}
+        data-because={revision.assigned_because}
       >
         <Table.Td style={{ maxWidth: 320 }}>
           <Text size="sm" fw={600} className="mono breaks">
@@ -172,7 +182,7 @@ function ProxyRow({
           {!proxy.connected && (
             <Stack gap={2} mt={4}>
               <Text className="cell-sub">
-                seen <Age at={proxy.last_seen} ago />
+                last seen <Age at={proxy.last_seen} ago />
               </Text>
               <ForgetProxy id={proxy.id} />
             </Stack>
@@ -180,7 +190,10 @@ function ProxyRow({
         </Table.Td>
         {wide ? (
           <>
-            <Table.Td className="num">{revision.assigned}</Table.Td>
+            <Table.Td className="num">
+              {revision.assigned}
+              <Because proxy={proxy} rollouts={rollouts} stepwise={stepwise} />
+            </Table.Td>
             <Table.Td className="num">{revision.sent}</Table.Td>
             <Table.Td className="num" fw={600}>
               {revision.applied}
@@ -193,6 +206,7 @@ function ProxyRow({
             </Text>
             <Text className="cell-sub">sent {revision.sent}</Text>
             <Text className="cell-sub">assigned {revision.assigned}</Text>
+            <Because proxy={proxy} rollouts={rollouts} stepwise={stepwise} />
           </Table.Td>
         )}
         <Table.Td>
@@ -258,7 +272,22 @@ function ProxyRow({
   );
 }
 
-/** What share of the requests failed, by kind; kinds that did not occur are left out, but for 5xx. */
+/** The reason why the proxy is to serve its revision. A fleet without a policy of steps follows the newest revision. */
+function Because({ proxy, rollouts, stepwise }: { proxy: ProxyStatus; rollouts: Rollout[]; stepwise: Set<string> }) {
+  const { assigned, assigned_because: because } = proxy.revision;
+  if (!isCanary(proxy)) return <Text className="cell-sub">{stepwise.has(proxy.fleet) ? "stable" : "newest"}</Text>;
+  const rollout = rollouts.find(
+    (each) => each.fleet === proxy.fleet && each.revision === assigned && isStepwise(each) && isOpen(each),
+  );
+  if (!rollout) return <Text className="cell-sub">{because}</Text>;
+  return (
+    <Anchor component={Link} to={`/rollouts/${rollout.id}`} size="xs" display="block" title={`It is a canary of rollout ${rollout.id}`}>
+      {because}
+    </Anchor>
+  );
+}
+
+/** The shares of failed requests, by class. Classes without requests are left out, except 5xx. */
 function Failures({ traffic }: { traffic: ProxyStatus["traffic"] }) {
   if (!traffic) return "–";
   const { no_route: noRoute = 0, "4xx": clientErrors = 0 } = traffic.classes ?? {};

@@ -6,7 +6,7 @@ import { groupRejections, type Reason, type Rejection } from "../lib/board";
 import { plural } from "../lib/format";
 import { IconAlert } from "./icons";
 
-/** How much of a large failure is shown: the rest is counted, and stands in the table of proxies. */
+/** The parts of a large failure that are shown. The rest is counted, and is in the table of proxies. */
 const SHOWN_REJECTIONS = 3;
 const SHOWN_REASONS = 5;
 const SHOWN_PROXIES = 4;
@@ -86,7 +86,7 @@ function ReasonLine({ reason, of }: { reason: Reason; of: number }) {
   );
 }
 
-/** Which resource is at fault, linked, and why. */
+/** The faulty resource, with a link, and the reason. */
 export function Fault({ fault }: { fault: ResourceFault }) {
   return (
     <>
@@ -110,7 +110,8 @@ export function Fault({ fault }: { fault: ResourceFault }) {
   );
 }
 
-function ResourceLink({ kind, name }: { kind: string; name: string }) {
+/** The name of a resource, with a link to its page. */
+export function ResourceLink({ kind, name }: { kind: string; name: string }) {
   const known = KINDS.find((each) => each.singular === kind);
   const text = `${kind} ${name}`;
   if (!known) return text;

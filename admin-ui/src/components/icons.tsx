@@ -68,5 +68,8 @@ export const IconUser = icon(
     <path d="M5 20c.8-4 3.4-6 7-6s6.2 2 7 6" />
   </>,
 );
+export const IconUp = icon(<path d="m6 15 6-6 6 6" />);
+export const IconPlay = icon(<path d="M8 5.5v13l10.5-6.5z" />);
+export const IconForward = icon(<path d="M6 6v12l7-6zM13.5 6v12l7-6z" />);
 export const IconBack = icon(<path d="m15 6-6 6 6 6" />);
 export const IconUndo = icon(<path d="M8 5 4 9l4 4M4 9h10a6 6 0 0 1 0 12h-3" />);

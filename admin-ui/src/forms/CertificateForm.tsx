@@ -24,7 +24,7 @@ export function CertificateForm({ creating }: { creating: boolean }) {
   if (!schema.data) return <Loading what="the form" />;
   const { schema: own, root } = schema.data;
   const key = shapeOf({ $ref: "#/components/schemas/Secret" }, root);
-  // A hash is no key.
+  // A hash cannot be a private key.
   const forms = key.is === "union" ? key.variants.filter((variant) => variant.rest?.key !== "sha256") : [];
   return (
     <Stack gap="md">
@@ -33,7 +33,7 @@ export function CertificateForm({ creating }: { creating: boolean }) {
         <TextField
           path="certificate"
           label="Certificate"
-          description="In PEM; behind it those of the authorities that issued it, each issued by the next."
+          description="The certificate in PEM, followed by the certificates of the authorities that issued it, each issued by the next"
           required
           mono
           rows={8}
@@ -41,7 +41,7 @@ export function CertificateForm({ creating }: { creating: boolean }) {
         <SecretUnion
           path="private_key"
           label="Private key"
-          description="In PEM. It is kept encrypted, and cannot be read back."
+          description="The private key in PEM. It is stored encrypted, and cannot be read back"
           required
           rows={6}
           variants={forms}
@@ -51,7 +51,7 @@ export function CertificateForm({ creating }: { creating: boolean }) {
         <TextField
           path="ocsp_staple"
           label="OCSP response"
-          description="What its authority says of its revocation, in PEM or base64."
+          description="The OCSP response for this certificate, in PEM or base64. Listeners staple it to TLS handshakes"
           mono
           rows={3}
         />

@@ -1,11 +1,12 @@
 import { Stack } from "@mantine/core";
 import { useResourceSchema } from "../api/queries";
+import { KIND_FACTS } from "../api/kinds";
 import type { KindPlural } from "../api/types";
 import { Failed, Loading } from "../components/states";
 import { SchemaForm } from "./SchemaForm";
 import { DescriptionFields, NameField, Section } from "./sections";
 
-/** The form of a kind that has none of its own, drawn from the schema in the OpenAPI document. */
+/** The form of a kind without its own form, drawn from the schema in the OpenAPI document. */
 export function GenericForm({
   kind,
   title,
@@ -29,7 +30,7 @@ export function GenericForm({
           omit={["name", "kind", "meta", "description", "labels", "fleets"]}
         />
       </Section>
-      <DescriptionFields />
+      <DescriptionFields hasFleets={KIND_FACTS.find(({ plural }) => plural === kind)?.for_proxies} />
     </Stack>
   );
 }

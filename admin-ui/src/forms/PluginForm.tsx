@@ -23,7 +23,7 @@ export function PluginForm({ creating }: { creating: boolean }) {
           placeholder="choose a type"
           required
           disabled={!creating}
-          // What was set for one type means nothing to another.
+          // The configuration of one type has no meaning for another type.
           onChosen={() => set("config", undefined)}
           choices={types.data.map(({ name, description }) => ({ value: name, label: name, description }))}
         />
@@ -31,15 +31,15 @@ export function PluginForm({ creating }: { creating: boolean }) {
           <SwitchField
             path="enabled"
             label="Enabled"
-            description="Else skipped wherever it is attached"
+            description="A plugin that is not enabled is skipped everywhere"
             byDefault
           />
-          <SwitchField path="global" label="Global" description="Runs on every route" byDefault={false} />
+          <SwitchField path="global" label="Global" description="The plugin runs on every route" byDefault={false} />
           <NumberField
             path="order"
             label="Order"
             placeholder={type ? String(type.default_order) : undefined}
-            description="The highest runs first"
+            description="The plugin with the highest order runs first"
             integer
           />
         </SimpleGrid>
@@ -49,7 +49,7 @@ export function PluginForm({ creating }: { creating: boolean }) {
           <SchemaForm key={type.name} schema={type.schema} path="config" />
         ) : (
           <Text size="sm" c="dimmed">
-            Choose a type: its form is drawn here.
+            Choose a type to see its fields.
           </Text>
         )}
       </Section>

@@ -7,7 +7,7 @@ import { halfEdited } from "./secrets";
 
 type Format = "yaml" | "json";
 
-/** The specification as text. What cannot be read is not taken over, and `onBroken` says so. */
+/** The specification as text. The form does not take over text that cannot be read, and `onBroken` reports it. */
 export function RawEditor({
   onBroken,
   readOnly,
@@ -23,8 +23,8 @@ export function RawEditor({
     setText(text);
     const read = readObject(text);
     const [half] = halfEdited(read.spec ?? {}, stored);
-    if (read.error !== undefined) setWrong({ title: "This cannot be read", text: read.error });
-    else if (half) setWrong({ title: "This cannot be saved", text: `${half.field} ${half.message}` });
+    if (read.error !== undefined) setWrong({ title: "The text cannot be read", text: read.error });
+    else if (half) setWrong({ title: "The text cannot be saved", text: `${half.field} ${half.message}` });
     else setWrong(undefined);
     onBroken(read.error !== undefined || half !== undefined);
     if (read.spec && !half) replace(read.spec);
@@ -39,7 +39,7 @@ export function RawEditor({
     <Stack gap="sm">
       <Group justify="space-between">
         <Text size="sm" c="dimmed">
-          All fields, also those that the form does not show.
+          The text has all fields, including those that the form does not show.
         </Text>
         <SegmentedControl
           aria-label="Format"
@@ -79,11 +79,11 @@ function write(spec: JsonObject, format: Format): string {
   return format === "yaml" ? stringify(spec) : `${JSON.stringify(spec, null, 2)}\n`;
 }
 
-/** JSON is YAML, so one reader does for both. */
+/** JSON is valid YAML, so one parser reads both. */
 function readObject(text: string): { spec?: JsonObject; error?: string } {
   try {
     const value = parse(text, { schema: "core", maxAliasCount: 0 }) as Json;
-    return isObject(value) ? { spec: value } : { error: "It must be an object with fields." };
+    return isObject(value) ? { spec: value } : { error: "The specification must be an object with fields." };
   } catch (error) {
     return { error: error instanceof Error ? error.message : String(error) };
   }

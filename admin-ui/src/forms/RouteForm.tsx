@@ -40,18 +40,18 @@ export function RouteForm({ creating }: { creating: boolean }) {
       </Section>
       <Section
         title="Match"
-        about="A request must fit one entry of each list that is filled, and all headers and query parameters."
+        about="A request must match one entry of each list that is not empty, and all conditions on headers and query parameters."
       >
         <TagsField
           path="match.hosts"
           label="Hosts"
           placeholder="any host"
-          description="admin.example.com, or *.example.org for any number of labels in the star's place"
+          description="admin.example.com, or *.example.org, where the star stands for one label or more"
         />
         <ListField
           path="match.paths"
           label="Paths"
-          description="None: any path"
+          description="Without paths, the route matches any path"
           newItem={() => ({ prefix: "/" })}
           addLabel="Add path"
           row={(path, index) => <PathRow path={path} index={index} />}
@@ -76,13 +76,13 @@ export function RouteForm({ creating }: { creating: boolean }) {
             path="priority"
             label="Priority"
             placeholder="0"
-            description="The highest wins, before all else"
+            description="The route with the highest priority wins, before all other rules"
             integer
           />
           <SwitchField
             path="strict_slash"
             label="Strict slash"
-            description="Redirect /x/ and /x to the form the route has"
+            description="Redirects /x/ and /x to the form that the route has"
             byDefault={false}
           />
         </SimpleGrid>
@@ -95,7 +95,7 @@ export function RouteForm({ creating }: { creating: boolean }) {
           path="plugins"
           label="Plugins"
           placeholder="none"
-          description="Besides the global ones; their order is their own"
+          description="These plugins run in addition to the global ones. Each plugin has its own order"
           choices={asChoices(plugins)}
         />
       </Section>
@@ -143,8 +143,8 @@ const VALUE_KINDS = [
   { value: "exact", label: "is" },
   { value: "prefix", label: "starts with" },
   { value: "regex", label: "matches regex" },
-  { value: "present", label: "is there" },
-  { value: "absent", label: "is not there" },
+  { value: "present", label: "is present" },
+  { value: "absent", label: "is absent" },
 ];
 
 function ValueMatchRow({ path, what }: { path: string; what: string }) {
@@ -217,7 +217,7 @@ const NEW_ACTION: Record<Action, JsonObject> = {
 
 function ActionFields() {
   const { spec, replace } = useForm();
-  // What was filled in for the other actions, should one come back to them.
+  // The values of the other actions, in case the user returns to one of them.
   const left = useRef<Partial<Record<Action, Json>>>({});
   const forward = useField("forward");
   const redirect = useField("redirect");
@@ -263,7 +263,7 @@ function ForwardFields() {
       <ListField
         path="forward.upstreams"
         label="Upstreams"
-        description="One of these, drawn by weight for each request"
+        description="Each request goes to one of these, chosen at random by weight"
         required
         newItem={() => ({ name: "" })}
         addLabel="Add upstream"
@@ -304,7 +304,7 @@ function ForwardFields() {
           path="forward.timeout"
           label="Timeout"
           placeholder="30s"
-          description="For the whole request; 0s: none"
+          description="The maximum time for the whole request; 0s means no limit"
         />
       </SimpleGrid>
     </>
@@ -343,7 +343,7 @@ function RewriteFields() {
         {(kind === "path_prefix" || kind === "path") && (
           <TextField path={`forward.rewrite.${kind}`} label="New path" required mono />
         )}
-        <TextField path="forward.rewrite.host" label="Host" placeholder="the client's is kept" mono />
+        <TextField path="forward.rewrite.host" label="Host" placeholder="keep the client's host" mono />
       </SimpleGrid>
       {kind === "path_regex" && (
         <SimpleGrid cols={{ base: 1, sm: 2 }}>
@@ -365,7 +365,7 @@ function RedirectFields() {
   return (
     <>
       <Text size="sm" c="dimmed">
-        What is left empty is the request's own; its query is kept.
+        An empty field keeps the request's own value. The query is always kept.
       </Text>
       <SimpleGrid cols={{ base: 1, sm: 2 }}>
         <SelectField
@@ -389,7 +389,7 @@ function RedirectFields() {
         <TextField
           path="redirect.path_prefix"
           label="New prefix"
-          description="In the place of the matched prefix"
+          description="Replaces the matched prefix"
           mono
         />
       </SimpleGrid>
@@ -407,7 +407,7 @@ function RespondFields() {
       <MapField
         path="respond.headers"
         label="Headers"
-        description="Without a content-type it is text/plain"
+        description="Without a content-type header the response is text/plain"
       />
     </>
   );

@@ -21,9 +21,9 @@ import { initialOf, labelOf, type Property, type Shape, shapeOf, type Variant } 
 type Props = {
   /** The JSON schema of an object. */
   schema: Json;
-  /** Where `$ref` points into; absent: the schema itself. */
+  /** The document that `$ref` refers to; default: the schema itself. */
   root?: Json;
-  /** Where in the specification the object lies. */
+  /** The path of the object in the specification. */
   path: string;
   /** Fields that are drawn elsewhere. */
   omit?: string[];
@@ -39,14 +39,14 @@ export function SchemaForm({ schema, root = schema, path, omit = [] }: Props) {
   if (properties.length === 0) {
     return (
       <Text size="sm" c="dimmed">
-        There is nothing to set.
+        There are no fields to set.
       </Text>
     );
   }
   return <Properties properties={properties} root={root} path={path} />;
 }
 
-/** What must be given comes first. */
+/** Draws required fields first. */
 function Properties({ properties, root, path }: { properties: Property[]; root: Json; path: string }) {
   const ordered = [
     ...properties.filter((each) => each.required),
@@ -191,7 +191,7 @@ function SchemaList({ item, root, ...base }: BaseProps & { item: Json; root: Jso
   );
 }
 
-/** An object: always there when it must be, else set and unset as a whole. */
+/** A required object is always shown; an optional one is set and unset as a whole. */
 function ObjectField(props: BaseProps & { initial: () => Json; children: ReactNode }) {
   const field = useField(props.path);
   const about = props.description && (
@@ -289,7 +289,7 @@ function Union({ variants, root, ...base }: BaseProps & { variants: Variant[]; r
   );
 }
 
-/** A secret, or where a proxy finds it. */
+/** A secret, or a reference that the proxy resolves. */
 export function SecretUnion({
   variants,
   root,
@@ -335,13 +335,13 @@ function secretLabel({ label, rest }: Variant): string {
     case "file":
       return "A file on the proxy's host";
     case "sha256":
-      return "Its SHA-256";
+      return "The SHA-256 of the key";
     default:
       return label;
   }
 }
 
-/** Yes, no, or not said. */
+/** A choice of yes, no and not set. */
 function OptionalSwitch(props: BaseProps) {
   const field = useField(props.path);
   return (
@@ -359,7 +359,7 @@ function OptionalSwitch(props: BaseProps) {
   );
 }
 
-/** A description's `code` is set as code. */
+/** Shows `code` in a description as code. */
 export function prose(text: string | undefined): ReactNode {
   if (text === undefined) return undefined;
   return text.split("`").map((part, index) =>

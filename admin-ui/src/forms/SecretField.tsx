@@ -7,8 +7,8 @@ import { useField, useForm } from "./form";
 import { REDACTED } from "./secrets";
 
 /**
- * A secret. A stored one is only said to be set, for its placeholder is no text to be edited; `children` takes another
- * one in its place.
+ * A secret. A stored secret is shown as set, because its placeholder must not be edited. `children` is the input for a
+ * new secret.
  */
 export function SecretField({
   path,
@@ -34,7 +34,7 @@ export function SecretField({
               aria-label={`Keep the stored ${label}`}
               onClick={() => field.set(REDACTED)}
             >
-              Keep the stored one
+              Keep the stored secret
             </Button>
           </div>
         )}
@@ -52,7 +52,7 @@ export function SecretField({
           set
         </Badge>
         <Text size="sm" c="dimmed" id={id}>
-          It is stored, and cannot be read back.
+          The secret is stored, and cannot be read back.
         </Text>
         <Button
           variant="default"

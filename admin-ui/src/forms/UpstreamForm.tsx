@@ -3,17 +3,17 @@ import { ListField, NumberField, SelectField, TextField } from "./fields";
 import { DescriptionFields, NameField, Section } from "./sections";
 
 const POLICIES = [
-  { value: "round_robin", label: "Round robin", description: "In turn, smoothly weighted" },
+  { value: "round_robin", label: "Round robin", description: "Takes the targets in turn, by weight" },
   {
     value: "least_request",
     label: "Least request",
-    description: "The less busy of two that are drawn by weight",
+    description: "Takes the less busy of two random targets, by weight",
   },
-  { value: "random", label: "Random", description: "Drawn by weight" },
+  { value: "random", label: "Random", description: "Takes a random target, by weight" },
   {
     value: "peak_ewma",
     label: "Peak EWMA",
-    description: "The faster, and less busy, of two that are drawn by weight",
+    description: "Takes the one of two random targets with the lower latency and load",
   },
 ];
 
@@ -25,7 +25,7 @@ export function UpstreamForm({ creating }: { creating: boolean }) {
         <ListField
           path="targets"
           label="Targets"
-          description="10.0.0.1:8080, [::1]:8080 or users.internal:8080; names are resolved again and again"
+          description="10.0.0.1:8080, [::1]:8080 or users.internal:8080; names are resolved repeatedly"
           required
           newItem={() => ({ address: "" })}
           addLabel="Add target"
@@ -61,31 +61,51 @@ export function UpstreamForm({ creating }: { creating: boolean }) {
             path="load_balancing.policy"
             label="Load balancing"
             placeholder="Round robin"
-            description="How a target is picked"
+            description="The policy that picks a target for a request"
             choices={POLICIES}
           />
           <SelectField
             path="protocol"
             label="Protocol"
             placeholder="HTTP/1.1"
-            description="What the targets speak"
+            description="The protocol of the targets"
             choices={[
               { value: "http1", label: "HTTP/1.1" },
               { value: "http2", label: "HTTP/2" },
-              { value: "auto", label: "As targets choose (ALPN)" },
+              { value: "auto", label: "Chosen by each target (ALPN)" },
             ]}
           />
           <TextField
             path="connect_timeout"
             label="Connect timeout"
             placeholder="1s"
-            description="For a connection to be made"
+            description="The maximum time to make a connection"
           />
           <TextField
             path="idle_timeout"
             label="Idle timeout"
             placeholder="60s"
-            description="How long an idle connection is kept"
+            description="The time for which an idle connection is kept"
+          />
+        </SimpleGrid>
+      </Section>
+      <Section title="Limits" about="A response with a larger head is answered with 502">
+        <SimpleGrid cols={{ base: 1, sm: 2 }}>
+          <NumberField
+            path="limits.response_header_count"
+            label="Response header count"
+            placeholder="1000"
+            description="The maximum number of header fields of a response, at most 10000"
+            integer
+            min={1}
+            max={10_000}
+          />
+          <TextField
+            path="limits.response_header_size"
+            label="Response header size"
+            placeholder="128KiB"
+            description="The maximum size of status line and headers together, 1KiB to 1MiB"
+            digitsAreNumber
           />
         </SimpleGrid>
       </Section>

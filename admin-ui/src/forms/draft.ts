@@ -15,11 +15,11 @@ export type Draft = {
   version: string | null;
   spec: JsonObject;
   message: string;
-  /** Whether something was left out that may be a secret. */
+  /** True if something was left out that may be a secret. */
   isIncomplete: boolean;
 };
 
-/** Where the draft of a resource is kept, by the name of the token that typed it: nobody else gets it. */
+/** The storage key of a draft. It contains the name of the token, so that nobody else gets the draft. */
 export function draftKey(kind: KindPlural, name: string | null, by: string): string {
   return `signalbox-draft ${kind} ${name ?? ""} ${by}`;
 }

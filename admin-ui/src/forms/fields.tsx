@@ -24,7 +24,7 @@ export type FieldProps = {
   description?: ReactNode;
   placeholder?: string;
   required?: boolean;
-  /** For rows of a table, where the label stands above the column: it is only read aloud. */
+  /** Shows the label to screen readers only. */
   hideLabel?: boolean;
 };
 
@@ -42,13 +42,13 @@ type TextProps = FieldProps & {
   mono?: boolean;
   disabled?: boolean;
   rows?: number;
-  /** Where the API takes both (`65536`, `64KiB`): digits alone are a number. */
+  /** True if the API accepts both `65536` and `64KiB`: digits alone are then written as a number. */
   digitsAreNumber?: boolean;
-  /** Not shown as it is typed; of many rows, only not remembered by the browser. */
+  /** Hides the text while it is typed. A field of several rows is only kept out of the browser's autocompletion. */
   secret?: boolean;
 };
 
-/** A text. Left empty it is absent, but for one that is required, which is then the empty text. */
+/** A text. An empty optional field is absent; an empty required field is the empty text. */
 export function TextField(props: TextProps) {
   const field = useField(props.path);
   const shared = {
@@ -71,7 +71,7 @@ export function TextField(props: TextProps) {
   return <Line {...shared} onChange={(event) => change(event.currentTarget.value)} />;
 }
 
-/** A number; what is typed that is none stays, for the API to refuse. */
+/** A number. Other text stays in the field, and the API refuses it. */
 export function NumberField(
   props: FieldProps & { integer?: boolean; min?: number; max?: number; disabled?: boolean },
 ) {
@@ -91,7 +91,7 @@ export function NumberField(
   );
 }
 
-/** Yes or no. What equals the default is left out, so that the specification stays short. */
+/** A switch. A value that equals the default is left out, so that the specification stays short. */
 export function SwitchField(props: FieldProps & { byDefault: boolean }) {
   const field = useField(props.path);
   const checked = typeof field.value === "boolean" ? field.value : props.byDefault;
@@ -121,7 +121,7 @@ type SelectProps = FieldProps & {
   onChosen?: () => void;
 };
 
-/** One of a few texts or numbers. */
+/** A choice of one among a few texts or numbers. */
 export function SelectField(props: SelectProps) {
   const field = useField(props.path);
   const value = asText(field.value);
@@ -147,7 +147,7 @@ export function SelectField(props: SelectProps) {
   );
 }
 
-/** What no schema describes, as JSON. */
+/** A value without a schema, as JSON. */
 export function JsonField(props: FieldProps) {
   const field = useField(props.path, true);
   const [text, setText] = useState(() =>

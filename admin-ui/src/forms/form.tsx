@@ -25,14 +25,14 @@ export type SpecForm = {
   /** The errors that no field on the screen shows. */
   unplaced: FieldError[];
   register: (path: string) => () => void;
-  /** As it is stored; `undefined`: it is not. */
+  /** The stored specification; `undefined` if the resource is new. */
   stored: JsonObject | undefined;
 };
 
 export function useSpecForm(initial: JsonObject, stored: JsonObject | undefined): SpecForm {
   const [spec, setSpec] = useState(initial);
   const [errors, setErrors] = useState<FieldError[]>([]);
-  // How many fields show the errors of each path.
+  // The number of fields that show the errors of each path.
   const [shown, setShown] = useState<ReadonlyMap<string, number>>(new Map());
   const set = useCallback((path: string, value: Json | undefined) => {
     setSpec((spec) => setAt(spec, path, value));
@@ -78,7 +78,7 @@ export function useForm(): SpecForm {
 export type Field = {
   value: Json | undefined;
   set: (value: Json | undefined) => void;
-  /** What is wrong with it, for its input's `error`. */
+  /** The field's error, for the `error` of its input. */
   error: string | undefined;
   path: string;
 };

@@ -1,6 +1,6 @@
 import { isObject, type Json, type JsonObject } from "../lib/json";
 
-/** What a form shows for a schema: the words that the control plane's schemas use, sorted into kinds of input. */
+/** The kinds of input for the keywords that the control plane's schemas use. */
 export type Shape = { description?: string; fallback?: Json } & (
   /** `secret`: not to be shown. */
   | { is: "text"; secret?: boolean }
@@ -20,13 +20,13 @@ export type Shape = { description?: string; fallback?: Json } & (
 
 export type Property = { name: string; label: string; schema: Json; required: boolean };
 
-/** One of several shapes: how it is called, whether a value is of it, and what is written when it is picked. */
+/** One of several shapes: its label, a test for values of the shape, and the initial value. */
 export type Variant = {
   label: string;
   description?: string;
   fits: (value: Json | undefined) => boolean;
   initial: Json;
-  /** What is still to be filled in, and where below the value (`""`: the value itself); absent: nothing. */
+  /** The part that the user fills in, and its key below the value (`""`: the value itself). */
   rest?: { schema: Json; key: string; without?: string };
 };
 
@@ -93,7 +93,7 @@ export function shapeOf(schema: Json, root: Json): Shape {
   return shape({ is: "any" });
 }
 
-/** What is written when a field that must be there is shown first. */
+/** The initial value of a required field. */
 export function initialOf(schema: Json, root: Json): Json {
   const shape = shapeOf(schema, root);
   if (shape.fallback !== undefined) return shape.fallback;
@@ -125,10 +125,42 @@ export function initialOf(schema: Json, root: Json): Json {
   }
 }
 
-/** `connect_timeout` → `Connect timeout`, `custom_id` → `Custom ID`. */
+/** Words that are not written as they are in a field's name. */
+const WORDS: Record<string, string> = {
+  alpn: "ALPN",
+  ca: "CA",
+  cors: "CORS",
+  dns: "DNS",
+  grpc: "gRPC",
+  html: "HTML",
+  http: "HTTP",
+  http1: "HTTP/1.1",
+  http2: "HTTP/2",
+  https: "HTTPS",
+  id: "ID",
+  ip: "IP",
+  ips: "IPs",
+  json: "JSON",
+  jwks: "JWKS",
+  jwt: "JWT",
+  ocsp: "OCSP",
+  sni: "SNI",
+  snis: "SNIs",
+  tcp: "TCP",
+  tls: "TLS",
+  ttl: "TTL",
+  uri: "URI",
+  url: "URL",
+};
+
+/** `connect_timeout` → `Connect timeout`, `custom_id` → `Custom ID`, `snis` → `SNIs`. */
 export function labelOf(name: string): string {
-  const words = name.replaceAll(/[_-]/g, " ").replaceAll(/\bid\b/g, "ID");
-  return words.charAt(0).toUpperCase() + words.slice(1);
+  const words = name.split(/[_-]/).map((word) => WORDS[word] ?? word);
+  const text = words.join(" ");
+  // gRPC is written so at the beginning, too.
+  return words[0] !== undefined && Object.values(WORDS).includes(words[0])
+    ? text
+    : text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 /** Follows references and takes `null` away; what stands beside a reference (a description) wins over its target. */

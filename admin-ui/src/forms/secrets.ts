@@ -2,13 +2,13 @@ import { isObject, type Json, type JsonObject, join } from "../lib/json";
 import type { FieldError } from "./form";
 import { type Shape, shapeOf } from "./schema";
 
-/** What the API gives in the place of a secret; written back, it keeps what is stored. */
+/** The API returns this placeholder for a secret. To write it back keeps the stored secret. */
 export const REDACTED = "<redacted>";
 
-/** Says what is wrong with a text that is neither the placeholder nor free of it. */
-const HALF_EDITED = `still holds a part of “${REDACTED}”: write the whole secret, or ${REDACTED} to keep what is stored`;
+/** The error for a text that contains the placeholder and something else. */
+const HALF_EDITED = `contains a part of “${REDACTED}”: write the whole secret, or exactly ${REDACTED} to keep the stored one`;
 
-/** So many characters of the placeholder in a row are no chance. */
+/** A text with this many characters of the placeholder in a row was made from the placeholder. */
 const RUN = 6;
 
 /**
@@ -40,7 +40,7 @@ function sharesRun(text: string): boolean {
   return false;
 }
 
-/** Whether a shape is that of a secret: one of its forms is a text that is not to be shown. */
+/** True if a shape is that of a secret: one of its forms is a text that must not be shown. */
 export function isSecret(shape: Shape): boolean {
   if (shape.is === "text") return shape.secret === true;
   return (
@@ -49,18 +49,18 @@ export function isSecret(shape: Shape): boolean {
   );
 }
 
-/** What becomes of what may not be shown or kept. */
+/** The treatment of secrets and unknown fields in a copy. */
 export type Hiding = {
-  /** Stands for a secret. */
+  /** The text in place of a secret. */
   secret: string;
-  /** Whether what the schema does not describe is kept. */
+  /** True if fields that the schema does not describe are kept. */
   keepsUnknown: boolean;
 };
 
-/** For the browser's storage: nothing that may be a secret. */
+/** For the browser's storage, which must not contain anything that may be a secret. */
 export const FOR_STORAGE: Hiding = { secret: "", keepsUnknown: false };
 
-/** For the eye: all but the secrets. */
+/** For display, which has everything except secrets. */
 export const FOR_DISPLAY: Hiding = { secret: "<new secret>", keepsUnknown: true };
 
 /**
@@ -109,7 +109,7 @@ export function withoutSecrets(value: Json, schema: Json, root: Json, hiding: Hi
   }
 }
 
-/** Where the schema has a number or a text, nothing deeper is described. */
+/** A plain value, which is all that a schema of a number or a text describes. */
 function plain(value: Json): Json | undefined {
   return typeof value === "object" && value !== null ? undefined : value;
 }

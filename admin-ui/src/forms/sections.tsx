@@ -32,14 +32,14 @@ export function Section({
   );
 }
 
-/** A name is given once, for what refers to a resource does it by name; then it is the title of the page. */
+/** A name cannot be changed, because references use it. After creation it is the title of the page. */
 export function NameField({ creating, placeholder }: { creating: boolean; placeholder?: string }) {
   if (!creating) return null;
   return (
     <TextField
       path="name"
       label="Name"
-      description="Lower-case letters, digits, dots, dashes and underscores; it cannot be changed later"
+      description="Lower-case letters, digits, dots, dashes and underscores. The name cannot be changed later"
       placeholder={placeholder}
       required
       mono
@@ -47,13 +47,15 @@ export function NameField({ creating, placeholder }: { creating: boolean; placeh
   );
 }
 
-/** What every resource may carry. */
-export function DescriptionFields() {
+/** The fields that every resource has; a fleet is in no fleet. */
+export function DescriptionFields({ hasFleets = true }: { hasFleets?: boolean }) {
   return (
-    <Section title="For people and selectors">
+    <Section title={hasFleets ? "Description, labels and fleets" : "Description and labels"}>
       <TextField path="description" label="Description" rows={2} />
       <MapField path="labels" label="Labels" />
-      <TagsField path="fleets" label="Fleets" placeholder="all fleets" description="Which fleets get it" />
+      {hasFleets && (
+        <TagsField path="fleets" label="Fleets" placeholder="all fleets" description="Only proxies of these fleets get the resource" />
+      )}
     </Section>
   );
 }

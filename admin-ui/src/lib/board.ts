@@ -7,12 +7,12 @@ import type {
   RolloutState,
   TrafficClasses,
 } from "../api/types";
-
+import { isStepwise, isTakenBack, newestFirst, reachOf } from "./rollout";
 
 /** `proxy-2` before `proxy-10`. Made once: it costs more than sorting a thousand proxies with it. */
 const byNumbers = new Intl.Collator("en", { numeric: true });
 
-/** What is impossible to miss stands first, then by id. */
+/** Sorts proxies with problems first, then by id. */
 export function byUrgency(a: ProxyStatus, b: ProxyStatus): number {
   return urgency(a) - urgency(b) || byNumbers.compare(a.id, b.id);
 }
@@ -28,7 +28,7 @@ export function countStates(proxies: ProxyStatus[]): Record<ProxyState, number> 
   return counts;
 }
 
-/** Whether so large a share of failed requests is worth a colour. */
+/** True if a share of failed requests is large enough for a colour. */
 export function isNotable(share: number): boolean {
   return share > 0.01;
 }
@@ -41,7 +41,7 @@ export type Traffic = {
   worstP99: number | null;
 };
 
-/** All connected proxies together: shares weighted by requests, and the slowest p99 of any. */
+/** The traffic of all connected proxies: shares weighted by requests, and the highest p99. */
 export function sumTraffic(proxies: ProxyStatus[]): Traffic {
   let requestsPerSecond = 0;
   let errors = 0;
@@ -69,9 +69,9 @@ export type Rejection = {
   revision: number;
   what: "rejected" | "drifted";
   proxies: string[];
-  /** What they serve instead. */
+  /** The revisions that these proxies serve instead. */
   served: number[];
-  /** What they say, the most frequent first. */
+  /** The reasons that these proxies report, the most frequent first. */
   reasons: Reason[];
 };
 
@@ -95,7 +95,7 @@ export function groupRejections(proxies: ProxyStatus[]): Rejection[] {
     for (const fault of error.resources) {
       const said = JSON.stringify([fault.kind, fault.name, fault.field, fault.message]);
       const reason: Reason = group.reasons.get(said) ?? { fault, proxies: [] };
-      // One proxy may say the same twice.
+      // One proxy may report the same reason twice.
       if (reason.proxies.at(-1) !== id) reason.proxies.push(id);
       group.reasons.set(said, reason);
     }
@@ -108,11 +108,15 @@ export function groupRejections(proxies: ProxyStatus[]): Rejection[] {
     .sort((a, b) => b.revision - a.revision);
 }
 
-/** What became of one revision in all fleets together. */
+/** The convergence of one revision over all fleets. */
 export type Convergence = {
   revision: number;
   summary: RevisionSummary | undefined;
   state: RolloutState | null;
+  /** The rollout in that state; several fleets: one of those that are. */
+  rollout: Rollout | null;
+  /** True if that rollout has taken the revision back. */
+  isTakenBack: boolean;
   total: number;
   applied: number;
   rejected: number;
@@ -121,21 +125,36 @@ export type Convergence = {
   p50: number | null;
   p99: number | null;
   max: number | null;
-  /** Why it ended otherwise than it should. */
+  /** The reason why the rollout failed. */
   reason: string | null;
   /** The first rejection of it. */
   fault: NonNullable<Rollout["fault"]> | null;
 };
 
 /** The worst state of several fleets is the revision's. */
-const BY_SEVERITY: RolloutState[] = ["failed", "aborted", "paused", "running", "superseded", "succeeded"];
+const BY_SEVERITY: RolloutState[] = [
+  "failed",
+  "aborted",
+  "held",
+  "paused",
+  "running",
+  "baking",
+  "waiting",
+  "superseded",
+  "succeeded",
+];
 
 export function convergenceOf(
   revision: number,
   summary: RevisionSummary | undefined,
   rollouts: Rollout[],
+  proxies: ProxyStatus[],
 ): Convergence {
-  const of = rollouts.filter((rollout) => rollout.revision === revision);
+  // The last one of several attempts counts.
+  const attempts = rollouts.filter((rollout) => rollout.revision === revision).sort(newestFirst);
+  const of = attempts.filter(({ fleet }, index) => attempts.findIndex((other) => other.fleet === fleet) === index);
+  const worst = BY_SEVERITY.map((state) => of.find((rollout) => rollout.state === state)).find(Boolean);
+  const reached = of.map((rollout) => reachOf(rollout, proxies));
   const sum = (count: (rollout: Rollout) => number) => of.reduce((all, rollout) => all + count(rollout), 0);
   const slowest = (value: (rollout: Rollout) => number | undefined) => {
     const values = of.map(value).filter((ms) => ms !== undefined);
@@ -144,18 +163,20 @@ export function convergenceOf(
   return {
     revision,
     summary,
-    state: BY_SEVERITY.find((state) => of.some((rollout) => rollout.state === state)) ?? null,
-    total: sum((rollout) => rollout.counts.total),
-    applied: sum((rollout) => rollout.counts.applied),
+    state: worst?.state ?? null,
+    rollout: worst ?? null,
+    isTakenBack: worst !== undefined && isTakenBack(worst),
+    total: reached.reduce((all, { total }) => all + total, 0),
+    applied: reached.reduce((all, { applied }) => all + applied, 0),
     rejected: sum((rollout) => rollout.counts.rejected),
-    pending: sum((rollout) => rollout.counts.pending),
+    pending: reached.reduce((all, { pending }) => all + pending, 0),
     disconnected: sum((rollout) => rollout.counts.disconnected),
     p50: slowest((rollout) => rollout.propagation_ms?.p50),
     p99: slowest((rollout) => rollout.propagation_ms?.p99),
     max: slowest((rollout) => rollout.propagation_ms?.max),
     reason:
       of
-        .map((rollout) => rollout.reason)
+        .map((rollout) => (isStepwise(rollout) && rollout.state === "succeeded" ? null : rollout.reason?.text))
         .filter(Boolean)
         .join("; ") || null,
     fault: of.map((rollout) => rollout.fault).find((fault) => fault != null) ?? null,

@@ -20,7 +20,7 @@ export function join(base: string, key: string | number): string {
   return base === "" ? key : `${base}.${key}`;
 }
 
-/** Whether `path` lies below `base`. */
+/** True if `path` is below `base`. */
 export function isBelow(path: string, base: string): boolean {
   return base === "" || (path.startsWith(base) && (path[base.length] === "." || path[base.length] === "["));
 }

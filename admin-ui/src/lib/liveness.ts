@@ -1,4 +1,4 @@
-/** When the control plane was heard last, in any way; milliseconds since 1970. */
+/** The time of the last response or event of the control plane, in milliseconds since 1970. */
 let heardAt = 0;
 
 export function noteHeard() {

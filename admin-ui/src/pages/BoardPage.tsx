@@ -5,6 +5,7 @@ import { useProxies, useRevisions, useRollouts } from "../api/queries";
 import type { ProxyState, ProxyStatus, RevisionSummary } from "../api/types";
 import { Age } from "../components/Age";
 import { ConvergenceTable, PropagationChart } from "../components/Convergence";
+import { FleetLines } from "../components/FleetLines";
 import { FleetDots, StateCounts } from "../components/Fleet";
 import { ProxyTable } from "../components/ProxyTable";
 import { Rejections } from "../components/Rejections";
@@ -12,9 +13,9 @@ import { Failed, Loading } from "../components/states";
 import { byUrgency, type Convergence, convergenceOf, isNotable, sumTraffic } from "../lib/board";
 import { formatDuration, formatPercent, formatRate, plural } from "../lib/format";
 
-/** How many of the last revisions the board shows. */
+/** The number of revisions that the board shows. */
 const SHOWN_REVISIONS = 20;
-/** From so many proxies on a grid of dots stands for them, and their table comes last. */
+/** With this many proxies or more, the board shows a grid of dots, and the table comes last. */
 const DOTS_FROM = 12;
 
 export function BoardPage() {
@@ -29,8 +30,8 @@ export function BoardPage() {
     () =>
       log
         .slice(0, SHOWN_REVISIONS)
-        .map((summary) => convergenceOf(summary.number, summary, rollouts.data ?? [])),
-    [log, rollouts.data],
+        .map((summary) => convergenceOf(summary.number, summary, rollouts.data ?? [], proxies.data ?? [])),
+    [log, rollouts.data, proxies.data],
   );
   const sorted = useMemo(() => [...(proxies.data ?? [])].sort(byUrgency), [proxies.data]);
 
@@ -75,6 +76,7 @@ export function BoardPage() {
         <PropagationCard convergence={convergence} />
         <TrafficCard proxies={sorted} />
       </div>
+      <FleetLines proxies={sorted} rollouts={rollouts.data} />
       {isMany && (
         <Paper p="md">
           <CardTitle>Every proxy</CardTitle>
@@ -82,7 +84,7 @@ export function BoardPage() {
         </Paper>
       )}
       {isMany && lastRevisions}
-      <ProxyTable proxies={sorted} revisions={log} filter={filter} onFilter={setFilter} />
+      <ProxyTable proxies={sorted} revisions={log} rollouts={rollouts.data} filter={filter} onFilter={setFilter} />
       {!isMany && lastRevisions}
     </Stack>
   );
@@ -119,7 +121,7 @@ function HeadCard({
         </>
       ) : (
         <Text size="sm" c="dimmed">
-          Nothing was configured yet. Every write makes a revision.
+          There is no revision yet. The first write makes one.
         </Text>
       )}
     </Paper>
@@ -141,7 +143,7 @@ function PropagationCard({ convergence }: { convergence: Convergence[] }) {
         </>
       ) : (
         <Text size="sm" c="dimmed">
-          Known once a proxy has acknowledged a revision.
+          The time appears after a proxy has acknowledged a revision.
         </Text>
       )}
     </Paper>
@@ -176,7 +178,7 @@ function TrafficCard({ proxies }: { proxies: ProxyStatus[] }) {
   );
 }
 
-/** A share of the requests, coloured when it is no accident any more. */
+/** A share of the requests. A notable share has a colour. */
 function Figure({ name, share, color }: { name: string; share: number | undefined; color?: string }) {
   return (
     <div>

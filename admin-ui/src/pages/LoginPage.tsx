@@ -4,7 +4,7 @@ import { messageOf, Problem } from "../api/problem";
 import { useLogin } from "../api/queries";
 import { Logo } from "../components/Logo";
 
-/** Asks for a token. `hasEnded`: somebody was logged in on this page until a moment ago. */
+/** The login page asks for a token. `hasEnded` means that a session on this page has just ended. */
 export function LoginPage({ hasEnded }: { hasEnded: boolean }) {
   const [token, setToken] = useState("");
   const login = useLogin();
@@ -32,12 +32,12 @@ export function LoginPage({ hasEnded }: { hasEnded: boolean }) {
             </Group>
             {hasEnded && (
               <Alert color="yellow" role="status">
-                Your session has ended. Changes that were not saved come back after you log in, except secrets.
+                Your session has ended. Your unsaved changes, except secrets, are restored after you log in.
               </Alert>
             )}
             <PasswordInput
               label="Token"
-              description="Printed by the control plane at its first start, given to it by a flag, or made by an administrator."
+              description="The control plane prints a token at its first start. Administrators can create others."
               value={token}
               onChange={(event) => {
                 setToken(event.currentTarget.value);

@@ -13,8 +13,8 @@ import {
   TextInput,
   Title,
 } from "@mantine/core";
-import { type RefObject, useEffect, useRef, useState } from "react";
-import { Link, useBlocker, useNavigate, useParams } from "react-router";
+import { type RefObject, useEffect, useMemo, useRef, useState } from "react";
+import { Link, useBlocker, useNavigate, useParams, useSearchParams } from "react-router";
 import { messageOf, Problem, Unanswered } from "../api/problem";
 import { useResource, useSaveResource, useSession } from "../api/queries";
 import type { Resource } from "../api/types";
@@ -34,15 +34,19 @@ import { sameJson, withoutEmpty } from "../lib/json";
 
 export function ResourceCreatePage({ kind }: { kind: KindInfo }) {
   const [count, setCount] = useState(0);
-  return <Editor key={count} kind={kind} stored={null} restart={() => setCount(count + 1)} />;
+  const [search] = useSearchParams();
+  const [name] = useState(() => search.get("name"));
+  const named = useMemo(() => (name === null ? kind : { ...kind, initial: { ...kind.initial, name } }), [kind, name]);
+  return <Editor key={count} kind={named} stored={null} restart={() => setCount(count + 1)} />;
 }
 
 export function ResourceEditPage({ kind }: { kind: KindInfo }) {
   const { name = "" } = useParams();
   const resource = useResource(kind.plural, name);
-  // The editor starts anew when one asks for it, not whenever the resource changes under one's hands.
+  // The editor restarts only when the user asks for it, not whenever the stored resource changes.
   const [opened, setOpened] = useState<{ name: string; stored: Resource; count: number } | null>(null);
   if (resource.error instanceof Problem && resource.error.status === 404 && opened?.name !== name) {
+    if (kind.unstored) return kind.unstored(name);
     return (
       <Paper>
         <Empty
@@ -53,7 +57,7 @@ export function ResourceEditPage({ kind }: { kind: KindInfo }) {
             </Button>
           }
         >
-          It may have been deleted.
+          Somebody may have deleted it.
         </Empty>
       </Paper>
     );
@@ -76,11 +80,11 @@ export function ResourceEditPage({ kind }: { kind: KindInfo }) {
 type EditorProps = {
   kind: KindInfo;
   stored: Resource | null;
-  /** Begins anew with what is stored; `null`: as it was known before. */
+  /** Restarts the editor with the stored resource; `null` keeps the version that the editor had. */
   restart: (stored: Resource | null) => void;
 };
 
-/** Why the last save failed; a new object each time, for each time it is shown. */
+/** The error of the last save. Each failure is a new object, so that each is shown. */
 type Failure = { error: Error };
 
 function Editor({ kind, stored, restart }: EditorProps) {
@@ -90,7 +94,7 @@ function Editor({ kind, stored, restart }: EditorProps) {
   const by = useSession().data?.name ?? "";
   const key = draftKey(kind.plural, stored?.name ?? null, by);
   const [draft] = useState(() => readDraft(key));
-  // The draft was typed over this version, so a version that is stored meanwhile is not overwritten unseen.
+  // The draft changes this version, so a save must not overwrite a newer one that the user has not seen.
   const version = draft ? draft.version : (stored?.meta.version ?? null);
   const form = useSpecForm(draft?.spec ?? stored?.spec ?? kind.initial, stored?.spec);
   const save = useSaveResource(kind.plural);
@@ -106,6 +110,7 @@ function Editor({ kind, stored, restart }: EditorProps) {
   const isDirty = broken || !sameJson(spec, stored?.spec ?? withoutEmpty(kind.initial, kind.optional));
   useDraft(kind.plural, key, isDirty, { spec: form.spec, message, version });
   const isLeaving = useRef(false);
+  const [tab, setTab] = useTab(stored !== null && kind.overview !== null ? "overview" : "form");
 
   const submit = (version: string | null) => {
     setUnchanged(false);
@@ -146,7 +151,7 @@ function Editor({ kind, stored, restart }: EditorProps) {
         if (!broken && denial === null) submit(version);
       }}
     >
-      <Stack gap="lg" maw={900} mx="auto" ref={errorRef}>
+      <Stack gap="lg" maw={kind.overview ? 1100 : 900} mx="auto" ref={errorRef}>
         <div>
           <Breadcrumbs separator="›" fz="sm" mb={4}>
             <Anchor component={Link} to={`/${kind.plural}`} size="sm">
@@ -203,16 +208,24 @@ function Editor({ kind, stored, restart }: EditorProps) {
           />
         )}
 
-        {/* Once it is saved the form begins anew: what is typed until then would be lost. */}
+        {/* The form restarts after a save, so text that is typed meanwhile would be lost. */}
         <div inert={save.isPending}>
           <FormProvider form={form}>
-            <Tabs defaultValue="form" keepMounted={false}>
+            <Tabs value={tab} onChange={(next) => next !== null && setTab(next)} keepMounted={false}>
               <Tabs.List mb="md">
+                {stored && kind.overview && (
+                  <Tabs.Tab value="overview" disabled={broken}>
+                    Overview
+                  </Tabs.Tab>
+                )}
                 <Tabs.Tab value="form" disabled={broken}>
                   Form
                 </Tabs.Tab>
                 <Tabs.Tab value="raw">Specification</Tabs.Tab>
               </Tabs.List>
+              {stored && kind.overview && (
+                <Tabs.Panel value="overview">{kind.overview(stored.name)}</Tabs.Panel>
+              )}
               <Tabs.Panel value="form">
                 <fieldset disabled={denial !== null} className="bare">
                   {kind.form(stored === null)}
@@ -227,7 +240,14 @@ function Editor({ kind, stored, restart }: EditorProps) {
           </FormProvider>
         </div>
 
-        <Paper p="md" pos="sticky" bottom={12} shadow="md" style={{ zIndex: 2 }}>
+        <Paper
+          p="md"
+          pos="sticky"
+          bottom={12}
+          shadow="md"
+          style={{ zIndex: 2 }}
+          display={tab === "overview" && !isDirty && !unchanged ? "none" : undefined}
+        >
           <ErrorSummary error={failure?.error ?? null} unplaced={form.unplaced} total={form.errors.length} />
           <Group gap="sm" wrap="nowrap">
             <TextInput
@@ -241,7 +261,7 @@ function Editor({ kind, stored, restart }: EditorProps) {
             />
             {unchanged && (
               <Text size="sm" c="dimmed" role="status">
-                Nothing differs
+                There are no changes to save
               </Text>
             )}
             <Button variant="default" component={Link} to={`/${kind.plural}`}>
@@ -262,7 +282,7 @@ function Editor({ kind, stored, restart }: EditorProps) {
       />
       {conflict && stored && (
         <Conflict
-          // After another conflict, what is stored now is another again.
+          // After another conflict, the stored version is a different one.
           key={save.submittedAt}
           kind={kind}
           mine={spec}
@@ -280,7 +300,24 @@ function Editor({ kind, stored, restart }: EditorProps) {
   );
 }
 
-/** What stopped a save, with all that no field shows. */
+/** The tab that is open: it is part of the address, so that it outlives a save and a reload. */
+function useTab(byDefault: string): [string, (tab: string) => void] {
+  const [search, setSearch] = useSearchParams();
+  const set = (tab: string) =>
+    setSearch(
+      (old) => {
+        if (tab === byDefault) old.delete("tab");
+        else old.set("tab", tab);
+        return old;
+      },
+      { replace: true },
+    );
+  const asked = search.get("tab");
+  const isKnown = asked === "form" || asked === "raw" || asked === byDefault;
+  return [asked !== null && isKnown ? asked : byDefault, set];
+}
+
+/** Shows why a save failed, with the errors that no field shows. */
 function ErrorSummary({
   error,
   unplaced,
@@ -298,7 +335,7 @@ function ErrorSummary({
       color="red"
       icon={<IconAlert />}
       role="alert"
-      title={isUnknown ? "Not known whether it was saved" : "Not saved"}
+      title={isUnknown ? "It is not known whether the changes were saved" : "The changes were not saved"}
       tabIndex={-1}
       data-error-summary
       mb="sm"
@@ -309,7 +346,7 @@ function ErrorSummary({
         {total === 0 && (
           <Text size="sm">
             {error instanceof Problem && error.status === 412
-              ? "It was changed meanwhile. Saving again shows how."
+              ? "Somebody has changed the resource meanwhile. Save again to see the differences."
               : messageOf(error)}
           </Text>
         )}
@@ -333,7 +370,7 @@ function ErrorSummary({
   );
 }
 
-/** Tells that the form begins with what was typed earlier and not saved. */
+/** Says that the form begins with unsaved changes from earlier. */
 function Restored({
   at,
   isIncomplete,
@@ -349,9 +386,9 @@ function Restored({
     <Alert color="blue" title="Your unsaved changes are back" data-testid="draft">
       <Group justify="space-between" align="flex-end">
         <Text size="sm" style={{ flex: 1, minWidth: 240 }}>
-          You typed them <Age at={new Date(at).toISOString()} ago />.
-          {isIncomplete && " Secrets, and fields that are not known, were not kept: enter them again."}
-          {isOld && " Somebody has changed it since; saving shows how."}
+          You made them <Age at={new Date(at).toISOString()} ago />.
+          {isIncomplete && " Secrets and unknown fields were not kept: enter them again."}
+          {isOld && " Somebody has changed the resource since then: save to see the differences."}
         </Text>
         <Button size="compact-sm" variant="default" onClick={discard}>
           Discard them
@@ -361,14 +398,14 @@ function Restored({
   );
 }
 
-/** Asks before a changed form is left, by whatever way. */
+/** Asks before the user leaves a form with unsaved changes, whichever way. */
 function LeaveGuard({
   isDirty,
   isLeaving,
   discard,
 }: {
   isDirty: boolean;
-  /** It was saved or deleted, and is left for that. */
+  /** True if the form is left because the resource was saved or deleted. */
   isLeaving: RefObject<boolean>;
   discard: () => void;
 }) {
@@ -390,7 +427,7 @@ function LeaveGuard({
       title={<Text fw={600}>Leave without saving?</Text>}
     >
       <Stack gap="md">
-        <Text size="sm">What you have changed here is not saved.</Text>
+        <Text size="sm">Your changes are not saved.</Text>
         <Group justify="flex-end" gap="xs">
           <Button variant="default" onClick={stay} data-autofocus>
             Keep editing
@@ -420,26 +457,26 @@ type ConflictProps = {
   overwrite: (version: string | null) => void;
 };
 
-/** Someone else was quicker: shows what is stored now against what one was about to store. */
+/** Somebody else has saved first: shows the difference between the stored version and the user's. */
 function Conflict({ kind, name, mine, isSaving, close, reload, overwrite }: ConflictProps) {
   const current = useResource(kind.plural, name, "fresh");
   const deleted = current.error instanceof Problem && current.error.status === 404;
   const theirs = current.data;
-  // A write without an answer may have been made all the same.
+  // A write without a response may have been committed.
   const isStored = theirs !== undefined && !deleted && !current.isFetching && sameJson(theirs.spec, mine);
   const shown = useWithoutSecrets(kind.plural, mine, FOR_DISPLAY);
   return (
     <Modal opened onClose={close} size="xl" returnFocus={false} title={<Text fw={600}>{isStored ? "Already saved" : "Changed meanwhile"}</Text>}>
       <Stack gap="md">
         {current.isFetching ? (
-          <Loading what="what is stored now" />
+          <Loading what="the stored version" />
         ) : deleted ? (
           <Text size="sm">
-            The {kind.singular} <span className="mono">{name}</span> was deleted while you were editing it.
+            The {kind.singular} <span className="mono">{name}</span> was deleted while you were editing.
           </Text>
         ) : isStored ? (
           <Text size="sm">
-            The {kind.singular} <span className="mono">{name}</span> is stored as you have it, in revision{" "}
+            The {kind.singular} <span className="mono">{name}</span> is stored exactly as in your form, in revision{" "}
             {theirs.meta.revision}.
           </Text>
         ) : theirs ? (
@@ -447,14 +484,14 @@ function Conflict({ kind, name, mine, isSaving, close, reload, overwrite }: Conf
             <Text size="sm">
               <span className="mono">{theirs.meta.updated_by}</span> changed {kind.singular}{" "}
               <span className="mono">{name}</span> <Age at={theirs.meta.updated_at} ago />, in revision{" "}
-              {theirs.meta.revision}. This is what saving yours would change:
+              {theirs.meta.revision}. If you save your version, these changes are made:
             </Text>
             <Paper style={{ maxHeight: "50vh", overflow: "auto" }}>
               {shown ? <Diff before={theirs.spec} after={shown} /> : <Loading what="the difference" />}
             </Paper>
           </>
         ) : (
-          <Failed what="what is stored now" error={current.error} retry={() => current.refetch()} />
+          <Failed what="the stored version" error={current.error} retry={() => current.refetch()} />
         )}
         <Group justify="flex-end" gap="xs">
           <Button variant="default" onClick={close}>
@@ -462,7 +499,7 @@ function Conflict({ kind, name, mine, isSaving, close, reload, overwrite }: Conf
           </Button>
           {theirs && !deleted && (
             <Button variant="default" onClick={() => reload(theirs)}>
-              {isStored ? "Go on with what is stored" : "Reload and lose mine"}
+              {isStored ? "Continue with the stored version" : "Reload and discard my changes"}
             </Button>
           )}
           {(theirs || deleted) && !isStored && (

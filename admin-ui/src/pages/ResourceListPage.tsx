@@ -63,7 +63,7 @@ export function ResourceListPage({ kind }: { kind: KindInfo }) {
             </Empty>
           ) : (
             <Empty title={`No ${kind.singular} matches “${q}”`}>
-              The search looks at names and all other text.
+              The search covers names and all other texts of a resource.
             </Empty>
           )
         ) : (
@@ -77,6 +77,7 @@ export function ResourceListPage({ kind }: { kind: KindInfo }) {
           </Group>
         )}
       </Paper>
+      {kind.below}
     </Stack>
   );
 }

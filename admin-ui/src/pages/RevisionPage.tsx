@@ -14,16 +14,17 @@ import {
 import { useState } from "react";
 import { Link, useNavigate, useParams, useSearchParams } from "react-router";
 import { Problem } from "../api/problem";
-import { useDiff, useRevision, useRevisions, useRollback, useRollouts } from "../api/queries";
+import { useDiff, useProxies, useRevision, useRevisions, useRollback, useRollouts } from "../api/queries";
 import type { Change, RevisionDetail } from "../api/types";
 import { Age } from "../components/Age";
+import { Fact } from "../components/Facts";
 import { Confirm } from "../components/Confirm";
 import { Diff } from "../components/Diff";
 import { Guard } from "../components/Guard";
 import { IconUndo } from "../components/icons";
 import { Fault } from "../components/Rejections";
 import { useWatchRevision } from "../components/RolloutStrip";
-import { RolloutBadge } from "../components/StateBadge";
+import { Standings } from "../components/Standings";
 import { Empty, Failed, Loading } from "../components/states";
 import { convergenceOf } from "../lib/board";
 import { formatDuration, formatTime, plural } from "../lib/format";
@@ -37,7 +38,7 @@ export function RevisionPage() {
     return (
       <Paper>
         <Empty
-          title="There is no such revision"
+          title="This revision does not exist"
           action={
             <Button component={Link} to="/revisions" variant="default">
               All revisions
@@ -57,7 +58,7 @@ export function RevisionPage() {
       <Facts revision={revision.data} />
       <Group justify="space-between" align="flex-end">
         <Title order={2} size="h4">
-          {from === null ? "What it changed" : `What changed from revision ${from} to ${number}`}
+          {from === null ? "Changes" : `Changes from revision ${from} to ${number}`}
         </Title>
         <CompareWith
           number={number}
@@ -66,7 +67,7 @@ export function RevisionPage() {
         />
       </Group>
       {from === null ? (
-        <Changes changes={revision.data.changes} none="It changed nothing." />
+        <Changes changes={revision.data.changes} none="This revision has no changes." />
       ) : (
         <Comparison from={Number(from)} to={number} />
       )}
@@ -115,7 +116,8 @@ function Head({ revision }: { revision: RevisionDetail }) {
 
 function Facts({ revision }: { revision: RevisionDetail }) {
   const rollouts = useRollouts();
-  const row = convergenceOf(revision.number, undefined, rollouts.data ?? []);
+  const proxies = useProxies();
+  const row = convergenceOf(revision.number, undefined, rollouts.data ?? [], proxies.data ?? []);
   return (
     <Paper p="md">
       <SimpleGrid cols={{ base: 2, sm: 4 }}>
@@ -128,25 +130,25 @@ function Facts({ revision }: { revision: RevisionDetail }) {
             <Age at={revision.committed_at} ago />
           </Text>
         </Fact>
-        <Fact name="Rollout">
-          {row.state ? <RolloutBadge state={row.state} /> : <Text c="dimmed">no proxies then</Text>}
-          {row.state && (
+        <Fact name="In the fleets">
+          <Standings revision={revision.number} rollouts={rollouts.data ?? []} />
+          {row.state && !row.isTakenBack && (
             <Text className="cell-sub">
-              {row.applied} of {plural(row.total, "proxy", "proxies")} serve it or a later one
+              {row.applied} of {plural(row.total, "proxy", "proxies")} serve this revision or a later one
             </Text>
           )}
           {row.rejected > 0 && (
             <Text className="cell-sub" c="var(--mantine-color-error)">
-              {plural(row.rejected, "proxy", "proxies")} rejected it
+              {plural(row.rejected, "proxy", "proxies")} rejected this revision
             </Text>
           )}
-          {row.fault ? (
+          {row.fault && (
             <Text className="cell-sub breaks" data-testid="fault">
               {row.fault.proxy}: <Fault fault={row.fault} />
               {row.fault.revision !== revision.number && (
                 <>
                   {" "}
-                  It was written in revision{" "}
+                  The resource was written in revision{" "}
                   <Anchor component={Link} to={`/revisions/${row.fault.revision}`} inherit>
                     {row.fault.revision}
                   </Anchor>
@@ -154,18 +156,12 @@ function Facts({ revision }: { revision: RevisionDetail }) {
                 </>
               )}
             </Text>
-          ) : (
-            row.reason && (
-              <Text className="cell-sub breaks" c="var(--mantine-color-error)">
-                {row.reason}
-              </Text>
-            )
           )}
         </Fact>
         <Fact name="Propagation">
           {row.p99 !== null && row.p50 !== null && row.max !== null ? (
             <>
-              {formatDuration(row.max)} to the last
+              {formatDuration(row.max)} until the last ACK
               <Text className="cell-sub">
                 median {formatDuration(row.p50)} · p99 {formatDuration(row.p99)}
               </Text>
@@ -176,19 +172,6 @@ function Facts({ revision }: { revision: RevisionDetail }) {
         </Fact>
       </SimpleGrid>
     </Paper>
-  );
-}
-
-function Fact({ name, children }: { name: string; children: React.ReactNode }) {
-  return (
-    <div>
-      <Text size="xs" c="dimmed" fw={600} mb={2}>
-        {name}
-      </Text>
-      <Text size="sm" component="div">
-        {children}
-      </Text>
-    </div>
   );
 }
 
@@ -221,7 +204,7 @@ function CompareWith({
       searchable
       clearable
       limit={200}
-      nothingFoundMessage="No such revision"
+      nothingFoundMessage="No revision matches"
     />
   );
 }
@@ -312,10 +295,11 @@ function RollBack({ number, head }: { number: number; head: number }) {
         action="Roll back"
         mutation={{ ...rollback, run }}
       >
-        A new revision is made in which everything is as it was in revision {number}. What revisions{" "}
-        {number + 1} to {head} changed is undone, and stays in the history.{" "}
+        A new revision restores all resources to their state in revision {number}. It undoes the changes of{" "}
+        {number + 1 === head ? `revision ${head}, which stays` : `revisions ${number + 1} to ${head}, which stay`} in
+        the history.{" "}
         <Anchor component={Link} to={`/revisions/${number}?from=${head}`} onClick={() => setAsking(false)}>
-          See what that would change
+          Show the changes
         </Anchor>
       </Confirm>
     </>

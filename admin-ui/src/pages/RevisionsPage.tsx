@@ -2,9 +2,8 @@ import { Anchor, Button, Group, Paper, Stack, Table, Text, Title } from "@mantin
 import { Link, useNavigate } from "react-router";
 import { useRevisions, useRollouts } from "../api/queries";
 import { Age } from "../components/Age";
-import { RolloutBadge } from "../components/StateBadge";
+import { Standings } from "../components/Standings";
 import { Empty, Failed, Loading } from "../components/states";
-import { convergenceOf } from "../lib/board";
 import { plural } from "../lib/format";
 
 export function RevisionsPage() {
@@ -19,7 +18,7 @@ export function RevisionsPage() {
           Revisions
         </Title>
         <Text size="sm" c="dimmed">
-          Every write is a revision; history is never changed. A rollback is a new revision.
+          Every write makes a revision. The history never changes: a rollback makes a new revision, too.
         </Text>
       </div>
       <Paper>
@@ -30,7 +29,7 @@ export function RevisionsPage() {
             <Failed what="the revisions" error={revisions.error} retry={() => revisions.refetch()} />
           </Stack>
         ) : items.length === 0 ? (
-          <Empty title="No revisions yet">The first write makes the first one.</Empty>
+          <Empty title="No revisions yet">The first write makes the first revision.</Empty>
         ) : (
           <Table className="table" verticalSpacing="xs" data-testid="revisions-list">
             <Table.Thead>
@@ -40,12 +39,11 @@ export function RevisionsPage() {
                 <Table.Th>Author</Table.Th>
                 <Table.Th>Age</Table.Th>
                 <Table.Th>Changes</Table.Th>
-                <Table.Th>State</Table.Th>
+                <Table.Th miw={170}>In the fleets</Table.Th>
               </Table.Tr>
             </Table.Thead>
             <Table.Tbody>
               {items.map((revision) => {
-                const row = convergenceOf(revision.number, revision, rollouts.data ?? []);
                 const to = `/revisions/${revision.number}`;
                 return (
                   <Table.Tr
@@ -76,16 +74,7 @@ export function RevisionsPage() {
                       {plural(revision.change_count, "change")}
                     </Table.Td>
                     <Table.Td>
-                      {row.state && (
-                        <Group gap="xs" wrap="nowrap">
-                          <RolloutBadge state={row.state} />
-                          <Text className="cell-sub nowrap">
-                            {row.rejected > 0
-                              ? `by ${row.rejected} of ${row.total}`
-                              : `${row.applied} of ${row.total}`}
-                          </Text>
-                        </Group>
-                      )}
+                      {rollouts.data && <Standings revision={revision.number} rollouts={rollouts.data} brief />}
                     </Table.Td>
                   </Table.Tr>
                 );

@@ -1,0 +1,66 @@
+// Made from openapi.json by `npm run generate`; a test compares them.
+export const KIND_FACTS = [
+  {
+    "about": "A listener is an address on which the proxies accept connections.",
+    "for_proxies": true,
+    "plural": "listeners",
+    "schema": "ListenerSpec",
+    "singular": "listener",
+    "title": "Listener",
+    "titles": "Listeners"
+  },
+  {
+    "about": "A route has a match, which selects requests, and an action for these requests.",
+    "for_proxies": true,
+    "plural": "routes",
+    "schema": "RouteSpec",
+    "singular": "route",
+    "title": "Route",
+    "titles": "Routes"
+  },
+  {
+    "about": "An upstream is a named set of targets and the policy for calling them.",
+    "for_proxies": true,
+    "plural": "upstreams",
+    "schema": "UpstreamSpec",
+    "singular": "upstream",
+    "title": "Upstream",
+    "titles": "Upstreams"
+  },
+  {
+    "about": "A plugin is a named, configured step in the processing of requests.",
+    "for_proxies": true,
+    "plural": "plugins",
+    "schema": "PluginSpec",
+    "singular": "plugin",
+    "title": "Plugin",
+    "titles": "Plugins"
+  },
+  {
+    "about": "A consumer is a known caller with credentials.",
+    "for_proxies": true,
+    "plural": "consumers",
+    "schema": "ConsumerSpec",
+    "singular": "consumer",
+    "title": "Consumer",
+    "titles": "Consumers"
+  },
+  {
+    "about": "A certificate with its private key. Listeners present it to clients, and upstreams to targets.",
+    "for_proxies": true,
+    "plural": "certificates",
+    "schema": "CertificateSpec",
+    "singular": "certificate",
+    "title": "Certificate",
+    "titles": "Certificates"
+  },
+  {
+    "about": "A fleet is a named set of proxies and the policy by which revisions reach them.",
+    "for_proxies": false,
+    "plural": "fleets",
+    "schema": "FleetSpec",
+    "singular": "fleet",
+    "title": "Fleet",
+    "titles": "Fleets"
+  }
+] as const;
