@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import { call, DEADLINE, launch, openLoggedIn, unique, write } from "./system.js";
+import { call, DEADLINE, launch, openLoggedIn, unique, untilCount, write } from "./system.js";
 
 // Every proxy of this system rejects each revision that has a listener whose name begins with "taken", and says why in
 // words of its own.
@@ -29,7 +29,7 @@ describe("the admin UI with a large fleet", { timeout: 10 * DEADLINE }, () => {
     await page.getByRole("link", { name: "Board", exact: true }).click();
     const rejections = page.getByTestId("rejections");
     await rejections.getByText(`${count} proxies rejected revision`).waitFor();
-    assert.equal(await rejections.locator(".mantine-Alert-root").count(), 1);
+    await untilCount(rejections.locator(".mantine-Alert-root"), 1);
     await rejections.getByText(/and \d+ more reasons/).waitFor();
     assert.ok((await height(rejections)) < 600, `the alerts are ${await height(rejections)} pixels high`);
     assert.equal(await rejections.getByRole("link", { name: `listener ${name}` }).first().getAttribute("href"), `/listeners/${name}`);

@@ -77,6 +77,24 @@ export async function write(method, path, body, headers) {
   return answer.revision;
 }
 
+/** Waits until a condition holds; the message says what was waited for. */
+export async function until(condition, message = () => "waited in vain") {
+  const deadline = Date.now() + DEADLINE;
+  while (!(await condition())) {
+    assert.ok(Date.now() < deadline, message());
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** Waits until a page has exactly so many of the elements: it draws its frame before its data is there. */
+export async function untilCount(locator, wanted) {
+  let found;
+  await until(
+    async () => (found = await locator.count()) === wanted,
+    () => `${found} instead of ${wanted} elements: ${locator}`,
+  );
+}
+
 /** The ids of the proxies that are connected. */
 export async function connectedProxies() {
   const { json } = await call("GET", "/proxies?limit=1000");

@@ -16,6 +16,7 @@ import {
   openWay,
   token,
   unique,
+  until,
   url,
   write,
 } from "./system.js";
@@ -74,7 +75,11 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     await page.getByRole("button", { name: "Add target" }).click();
     await field(page, "Address of target 2").fill("127.0.0.1:65001");
     await field(page, "Weight of target 2").fill("50");
+    await field(page, "Response header count").fill("50");
+    await field(page, "Response header size").fill("64KiB");
     await create(page, "upstream");
+    const limits = { response_header_count: 50, response_header_size: "64KiB" };
+    assert.deepEqual((await call("GET", `/upstreams/${upstream}`)).json.limits, limits);
 
     await navigate(page, "Routes");
     await page.getByRole("link", { name: "New route" }).first().click();
@@ -191,8 +196,8 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     await page.getByRole("tab", { name: "Specification" }).click();
     const text = page.getByLabel("Specification", { exact: true }).and(page.locator("textarea"));
     await text.fill("name: [");
-    await page.getByText("This cannot be read").waitFor();
-    assert.ok(await page.getByRole("button", { name: "Create upstream" }).isDisabled());
+    await page.getByText("The text cannot be read").waitFor();
+    await until(() => page.getByRole("button", { name: "Create upstream" }).isDisabled());
     await text.fill(`name: ${name}\ntargets:\n  - address: 127.0.0.1:65000\nidle_timeout: 7s\n`);
     await page.getByRole("tab", { name: "Form" }).click();
     await field(page, "Idle timeout").waitFor();
@@ -216,7 +221,7 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     await dialog.getByText("theirs").waitFor();
     assert.equal((await call("GET", path)).json.targets[0].address, "127.0.0.1:65001");
 
-    await dialog.getByRole("button", { name: "Reload and lose mine" }).click();
+    await dialog.getByRole("button", { name: "Reload and discard my changes" }).click();
     await dialog.waitFor({ state: "hidden" });
     assert.equal(await field(page, "Address of target 1").inputValue(), "127.0.0.1:65001");
 
@@ -272,6 +277,7 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
 
     await page.goto(`${url}/revisions/${first}`);
     await page.getByRole("button", { name: "Roll back to this" }).click();
+    await page.getByRole("dialog").getByText(`It undoes the changes of revision ${first + 1}`).waitFor();
     await page.getByRole("dialog").getByRole("button", { name: "Roll back" }).click();
     await page.waitForURL((at) => /\/revisions\/\d+$/.test(at.pathname) && !at.pathname.endsWith(`/${first}`));
     await changes.locator("tr.added", { hasText: "127.0.0.1:65000" }).waitFor();
@@ -345,16 +351,17 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     const upstream = unique("up");
     const targets = [{ address: "127.0.0.1:65000" }];
     const harmless = await write("PUT", `/upstreams/${upstream}?wait=30s`, { name: upstream, targets });
-    await row(harmless).getByText("live").waitFor();
-    await row(json.revision).getByText("live").waitFor();
+    await row(harmless).getByText("serving").waitFor();
+    await row(json.revision).getByText("served until").waitFor();
+    await row(rejected).getByText("never served").waitFor();
     await row(rejected).getByText(`by ${proxies.length} of ${proxies.length}`).waitFor();
     await row(rejected).getByRole("link").first().click();
     const fault = page.getByTestId("fault");
     await fault.getByRole("link", { name: `listener ${name}` }).waitFor();
-    await page.getByText(`${proxies.length} proxies rejected it`).waitFor();
+    await page.getByText(`${proxies.length} proxies rejected this revision`).waitFor();
     await page.goto(`${url}/revisions/${harmless}`);
-    await page.getByText(`${proxies.length} of ${proxies.length} proxies serve it`).waitFor();
-    assert.equal(await page.getByText("rejected it").count(), 0);
+    await page.getByText(`${proxies.length} of ${proxies.length} proxies serve this revision`).waitFor();
+    assert.equal(await page.getByText("rejected this revision").count(), 0);
   });
 
   test("a stored secret is kept unless it is replaced as a whole", async (t) => {
@@ -367,6 +374,8 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     };
     await write("PUT", path, { name, credentials: [{ key_auth: { key: first } }] });
     assert.ok(await isTaken(first));
+    const id = async () => (await call("GET", path)).json.credentials[0].key_auth.id;
+    const firstId = await id();
     const page = await openLoggedIn(t, browser, path);
     const save = page.getByRole("button", { name: "Save" });
     const replace = page.getByRole("button", { name: "Replace Key" });
@@ -378,7 +387,7 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     await field(page, "Key").fill("nonsense");
     await page.getByRole("button", { name: "Keep the stored Key" }).click();
     await replace.waitFor();
-    assert.ok(await save.isDisabled(), "nothing was changed");
+    await until(() => save.isDisabled());
     await field(page, "Custom ID").fill("4711");
     await save.click();
     await until(async () => (await call("GET", path)).json.custom_id === "4711");
@@ -390,8 +399,8 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     const whole = await text.inputValue();
     for (const half of ["<redacted>x", "x<redacted>", "<redacted", "redacted>"]) {
       await text.fill(whole.replace("<redacted>", `"${half}"`));
-      await page.getByText("This cannot be saved").waitFor();
-      assert.ok(await save.isDisabled(), half);
+      await page.getByText("The text cannot be saved").waitFor();
+      await until(() => save.isDisabled());
     }
     await text.fill(whole);
     await page.getByRole("tab", { name: "Form" }).click();
@@ -402,6 +411,7 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     await save.click();
     await until(() => isTaken(second));
     assert.ok(!(await isTaken(first)), "the old key is gone");
+    assert.notEqual(await id(), firstId, "the id that was made from the key follows it");
   });
 
   test("a save that fails says so in view, with the focus on it", async (t) => {
@@ -550,7 +560,7 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     await field(page, "Description").fill("mine");
     await write("PUT", path, { name, description: "theirs", targets: [{ address: "127.0.0.1:65000" }] });
     await page.reload();
-    await page.getByText("Somebody has changed it since").waitFor();
+    await page.getByText("Somebody has changed the resource since").waitFor();
     await page.getByRole("button", { name: "Save" }).click();
     const dialog = page.getByRole("dialog", { name: "Changed meanwhile" });
     await dialog.getByText("theirs").waitFor();
@@ -626,7 +636,7 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
       const shown = (await share.count()) > 0 ? parseFloat(await share.first().textContent()) : 0;
       return shown > 0 && (await row.getByText(/% no route/).count()) > 0;
     });
-    assert.ok((await traffic.locator("div").filter({ hasText: /^0 %5xx$/ }).count()) > 0, "a 404 is no 5xx");
+    await traffic.locator("div").filter({ hasText: /^0 %5xx$/ }).first().waitFor();
     const { classes, error_ratio } = (await call("GET", `/proxies/${proxy.id}`)).json.traffic;
     assert.deepEqual([classes["5xx"], error_ratio], [0, 0]);
   });
@@ -718,7 +728,7 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
   test("nothing is wider than a window of 900 pixels", async (t) => {
     const page = await openLoggedIn(t, browser);
     await page.setViewportSize({ width: 900, height: 900 });
-    for (const name of ["Board", "Routes", "Upstreams", "Plugins", "Consumers", "Listeners", "Revisions"]) {
+    for (const name of ["Board", "Rollouts", "Routes", "Upstreams", "Plugins", "Consumers", "Listeners", "Fleets", "Revisions"]) {
       await navigate(page, name);
       await page.getByRole("status").filter({ hasText: "Loading" }).waitFor({ state: "detached" });
       const over = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
@@ -735,7 +745,7 @@ describe("the admin UI", { timeout: 40 * DEADLINE }, () => {
     await page.keyboard.press("Tab");
     await page.keyboard.press("Tab");
     await page.keyboard.press("Enter");
-    await page.getByRole("heading", { name: "Routes", level: 1 }).waitFor();
+    await page.getByRole("heading", { name: "Rollouts", level: 1 }).waitFor();
   });
 });
 
@@ -816,15 +826,6 @@ function request(to, host, headers = {}) {
       })
       .on("error", reject);
   });
-}
-
-/** Waits until a condition holds. */
-async function until(condition) {
-  const deadline = Date.now() + DEADLINE;
-  while (!(await condition())) {
-    assert.ok(Date.now() < deadline, "waited in vain");
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
 }
 
 async function invalid(page, label) {
