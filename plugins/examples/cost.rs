@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use serde_json::{Value, json};
 use signalbox_config::{Body, Kind, Name, Resource, sha256};
-use signalbox_plugins::{
-    Catalog, Consumers, Context, Exchange, Flow, Plugin, PluginRequest, PluginType, States,
-};
+use signalbox_plugin::{Consumers, Context, Exchange, Flow, Plugin, PluginRequest, States};
+use signalbox_plugins::builtin;
 
 const REQUESTS: usize = 5_000;
 const ROUNDS: usize = 200;
@@ -90,7 +89,7 @@ fn key(number: usize) -> String {
 fn plugin(type_name: &str, config: &Value) -> Arc<dyn Plugin> {
     let (name, states): (Name, _) = ("p".parse().expect("a name"), States::default());
     let context = Context { name: &name, states: &states };
-    let plugin_type = PluginType::find(type_name).expect("a type");
+    let plugin_type = builtin().find(type_name).expect("a type");
     plugin_type.build(config.to_string().as_bytes(), &context).expect("a good configuration")
 }
 
@@ -99,7 +98,7 @@ fn consumers(count: usize) -> Consumers {
     for number in 0..count {
         let key = key(number);
         let spec = json!({"name": format!("c{number}"), "credentials": [{"key_auth": {"key": key}}]});
-        let resource = Resource::parse(Kind::Consumer, spec, &Catalog).expect("a good consumer");
+        let resource = Resource::parse(Kind::Consumer, spec, builtin()).expect("a good consumer");
         if let Body::Consumer(consumer) = resource.body() {
             consumers.insert(consumer, &[sha256(key.as_bytes())]);
         }

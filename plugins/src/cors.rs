@@ -36,10 +36,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::router::Preflight;
 use signalbox_config::{Errors, FieldError, HumanDuration};
-
-use crate::context::Context;
-use crate::plugin::{Exchange, Flow, Phase, Plugin, PluginRequest, PluginResponse, Reply};
-use crate::registry::Definition;
+use signalbox_plugin::{
+    Context, Definition, Exchange, Flow, Plugin, PluginRequest, PluginResponse, Reply, hooks,
+};
 
 /// The pages that may call, and what they may send and read.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -90,6 +89,7 @@ pub(crate) struct Cors {
     private_network: bool,
 }
 
+#[hooks]
 impl Plugin for Cors {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
         match self.leave_headers(request.head, request.exchange) {
@@ -102,18 +102,10 @@ impl Plugin for Cors {
         false
     }
 
-    fn wants_response(&self) -> bool {
-        true
-    }
-
     fn on_response(&self, response: &mut PluginResponse<'_>) {
         for name in &OF_UPSTREAM {
             response.head.headers.remove(name);
         }
-    }
-
-    fn wants_local_reply(&self) -> bool {
-        true
     }
 
     fn on_local_reply(&self, head: &request::Parts, exchange: &mut Exchange) -> Option<Reply> {
@@ -125,7 +117,6 @@ impl Definition for Cors {
     const NAME: &'static str = "cors";
     const DESCRIPTION: &'static str = "Lets pages of other origins call an API from the browser.";
     const ORDER: i32 = 2000;
-    const PHASES: &'static [Phase] = &[Phase::RequestHeaders, Phase::ResponseHeaders];
     const ANSWERS_PREFLIGHTS: bool = true;
     type Config = Config;
 
@@ -511,7 +502,6 @@ mod tests {
     #[test]
     fn an_answer_that_is_made_before_its_turn_carries_the_same_headers() {
         let plugin = build("cors", json!({"origins": ["https://a.example"], "exposed_headers": ["X-C"]}));
-        assert!(plugin.wants_local_reply());
         let mut simple = Client::new("GET", "/").header("origin", "https://a.example");
         assert!(plugin.on_local_reply(&simple.head, &mut simple.exchange).is_none());
         assert_eq!(
@@ -553,7 +543,6 @@ mod tests {
             .unwrap()
             .into_parts();
         let route: Name = name("route");
-        assert!(plugin.wants_response());
         plugin.on_response(&mut PluginResponse {
             head: &mut head,
             route: &route,

@@ -22,12 +22,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError, Kind, ResourceKey, sha256};
+use signalbox_plugin::{Consumers, Context, Definition, Flow, Identity, Plugin, PluginRequest, Reply, hooks};
 
-use crate::consumers::{Consumers, Identity};
-use crate::context::Context;
-use crate::plugin::{Flow, Phase, Plugin, PluginRequest, Reply};
 use crate::query::{self, Decoded};
-use crate::registry::Definition;
 
 /// The place of the key, and the treatment of requests without one.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -77,6 +74,7 @@ pub(crate) struct KeyAuth {
     challenge: HeaderValue,
 }
 
+#[hooks]
 impl Plugin for KeyAuth {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
         let already =
@@ -107,7 +105,6 @@ impl Definition for KeyAuth {
     const NAME: &'static str = "key-auth";
     const DESCRIPTION: &'static str = "Lets in who presents the API key of a consumer.";
     const ORDER: i32 = 1350;
-    const PHASES: &'static [Phase] = &[Phase::RequestHeaders];
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {
@@ -261,7 +258,7 @@ mod tests {
 
     const KEY_OF_ALICE: &str = "s3cret key+1";
 
-    fn known() -> crate::Consumers {
+    fn known() -> signalbox_plugin::Consumers {
         consumers(&[("alice", &[KEY_OF_ALICE, "second"]), ("guest", &[])])
     }
 
@@ -374,9 +371,9 @@ mod tests {
 
     #[test]
     fn the_anonymous_consumer_is_a_reference() {
-        let references = crate::Catalog.references("key-auth", &json!({"anonymous": "guest"}));
+        let references = crate::builtin().references("key-auth", &json!({"anonymous": "guest"}));
         assert_eq!(references, [("consumer/guest".parse().unwrap(), "anonymous".to_owned())]);
-        assert!(crate::Catalog.references("key-auth", &json!({})).is_empty());
+        assert!(crate::builtin().references("key-auth", &json!({})).is_empty());
     }
 
     #[test]

@@ -1,29 +1,42 @@
-//! Plugins: what one is ([`Plugin`]), which there are ([`TYPES`]), and what one may use ([`Context`]).
+//! The plugins that every proxy has, one file each.
 //!
 //! To add a plugin, write one file (see `key_auth.rs` for a short one) and name it in the list below. Its
 //! configuration type gives the schema from which the admin API checks and the admin UI draws its form.
 
 #![warn(missing_docs)]
 
-mod catalog;
-mod consumers;
-mod context;
-mod plugin;
-pub mod precedence;
 mod query;
-mod registry;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod types;
 
-pub use catalog::Catalog;
-pub use consumers::{Consumers, Identity, KnownConsumer};
-pub use context::{Context, States};
-pub use plugin::{Exchange, Flow, Phase, Plugin, PluginRequest, PluginResponse, Reply};
-pub use registry::{Definition, PluginType};
+use std::sync::LazyLock;
 
-registry::plugins! {
+use signalbox_plugin::{PluginType, Registry};
+
+/// Declares the modules of the plugins and the table of them: `file::Type`.
+macro_rules! plugins {
+    ($($module:ident :: $type:ident),* $(,)?) => {
+        $(mod $module;)*
+
+        /// The types of this crate.
+        pub fn types() -> impl Iterator<Item = PluginType> {
+            [$(PluginType::of::<$module::$type>()),*].into_iter()
+        }
+    };
+}
+
+plugins! {
     cors::Cors,
     key_auth::KeyAuth,
     rate_limit::RateLimit,
     request_transform::RequestTransform,
+}
+
+/// The registry of the types of this crate alone.
+pub fn builtin() -> &'static Registry {
+    #[expect(clippy::expect_used, reason = "the names are constants, which a test reads")]
+    static BUILTIN: LazyLock<Registry> = LazyLock::new(|| Registry::new(types()).expect("unique names"));
+    &BUILTIN
 }

@@ -52,11 +52,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError, HumanDuration};
-
-use crate::consumers::Consumers;
-use crate::context::Context;
-use crate::plugin::{Flow, Phase, Plugin, PluginRequest, Reply};
-use crate::registry::Definition;
+use signalbox_plugin::{Consumers, Context, Definition, Flow, Plugin, PluginRequest, Reply, hooks};
 
 /// The number of requests in a span of time, and the client that they are counted for.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -160,6 +156,7 @@ pub(crate) struct RateLimit {
     headers: Option<AnswerHeaders>,
 }
 
+#[hooks]
 impl Plugin for RateLimit {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
         let client = self.client(request);
@@ -183,7 +180,6 @@ impl Definition for RateLimit {
     const NAME: &'static str = "rate-limit";
     const DESCRIPTION: &'static str = "Limits how many requests a client may make in a time.";
     const ORDER: i32 = 910;
-    const PHASES: &'static [Phase] = &[Phase::RequestHeaders];
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {
@@ -669,8 +665,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::States;
     use crate::testing::{Client as TestClient, build, build_in, consumers, refused};
+    use signalbox_plugin::States;
 
     const SECOND: u64 = 1_000_000_000;
 

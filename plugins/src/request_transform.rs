@@ -35,11 +35,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use signalbox_config::{ByteSize, Errors, FieldError};
+use signalbox_plugin::{BodyWish, Context, Definition, Flow, Plugin, PluginRequest, Reply, hooks};
 
-use crate::context::Context;
-use crate::plugin::{Flow, Phase, Plugin, PluginRequest, Reply};
 use crate::query;
-use crate::registry::Definition;
 
 /// The changes, operation by operation.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -135,6 +133,7 @@ pub(crate) struct RequestTransform {
     max_body: usize,
 }
 
+#[hooks]
 impl Plugin for RequestTransform {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
         edit_headers(&self.headers, &mut request.head.headers);
@@ -154,12 +153,11 @@ impl Plugin for RequestTransform {
         Flow::Continue
     }
 
-    fn request_body_cap(&self) -> Option<usize> {
-        (!self.body.is_empty()).then_some(self.max_body)
-    }
-
-    fn wants_request_body(&self, request: &PluginRequest<'_>) -> bool {
-        !self.body.is_empty() && is_json(&request.head.headers)
+    fn request_body(&self, request: &PluginRequest<'_>) -> BodyWish {
+        match !self.body.is_empty() && is_json(&request.head.headers) {
+            true => BodyWish::Buffered(self.max_body),
+            false => BodyWish::Pass,
+        }
     }
 
     fn on_request_body<'a>(&'a self, request: &'a mut PluginRequest<'_>, body: &'a mut Bytes) -> Flow<'a> {
@@ -181,7 +179,6 @@ impl Definition for RequestTransform {
     const DESCRIPTION: &'static str =
         "Changes headers, query parameters and the JSON body of a request on its way to the upstream.";
     const ORDER: i32 = 801;
-    const PHASES: &'static [Phase] = &[Phase::RequestHeaders, Phase::RequestBody];
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {
@@ -723,7 +720,6 @@ mod tests {
     #[test]
     fn only_json_bodies_are_wanted() {
         let plugin = build("request-transform", json!({"add": {"body": {"a": 1}}, "max_body": "2KiB"}));
-        assert_eq!(plugin.request_body_cap(), Some(2048));
         for (content_type, wanted) in [
             ("application/json", true),
             ("Application/JSON;charset=utf-8", true),
@@ -733,18 +729,20 @@ mod tests {
             ("json", false),
         ] {
             let mut client = Client::new("POST", "/").header("content-type", content_type);
-            assert_eq!(plugin.wants_request_body(&client.request()), wanted, "{content_type}");
+            let wish = plugin.request_body(&client.request());
+            assert_eq!(matches!(wish, BodyWish::Buffered(2048)), wanted, "{content_type}");
             // Nor is it touched should it be given one all the same.
             let mut body = Bytes::from_static(b"{}");
             assert!(matches!(plugin.on_request_body(&mut client.request(), &mut body), Flow::Continue));
             assert_eq!(body != "{}", wanted);
         }
-        assert!(!plugin.wants_request_body(&Client::new("POST", "/").request()));
+        assert!(matches!(plugin.request_body(&Client::new("POST", "/").request()), BodyWish::Pass));
         let two = Client::new("POST", "/").header("content-type", "text/plain");
         let mut two = two.header("content-type", "application/json");
         assert!(matches!(plugin.on_request(&mut two.request()), Flow::Respond(_)));
         let plugin = build("request-transform", json!({"add": {"headers": {"a": "1"}}}));
-        assert_eq!(plugin.request_body_cap(), None);
+        let mut json = Client::new("POST", "/").header("content-type", "application/json");
+        assert!(matches!(plugin.request_body(&json.request()), BodyWish::Pass));
     }
 
     #[test]

@@ -11,9 +11,8 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use signalbox_config::{Body, Kind, Name, PluginCatalog as _, Resource, sha256};
-use signalbox_plugins::{
-    Catalog, Consumers, Context, Exchange, Flow, Plugin, PluginRequest, PluginType, States,
-};
+use signalbox_plugin::{Consumers, Context, Exchange, Flow, Plugin, PluginRequest, States};
+use signalbox_plugins::builtin;
 
 struct Counting;
 
@@ -37,16 +36,16 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fn plugin(type_name: &str, config: &Value) -> Arc<dyn Plugin> {
-    assert_eq!(Catalog.check(type_name, config), []);
+    assert_eq!(builtin().check(type_name, config), []);
     let (name, states): (Name, _) = ("p".parse().unwrap(), States::default());
     let context = Context { name: &name, states: &states };
-    PluginType::find(type_name).unwrap().build(config.to_string().as_bytes(), &context).unwrap()
+    builtin().find(type_name).unwrap().build(config.to_string().as_bytes(), &context).unwrap()
 }
 
 fn consumers() -> Consumers {
     let spec =
         json!({"name": "alice", "groups": ["staff"], "credentials": [{"key_auth": {"key": "secret"}}]});
-    let resource = Resource::parse(Kind::Consumer, spec, &Catalog).unwrap();
+    let resource = Resource::parse(Kind::Consumer, spec, builtin()).unwrap();
     let Body::Consumer(alice) = resource.body() else { panic!("not a consumer") };
     let mut consumers = Consumers::default();
     consumers.insert(alice, &[sha256(b"secret")]);

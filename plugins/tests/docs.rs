@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use signalbox_config::Kind;
-use signalbox_plugins::{PluginType, TYPES};
+use signalbox_plugin::PluginType;
+use signalbox_plugins::builtin;
 
 #[test]
 fn the_pages_are_current() {
-    for plugin_type in &TYPES {
+    for plugin_type in builtin().types() {
         let path = page_path(plugin_type);
         let found = fs::read_to_string(&path).unwrap_or_default();
         assert!(
@@ -34,7 +35,7 @@ fn the_pages_are_current() {
 #[test]
 #[ignore = "writes the pages"]
 fn write_the_pages() {
-    for plugin_type in &TYPES {
+    for plugin_type in builtin().types() {
         fs::write(page_path(plugin_type), page(plugin_type)).unwrap();
     }
     let index = docs().join("README.md");
@@ -77,7 +78,7 @@ fn configuration() -> PathBuf {
 /// The overview with the table of all types between its marks.
 fn with_table(index: &str) -> String {
     let (start, end) = ("<!-- types -->\n", "<!-- end of types -->\n");
-    let mut types: Vec<&PluginType> = TYPES.iter().collect();
+    let mut types: Vec<&PluginType> = builtin().types().iter().collect();
     types.sort_by_key(|plugin_type| std::cmp::Reverse(plugin_type.default_order));
     let rows: String = types
         .iter()
@@ -98,10 +99,10 @@ fn page_path(plugin_type: &PluginType) -> PathBuf {
 }
 
 fn page(plugin_type: &PluginType) -> String {
-    let PluginType { name, default_order, phases, .. } = plugin_type;
+    let PluginType { name, default_order, hooks, .. } = plugin_type;
     let schema = plugin_type.schema().as_value();
     let phases: Vec<String> =
-        phases.iter().map(|phase| json!(phase).as_str().unwrap().replace('_', " ")).collect();
+        hooks.phases().map(|phase| json!(phase).as_str().unwrap().replace('_', " ")).collect();
     let mut page = format!(
         "<!-- Made from plugins/src/{}.rs; change it there. -->\n\n# {name}\n\n{}\n## Configuration\n\n\
          Default order: {default_order}. Phases: {}.\n\n\

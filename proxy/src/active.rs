@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use signalbox_config::{Action, Body, Edge, Limits, Name, Resource, RevisionId, Route, RouteIndex};
-use signalbox_plugins::precedence::{Attached, run_order};
-use signalbox_plugins::{Consumers, Plugin};
+use signalbox_plugin::precedence::{Attached, run_order};
+use signalbox_plugin::{Consumers, Hooks, Plugin};
 
 use crate::core::map::Map;
 use crate::core::slots::{Slot, SlotTable};
@@ -104,12 +104,10 @@ pub struct Chain {
     pub steps: Box<[Step]>,
     /// The types of all its steps.
     pub types: TypeSet,
-    /// The smallest cap of a plugin that may want the request's body.
-    pub body_cap: Option<usize>,
     /// True if a plugin uses the headers about the consumer, which are then put into the request's head.
     pub uses_consumer_headers: bool,
-    /// True if a plugin has a hook for local replies that are made before it ran.
-    pub wants_local_reply: bool,
+    /// The hooks of all its steps.
+    pub hooks: Hooks,
     /// True if a plugin answers CORS preflight requests.
     pub answers_preflights: bool,
 }
@@ -123,10 +121,8 @@ pub struct Step {
     pub type_set: TypeSet,
     /// The highest runs first; of equals the lowest name.
     pub order: i32,
-    pub wants_response: bool,
-    pub wants_local_reply: bool,
+    pub hooks: Hooks,
     pub answers_preflights: bool,
-    pub body_cap: Option<usize>,
     pub stats: Arc<PluginStats>,
 }
 
@@ -234,12 +230,11 @@ impl Chain {
     pub fn of(mut steps: Vec<Step>) -> Self {
         steps.sort_by(run_order);
         let types = steps.iter().fold(TypeSet::default(), |types, step| types.with(step.type_set));
-        let body_cap = steps.iter().filter_map(|step| step.body_cap).min();
         let uses_consumer_headers = steps.iter().any(|step| step.plugin.uses_consumer_headers());
-        let wants_local_reply = steps.iter().any(|step| step.wants_local_reply);
+        let hooks = steps.iter().fold(Hooks::NONE, |hooks, step| hooks.with(step.hooks));
         let answers_preflights = steps.iter().any(|step| step.answers_preflights);
         let steps = steps.into();
-        Self { steps, types, body_cap, uses_consumer_headers, wants_local_reply, answers_preflights }
+        Self { steps, types, uses_consumer_headers, hooks, answers_preflights }
     }
 }
 

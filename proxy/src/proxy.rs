@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use signalbox_config::{Body, Kind, Listener, Name, Snapshot};
-use signalbox_plugins::States;
+use signalbox_plugin::States;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::error;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use signalbox_plugins::States;
+use signalbox_plugin::States;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use signalbox_config::{Change, Kind, Resource, RevisionId};
-use signalbox_plugins::{Catalog, States};
+use signalbox_plugin::States;
+use signalbox_plugins::builtin;
 use signalbox_proxy::compile::Compiled;
 use signalbox_proxy::resolve::Resolver;
 use signalbox_proxy::secrets::HostSecrets;
@@ -37,7 +38,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fn put(kind: Kind, spec: Value) -> Change {
-    Change::Put(Arc::new(Resource::parse(kind, spec, &Catalog).unwrap()))
+    Change::Put(Arc::new(Resource::parse(kind, spec, builtin()).unwrap()))
 }
 
 fn upstream(index: usize, port: u16) -> Change {

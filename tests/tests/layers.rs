@@ -16,12 +16,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("signalbox-proto", &[]),
     ("signalbox-expr", &[]),
     ("signalbox-config", &["signalbox-proto", "signalbox-expr"]),
-    ("signalbox-plugins", &["signalbox-config", "signalbox-proto", "signalbox-expr"]),
+    ("signalbox-plugin-macros", &[]),
+    (
+        "signalbox-plugin",
+        &["signalbox-plugin-macros", "signalbox-config", "signalbox-proto", "signalbox-expr"],
+    ),
+    ("signalbox-plugins", &["signalbox-plugin", "signalbox-config", "signalbox-proto", "signalbox-expr"]),
     ("signalbox-process", &[]),
     ("signalbox-rollout", &["signalbox-config"]),
     (
         "signalbox-control-plane",
         &[
+            "signalbox-plugin",
             "signalbox-plugins",
             "signalbox-config",
             "signalbox-expr",
@@ -32,7 +38,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "signalbox-proxy",
-        &["signalbox-plugins", "signalbox-config", "signalbox-expr", "signalbox-proto", "signalbox-process"],
+        &[
+            "signalbox-plugin",
+            "signalbox-plugins",
+            "signalbox-config",
+            "signalbox-expr",
+            "signalbox-proto",
+            "signalbox-process",
+        ],
     ),
     ("signalbox-tests", &["signalbox-plugins", "signalbox-config", "signalbox-proto"]),
     ("signalbox-bench", &["signalbox-tests", "signalbox-plugins", "signalbox-config", "signalbox-proto"]),

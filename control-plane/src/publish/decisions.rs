@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use signalbox_config::{Change, Relations, Resource, RevisionId};
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 use signalbox_rollout::FleetTarget;
 
 use super::published::{Assigned, Published};
@@ -107,7 +107,7 @@ pub(super) async fn earlier(
             if same {
                 continue;
             }
-            match Resource::from_stored(stored.key.kind, &stored.spec, &Catalog) {
+            match Resource::from_stored(stored.key.kind, &stored.spec, builtin()) {
                 Ok(resource) => changes.push(Change::Put(Arc::new(resource))),
                 Err(errors) => {
                     // The current version is another one.

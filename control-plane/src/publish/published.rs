@@ -8,7 +8,7 @@ use signalbox_config::{
     Assignment, Body, Change, FieldError, Kind, Name, Relations, Resource, ResourceKey, RevisionId,
     RolloutPolicy, RouteIndex, Snapshot, Strategy,
 };
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 use signalbox_rollout::FleetTarget;
 
 use super::history::History;
@@ -60,7 +60,7 @@ impl Published {
         let mut changes = Vec::with_capacity(loaded.resources.len());
         published.unknown.extend(loaded.unknown.into_iter().map(|resource| resource.key));
         for stored in loaded.resources {
-            match Resource::from_stored(stored.key.kind, &stored.spec, &Catalog) {
+            match Resource::from_stored(stored.key.kind, &stored.spec, builtin()) {
                 Ok(resource) => changes.push(Change::Put(Arc::new(resource))),
                 Err(errors) => {
                     published.unreadable.insert(stored.key.clone(), errors.into());
@@ -138,7 +138,7 @@ impl Published {
         for stored in &revision.changes {
             match &stored.after {
                 None => changes.push(Change::Delete(stored.key.clone())),
-                Some(spec) => match Resource::from_stored(stored.key.kind, spec, &Catalog) {
+                Some(spec) => match Resource::from_stored(stored.key.kind, spec, builtin()) {
                     Ok(resource) => changes.push(Change::Put(Arc::new(resource))),
                     Err(errors) => unreadable.push((stored.key.clone(), errors)),
                 },

@@ -17,8 +17,8 @@ use signalbox_config::{
     Action, Body, Edge, FieldError, Kind, LoadBalancing, Name, Plugin, Resource, ResourceKey, RevisionId,
     Snapshot, host, path, request_target,
 };
-use signalbox_plugins::precedence::{Attached, overridden_by, run_order};
-use signalbox_plugins::{PluginType, TYPES};
+use signalbox_plugin::precedence::{Attached, overridden_by, run_order};
+use signalbox_plugins::builtin;
 
 use super::call::{Call, ok};
 use super::endpoint::{Endpoint, Media, RESOURCE_LIMIT};
@@ -451,7 +451,7 @@ fn preflight_step(chain: &[ChainStep]) -> Option<&ChainStep> {
 }
 
 fn answers_preflights(step: &ChainStep) -> bool {
-    step.skipped.is_none() && PluginType::find(&step.type_name).is_some_and(|it| it.answers_preflights)
+    step.skipped.is_none() && builtin().find(&step.type_name).is_some_and(|it| it.answers_preflights)
 }
 
 fn step(name: &Name, plugin: &Plugin, attached: Attachment) -> ChainStep {
@@ -490,15 +490,16 @@ fn find<'s>(set: &'s Snapshot, kind: Kind, name: &str) -> Option<&'s Arc<Resourc
 }
 
 fn plugin_types() -> Result<Response, Problem> {
-    let items = TYPES
+    let items = builtin()
+        .types()
         .iter()
         .map(|plugin_type| PluginTypeView {
             name: plugin_type.name.to_owned(),
             description: plugin_type.description.to_owned(),
             default_order: plugin_type.default_order,
             phases: plugin_type
-                .phases
-                .iter()
+                .hooks
+                .phases()
                 .filter_map(|phase| serde_json::to_value(phase).ok()?.as_str().map(str::to_owned))
                 .collect(),
             schema: plugin_type.schema().as_value().clone(),

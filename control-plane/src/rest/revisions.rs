@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 use signalbox_config::{Kind, Resource, ResourceKey};
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 
 use super::access::while_permitted;
 use super::call::{Call, ok};
@@ -342,7 +342,7 @@ fn change_view(key: &ResourceKey, before: Option<&Bytes>, after: Option<&Bytes>)
 
 /// A stored specification without what is secret.
 fn readable(kind: Kind, spec: &[u8]) -> Value {
-    match Resource::from_stored(kind, spec, &Catalog) {
+    match Resource::from_stored(kind, spec, builtin()) {
         Ok(resource) => resource.redacted(),
         // A specification that this version cannot read may have secrets that it does not know.
         Err(_) => json!({"unreadable": true}),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use signalbox_config::document::Entry;
 use signalbox_config::{Change, Errors, FieldError, Kind, Name, Resource, ResourceKey, mentions_placeholder};
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 
 use super::error::WriteError;
 use super::plan::Plan;
@@ -153,7 +153,7 @@ impl Operation {
         let mut errors = Errors::default();
         let mut resources = Vec::with_capacity(set.resources.len());
         for stored in &set.resources {
-            match Resource::from_stored(stored.key.kind, &stored.spec, &Catalog) {
+            match Resource::from_stored(stored.key.kind, &stored.spec, builtin()) {
                 Ok(resource) => resources.push(Arc::new(resource)),
                 // A newer version wrote it then and now: it stays as it is.
                 Err(_) if current.unreadable.contains_key(&stored.key) => {}
@@ -298,7 +298,7 @@ fn parse_restoring(kind: Kind, mut spec: Value, current: &Published) -> Result<R
     if let Some(stored) = name.and_then(|name| current.snapshot.find(&ResourceKey::new(kind, name))) {
         stored.restore_secrets(&mut spec);
     }
-    Resource::parse(kind, spec, &Catalog)
+    Resource::parse(kind, spec, builtin())
 }
 
 /// Plans to bring back, of each resource of the fleet that differs between `before` and `after`, the version of `before`.

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use signalbox_config::{Change, Name};
-use signalbox_plugins::precedence::overridden_by;
+use signalbox_plugin::precedence::overridden_by;
 
 use super::free_slots::FreeSlots;
 use super::plugins::{PluginCompiler, PluginDelta};

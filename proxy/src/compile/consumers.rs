@@ -4,7 +4,7 @@ use std::sync::Arc;
 use signalbox_config::{
     Body, Change, Consumer, Kind, Name, Resource, ResourceKey, Secret, check_key, sha256, without_line_break,
 };
-use signalbox_plugins::Consumers;
+use signalbox_plugin::Consumers;
 
 use super::plugins::PluginCompiler;
 use super::revision::{Revision, put, rejected};

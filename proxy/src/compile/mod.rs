@@ -20,7 +20,7 @@ mod users;
 use std::sync::Arc;
 
 use signalbox_config::{Change, Kind, Name, RevisionId, RouteIndex, Snapshot};
-use signalbox_plugins::Consumers;
+use signalbox_plugin::Consumers;
 
 use crate::active::{Active, PluginStats, RouteStats};
 use crate::core::map::Map;

@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use imbl::OrdSet;
 use signalbox_config::{Body, Change, Name, Resource};
-use signalbox_plugins::{Context, PluginType, TYPES};
+use signalbox_plugin::Context;
+use signalbox_plugins::builtin;
 
 use super::revision::{put, rejected};
 use crate::active::{PluginStats, Step, TypeSet};
@@ -98,8 +99,8 @@ fn build(
     if !spec.enabled {
         return Ok(None);
     }
-    let found = TYPES.iter().position(|plugin_type| *plugin_type.name == *spec.type_name);
-    let Some((index, plugin_type)) = found.zip(PluginType::find(&spec.type_name)) else {
+    let found = builtin().position(&spec.type_name);
+    let Some((index, plugin_type)) = found.zip(builtin().find(&spec.type_name)) else {
         return Err(vec![rejected(key, "type", format!("unknown plugin type {:?}", spec.type_name))]);
     };
     let context = Context { name: &key.name, states: &services.states };
@@ -119,10 +120,8 @@ fn build(
         name: key.name.clone(),
         type_set: TypeSet::of(index),
         order: spec.order,
-        wants_response: plugin.wants_response(),
-        wants_local_reply: plugin.wants_local_reply(),
+        hooks: plugin.hooks(),
         answers_preflights: plugin_type.answers_preflights,
-        body_cap: plugin.request_body_cap(),
         stats,
         plugin,
     };

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use http::{HeaderMap, Method};
 use signalbox_config::router::RequestParts;
 use signalbox_config::{Resource, document, sha256};
-use signalbox_plugins::{Catalog, States};
+use signalbox_plugin::States;
+use signalbox_plugins::builtin;
 
 use super::*;
 use crate::active::CompiledRoute;
@@ -69,7 +70,7 @@ impl Steps {
         let resources: Vec<Arc<Resource>> = document::split(text)
             .unwrap()
             .into_iter()
-            .map(|entry| Arc::new(Resource::parse(entry.kind, entry.spec, &Catalog).unwrap()))
+            .map(|entry| Arc::new(Resource::parse(entry.kind, entry.spec, builtin()).unwrap()))
             .collect();
         let gone = before.iter().filter(|old| resources.iter().all(|new| new.key() != old.key()));
         let mut changes: Vec<Change> = gone.map(|old| Change::Delete(old.key().clone())).collect();

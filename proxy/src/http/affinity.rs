@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderValue, header, request};
 use percent_encoding::percent_decode_str;
 use signalbox_config::HashOn;
-use signalbox_plugins::Exchange as PluginNotes;
+use signalbox_plugin::Exchange as PluginNotes;
 
 use super::exchange::Exchange;
 use super::trust::Client;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Response, header, request, response};
 use signalbox_config::{Forward, UpstreamProtocol};
-use signalbox_plugins::Exchange as PluginNotes;
+use signalbox_plugin::Exchange as PluginNotes;
 use smallvec::SmallVec;
 
 use super::affinity;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::{Method, Response, StatusCode, header, request};
 use signalbox_config::Action;
 use signalbox_config::router::{Found, Preflight, RequestParts};
-use signalbox_plugins::Exchange as PluginNotes;
+use signalbox_plugin::Exchange as PluginNotes;
 
 use super::downstream::Downstream;
 use super::exchange::Exchange;

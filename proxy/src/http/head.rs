@@ -11,7 +11,7 @@ use signalbox_config::arrival::{
 pub use signalbox_config::arrival::{Claims, remove_claims};
 pub(super) use signalbox_config::arrival::{X_FORWARDED_PROTO, X_REQUEST_ID};
 use signalbox_config::{ClientCertificate, host};
-use signalbox_plugins::{Consumers, Exchange as PluginNotes};
+use signalbox_plugin::{Consumers, Exchange as PluginNotes};
 use smallvec::SmallVec;
 
 use crate::core::failure::Failure;

@@ -8,7 +8,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderValue, header, request, response};
 use http_body::Body as _;
-use signalbox_plugins::{Exchange as PluginNotes, Flow, PluginRequest, PluginResponse, Reply as PluginReply};
+use signalbox_plugin::{
+    BodyWish, Exchange as PluginNotes, Flow, Hooks, PluginRequest, PluginResponse, Reply as PluginReply,
+};
 use smallvec::SmallVec;
 
 use super::exchange::Exchange;
@@ -79,7 +81,7 @@ pub(super) async fn run_request_plugins<'a>(
         exchange: &mut state.notes,
     };
     while let Some(step) = walk.next() {
-        if step.wants_local_reply {
+        if step.hooks.intersects(Hooks::LOCAL_REPLY) {
             state.seen = state.seen.with(step.type_set);
         }
         let began = measured.then(Instant::now);
@@ -90,10 +92,10 @@ pub(super) async fn run_request_plugins<'a>(
         if let Some(reply) = resolve_flow(exchange, flow).await? {
             return Ok(Some(reply));
         }
-        if step.wants_response {
+        if step.hooks.intersects(Hooks::RESPONSE) {
             state.on_response.push(step);
         }
-        if step.body_cap.is_some() {
+        if step.hooks.intersects(Hooks::REQUEST_BODY) {
             wants_body.push(step);
         }
         if !is_identified && let Some(identity) = &request.exchange.identity {
@@ -106,8 +108,15 @@ pub(super) async fn run_request_plugins<'a>(
             }
         }
     }
-    wants_body.retain(|step| step.plugin.wants_request_body(&request));
-    let Some(cap) = wants_body.iter().filter_map(|step| step.body_cap).min() else { return Ok(None) };
+    let mut cap = None;
+    wants_body.retain(|step| match step.plugin.request_body(&request) {
+        BodyWish::Buffered(most) => {
+            cap = Some(cap.map_or(most, |cap: usize| cap.min(most)));
+            true
+        }
+        _ => false,
+    });
+    let Some(cap) = cap else { return Ok(None) };
     let mut whole = Box::pin(exchange.in_time(read_whole(body, cap))).await??;
     for step in wants_body {
         let flow = step.plugin.on_request_body(&mut request, &mut whole);
@@ -167,9 +176,9 @@ pub(super) fn run_local_reply_plugins<'a>(
     state: &mut Option<PluginState<'a>>,
 ) -> Option<PluginReply> {
     let slot = exchange.request.route().map_or(Chain::GLOBAL, |route| route.chain);
-    let chain = serving.chains.get(slot).filter(|chain| chain.wants_local_reply)?;
+    let chain = serving.chains.get(slot).filter(|chain| chain.hooks.intersects(Hooks::LOCAL_REPLY))?;
     let mut reply = None;
-    for step in chain.steps.iter().filter(|step| step.wants_local_reply) {
+    for step in chain.steps.iter().filter(|step| step.hooks.intersects(Hooks::LOCAL_REPLY)) {
         let state = state.get_or_insert_default();
         if !state.seen.intersects(step.type_set) {
             state.seen = state.seen.with(step.type_set);
@@ -251,13 +260,14 @@ impl<'a> Iterator for Walk<'a> {
 
 #[cfg(test)]
 mod tests {
-    use signalbox_plugins::Plugin;
+    use signalbox_plugin::{Plugin, hooks};
 
     use super::*;
     use crate::active::PluginStats;
     use crate::telemetry::Histograms;
 
     struct Nothing;
+    #[hooks]
     impl Plugin for Nothing {}
 
     fn chain(steps: &[(&str, usize, i32)]) -> Arc<Chain> {
@@ -266,10 +276,8 @@ mod tests {
             plugin: Arc::new(Nothing),
             type_set: TypeSet::of(*type_index),
             order: *order,
-            wants_response: false,
-            wants_local_reply: false,
+            hooks: Hooks::NONE,
             answers_preflights: false,
-            body_cap: None,
             stats: Arc::new(PluginStats { name: name.parse().unwrap(), durations: Histograms::new(1) }),
         };
         Arc::new(Chain::of(steps.iter().map(step).collect()))

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{Response, response};
 use signalbox_config::Respond;
-use signalbox_plugins::Reply as PluginReply;
+use signalbox_plugin::Reply as PluginReply;
 
 use super::problem;
 use crate::upstream::{Switched, TargetBody};

@@ -88,7 +88,7 @@ mod tests {
     use http::Request;
     use serde_json::json;
     use signalbox_config::{Action, Body, Kind, Resource};
-    use signalbox_plugins::Catalog;
+    use signalbox_plugins::builtin;
 
     use super::*;
 
@@ -99,7 +99,7 @@ mod tests {
     fn covers(on: &[&str], method: &str, result: Given<'_>, has_begun: bool) -> bool {
         let retry = json!({"attempts": 1, "on": on});
         let spec = json!({"name": "r", "forward": {"upstreams": [{"name": "u"}], "retry": retry}});
-        let resource = Resource::parse(Kind::Route, spec, &Catalog).unwrap();
+        let resource = Resource::parse(Kind::Route, spec, builtin()).unwrap();
         let Body::Route(route) = resource.body() else { panic!("{resource:?}") };
         let Action::Forward(forward) = &route.action else { panic!("{resource:?}") };
         let request = Request::builder().method(method).header("content-type", "application/grpc");

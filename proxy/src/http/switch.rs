@@ -176,7 +176,7 @@ mod tests {
     use http::Request;
     use serde_json::json;
     use signalbox_config::{Action, Body, Kind, Resource};
-    use signalbox_plugins::Catalog;
+    use signalbox_plugins::builtin;
 
     use super::*;
 
@@ -197,7 +197,7 @@ mod tests {
             if !allowed.is_null() {
                 spec["forward"]["upgrades"] = allowed.clone();
             }
-            let resource = Resource::parse(Kind::Route, spec, &Catalog).unwrap();
+            let resource = Resource::parse(Kind::Route, spec, builtin()).unwrap();
             let Body::Route(route) = resource.body() else { panic!("{resource:?}") };
             let Action::Forward(forward) = &route.action else { panic!("{resource:?}") };
             for version in [Version::HTTP_11, Version::HTTP_10] {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use signalbox_config::{
     Change, Errors, Problem, Relations, Resource, ResourceKey, RevisionId, Snapshot, document,
 };
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -195,7 +195,7 @@ fn parse(text: &str, fleet: &str, served: &Snapshot, number: u64) -> Result<Cand
     let mut resources: BTreeMap<ResourceKey, Arc<Resource>> = BTreeMap::new();
     for entry in document.iter() {
         let name = entry.spec.get("name").and_then(|name| name.as_str()).map(str::to_owned);
-        match Resource::parse(entry.kind, entry.spec, &Catalog) {
+        match Resource::parse(entry.kind, entry.spec, builtin()) {
             Ok(resource) => {
                 resources.insert(resource.key().clone(), Arc::new(resource));
             }

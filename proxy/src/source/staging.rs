@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use signalbox_config::wire::{self, Payload};
 use signalbox_config::{Assignment, Change, Kind, Resource, ResourceKey, RevisionId, Snapshot};
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 use signalbox_proto::MARKER_NAME;
 use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as WireResource};
 use signalbox_proto::signalbox::config::v1::{Rejection, ResourceError, Revision};
@@ -116,7 +116,7 @@ impl Staging {
 
     fn on_spec(&mut self, name: &str, kind: Kind, encoded: &[u8]) {
         // The bytes are copied; otherwise one resource that stays would keep its whole response in memory.
-        match Resource::from_wire(kind, Bytes::copy_from_slice(encoded), &Catalog) {
+        match Resource::from_wire(kind, Bytes::copy_from_slice(encoded), builtin()) {
             Ok(resource) if resource.key().to_string() == name => {
                 self.stage(resource.key().clone(), Some(Arc::new(resource)));
             }
@@ -332,7 +332,7 @@ pub(super) mod tests {
 
     pub(in crate::source) fn route(name: &str, body: &str) -> Change {
         let spec = json!({"name": name, "match": {}, "respond": {"status": 200, "body": body}});
-        Change::Put(Arc::new(Resource::parse(Kind::Route, spec, &Catalog).unwrap()))
+        Change::Put(Arc::new(Resource::parse(Kind::Route, spec, builtin()).unwrap()))
     }
 
     pub(in crate::source) fn gone(name: &str) -> Change {

@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::{Rlimit, getrlimit, setrlimit};
 use signalbox_config::{Change, Resource, ResourceKey, RevisionId, Snapshot, document};
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 use signalbox_proxy::proxy::{Proxy, Settings};
 use signalbox_proxy::source::{Candidate, DataPlane, Rejected};
 use signalbox_proxy::telemetry::access_log;
@@ -129,7 +129,7 @@ impl Harness {
         let mut after: BTreeMap<ResourceKey, Arc<Resource>> = BTreeMap::new();
         let listener = document::split("{kind: listener, name: http, address: '127.0.0.1:8080'}").unwrap();
         for entry in listener.into_iter().chain(document::split(document).expect("a document")) {
-            let resource = Resource::parse(entry.kind, entry.spec, &Catalog).expect("a resource");
+            let resource = Resource::parse(entry.kind, entry.spec, builtin()).expect("a resource");
             after.insert(resource.key().clone(), Arc::new(resource));
         }
         let mut changes = Vec::new();

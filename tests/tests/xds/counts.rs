@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use signalbox_config::{Assignment, Change, Kind, Resource, RevisionId, Snapshot};
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 use signalbox_proto::NODE_HEADER;
 use signalbox_proto::signalbox::report::v1::report_service_server::{ReportService, ReportServiceServer};
 use signalbox_proto::signalbox::report::v1::{Counts, CountsRequest, ProxyReport, ReportSummary};
@@ -161,7 +161,7 @@ async fn accepted(streams: &mut mpsc::Receiver<CountsStream>) -> CountsStream {
 }
 
 fn resource(kind: Kind, spec: Value) -> Arc<Resource> {
-    Arc::new(Resource::parse(kind, spec, &Catalog).unwrap())
+    Arc::new(Resource::parse(kind, spec, builtin()).unwrap())
 }
 
 fn forward(name: &str, upstream: &str) -> Arc<Resource> {

@@ -10,7 +10,7 @@ use signalbox_config::{Fingerprint, Resource, ResourceKey};
 use signalbox_control_plane::auth::TokenText;
 use signalbox_control_plane::board::{Sharing, WaitResult};
 use signalbox_control_plane::store::Role;
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 use signalbox_tests::free_port;
 use tempfile::TempDir;
 
@@ -274,7 +274,7 @@ impl World {
         let expected: BTreeMap<ResourceKey, Fingerprint> = loaded
             .resources
             .iter()
-            .map(|stored| Resource::from_stored(stored.key.kind, &stored.spec, &Catalog).unwrap())
+            .map(|stored| Resource::from_stored(stored.key.kind, &stored.spec, builtin()).unwrap())
             .filter(|resource| resource.visible_to("default"))
             .map(|resource| (resource.key().clone(), *resource.fingerprint()))
             .collect();

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use serde_json::json;
 use signalbox_config::{Change, Kind, Resource, RevisionId, Snapshot, wire};
-use signalbox_plugins::Catalog;
+use signalbox_plugins::builtin;
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -122,7 +122,7 @@ impl Stream {
 fn resource(name: &str, body: &str) -> Arc<Resource> {
     let mut spec = route(body);
     spec["name"] = name.into();
-    Arc::new(Resource::parse(Kind::Route, spec, &Catalog).unwrap())
+    Arc::new(Resource::parse(Kind::Route, spec, builtin()).unwrap())
 }
 
 fn snapshot(number: u64, resources: &[&Arc<Resource>]) -> Snapshot {

@@ -8,7 +8,7 @@ use bytes::{Buf as _, Bytes};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, response};
 use http_body::{Body as _, Frame};
-use signalbox_plugins::Exchange as PluginNotes;
+use signalbox_plugin::Exchange as PluginNotes;
 
 use super::super::response_body::ResponseBody;
 use crate::wire::http1::framing::{encode_chunk_head, encode_end, parse_length};

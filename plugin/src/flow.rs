@@ -1,0 +1,58 @@
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use http::{HeaderMap, StatusCode};
+
+/// The next step of a request.
+pub enum Flow<'a> {
+    /// It goes on.
+    Continue,
+    /// It is answered here.
+    Respond(Box<Reply>),
+    /// It is not known yet. Must not resolve to `Wait` again: the proxy takes that for an error of its own (500).
+    ///
+    /// The future may borrow the plugin and the request. It runs on the worker's own thread, so it need not be `Send`;
+    /// it bounds its own waiting. When the client goes away it is dropped at its next await.
+    Wait(LocalBoxFuture<'a, Flow<'static>>),
+}
+
+/// A plugin's own answer.
+#[derive(Debug)]
+pub enum Reply {
+    /// An error, which the proxy writes as problem+json with the request's id.
+    Problem {
+        /// 4xx or 5xx.
+        status: StatusCode,
+        /// The error, for the client.
+        detail: Cow<'static, str>,
+        /// Further headers, `WWW-Authenticate`.
+        headers: HeaderMap,
+    },
+    /// An answer as it stands.
+    Response(http::Response<Bytes>),
+}
+
+impl Reply {
+    /// An error without further headers.
+    pub fn problem(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::Problem { status, detail: detail.into(), headers: HeaderMap::new() }
+    }
+}
+
+impl From<Reply> for Flow<'_> {
+    fn from(reply: Reply) -> Self {
+        Flow::Respond(Box::new(reply))
+    }
+}
+
+/// How a plugin wants to see the body of a request.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BodyWish {
+    /// Not at all: it passes as it comes.
+    Pass,
+    /// Whole, in memory, up to this many bytes. A larger body is answered 413. Where several plugins of a request want it so, the
+    /// smallest number counts.
+    Buffered(usize),
+}

@@ -1,0 +1,31 @@
+//! The interface of plugins: what one is ([`Plugin`]), how it is described ([`Definition`]), and what it may use ([`Context`]).
+//!
+//! A plugin is a configuration type, a type that implements [`Plugin`] under the attribute [`hooks`](macro@hooks), and its
+//! [`Definition`]. A [`Registry`] of definitions is given to both planes. [`testing`] drives a plugin without a proxy.
+
+#![warn(missing_docs)]
+
+// For the paths that `#[hooks]` writes.
+#[allow(unused_extern_crates, reason = "only the tests have plugins")]
+extern crate self as signalbox_plugin;
+
+mod consumers;
+mod context;
+mod exchange;
+mod flow;
+mod hooks;
+mod plugin;
+pub mod precedence;
+mod registry;
+mod request;
+pub mod testing;
+
+pub use consumers::{Consumers, Identity, KnownConsumer};
+pub use context::{Context, States};
+pub use exchange::Exchange;
+pub use flow::{BodyWish, Flow, Reply};
+pub use hooks::{Hooked, Hooks, Phase};
+pub use plugin::Plugin;
+pub use registry::{Definition, PluginType, Registry, RegistryError};
+pub use request::{PluginRequest, PluginResponse};
+pub use signalbox_plugin_macros::hooks;

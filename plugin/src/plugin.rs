@@ -1,0 +1,172 @@
+use bytes::Bytes;
+use http::request;
+
+use crate::exchange::Exchange;
+use crate::flow::{BodyWish, Flow, Reply};
+use crate::hooks::Hooks;
+use crate::request::{PluginRequest, PluginResponse};
+
+/// A named, configured step in the processing of requests. One instance serves all workers at once.
+///
+/// The hooks are called on the data path: they must not block, and the routine request should cost no allocation.
+///
+/// The proxy calls them in this order: `on_request` of every plugin in the chain, the highest order first; then, when
+/// at least one wants the body, the body is read whole, and `on_request_body` of those plugins is called in the same
+/// order; then, once there is an answer, `on_response` in reverse. The first plugin that answers ends the request's
+/// way: plugins behind it see neither the request nor its body. Only `on_local_reply` is called for those whose turn
+/// never came.
+///
+/// The hooks that a plugin has are those that its `impl` contains; the attribute [`hooks`](crate::hooks) writes the method
+/// of that name. Without it the `impl` does not build:
+///
+/// ```compile_fail,E0046
+/// struct Nothing;
+/// impl signalbox_plugin::Plugin for Nothing {}
+/// ```
+///
+/// ```
+/// struct Nothing;
+/// #[signalbox_plugin::hooks]
+/// impl signalbox_plugin::Plugin for Nothing {}
+/// ```
+pub trait Plugin: Send + Sync + 'static {
+    /// The hooks of this plugin. Written by `#[hooks]` above `impl Plugin for …`.
+    fn hooks(&self) -> Hooks;
+
+    /// Sees the head of a request before it is sent on.
+    ///
+    /// Its changes to `head` go to the plugins behind it and to the upstream. The route was chosen before, and
+    /// stays: a changed path or host routes nothing anew.
+    fn on_request<'a>(&'a self, _request: &'a mut PluginRequest<'_>) -> Flow<'a> {
+        Flow::Continue
+    }
+
+    /// False if this plugin neither reads nor changes [`Consumers::HEADERS`] of requests. While that holds for all plugins of a
+    /// request, its head does without them, and the proxy writes them behind it. It is asked once, when a chain is built.
+    fn uses_consumer_headers(&self) -> bool {
+        true
+    }
+
+    /// Says what this plugin wants of the body of this very request. It is asked once, after the `on_request` hooks of all
+    /// plugins.
+    fn request_body(&self, _request: &PluginRequest<'_>) -> BodyWish {
+        BodyWish::Pass
+    }
+
+    /// Sees the whole body of a request, when [`Plugin::request_body`] asks for it, after `on_request`.
+    ///
+    /// It may put another in its place. The proxy sends what it finds in `body` afterwards, and sets `Content-Length`
+    /// from it; trailers of the request are dropped. A plugin leaves `Content-Length` and `Transfer-Encoding` alone.
+    fn on_request_body<'a>(&'a self, _request: &'a mut PluginRequest<'_>, _body: &'a mut Bytes) -> Flow<'a> {
+        Flow::Continue
+    }
+
+    /// Sees the head of a response of the upstream before it goes to the client; in the reverse order of the chain.
+    ///
+    /// It is not called for answers that the proxy or a plugin made. What belongs on those too is left in
+    /// [`PluginRequest::exchange`] by `on_request`, and is written after this hook, so that it wins.
+    fn on_response(&self, _response: &mut PluginResponse<'_>) {}
+
+    /// Sees the head of a request that is answered by the proxy, or by a plugin before this one, before `on_request` of this
+    /// plugin was called: the request is refused for its head, its size or too much load, it is redirected to another form of
+    /// its path, or no route takes it. What it leaves in `exchange` is written to that answer.
+    ///
+    /// Where no route takes the request, only global plugins are called, and an answer that one of them returns is sent in the
+    /// place of the 404. Otherwise what it returns is dropped.
+    fn on_local_reply(&self, _head: &request::Parts, _exchange: &mut Exchange) -> Option<Reply> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use http::{HeaderValue, StatusCode};
+
+    use super::*;
+    use crate::hooks;
+    use crate::testing::Client;
+
+    /// Asks an oracle that answers at the second poll, and notes its answer in the request.
+    struct Asks {
+        oracle: &'static str,
+    }
+
+    #[hooks]
+    impl Plugin for Asks {
+        fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
+            if request.head.uri.path() == "/known" {
+                return Flow::Continue;
+            }
+            Flow::Wait(Box::pin(async move {
+                let mut asked = false;
+                std::future::poll_fn(|_| match std::mem::replace(&mut asked, true) {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                })
+                .await;
+                request.head.headers.insert("x-oracle", HeaderValue::from_static(self.oracle));
+                if request.head.uri.path() == "/denied" {
+                    return Reply::problem(StatusCode::FORBIDDEN, "the oracle says no").into();
+                }
+                Flow::Continue
+            }))
+        }
+    }
+
+    /// How a proxy drives a chain.
+    async fn drive(chain: &[Box<dyn Plugin>], request: &mut PluginRequest<'_>) -> Option<Box<Reply>> {
+        for plugin in chain {
+            let flow = match plugin.on_request(request) {
+                Flow::Wait(future) => future.await,
+                Flow::Continue => Flow::Continue,
+                Flow::Respond(reply) => Flow::Respond(reply),
+            };
+            match flow {
+                Flow::Continue => {}
+                Flow::Respond(reply) => return Some(reply),
+                Flow::Wait(_) => panic!("waits twice"),
+            }
+        }
+        None
+    }
+
+    fn run(path: &str) -> (Client, Option<Box<Reply>>) {
+        let chain: [Box<dyn Plugin>; 2] =
+            [Box::new(Asks { oracle: "first" }), Box::new(Asks { oracle: "second" })];
+        let mut client = Client::new("GET", path);
+        let reply = {
+            let mut request = client.request();
+            let mut future = pin!(drive(&chain, &mut request));
+            let mut context = Context::from_waker(Waker::noop());
+            loop {
+                if let Poll::Ready(reply) = future.as_mut().poll(&mut context) {
+                    break reply;
+                }
+            }
+        };
+        (client, reply)
+    }
+
+    #[test]
+    fn a_plugin_that_waits_borrows_the_request_and_the_chain_goes_on() {
+        let (client, reply) = run("/");
+        assert!(reply.is_none());
+        assert_eq!(client.head.headers["x-oracle"], "second");
+        let (client, reply) = run("/known");
+        assert!(reply.is_none() && client.head.headers.is_empty());
+    }
+
+    #[test]
+    fn a_plugin_that_waited_can_answer_and_ends_the_chain() {
+        let (client, reply) = run("/denied");
+        assert_eq!(client.head.headers["x-oracle"], "first");
+        match *reply.unwrap() {
+            Reply::Problem { status, .. } => assert_eq!(status, StatusCode::FORBIDDEN),
+            Reply::Response(_) => panic!("not a problem"),
+        }
+    }
+}
