@@ -2573,13 +2573,25 @@ export interface components {
         };
         /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns "<redacted>" in its place */
         Secret: string | {
-            /** @example NAME */
+            /**
+             * Environment variable
+             * @description The name of an environment variable of the proxy.
+             * @example NAME
+             */
             env: string;
         } | {
-            /** @example /run/secrets/name */
+            /**
+             * File
+             * @description The path of a file on the proxy's host.
+             * @example /run/secrets/name
+             */
             file: string;
         } | {
-            /** @example 0000000000000000000000000000000000000000000000000000000000000000 */
+            /**
+             * SHA-256
+             * @description The hash of a secret that is only compared.
+             * @example 0000000000000000000000000000000000000000000000000000000000000000
+             */
             sha256: string;
         };
         /** @description A session of the UI. */
