@@ -49,6 +49,6 @@ const PROXY: &[Layer] = &[
 
 const TESTS: &[Layer] = &[
     ("one process", &["client", "process"]),
-    ("the programs", &["backend", "control_plane", "nginx", "postgres"]),
+    ("the programs", &["backend", "control_plane", "nginx", "postgres", "redis"]),
     ("a whole system", &["proxy"]),
 ];
