@@ -5,7 +5,9 @@
 
 #![warn(missing_docs)]
 
+mod limit;
 mod query;
+mod redis;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
