@@ -895,7 +895,7 @@ export interface components {
             required: boolean;
         };
         /** @description The way a plugin is attached. */
-        Attachment: "route" | "global";
+        Attachment: "route" | "upstream" | "listener" | "global";
         /** @description One entry of the audit trail. */
         AuditEntry: {
             /** @description The operation that was called. */
@@ -1056,6 +1056,8 @@ export interface components {
             skipped?: string | null;
             /** @description The type of the plugin. */
             type: string;
+            /** @description The upstreams of the route for whose requests the plugin runs. Null: all. */
+            upstreams?: string[] | null;
         };
         /** @description The difference of one resource between two revisions. */
         Change: {
@@ -1537,6 +1539,11 @@ export interface components {
              */
             normalize_path?: boolean | null;
             /**
+             * @description The names of plugins that run on requests by this listener. They replace global plugins of the same type; those of the
+             *     upstream, the route or the consumer replace them.
+             */
+            plugins?: string[];
+            /**
              * @description The protocol of the listener.
              * @default http
              */
@@ -1583,6 +1590,11 @@ export interface components {
              *     has a backslash, a control character or a wrong encoding. Default true.
              */
             normalize_path?: boolean | null;
+            /**
+             * @description The names of plugins that run on requests by this listener. They replace global plugins of the same type; those of the
+             *     upstream, the route or the consumer replace them.
+             */
+            plugins?: string[];
             /**
              * @description The protocol of the listener.
              * @default http
@@ -2573,25 +2585,13 @@ export interface components {
         };
         /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns "<redacted>" in its place */
         Secret: string | {
-            /**
-             * Environment variable
-             * @description The name of an environment variable of the proxy.
-             * @example NAME
-             */
+            /** @example NAME */
             env: string;
         } | {
-            /**
-             * File
-             * @description The path of a file on the proxy's host.
-             * @example /run/secrets/name
-             */
+            /** @example /run/secrets/name */
             file: string;
         } | {
-            /**
-             * SHA-256
-             * @description The hash of a secret that is only compared.
-             * @example 0000000000000000000000000000000000000000000000000000000000000000
-             */
+            /** @example 0000000000000000000000000000000000000000000000000000000000000000 */
             sha256: string;
         };
         /** @description A session of the UI. */
@@ -2790,6 +2790,11 @@ export interface components {
             meta: components["schemas"]["Meta"];
             /** @description The name of the upstream, unique among upstreams. */
             name: string;
+            /**
+             * @description The names of plugins that run on requests to this upstream. They replace plugins of the listener and global ones of the same
+             *     type; those of the route or the consumer replace them.
+             */
+            plugins?: string[];
             /** @description The protocol of the targets. */
             protocol?: components["schemas"]["UpstreamProtocol"];
             /** @description The targets. Requests to an upstream without targets are answered 503. */
@@ -2857,6 +2862,11 @@ export interface components {
             load_balancing?: components["schemas"]["LoadBalancingSpec"];
             /** @description The name of the upstream, unique among upstreams. */
             name: string;
+            /**
+             * @description The names of plugins that run on requests to this upstream. They replace plugins of the listener and global ones of the same
+             *     type; those of the route or the consumer replace them.
+             */
+            plugins?: string[];
             /** @description The protocol of the targets. */
             protocol?: components["schemas"]["UpstreamProtocol"];
             /** @description The targets. Requests to an upstream without targets are answered 503. */
