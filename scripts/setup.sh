@@ -26,6 +26,8 @@ if [ "$purpose" = test ]; then
     have nginx || [ -x /usr/sbin/nginx ] || packages+=(nginx)
     need openssl openssl
     need h2load nghttp2-client
+    need redis-server redis-server
+    need redis-cli redis-tools
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then

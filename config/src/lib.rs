@@ -129,7 +129,7 @@ pub use route::{
     QueryMatch, Redirect, Rewrite, Route, RouteMatch, RouteSpec, ValueMatch, WeightedUpstream,
 };
 pub use router::RouteIndex;
-pub use secret::{REDACTED, Secret, SecretSpec, check_key, sha256, without_line_break};
+pub use secret::{REDACTED, ReferenceSpec, Secret, SecretSpec, check_key, sha256, without_line_break};
 pub use snapshot::{Assignment, Change, RevisionId, Snapshot};
 pub use specification::Audience;
 pub use structure::check_structure;

@@ -163,7 +163,9 @@ impl JsonSchema for SecretSpec {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let reference = |name: &str, schema: Schema| {
+        let reference = |name: &str, title: &str, description: &str, mut schema: Schema| {
+            schema.insert("title".to_owned(), title.into());
+            schema.insert("description".to_owned(), description.into());
             json_schema!({
                 "type": "object",
                 "properties": {name: schema},
@@ -175,9 +177,9 @@ impl JsonSchema for SecretSpec {
             "description": "The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns \"<redacted>\" in its place",
             "anyOf": [
                 {"type": "string", "format": "password"},
-                reference("env", json_schema!({"type": "string", "examples": ["NAME"]})),
-                reference("file", json_schema!({"type": "string", "examples": ["/run/secrets/name"]})),
-                reference("sha256", json_schema!({"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "examples": ["0".repeat(64)]})),
+                reference("env", "Environment variable", "The name of an environment variable of the proxy.", json_schema!({"type": "string", "examples": ["NAME"]})),
+                reference("file", "File", "The path of a file on the proxy's host.", json_schema!({"type": "string", "examples": ["/run/secrets/name"]})),
+                reference("sha256", "SHA-256", "The hash of a secret that is only compared.", json_schema!({"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "examples": ["0".repeat(64)]})),
             ],
         })
     }

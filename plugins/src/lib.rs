@@ -5,7 +5,9 @@
 
 #![warn(missing_docs)]
 
+mod limit;
 mod query;
+mod redis;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -28,48 +30,11 @@ macro_rules! plugins {
 }
 
 plugins! {
-    compress::Compress,
     cors::Cors,
-    ext_auth::ExtAuth,
     key_auth::KeyAuth,
     rate_limit::RateLimit,
     request_transform::RequestTransform,
 }
-
-/// The default order of all types that are designed, so that users' own `order`s stay right when one is added.
-pub const ORDERS: [(&str, i32); 31] = [
-    ("request-id", 100_000),
-    ("bot-detection", 2500),
-    ("cors", 2000),
-    ("ip-restriction", 1990),
-    ("request-size-limit", 1951),
-    ("csrf", 1900),
-    ("mtls-auth", 1460),
-    ("jwt", 1450),
-    ("hmac-auth", 1430),
-    ("oidc", 1430),
-    ("basic-auth", 1400),
-    ("key-auth", 1350),
-    ("ext-auth", 1300),
-    ("fault", 995),
-    ("mirror", 970),
-    ("traffic-split", 966),
-    ("acl", 950),
-    ("rate-limit", 910),
-    ("token-limit", 908),
-    ("concurrency-limit", 905),
-    ("request-transform", 801),
-    ("response-transform", 800),
-    ("redirect", 779),
-    ("respond", 778),
-    ("grpc-web", 700),
-    ("grpc-json", 690),
-    ("wasm", 500),
-    ("cache", 100),
-    ("compress", 90),
-    ("http-log", 10),
-    ("file-log", 10),
-];
 
 /// The registry of the types of this crate alone.
 pub fn builtin() -> &'static Registry {

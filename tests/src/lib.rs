@@ -8,6 +8,7 @@ pub mod nginx;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod redis;
 
 pub use backend::{Backend, Behaviour, Echo};
 pub use client::{Answer, Load, LoadReport, Protocol, eventually, get};
@@ -16,3 +17,4 @@ pub use nginx::Nginx;
 pub use postgres::Postgres;
 pub use process::{Daemon, find_program, free_port, program, wait_until};
 pub use proxy::Proxy;
+pub use redis::Redis;

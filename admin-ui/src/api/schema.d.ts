@@ -895,7 +895,7 @@ export interface components {
             required: boolean;
         };
         /** @description The way a plugin is attached. */
-        Attachment: "route" | "upstream" | "listener" | "global";
+        Attachment: "route" | "global";
         /** @description One entry of the audit trail. */
         AuditEntry: {
             /** @description The operation that was called. */
@@ -1056,8 +1056,6 @@ export interface components {
             skipped?: string | null;
             /** @description The type of the plugin. */
             type: string;
-            /** @description The upstreams of the route for whose requests the plugin runs. Null: all. */
-            upstreams?: string[] | null;
         };
         /** @description The difference of one resource between two revisions. */
         Change: {
@@ -1539,11 +1537,6 @@ export interface components {
              */
             normalize_path?: boolean | null;
             /**
-             * @description The names of plugins that run on requests by this listener. They replace global plugins of the same type; those of the
-             *     upstream, the route or the consumer replace them.
-             */
-            plugins?: string[];
-            /**
              * @description The protocol of the listener.
              * @default http
              */
@@ -1590,11 +1583,6 @@ export interface components {
              *     has a backslash, a control character or a wrong encoding. Default true.
              */
             normalize_path?: boolean | null;
-            /**
-             * @description The names of plugins that run on requests by this listener. They replace global plugins of the same type; those of the
-             *     upstream, the route or the consumer replace them.
-             */
-            plugins?: string[];
             /**
              * @description The protocol of the listener.
              * @default http
@@ -2585,13 +2573,25 @@ export interface components {
         };
         /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns "<redacted>" in its place */
         Secret: string | {
-            /** @example NAME */
+            /**
+             * Environment variable
+             * @description The name of an environment variable of the proxy.
+             * @example NAME
+             */
             env: string;
         } | {
-            /** @example /run/secrets/name */
+            /**
+             * File
+             * @description The path of a file on the proxy's host.
+             * @example /run/secrets/name
+             */
             file: string;
         } | {
-            /** @example 0000000000000000000000000000000000000000000000000000000000000000 */
+            /**
+             * SHA-256
+             * @description The hash of a secret that is only compared.
+             * @example 0000000000000000000000000000000000000000000000000000000000000000
+             */
             sha256: string;
         };
         /** @description A session of the UI. */
@@ -2790,11 +2790,6 @@ export interface components {
             meta: components["schemas"]["Meta"];
             /** @description The name of the upstream, unique among upstreams. */
             name: string;
-            /**
-             * @description The names of plugins that run on requests to this upstream. They replace plugins of the listener and global ones of the same
-             *     type; those of the route or the consumer replace them.
-             */
-            plugins?: string[];
             /** @description The protocol of the targets. */
             protocol?: components["schemas"]["UpstreamProtocol"];
             /** @description The targets. Requests to an upstream without targets are answered 503. */
@@ -2862,11 +2857,6 @@ export interface components {
             load_balancing?: components["schemas"]["LoadBalancingSpec"];
             /** @description The name of the upstream, unique among upstreams. */
             name: string;
-            /**
-             * @description The names of plugins that run on requests to this upstream. They replace plugins of the listener and global ones of the same
-             *     type; those of the route or the consumer replace them.
-             */
-            plugins?: string[];
             /** @description The protocol of the targets. */
             protocol?: components["schemas"]["UpstreamProtocol"];
             /** @description The targets. Requests to an upstream without targets are answered 503. */

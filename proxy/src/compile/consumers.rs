@@ -1,18 +1,27 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use signalbox_config::{
-    Body, Change, Consumer, Resource, ResourceKey, Secret, check_key, sha256, without_line_break,
+    Body, Change, Consumer, Kind, Name, Resource, ResourceKey, Secret, check_key, sha256, without_line_break,
 };
 use signalbox_plugin::Consumers;
 
+use super::plugins::PluginCompiler;
 use super::revision::{Revision, put, rejected};
+use super::users::Users;
+use crate::active::Chain;
+use crate::core::map::Map;
 use crate::secrets::{SecretReader, SecretSource};
 use crate::source::Rejected;
 
-/// Compiles consumers and their credentials.
+/// Compiles consumers: their credentials, and their own plugins.
 #[derive(Clone, Default)]
 pub(super) struct ConsumerCompiler {
     consumers: Consumers,
+    /// The consumers that have enabled plugins.
+    chains: Map<Name, Arc<Chain>>,
+    /// Which consumers name a plugin.
+    by_plugin: Users<Name>,
 }
 
 #[derive(Default)]
@@ -21,12 +30,18 @@ pub(super) struct ConsumerDelta {
     removed: Vec<Arc<Resource>>,
     /// Consumers with the hashes of their API keys.
     put: Vec<(Arc<Resource>, Vec<[u8; 32]>)>,
+    /// `None`: the consumer has no enabled plugins.
+    chains: Vec<(Name, Option<Arc<Chain>>)>,
 }
 
 impl ConsumerCompiler {
+    /// `plugins` are those of the new revision; the chains of consumers that name a changed one are compiled too.
     pub(super) fn compile(
+        &self,
         changes: &[&Change],
+        plugin_changes: &[&Change],
         revision: Revision<'_>,
+        plugins: &PluginCompiler,
         secrets: &dyn SecretReader,
     ) -> Result<ConsumerDelta, Vec<Rejected>> {
         let mut delta = ConsumerDelta::default();
@@ -40,22 +55,56 @@ impl ConsumerCompiler {
                 Err(errors) => rejections.extend(errors),
             }
         }
+        let own = changes.iter().map(|change| &change.key().name);
+        let with_plugin = plugin_changes.iter().flat_map(|plugin| self.by_plugin.of(&plugin.key().name));
+        let affected: BTreeSet<&Name> = own.chain(with_plugin).collect();
+        for name in affected {
+            let key = ResourceKey::new(Kind::Consumer, name.clone());
+            let names = revision.now.find(&key).and_then(|resource| consumer(resource));
+            let names = names.map_or(&[][..], |consumer| &consumer.plugins);
+            let missing =
+                names.iter().filter_map(|it| revision.check_reference(&key, "plugins", Kind::Plugin, it));
+            rejections.extend(missing);
+            let steps = plugins.steps(names);
+            let chain = (!steps.is_empty()).then(|| Arc::new(Chain::of(steps)));
+            delta.chains.push((name.clone(), chain));
+        }
         if rejections.is_empty() { Ok(delta) } else { Err(rejections) }
     }
 
     pub(super) fn apply(&mut self, delta: &ConsumerDelta) {
         for consumer in delta.removed.iter().filter_map(|resource| consumer(resource)) {
             self.consumers.remove(&consumer.name);
+            for plugin in &consumer.plugins {
+                self.by_plugin.remove(plugin, consumer.name.clone());
+            }
         }
         for (resource, keys) in &delta.put {
-            if let Some(consumer) = consumer(resource) {
-                self.consumers.insert(consumer, keys);
+            let Some(consumer) = consumer(resource) else { continue };
+            self.consumers.insert(consumer, keys);
+            for plugin in &consumer.plugins {
+                self.by_plugin.insert(plugin, consumer.name.clone());
             }
+        }
+        for (name, chain) in &delta.chains {
+            match chain {
+                Some(chain) => self.chains.insert(name.clone(), Arc::clone(chain)),
+                None => self.chains.remove(name),
+            };
         }
     }
 
     pub(super) fn all(&self) -> &Consumers {
         &self.consumers
+    }
+
+    pub(super) fn chains(&self) -> &Map<Name, Arc<Chain>> {
+        &self.chains
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_references(&self) -> bool {
+        !self.by_plugin.is_empty()
     }
 }
 

@@ -4,7 +4,6 @@
 //! the changes, or says why they are rejected, and leaves the compiler as it is; `apply` takes a delta over, and cannot
 //! fail. [`Compiled::next`] runs them one after another.
 
-mod attached;
 mod certificates;
 mod chains;
 mod consumers;
@@ -22,7 +21,6 @@ use std::sync::Arc;
 
 use signalbox_config::{Change, Kind, Name, RevisionId, RouteIndex, Snapshot};
 use signalbox_plugin::Consumers;
-use signalbox_plugin::precedence::Source;
 
 use crate::active::{Active, PluginStats, RouteStats};
 use crate::core::map::Map;
@@ -32,7 +30,6 @@ use crate::source::{Candidate, Rejected};
 use crate::telemetry::{Cells, Scope};
 use crate::upstream::Upstream;
 use crate::wire::tls::ListenerTls;
-use attached::AttachedCompiler;
 use certificates::CertificateCompiler;
 use chains::ChainCompiler;
 use consumers::ConsumerCompiler;
@@ -54,19 +51,10 @@ pub struct Compiled {
     plugins: PluginCompiler,
     upstreams: UpstreamCompiler,
     consumers: ConsumerCompiler,
-    attached: Attached,
     chains: ChainCompiler,
     routes: RouteCompiler,
     /// The upstreams that are new in this revision, until it is activated.
     new_upstreams: Vec<Arc<Upstream>>,
-}
-
-/// Compiles what is attached to other resources than routes.
-#[derive(Clone)]
-struct Attached {
-    consumers: AttachedCompiler,
-    upstreams: AttachedCompiler,
-    listeners: AttachedCompiler,
 }
 
 /// The reasons against a candidate, from all compilers.
@@ -81,12 +69,9 @@ impl Compiled {
             id: RevisionId { epoch: "".into(), number: 0 },
             routes: RouteIndex::new(),
             upstreams: SlotTable::default(),
-            upstream_slots: Map::default(),
             chains: chains.table().clone(),
             consumers: Consumers::default(),
             consumer_chains: Map::default(),
-            upstream_chains: Map::default(),
-            listener_chains: Map::default(),
             listeners: Vec::new(),
             period: Arc::default(),
         };
@@ -99,11 +84,6 @@ impl Compiled {
             plugins: PluginCompiler::default(),
             upstreams: UpstreamCompiler::default(),
             consumers: ConsumerCompiler::default(),
-            attached: Attached {
-                consumers: AttachedCompiler::new(Kind::Consumer, Source::Consumer),
-                upstreams: AttachedCompiler::new(Kind::Upstream, Source::Upstream),
-                listeners: AttachedCompiler::new(Kind::Listener, Source::Listener),
-            },
             chains,
             routes: RouteCompiler::default(),
             new_upstreams: Vec::new(),
@@ -143,18 +123,9 @@ impl Compiled {
         ));
         next.upstreams.apply(&upstreams);
 
-        let consumers = ConsumerCompiler::compile(&changes.consumers, revision, secrets);
+        let consumers =
+            next.consumers.compile(&changes.consumers, &changes.plugins, revision, &next.plugins, secrets);
         next.consumers.apply(&rejections.delta(consumers));
-
-        let Attached { consumers, upstreams: of_upstreams, listeners } = &mut next.attached;
-        for (compiler, own) in [
-            (consumers, &changes.consumers),
-            (of_upstreams, &changes.upstreams),
-            (listeners, &changes.listeners),
-        ] {
-            let attached = compiler.compile(own, &changes.plugins, revision, &next.plugins);
-            compiler.apply(&rejections.delta(attached));
-        }
 
         let chains =
             next.chains.compile(&changes.routes, &changes.plugins, revision, &next.plugins, &plugins);
@@ -208,12 +179,9 @@ impl Compiled {
             id: self.snapshot.id().clone(),
             routes: self.routes.index().clone(),
             upstreams: self.upstreams.table().clone(),
-            upstream_slots: self.upstreams.slots().clone(),
             chains: self.chains.table().clone(),
             consumers: self.consumers.all().clone(),
-            consumer_chains: self.attached.consumers.chains().clone(),
-            upstream_chains: self.attached.upstreams.chains().clone(),
-            listener_chains: self.attached.listeners.chains().clone(),
+            consumer_chains: self.consumers.chains().clone(),
             listeners: self.active.listeners.clone(),
             period: Arc::clone(&self.active.period),
         }

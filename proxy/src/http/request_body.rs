@@ -98,10 +98,7 @@ impl Inbound {
     async fn drain(self) -> bool {
         let mut unread = match self.body {
             RequestBody::Stream(stream) => stream.into_incoming(),
-            RequestBody::Empty
-            | RequestBody::Whole(_)
-            | RequestBody::Replay { .. }
-            | RequestBody::Filtered(_) => self.client,
+            RequestBody::Empty | RequestBody::Whole(_) | RequestBody::Replay { .. } => self.client,
         };
         if matches!(unread, ClientBody::None) {
             return false;

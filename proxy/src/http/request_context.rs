@@ -1,6 +1,5 @@
 //! The state of a request from its head on.
 
-use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use crate::core::deadlines::Deadline;
 use crate::core::failure::Failure;
 use crate::core::identify::RequestId;
 use crate::core::idle::IdleTimeout;
-use crate::wire::body::{AbortedBy, Progress};
+use crate::wire::body::Progress;
 
 /// A request's context: its client, its revision, its destination and its deadline.
 pub struct RequestContext {
@@ -42,8 +41,6 @@ pub struct RequestContext {
     pub idle: Option<Rc<IdleTimeout>>,
     /// True if the client has set a deadline.
     has_client_deadline: bool,
-    /// Where a filter that ends the request's body leaves its answer; made if there is a filter.
-    pub(super) filter_abort: OnceCell<AbortedBy>,
 }
 
 impl RequestContext {
@@ -69,7 +66,6 @@ impl RequestContext {
             deadline,
             idle: None,
             has_client_deadline: false,
-            filter_abort: OnceCell::new(),
             downstream,
         }
     }

@@ -24,12 +24,10 @@ pub enum Flag {
     UpstreamResetExhausted,
     UpstreamProtocol,
     UpstreamProtocolExhausted,
-    PluginPanicked,
-    PluginAborted,
 }
 
 impl Flag {
-    pub const ALL: [Flag; 19] = [
+    pub const ALL: [Flag; 17] = [
         Flag::None,
         Flag::NoRoute,
         Flag::NoHealthyUpstream,
@@ -47,8 +45,6 @@ impl Flag {
         Flag::UpstreamResetExhausted,
         Flag::UpstreamProtocol,
         Flag::UpstreamProtocolExhausted,
-        Flag::PluginPanicked,
-        Flag::PluginAborted,
     ];
 
     /// The flag for the same failure after the last permitted retry.
@@ -82,8 +78,6 @@ impl Flag {
             Flag::UpstreamResetExhausted => "UC,URX",
             Flag::UpstreamProtocol => "UPE",
             Flag::UpstreamProtocolExhausted => "UPE,URX",
-            Flag::PluginPanicked => "PP",
-            Flag::PluginAborted => "PA",
         }
     }
 }

@@ -42,13 +42,13 @@ const PROXY: &[Layer] = &[
     ("upstreams", &["upstream"]),
     ("a revision's active form", &["active", "compile"]),
     ("requests", &["http"]),
-    ("workers", &["tasks", "worker"]),
+    ("workers", &["worker"]),
     ("the data plane as a whole", &["metrics", "proxy", "sockets"]),
     ("the program", &["admin", "run"]),
 ];
 
 const TESTS: &[Layer] = &[
     ("one process", &["client", "process"]),
-    ("the programs", &["backend", "control_plane", "nginx", "postgres"]),
+    ("the programs", &["backend", "control_plane", "nginx", "postgres", "redis"]),
     ("a whole system", &["proxy"]),
 ];

@@ -17,6 +17,7 @@ mod explain;
 mod failover;
 mod fixture;
 mod full_disk;
+mod limits;
 mod newer;
 mod outage;
 mod peers;

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use signalbox_config::RevisionId;
@@ -673,7 +674,7 @@ fn the_latest_stream_of_a_proxy_counts_and_ends_those_to_other_control_planes() 
     assert!(link.replaced.is_cancelled());
     assert_eq!(state.proxy("b").unwrap().connected_to, "there");
     assert!(state.row_to_write("b").is_none(), "the other writes it");
-    assert_eq!(state.take_heartbeats(true), []);
+    assert!(state.take_heartbeats(true).is_empty());
     state.close(5, 1, "b");
     assert_eq!(state.state_of("b"), ProxyState::InSync);
 }
@@ -751,7 +752,7 @@ fn proxies_and_fleets_are_bounded() {
     assert!(state.has_room(&node("another", "f1")));
     state.open_in("f1", 3, 60_000, "another", 0);
     assert_eq!(state.proxies.len(), State::PROXIES);
-    assert_eq!(state.unsaved.forgotten, ["p20000".into()]);
+    assert_eq!(state.unsaved.forgotten, [Arc::from("p20000")]);
 }
 
 #[test]
