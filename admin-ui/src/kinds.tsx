@@ -88,6 +88,9 @@ const VIEWS: { [plural in KindPlural]?: View } = {
       { title: "Plugins", mono: true, cell: (spec) => few(texts(spec.plugins), "–") },
     ],
   },
+  consumer_groups: {
+    columns: [{ title: "Plugins", mono: true, cell: (spec) => few(texts(spec.plugins), "–") }],
+  },
   listeners: {
     columns: [
       { title: "Address", mono: true, cell: (spec) => text(spec.address) },

@@ -4,9 +4,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+/// A range of addresses, of one version.
+pub type AddressRange = IpNet;
+
 /// Reads a range as people write it. Its address must be the first of the range, and an IPv4 address be written as one, so that
 /// nobody is misled about the addresses in it.
-pub(crate) fn parse_range(text: &str) -> Result<IpNet, String> {
+pub fn parse_range(text: &str) -> Result<AddressRange, String> {
     let wrong = || "must be an address or a range, like 10.0.0.0/8 or 2001:db8::/32".to_owned();
     let (address, prefix) = match text.split_once('/') {
         Some((address, prefix)) => (address, Some(prefix)),

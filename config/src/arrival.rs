@@ -86,18 +86,86 @@ pub fn tells_otherwise(name: &str) -> bool {
     name.starts_with("x-forwarded-") || name == "x-real-ip"
 }
 
-/// True if a server that takes `_` for `-` would take the field for one that only the proxy may set, or for the body's framing.
+/// True if a server that takes other characters for `-` would take the field for one that only the proxy may set, or for the
+/// body's framing. Many take `_` for it, some `.`, and those that make variables of names whatever a variable cannot have.
 #[inline]
 pub fn is_misspelt(name: &str) -> bool {
-    name.contains('_') && {
-        let name = name.replace('_', "-");
+    has_other_separators(name) && {
+        let name = plain_spelling(name);
         is_claim(&name)
             || name == header::TRANSFER_ENCODING.as_str()
             || name == header::CONTENT_LENGTH.as_str()
     }
 }
 
+/// Removes the field `name` in every spelling that a server may take for it.
+pub fn remove_every_spelling(fields: &mut HeaderMap, name: &HeaderName) {
+    let is_same = |a: u8, b: u8| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric());
+    let is_spelling = |other: &str| {
+        let name = name.as_str();
+        other.len() == name.len() && other.bytes().zip(name.bytes()).all(|(a, b)| is_same(a, b))
+    };
+    let found: SmallVec<[HeaderName; 4]> =
+        fields.keys().filter(|other| is_spelling(other.as_str())).cloned().collect();
+    for other in found {
+        fields.remove(other);
+    }
+}
+
+/// True if `name`, which is in lower case, has characters besides letters, digits and `-`.
+#[inline]
+fn has_other_separators(name: &str) -> bool {
+    !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+fn plain_spelling(name: &str) -> String {
+    name.replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+}
+
 fn is_claim(name: &str) -> bool {
     CONSUMER.iter().chain(&CLIENT_CERTIFICATE).chain(&TOLD).any(|claim| *claim == name)
         || tells_otherwise(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_claim_is_known_in_every_spelling() {
+        for name in [
+            "x_consumer_id",
+            "x.consumer.id",
+            "x-consumer_id",
+            "x-consumer.id",
+            "x~consumer~id",
+            "x_real.ip",
+            "x_client_cert_subject",
+            "x.forwarded.for",
+            "transfer_encoding",
+            "content.length",
+            "x_anonymous.consumer",
+        ] {
+            assert!(is_misspelt(name), "{name}");
+        }
+        for name in
+            ["x-consumer-id", "x_consumer_ids", "x.api.key", "content_type", "x-consumerid", "xconsumer_id"]
+        {
+            assert!(!is_misspelt(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_field_is_removed_in_every_spelling() {
+        let mut fields = HeaderMap::new();
+        for name in ["x-user", "x_user", "x.user", "x-user-id", "x_userid"] {
+            fields.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        }
+        for name in ["x-user", "x_user_id"] {
+            remove_every_spelling(&mut fields, &HeaderName::from_static(name));
+        }
+        assert_eq!(fields.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x_userid"]);
+    }
 }

@@ -26,6 +26,8 @@ macro_rules! for_each_kind {
             Plugin "plugin" "plugins" plugin::PluginSpec;
             /// A known caller with credentials.
             Consumer "consumer" "consumers" consumer::ConsumerSpec;
+            /// A set of consumers with common plugins.
+            ConsumerGroup "consumer-group" "consumer_groups" consumer_group::ConsumerGroupSpec;
             /// A certificate with its private key.
             Certificate "certificate" "certificates" certificate::CertificateSpec;
             /// A named set of proxies and the policy by which revisions reach them.
@@ -36,7 +38,7 @@ macro_rules! for_each_kind {
     };
 }
 
-mod address_range;
+pub mod address_range;
 pub mod arrival;
 mod authorities;
 mod authority;
@@ -45,7 +47,10 @@ mod bounds;
 mod breaker;
 mod catalog;
 mod certificate;
+mod clear_secrets;
 mod consumer;
+mod consumer_group;
+mod credential;
 mod cron;
 mod digest;
 pub mod document;
@@ -67,9 +72,11 @@ pub mod node;
 #[cfg(test)]
 mod note;
 mod ocsp;
+mod password;
 pub mod path;
 mod placeholder;
 mod plugin;
+mod public_key;
 mod reading;
 mod relations;
 pub mod request_target;
@@ -79,6 +86,7 @@ mod retry;
 mod route;
 pub mod router;
 mod secret;
+mod shared_secret;
 mod snapshot;
 mod specification;
 mod structure;
@@ -99,7 +107,12 @@ pub use catalog::PluginCatalog;
 pub use certificate::{
     Certificate, CertificateFacts, CertificateSpec, ClientCertificate, KeyType, PrivateKey,
 };
-pub use consumer::{Consumer, ConsumerSpec, CredentialSpec, KeyAuthSpec, KeyCredential};
+pub use consumer::{Consumer, ConsumerSpec, is_group};
+pub use consumer_group::{ConsumerGroup, ConsumerGroupSpec};
+pub use credential::{
+    BasicAuthSpec, CertificateName, Credential, CredentialSpec, HmacAuthSpec, JwtSpec, KeyAuthSpec,
+    MIN_HMAC_SECRET, MtlsSpec, Proof, TokenKey,
+};
 pub use cron::Cron;
 pub use digest::{Digest, Fingerprint};
 pub use error::{Errors, FieldError};
@@ -118,11 +131,13 @@ pub use listener::{
 };
 pub use node::NodeId;
 pub use ocsp::{NotCurrent, Staple, StapleSignature};
+pub use password::{Password, PasswordHash, PasswordSpec, check_password};
 pub use placeholder::{check_placeholders, mentions_placeholder};
 pub use plugin::{Plugin, PluginSpec};
+pub use public_key::{KeyShape, PublicKey, TokenAlgorithm};
 pub use relations::{Problem, Relations};
 pub use resource::Resource;
-pub use respond::Respond;
+pub use respond::{Respond, RespondSpec};
 pub use retry::{Retry, RetryOn, RetrySet, RetrySpec};
 pub use route::{
     Action, Forward, HeaderMatch, HostMatch, Mirror, PathMatch, PathRewrite, PathSpec, PrefixPath,
@@ -130,6 +145,7 @@ pub use route::{
 };
 pub use router::RouteIndex;
 pub use secret::{REDACTED, ReferenceSpec, Secret, SecretSpec, check_key, sha256, without_line_break};
+pub use shared_secret::{SharedSecret, SharedSecretSpec, check_shared_secret};
 pub use snapshot::{Assignment, Change, RevisionId, Snapshot};
 pub use specification::Audience;
 pub use structure::check_structure;

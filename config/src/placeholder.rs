@@ -4,10 +4,10 @@ use schemars::Schema;
 use serde_json::Value;
 
 use crate::error::{FieldError, join};
-use crate::secret::REDACTED;
+use crate::secret::{REDACTED, SECRET_TYPES};
 
 /// Finds secrets that have the text [`REDACTED`] in them and more: somebody typed into what was read back, which would
-/// replace the secret. Secrets are found by the schema, where they have the type `Secret`.
+/// replace the secret. Secrets are found by the schema, where they have a type of [`SECRET_TYPES`].
 pub fn check_placeholders(schema: &Schema, value: &Value) -> Vec<FieldError> {
     let mut found = Vec::new();
     if mentions_placeholder(value) {
@@ -39,7 +39,7 @@ fn walk(root: &Value, schema: &Value, value: &Value, path: &str, depth: usize, f
         return;
     }
     if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
-        if reference.ends_with("/Secret") {
+        if reference.rsplit('/').next().is_some_and(|name| SECRET_TYPES.contains(&name)) {
             let is_kept = value.as_str() == Some(REDACTED);
             if !is_kept && mentions_placeholder(value) {
                 found.push(FieldError::new(path, MIXED));

@@ -39,8 +39,9 @@ pub(crate) fn read<S: Specification, B: From<S::Parsed>>(
         let fields = S::narrowing(value);
         check_narrowing(std::iter::once(&FLEETS).chain(fields), value, &mut errors);
     }
-    let Some(spec) = source.deserialize::<S>(&mut errors) else { return errors.finish(None) };
+    let Some(mut spec) = source.deserialize::<S>(&mut errors) else { return errors.finish(None) };
     if let Source::Written(value) = &source {
+        spec.hash_passwords();
         errors.extend_misshapen(check_placeholders(S::schema(), value));
     }
     let common = spec.common();

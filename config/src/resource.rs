@@ -140,13 +140,11 @@ impl Resource {
     /// that is stored in clear is replaced by what `hide` returns for its field and itself.
     pub fn exported(&self, hide: &mut dyn FnMut(&str, &str) -> Value) -> Value {
         let mut spec: Value = serde_json::from_slice(self.spec()).unwrap_or(Value::Null);
-        for field in self.key.kind.clear_secrets() {
-            if let Some(value) = spec.get_mut(field)
-                && let Value::String(secret) = value
-            {
+        self.key.kind.visit_clear_secrets(&mut spec, &mut |field, value| {
+            if let Value::String(secret) = value {
                 *value = hide(field, secret);
             }
-        }
+        });
         spec
     }
 

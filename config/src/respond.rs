@@ -38,24 +38,29 @@ pub struct Respond {
 const MAX_BODY: usize = 64 << 10;
 
 impl RespondSpec {
-    pub(crate) fn parse(&self, at: &str, errors: &mut Errors) -> Respond {
+    /// Reads it. The fields of its errors are below `at`. Headers that are wrong are missing from the result.
+    pub fn parse(&self, at: &str, errors: &mut Errors) -> Respond {
+        let mut own = Errors::default();
+        let respond = self.parse_fields(&mut own);
+        errors.append_below(at, own);
+        respond
+    }
+
+    fn parse_fields(&self, errors: &mut Errors) -> Respond {
         let status = self.status.unwrap_or(200);
         if !(200..600).contains(&status) {
-            errors.push(format_args!("{at}.status"), "must be from 200 to 599");
+            errors.push("status", "must be from 200 to 599");
         }
         let body = self.body.clone().unwrap_or_default();
         if body.len() > MAX_BODY {
-            errors.push(
-                format_args!("{at}.body"),
-                format_args!("has {} bytes; at most {MAX_BODY}", body.len()),
-            );
+            errors.push("body", format_args!("has {} bytes; at most {MAX_BODY}", body.len()));
         }
         if matches!(status, 204 | 205 | 304) && !body.is_empty() {
-            errors.push(format_args!("{at}.body"), format_args!("cannot be sent with status {status}"));
+            errors.push("body", format_args!("cannot be sent with status {status}"));
         }
         let mut headers = Vec::with_capacity(self.headers.len() + 1);
         for (name, value) in &self.headers {
-            let field = format!("{at}.headers.{name}");
+            let field = format!("headers.{name}");
             match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
                 (Ok(name), _) if is_framing(&name) => errors.push(field, "is set by the proxy"),
                 (Ok(name), Ok(value)) => headers.push((name, value)),

@@ -8,6 +8,9 @@ use sha2::{Digest as _, Sha256};
 /// The text that the API returns in the place of a secret. A client that writes it back keeps the stored secret.
 pub const REDACTED: &str = "<redacted>";
 
+/// The names that the types of secrets have in schemas.
+pub(crate) const SECRET_TYPES: [&str; 3] = ["Secret", "Password", "SharedSecret"];
+
 /// A secret as people write it.
 ///
 /// A literal that is only ever compared (an API key) is replaced by its SHA-256 when it is parsed, so that the

@@ -31,8 +31,8 @@ pub(crate) trait Specification: Serialize + DeserializeOwned + JsonSchema + Size
     /// The audience of the resources of the kind.
     const AUDIENCE: Audience;
 
-    /// The fields of a specification in which a secret may stand as it is. A specification with one is encrypted in the store,
-    /// and an export hides it.
+    /// The fields of a specification in which a secret may stand as it is: `private_key`, or `credentials[].jwt.secret` for a field of
+    /// the entries of a list. A specification with one is encrypted in the store, and an export hides it.
     const CLEAR_SECRETS: &'static [&'static str] = &[];
 
     /// Fields of the design that this version refuses by name, so that nobody takes them for working.
@@ -57,6 +57,14 @@ pub(crate) trait Specification: Serialize + DeserializeOwned + JsonSchema + Size
     fn check_written(&self) -> Vec<FieldError> {
         Vec::new()
     }
+
+    /// Replaces passwords by their hashes, which takes a moment for each, before the specification is parsed. What a person wrote
+    /// has passwords only where [`Specification::hash_passwords_of`] was not called.
+    fn hash_passwords(&mut self) {}
+
+    /// The same for a specification that was not read yet, and may be wrong in any way. A password that is the `stored` one keeps
+    /// the stored hash, so that to write it again changes nothing.
+    fn hash_passwords_of(_new: &mut Value, _stored: Option<&Self>) {}
 
     /// The specification as it is stored and sent.
     fn canonical(self) -> Self {

@@ -20,7 +20,10 @@ mod registry;
 mod request;
 pub mod testing;
 
-pub use consumers::{Consumers, Identity, KnownConsumer};
+pub use consumers::{
+    Consumers, Identity, KnownConsumer, KnownCredential, PasswordSecret, ResolvedSecret, TokenSecret,
+    VerificationKey,
+};
 pub use context::{Context, States};
 pub use exchange::Exchange;
 pub use flow::{BodyWish, Flow, Reply};

@@ -26,11 +26,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, request};
 use serde_json::{Value, json};
-use signalbox_config::{Body, Consumer, Kind, Name, Resource};
+use signalbox_config::{
+    Body, ClientCertificate, Consumer, Kind, Name, Password, Proof, Resource, Secret, SharedSecret, TokenKey,
+};
 
 use crate::{
-    BodyWish, Consumers, Context, Definition, Exchange, Flow, Plugin, PluginRequest, PluginType, Registry,
-    Reply, States,
+    BodyWish, Consumers, Context, Definition, Exchange, Flow, PasswordSecret, Plugin, PluginRequest,
+    PluginType, Registry, Reply, ResolvedSecret, States, TokenSecret, VerificationKey,
 };
 
 /// A client, its request, and what becomes of it.
@@ -43,6 +45,8 @@ pub struct Client {
     pub consumers: Consumers,
     /// The address that the client comes from.
     pub address: IpAddr,
+    /// The certificate that it presented.
+    pub certificate: Option<ClientCertificate>,
     /// The monotonic time of the request.
     pub now: Duration,
     route: Name,
@@ -57,6 +61,7 @@ impl Client {
             exchange: Exchange::default(),
             consumers: Consumers::default(),
             address: IpAddr::from([192, 0, 2, 1]),
+            certificate: None,
             now: Duration::from_secs(1000),
             route: name("route"),
         }
@@ -92,7 +97,7 @@ impl Client {
             head: &mut self.head,
             route: &self.route,
             client: self.address,
-            certificate: None,
+            certificate: self.certificate.as_ref(),
             now: self.now,
             consumers: &self.consumers,
             exchange: &mut self.exchange,
@@ -105,6 +110,20 @@ impl Client {
             Flow::Continue => None,
             Flow::Respond(reply) => Some(Answer::of(*reply)),
             Flow::Wait(_) => panic!("it waits"),
+        }
+    }
+
+    /// Runs a plugin that may wait; the answer, if it answers.
+    pub fn meets_waiting(&mut self, plugin: &dyn Plugin) -> Option<Answer> {
+        let flow = match plugin.on_request(&mut self.request()) {
+            Flow::Wait(future) => block_on(future),
+            Flow::Continue => Flow::Continue,
+            Flow::Respond(reply) => Flow::Respond(reply),
+        };
+        match flow {
+            Flow::Continue => None,
+            Flow::Respond(reply) => Some(Answer::of(*reply)),
+            Flow::Wait(_) => panic!("it waits twice"),
         }
     }
 
@@ -238,23 +257,85 @@ fn check_forms(schema: &Value, path: &str) {
     }
 }
 
+/// Waits for a future that another thread completes.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    let patience = std::time::Instant::now() + Duration::from_secs(120);
+    loop {
+        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        assert!(std::time::Instant::now() < patience, "it does not complete");
+        std::thread::park_timeout(Duration::from_secs(1));
+    }
+}
+
 /// `(name, keys)` each; every consumer has a custom id and a group.
 pub fn consumers(list: &[(&str, &[&str])]) -> Consumers {
     let mut consumers = Consumers::default();
     for (name, keys) in list {
-        let (consumer, hashes) = consumer(name, keys);
-        consumers.insert(&consumer, &hashes);
+        let (consumer, secrets) = consumer(name, keys);
+        consumers.insert(&consumer, &secrets);
     }
     consumers
 }
 
 /// A consumer with a custom id, a group, and these API keys with their hashes.
-pub fn consumer(name: &str, keys: &[&str]) -> (Consumer, Vec<[u8; 32]>) {
+pub fn consumer(name: &str, keys: &[&str]) -> (Consumer, Vec<ResolvedSecret>) {
     let credentials: Vec<Value> =
         keys.iter().map(|key| json!({"key_auth": {"key": key, "id": format!("{name}-{key}")}})).collect();
-    let spec = json!({"name": name, "custom_id": "4711", "groups": ["staff"], "credentials": credentials});
-    let resource = Resource::parse(Kind::Consumer, spec, &Registry::default()).unwrap();
+    consumer_of(&json!({"name": name, "custom_id": "4711", "groups": ["staff"], "credentials": credentials}))
+}
+
+/// Consumers by their specifications; none of their secrets is a reference.
+pub fn consumers_of(specs: &[Value]) -> Consumers {
+    let mut consumers = Consumers::default();
+    for spec in specs {
+        let (consumer, secrets) = consumer_of(spec);
+        consumers.insert(&consumer, &secrets);
+    }
+    consumers
+}
+
+/// A consumer by its specification.
+pub fn parse_consumer(spec: &Value) -> Consumer {
+    let resource = Resource::parse(Kind::Consumer, spec.clone(), &Registry::default()).unwrap();
     let Body::Consumer(consumer) = resource.body() else { panic!("not a consumer") };
-    let hashes = keys.iter().map(|key| signalbox_config::sha256(key.as_bytes())).collect();
-    (Consumer::clone(consumer), hashes)
+    Consumer::clone(consumer)
+}
+
+/// A consumer, with the secrets of its credentials, none of which is a reference.
+pub fn consumer_of(spec: &Value) -> (Consumer, Vec<ResolvedSecret>) {
+    let consumer = parse_consumer(spec);
+    let text = |secret: &SharedSecret| match secret {
+        SharedSecret::Text(text) => text.as_bytes().into(),
+        SharedSecret::Env(_) | SharedSecret::File(_) => panic!("a reference"),
+    };
+    let secrets = consumer.credentials.iter().map(|credential| match &credential.proof {
+        Proof::Key(Secret::Hash(hash)) => ResolvedSecret::Key(*hash),
+        Proof::Password { password: Password::Hash(hash), .. } => {
+            ResolvedSecret::Password(PasswordSecret::Hash(hash.clone()))
+        }
+        Proof::Token { key_id, algorithm, key, .. } => ResolvedSecret::Token(TokenSecret {
+            key_id: key_id.clone(),
+            algorithm: *algorithm,
+            key: match key {
+                TokenKey::Secret(secret) => VerificationKey::Secret(text(secret)),
+                TokenKey::Public(key) => VerificationKey::Public(key.clone()),
+            },
+        }),
+        Proof::Signature { secret, .. } => ResolvedSecret::Signature(text(secret)),
+        Proof::Certificate(_) => ResolvedSecret::Certificate,
+        Proof::Key(_) | Proof::Password { .. } => panic!("a reference"),
+    });
+    let secrets = secrets.collect();
+    (consumer, secrets)
 }

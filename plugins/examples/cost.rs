@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use serde_json::{Value, json};
 use signalbox_config::{Body, Kind, Name, Resource, sha256};
-use signalbox_plugin::{Consumers, Context, Exchange, Flow, Plugin, PluginRequest, States};
+use signalbox_plugin::{Consumers, Context, Exchange, Flow, Plugin, PluginRequest, ResolvedSecret, States};
 use signalbox_plugins::builtin;
 
 const REQUESTS: usize = 5_000;
@@ -100,7 +100,7 @@ fn consumers(count: usize) -> Consumers {
         let spec = json!({"name": format!("c{number}"), "credentials": [{"key_auth": {"key": key}}]});
         let resource = Resource::parse(Kind::Consumer, spec, builtin()).expect("a good consumer");
         if let Body::Consumer(consumer) = resource.body() {
-            consumers.insert(consumer, &[sha256(key.as_bytes())]);
+            consumers.insert(consumer, &[ResolvedSecret::Key(sha256(key.as_bytes()))]);
         }
     }
     consumers

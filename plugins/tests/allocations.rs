@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use signalbox_config::{Body, Kind, Name, PluginCatalog as _, Resource, sha256};
-use signalbox_plugin::{Consumers, Context, Exchange, Flow, Plugin, PluginRequest, States};
+use signalbox_plugin::{Consumers, Context, Exchange, Flow, Plugin, PluginRequest, ResolvedSecret, States};
 use signalbox_plugins::builtin;
 
 struct Counting;
@@ -48,7 +48,7 @@ fn consumers() -> Consumers {
     let resource = Resource::parse(Kind::Consumer, spec, builtin()).unwrap();
     let Body::Consumer(alice) = resource.body() else { panic!("not a consumer") };
     let mut consumers = Consumers::default();
-    consumers.insert(alice, &[sha256(b"secret")]);
+    consumers.insert(alice, &[ResolvedSecret::Key(sha256(b"secret"))]);
     consumers
 }
 

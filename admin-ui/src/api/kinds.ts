@@ -46,6 +46,15 @@ export const KIND_FACTS = [
     "titles": "Consumers"
   },
   {
+    "about": "A consumer group has plugins that run on the requests of all its consumers.",
+    "for_proxies": true,
+    "plural": "consumer_groups",
+    "schema": "ConsumerGroupSpec",
+    "singular": "consumer-group",
+    "title": "Consumer group",
+    "titles": "Consumer groups"
+  },
+  {
     "about": "A certificate with its private key. Listeners present it to clients, and upstreams to targets.",
     "for_proxies": true,
     "plural": "certificates",

@@ -76,6 +76,44 @@ export interface paths {
         patch: operations["patchCertificate"];
         trace?: never;
     };
+    "/consumer_groups": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List consumer_groups, sorted by name */
+        get: operations["listConsumerGroups"];
+        put?: never;
+        /** Create a consumer-group */
+        post: operations["createConsumerGroup"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/consumer_groups/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read a consumer-group */
+        get: operations["getConsumerGroup"];
+        /** Create or replace a consumer-group */
+        put: operations["putConsumerGroup"];
+        post?: never;
+        /** Delete a consumer-group */
+        delete: operations["deleteConsumerGroup"];
+        options?: never;
+        head?: never;
+        /** Change fields of a consumer-group by a JSON merge patch (RFC 7396) */
+        patch: operations["patchConsumerGroup"];
+        trace?: never;
+    };
     "/consumers": {
         parameters: {
             query?: never;
@@ -923,6 +961,21 @@ export interface components {
             /** @description For the next page; null: there is none. */
             next_cursor?: string | null;
         };
+        /** @description A user name and a password, for HTTP Basic authentication. */
+        BasicAuthSpec: {
+            /**
+             * @description An identifier, unique among the consumer's credentials of the type. It is sent to targets as `X-Credential-Identifier`. Absent:
+             *     the user name.
+             */
+            id?: string | null;
+            /**
+             * @description The password, or a reference: `{env: NAME}` or `{file: PATH}` on the proxy's host, or `{hash: HASH}` of argon2id or bcrypt. Of a
+             *     literal password only a hash of argon2id is stored and sent.
+             */
+            password: components["schemas"]["Password"];
+            /** @description The user name, without a colon. No other consumer has it. */
+            username: string;
+        };
         /** @description The reason why a proxy is to serve a revision. */
         Because: "stable" | "canary" | "emergency";
         /**
@@ -1115,6 +1168,43 @@ export interface components {
             /** @description The names of plugins that run on the consumer's requests. They replace the route's plugins of the same type. */
             plugins?: string[];
         };
+        /** @description A consumer-group as the API returns it: its specification without secrets, and its meta. */
+        ConsumerGroup: {
+            /** @description A description for people. */
+            description?: string | null;
+            /** @description The fleets that get the group. Absent: all fleets. */
+            fleets?: string[] | null;
+            /** @description Labels, by which people find it and lists are filtered. */
+            labels?: {
+                [key: string]: string;
+            };
+            meta: components["schemas"]["Meta"];
+            /** @description The name of the group. Consumers are in it whose `groups` have the name. */
+            name: string;
+            /**
+             * @description The names of plugins that run on the requests of the group's consumers. They replace the route's plugins of the same type, and
+             *     a consumer's own plugins replace them.
+             */
+            plugins?: string[];
+        };
+        /** @description A consumer group as people write it. */
+        ConsumerGroupSpec: {
+            /** @description A description for people. */
+            description?: string | null;
+            /** @description The fleets that get the group. Absent: all fleets. */
+            fleets?: string[] | null;
+            /** @description Labels, by which people find it and lists are filtered. */
+            labels?: {
+                [key: string]: string;
+            };
+            /** @description The name of the group. Consumers are in it whose `groups` have the name. */
+            name: string;
+            /**
+             * @description The names of plugins that run on the requests of the group's consumers. They replace the route's plugins of the same type, and
+             *     a consumer's own plugins replace them.
+             */
+            plugins?: string[];
+        };
         /** @description A consumer as people write it. */
         ConsumerSpec: {
             /** @description The credentials by which the consumer authenticates. */
@@ -1175,6 +1265,14 @@ export interface components {
         /** @description One credential: an object with one field, which names its type. */
         CredentialSpec: {
             key_auth: components["schemas"]["KeyAuthSpec"];
+        } | {
+            basic_auth: components["schemas"]["BasicAuthSpec"];
+        } | {
+            jwt: components["schemas"]["JwtSpec"];
+        } | {
+            hmac_auth: components["schemas"]["HmacAuthSpec"];
+        } | {
+            mtls: components["schemas"]["MtlsSpec"];
         };
         /** @description The resources that a document would delete. */
         Deletions: {
@@ -1476,11 +1574,44 @@ export interface components {
             /** @description Passive checks: the proxy watches the results of requests, and ejects targets that fail. */
             passive?: components["schemas"]["PassiveCheckSpec"] | null;
         };
+        /** @description A secret by which requests are signed. */
+        HmacAuthSpec: {
+            /**
+             * @description An identifier, unique among the consumer's credentials of the type. It is sent to targets as `X-Credential-Identifier`. Absent:
+             *     `key_id`.
+             */
+            id?: string | null;
+            /** @description The name of the key, which clients send with a signature. No other consumer has it. */
+            key_id: string;
+            /** @description The secret, at least 16 bytes, or a reference: `{env: NAME}` or `{file: PATH}` on the proxy's host. */
+            secret: components["schemas"]["SharedSecret"];
+        };
+        /** @description A key that verifies tokens. */
+        JwtSpec: {
+            /** @description The only algorithm that tokens may be signed by. */
+            algorithm: components["schemas"]["TokenAlgorithm"];
+            /**
+             * @description An identifier, unique among the consumer's credentials of the type. It is sent to targets as `X-Credential-Identifier`. Absent:
+             *     `key_id`, or `issuer`.
+             */
+            id?: string | null;
+            /** @description The issuer of the consumer's tokens, by which the credential is found: their claim `iss`. */
+            issuer: string;
+            /**
+             * @description The identifier of the key in the header of tokens, `kid`. Tokens with another one are not verified with the key. Absent: the key
+             *     verifies all of the issuer's tokens for which there is no key with their `kid`.
+             */
+            key_id?: string | null;
+            /** @description The public key in PEM, for the other algorithms. */
+            public_key?: string | null;
+            /** @description The secret, for the algorithms HS256, HS384 and HS512: at least 32, 48 or 64 bytes. */
+            secret?: components["schemas"]["SharedSecret"] | null;
+        };
         /** @description An API key. */
         KeyAuthSpec: {
             /**
-             * @description An identifier of the key, unique within the consumer. It is sent to targets as `X-Credential-Identifier`. Absent: it is derived
-             *     from the key's hash.
+             * @description An identifier of the key, unique among the consumer's keys. It is sent to targets as `X-Credential-Identifier`. Absent: it is
+             *     derived from the key's hash.
              */
             id?: string | null;
             /**
@@ -1490,7 +1621,7 @@ export interface components {
             key: components["schemas"]["Secret"];
         };
         /** @description The kind of a resource. */
-        Kind: "listener" | "route" | "upstream" | "plugin" | "consumer" | "certificate" | "fleet";
+        Kind: "listener" | "route" | "upstream" | "plugin" | "consumer" | "consumer-group" | "certificate" | "fleet";
         /** @description Limits on requests and connections of a listener, as people write them. */
         LimitsSpec: {
             /** @description The largest request body. Absent: no limit, because bodies are streamed. Larger ones are answered 413. */
@@ -1694,6 +1825,20 @@ export interface components {
             /** @description The name of the upstream that gets the copies. */
             upstream: string;
         };
+        /** @description A client certificate, by one of its names. */
+        MtlsSpec: {
+            /** @description The SHA-256 of the certificate, 64 hexadecimal digits. */
+            fingerprint?: string | null;
+            /**
+             * @description An identifier, unique among the consumer's credentials of the type. It is sent to targets as `X-Credential-Identifier`. Absent:
+             *     the name of the certificate.
+             */
+            id?: string | null;
+            /** @description One of its other names: `DNS:alice.example`, `URI:spiffe://example/alice`, `email:alice@example.com` or `IP:192.0.2.1`. */
+            san?: string | null;
+            /** @description The subject, as RFC 4514 writes it in the order of the certificate: `CN=alice,O=Example`. */
+            subject?: string | null;
+        };
         /** @description A token to be made. */
         NewToken: {
             /** @description Unique; the author of what is done with it. */
@@ -1724,6 +1869,17 @@ export interface components {
              * @description The largest share of targets that are ejected at once, in percent; default 50. One target may always be ejected.
              */
             max_ejected_percent?: number | null;
+        };
+        /** @description The password, of which only a hash is stored; or a reference: {env: NAME} or {file: PATH} on the proxy's host; or a hash of argon2id or bcrypt. The API returns "<redacted>" in its place */
+        Password: string | {
+            /** @example NAME */
+            env: string;
+        } | {
+            /** @example /run/secrets/name */
+            file: string;
+        } | {
+            /** @example $2b$12$ */
+            hash: string;
         };
         /** @description A replacement by regular expression. */
         PathRegexSpec: {
@@ -2617,6 +2773,14 @@ export interface components {
         SessionList: {
             items: components["schemas"]["Session"][];
         };
+        /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns "<redacted>" in its place */
+        SharedSecret: string | {
+            /** @example NAME */
+            env: string;
+        } | {
+            /** @example /run/secrets/name */
+            file: string;
+        };
         /** @description The change of the path that `strict_slash` asks for. */
         Slash: "add" | "remove";
         /** @description Where it all stands. */
@@ -2712,6 +2876,8 @@ export interface components {
             /** @description `flag` and `file`: valid on this replica while it is given. */
             source: components["schemas"]["TokenSource"];
         };
+        /** @description An algorithm by which tokens are signed (RFC 7518, section 3.1; RFC 8037). There is no `none`. */
+        TokenAlgorithm: "HS256" | "HS384" | "HS512" | "RS256" | "RS384" | "RS512" | "PS256" | "PS384" | "PS512" | "ES256" | "ES384" | "ES512" | "EdDSA";
         /** @description Tokens, by name. */
         TokenList: {
             items: components["schemas"]["Token"][];
@@ -2999,6 +3165,7 @@ export interface operations {
             content: {
                 "application/json": {
                     certificates?: components["schemas"]["CertificateSpec"][];
+                    consumer_groups?: components["schemas"]["ConsumerGroupSpec"][];
                     consumers?: components["schemas"]["ConsumerSpec"][];
                     fleets?: components["schemas"]["FleetSpec"][];
                     listeners?: components["schemas"]["ListenerSpec"][];
@@ -3008,6 +3175,7 @@ export interface operations {
                 };
                 "application/yaml": {
                     certificates?: components["schemas"]["CertificateSpec"][];
+                    consumer_groups?: components["schemas"]["ConsumerGroupSpec"][];
                     consumers?: components["schemas"]["ConsumerSpec"][];
                     fleets?: components["schemas"]["FleetSpec"][];
                     listeners?: components["schemas"]["ListenerSpec"][];
@@ -3564,6 +3732,525 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Certificate"] | components["schemas"]["Revised"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The condition of If-Match or If-None-Match is not met */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listConsumerGroups: {
+        parameters: {
+            query?: {
+                /** @description The most entries of one page */
+                limit?: number;
+                /** @description The `next_cursor` of the previous page */
+                cursor?: string;
+                /** @description Lists only resources with this text in their name or in another field, in upper or lower case */
+                q?: string;
+                /** @description Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels */
+                label?: string[];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description One page of the list */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        items: components["schemas"]["ConsumerGroup"][];
+                        /** @description The `cursor` of the next page. Null: this is the last page. */
+                        next_cursor: string | null;
+                    };
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    createConsumerGroup: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ConsumerGroupSpec"];
+            };
+        };
+        responses: {
+            /** @description With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Revised"];
+                };
+            };
+            /** @description The resource was created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConsumerGroup"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getConsumerGroup: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Answers 304 without a body if the resource has this ETag */
+                "If-None-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The resource */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConsumerGroup"];
+                };
+            };
+            /** @description The resource still has the version of If-None-Match */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    putConsumerGroup: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
+                "If-Match"?: string;
+                /** @description `*`: writes only if the resource does not exist */
+                "If-None-Match"?: "*";
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ConsumerGroupSpec"];
+            };
+        };
+        responses: {
+            /** @description The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConsumerGroup"] | components["schemas"]["Revised"];
+                };
+            };
+            /** @description The resource was created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConsumerGroup"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The condition of If-Match or If-None-Match is not met */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    deleteConsumerGroup: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
+                "If-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Revised"];
+                };
+            };
+            /** @description The resource was deleted */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The condition of If-Match or If-None-Match is not met */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    patchConsumerGroup: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
+                "If-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/merge-patch+json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The resource after the change. With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConsumerGroup"] | components["schemas"]["Revised"];
                 };
             };
             400: components["responses"]["BadRequest"];
@@ -4272,6 +4959,7 @@ export interface operations {
                 content: {
                     "application/json": {
                         certificates?: components["schemas"]["CertificateSpec"][];
+                        consumer_groups?: components["schemas"]["ConsumerGroupSpec"][];
                         consumers?: components["schemas"]["ConsumerSpec"][];
                         fleets?: components["schemas"]["FleetSpec"][];
                         listeners?: components["schemas"]["ListenerSpec"][];
@@ -4281,6 +4969,7 @@ export interface operations {
                     };
                     "application/yaml": {
                         certificates?: components["schemas"]["CertificateSpec"][];
+                        consumer_groups?: components["schemas"]["ConsumerGroupSpec"][];
                         consumers?: components["schemas"]["ConsumerSpec"][];
                         fleets?: components["schemas"]["FleetSpec"][];
                         listeners?: components["schemas"]["ListenerSpec"][];

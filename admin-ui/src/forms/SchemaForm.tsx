@@ -68,6 +68,9 @@ function Properties({ properties, root, path }: { properties: Property[]; root: 
   );
 }
 
+/** The fields that hold PEM, whose lines an input of one line would join. */
+const MULTILINE = /(^|\.)public_key$/;
+
 type FieldProps = {
   name: string;
   schema: Json;
@@ -89,6 +92,7 @@ function SchemaField({ name, schema, root, path, required, hideLabel }: FieldPro
   };
   switch (shape.is) {
     case "text":
+      if (MULTILINE.test(path)) return <TextField {...base} rows={6} mono />;
       if (!shape.secret) return <TextField {...base} />;
       return (
         <SecretField {...base}>
@@ -336,6 +340,8 @@ function secretLabel({ label, rest }: Variant): string {
       return "A file on the proxy's host";
     case "sha256":
       return "The SHA-256 of the key";
+    case "hash":
+      return "A hash of the password (argon2id or bcrypt)";
     default:
       return label;
   }

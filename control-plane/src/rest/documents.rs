@@ -164,16 +164,18 @@ async fn apply(mut call: Call) -> Result<Response, Problem> {
 /// Decrypts the secrets of a resource that are encrypted. The error names the field.
 fn unlock(entry: &mut Entry, unlocker: &mut Unlocker<'_>) -> Result<(), FieldError> {
     let name = entry.spec.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    for field in entry.kind.clear_secrets() {
-        let Some(secret) = entry.spec.get_mut(field) else { continue };
+    let Entry { kind, spec, path } = entry;
+    let mut error = None;
+    kind.visit_clear_secrets(spec, &mut |field, secret| {
         let only = secret.as_object().filter(|fields| fields.len() == 1);
-        let Some(locked) = only.and_then(|fields| fields.get("encrypted")) else { continue };
-        let bound_to = bound_to(entry.kind, &name, field);
-        let unlocked = unlocker.unlock(locked.as_str().unwrap_or_default(), &bound_to);
-        let path = || format!("{}.{field}", entry.path);
-        *secret = Value::String(unlocked.map_err(|message| FieldError::new(path(), message))?);
-    }
-    Ok(())
+        let Some(locked) = only.and_then(|fields| fields.get("encrypted")) else { return };
+        let bound_to = bound_to(*kind, &name, field);
+        match unlocker.unlock(locked.as_str().unwrap_or_default(), &bound_to) {
+            Ok(unlocked) => *secret = Value::String(unlocked),
+            Err(message) => error = Some(FieldError::new(format!("{path}.{field}"), message)),
+        }
+    });
+    error.map_or(Ok(()), Err)
 }
 
 /// The text that an encrypted secret is bound to, so that it cannot be moved to another field or resource.

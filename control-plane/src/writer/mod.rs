@@ -87,11 +87,23 @@ impl Writer {
     pub async fn write(
         &self,
         author: Author,
-        operation: Operation,
+        mut operation: Operation,
         mode: Mode,
     ) -> Result<Written, WriteError> {
         let publisher = Arc::clone(&self.publisher);
-        let task = tokio::spawn(async move { write(&publisher, author, &operation, mode).await });
+        let task = tokio::spawn(async move {
+            if operation.may_have_passwords() {
+                let current = publisher.current();
+                let hashed = tokio::task::spawn_blocking(move || {
+                    operation.hash_passwords(&current);
+                    operation
+                });
+                operation = hashed
+                    .await
+                    .map_err(|error| StoreError::Broken(format!("a password cannot be hashed: {error}")))?;
+            }
+            write(&publisher, author, &operation, mode).await
+        });
         task.await
             .unwrap_or_else(|error| Err(StoreError::Broken(format!("the write ended early: {error}")).into()))
     }

@@ -131,6 +131,8 @@ impl Operation {
                     continue;
                 }
             }
+            let name = named_in(&spec);
+            hash_passwords(kind, &mut spec, name, current);
             let kept = mentions_placeholder(&spec).then(|| spec.to_string().into());
             match parse_restoring(kind, spec, current) {
                 // Once something is wrong, what is right is not needed.
@@ -146,6 +148,30 @@ impl Operation {
             }
         }
         errors.finish(Some(Self::Apply(Document { entries: prepared, prune }))).map_err(WriteError::Invalid)
+    }
+
+    /// True if [`Operation::hash_passwords`] may have something to do.
+    pub(super) fn may_have_passwords(&self) -> bool {
+        match self {
+            Self::Create { kind, .. } => kind.has_secrets(),
+            Self::Put { key, .. } | Self::Patch { key, .. } => key.kind.has_secrets(),
+            Self::Delete { .. } | Self::Apply(_) | Self::TakeBack { .. } | Self::Restore(_) => false,
+        }
+    }
+
+    /// Replaces the passwords that people wrote by their hashes. It takes a moment for each, so it is done before the operation
+    /// waits for others. A document's are hashed when it is read.
+    pub(super) fn hash_passwords(&mut self, current: &Published) {
+        match self {
+            Self::Create { kind, spec } => {
+                let name = named_in(spec);
+                hash_passwords(*kind, spec, name, current);
+            }
+            Self::Put { key, spec: written, .. } | Self::Patch { key, patch: written, .. } => {
+                hash_passwords(key.kind, written, Some(key.name.clone()), current);
+            }
+            Self::Delete { .. } | Self::Apply(_) | Self::TakeBack { .. } | Self::Restore(_) => {}
+        }
     }
 
     /// Reads the set of an earlier revision.
@@ -294,11 +320,24 @@ fn parse_restoring(kind: Kind, mut spec: Value, current: &Published) -> Result<R
     if let Some(object) = spec.as_object_mut() {
         object.remove("meta");
     }
-    let name = spec.get("name").and_then(Value::as_str).and_then(|name| name.parse::<Name>().ok());
-    if let Some(stored) = name.and_then(|name| current.snapshot.find(&ResourceKey::new(kind, name))) {
+    if let Some(stored) =
+        named_in(&spec).and_then(|name| current.snapshot.find(&ResourceKey::new(kind, name)))
+    {
         stored.restore_secrets(&mut spec);
     }
     Resource::parse(kind, spec, builtin())
+}
+
+/// The name that a specification gives.
+fn named_in(spec: &Value) -> Option<Name> {
+    spec.get("name").and_then(Value::as_str).and_then(|name| name.parse().ok())
+}
+
+fn hash_passwords(kind: Kind, spec: &mut Value, name: Option<Name>, current: &Published) {
+    if kind.has_secrets() {
+        let stored = name.and_then(|name| current.snapshot.find(&ResourceKey::new(kind, name)));
+        kind.hash_passwords(spec, stored.map(|stored| stored.spec()));
+    }
 }
 
 /// Plans to bring back, of each resource of the fleet that differs between `before` and `after`, the version of `before`.

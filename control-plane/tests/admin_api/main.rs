@@ -5,6 +5,7 @@
 
 mod access;
 mod certificates;
+mod consumers;
 mod documents;
 mod endpoints;
 mod explain;

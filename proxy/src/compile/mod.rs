@@ -7,6 +7,7 @@
 mod certificates;
 mod chains;
 mod consumers;
+mod credentials;
 mod free_slots;
 mod listeners;
 mod plugins;
@@ -123,8 +124,7 @@ impl Compiled {
         ));
         next.upstreams.apply(&upstreams);
 
-        let consumers =
-            next.consumers.compile(&changes.consumers, &changes.plugins, revision, &next.plugins, secrets);
+        let consumers = next.consumers.compile(&changes, revision, &next.plugins, secrets);
         next.consumers.apply(&rejections.delta(consumers));
 
         let chains =

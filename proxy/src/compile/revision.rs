@@ -18,6 +18,7 @@ pub(super) struct ChangesByKind<'a> {
     pub(super) upstreams: Vec<&'a Change>,
     pub(super) plugins: Vec<&'a Change>,
     pub(super) consumers: Vec<&'a Change>,
+    pub(super) consumer_groups: Vec<&'a Change>,
     pub(super) certificates: Vec<&'a Change>,
 }
 
@@ -53,6 +54,7 @@ impl<'a> ChangesByKind<'a> {
             upstreams: of_kind(Kind::Upstream),
             plugins: of_kind(Kind::Plugin),
             consumers: of_kind(Kind::Consumer),
+            consumer_groups: of_kind(Kind::ConsumerGroup),
             certificates: of_kind(Kind::Certificate),
         }
     }

@@ -233,6 +233,60 @@ fn consumers_chains_follow_their_plugins() {
 }
 
 #[test]
+fn the_plugins_of_groups_stand_behind_those_of_the_consumer() {
+    const PLUGINS: &str = "plugins:
+- {name: own-limit, type: rate-limit, config: {limit: 1}}
+- {name: first-limit, type: rate-limit, config: {limit: 2}}
+- {name: first-cors, type: cors}
+- {name: second-cors, type: cors}
+- {name: second-key, type: key-auth}
+";
+    let mut steps = Steps::start();
+    let groups = "consumer_groups: [{name: first, plugins: [first-limit, first-cors]}, {name: second, plugins: [second-cors, second-key]}]
+";
+    let consumers = "consumers:
+- {name: both, groups: [first, Other, second]}
+- {name: swapped, groups: [second, first]}
+- {name: owner, groups: [first], plugins: [own-limit]}
+- {name: outside, groups: [First]}
+- {name: twin, groups: [first, Other, second]}
+";
+    let names = |steps: &Steps, consumer: &str| {
+        let chain = steps.compiled.active.consumer_chains.get(consumer);
+        chain.map(|chain| chain.steps.iter().map(|step| step.name.to_string()).collect::<Vec<_>>().join(" "))
+    };
+    steps.next(&format!("{PLUGINS}{groups}{consumers}")).unwrap();
+    assert_eq!(names(&steps, "both").as_deref(), Some("first-cors second-key first-limit"));
+    assert_eq!(names(&steps, "swapped").as_deref(), Some("second-cors second-key first-limit"));
+    assert_eq!(names(&steps, "owner").as_deref(), Some("first-cors own-limit"));
+    assert_eq!(names(&steps, "outside"), None);
+    let shared =
+        ["both", "twin"].map(|name| steps.compiled.active.consumer_chains.get(name).cloned().unwrap());
+    assert!(Arc::ptr_eq(&shared[0], &shared[1]));
+    // A plugin of a group, a group and a membership that change reach the consumers.
+    steps
+        .next(&format!(
+            "{}{groups}{consumers}",
+            PLUGINS.replace("name: first-cors,", "name: first-cors, enabled: false,")
+        ))
+        .unwrap();
+    assert_eq!(names(&steps, "owner").as_deref(), Some("own-limit"));
+    assert_eq!(names(&steps, "both").as_deref(), Some("second-cors second-key first-limit"));
+    steps.next(&format!("{PLUGINS}{}{consumers}", groups.replace("first-limit, ", ""))).unwrap();
+    assert_eq!(names(&steps, "both").as_deref(), Some("first-cors second-key"));
+    steps
+        .next(&format!("{PLUGINS}{groups}{}", consumers.replace("groups: [First]", "groups: [first]")))
+        .unwrap();
+    assert_eq!(names(&steps, "outside").as_deref(), Some("first-cors first-limit"));
+    let missing = steps.next("consumer_groups: [{name: first, plugins: [gone]}]").unwrap_err();
+    let expected = ("consumer-group/first".to_owned(), "plugins", "plugin \"gone\" does not exist");
+    assert_eq!(reasons(&missing), [expected]);
+    steps.next(PLUGINS).unwrap();
+    assert_eq!(names(&steps, "both"), None);
+    assert!(!steps.compiled.consumers.has_references());
+}
+
+#[test]
 fn a_key_that_is_read_on_the_host_is_one_that_clients_can_send_or_is_rejected() {
     let document = "consumers: [{name: c, credentials: [{key_auth: {key: {file: /keys/c}}}]}]";
     for (content, key) in [("k1", "k1"), ("k2\n", "k2"), ("k3\r\n", "k3")] {

@@ -351,6 +351,8 @@ routes:
             ("x-consumer-username", "admin"),
             ("x_client-cert_subject", "CN=admin"),
             ("x_consumer_username", "admin"),
+            ("x.consumer.id", "admin"),
+            ("x-consumer_custom.id", "admin"),
             ("x_forwarded_for", "10.0.0.1"),
             // A target that takes `_` for `-` would see another end of the body.
             ("transfer_encoding", "chunked"),

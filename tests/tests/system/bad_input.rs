@@ -92,12 +92,12 @@ fn wrong_specifications() -> Vec<Case> {
             Some(("config.colour", "unknown field")),
         ),
         case(
-            "not supported yet",
+            "a secret that could be guessed",
             Method::PUT,
             "/consumers/new",
             json_bytes(&json!({"credentials": [{"hmac_auth": {"key_id": "a", "secret": "b"}}]})),
             422,
-            Some(("credentials[0]", "not supported")),
+            Some(("credentials[0].hmac_auth.secret", "at least 16")),
         ),
         case(
             "another name in the body",
