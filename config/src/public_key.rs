@@ -1,6 +1,6 @@
 //! Algorithms of signatures of tokens, and the public keys by which they are verified.
 
-use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use rustls::pki_types::pem::{PemObject as _, SectionKind as Section};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::FromDer as _;
@@ -130,16 +130,16 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 impl PublicKey {
     /// Reads a key in PEM (`PUBLIC KEY`, or a `CERTIFICATE` of it); or why it is none.
     pub fn from_pem(text: &str) -> Result<Self, String> {
-        let (kind, der) = <(SectionKind, Vec<u8>)>::from_pem_slice(text.as_bytes())
+        let (kind, der) = <(Section, Vec<u8>)>::from_pem_slice(text.as_bytes())
             .map_err(|_| "is not a public key in PEM (-----BEGIN PUBLIC KEY-----)".to_owned())?;
         match kind {
-            SectionKind::PublicKey => Self::from_der(&der),
-            SectionKind::Certificate => {
+            Section::PublicKey => Self::from_der(&der),
+            Section::Certificate => {
                 let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(&der)
                     .map_err(|_| "is not an X.509 certificate".to_owned())?;
                 Self::of(certificate.public_key())
             }
-            SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey => {
+            Section::PrivateKey | Section::RsaPrivateKey | Section::EcPrivateKey => {
                 Err("is a private key; only the public one belongs here".to_owned())
             }
             _ => Err("is not a public key in PEM (-----BEGIN PUBLIC KEY-----)".to_owned()),

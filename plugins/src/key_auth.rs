@@ -17,13 +17,16 @@
 //!
 //! Keys are stored and looked up by their SHA-256, so neither the configuration nor the time of a response reveals one.
 
-use http::header::WWW_AUTHENTICATE;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use signalbox_config::{Errors, FieldError, Kind, ResourceKey, sha256};
-use signalbox_plugin::{Consumers, Context, Definition, Flow, Identity, Plugin, PluginRequest, Reply, hooks};
+use signalbox_config::{Errors, FieldError, ResourceKey, sha256};
+use signalbox_plugin::{Consumers, Context, Definition, Flow, Plugin, PluginRequest, hooks};
 
+use crate::authentication::{
+    Attempt, Guard, Method, NotRewritable, Refusal, Verdict, anonymous_reference, challenge, check_anonymous,
+    check_realm, default_realm, remove_parameters,
+};
 use crate::query::{self, Decoded};
 
 /// The place of the key, and the treatment of requests without one.
@@ -48,7 +51,7 @@ pub(crate) struct Config {
     /// The consumer as which requests without a valid key pass. Absent: they are answered 401.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(title = "Anonymous consumer")]
-    anonymous: Option<String>,
+    pub(crate) anonymous: Option<String>,
     /// The realm in the header `WWW-Authenticate`.
     #[serde(default = "default_realm")]
     #[schemars(title = "Realm")]
@@ -66,38 +69,16 @@ enum Place {
 }
 
 /// Authenticates requests by the API keys of consumers.
-pub(crate) struct KeyAuth {
-    headers: Box<[HeaderName]>,
-    parameters: Box<[Box<str>]>,
-    hide_credentials: bool,
-    anonymous: Option<Box<str>>,
-    challenge: HeaderValue,
-}
+pub(crate) struct KeyAuth(Guard);
 
 #[hooks]
 impl Plugin for KeyAuth {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
-        let already =
-            request.exchange.identity.as_ref().is_some_and(|identity| identity.credential.is_some());
-        let verdict =
-            if already && self.anonymous.is_some() { Ok(None) } else { self.identify(request).map(Some) };
-        if self.hide_credentials && self.hide(request).is_err() {
-            return Reply::problem(StatusCode::BAD_REQUEST, "the request's target cannot be rewritten")
-                .into();
-        }
-        match verdict {
-            Ok(None) => {}
-            Ok(Some(identity)) => request.authenticate(identity),
-            Err(why) => match self.anonymous.as_deref().and_then(|name| request.consumers.anonymous(name)) {
-                Some(identity) => request.authenticate(identity),
-                None => return self.refuse(why),
-            },
-        }
-        Flow::Continue
+        self.0.on_request(request)
     }
 
     fn uses_consumer_headers(&self) -> bool {
-        self.headers.iter().any(|name| Consumers::HEADERS.contains(name))
+        self.0.uses_consumer_headers()
     }
 }
 
@@ -119,27 +100,65 @@ impl Definition for KeyAuth {
         if config.r#in.is_empty() {
             errors.push("in", "must have at least one of header, query");
         }
-        if let Some(Err(message)) = config.anonymous.as_deref().map(str::parse::<signalbox_config::Name>) {
-            errors.push("anonymous", message);
-        }
-        if challenge(&config.realm).is_none() {
-            errors.push("realm", "must be printable ASCII without quotation marks and backslashes");
-        }
+        check_anonymous(config.anonymous.as_deref(), errors);
+        check_realm(&config.realm, errors);
     }
 
     fn references(config: &Config) -> Vec<(ResourceKey, String)> {
-        let consumer = config.anonymous.as_deref().and_then(|name| name.parse().ok());
-        consumer
-            .map(|name| (ResourceKey::new(Kind::Consumer, name), "anonymous".to_owned()))
-            .into_iter()
-            .collect()
+        anonymous_reference(config.anonymous.as_deref())
     }
 
     fn build(config: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
         let mut errors = Errors::default();
         Self::check(&config, &mut errors);
-        let challenge = challenge(&config.realm);
-        let built = challenge.map(|challenge| Self {
+        let built = Self(Guard::of(ApiKey::of(&config), config.anonymous));
+        errors.finish(Some(built))
+    }
+}
+
+/// The authentication by API keys.
+pub(crate) struct ApiKey {
+    headers: Box<[HeaderName]>,
+    parameters: Box<[Box<str>]>,
+    hide_credentials: bool,
+    challenge: HeaderValue,
+}
+
+impl Method for ApiKey {
+    fn authenticate(&self, request: &mut PluginRequest<'_>) -> Attempt {
+        let verdict = match self.key_hash(&request.head.headers, &request.head.uri) {
+            Ok(Some(hash)) => match request.consumers.by_key(&hash) {
+                Some(identity) => Verdict::Passed(Some(identity.clone())),
+                None => Refusal::unauthorized("the API key is not known").into(),
+            },
+            Ok(None) => Verdict::Absent("no API key was found in the request"),
+            Err(refusal) => refusal.into(),
+        };
+        verdict.into()
+    }
+
+    fn hide(&self, request: &mut PluginRequest<'_>) -> Result<(), NotRewritable> {
+        if !self.hide_credentials {
+            return Ok(());
+        }
+        for name in &self.headers {
+            request.head.headers.remove(name);
+        }
+        remove_parameters(&mut request.head.uri, &self.parameters)
+    }
+
+    fn challenge(&self) -> Option<&HeaderValue> {
+        Some(&self.challenge)
+    }
+
+    fn uses_consumer_headers(&self) -> bool {
+        self.headers.iter().any(|name| Consumers::HEADERS.contains(name))
+    }
+}
+
+impl ApiKey {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
             headers: match config.r#in.contains(&Place::Header) {
                 true => config.names.iter().filter_map(|name| header_name(name).ok()).collect(),
                 false => Box::default(),
@@ -149,40 +168,24 @@ impl Definition for KeyAuth {
                 false => Box::default(),
             },
             hide_credentials: config.hide_credentials,
-            anonymous: config.anonymous.map(Into::into),
-            challenge,
-        });
-        errors.finish(built)
-    }
-}
-
-/// Why a request is not let in.
-#[derive(Debug, Clone, Copy)]
-enum Refusal {
-    Absent,
-    Several,
-    Unknown,
-}
-
-impl KeyAuth {
-    fn identify(&self, request: &PluginRequest<'_>) -> Result<Identity, Refusal> {
-        let hash = self.key_hash(&request.head.headers, &request.head.uri)?;
-        request.consumers.by_key(&hash).cloned().ok_or(Refusal::Unknown)
+            challenge: challenge("Key", &config.realm, ""),
+        }
     }
 
     /// The SHA-256 of the only key.
-    fn key_hash(&self, headers: &HeaderMap, uri: &Uri) -> Result<[u8; 32], Refusal> {
+    fn key_hash(&self, headers: &HeaderMap, uri: &Uri) -> Result<Option<[u8; 32]>, Refusal> {
         let in_headers =
             self.headers.iter().flat_map(|name| headers.get_all(name)).map(HeaderValue::as_bytes);
         let mut in_headers = in_headers.filter(|key| !key.is_empty());
         let mut in_query = self.keys_in_query(uri);
+        let several = || Refusal::unauthorized("more than one API key was found in the request");
         match (in_headers.next(), in_headers.next()) {
-            (Some(key), None) if in_query.next().is_none() => Ok(sha256(key)),
-            (Some(_), _) => Err(Refusal::Several),
+            (Some(key), None) if in_query.next().is_none() => Ok(Some(sha256(key))),
+            (Some(_), _) => Err(several()),
             (None, _) => match (in_query.next(), in_query.next()) {
-                (Some(key), None) => Ok(sha256(&key)),
-                (Some(_), Some(_)) => Err(Refusal::Several),
-                (None, _) => Err(Refusal::Absent),
+                (Some(key), None) => Ok(Some(sha256(&key))),
+                (Some(_), Some(_)) => Err(several()),
+                (None, _) => Ok(None),
             },
         }
     }
@@ -196,36 +199,6 @@ impl KeyAuth {
             .map(query::Parameter::value)
             .filter(|key| !key.is_empty())
     }
-
-    fn hide(&self, request: &mut PluginRequest<'_>) -> Result<(), ()> {
-        for name in &self.headers {
-            request.head.headers.remove(name);
-        }
-        let Some(query) = request.head.uri.query().filter(|_| !self.parameters.is_empty()) else {
-            return Ok(());
-        };
-        let is_key =
-            |parameter: &query::Parameter<'_>| self.parameters.iter().any(|name| parameter.is_named(name));
-        if query::parameters(query).any(|parameter| is_key(&parameter)) {
-            let kept: Vec<&str> = query::parameters(query)
-                .filter(|parameter| !is_key(parameter))
-                .map(query::Parameter::text)
-                .collect();
-            let uri = query::with_query(&request.head.uri, &kept.join("&")).ok_or(())?;
-            request.head.uri = uri;
-        }
-        Ok(())
-    }
-
-    fn refuse(&self, why: Refusal) -> Flow<'static> {
-        let detail = match why {
-            Refusal::Absent => "no API key was found in the request",
-            Refusal::Several => "more than one API key was found in the request",
-            Refusal::Unknown => "the API key is not known",
-        };
-        let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, self.challenge.clone())]);
-        Reply::Problem { status: StatusCode::UNAUTHORIZED, detail: detail.into(), headers }.into()
-    }
 }
 
 fn default_names() -> Vec<String> {
@@ -236,17 +209,8 @@ fn default_places() -> Vec<Place> {
     vec![Place::Header, Place::Query]
 }
 
-fn default_realm() -> String {
-    "signalbox".to_owned()
-}
-
 fn header_name(name: &str) -> Result<HeaderName, String> {
     name.parse().map_err(|_| format!("{name:?} is not the name of a header"))
-}
-
-fn challenge(realm: &str) -> Option<HeaderValue> {
-    let plain = realm.bytes().all(|byte| matches!(byte, 0x20..0x7f) && !matches!(byte, b'"' | b'\\'));
-    plain.then(|| HeaderValue::from_str(&format!("Key realm=\"{realm}\"")).ok()).flatten()
 }
 
 #[cfg(test)]

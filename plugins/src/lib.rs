@@ -5,11 +5,18 @@
 
 #![warn(missing_docs)]
 
+mod authentication;
+mod authorization;
+mod clock;
 mod limit;
+mod origin;
+mod password_pool;
 mod query;
 mod redis;
+mod signature;
 #[cfg(test)]
 mod testing;
+mod token;
 #[cfg(test)]
 mod types;
 
@@ -30,10 +37,20 @@ macro_rules! plugins {
 }
 
 plugins! {
+    acl::Acl,
+    auth::Auth,
+    basic_auth::BasicAuth,
+    bot_detection::BotDetection,
     cors::Cors,
+    csrf::Csrf,
+    hmac_auth::HmacAuth,
+    ip_restriction::IpRestriction,
+    jwt::Jwt,
     key_auth::KeyAuth,
+    mtls_auth::MtlsAuth,
     rate_limit::RateLimit,
     request_transform::RequestTransform,
+    respond::Respond,
 }
 
 /// The registry of the types of this crate alone.

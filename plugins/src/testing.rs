@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use signalbox_plugin::testing;
-pub(crate) use signalbox_plugin::testing::{Client, consumers, name};
+pub(crate) use signalbox_plugin::testing::{
+    Client, block_on, consumer_of, consumers, consumers_of, name, parse_consumer,
+};
 use signalbox_plugin::{Context, Plugin, PluginType, States};
 
 use crate::builtin;

@@ -10,22 +10,31 @@ use signalbox_plugin::{Context, States};
 use crate::builtin;
 
 /// The default order of the types that are designed, so that users' own `order`s stay right when one is added.
-const ORDERS: [(&str, i32); 20] = [
+const ORDERS: [(&str, i32); 29] = [
     ("request-id", 100_000),
     ("bot-detection", 2500),
     ("cors", 2000),
     ("ip-restriction", 1990),
     ("request-size-limit", 1951),
+    ("csrf", 1900),
+    ("mtls-auth", 1460),
     ("jwt", 1450),
     ("hmac-auth", 1430),
+    ("oidc", 1430),
     ("basic-auth", 1400),
     ("key-auth", 1350),
+    ("auth", 1340),
     ("ext-auth", 1300),
+    ("fault", 995),
+    ("mirror", 970),
     ("acl", 950),
     ("rate-limit", 910),
+    ("token-limit", 908),
     ("concurrency-limit", 905),
     ("request-transform", 801),
     ("response-transform", 800),
+    ("redirect", 779),
+    ("respond", 778),
     ("grpc-web", 700),
     ("grpc-json", 690),
     ("cache", 100),

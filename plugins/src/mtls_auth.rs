@@ -1,0 +1,229 @@
+//! Authenticates requests by the client certificates of consumers.
+//!
+//! The listener asks for the certificate, and verifies it (`tls.client_auth`). This plugin finds the consumer with a matching
+//! `mtls` credential: by the SHA-256 of the certificate, by one of its other names, or by its subject, whichever `by` lists, in
+//! this order. If other names of one certificate belong to several consumers, it is refused.
+//!
+//! A request over a connection without a certificate is answered `401`, and so is one whose certificate belongs to nobody, or
+//! has expired since the connection was made. With `anonymous`, such requests pass as that consumer. The answer has no
+//! `WWW-Authenticate`, for there is no scheme that a client could answer with.
+//!
+//! The upstream gets the consumer's identity in headers, as with [key-auth](key-auth.md). What the client itself sends as
+//! `X-Client-Cert-…` is removed.
+
+use http::HeaderValue;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use signalbox_config::{ClientCertificate, Errors, FieldError, ResourceKey};
+use signalbox_plugin::{Consumers, Context, Definition, Flow, Identity, Plugin, PluginRequest, hooks};
+
+use crate::authentication::{
+    Attempt, Guard, Method, Refusal, Verdict, anonymous_reference, check_anonymous,
+};
+use crate::clock::wall_clock;
+
+/// The names by which a certificate is looked up.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "mTLS authentication", example = serde_json::json!({}),
+    example = serde_json::json!({"by": ["san"], "anonymous": "guest"}))]
+pub(crate) struct Config {
+    /// The names of a certificate that identify a consumer.
+    #[serde(default = "default_by")]
+    #[schemars(title = "Identify by", length(min = 1))]
+    by: Vec<By>,
+    /// The consumer as which requests without a consumer's certificate pass. Absent: they are answered 401.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(title = "Anonymous consumer")]
+    pub(crate) anonymous: Option<String>,
+}
+
+/// A name of a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum By {
+    /// The SHA-256 of the certificate.
+    Fingerprint,
+    /// One of its other names.
+    San,
+    /// Its subject.
+    Subject,
+}
+
+/// Authenticates requests by the client certificates of consumers.
+pub(crate) struct MtlsAuth(Guard);
+
+#[hooks]
+impl Plugin for MtlsAuth {
+    fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
+        self.0.on_request(request)
+    }
+
+    fn uses_consumer_headers(&self) -> bool {
+        self.0.uses_consumer_headers()
+    }
+}
+
+impl Definition for MtlsAuth {
+    const NAME: &'static str = "mtls-auth";
+    const DESCRIPTION: &'static str = "Lets in who has the client certificate of a consumer.";
+    const ORDER: i32 = 1460;
+    type Config = Config;
+
+    fn check(config: &Config, errors: &mut Errors) {
+        check_anonymous(config.anonymous.as_deref(), errors);
+        if config.by.is_empty() {
+            errors.push("by", "must have at least one of fingerprint, san, subject");
+        }
+    }
+
+    fn references(config: &Config) -> Vec<(ResourceKey, String)> {
+        anonymous_reference(config.anonymous.as_deref())
+    }
+
+    fn build(config: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
+        let mut errors = Errors::default();
+        Self::check(&config, &mut errors);
+        errors.finish(Some(Self(Guard::of(Certificate::of(&config), config.anonymous))))
+    }
+}
+
+/// The authentication by client certificates.
+pub(crate) struct Certificate {
+    by: Box<[By]>,
+}
+
+impl Method for Certificate {
+    fn authenticate(&self, request: &mut PluginRequest<'_>) -> Attempt {
+        let Some(certificate) = request.certificate else {
+            return Verdict::Absent("the client has no certificate").into();
+        };
+        // It was valid when the connection was made.
+        let now = i64::try_from(wall_clock().as_secs()).unwrap_or(i64::MAX);
+        if certificate.not_after < now {
+            return Verdict::Refused(Refusal::unauthorized("the client's certificate has expired")).into();
+        }
+        match self.owner(certificate, request.consumers) {
+            Ok(identity) => Verdict::Passed(Some(identity)).into(),
+            Err(detail) => Verdict::Refused(Refusal::unauthorized(detail)).into(),
+        }
+    }
+
+    fn challenge(&self) -> Option<&HeaderValue> {
+        None
+    }
+}
+
+impl Certificate {
+    pub(crate) fn of(config: &Config) -> Self {
+        let all = [By::Fingerprint, By::San, By::Subject];
+        Self { by: all.into_iter().filter(|by| config.by.contains(by)).collect() }
+    }
+
+    fn owner(
+        &self,
+        certificate: &ClientCertificate,
+        consumers: &Consumers,
+    ) -> Result<Identity, &'static str> {
+        for by in &self.by {
+            let found = match by {
+                By::Fingerprint => consumers.by_certificate_fingerprint(&certificate.fingerprint),
+                By::Subject => consumers.by_certificate_subject(&certificate.subject),
+                By::San => {
+                    let mut owners =
+                        certificate.names.iter().filter_map(|name| consumers.by_certificate_name(name));
+                    let first = owners.next();
+                    let is_other = |other: &Identity| {
+                        first.is_some_and(|first| first.consumer.name != other.consumer.name)
+                    };
+                    if owners.any(is_other) {
+                        return Err("the client's certificate has names of several consumers");
+                    }
+                    first
+                }
+            };
+            if let Some(identity) = found {
+                return Ok(identity.clone());
+            }
+        }
+        Err("the client's certificate belongs to no consumer")
+    }
+}
+
+fn default_by() -> Vec<By> {
+    vec![By::Fingerprint, By::San, By::Subject]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{Client, build, consumers_of, refused};
+
+    fn known() -> Consumers {
+        let one = |name: &str, mtls: Value| json!({"name": name, "credentials": [{"mtls": mtls}]});
+        consumers_of(&[
+            one("by-subject", json!({"subject": "CN=alice,O=Example"})),
+            one("by-name", json!({"san": "DNS:alice.example"})),
+            one("by-uri", json!({"san": "URI:spiffe://example/alice"})),
+            one("by-fingerprint", json!({"fingerprint": "ab".repeat(32)})),
+            json!({"name": "guest"}),
+        ])
+    }
+
+    fn certificate(subject: &str, names: &[&str], fingerprint: &str, not_after: i64) -> ClientCertificate {
+        ClientCertificate {
+            subject: subject.into(),
+            names: names.iter().map(|name| (*name).into()).collect(),
+            fingerprint: fingerprint.repeat(32).into(),
+            not_after,
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_its_consumers() {
+        let by = |list: Value| json!({"by": list});
+        let all = json!({});
+        for (config, certificate, expected) in [
+            (&all, Some(certificate("CN=alice,O=Example", &[], "00", i64::MAX)), Ok("by-subject")),
+            (&all, Some(certificate("CN=x", &["DNS:x", "DNS:alice.example"], "00", i64::MAX)), Ok("by-name")),
+            (&all, Some(certificate("CN=x", &["URI:spiffe://example/alice"], "00", i64::MAX)), Ok("by-uri")),
+            (&all, Some(certificate("CN=alice,O=Example", &[], "ab", i64::MAX)), Ok("by-fingerprint")),
+            (&by(json!(["subject"])), Some(certificate("CN=x", &["DNS:alice.example"], "ab", i64::MAX)), Err("no consumer")),
+            (&by(json!(["san"])), Some(certificate("CN=alice,O=Example", &[], "ab", i64::MAX)), Err("no consumer")),
+            (
+                &all,
+                Some(certificate("CN=x", &["DNS:alice.example", "URI:spiffe://example/alice"], "00", i64::MAX)),
+                Err("several consumers"),
+            ),
+            // Neither a part of a name, nor a name of another kind.
+            (&all, Some(certificate("CN=alice", &["DNS:alice.exampl", "URI:alice.example"], "00", i64::MAX)), Err("no consumer")),
+            (&all, Some(certificate("CN=alice,O=Example", &[], "00", 1_000_000_000)), Err("has expired")),
+            (&all, None, Err("has no certificate")),
+        ] {
+            let mut client = Client::new("GET", "/").knowing(&known());
+            client.certificate = certificate.clone();
+            let answer = client.meets(&*build("mtls-auth", config.clone()));
+            match (answer, expected) {
+                (None, Ok(consumer)) => {
+                    assert_eq!(client.head.headers["x-consumer-username"], consumer, "{certificate:?}");
+                }
+                (Some(answer), Err(detail)) => {
+                    assert_eq!(answer.status, 401);
+                    assert!(answer.detail.contains(detail), "{}", answer.detail);
+                    assert!(!answer.headers.contains_key("www-authenticate"));
+                }
+                (answer, expected) => panic!("{answer:?}, expected {expected:?} for {certificate:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn who_has_no_certificate_may_pass_as_the_anonymous_consumer() {
+        let mut client = Client::new("GET", "/").knowing(&known());
+        assert!(client.meets(&*build("mtls-auth", json!({"anonymous": "guest"}))).is_none());
+        assert_eq!(client.head.headers["x-anonymous-consumer"], "true");
+        assert!(refused("mtls-auth", json!({"by": []})).starts_with("by: "));
+    }
+}
