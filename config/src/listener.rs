@@ -13,9 +13,10 @@ use crate::authorities::parse_authorities;
 use crate::error::{Errors, FieldError};
 use crate::key::{Name, ResourceKey};
 use crate::kind::Kind;
+use crate::names::parse_names;
 use crate::narrowing::Narrowing;
 use crate::path::EscapedSlashes;
-use crate::specification::{Audience, Context, Specification, common_fields};
+use crate::specification::{Audience, Context, Specification, common_fields, references_of_list};
 use crate::values::{ByteSize, HumanDuration};
 
 /// A listener as people write it.
@@ -64,6 +65,10 @@ pub struct ListenerSpec {
     /// Limits on requests and connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsSpec>,
+    /// The names of plugins that run on requests by this listener. They replace global plugins of the same type; those of the
+    /// upstream, the route or the consumer replace them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<String>,
 }
 
 /// How a request goes on when its client closes its sending side.
@@ -192,6 +197,8 @@ pub struct Listener {
     pub limits: Limits,
     /// Trust in what clients claim, and the preparation of requests before they are routed.
     pub edge: Edge,
+    /// Plugins that run on its requests.
+    pub plugins: Box<[Name]>,
 }
 
 /// Trust in what clients claim, and the preparation of requests before they are routed.
@@ -304,7 +311,8 @@ impl Specification for ListenerSpec {
     fn references(listener: &Listener) -> Vec<(ResourceKey, String)> {
         let name = listener.tls.as_ref().and_then(|tls| tls.default_certificate.clone());
         let key = name.map(|name| ResourceKey::new(Kind::Certificate, name));
-        key.into_iter().map(|key| (key, "tls.default_certificate".to_owned())).collect()
+        let certificate = key.into_iter().map(|key| (key, "tls.default_certificate".to_owned()));
+        certificate.chain(references_of_list(Kind::Plugin, &listener.plugins, "plugins")).collect()
     }
 
     fn claims(listener: &Listener) -> Vec<(String, String)> {
@@ -336,7 +344,9 @@ impl Specification for ListenerSpec {
             }
         };
         let edge = self.edge(&mut errors);
-        errors.finish(address.map(|address| Listener { address, protocol: self.protocol, tls, limits, edge }))
+        let plugins = parse_names(&self.plugins, "plugins", &mut errors);
+        let protocol = self.protocol;
+        errors.finish(address.map(|address| Listener { address, protocol, tls, limits, edge, plugins }))
     }
 }
 

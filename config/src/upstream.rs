@@ -15,8 +15,9 @@ use crate::error::{Errors, FieldError};
 use crate::health::{HealthCheck, HealthCheckSpec};
 use crate::key::{Name, ResourceKey};
 use crate::kind::Kind;
+use crate::names::parse_names;
 use crate::narrowing::Narrowing;
-use crate::specification::{Audience, Context, Specification, common_fields};
+use crate::specification::{Audience, Context, Specification, common_fields, references_of_list};
 use crate::values::{ByteSize, HumanDuration, is_default};
 
 /// An upstream as people write it.
@@ -60,6 +61,10 @@ pub struct UpstreamSpec {
     /// Limits on the heads of the targets' responses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<ResponseLimitsSpec>,
+    /// The names of plugins that run on requests to this upstream. They replace plugins of the listener and global ones of the same
+    /// type; those of the route or the consumer replace them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<String>,
 }
 
 /// Limits on the heads of targets' responses, as people write them. A request whose response is larger is answered 502.
@@ -149,6 +154,8 @@ pub struct Upstream {
     pub tls: Option<UpstreamTls>,
     /// Limits on the heads of the targets' responses.
     pub limits: ResponseLimits,
+    /// Plugins that run on its requests.
+    pub plugins: Box<[Name]>,
 }
 
 /// Limits on the heads of targets' responses.
@@ -216,7 +223,8 @@ impl Specification for UpstreamSpec {
     fn references(upstream: &Upstream) -> Vec<(ResourceKey, String)> {
         let name = upstream.tls.as_ref().and_then(|tls| tls.certificate.clone());
         let key = name.map(|name| ResourceKey::new(Kind::Certificate, name));
-        key.into_iter().map(|key| (key, "tls.certificate".to_owned())).collect()
+        let certificate = key.into_iter().map(|key| (key, "tls.certificate".to_owned()));
+        certificate.chain(references_of_list(Kind::Plugin, &upstream.plugins, "plugins")).collect()
     }
 
     fn parse(&self, _: &Context<'_>) -> Result<Upstream, Vec<FieldError>> {
@@ -234,6 +242,7 @@ impl Specification for UpstreamSpec {
                 "is auto, which is agreed on while TLS is set up; give tls, or say http1 or http2",
             );
         }
+        let plugins = parse_names(&self.plugins, "plugins", &mut errors);
         let mut timeout = |field: &str, value: Option<HumanDuration>, default: Duration| {
             let value = value.map_or(default, |value| value.0);
             if value < Duration::from_millis(1) || value > Duration::from_secs(3600) {
@@ -242,6 +251,7 @@ impl Specification for UpstreamSpec {
             value
         };
         let upstream = Upstream {
+            plugins,
             protocol: self.protocol,
             tls,
             targets,

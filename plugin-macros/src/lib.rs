@@ -5,16 +5,19 @@ use quote::quote;
 use syn::{Error, Ident, ImplItem, ItemImpl};
 
 /// The methods that are hooks, and the constant of `Hooks` that says so.
-const HOOKS: [(&str, &str); 5] = [
+const HOOKS: [(&str, &str); 8] = [
     ("on_request", "REQUEST"),
     ("request_body", "REQUEST_BODY"),
     ("on_request_body", "WHOLE_REQUEST_BODY"),
     ("on_response", "RESPONSE"),
-    ("on_local_reply", "LOCAL_REPLY"),
+    ("response_body", "RESPONSE_BODY"),
+    ("on_response_body", "WHOLE_RESPONSE_BODY"),
+    ("on_no_route", "NO_ROUTE"),
+    ("on_log", "LOG"),
 ];
 
 /// Hooks that are called only because of another one.
-const NEED: [(&str, &str); 1] = [("on_request_body", "request_body")];
+const NEED: [(&str, &str); 2] = [("on_request_body", "request_body"), ("on_response_body", "response_body")];
 
 /// Says which hooks a plugin has: exactly the methods that its `impl Plugin for …` contains.
 ///

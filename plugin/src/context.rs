@@ -7,17 +7,52 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use foldhash::quality::FixedState;
 use signalbox_config::Name;
 
-/// All that a plugin may use while it is built. There is nothing else: no globals, no environment, no clock of its own
-/// (a request brings the time, see [`crate::PluginRequest::now`]).
+use crate::clock::Clock;
+use crate::log::Logger;
+use crate::metrics::Outcomes;
+use crate::tasks::Tasks;
+
+/// All that a plugin may use while it is built. There is nothing else: no globals, no environment, no clock of its own.
+/// What it needs later it clones; a request brings its own clock and its own way out, see [`crate::PluginRequest`].
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Context<'a> {
     /// The plugin's name.
     pub name: &'a Name,
     /// State that outlives a revision.
     pub states: &'a States,
+    /// The time.
+    pub clock: &'a Clock,
+    /// Work beside requests.
+    pub tasks: &'a Tasks,
+    /// The program's log, in the plugin's name.
+    pub log: &'a Logger,
+    /// The counters of its outcomes, for what counts outside of hooks.
+    pub outcomes: &'a Outcomes,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    /// The context of the plugin of this name.
+    pub fn new(
+        name: &'a Name,
+        states: &'a States,
+        clock: &'a Clock,
+        tasks: &'a Tasks,
+        log: &'a Logger,
+        outcomes: &'a Outcomes,
+    ) -> Self {
+        Self { name, states, clock, tasks, log, outcomes }
+    }
+
+    /// The same under another name, for state that several plugins share.
+    #[must_use]
+    pub fn named<'b>(&self, name: &'b Name) -> Context<'b>
+    where
+        'a: 'b,
+    {
+        Context { name, ..*self }
+    }
+
     /// The state of this plugin for `identity`, the part of its configuration that defines it: kept from the
     /// revision before when that was the same, else made.
     pub fn state<T: Any + Send + Sync>(&self, identity: &impl Hash, make: impl FnOnce() -> T) -> Arc<T> {
@@ -71,13 +106,14 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::testing::name;
+    use crate::testing::{Services, name};
 
     #[test]
     fn state_is_kept_while_something_uses_it_and_its_identity_is_the_same() {
         let states = States::default();
         let (a, b) = (name("a"), name("b"));
-        let [a, b] = [&a, &b].map(|name| Context { name, states: &states });
+        let services = Services::default();
+        let [a, b] = [&a, &b].map(|name| services.context(name, &states));
         let kept = a.state(&1, || AtomicU32::new(1));
         kept.store(7, Ordering::Relaxed);
         assert_eq!(a.state(&1, || AtomicU32::new(2)).load(Ordering::Relaxed), 7);

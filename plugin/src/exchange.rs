@@ -1,3 +1,6 @@
+use std::any::{Any, TypeId};
+use std::fmt;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
@@ -12,6 +15,49 @@ pub struct Exchange {
     pub(crate) defers_identity: bool,
     /// Inline for the six of `rate-limit` and two more.
     response_headers: SmallVec<[(HeaderName, HeaderValue, Placement); 8]>,
+    /// The state of plugins, and what they want dropped at the end.
+    pub(crate) kept: Kept,
+    /// The plugin whose hook is called.
+    pub(crate) current: PluginKey,
+}
+
+/// Tells the plugins of a request apart, two of one type, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PluginKey(pub(crate) usize);
+
+/// The state that plugins leave in an exchange, to its end.
+#[derive(Default)]
+pub struct Kept {
+    states: Vec<(PluginKey, TypeId, Box<dyn Any>)>,
+    guards: Vec<Box<dyn Any>>,
+}
+
+impl Kept {
+    /// True if there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.states.is_empty() && self.guards.is_empty()
+    }
+
+    fn position<T: Any>(&self, key: PluginKey) -> Option<usize> {
+        self.states.iter().position(|(owner, type_id, _)| *owner == key && *type_id == TypeId::of::<T>())
+    }
+
+    pub(crate) fn get<T: Any>(&self, key: PluginKey) -> Option<&T> {
+        self.states.get(self.position::<T>(key)?)?.2.downcast_ref()
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} states, {} guards", self.states.len(), self.guards.len())
+    }
+}
+
+impl Drop for Kept {
+    /// The guards go first, for they may look at what the states share.
+    fn drop(&mut self) {
+        self.guards.clear();
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +67,41 @@ enum Placement {
 }
 
 impl Exchange {
+    /// Leaves a value for later hooks of this plugin in this exchange, in the place of one of the same type. Another plugin
+    /// does not see it, nor does another one of the same type.
+    pub fn insert<T: Any>(&mut self, value: T) {
+        self.take::<T>();
+        self.kept.states.push((self.current, TypeId::of::<T>(), Box::new(value)));
+    }
+
+    /// The value of this type that this plugin has left.
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.kept.get(self.current)
+    }
+
+    /// The same, to change it.
+    pub fn get_mut<T: Any>(&mut self) -> Option<&mut T> {
+        let place = self.kept.position::<T>(self.current)?;
+        self.kept.states.get_mut(place)?.2.downcast_mut()
+    }
+
+    /// Takes the value of this type that this plugin has left.
+    pub fn take<T: Any>(&mut self) -> Option<T> {
+        let place = self.kept.position::<T>(self.current)?;
+        self.kept.states.swap_remove(place).2.downcast().ok().map(|value| *value)
+    }
+
+    /// Keeps `guard` until the exchange has ended, and drops it then. That happens once, however it ends: when the response is
+    /// complete, when it is broken off, when the client goes away, and when something panics.
+    pub fn guard(&mut self, guard: impl Any) {
+        self.kept.guards.push(Box::new(guard));
+    }
+
+    /// Takes out what is to be kept to the end of the exchange.
+    pub(crate) fn take_kept(&mut self) -> Kept {
+        std::mem::take(&mut self.kept)
+    }
+
     /// Leaves the headers of the identity to the proxy, because no plugin of the request uses them.
     pub fn defer_identity(&mut self) {
         self.defers_identity = true;
@@ -89,5 +170,23 @@ mod tests {
         exchange.write_response_headers(&mut headers);
         assert_eq!(headers.get_all(http::header::SERVER).iter().collect::<Vec<_>>(), ["b"]);
         assert_eq!(headers.get_all(http::header::VARY).iter().collect::<Vec<_>>(), ["accept", "origin"]);
+    }
+
+    #[test]
+    fn each_plugin_has_a_state_of_its_own() {
+        let mut exchange = Exchange { current: PluginKey(1), ..Exchange::default() };
+        exchange.insert(1_u32);
+        exchange.insert("one");
+        exchange.current = PluginKey(2);
+        assert!(exchange.get::<u32>().is_none());
+        exchange.insert(2_u32);
+        *exchange.get_mut::<u32>().unwrap() += 1;
+        exchange.current = PluginKey(1);
+        exchange.insert(7_u32);
+        assert_eq!(exchange.get::<u32>(), Some(&7));
+        assert_eq!(exchange.take::<&str>(), Some("one"));
+        assert_eq!((exchange.take::<&str>(), exchange.take::<u32>()), (None, Some(7)));
+        exchange.current = PluginKey(2);
+        assert_eq!(exchange.get::<u32>(), Some(&3));
     }
 }

@@ -8,12 +8,13 @@ use http::{HeaderMap, StatusCode};
 pub enum Flow<'a> {
     /// It goes on.
     Continue,
-    /// It is answered here.
+    /// It is answered here. In a hook of a response: this takes its place.
     Respond(Box<Reply>),
     /// It is not known yet. Must not resolve to `Wait` again: the proxy takes that for an error of its own (500).
     ///
     /// The future may borrow the plugin and the request. It runs on the worker's own thread, so it need not be `Send`;
-    /// it bounds its own waiting. When the client goes away it is dropped at its next await.
+    /// it bounds its own waiting, which the timeout of the route ends at the latest. When the client goes away it is dropped at its next
+    /// await.
     Wait(LocalBoxFuture<'a, Flow<'static>>),
 }
 
@@ -44,15 +45,4 @@ impl From<Reply> for Flow<'_> {
     fn from(reply: Reply) -> Self {
         Flow::Respond(Box::new(reply))
     }
-}
-
-/// How a plugin wants to see the body of a request.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum BodyWish {
-    /// Not at all: it passes as it comes.
-    Pass,
-    /// Whole, in memory, up to this many bytes. A larger body is answered 413. Where several plugins of a request want it so, the
-    /// smallest number counts.
-    Buffered(usize),
 }

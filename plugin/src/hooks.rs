@@ -27,8 +27,16 @@ impl Hooks {
     pub const WHOLE_REQUEST_BODY: Self = Self(1 << 2);
     /// [`Plugin::on_response`](crate::Plugin::on_response).
     pub const RESPONSE: Self = Self(1 << 3);
-    /// [`Plugin::on_local_reply`](crate::Plugin::on_local_reply).
-    pub const LOCAL_REPLY: Self = Self(1 << 4);
+    /// [`Plugin::response_body`](crate::Plugin::response_body).
+    pub const RESPONSE_BODY: Self = Self(1 << 4);
+    /// [`Plugin::on_response_body`](crate::Plugin::on_response_body).
+    pub const WHOLE_RESPONSE_BODY: Self = Self(1 << 5);
+    /// [`Plugin::on_no_route`](crate::Plugin::on_no_route).
+    pub const NO_ROUTE: Self = Self(1 << 6);
+    /// [`Plugin::on_log`](crate::Plugin::on_log).
+    pub const LOG: Self = Self(1 << 7);
+    /// The hooks on the way back.
+    pub const WAY_BACK: Self = Self::RESPONSE.with(Self::RESPONSE_BODY);
 
     /// The hooks of both.
     #[must_use]
@@ -44,10 +52,12 @@ impl Hooks {
 
     /// The phases that the hooks belong to.
     pub fn phases(self) -> impl Iterator<Item = Phase> {
-        const PHASES: [(Hooks, Phase); 3] = [
-            (Hooks::REQUEST.with(Hooks::LOCAL_REPLY), Phase::RequestHeaders),
+        const PHASES: [(Hooks, Phase); 5] = [
+            (Hooks::REQUEST.with(Hooks::NO_ROUTE), Phase::RequestHeaders),
             (Hooks::REQUEST_BODY, Phase::RequestBody),
             (Hooks::RESPONSE, Phase::ResponseHeaders),
+            (Hooks::RESPONSE_BODY, Phase::ResponseBody),
+            (Hooks::LOG, Phase::Log),
         ];
         PHASES.into_iter().filter(move |(hooks, _)| self.intersects(*hooks)).map(|(_, phase)| phase)
     }

@@ -9,26 +9,41 @@
 #[allow(unused_extern_crates, reason = "only the tests have plugins")]
 extern crate self as signalbox_plugin;
 
+mod body;
+mod clock;
 mod consumers;
 mod context;
 mod exchange;
 mod flow;
 mod hooks;
+pub mod host;
+mod log;
+mod log_record;
+mod metrics;
+pub mod outbound;
 mod plugin;
 pub mod precedence;
 mod registry;
 mod request;
+pub mod tasks;
 pub mod testing;
 
+pub use body::{Abort, BodyFilter, BodyWish, Output};
+pub use clock::{Clock, TimeSource};
 pub use consumers::{
     Consumers, Identity, KnownConsumer, KnownCredential, PasswordSecret, ResolvedSecret, TokenSecret,
     VerificationKey,
 };
 pub use context::{Context, States};
 pub use exchange::Exchange;
-pub use flow::{BodyWish, Flow, Reply};
+pub use flow::{Flow, Reply};
 pub use hooks::{Hooked, Hooks, Phase};
+pub use log::Logger;
+pub use log_record::LogRecord;
+pub use metrics::Outcomes;
+pub use outbound::{CallAnswer, CallError, CallLimits, Outbound};
 pub use plugin::Plugin;
 pub use registry::{Definition, PluginType, Registry, RegistryError};
-pub use request::{PluginRequest, PluginResponse};
+pub use request::{Origin, PluginRequest, PluginResponse};
 pub use signalbox_plugin_macros::hooks;
+pub use tasks::{Task, TaskContext, Tasks};

@@ -1,20 +1,25 @@
 use bytes::Bytes;
 use http::request;
 
+use crate::body::BodyWish;
 use crate::exchange::Exchange;
-use crate::flow::{BodyWish, Flow, Reply};
+use crate::flow::{Flow, Reply};
 use crate::hooks::Hooks;
+use crate::log_record::LogRecord;
 use crate::request::{PluginRequest, PluginResponse};
 
 /// A named, configured step in the processing of requests. One instance serves all workers at once.
 ///
 /// The hooks are called on the data path: they must not block, and the routine request should cost no allocation.
 ///
-/// The proxy calls them in this order: `on_request` of every plugin in the chain, the highest order first; then, when
-/// at least one wants the body, the body is read whole, and `on_request_body` of those plugins is called in the same
-/// order; then, once there is an answer, `on_response` in reverse. The first plugin that answers ends the request's
-/// way: plugins behind it see neither the request nor its body. Only `on_local_reply` is called for those whose turn
-/// never came.
+/// The way in: `on_request` of every plugin in the chain, the highest order first; then, in the same order, `request_body` of those
+/// that have it. The first plugin that answers ends the way in: plugins behind it see neither the request nor its body.
+///
+/// The way out: whoever answers, a target, a plugin or the proxy, the response passes `on_response` and `response_body` of all
+/// plugins of the chain, in the reverse order; a type with a [`RESPONSE_ORDER`](crate::Definition::RESPONSE_ORDER) has that place
+/// instead. At the end of the exchange `on_log` is called.
+///
+/// A plugin that panics fails the request: the client gets 500, and the proxy goes on.
 ///
 /// The hooks that a plugin has are those that its `impl` contains; the attribute [`hooks`](crate::hooks) writes the method
 /// of that name. Without it the `impl` does not build:
@@ -48,12 +53,12 @@ pub trait Plugin: Send + Sync + 'static {
     }
 
     /// Says what this plugin wants of the body of this very request. It is asked once, after the `on_request` hooks of all
-    /// plugins.
-    fn request_body(&self, _request: &PluginRequest<'_>) -> BodyWish {
+    /// plugins, unless there is no body.
+    fn request_body(&self, _request: &mut PluginRequest<'_>) -> BodyWish {
         BodyWish::Pass
     }
 
-    /// Sees the whole body of a request, when [`Plugin::request_body`] asks for it, after `on_request`.
+    /// Sees the whole body of a request, when [`Plugin::request_body`] asks for it.
     ///
     /// It may put another in its place. The proxy sends what it finds in `body` afterwards, and sets `Content-Length`
     /// from it; trailers of the request are dropped. A plugin leaves `Content-Length` and `Transfer-Encoding` alone.
@@ -61,21 +66,39 @@ pub trait Plugin: Send + Sync + 'static {
         Flow::Continue
     }
 
-    /// Sees the head of a response of the upstream before it goes to the client; in the reverse order of the chain.
+    /// Sees the head of a response before it goes to the client, whoever made it: see [`PluginResponse::origin`].
     ///
-    /// It is not called for answers that the proxy or a plugin made. What belongs on those too is left in
-    /// [`PluginRequest::exchange`] by `on_request`, and is written after this hook, so that it wins.
-    fn on_response(&self, _response: &mut PluginResponse<'_>) {}
+    /// An answer that it returns takes the place of the response, and goes on to the plugins behind it as one of a plugin. The
+    /// headers that are left in [`PluginRequest::exchange`] are written after all hooks, so that they win.
+    fn on_response<'a>(&'a self, _response: &'a mut PluginResponse<'_>) -> Flow<'a> {
+        Flow::Continue
+    }
 
-    /// Sees the head of a request that is answered by the proxy, or by a plugin before this one, before `on_request` of this
-    /// plugin was called: the request is refused for its head, its size or too much load, it is redirected to another form of
-    /// its path, or no route takes it. What it leaves in `exchange` is written to that answer.
-    ///
-    /// Where no route takes the request, only global plugins are called, and an answer that one of them returns is sent in the
-    /// place of the 404. Otherwise what it returns is dropped.
-    fn on_local_reply(&self, _head: &request::Parts, _exchange: &mut Exchange) -> Option<Reply> {
+    /// Says what this plugin wants of the body of this very response, after its `on_response`; not called if there is none. It may
+    /// change the head. For a filter, the proxy takes out `Content-Length`; what else says of the bytes that they are as they were
+    /// (`ETag`, `Accept-Ranges`, digests) is up to the plugin.
+    fn response_body(&self, _response: &mut PluginResponse<'_>) -> BodyWish {
+        BodyWish::Pass
+    }
+
+    /// Sees the whole body of a response, when [`Plugin::response_body`] asks for it, and may put another in its place.
+    fn on_response_body<'a>(
+        &'a self,
+        _response: &'a mut PluginResponse<'_>,
+        _body: &'a mut Bytes,
+    ) -> Flow<'a> {
+        Flow::Continue
+    }
+
+    /// Sees the head of a request that no route takes; only plugins that run on every route are called. An answer that it returns is
+    /// sent in the place of the 404, and passes the way out as one of a plugin.
+    fn on_no_route(&self, _head: &request::Parts, _exchange: &mut Exchange) -> Option<Reply> {
         None
     }
+
+    /// Sees what is known of the exchange when it has ended, however it did. It is called in the midst of the worker's work: it must
+    /// hand on what takes time.
+    fn on_log(&self, _record: &LogRecord<'_>) {}
 }
 
 #[cfg(test)]

@@ -23,6 +23,12 @@ pub trait Definition: Plugin + Hooked + Sized {
     const DESCRIPTION: &'static str;
     /// Its default place in the chain, the highest first.
     const ORDER: i32;
+    /// Its place on the way back, where that is not the reverse of the place in the chain: the lowest first, so the highest is the
+    /// last to see a response.
+    const RESPONSE_ORDER: Option<i32> = None;
+    /// The outcomes that it counts, beside [`Outcomes::ANSWERED`](crate::Outcomes::ANSWERED) and
+    /// [`Outcomes::PANICKED`](crate::Outcomes::PANICKED), which the proxy counts.
+    const OUTCOMES: &'static [&'static str] = &[];
     /// True if it answers every CORS preflight request that it sees. A route with such a plugin takes the preflights of the
     /// requests that it takes.
     const ANSWERS_PREFLIGHTS: bool = false;
@@ -50,6 +56,10 @@ pub struct PluginType {
     pub description: &'static str,
     /// Its default place in the chain, the highest first.
     pub default_order: i32,
+    /// Its place on the way back, where that is not the reverse of the place in the chain.
+    pub response_order: Option<i32>,
+    /// The outcomes that it counts.
+    pub outcomes: &'static [&'static str],
     /// The hooks it has.
     pub hooks: Hooks,
     /// True if it answers every CORS preflight request that it sees.
@@ -69,6 +79,8 @@ impl PluginType {
             name: D::NAME,
             description: D::DESCRIPTION,
             default_order: D::ORDER,
+            response_order: D::RESPONSE_ORDER,
+            outcomes: D::OUTCOMES,
             hooks: D::HOOKS,
             answers_preflights: D::ANSWERS_PREFLIGHTS,
             schema: LazyLock::new(schema_of::<D::Config>),

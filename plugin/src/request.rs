@@ -4,25 +4,39 @@ use std::time::Duration;
 use http::{request, response};
 use signalbox_config::{ClientCertificate, Name};
 
+use crate::clock::Clock;
 use crate::consumers::{Consumers, Identity};
 use crate::exchange::Exchange;
+use crate::metrics::Outcomes;
+use crate::outbound::Outbound;
 
 /// A request on its way through the plugins.
+#[non_exhaustive]
 pub struct PluginRequest<'r> {
     /// Its head: as the client sent it, less the hop-by-hop headers and those that only plugins vouch for.
     pub head: &'r mut request::Parts,
     /// The route that took it.
     pub route: &'r Name,
+    /// The upstream that it goes to; `None`: the route answers it itself.
+    pub upstream: Option<&'r Name>,
     /// The client's address, as far as it can be trusted.
     pub client: IpAddr,
+    /// True if the client speaks TLS.
+    pub https: bool,
     /// The client's verified certificate; `None`: it presented none.
     pub certificate: Option<&'r ClientCertificate>,
     /// Monotonic time since some moment before the process served requests: it never jumps.
     pub now: Duration,
+    /// The time, also that of day.
+    pub clock: &'r Clock,
     /// All consumers of this request's revision.
     pub consumers: &'r Consumers,
+    /// Calls to services, under this request's revision.
+    pub outbound: &'r Outbound,
     /// The state that outlives the request phase.
     pub exchange: &'r mut Exchange,
+    pub(crate) outcomes: Option<&'r Outcomes>,
+    pub(crate) worker: usize,
 }
 
 impl PluginRequest<'_> {
@@ -39,14 +53,14 @@ impl PluginRequest<'_> {
         }
     }
 
-    /// Puts the headers of the identity into the head, now and whenever one is noted: a plugin follows that uses them.
-    pub fn stop_deferring_identity(&mut self) {
-        if std::mem::take(&mut self.exchange.defers_identity) {
-            self.write_identity();
+    /// Counts an outcome of this plugin, one of [`Definition::OUTCOMES`](crate::Definition::OUTCOMES).
+    pub fn count(&self, outcome: &'static str) {
+        if let Some(outcomes) = self.outcomes {
+            outcomes.count(self.worker, outcome);
         }
     }
 
-    fn write_identity(&mut self) {
+    pub(crate) fn write_identity(&mut self) {
         for (name, value) in self.exchange.identity.iter().flat_map(Identity::headers) {
             self.head.headers.insert(name, value.clone());
         }
@@ -54,11 +68,46 @@ impl PluginRequest<'_> {
 }
 
 /// A response on its way back through the plugins.
+#[non_exhaustive]
 pub struct PluginResponse<'r> {
     /// Its head.
     pub head: &'r mut response::Parts,
-    /// The route that took the request.
-    pub route: &'r Name,
+    /// Who made it.
+    pub origin: Origin,
+    /// True if `on_request` of this plugin was called for the request. It was not where the request was answered before.
+    pub saw_request: bool,
+    /// The size of the body; `None`: it is not known.
+    pub size: Option<u64>,
+    /// The head of the request, as it was sent on; of a request that was answered before that, as it was then.
+    pub request: &'r request::Parts,
+    /// The route that took the request; `None`: none did, or it was refused before.
+    pub route: Option<&'r Name>,
+    /// The time, also that of day.
+    pub clock: &'r Clock,
+    /// Calls to services, under this request's revision.
+    pub outbound: &'r Outbound,
     /// The state that the request phase left.
     pub exchange: &'r mut Exchange,
+    pub(crate) outcomes: Option<&'r Outcomes>,
+    pub(crate) worker: usize,
+}
+
+/// Who made a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A target of the upstream.
+    Upstream,
+    /// A plugin.
+    Plugin,
+    /// The proxy: it refused the request, the upstream failed, or the route itself answers.
+    Proxy,
+}
+
+impl PluginResponse<'_> {
+    /// Counts an outcome of this plugin, one of [`Definition::OUTCOMES`](crate::Definition::OUTCOMES).
+    pub fn count(&self, outcome: &'static str) {
+        if let Some(outcomes) = self.outcomes {
+            outcomes.count(self.worker, outcome);
+        }
+    }
 }

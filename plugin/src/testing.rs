@@ -19,20 +19,29 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 #![allow(clippy::needless_pass_by_value, reason = "configurations are written in place")]
 
+use std::cell::RefCell;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{self, Poll, Waker};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, request};
+use futures_util::future::{BoxFuture, LocalBoxFuture};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request};
 use serde_json::{Value, json};
 use signalbox_config::{
     Body, ClientCertificate, Consumer, Kind, Name, Password, Proof, Resource, Secret, SharedSecret, TokenKey,
 };
 
+use crate::host::{self, RequestFields, ResponseFields};
+use crate::outbound::Caller;
+use crate::tasks::{Spawner, Work};
 use crate::{
-    BodyWish, Consumers, Context, Definition, Exchange, Flow, PasswordSecret, Plugin, PluginRequest,
-    PluginType, Registry, Reply, ResolvedSecret, States, TokenSecret, VerificationKey,
+    Abort, BodyFilter, BodyWish, CallAnswer, CallError, CallLimits, Clock, Consumers, Context, Definition,
+    Exchange, Flow, LogRecord, Logger, Origin, Outbound, Outcomes, Output, PasswordSecret, Plugin, PluginRequest,
+    PluginType, Registry, Reply, ResolvedSecret, States, Tasks, TimeSource, TokenSecret, VerificationKey,
 };
 
 /// A client, its request, and what becomes of it.
@@ -49,13 +58,132 @@ pub struct Client {
     pub certificate: Option<ClientCertificate>,
     /// The monotonic time of the request.
     pub now: Duration,
+    /// The clock that plugins read.
+    pub clock: Clock,
+    outbound: Outbound,
+    outcomes: Outcomes,
+    upstream: Option<Name>,
     route: Name,
+}
+
+/// A clock that stands still until it is set. Who sleeps by it wakes at once, and the clock has gone on by that.
+#[derive(Debug, Clone)]
+pub struct TestClock(Arc<Mutex<(Duration, SystemTime)>>);
+
+/// The services that a plugin may be built with: a clock of its own, no tasks.
+#[derive(Debug)]
+pub struct Services {
+    /// The time that plugins see.
+    pub clock: TestClock,
+    shared: Clock,
+    tasks: Tasks,
+    log: Logger,
+    outcomes: Outcomes,
+}
+
+impl TestClock {
+    /// A clock that shows these times.
+    pub fn new(monotonic: Duration, wall: SystemTime) -> Self {
+        Self(Arc::new(Mutex::new((monotonic, wall))))
+    }
+
+    /// Lets time go on.
+    pub fn advance(&self, duration: Duration) {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        times.0 += duration;
+        times.1 += duration;
+    }
+
+    /// Sets the time of day, as an administrator does.
+    pub fn set_wall(&self, wall: SystemTime) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = wall;
+    }
+}
+
+impl TimeSource for TestClock {
+    fn monotonic(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn wall(&self) -> SystemTime {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        self.advance(duration);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Runs nothing: tasks are for the running proxy.
+struct NoTasks;
+
+impl Spawner for NoTasks {
+    fn spawn(&self, _: String, _: Logger, _: Work) -> Box<dyn Send + Sync> {
+        Box::new(())
+    }
+}
+
+impl Default for Services {
+    fn default() -> Self {
+        let clock =
+            TestClock::new(Duration::from_secs(1000), SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 30));
+        let shared = Clock::new(clock.clone());
+        let log = Logger::new(name("p"), shared.clone());
+        Self {
+            clock,
+            tasks: Tasks::new(Arc::new(NoTasks), log.clone()),
+            log,
+            outcomes: Outcomes::new(&[], 1),
+            shared,
+        }
+    }
+}
+
+impl Services {
+    /// The context of a plugin of this name.
+    pub fn context<'a>(&'a self, name: &'a Name, states: &'a States) -> Context<'a> {
+        Context::new(name, states, &self.shared, &self.tasks, &self.log, &self.outcomes)
+    }
+
+    /// The time, as plugins get it.
+    pub fn shared_clock(&self) -> &Clock {
+        &self.shared
+    }
+}
+
+/// Answers calls by a function.
+struct Script<F>(RefCell<F>);
+
+impl<F: FnMut(&Name, Request<Bytes>) -> Result<Response<Bytes>, CallError>> Caller for Script<F> {
+    fn call<'a>(
+        &'a self,
+        upstream: &'a Name,
+        request: Request<Bytes>,
+        _: CallLimits,
+    ) -> LocalBoxFuture<'a, Result<CallAnswer, CallError>> {
+        let answer = (self.0.borrow_mut())(upstream, request);
+        Box::pin(std::future::ready(answer.map(|response| CallAnswer::new(response, HeaderMap::new()))))
+    }
+}
+
+/// Waits as the proxy does. `Some`: the plugin answers.
+async fn decided(flow: Flow<'_>) -> Option<Box<Reply>> {
+    let flow = match flow {
+        Flow::Wait(future) => future.await,
+        flow => flow,
+    };
+    match flow {
+        Flow::Continue => None,
+        Flow::Respond(reply) => Some(reply),
+        Flow::Wait(_) => panic!("it waits twice"),
+    }
 }
 
 impl Client {
     /// A client that sends a request without headers or body.
     pub fn new(method: &str, uri: &str) -> Self {
-        let (head, ()) = http::Request::builder().method(method).uri(uri).body(()).unwrap().into_parts();
+        let (head, ()) = Request::builder().method(method).uri(uri).body(()).unwrap().into_parts();
         Self {
             head,
             exchange: Exchange::default(),
@@ -63,82 +191,209 @@ impl Client {
             address: IpAddr::from([192, 0, 2, 1]),
             certificate: None,
             now: Duration::from_secs(1000),
+            clock: Services::default().shared,
+            outbound: Outbound::new(Rc::new(Script(RefCell::new(|_: &Name, _| Err(CallError::NoUpstream))))),
+            outcomes: Outcomes::new(&[], 1),
+            upstream: Some(name("upstream")),
             route: name("route"),
         }
     }
 
     /// With one more header.
+    #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.head.headers.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
         self
     }
 
     /// With the consumers of the revision.
+    #[must_use]
     pub fn knowing(mut self, consumers: &Consumers) -> Self {
         self.consumers = consumers.clone();
         self
     }
 
     /// With the monotonic time of the request.
+    #[must_use]
     pub fn at(mut self, now: Duration) -> Self {
         self.now = now;
         self
     }
 
     /// With the address that the client comes from.
+    #[must_use]
     pub fn from(mut self, address: &str) -> Self {
         self.address = address.parse().unwrap();
         self
     }
 
+    /// With the clock that plugins read.
+    #[must_use]
+    pub fn with_clock(mut self, clock: &Clock) -> Self {
+        self.clock = clock.clone();
+        self
+    }
+
+    /// With the services that plugins call, by the name of the upstream.
+    #[must_use]
+    pub fn answering(
+        mut self,
+        answer: impl FnMut(&Name, Request<Bytes>) -> Result<Response<Bytes>, CallError> + 'static,
+    ) -> Self {
+        self.outbound = Outbound::new(Rc::new(Script(RefCell::new(answer))));
+        self
+    }
+
+    /// With the outcomes of a type, so that what its plugins count can be [read](Client::counted).
+    #[must_use]
+    pub fn counting<D: Definition>(mut self) -> Self {
+        self.outcomes = Outcomes::new(D::OUTCOMES, 1);
+        self
+    }
+
+    /// How often plugins have counted this outcome.
+    pub fn counted(&self, outcome: &str) -> u64 {
+        self.outcomes.read().find(|(name, _)| *name == outcome).map_or(0, |(_, count)| count)
+    }
+
     /// The request as a plugin gets it.
     pub fn request(&mut self) -> PluginRequest<'_> {
-        PluginRequest {
+        host::request(RequestFields {
             head: &mut self.head,
             route: &self.route,
+            upstream: self.upstream.as_ref(),
             client: self.address,
+            https: false,
             certificate: self.certificate.as_ref(),
             now: self.now,
+            clock: &self.clock,
             consumers: &self.consumers,
+            outbound: &self.outbound,
             exchange: &mut self.exchange,
-        }
+            worker: 0,
+        })
     }
 
-    /// Runs a plugin that does not wait; the answer, if it answers.
+    /// Calls `hook` with the request, on behalf of `plugin`.
+    fn on_behalf<T>(&mut self, plugin: &dyn Plugin, hook: impl FnOnce(&mut PluginRequest<'_>) -> T) -> T {
+        let outcomes = self.outcomes.clone();
+        let mut request = self.request();
+        host::enter(&mut request, plugin, &outcomes);
+        hook(&mut request)
+    }
+
+    /// Runs a plugin; the answer, if it answers.
+    #[track_caller]
     pub fn meets(&mut self, plugin: &dyn Plugin) -> Option<Answer> {
-        match plugin.on_request(&mut self.request()) {
-            Flow::Continue => None,
-            Flow::Respond(reply) => Some(Answer::of(*reply)),
-            Flow::Wait(_) => panic!("it waits"),
-        }
+        let reply = self.on_behalf(plugin, |request| block_on(decided(plugin.on_request(request))));
+        reply.map(|reply| Answer::of(*reply))
     }
 
-    /// Runs a plugin that may wait; the answer, if it answers.
-    pub fn meets_waiting(&mut self, plugin: &dyn Plugin) -> Option<Answer> {
-        let flow = match plugin.on_request(&mut self.request()) {
-            Flow::Wait(future) => block_on(future),
-            Flow::Continue => Flow::Continue,
-            Flow::Respond(reply) => Flow::Respond(reply),
-        };
-        match flow {
-            Flow::Continue => None,
-            Flow::Respond(reply) => Some(Answer::of(*reply)),
-            Flow::Wait(_) => panic!("it waits twice"),
-        }
-    }
-
-    /// Runs a plugin over the request's body.
+    /// Runs a plugin over the request's body, which comes in one part.
+    #[track_caller]
     pub fn sends(&mut self, plugin: &dyn Plugin, body: &str) -> Result<String, Box<Answer>> {
         let mut bytes = Bytes::copy_from_slice(body.as_bytes());
-        if let BodyWish::Buffered(cap) = plugin.request_body(&self.request()) {
-            assert!(bytes.len() <= cap, "the proxy answers 413");
-            match plugin.on_request_body(&mut self.request(), &mut bytes) {
-                Flow::Continue => {}
-                Flow::Respond(reply) => return Err(Box::new(Answer::of(*reply))),
-                Flow::Wait(_) => panic!("it waits"),
+        match self.on_behalf(plugin, |request| plugin.request_body(request)) {
+            BodyWish::Pass => {}
+            BodyWish::Buffered(cap) => {
+                assert!(bytes.len() <= cap, "the proxy answers 413");
+                let hook = |request: &mut PluginRequest<'_>| {
+                    block_on(decided(plugin.on_request_body(request, &mut bytes)))
+                };
+                if let Some(reply) = self.on_behalf(plugin, hook) {
+                    return Err(Box::new(Answer::of(*reply)));
+                }
+            }
+            BodyWish::Filter(mut filter) => {
+                let passed = pass(&mut *filter, [bytes]);
+                bytes = passed.map_err(|abort| Box::new(Answer::of(*abort.reply)))?.concat().into();
             }
         }
         Ok(String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    /// Runs a plugin over a response, and says what the client gets. The headers that were left in the exchange are among its
+    /// headers.
+    #[track_caller]
+    pub fn receives(
+        &mut self,
+        plugin: &dyn Plugin,
+        origin: Origin,
+        response: Response<Bytes>,
+    ) -> Response<Bytes> {
+        self.responded(plugin, origin, true, response)
+    }
+
+    /// The same for an answer of the proxy that was made before the plugin's turn.
+    #[track_caller]
+    pub fn refused(&mut self, plugin: &dyn Plugin, response: Response<Bytes>) -> Response<Bytes> {
+        self.responded(plugin, Origin::Proxy, false, response)
+    }
+
+    fn response<'r>(
+        &'r mut self,
+        head: &'r mut http::response::Parts,
+        origin: Origin,
+        size: Option<u64>,
+    ) -> ResponseFields<'r> {
+        ResponseFields {
+            head,
+            origin,
+            size,
+            request: &self.head,
+            route: Some(&self.route),
+            clock: &self.clock,
+            outbound: &self.outbound,
+            exchange: &mut self.exchange,
+            worker: 0,
+        }
+    }
+
+    #[track_caller]
+    fn responded(
+        &mut self,
+        plugin: &dyn Plugin,
+        origin: Origin,
+        saw_request: bool,
+        response: Response<Bytes>,
+    ) -> Response<Bytes> {
+        let (mut head, body) = response.into_parts();
+        let outcomes = self.outcomes.clone();
+        let size = Some(body.len() as u64);
+        let fields = self.response(&mut head, origin, size);
+        let mut response = host::response(fields, plugin, &outcomes, saw_request);
+        let replaced = block_on(decided(plugin.on_response(&mut response)));
+        let body = match replaced {
+            Some(reply) => {
+                let answer = Answer::of(*reply);
+                let mut response = Response::builder().status(answer.status).body(()).unwrap();
+                *response.headers_mut() = answer.headers;
+                head = response.into_parts().0;
+                answer.detail.into()
+            }
+            None if body.is_empty() => body,
+            None => {
+                let fields = self.response(&mut head, origin, size);
+                let mut response = host::response(fields, plugin, &outcomes, saw_request);
+                match plugin.response_body(&mut response) {
+                    BodyWish::Pass => body,
+                    BodyWish::Buffered(cap) => {
+                        assert!(body.len() <= cap, "the client gets 502");
+                        let mut whole = body;
+                        let reply = block_on(decided(plugin.on_response_body(&mut response, &mut whole)));
+                        assert!(reply.is_none(), "{reply:?}");
+                        whole
+                    }
+                    BodyWish::Filter(mut filter) => {
+                        let passed = pass(&mut *filter, [body]).expect("it does not abort");
+                        head.headers.remove(http::header::CONTENT_LENGTH);
+                        passed.concat().into()
+                    }
+                }
+            }
+        };
+        self.exchange.write_response_headers(&mut head.headers);
+        Response::from_parts(head, body)
     }
 
     /// The headers of an answer with the headers `upstream`, once the plugins have added theirs.
@@ -150,6 +405,32 @@ impl Client {
         self.exchange.write_response_headers(&mut headers);
         headers
     }
+
+    /// Ends the exchange: `on_log` of the plugin is called, and what it guards is dropped.
+    pub fn ends(mut self, plugin: &dyn Plugin, status: u16) {
+        let kept = host::take_kept(&mut self.exchange);
+        let mut record = LogRecord::new(&self.head.method, &self.head.uri);
+        record.status = http::StatusCode::from_u16(status).unwrap();
+        host::enter_log(&mut record, host::key_of(plugin), Some(&kept), &self.outcomes, 0);
+        plugin.on_log(&record);
+    }
+}
+
+/// Passes the parts of a body through a filter, with a pause after each, and returns what it puts out for each, and at the end.
+pub fn pass(
+    filter: &mut dyn BodyFilter,
+    parts: impl IntoIterator<Item = Bytes>,
+) -> Result<Vec<Vec<u8>>, Abort> {
+    let mut all = Vec::new();
+    let mut out = Output::default();
+    for part in parts {
+        filter.on_data(part, &mut out)?;
+        filter.on_pause(&mut out)?;
+        all.push(out.take().collect::<Vec<_>>().concat());
+    }
+    filter.on_end(&mut HeaderMap::new(), &mut out)?;
+    all.push(out.take().collect::<Vec<_>>().concat());
+    Ok(all)
 }
 
 /// A plugin's own answer.
@@ -185,14 +466,19 @@ pub fn name(name: &str) -> Name {
 
 /// Builds a plugin as both planes do: checked as it is written, built from its canonical JSON.
 pub fn build<D: Definition>(config: Value) -> Arc<dyn Plugin> {
-    build_type(&PluginType::of::<D>(), &States::default(), config)
+    build_type(&PluginType::of::<D>(), &Services::default(), &States::default(), config)
 }
 
-/// The same with the state of earlier revisions, for a type that is known by its entry.
-pub fn build_type(plugin_type: &PluginType, states: &States, config: Value) -> Arc<dyn Plugin> {
+/// The same with services and with the state of earlier revisions, for a type that is known by its entry.
+pub fn build_type(
+    plugin_type: &PluginType,
+    services: &Services,
+    states: &States,
+    config: Value,
+) -> Arc<dyn Plugin> {
     assert_eq!(plugin_type.check(&config), [], "{config}");
-    let context = Context { name: &name("p"), states };
-    plugin_type.build(config.to_string().as_bytes(), &context).unwrap()
+    let name = name("p");
+    plugin_type.build(config.to_string().as_bytes(), &services.context(&name, states)).unwrap()
 }
 
 /// The errors of a configuration: `field: message`, one a line.
@@ -218,9 +504,9 @@ pub fn check_type(plugin_type: &PluginType) {
     check_forms(schema.as_value(), name);
     let examples = schema.get("examples").and_then(Value::as_array).cloned().unwrap_or_default();
     let first = examples.first().unwrap_or_else(|| panic!("{name} has no example"));
-    let states = States::default();
+    let (services, states) = (Services::default(), States::default());
     for example in &examples {
-        build_type(plugin_type, &states, example.clone());
+        build_type(plugin_type, &services, &states, example.clone());
     }
     let mut with_defaults = first.clone();
     for (field, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
@@ -228,7 +514,7 @@ pub fn check_type(plugin_type: &PluginType) {
             with_defaults[field] = default.clone();
         }
     }
-    build_type(plugin_type, &states, with_defaults);
+    build_type(plugin_type, &services, &states, with_defaults);
     let mut unknown = first.clone();
     unknown["no-such-field"] = json!(1);
     assert_eq!(refused(plugin_type, unknown), "no-such-field: unknown field");

@@ -2,14 +2,14 @@
 #![allow(clippy::print_stdout)]
 
 use std::hint::black_box;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use serde_json::{Value, json};
-use signalbox_config::{Body, Kind, Name, Resource, sha256};
-use signalbox_plugin::{Consumers, Context, Exchange, Flow, Plugin, PluginRequest, ResolvedSecret, States};
+use signalbox_config::{Body, Kind, Resource, sha256};
+use signalbox_plugin::testing::{Client, Services, build_type};
+use signalbox_plugin::{Consumers, Exchange, Flow, Plugin, States};
 use signalbox_plugins::builtin;
 
 const REQUESTS: usize = 5_000;
@@ -34,21 +34,19 @@ fn measure_all(consumers: &Consumers, count: usize) {
 }
 
 fn measure(what: &str, chain: &[Arc<dyn Plugin>], consumers: &Consumers, count: usize) {
-    let route: Name = "r".parse().expect("a name");
     let keys: Vec<HeaderValue> =
         (0..count).map(|n| HeaderValue::try_from(key(n)).expect("plain text")).collect();
-    let mut heads: Vec<_> = (0..1000)
+    let mut clients: Vec<_> = (0..1000)
         .map(|n| {
-            let (mut head, ()) =
-                http::Request::get("/some/path?a=1&b=2").body(()).expect("a request").into_parts();
-            head.headers.reserve(24);
+            let mut client = Client::new("GET", "/some/path?a=1&b=2").knowing(consumers);
+            client.head.headers.reserve(24);
             for name in ["host", "user-agent", "accept", "accept-encoding"] {
-                head.headers.insert(name, HeaderValue::from_static("something"));
+                client.head.headers.insert(name, HeaderValue::from_static("something"));
             }
             if let Some(key) = keys.get(n * 7919 % count) {
-                head.headers.insert("apikey", key.clone());
+                client.head.headers.insert("apikey", key.clone());
             }
-            head
+            client
         })
         .collect();
     let mut best = Duration::MAX;
@@ -56,24 +54,18 @@ fn measure(what: &str, chain: &[Arc<dyn Plugin>], consumers: &Consumers, count: 
     for round in 0..ROUNDS {
         let start = Instant::now();
         for number in 0..REQUESTS {
-            let Some(head) = heads.get_mut(number % 1000) else { continue };
-            let mut exchange = Exchange::default();
+            let Some(client) = clients.get_mut(number % 1000) else { continue };
+            client.now = Duration::from_micros((round * REQUESTS + number) as u64 * 200);
+            client.exchange = Exchange::default();
             // As the proxy does where no plugin uses the headers about the consumer.
-            exchange.defer_identity();
-            let mut request = PluginRequest {
-                head,
-                route: &route,
-                client: IpAddr::from([192, 0, 2, 1]),
-                certificate: None,
-                now: Duration::from_micros((round * REQUESTS + number) as u64 * 200),
-                consumers,
-                exchange: &mut exchange,
-            };
+            client.exchange.defer_identity();
+            let mut request = client.request();
             for plugin in chain {
                 if let Flow::Respond(reply) = plugin.on_request(&mut request) {
                     panic!("{reply:?}");
                 }
             }
+            let exchange = &client.exchange;
             exchange.deferred_headers().for_each(|header| _ = black_box(header));
             exchange.response_headers().for_each(|header| _ = black_box(header));
         }
@@ -87,10 +79,8 @@ fn key(number: usize) -> String {
 }
 
 fn plugin(type_name: &str, config: &Value) -> Arc<dyn Plugin> {
-    let (name, states): (Name, _) = ("p".parse().expect("a name"), States::default());
-    let context = Context { name: &name, states: &states };
     let plugin_type = builtin().find(type_name).expect("a type");
-    plugin_type.build(config.to_string().as_bytes(), &context).expect("a good configuration")
+    build_type(plugin_type, &Services::default(), &States::default(), config.clone())
 }
 
 fn consumers(count: usize) -> Consumers {

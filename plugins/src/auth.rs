@@ -245,7 +245,7 @@ mod tests {
             (&all, Some("wrong"), good, Err("API key is not known")),
         ] {
             let mut client = client(key, password);
-            match (client.meets_waiting(&**plugin), expected) {
+            match (client.meets(&**plugin), expected) {
                 (None, Ok(name)) => {
                     assert_eq!(client.head.headers["x-consumer-username"], name, "{key:?} {password:?}");
                 }
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn who_presents_nothing_gets_the_challenges_of_all_methods() {
         let plugin = build("auth", json!({"any": [{"basic-auth": {}}, {"mtls-auth": {}}, {"jwt": {}}]}));
-        let answer = client(None, None).meets_waiting(&*plugin).unwrap();
+        let answer = client(None, None).meets(&*plugin).unwrap();
         let challenges: Vec<_> = answer.headers.get_all("www-authenticate").iter().collect();
         assert_eq!(challenges, ["Basic realm=\"signalbox\", charset=\"UTF-8\"", "Bearer realm=\"signalbox\""]);
     }
@@ -272,7 +272,7 @@ mod tests {
         let plugin = build("auth", json!({"any": [{"basic-auth": {}}, {"key-auth": {}}], "anonymous": "guest"}));
         for (key, password) in [(None, None), (Some("wrong"), None), (None, Some("wrong"))] {
             let mut client = client(key, password);
-            assert!(client.meets_waiting(&*plugin).is_none());
+            assert!(client.meets(&*plugin).is_none());
             assert_eq!(client.head.headers["x-anonymous-consumer"], "true");
         }
     }

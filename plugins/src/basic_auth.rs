@@ -249,7 +249,7 @@ mod tests {
             for _ in 0..2 {
                 let mut client =
                     Client::new("GET", "/").header("authorization", &authorization).knowing(&known);
-                assert!(client.meets_waiting(&*plugin).is_none(), "{authorization}");
+                assert!(client.meets(&*plugin).is_none(), "{authorization}");
                 assert_eq!(client.head.headers["x-consumer-username"], consumer);
                 assert_eq!(client.head.headers["x-credential-identifier"], consumer);
                 assert_eq!(client.head.headers["authorization"], authorization);
@@ -279,7 +279,7 @@ mod tests {
             for value in values {
                 client = client.header("authorization", value);
             }
-            let answer = client.meets_waiting(&*plugin).expect(detail);
+            let answer = client.meets(&*plugin).expect(detail);
             assert_eq!(answer.status, 401, "{values:?}");
             assert_eq!(answer.headers["www-authenticate"], "Basic realm=\"the shop\", charset=\"UTF-8\"");
             assert!(answer.detail.contains(detail), "{values:?}: {}", answer.detail);
@@ -292,7 +292,7 @@ mod tests {
         let status = |known: &Consumers, password: &str| {
             let authorization = basic(&format!("alice:{password}"));
             let mut client = Client::new("GET", "/").header("authorization", &authorization).knowing(known);
-            client.meets_waiting(&*plugin).map_or(200, |answer| answer.status)
+            client.meets(&*plugin).map_or(200, |answer| answer.status)
         };
         assert_eq!(status(&known, "se:cret"), 200);
         let alice = json!({"name": "alice", "credentials": [{"basic_auth": {"username": "alice", "password": "new"}}]});
@@ -316,7 +316,7 @@ mod tests {
                 let authorization = basic(&format!("dora:{password}"));
                 let mut client =
                     Client::new("GET", "/").header("authorization", &authorization).knowing(&known);
-                let status = client.meets_waiting(&*plugin).map_or(200, |answer| answer.status);
+                let status = client.meets(&*plugin).map_or(200, |answer| answer.status);
                 assert_eq!(status, expected, "{password}");
             }
         }
@@ -329,7 +329,7 @@ mod tests {
             [(basic("alice:se:cret"), false), (basic("alice:wrong"), false), ("Bearer x".to_owned(), true)]
         {
             let mut client = Client::new("GET", "/").header("authorization", &authorization).knowing(&known());
-            assert!(client.meets_waiting(&*plugin).is_none());
+            assert!(client.meets(&*plugin).is_none());
             assert_eq!(client.head.headers.contains_key("authorization"), kept, "{authorization}");
         }
     }

@@ -104,14 +104,19 @@ impl Plugin for Cors {
         false
     }
 
-    fn on_response(&self, response: &mut PluginResponse<'_>) {
-        for name in &OF_UPSTREAM {
+    fn on_response<'a>(&'a self, response: &'a mut PluginResponse<'_>) -> Flow<'a> {
+        for name in &OF_OTHERS {
             response.head.headers.remove(name);
         }
+        if !response.saw_request {
+            // The answer to a preflight that is refused before stays what it is.
+            self.leave_headers(response.request, response.exchange);
+        }
+        Flow::Continue
     }
 
-    fn on_local_reply(&self, head: &request::Parts, exchange: &mut Exchange) -> Option<Reply> {
-        self.leave_headers(head, exchange)
+    fn on_no_route(&self, head: &request::Parts, _: &mut Exchange) -> Option<Reply> {
+        Preflight::of(&head.method, &head.headers).map(|_| Reply::Response(no_content()))
     }
 }
 
@@ -194,8 +199,8 @@ const VARY_OF_PREFLIGHT: HeaderValue = HeaderValue::from_static(
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 
-/// The headers that an upstream may have set itself.
-static OF_UPSTREAM: [HeaderName; 7] = [
+/// The headers that an upstream may have set itself, or a plugin in its place.
+static OF_OTHERS: [HeaderName; 7] = [
     ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_ALLOW_CREDENTIALS,
     ACCESS_CONTROL_EXPOSE_HEADERS,
@@ -348,11 +353,13 @@ fn default_methods() -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http::Response;
     use serde_json::{Value, json};
-    use signalbox_config::Name;
+    use signalbox_plugin::Origin;
 
     use super::*;
-    use crate::testing::{Client, build, name, refused};
+    use crate::testing::{Client, build, refused};
 
     fn preflight(origin: &str) -> Client {
         Client::new("OPTIONS", "/").header("origin", origin).header("access-control-request-method", "PUT")
@@ -460,10 +467,10 @@ mod tests {
     #[test]
     fn an_answer_that_is_made_before_its_turn_carries_the_same_headers() {
         let plugin = build("cors", json!({"origins": ["https://a.example"], "exposed_headers": ["X-C"]}));
+        let answer = |client: &mut Client| client.refused(&*plugin, Response::new(Bytes::new()));
         let mut simple = Client::new("GET", "/").header("origin", "https://a.example");
-        assert!(plugin.on_local_reply(&simple.head, &mut simple.exchange).is_none());
         assert_eq!(
-            texts(&simple.answer_headers(&[])),
+            texts(answer(&mut simple).headers()),
             [
                 "access-control-allow-origin: https://a.example",
                 "access-control-expose-headers: X-C",
@@ -471,12 +478,14 @@ mod tests {
             ]
         );
         let mut preflight = preflight("https://a.example");
-        let Some(Reply::Response(answer)) = plugin.on_local_reply(&preflight.head, &mut preflight.exchange)
+        let Some(Reply::Response(reply)) = plugin.on_no_route(&preflight.head, &mut preflight.exchange)
         else {
             panic!("a preflight is answered")
         };
-        assert_eq!(answer.status(), 204);
-        assert_eq!(preflight.answer_headers(&[])["access-control-allow-origin"], "https://a.example");
+        assert_eq!(reply.status(), 204);
+        assert_eq!(answer(&mut preflight).headers()["access-control-allow-origin"], "https://a.example");
+        let simple = Client::new("GET", "/");
+        assert!(plugin.on_no_route(&simple.head, &mut Exchange::default()).is_none());
     }
 
     #[test]
@@ -492,22 +501,15 @@ mod tests {
         let plugin = build("cors", json!({"origins": ["https://a.example"]}));
         let mut client = Client::new("GET", "/").header("origin", "https://evil.example");
         assert!(client.meets(&*plugin).is_none());
-        let (mut head, ()) = http::Response::builder()
+        let response = Response::builder()
             .header("access-control-allow-origin", "*")
             .header("access-control-allow-credentials", "true")
             .header("access-control-expose-headers", "x-secret")
             .header("x-other", "1")
-            .body(())
-            .unwrap()
-            .into_parts();
-        let route: Name = name("route");
-        plugin.on_response(&mut PluginResponse {
-            head: &mut head,
-            route: &route,
-            exchange: &mut client.exchange,
-        });
-        client.exchange.write_response_headers(&mut head.headers);
-        assert_eq!(texts(&head.headers), ["vary: Origin", "x-other: 1"]);
+            .body(Bytes::new())
+            .unwrap();
+        let response = client.receives(&*plugin, Origin::Upstream, response);
+        assert_eq!(texts(response.headers()), ["vary: Origin", "x-other: 1"]);
     }
 
     #[test]

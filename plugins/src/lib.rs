@@ -41,8 +41,10 @@ plugins! {
     auth::Auth,
     basic_auth::BasicAuth,
     bot_detection::BotDetection,
+    compress::Compress,
     cors::Cors,
     csrf::Csrf,
+    ext_auth::ExtAuth,
     hmac_auth::HmacAuth,
     ip_restriction::IpRestriction,
     jwt::Jwt,
@@ -52,6 +54,42 @@ plugins! {
     request_transform::RequestTransform,
     respond::Respond,
 }
+
+/// The default order of all types that are designed, so that users' own `order`s stay right when one is added.
+pub const ORDERS: [(&str, i32); 32] = [
+    ("request-id", 100_000),
+    ("bot-detection", 2500),
+    ("cors", 2000),
+    ("ip-restriction", 1990),
+    ("request-size-limit", 1951),
+    ("csrf", 1900),
+    ("mtls-auth", 1460),
+    ("jwt", 1450),
+    ("hmac-auth", 1430),
+    ("oidc", 1430),
+    ("basic-auth", 1400),
+    ("key-auth", 1350),
+    ("auth", 1340),
+    ("ext-auth", 1300),
+    ("fault", 995),
+    ("mirror", 970),
+    ("traffic-split", 966),
+    ("acl", 950),
+    ("rate-limit", 910),
+    ("token-limit", 908),
+    ("concurrency-limit", 905),
+    ("request-transform", 801),
+    ("response-transform", 800),
+    ("redirect", 779),
+    ("respond", 778),
+    ("grpc-web", 700),
+    ("grpc-json", 690),
+    ("wasm", 500),
+    ("cache", 100),
+    ("compress", 90),
+    ("http-log", 10),
+    ("file-log", 10),
+];
 
 /// The registry of the types of this crate alone.
 pub fn builtin() -> &'static Registry {

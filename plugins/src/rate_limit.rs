@@ -229,7 +229,8 @@ impl RateLimit {
                 verdict.refused_for.map_or(Flow::Continue, |wait| self.refuse(wait))
             }
             (Err(Unavailable), OnStoreError::Deny) => {
-                Reply::problem(StatusCode::SERVICE_UNAVAILABLE, "the store of the rate limit is unavailable").into()
+                Reply::problem(StatusCode::SERVICE_UNAVAILABLE, "the store of the rate limit is unavailable")
+                    .into()
             }
         }
     }

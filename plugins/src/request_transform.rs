@@ -153,7 +153,7 @@ impl Plugin for RequestTransform {
         Flow::Continue
     }
 
-    fn request_body(&self, request: &PluginRequest<'_>) -> BodyWish {
+    fn request_body(&self, request: &mut PluginRequest<'_>) -> BodyWish {
         match !self.body.is_empty() && is_json(&request.head.headers) {
             true => BodyWish::Buffered(self.max_body),
             false => BodyWish::Pass,
@@ -729,20 +729,20 @@ mod tests {
             ("json", false),
         ] {
             let mut client = Client::new("POST", "/").header("content-type", content_type);
-            let wish = plugin.request_body(&client.request());
+            let wish = plugin.request_body(&mut client.request());
             assert_eq!(matches!(wish, BodyWish::Buffered(2048)), wanted, "{content_type}");
             // Nor is it touched should it be given one all the same.
             let mut body = Bytes::from_static(b"{}");
             assert!(matches!(plugin.on_request_body(&mut client.request(), &mut body), Flow::Continue));
             assert_eq!(body != "{}", wanted);
         }
-        assert!(matches!(plugin.request_body(&Client::new("POST", "/").request()), BodyWish::Pass));
+        assert!(matches!(plugin.request_body(&mut Client::new("POST", "/").request()), BodyWish::Pass));
         let two = Client::new("POST", "/").header("content-type", "text/plain");
         let mut two = two.header("content-type", "application/json");
         assert!(matches!(plugin.on_request(&mut two.request()), Flow::Respond(_)));
         let plugin = build("request-transform", json!({"add": {"headers": {"a": "1"}}}));
         let mut json = Client::new("POST", "/").header("content-type", "application/json");
-        assert!(matches!(plugin.request_body(&json.request()), BodyWish::Pass));
+        assert!(matches!(plugin.request_body(&mut json.request()), BodyWish::Pass));
     }
 
     #[test]

@@ -4,50 +4,16 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 use signalbox_config::{FieldError, PluginCatalog as _};
-use signalbox_plugin::testing::{check_type, name};
-use signalbox_plugin::{Context, States};
+use signalbox_plugin::States;
+use signalbox_plugin::testing::{Services, check_type, name};
 
-use crate::builtin;
-
-/// The default order of the types that are designed, so that users' own `order`s stay right when one is added.
-const ORDERS: [(&str, i32); 29] = [
-    ("request-id", 100_000),
-    ("bot-detection", 2500),
-    ("cors", 2000),
-    ("ip-restriction", 1990),
-    ("request-size-limit", 1951),
-    ("csrf", 1900),
-    ("mtls-auth", 1460),
-    ("jwt", 1450),
-    ("hmac-auth", 1430),
-    ("oidc", 1430),
-    ("basic-auth", 1400),
-    ("key-auth", 1350),
-    ("auth", 1340),
-    ("ext-auth", 1300),
-    ("fault", 995),
-    ("mirror", 970),
-    ("acl", 950),
-    ("rate-limit", 910),
-    ("token-limit", 908),
-    ("concurrency-limit", 905),
-    ("request-transform", 801),
-    ("response-transform", 800),
-    ("redirect", 779),
-    ("respond", 778),
-    ("grpc-web", 700),
-    ("grpc-json", 690),
-    ("cache", 100),
-    ("compress", 90),
-    ("logs", 10),
-];
+use crate::{ORDERS, builtin};
 
 #[test]
 fn names_are_unique_and_orders_are_the_documented_ones() {
     for plugin_type in builtin().types() {
-        if let Some((_, order)) = ORDERS.iter().find(|(name, _)| *name == plugin_type.name) {
-            assert_eq!(plugin_type.default_order, *order, "{}", plugin_type.name);
-        }
+        let order = ORDERS.iter().find(|(name, _)| *name == plugin_type.name);
+        assert_eq!(order.map(|(_, order)| *order), Some(plugin_type.default_order), "{}", plugin_type.name);
         assert_eq!(builtin().default_order(plugin_type.name), Some(plugin_type.default_order));
     }
     assert!(builtin().type_names().is_sorted_by(|one, other| one < other));
@@ -89,8 +55,8 @@ fn what_is_wrong_is_named_by_field_and_all_at_once() {
 
 #[test]
 fn a_configuration_that_was_never_checked_is_refused_not_built() {
-    let (name, states) = (name("p"), States::default());
-    let context = Context { name: &name, states: &states };
+    let (name, states, services) = (name("p"), States::default(), Services::default());
+    let context = services.context(&name, &states);
     for (type_name, config) in [
         ("cors", "{\"credentials\": true}"),
         ("key-auth", "{\"anonymous\": \"A B\"}"),

@@ -4,14 +4,14 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
-use signalbox_config::{Body, Kind, Name, PluginCatalog as _, Resource, sha256};
-use signalbox_plugin::{Consumers, Context, Exchange, Flow, Plugin, PluginRequest, ResolvedSecret, States};
+use signalbox_config::{Body, Kind, Resource, sha256};
+use signalbox_plugin::testing::{Client, Services, build_type};
+use signalbox_plugin::{Consumers, Flow, Plugin, States};
 use signalbox_plugins::builtin;
 
 struct Counting;
@@ -35,11 +35,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn plugin(type_name: &str, config: &Value) -> Arc<dyn Plugin> {
-    assert_eq!(builtin().check(type_name, config), []);
-    let (name, states): (Name, _) = ("p".parse().unwrap(), States::default());
-    let context = Context { name: &name, states: &states };
-    builtin().find(type_name).unwrap().build(config.to_string().as_bytes(), &context).unwrap()
+fn plugin(type_name: &str, config: Value) -> Arc<dyn Plugin> {
+    build_type(builtin().find(type_name).unwrap(), &Services::default(), &States::default(), config)
 }
 
 fn consumers() -> Consumers {
@@ -54,30 +51,21 @@ fn consumers() -> Consumers {
 
 /// Allocations of the chain's request hooks and of writing the answer's headers, by request.
 fn allocations(chain: &[Arc<dyn Plugin>], uri: &str, headers: &[(&'static str, &'static str)]) -> Vec<usize> {
-    let (consumers, route): (_, Name) = (consumers(), "r".parse().unwrap());
+    let consumers = consumers();
     let request = |number: u64| {
-        let (mut head, ()) = http::Request::get(uri).body(()).unwrap().into_parts();
+        let mut client = Client::new("GET", uri).knowing(&consumers).at(Duration::from_millis(number));
         // As hyper hands it over: with room, for it was made for more than a few headers.
-        head.headers.reserve(24);
+        client.head.headers.reserve(24);
         for (name, value) in headers {
-            head.headers.append(*name, HeaderValue::from_static(value));
+            client.head.headers.append(*name, HeaderValue::from_static(value));
         }
-        let mut exchange = Exchange::default();
         let mut answer = HeaderMap::with_capacity(24);
         let before = ALLOCATIONS.get();
-        let mut request = PluginRequest {
-            head: &mut head,
-            route: &route,
-            client: IpAddr::from([192, 0, 2, 1]),
-            certificate: None,
-            now: Duration::from_millis(number),
-            consumers: &consumers,
-            exchange: &mut exchange,
-        };
+        let mut request = client.request();
         for plugin in chain {
             assert!(matches!(plugin.on_request(&mut request), Flow::Continue));
         }
-        exchange.write_response_headers(&mut answer);
+        client.exchange.write_response_headers(&mut answer);
         ALLOCATIONS.get() - before
     };
     (0..100).map(request).collect()
@@ -87,9 +75,9 @@ fn allocations(chain: &[Arc<dyn Plugin>], uri: &str, headers: &[(&'static str, &
 fn key_auth_rate_limit_and_cors_allocate_nothing_for_the_routine_request() {
     for (uri, headers) in [("/?a=1&b=2", &[("apikey", "secret")][..]), ("/?a=%20&apikey=s%65cret", &[])] {
         let chain = [
-            plugin("cors", &json!({"origins": ["https://a.example"]})),
-            plugin("key-auth", &json!({})),
-            plugin("rate-limit", &json!({"limit": 9999, "window": "1h"})),
+            plugin("cors", json!({"origins": ["https://a.example"]})),
+            plugin("key-auth", json!({})),
+            plugin("rate-limit", json!({"limit": 9999, "window": "1h"})),
         ];
         let counts = allocations(&chain, uri, headers);
         // The first request of a client makes its count; the log of its times grows a few times after that.
@@ -98,7 +86,7 @@ fn key_auth_rate_limit_and_cors_allocate_nothing_for_the_routine_request() {
     }
     let chain = [plugin(
         "rate-limit",
-        &json!({"limit": 5000, "window": "1s", "algorithm": "token-bucket", "by": "ip"}),
+        json!({"limit": 5000, "window": "1s", "algorithm": "token-bucket", "by": "ip"}),
     )];
     assert_eq!(allocations(&chain, "/", &[])[1..], [0; 99]);
 }

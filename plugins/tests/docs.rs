@@ -10,7 +10,23 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use signalbox_config::Kind;
 use signalbox_plugin::PluginType;
-use signalbox_plugins::builtin;
+use signalbox_plugins::{ORDERS, builtin};
+
+/// The example of the page, whose tests run with these.
+#[path = "../../examples/custom-plugins/acme-plugins/src/stamp.rs"]
+#[allow(unreachable_pub, reason = "it is written for a crate of its own")]
+mod stamp;
+
+#[test]
+fn the_example_of_the_page_is_the_one_that_is_tested() {
+    let example = include_str!("../../examples/custom-plugins/acme-plugins/src/stamp.rs");
+    let (example, _) = example.split_once("\n#[cfg(test)]").unwrap();
+    let page = fs::read_to_string(docs().join("README.md")).unwrap();
+    assert!(
+        page.contains(&format!("```rust\n{example}```\n")),
+        "README.md has another example than stamp.rs"
+    );
+}
 
 #[test]
 fn the_pages_are_current() {
@@ -24,7 +40,7 @@ fn the_pages_are_current() {
         );
     }
     let index = fs::read_to_string(docs().join("README.md")).unwrap();
-    assert!(index == with_table(&index), "the table of README.md is not current");
+    assert!(index == with_table(&index), "the tables of README.md are not current");
     let configuration = fs::read_to_string(configuration()).unwrap();
     assert!(
         configuration == with_fields(&configuration),
@@ -87,7 +103,9 @@ fn with_table(index: &str) -> String {
         })
         .collect();
     let head = "| type | default order | does |\n| --- | --- | --- |\n";
-    with_between(index, start, &format!("{head}{rows}"), end)
+    let index = with_between(index, start, &format!("{head}{rows}"), end);
+    let places = ORDERS.map(|(name, order)| format!("`{name}` {order}")).join(", ");
+    with_between(&index, "<!-- orders -->\n", &format!("{places}.\n"), "<!-- end of orders -->\n")
 }
 
 fn docs() -> PathBuf {

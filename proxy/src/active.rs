@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use signalbox_config::{Action, Body, Edge, Limits, Name, Resource, RevisionId, Route, RouteIndex};
-use signalbox_plugin::precedence::{Attached, run_order};
-use signalbox_plugin::{Consumers, Hooks, Plugin};
+use signalbox_plugin::precedence::{Attached, Lane, Source, TypeSet, run_order};
+use signalbox_plugin::{Consumers, Hooks, Outcomes, Plugin};
 
 use crate::core::map::Map;
 use crate::core::slots::{Slot, SlotTable};
@@ -29,11 +30,16 @@ pub struct Active {
     pub id: RevisionId,
     pub routes: RouteIndex<Arc<CompiledRoute>>,
     pub upstreams: SlotTable<Upstream>,
+    /// The slots of upstreams by name, for calls of plugins.
+    pub upstream_slots: Map<Name, UpstreamSlot>,
     /// The chains of routes; [`Chain::GLOBAL`] is always there.
     pub chains: SlotTable<Chain>,
     pub consumers: Consumers,
     /// The chains of the consumers that have plugins.
     pub consumer_chains: Map<Name, Arc<Chain>>,
+    /// The chains of the upstreams and the listeners that have plugins.
+    pub upstream_chains: Map<Name, Arc<Chain>>,
+    pub listener_chains: Map<Name, Arc<Chain>>,
     /// Listeners by the number of their socket; `None`: a free number.
     pub listeners: Vec<Option<Arc<ActiveListener>>>,
     /// The counts of the requests that begin with this revision. Revisions under the same generation share them.
@@ -82,6 +88,9 @@ pub struct RouteStats {
 pub struct PluginStats {
     pub name: Name,
     pub durations: Histograms,
+    pub outcomes: Outcomes,
+    /// True once it has let a request wait.
+    waited: AtomicBool,
 }
 
 /// A listener as requests see it.
@@ -99,15 +108,16 @@ pub struct ActiveListener {
 }
 
 /// Plugins in the order in which they run.
-#[derive(Default)]
 pub struct Chain {
     pub steps: Box<[Step]>,
-    /// The types of all its steps.
-    pub types: TypeSet,
-    /// True if a plugin uses the headers about the consumer, which are then put into the request's head.
-    pub uses_consumer_headers: bool,
+    /// What they are attached to. Global plugins may be among those of routes.
+    source: Source,
+    /// The types of those that are attached to just that.
+    types: TypeSet,
     /// The hooks of all its steps.
     pub hooks: Hooks,
+    /// True if a plugin uses the headers about the consumer, which are then put into the request's head.
+    pub uses_consumer_headers: bool,
     /// True if a plugin answers CORS preflight requests.
     pub answers_preflights: bool,
 }
@@ -119,16 +129,16 @@ pub struct Step {
     pub plugin: Arc<dyn Plugin>,
     /// The plugin's type, as a set of one.
     pub type_set: TypeSet,
+    /// What it is attached to here.
+    pub source: Source,
     /// The highest runs first; of equals the lowest name.
     pub order: i32,
+    /// The place on the way out, the lowest first.
+    pub response_order: i32,
     pub hooks: Hooks,
     pub answers_preflights: bool,
     pub stats: Arc<PluginStats>,
 }
-
-/// A set of plugin types, by their place in the registry.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TypeSet(u128);
 
 impl Active {
     /// The listener at a socket; `None`: this revision has none there.
@@ -137,9 +147,33 @@ impl Active {
         self.listeners.get(usize::from(socket))?.as_ref()
     }
 
-    /// True if a plugin of the route answers CORS preflight requests.
-    pub fn answers_preflights(&self, route: &CompiledRoute) -> bool {
+    /// The upstream of this name.
+    pub fn upstream_named(&self, name: &Name) -> Option<&Arc<Upstream>> {
+        self.upstreams.get(*self.upstream_slots.get(name)?)
+    }
+
+    /// The chain of an upstream's own plugins.
+    #[inline]
+    pub fn upstream_chain(&self, upstream: &Upstream) -> Option<&Arc<Chain>> {
+        if self.upstream_chains.is_empty() { None } else { self.upstream_chains.get(&upstream.name) }
+    }
+
+    /// The chain of a listener's own plugins.
+    #[inline]
+    pub fn listener_chain(&self, listener: &ActiveListener) -> Option<&Arc<Chain>> {
+        if self.listener_chains.is_empty() { None } else { self.listener_chains.get(&listener.name) }
+    }
+
+    /// True if a plugin answers CORS preflight requests that come by `listener` and whose route is `route`: one of either, or of
+    /// each upstream of the route.
+    pub fn answers_preflights(&self, route: &CompiledRoute, listener: &ActiveListener) -> bool {
+        let of_upstream = |entry: &WeightedSlot| {
+            let chain = self.upstreams.get(entry.upstream).and_then(|upstream| self.upstream_chain(upstream));
+            chain.is_some_and(|chain| chain.answers_preflights)
+        };
         self.chains.get(route.chain).is_some_and(|chain| chain.answers_preflights)
+            || self.listener_chain(listener).is_some_and(|chain| chain.answers_preflights)
+            || !route.upstreams.is_empty() && route.upstreams.iter().all(of_upstream)
     }
 }
 
@@ -226,22 +260,21 @@ impl Chain {
     /// The chain of routes that have no plugins of their own: it has the global plugins.
     pub const GLOBAL: ChainSlot = Slot::new(0);
 
-    /// Sorts `steps` into a chain.
-    pub fn of(mut steps: Vec<Step>) -> Self {
+    /// Sorts `steps` into a chain of what is attached to `source`.
+    pub fn of(mut steps: Vec<Step>, source: Source) -> Self {
         steps.sort_by(run_order);
-        let types = steps.iter().fold(TypeSet::default(), |types, step| types.with(step.type_set));
+        let own = steps.iter().filter(|step| step.source == source);
+        let types = own.fold(TypeSet::default(), |types, step| types.with(step.type_set));
         let uses_consumer_headers = steps.iter().any(|step| step.plugin.uses_consumer_headers());
         let hooks = steps.iter().fold(Hooks::NONE, |hooks, step| hooks.with(step.hooks));
         let answers_preflights = steps.iter().any(|step| step.answers_preflights);
-        let steps = steps.into();
-        Self { steps, types, uses_consumer_headers, hooks, answers_preflights }
+        Self { steps: steps.into(), source, types, hooks, uses_consumer_headers, answers_preflights }
     }
-}
 
-impl Step {
-    /// True if this step runs before `other`.
-    pub fn precedes(&self, other: &Self) -> bool {
-        run_order(self, other).is_lt()
+    /// Its plugins, as one lane of a request's.
+    #[inline]
+    pub fn lane(&self) -> Lane<'_, Step> {
+        Lane::new(&self.steps, self.source, self.types)
     }
 }
 
@@ -256,24 +289,43 @@ impl Attached for Step {
         self.order
     }
 
-    fn has_type_of(&self, other: &Self) -> bool {
-        self.type_set.intersects(other.type_set)
-    }
-}
-
-impl TypeSet {
-    /// The type at `index` of the registry. There are fewer than 128.
-    pub fn of(index: usize) -> Self {
-        Self(1 << (index % 128))
-    }
-
-    #[must_use]
-    pub fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+    #[inline]
+    fn response_order(&self) -> i32 {
+        self.response_order
     }
 
     #[inline]
-    pub fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
+    fn types(&self) -> TypeSet {
+        self.type_set
+    }
+
+    #[inline]
+    fn source(&self) -> Source {
+        self.source
+    }
+}
+
+impl PluginStats {
+    /// The measurements of a plugin with these outcomes.
+    pub fn new(name: &Name, outcomes: &[&'static str], workers: usize) -> Self {
+        Self {
+            name: name.clone(),
+            durations: Histograms::new(workers),
+            outcomes: Outcomes::new(outcomes, workers),
+            waited: AtomicBool::new(false),
+        }
+    }
+
+    /// True if the plugin has ever let a request wait.
+    #[inline]
+    pub fn has_waited(&self) -> bool {
+        self.waited.load(Ordering::Relaxed)
+    }
+
+    /// Records that it lets a request wait.
+    pub fn note_wait(&self) {
+        if !self.has_waited() {
+            self.waited.store(true, Ordering::Relaxed);
+        }
     }
 }

@@ -219,12 +219,19 @@ fn breakers(page: &mut Exposition, compiled: &Compiled) {
 }
 
 fn plugins(page: &mut Exposition, compiled: &Compiled) {
-    let help = "Time that a plugin takes for the head of a request. One request in 64 is measured.";
+    let help = "Time that a plugin takes for a request, its waiting included. Of a plugin that never waits, one request in 64 is measured.";
     let mut family = page.histogram("signalbox_plugin_duration_seconds", help);
     for stats in compiled.plugin_stats() {
         let totals = stats.durations.read();
         if totals.count() > 0 {
             durations(&mut family, &[("plugin", stats.name.as_str())], &totals);
+        }
+    }
+    let help = "What plugins have done with requests, by outcome. Every plugin counts those that it answered and those that it failed.";
+    let mut family = page.counter("signalbox_plugin_outcomes_total", help);
+    for stats in compiled.plugin_stats() {
+        for (outcome, count) in stats.outcomes.read() {
+            family.sample(&[("plugin", stats.name.as_str()), ("outcome", outcome)], count);
         }
     }
 }

@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use signalbox_config::{Body, Kind, Listener, Name, Snapshot};
-use signalbox_plugin::States;
+use signalbox_plugin::{Clock, Registry, States};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::active::{Active, RouteStats};
 use crate::compile::Compiled;
+use crate::core::clock::SystemClock;
 use crate::hot_restart::InheritedSockets;
 use crate::http::worker_context::Shared;
 use crate::resolve::Resolver;
@@ -23,6 +25,7 @@ use crate::secrets::HostSecrets;
 use crate::services::{Checking, Services};
 use crate::sockets::{BoundSocket, SocketPlan, Wanted};
 use crate::source::{Answers, Candidate, DataPlane, Rejected, Traffic};
+use crate::tasks;
 use crate::telemetry::{
     Cells, Counter, Generations, Histogram, Scope, Series, Totals, WorkerStats, access_log, process_cpu_us,
 };
@@ -30,6 +33,8 @@ use crate::worker::{self, Command};
 
 /// The settings of a proxy.
 pub struct Settings {
+    /// The plugin types that the proxy knows.
+    pub types: Registry,
     pub workers: usize,
     /// Maps a listener's name to the address that overrides the configured one.
     pub listener_overrides: BTreeMap<String, SocketAddr>,
@@ -59,6 +64,8 @@ pub struct Proxy {
     shared: Arc<Shared>,
     workers: Vec<mpsc::UnboundedSender<Command>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Ends the thread that runs the tasks of plugins.
+    stop_tasks: CancellationToken,
     overrides: BTreeMap<String, SocketAddr>,
     control: Mutex<Control>,
     /// Locked after `control`, and only briefly.
@@ -103,18 +110,23 @@ impl Proxy {
     pub fn start(settings: Settings) -> io::Result<Arc<Self>> {
         let handle = tokio::runtime::Handle::current();
         let mut compiled = Compiled::empty();
-        let mut generations = Generations::new(settings.workers);
+        // The thread that runs the tasks of plugins counts as a worker does.
+        let slots = settings.workers + 1;
+        let mut generations = Generations::new(slots);
         compiled.active.period = generations.begin(0, process_cpu_us());
         let active = Arc::new(ArcSwap::from_pointee(compiled.active.clone()));
+        let epoch = Instant::now();
+        let clock = Clock::new(SystemClock(epoch));
         let shared = Arc::new(Shared {
             active: Arc::clone(&active),
-            stats: (0..settings.workers).map(|_| Arc::<WorkerStats>::default()).collect(),
-            unrouted: Arc::new(RouteStats { name: "".into(), requests: Cells::new(settings.workers) }),
-            epoch: Instant::now(),
+            stats: (0..slots).map(|_| Arc::<WorkerStats>::default()).collect(),
+            unrouted: Arc::new(RouteStats { name: "".into(), requests: Cells::new(slots) }),
+            epoch,
+            clock: clock.clone(),
             log: settings.access_log,
             max_requests: settings.max_requests,
             max_queue_delay: settings.max_queue_delay,
-            connections_wanted: (0..settings.workers).map(|_| Notify::new()).collect(),
+            connections_wanted: (0..slots).map(|_| Notify::new()).collect(),
             max_connections: settings.max_connections,
             pipes: settings.pipes,
         });
@@ -131,13 +143,24 @@ impl Proxy {
             workers.push(sender);
             threads.push(thread);
         }
+        let (task_sender, task_receiver) = tasks::channel();
+        let stop_tasks = CancellationToken::new();
+        let (shared_by_tasks, stop) = (Arc::clone(&shared), stop_tasks.clone());
+        threads.push(thread::Builder::new().name("plugin-tasks".to_owned()).spawn(move || {
+            if let Err(error) = tasks::run(slots - 1, shared_by_tasks, task_receiver, &stop) {
+                error!(%error, "the thread for the tasks of plugins cannot start");
+            }
+        })?);
         let services = Services {
+            types: settings.types,
+            clock,
+            spawner: Arc::new(task_sender),
             states: States::default(),
             secrets: Box::new(HostSecrets),
             resolver: Arc::new(Resolver::new(handle.clone(), settings.dns_servers)),
             checking: Checking::new(handle),
             zone: settings.zone.map(String::into_boxed_str),
-            workers: settings.workers,
+            workers: slots,
         };
         let control = Control {
             compiled,
@@ -155,6 +178,7 @@ impl Proxy {
             shared,
             workers,
             threads: Mutex::new(threads),
+            stop_tasks,
             overrides: settings.listener_overrides,
             control: Mutex::new(control),
             generations: Mutex::new(generations),
@@ -418,6 +442,7 @@ fn mark(compiled: &Compiled, generations: &Generations) {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.workers.clear();
+        self.stop_tasks.cancel();
         let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
             if thread.join().is_err() {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use signalbox_plugins::builtin;
 use signalbox_process::limits::{self, OpenFiles};
 use signalbox_process::{health, log};
 use tokio::net::TcpListener;
@@ -27,8 +28,8 @@ use crate::telemetry::access_log;
 /// The interval at which unused state is released.
 const FORGET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Threads that are not workers: the control runtime's, those that may block, the access log's.
-const OTHER_THREADS: u64 = 4;
+/// Threads that are not workers: the control runtime's, those that may block, the access log's, that of plugins' tasks.
+const OTHER_THREADS: u64 = 5;
 
 /// Open files that are not connections of clients or to targets: the admin server's connections, logs, name lookups.
 const OTHER_FILES: u64 = 128;
@@ -89,6 +90,7 @@ async fn serve(args: Args, workers: usize) -> Result<()> {
     let (mut inherited, predecessor) = taken.unzip();
     let admin_socket = inherited.as_mut().and_then(|inherited| admin_socket(inherited, args.admin_address));
     let proxy = Proxy::start(Settings {
+        types: builtin().clone(),
         workers,
         listener_overrides: args.listener_overrides(),
         max_requests: args.max_requests.get(),

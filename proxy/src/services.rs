@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use signalbox_plugin::States;
+use signalbox_plugin::tasks::Spawner;
+use signalbox_plugin::{Clock, Registry, States};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
@@ -11,14 +12,21 @@ use crate::secrets::SecretReader;
 
 /// Everything that compiling needs besides the revision itself.
 pub struct Services {
+    /// The plugin types that this proxy knows.
+    pub types: Registry,
     /// Plugin state that outlives a revision.
     pub states: States,
+    /// The time that plugins see.
+    pub clock: Clock,
+    /// Runs the tasks of plugins.
+    pub spawner: Arc<dyn Spawner>,
     /// Reads the secrets that resources refer to.
     pub secrets: Box<dyn SecretReader>,
     pub resolver: Arc<Resolver>,
     pub checking: Checking,
     /// The zone that this proxy runs in.
     pub zone: Option<Box<str>>,
+    /// The number of threads that count: the workers, and the one that runs the tasks of plugins.
     pub workers: usize,
 }
 

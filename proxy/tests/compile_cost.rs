@@ -5,16 +5,19 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use signalbox_config::{Change, Kind, Resource, RevisionId};
-use signalbox_plugin::States;
+use signalbox_plugin::{Clock, States};
 use signalbox_plugins::builtin;
 use signalbox_proxy::compile::Compiled;
+use signalbox_proxy::core::clock::SystemClock;
 use signalbox_proxy::resolve::Resolver;
 use signalbox_proxy::secrets::HostSecrets;
 use signalbox_proxy::services::{Checking, Services};
 use signalbox_proxy::source::Candidate;
+use signalbox_proxy::tasks;
 
 struct Counting;
 
@@ -93,6 +96,9 @@ fn the_cost_of_a_change_does_not_grow_with_the_configuration() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _entered = runtime.enter();
     let services = Services {
+        types: builtin().clone(),
+        clock: Clock::new(SystemClock(Instant::now())),
+        spawner: Arc::new(tasks::channel().0),
         states: States::default(),
         secrets: Box::new(HostSecrets),
         resolver: Arc::new(Resolver::new(runtime.handle().clone(), Vec::new())),

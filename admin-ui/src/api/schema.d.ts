@@ -933,7 +933,7 @@ export interface components {
             required: boolean;
         };
         /** @description The way a plugin is attached. */
-        Attachment: "route" | "global";
+        Attachment: "route" | "upstream" | "listener" | "global";
         /** @description One entry of the audit trail. */
         AuditEntry: {
             /** @description The operation that was called. */
@@ -1109,6 +1109,8 @@ export interface components {
             skipped?: string | null;
             /** @description The type of the plugin. */
             type: string;
+            /** @description The upstreams of the route for whose requests the plugin runs. Null: all. */
+            upstreams?: string[] | null;
         };
         /** @description The difference of one resource between two revisions. */
         Change: {
@@ -1668,6 +1670,11 @@ export interface components {
              */
             normalize_path?: boolean | null;
             /**
+             * @description The names of plugins that run on requests by this listener. They replace global plugins of the same type; those of the
+             *     upstream, the route or the consumer replace them.
+             */
+            plugins?: string[];
+            /**
              * @description The protocol of the listener.
              * @default http
              */
@@ -1714,6 +1721,11 @@ export interface components {
              *     has a backslash, a control character or a wrong encoding. Default true.
              */
             normalize_path?: boolean | null;
+            /**
+             * @description The names of plugins that run on requests by this listener. They replace global plugins of the same type; those of the
+             *     upstream, the route or the consumer replace them.
+             */
+            plugins?: string[];
             /**
              * @description The protocol of the listener.
              * @default http
@@ -2956,6 +2968,11 @@ export interface components {
             meta: components["schemas"]["Meta"];
             /** @description The name of the upstream, unique among upstreams. */
             name: string;
+            /**
+             * @description The names of plugins that run on requests to this upstream. They replace plugins of the listener and global ones of the same
+             *     type; those of the route or the consumer replace them.
+             */
+            plugins?: string[];
             /** @description The protocol of the targets. */
             protocol?: components["schemas"]["UpstreamProtocol"];
             /** @description The targets. Requests to an upstream without targets are answered 503. */
@@ -3023,6 +3040,11 @@ export interface components {
             load_balancing?: components["schemas"]["LoadBalancingSpec"];
             /** @description The name of the upstream, unique among upstreams. */
             name: string;
+            /**
+             * @description The names of plugins that run on requests to this upstream. They replace plugins of the listener and global ones of the same
+             *     type; those of the route or the consumer replace them.
+             */
+            plugins?: string[];
             /** @description The protocol of the targets. */
             protocol?: components["schemas"]["UpstreamProtocol"];
             /** @description The targets. Requests to an upstream without targets are answered 503. */

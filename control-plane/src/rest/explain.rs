@@ -14,10 +14,10 @@ use signalbox_config::arrival::{self, Claims};
 use signalbox_config::path::BadPath;
 use signalbox_config::router::{Explanation, Preflight, RequestParts};
 use signalbox_config::{
-    Action, Body, Edge, FieldError, Kind, LoadBalancing, Name, Plugin, Resource, ResourceKey, RevisionId,
+    Action, Body, Edge, FieldError, Kind, LoadBalancing, Name, Resource, ResourceKey, RevisionId, Route,
     Snapshot, host, path, request_target,
 };
-use signalbox_plugin::precedence::{Attached, overridden_by, run_order};
+use signalbox_plugin::precedence::{Attached, Lane, Source, TypeSet, Walk, overridden_by, run_order};
 use signalbox_plugins::builtin;
 
 use super::call::{Call, ok};
@@ -117,7 +117,7 @@ enum ActionKind {
 }
 
 /// One plugin of a chain.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 struct ChainStep {
     /// The name of the plugin.
     #[schemars(with = "String")]
@@ -131,6 +131,10 @@ struct ChainStep {
     attached: Attachment,
     /// The reason why the plugin does not run although it is attached. Null: it runs.
     skipped: Option<String>,
+    /// The upstreams of the route for whose requests the plugin runs. Null: all.
+    upstreams: Option<Vec<String>>,
+    #[serde(skip)]
+    types: TypeSet,
 }
 
 /// The way a plugin is attached.
@@ -139,6 +143,10 @@ struct ChainStep {
 enum Attachment {
     /// The route names the plugin.
     Route,
+    /// The upstream names the plugin.
+    Upstream,
+    /// The listener names the plugin.
+    Listener,
     /// The plugin is global and runs on every route.
     Global,
 }
@@ -313,6 +321,7 @@ impl Request {
     fn explain(mut self, published: &Published) -> Result<Explained, FieldError> {
         let set = &published.snapshot;
         let (listener, edge) = self.listener(set)?.unzip();
+        let listener_name: Option<Name> = listener.as_ref().and_then(|name| name.parse().ok());
         let mut explained = Explained {
             revision: set.id().number,
             fleet: self.fleet.clone(),
@@ -344,15 +353,14 @@ impl Request {
             let found = find(set, Kind::Route, name.as_str());
             found.is_some_and(|route| route.visible_to(&self.fleet))
         };
+        let attachments = Attachments { set, fleet: &self.fleet, listener: listener_name.as_ref() };
         let preflight = Preflight::of(&self.method, &self.headers);
         explained.explanation =
             match &preflight {
                 None => published.routes.explain_in(&parts, &has),
                 Some(preflight) => published.routes.explain_preflight(&parts, preflight, &has, |route| {
                     match find(set, Kind::Route, route.as_str()).map(|found| found.body()) {
-                        Some(Body::Route(route)) => {
-                            preflight_step(&chain(set, &self.fleet, &route.plugins)).is_some()
-                        }
+                        Some(Body::Route(route)) => preflight_step(&attachments.chain(Some(route))).is_some(),
                         _ => false,
                     }
                 }),
@@ -362,7 +370,7 @@ impl Request {
         let Some(Body::Route(route)) = winner.map(|resource| resource.body()) else {
             if preflight.is_some() {
                 // When no route takes a request, global plugins see only preflights.
-                explained.plugins = chain(set, &self.fleet, &[]);
+                explained.plugins = attachments.chain(None);
                 explained.plugins.retain(answers_preflights);
                 explained.preflight_answered_by =
                     preflight_step(&explained.plugins).map(|step| step.name.to_string());
@@ -377,7 +385,7 @@ impl Request {
         {
             explained.refused = refusal(501, "CONNECT is not allowed here.");
         }
-        explained.plugins = chain(set, &self.fleet, &route.plugins);
+        explained.plugins = attachments.chain(Some(route));
         if preflight.is_some() {
             explained.preflight_answered_by =
                 preflight_step(&explained.plugins).map(|step| step.name.to_string());
@@ -404,31 +412,130 @@ impl Request {
 /// The fleet of proxies that name none.
 const DEFAULT_FLEET: &str = "default";
 
-/// The chain of a route with these plugins, as a proxy resolves it, and the plugins that are attached but do not run.
-fn chain(set: &Snapshot, fleet: &str, own: &[Name]) -> Vec<ChainStep> {
-    let plugin = |name: &Name| match find(set, Kind::Plugin, name.as_str()).map(|found| found.body()) {
-        Some(Body::Plugin(plugin)) => Some(step(name, plugin, Attachment::Route)),
-        _ => None,
-    };
-    let (mut running, mut skipped): (Vec<_>, Vec<_>) =
-        own.iter().filter_map(plugin).partition(|step| step.skipped.is_none());
-    let mut beside = Vec::new();
-    for resource in set.of_kind(Kind::Plugin, None) {
-        let Body::Plugin(plugin) = resource.body() else { continue };
-        let name = &resource.key().name;
-        if !plugin.global || own.contains(name) || !resource.visible_to(fleet) {
-            continue;
+/// What plugins are attached to, of one request.
+struct Attachments<'s> {
+    set: &'s Snapshot,
+    fleet: &'s str,
+    listener: Option<&'s Name>,
+}
+
+impl Attachments<'_> {
+    /// The chain of a route, as a proxy resolves it, and the plugins that are attached but do not run. Where its upstreams have
+    /// plugins of their own, each step says for which it runs.
+    fn chain(&self, route: Option<&Route>) -> Vec<ChainStep> {
+        let upstreams = match route.map(|route| &route.action) {
+            Some(Action::Forward(forward)) => forward.upstreams.iter().map(|it| Some(&it.name)).collect(),
+            _ => vec![None],
+        };
+        let count = upstreams.len();
+        let mut all: Vec<ChainStep> = Vec::new();
+        for upstream in upstreams {
+            let runs_for =
+                |step: &ChainStep| upstream.filter(|_| step.skipped.is_none()).map(Name::to_string);
+            for mut step in self.chain_to(route, upstream) {
+                let known = all.iter_mut().find(|it| it.name == step.name && it.attached == step.attached);
+                match known {
+                    None => {
+                        step.upstreams = Some(runs_for(&step).into_iter().collect());
+                        all.push(step);
+                    }
+                    Some(known) => {
+                        if step.skipped.is_none() {
+                            known.skipped = None;
+                        }
+                        known.upstreams.get_or_insert_default().extend(runs_for(&step));
+                    }
+                }
+            }
         }
-        let mut global = step(name, plugin, Attachment::Global);
-        if let (None, Some(stronger)) = (&global.skipped, overridden_by(&global, &running)) {
-            global.skipped = Some(format!("the route's own {} goes first", stronger.name));
+        for step in &mut all {
+            let runs_for_some =
+                |names: &Vec<String>| step.skipped.is_none() && !names.is_empty() && names.len() < count;
+            step.upstreams = step.upstreams.take().filter(runs_for_some);
         }
-        beside.push(global);
+        all.sort_by(run_order);
+        all
     }
-    running.append(&mut skipped);
-    running.append(&mut beside);
-    running.sort_by(run_order);
-    running
+
+    /// The chain of a request to one upstream.
+    fn chain_to(&self, route: Option<&Route>, upstream: Option<&Name>) -> Vec<ChainStep> {
+        let lane = |names: &[Name], attached| {
+            let steps = names.iter().filter_map(|name| self.step(name, attached));
+            let mut steps: Vec<ChainStep> = steps.collect();
+            steps.sort_by(run_order);
+            steps
+        };
+        let plugins_of = |kind, name: Option<&Name>| match name.and_then(|name| body(self.set, kind, name)) {
+            Some(Body::Upstream(upstream)) => &*upstream.plugins,
+            Some(Body::Listener(listener)) => &*listener.plugins,
+            _ => &[],
+        };
+        let is_global = |resource: &&Arc<Resource>| match resource.body() {
+            Body::Plugin(plugin) => plugin.global && resource.visible_to(self.fleet),
+            _ => false,
+        };
+        let globals = self.set.of_kind(Kind::Plugin, None).filter(is_global);
+        let globals: Vec<Name> = globals.map(|resource| resource.key().name.clone()).collect();
+        let lanes = [
+            lane(route.map_or(&[], |route| &*route.plugins), Attachment::Route),
+            lane(plugins_of(Kind::Upstream, upstream), Attachment::Upstream),
+            lane(plugins_of(Kind::Listener, self.listener), Attachment::Listener),
+            lane(&globals, Attachment::Global),
+        ];
+        // What is not enabled is not there for a proxy.
+        let enabled = lanes.each_ref().map(|lane| {
+            lane.iter().filter(|step| step.skipped.is_none()).cloned().collect::<Vec<ChainStep>>()
+        });
+        let runs: Vec<(Name, Attachment)> =
+            walk(&enabled).map(|step| (step.name.clone(), step.attached)).collect();
+        let mut steps: Vec<ChainStep> = lanes.into_iter().flatten().collect();
+        for step in steps.iter_mut().filter(|step| step.skipped.is_none()) {
+            if !runs.iter().any(|(name, attached)| *name == step.name && *attached == step.attached) {
+                let stronger = overridden_by(step, enabled.iter().flatten());
+                step.skipped = stronger.map(|stronger| {
+                    format!("the {}'s own {} goes first", stronger.attached.as_str(), stronger.name)
+                });
+            }
+        }
+        // A plugin that is attached twice is shown once, where it runs.
+        steps.retain(|step| {
+            step.attached == Attachment::Route
+                || !runs.iter().any(|(name, attached)| *name == step.name && *attached != step.attached)
+        });
+        steps
+    }
+
+    fn step(&self, name: &Name, attached: Attachment) -> Option<ChainStep> {
+        let Body::Plugin(plugin) = body(self.set, Kind::Plugin, name)? else { return None };
+        Some(ChainStep {
+            name: name.clone(),
+            type_name: plugin.type_name.to_string(),
+            order: plugin.order,
+            attached,
+            skipped: (!plugin.enabled).then(|| "it is not enabled".to_owned()),
+            upstreams: None,
+            types: builtin().position(&plugin.type_name).map_or_else(TypeSet::default, TypeSet::of),
+        })
+    }
+}
+
+/// The plugins of these lanes that run, in the order of a proxy.
+fn walk(lanes: &[Vec<ChainStep>; 4]) -> impl Iterator<Item = &ChainStep> {
+    let [route, upstream, listener, global] = lanes;
+    let mut walk = Walk::new(lane(route, Source::Route));
+    walk.join(lane(upstream, Source::Upstream));
+    walk.join(lane(listener, Source::Listener));
+    walk.join(lane(global, Source::Global));
+    walk
+}
+
+fn lane(steps: &[ChainStep], source: Source) -> Lane<'_, ChainStep> {
+    let types = steps.iter().fold(TypeSet::default(), |types, step| types.with(step.types));
+    Lane::new(steps, source, types)
+}
+
+fn body<'s>(set: &'s Snapshot, kind: Kind, name: &Name) -> Option<&'s Body> {
+    set.find(&ResourceKey::new(kind, name.clone())).map(|resource| resource.body())
 }
 
 impl Attached for ChainStep {
@@ -440,8 +547,32 @@ impl Attached for ChainStep {
         self.order
     }
 
-    fn has_type_of(&self, other: &Self) -> bool {
-        self.type_name == other.type_name
+    fn response_order(&self) -> i32 {
+        self.order
+    }
+
+    fn types(&self) -> TypeSet {
+        self.types
+    }
+
+    fn source(&self) -> Source {
+        match self.attached {
+            Attachment::Route => Source::Route,
+            Attachment::Upstream => Source::Upstream,
+            Attachment::Listener => Source::Listener,
+            Attachment::Global => Source::Global,
+        }
+    }
+}
+
+impl Attachment {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Route => "route",
+            Self::Upstream => "upstream",
+            Self::Listener => "listener",
+            Self::Global => "set",
+        }
     }
 }
 
@@ -451,17 +582,9 @@ fn preflight_step(chain: &[ChainStep]) -> Option<&ChainStep> {
 }
 
 fn answers_preflights(step: &ChainStep) -> bool {
-    step.skipped.is_none() && builtin().find(&step.type_name).is_some_and(|it| it.answers_preflights)
-}
-
-fn step(name: &Name, plugin: &Plugin, attached: Attachment) -> ChainStep {
-    ChainStep {
-        name: name.clone(),
-        type_name: plugin.type_name.to_string(),
-        order: plugin.order,
-        attached,
-        skipped: (!plugin.enabled).then(|| "it is not enabled".to_owned()),
-    }
+    step.skipped.is_none()
+        && step.upstreams.is_none()
+        && builtin().find(&step.type_name).is_some_and(|it| it.answers_preflights)
 }
 
 fn upstream_share(set: &Snapshot, name: &Name, share: f64) -> Option<UpstreamShare> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use http::Method;
 use serde_json::{Value, json};
 
 use crate::fixture::{Admin, expect};
@@ -100,4 +101,64 @@ async fn explain_says_which_plugin_answers_a_preflight() {
     assert_eq!(explain("/b", "PUT").await, (None, some("everywhere")));
     assert_eq!(explain("/a", "PUT").await, (some("put"), some("everywhere")));
     assert_eq!(explain("/a", "POST").await, (some("post"), some("own")));
+}
+
+#[tokio::test]
+async fn plugins_of_upstreams_and_listeners_are_explained_as_proxies_run_them() {
+    let admin = Admin::start().await;
+    let limit = |name: &str, global: bool| json!({"name": name, "type": "rate-limit", "global": global, "config": {"limit": 1}});
+    let document = json!({
+        "plugins": [
+            limit("everywhere", true),
+            limit("by-listener", false),
+            limit("to-upstream", false),
+            {"name": "key", "type": "key-auth"},
+        ],
+        "listeners": [{"name": "http", "address": "0.0.0.0:8080", "plugins": ["by-listener", "key"]}],
+        "upstreams": [
+            {"name": "a", "targets": [{"address": "127.0.0.1:1"}], "plugins": ["to-upstream"]},
+            {"name": "b", "targets": [{"address": "127.0.0.1:1"}]},
+        ],
+        "routes": [
+            {"name": "one", "match": {"paths": [{"prefix": "/one"}]}, "forward": {"upstreams": [{"name": "a"}]}},
+            {"name": "two", "match": {"paths": [{"prefix": "/two"}]},
+             "forward": {"upstreams": [{"name": "a"}, {"name": "b"}]}},
+        ],
+    });
+    expect(&admin.post("/apply", document).await, 200);
+    let chain = async |path: &str| {
+        let answer = admin.post("/explain", json!({"url": path, "headers": {"host": "x"}})).await;
+        let steps = answer.body["plugins"].as_array().unwrap().clone();
+        let text = |step: &Value| {
+            let skipped = step["skipped"].as_str().map_or(String::new(), |reason| format!(" ({reason})"));
+            let only = step["upstreams"].as_array().map_or(String::new(), |names| format!(" for {names:?}"));
+            format!(
+                "{} by {}{only}{skipped}",
+                step["name"].as_str().unwrap(),
+                step["attached"].as_str().unwrap()
+            )
+        };
+        steps.iter().map(text).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        chain("/one").await,
+        [
+            "key by listener",
+            "by-listener by listener (the upstream's own to-upstream goes first)",
+            "everywhere by global (the upstream's own to-upstream goes first)",
+            "to-upstream by upstream",
+        ]
+    );
+    assert_eq!(
+        chain("/two").await,
+        [
+            "key by listener",
+            "by-listener by listener for [String(\"b\")]",
+            "everywhere by global (the upstream's own to-upstream goes first)",
+            "to-upstream by upstream for [String(\"a\")]",
+        ]
+    );
+    let kept = admin.call(Method::DELETE, "/plugins/to-upstream", None).await;
+    expect(&kept, 409);
+    assert!(kept.to_string().contains("upstream/a"), "{kept}");
 }

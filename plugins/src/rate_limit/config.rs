@@ -145,7 +145,9 @@ impl Config {
 
     fn check_store(&self, errors: &mut Errors) {
         match (self.store, &self.redis) {
-            (Store::Local, Some(_)) => errors.push("redis", "is only used by store redis and local-with-sync"),
+            (Store::Local, Some(_)) => {
+                errors.push("redis", "is only used by store redis and local-with-sync");
+            }
             (Store::Local, None) => {}
             (_, None) => errors.push("redis", "is required when the store is in Redis"),
             (_, Some(redis)) => redis.check(errors),
@@ -156,7 +158,8 @@ impl Config {
         let budget = self.budget();
         let refill = u128::from(budget.most_at_once()) * u128::from(budget.window / 1000);
         let longest = refill / u128::from(budget.limit.max(1));
-        if self.store != Store::Local && longest.max(u128::from(budget.window / 1000)) > u128::from(MAX_SPAN) {
+        if self.store != Store::Local && longest.max(u128::from(budget.window / 1000)) > u128::from(MAX_SPAN)
+        {
             errors.push("window", "and the time to refill the burst must be at most 100 years in Redis");
         }
     }

@@ -4,8 +4,8 @@ use http::HeaderValue;
 use serde_json::{Value, json};
 
 use super::*;
-use signalbox_plugin::States;
 use crate::testing::{Client as TestClient, build, build_as, build_in, consumers, refused};
+use signalbox_plugin::States;
 
 fn at(seconds: f64) -> TestClient {
     TestClient::new("GET", "/").at(Duration::from_secs(1000) + Duration::from_secs_f64(seconds))
@@ -64,10 +64,8 @@ fn the_headers_of_the_ietf_come_on_request_and_all_can_be_hidden() {
     assert_eq!(answer.headers["retry-after"], "6");
     assert_eq!(third.answer_headers(&[])["ratelimit"], "\"p\";r=0;t=6");
 
-    let plugin = build(
-        "rate-limit",
-        json!({"limit": 1, "hide_headers": true, "ietf_headers": true, "status": 503}),
-    );
+    let plugin =
+        build("rate-limit", json!({"limit": 1, "hide_headers": true, "ietf_headers": true, "status": 503}));
     let mut client = at(0.);
     assert!(client.meets(&*plugin).is_none());
     let answer = client.meets(&*plugin).unwrap();
@@ -100,16 +98,16 @@ fn a_window_shorter_than_a_second_is_told_as_one() {
     let mut client = at(0.);
     client.meets(&*plugin);
     let headers = client.answer_headers(&[]);
-    assert_eq!((&headers["ratelimit-policy"], &headers["ratelimit"]),
-        (&HeaderValue::from_static("\"p\";q=2;w=1"), &HeaderValue::from_static("\"p\";r=1;t=1")));
+    assert_eq!(
+        (&headers["ratelimit-policy"], &headers["ratelimit"]),
+        (&HeaderValue::from_static("\"p\";q=2;w=1"), &HeaderValue::from_static("\"p\";r=1;t=1"))
+    );
 }
 
 #[test]
 fn a_token_bucket_fills_evenly_up_to_its_burst() {
-    let plugin = build(
-        "rate-limit",
-        json!({"limit": 10, "window": "10s", "burst": 3, "algorithm": "token-bucket"}),
-    );
+    let plugin =
+        build("rate-limit", json!({"limit": 10, "window": "10s", "burst": 3, "algorithm": "token-bucket"}));
     assert_eq!(passing(&*plugin, [0.; 5].map(at)), 3);
     let mut early = at(0.9);
     assert_eq!(early.meets(&*plugin).unwrap().headers["retry-after"], "1");
@@ -124,10 +122,8 @@ fn a_token_bucket_fills_evenly_up_to_its_burst() {
 fn a_leaky_bucket_wants_requests_evenly_spaced() {
     let plugin = build("rate-limit", json!({"limit": 10, "window": "10s", "algorithm": "leaky-bucket"}));
     assert_eq!(passing(&*plugin, [0., 0.5, 1., 1.9, 2., 2., 3.].map(at)), 4);
-    let plugin = build(
-        "rate-limit",
-        json!({"limit": 10, "window": "10s", "algorithm": "leaky-bucket", "burst": 2}),
-    );
+    let plugin =
+        build("rate-limit", json!({"limit": 10, "window": "10s", "algorithm": "leaky-bucket", "burst": 2}));
     assert_eq!(passing(&*plugin, [0., 0., 0., 1., 1.].map(at)), 3);
 }
 
@@ -229,10 +225,7 @@ fn workers_together_let_through_exactly_the_limit() {
         (json!({"limit": 1000, "window": "1h", "by": "ip"}), 1000),
         (json!({"limit": 50, "window": "1h", "by": "ip"}), 50),
         (json!({"limit": 1000, "window": "365d", "by": "ip", "algorithm": "token-bucket"}), 1000),
-        (
-            json!({"limit": 10, "window": "365d", "burst": 77, "by": "ip", "algorithm": "leaky-bucket"}),
-            77,
-        ),
+        (json!({"limit": 10, "window": "365d", "burst": 77, "by": "ip", "algorithm": "leaky-bucket"}), 77),
     ] {
         let plugin = build("rate-limit", config.clone());
         let allowed: usize = std::thread::scope(|scope| {
@@ -241,9 +234,8 @@ fn workers_together_let_through_exactly_the_limit() {
                     let plugin = &plugin;
                     scope.spawn(move || {
                         // Clocks that disagree, and go to and fro.
-                        let now = |i: u64| {
-                            Duration::from_micros(1_000_000 + (i * 7919 + worker * 104_729) % 5000)
-                        };
+                        let now =
+                            |i: u64| Duration::from_micros(1_000_000 + (i * 7919 + worker * 104_729) % 5000);
                         passing(&**plugin, (0..2000).map(|i| TestClient::new("GET", "/").at(now(i))))
                     })
                 })
@@ -296,14 +288,15 @@ fn bad_configurations_are_refused_with_all_that_is_wrong() {
     assert!(store(json!({"redis": redis})).starts_with("redis: is only used"));
     assert!(store(json!({"store": "redis", "redis": redis, "lease": 1})).starts_with("lease: is only used"));
     let literal = json!({"addresses": ["redis:6379"], "password": "in the clear"});
-    assert!(store(json!({"store": "redis", "redis": literal})).starts_with("redis.password: must be a reference"));
+    assert!(
+        store(json!({"store": "redis", "redis": literal})).starts_with("redis.password: must be a reference")
+    );
     let slow = json!({"limit": 1, "window": "365d", "burst": 101, "algorithm": "token-bucket", "store": "redis", "redis": redis});
     assert!(refused("rate-limit", slow).starts_with("window: "));
     assert_eq!(refused("rate-limit", json!({})), "limit: is required");
     assert!(refused("rate-limit", json!({"limit": 1, "header": "x"})).starts_with("header: is only"));
     assert!(
-        refused("rate-limit", json!({"limit": 1, "by": "header", "header": "a b"}))
-            .starts_with("header: ")
+        refused("rate-limit", json!({"limit": 1, "by": "header", "header": "a b"})).starts_with("header: ")
     );
     assert!(refused("rate-limit", json!({"limit": 2_000_000_000})).contains("at most 1000000000"));
 }

@@ -79,7 +79,7 @@ impl RedisPool {
     pub(crate) fn shared(context: &Context<'_>, settings: &RedisSettings) -> Arc<Self> {
         // Not under the plugin's own name.
         let name = SHARED.clone();
-        let shared = Context { name: &name, states: context.states };
+        let shared = context.named(&name);
         shared.state(settings, || Self::start(settings.clone()))
     }
 

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use signalbox_config::{Change, Name};
-use signalbox_plugin::precedence::overridden_by;
+use signalbox_plugin::precedence::{Source, overridden_by};
 
 use super::free_slots::FreeSlots;
 use super::plugins::{PluginCompiler, PluginDelta};
@@ -44,7 +44,7 @@ impl Default for ChainCompiler {
     fn default() -> Self {
         let mut free_slots = FreeSlots::default();
         let mut table = SlotTable::default();
-        table.set(free_slots.take(), Arc::default());
+        table.set(free_slots.take(), Arc::new(Chain::of(Vec::new(), Source::Route)));
         Self { table, lists: Map::default(), free_slots, by_plugin: Users::default() }
     }
 }
@@ -81,7 +81,7 @@ impl ChainCompiler {
         }
         let globals = if affected.is_empty() { Vec::new() } else { plugins.global_steps() };
         let built = affected.into_iter().map(|list| {
-            let chain = route_chain(plugins.steps(&*list), &globals);
+            let chain = route_chain(plugins.steps(&*list, Source::Route), &globals);
             (list, Arc::new(chain))
         });
         ChainDelta { routes, built: built.collect() }
@@ -155,5 +155,5 @@ fn route_chain(mut own: Vec<Step>, globals: &[Step]) -> Chain {
     let beside = globals.iter().filter(|global| overridden_by(*global, &own).is_none());
     let beside: Vec<Step> = beside.cloned().collect();
     own.extend(beside);
-    Chain::of(own)
+    Chain::of(own, Source::Route)
 }

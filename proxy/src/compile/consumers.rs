@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use signalbox_config::{Body, Consumer, ConsumerGroup, Kind, Name, Resource, ResourceKey};
-use signalbox_plugin::precedence::overridden_by;
+use signalbox_plugin::precedence::{Source, overridden_by};
 use signalbox_plugin::{Consumers, ResolvedSecret};
 
 use super::credentials::resolve;
@@ -164,7 +164,7 @@ impl<'a> SharedChains<'a> {
         if let Some(made) = self.made.get(&key) {
             return made.clone();
         }
-        let mut steps = self.plugins.steps(&consumer.plugins);
+        let mut steps = self.plugins.steps(&consumer.plugins, Source::Consumer);
         // Of a type that a consumer has itself, the groups' plugins do not run, and of several groups the first counts.
         for name in named_groups(consumer) {
             let key = ResourceKey::new(Kind::ConsumerGroup, name);
@@ -173,13 +173,13 @@ impl<'a> SharedChains<'a> {
             };
             let beside: Vec<Step> = self
                 .plugins
-                .steps(&group.plugins)
+                .steps(&group.plugins, Source::Consumer)
                 .into_iter()
                 .filter(|step| overridden_by(step, &steps).is_none())
                 .collect();
             steps.extend(beside);
         }
-        let chain = (!steps.is_empty()).then(|| Arc::new(Chain::of(steps)));
+        let chain = (!steps.is_empty()).then(|| Arc::new(Chain::of(steps, Source::Consumer)));
         self.made.insert(key, chain.clone());
         chain
     }

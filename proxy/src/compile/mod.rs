@@ -4,6 +4,7 @@
 //! the changes, or says why they are rejected, and leaves the compiler as it is; `apply` takes a delta over, and cannot
 //! fail. [`Compiled::next`] runs them one after another.
 
+mod attached;
 mod certificates;
 mod chains;
 mod consumers;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use signalbox_config::{Change, Kind, Name, RevisionId, RouteIndex, Snapshot};
 use signalbox_plugin::Consumers;
+use signalbox_plugin::precedence::Source;
 
 use crate::active::{Active, PluginStats, RouteStats};
 use crate::core::map::Map;
@@ -31,6 +33,7 @@ use crate::source::{Candidate, Rejected};
 use crate::telemetry::{Cells, Scope};
 use crate::upstream::Upstream;
 use crate::wire::tls::ListenerTls;
+use attached::AttachedCompiler;
 use certificates::CertificateCompiler;
 use chains::ChainCompiler;
 use consumers::ConsumerCompiler;
@@ -52,10 +55,18 @@ pub struct Compiled {
     plugins: PluginCompiler,
     upstreams: UpstreamCompiler,
     consumers: ConsumerCompiler,
+    attached: Attached,
     chains: ChainCompiler,
     routes: RouteCompiler,
     /// The upstreams that are new in this revision, until it is activated.
     new_upstreams: Vec<Arc<Upstream>>,
+}
+
+/// Compiles what is attached to upstreams and listeners.
+#[derive(Clone)]
+struct Attached {
+    upstreams: AttachedCompiler,
+    listeners: AttachedCompiler,
 }
 
 /// The reasons against a candidate, from all compilers.
@@ -70,9 +81,12 @@ impl Compiled {
             id: RevisionId { epoch: "".into(), number: 0 },
             routes: RouteIndex::new(),
             upstreams: SlotTable::default(),
+            upstream_slots: Map::default(),
             chains: chains.table().clone(),
             consumers: Consumers::default(),
             consumer_chains: Map::default(),
+            upstream_chains: Map::default(),
+            listener_chains: Map::default(),
             listeners: Vec::new(),
             period: Arc::default(),
         };
@@ -85,6 +99,10 @@ impl Compiled {
             plugins: PluginCompiler::default(),
             upstreams: UpstreamCompiler::default(),
             consumers: ConsumerCompiler::default(),
+            attached: Attached {
+                upstreams: AttachedCompiler::new(Kind::Upstream, Source::Upstream),
+                listeners: AttachedCompiler::new(Kind::Listener, Source::Listener),
+            },
             chains,
             routes: RouteCompiler::default(),
             new_upstreams: Vec::new(),
@@ -126,6 +144,12 @@ impl Compiled {
 
         let consumers = next.consumers.compile(&changes, revision, &next.plugins, secrets);
         next.consumers.apply(&rejections.delta(consumers));
+
+        let Attached { upstreams: of_upstreams, listeners } = &mut next.attached;
+        for (compiler, own) in [(of_upstreams, &changes.upstreams), (listeners, &changes.listeners)] {
+            let attached = compiler.compile(own, &changes.plugins, revision, &next.plugins);
+            compiler.apply(&rejections.delta(attached));
+        }
 
         let chains =
             next.chains.compile(&changes.routes, &changes.plugins, revision, &next.plugins, &plugins);
@@ -179,9 +203,12 @@ impl Compiled {
             id: self.snapshot.id().clone(),
             routes: self.routes.index().clone(),
             upstreams: self.upstreams.table().clone(),
+            upstream_slots: self.upstreams.slots().clone(),
             chains: self.chains.table().clone(),
             consumers: self.consumers.all().clone(),
             consumer_chains: self.consumers.chains().clone(),
+            upstream_chains: self.attached.upstreams.chains().clone(),
+            listener_chains: self.attached.listeners.chains().clone(),
             listeners: self.active.listeners.clone(),
             period: Arc::clone(&self.active.period),
         }

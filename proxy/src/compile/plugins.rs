@@ -2,15 +2,14 @@ use std::sync::Arc;
 
 use imbl::OrdSet;
 use signalbox_config::{Body, Change, Name, Resource};
-use signalbox_plugin::Context;
-use signalbox_plugins::builtin;
+use signalbox_plugin::precedence::{Source, TypeSet};
+use signalbox_plugin::{Context, Logger, Tasks};
 
 use super::revision::{put, rejected};
-use crate::active::{PluginStats, Step, TypeSet};
+use crate::active::{PluginStats, Step};
 use crate::core::map::Map;
 use crate::services::Services;
 use crate::source::Rejected;
-use crate::telemetry::Histograms;
 
 /// Compiles plugins into the steps of chains.
 #[derive(Clone, Default)]
@@ -72,14 +71,15 @@ impl PluginCompiler {
         }
     }
 
-    /// The steps of those of `plugins` that are enabled.
-    pub(super) fn steps<'a>(&self, plugins: impl IntoIterator<Item = &'a Name>) -> Vec<Step> {
-        plugins.into_iter().filter_map(|name| self.steps.get(name)).cloned().collect()
+    /// The steps of those of `plugins` that are enabled, attached to `source`.
+    pub(super) fn steps<'a>(&self, plugins: impl IntoIterator<Item = &'a Name>, source: Source) -> Vec<Step> {
+        let steps = plugins.into_iter().filter_map(|name| self.steps.get(name));
+        steps.map(|step| Step { source, ..step.clone() }).collect()
     }
 
     /// The steps of the global plugins, which every request passes.
     pub(super) fn global_steps(&self) -> Vec<Step> {
-        self.steps(&self.globals)
+        self.steps(&self.globals, Source::Global)
     }
 
     /// The measurements of enabled plugins.
@@ -88,7 +88,7 @@ impl PluginCompiler {
     }
 }
 
-/// Builds a plugin. Its measurements continue if it is enabled `before`. Returns `None` if it is not enabled.
+/// Builds a plugin. Its measurements continue if it was enabled `before` with the same type. Returns `None` if it is not enabled.
 fn build(
     resource: &Resource,
     before: Option<&Step>,
@@ -99,11 +99,19 @@ fn build(
     if !spec.enabled {
         return Ok(None);
     }
-    let found = builtin().position(&spec.type_name);
-    let Some((index, plugin_type)) = found.zip(builtin().find(&spec.type_name)) else {
+    let types = &services.types;
+    let found = types.position(&spec.type_name);
+    let Some((index, plugin_type)) = found.zip(types.find(&spec.type_name)) else {
         return Err(vec![rejected(key, "type", format!("unknown plugin type {:?}", spec.type_name))]);
     };
-    let context = Context { name: &key.name, states: &services.states };
+    let before = before.filter(|before| before.type_set == TypeSet::of(index));
+    let stats = before.map_or_else(
+        || Arc::new(PluginStats::new(&key.name, plugin_type.outcomes, services.workers)),
+        |before| Arc::clone(&before.stats),
+    );
+    let log = Logger::new(key.name.clone(), services.clock.clone());
+    let tasks = Tasks::new(Arc::clone(&services.spawner), log.clone());
+    let context = Context::new(&key.name, &services.states, &services.clock, &tasks, &log, &stats.outcomes);
     let plugin = plugin_type.build(&spec.config, &context).map_err(|errors| {
         let field = |field: &str| match field {
             "" => "config".to_owned(),
@@ -112,14 +120,12 @@ fn build(
         let errors = errors.into_iter().map(|error| rejected(key, field(&error.field), error.message));
         errors.collect::<Vec<_>>()
     })?;
-    let stats = before.map_or_else(
-        || Arc::new(PluginStats { name: key.name.clone(), durations: Histograms::new(services.workers) }),
-        |before| Arc::clone(&before.stats),
-    );
     let step = Step {
         name: key.name.clone(),
         type_set: TypeSet::of(index),
+        source: Source::Global,
         order: spec.order,
+        response_order: plugin_type.response_order.unwrap_or(spec.order),
         hooks: plugin.hooks(),
         answers_preflights: plugin_type.answers_preflights,
         stats,

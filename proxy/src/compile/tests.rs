@@ -2,17 +2,20 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use http::{HeaderMap, Method};
 use signalbox_config::router::RequestParts;
 use signalbox_config::{Resource, document, sha256};
-use signalbox_plugin::States;
+use signalbox_plugin::{Clock, States};
 use signalbox_plugins::builtin;
 
 use super::*;
 use crate::active::CompiledRoute;
+use crate::core::clock::SystemClock;
 use crate::resolve::Resolver;
 use crate::secrets::{SecretError, SecretReader, SecretSource};
+use crate::tasks;
 
 /// Compiles one document after another, each as the change from the one before.
 struct Steps {
@@ -55,6 +58,9 @@ impl Steps {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let secrets = Arc::<TestSecrets>::default();
         let services = Services {
+            types: builtin().clone(),
+            clock: Clock::new(SystemClock(Instant::now())),
+            spawner: Arc::new(tasks::channel().0),
             states: States::default(),
             secrets: Box::new(Arc::clone(&secrets)),
             resolver: Arc::new(Resolver::new(runtime.handle().clone(), Vec::new())),

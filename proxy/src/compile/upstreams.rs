@@ -114,6 +114,11 @@ impl UpstreamCompiler {
         &self.table
     }
 
+    /// The slots by name.
+    pub(super) fn slots(&self) -> &Map<Name, UpstreamSlot> {
+        &self.slots
+    }
+
     pub(super) fn get(&self, name: &Name) -> Option<&Arc<Upstream>> {
         self.table.get(self.slot(name)?)
     }

@@ -44,6 +44,12 @@ pub enum Failure {
     // Failures of the proxy.
     Overloaded,
     Misconfigured,
+    // Failures of plugins.
+    PluginPanicked,
+    /// A plugin's filter ended a body early.
+    PluginAborted,
+    /// The response is larger than a plugin wants to have in memory.
+    ResponseTooLarge,
 }
 
 /// The consequences of a [`Failure`].
@@ -148,6 +154,17 @@ impl Failure {
             ),
             Self::Overloaded => (503, Flag::Overloaded, To::Abandoned, None, "The gateway is overloaded."),
             Self::Misconfigured => (500, Flag::None, To::Abandoned, None, "The request cannot be forwarded."),
+            Self::PluginPanicked => (500, Flag::PluginPanicked, To::Abandoned, None, "The gateway failed."),
+            Self::PluginAborted => {
+                (500, Flag::PluginAborted, To::Abandoned, None, "The gateway cannot process the request.")
+            }
+            Self::ResponseTooLarge => (
+                502,
+                Flag::PluginAborted,
+                To::Abandoned,
+                None,
+                "The service's response is larger than the limit.",
+            ),
         };
         Row { status, flag, outcome, retry, detail }
     }
@@ -216,6 +233,9 @@ mod tests {
             (Failure::ClientBroke, 400, "DPE", Abandoned, Abandoned, None),
             (Failure::BodyTimeout, 408, "DPE", Abandoned, Abandoned, None),
             (Failure::ClientGone, 499, "DC", Abandoned, Abandoned, None),
+            (Failure::PluginPanicked, 500, "PP", Abandoned, Abandoned, None),
+            (Failure::PluginAborted, 500, "PA", Abandoned, Abandoned, None),
+            (Failure::ResponseTooLarge, 502, "PA", Abandoned, Abandoned, None),
         ] {
             assert_eq!(failure.status(), status, "{failure:?}");
             assert_eq!(failure.flag().as_str(), flag, "{failure:?}");

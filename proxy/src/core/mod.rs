@@ -1,8 +1,10 @@
 //! Values and rules that every part of the proxy builds on: deadlines, failures, header rules, identifiers.
 
+pub mod clock;
 pub mod deadlines;
 pub mod failure;
 pub mod fields;
+pub mod filters;
 pub mod identify;
 pub mod idle;
 pub mod map;

@@ -44,6 +44,12 @@ impl AttemptRecord {
         }
     }
 
+    /// The time of the upstream begins now, and not when the request did: it has waited for plugins.
+    #[cold]
+    pub(super) fn begin_anew(&mut self) {
+        self.sends = SendRecord::new(Instant::now());
+    }
+
     #[inline]
     pub fn set_upstream(&mut self, upstream: &Arc<Upstream>) {
         self.upstream = Some(Arc::clone(upstream));

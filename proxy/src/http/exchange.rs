@@ -1,32 +1,58 @@
 //! A request and its response, from the head of the one to the last byte of the other.
 
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, request};
+use http::{HeaderMap, StatusCode, request};
 use signalbox_config::Name;
+use signalbox_plugin::host::{self, Kept};
+use signalbox_plugin::{Hooks, Outcomes};
 
 use super::attempt_record::AttemptRecord;
 use super::downstream::Downstream;
 use super::head;
-use super::logged::Logged;
+use super::logged::{Logged, WatchedHead};
 use super::problem;
+use super::reply::Reply;
 use super::request_context::RequestContext;
+use crate::active::Step;
 use crate::core::failure::Failure;
+use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
 use crate::telemetry::access_log::Entry;
 use crate::telemetry::{Flag, Key};
-use crate::upstream::{Target, TargetBody, UpstreamError};
+use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
 
 /// One request and its response. If it is dropped before it is complete, the client has gone.
 pub struct Exchange {
     pub request: RequestContext,
     pub attempts: AttemptRecord,
     accounting: Accounting,
+    /// What plugins have to do with it beyond its head.
+    plugged: Plugged,
+}
+
+/// What plugins have to do with an exchange to its end.
+#[derive(Default)]
+struct Plugged {
+    /// The plugin that has answered or failed.
+    answered_by: RefCell<Option<Name>>,
+    /// What plugins want kept.
+    kept: Kept,
+    /// The plugins that see the record of the exchange, with the head that it shows.
+    watch: Option<Box<Watch>>,
+}
+
+/// The plugins that see the record of an exchange.
+struct Watch {
+    steps: Vec<Step>,
+    head: WatchedHead,
 }
 
 /// The parts of an exchange that are counted and logged at its end.
@@ -37,7 +63,7 @@ struct Accounting {
     noted: Flag,
     bytes_out: u64,
     /// The status of a gRPC call, as far as it is known.
-    grpc_status: Option<u8>,
+    grpc_status: Cell<Option<u8>>,
     is_over: bool,
     /// True once it no longer counts among the worker's running requests.
     load_released: bool,
@@ -71,12 +97,12 @@ impl Exchange {
             flag: Flag::None,
             noted: Flag::None,
             bytes_out: 0,
-            grpc_status: None,
+            grpc_status: Cell::new(None),
             is_over: false,
             load_released: false,
             log,
         };
-        Box::new(Self { request, attempts, accounting })
+        Box::new(Self { request, attempts, accounting, plugged: Plugged::default() })
     }
 
     /// Records the target of the request.
@@ -101,22 +127,80 @@ impl Exchange {
 
     /// Records the status of a gRPC call if `fields`, a response's head or trailers, contain it.
     #[inline]
-    pub fn read_grpc_status(&mut self, fields: &HeaderMap) {
+    pub fn read_grpc_status(&self, fields: &HeaderMap) {
         if self.request.is_grpc {
-            self.accounting.grpc_status = head::grpc_status(fields);
+            self.accounting.grpc_status.set(head::grpc_status(fields));
         }
     }
 
     /// True if the target is responsible for the gRPC call's status, as far as it is known.
     #[inline]
     pub fn has_grpc_failed(&self) -> bool {
-        problem::is_targets_failure(self.accounting.grpc_status, self.request.has_client_deadline())
+        problem::is_targets_failure(self.accounting.grpc_status.get(), self.request.has_client_deadline())
     }
 
     /// Drops the cached time, because the response continues later.
     #[inline]
     pub fn continues_later(&mut self) {
         self.attempts.ended = None;
+    }
+
+    /// Records the plugin that has answered or failed.
+    #[cold]
+    pub(super) fn set_plugin(&self, plugin: &Name) {
+        self.plugged.answered_by.replace(Some(plugin.clone()));
+    }
+
+    /// Has those of `steps` that want it see the record of this exchange, in which the request's head is as it is now.
+    #[inline]
+    pub(super) fn watch<'s>(&mut self, steps: impl IntoIterator<Item = &'s Step>, head: &request::Parts) {
+        let mut steps = steps.into_iter().filter(|step| step.hooks.intersects(Hooks::LOG)).peekable();
+        if steps.peek().is_some() {
+            let steps = steps.cloned().collect();
+            let head = match self.plugged.watch.take() {
+                Some(watch) => watch.head,
+                None => WatchedHead::new(head),
+            };
+            self.plugged.watch = Some(Box::new(Watch { steps, head }));
+            self.accounting.log.get_or_insert_with(Logged::without_head);
+        }
+    }
+
+    /// Keeps what plugins want kept to its end.
+    pub(super) fn keep(&mut self, kept: Kept) {
+        self.plugged.kept = kept;
+    }
+
+    /// The answer of the plugin whose filter has ended the request's body, if it is one that has an answer.
+    pub(super) fn aborted_reply(&self) -> Option<Reply> {
+        let (plugin, abort) = self.request.filter_abort.get()?.borrow_mut().take()?;
+        self.set_plugin(&plugin);
+        Some(Reply::of_plugin(*abort?.reply, self.request.request_id()))
+    }
+
+    /// Records why a filter has not let a body pass. Returns the failure.
+    #[cold]
+    pub(super) fn note_filter_error(&self, error: &FilterError) -> Failure {
+        match error {
+            FilterError::Aborted(plugin, _) => {
+                tracing::debug!("{error}");
+                self.set_plugin(plugin);
+                Failure::PluginAborted
+            }
+            FilterError::Panicked(plugin) => {
+                tracing::error!(%plugin, "a plugin panicked");
+                self.set_plugin(plugin);
+                Failure::PluginPanicked
+            }
+        }
+    }
+
+    /// Records that the target's response does not come to its end.
+    #[cold]
+    pub(super) fn note_broken(&mut self, error: &ExchangeError) {
+        if let Some(reason) = error.reason() {
+            self.attempts.note_broken(reason, error);
+        }
     }
 
     /// Records the client's consumer for the log.
@@ -235,7 +319,7 @@ impl Exchange {
         let duration = now.saturating_duration_since(self.request.started);
         worker.stats.request_duration.record(duration);
         // The counted status differs for gRPC, where 200 says nothing.
-        let status = problem::counted_status(self.accounting.status, self.accounting.grpc_status);
+        let status = problem::counted_status(self.accounting.status, self.accounting.grpc_status.get());
         if status >= 400 {
             let stats = &worker.stats;
             let counter = match self.accounting.flag {
@@ -264,16 +348,40 @@ impl Exchange {
             worker.stats.upstream_duration.record(took);
         }
         self.attempts.end(worker.index, now);
-        if let (Some(log), Some(entry)) = (&worker.log, self.accounting.log.take()) {
+        if let Some(entry) = self.accounting.log.take() {
             let time = worker.identifier.borrow_mut().time_of_day(self.request.started);
-            log.write(&worker.stats, &self.entry(&entry, time, duration));
+            let culprit = self.plugged.answered_by.take();
+            let culprit = culprit.as_ref().map_or("", Name::as_str);
+            if let Some(log) = &worker.log {
+                log.write(&worker.stats, &self.entry(&entry, time, duration, culprit));
+            }
+            if let Some(watch) = self.plugged.watch.take() {
+                watch.show(&self.entry(&entry, time, duration, culprit), &self.plugged.kept, worker.index);
+            }
             worker.keep_buffer(entry.head.into_memory());
         }
+        self.drop_kept();
         self.request.downstream.request_ends(now);
     }
 
-    fn entry<'a>(&'a self, log: &'a Logged, time: Duration, duration: Duration) -> Entry<'a> {
-        let Self { request, attempts, accounting } = self;
+    /// Drops what plugins wanted kept. A guard that panics then must not take the connection along.
+    fn drop_kept(&mut self) {
+        if !self.plugged.kept.is_empty() {
+            let kept = std::mem::take(&mut self.plugged.kept);
+            if catch_unwind(AssertUnwindSafe(|| drop(kept))).is_err() {
+                tracing::error!("a plugin's guard panicked");
+            }
+        }
+    }
+
+    fn entry<'a>(
+        &'a self,
+        log: &'a Logged,
+        time: Duration,
+        duration: Duration,
+        plugin: &'a str,
+    ) -> Entry<'a> {
+        let Self { request, attempts, accounting, .. } = self;
         Entry {
             time,
             request_id: request.request_id(),
@@ -293,7 +401,41 @@ impl Exchange {
             bytes_in: request.progress.as_ref().map_or(0, |progress| progress.bytes.get()),
             bytes_out: accounting.bytes_out,
             consumer: log.consumer.as_ref().map_or("", Name::as_str),
+            plugin,
             revision: request.serving.id.number,
+        }
+    }
+}
+
+impl Watch {
+    /// Shows the record of an exchange to the plugins that want it.
+    fn show(&self, entry: &Entry<'_>, kept: &Kept, worker: usize) {
+        let mut record = self.head.record();
+        record.time = entry.time;
+        record.request_id = entry.request_id;
+        record.trace_id = entry.trace_id;
+        record.client = entry.client;
+        record.status = StatusCode::from_u16(entry.status).unwrap_or_default();
+        record.flags = entry.flags;
+        record.route = entry.route;
+        record.upstream = entry.upstream;
+        record.upstream_error = entry.upstream_error;
+        record.target = entry.target;
+        record.attempts = entry.attempts;
+        record.duration = entry.duration;
+        record.upstream_duration = entry.upstream_duration;
+        record.bytes_in = entry.bytes_in;
+        record.bytes_out = entry.bytes_out;
+        record.consumer = entry.consumer;
+        record.plugin = entry.plugin;
+        record.revision = entry.revision;
+        for step in &self.steps {
+            let plugin = &*step.plugin;
+            host::enter_log(&mut record, host::key_of(plugin), Some(kept), &step.stats.outcomes, worker);
+            if catch_unwind(AssertUnwindSafe(|| plugin.on_log(&record))).is_err() {
+                step.stats.outcomes.count(worker, Outcomes::PANICKED);
+                tracing::error!(plugin = %step.name, "a plugin panicked");
+            }
         }
     }
 }

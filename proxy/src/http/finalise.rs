@@ -5,61 +5,43 @@ use std::future::poll_fn;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
 use signalbox_config::Action;
+use signalbox_plugin::Origin;
 
 use super::exchange::Exchange;
 use super::head;
-use super::plugins::{PluginState, run_response_plugins};
 use super::problem;
-use super::reply::Reply;
+use super::reply::{Content, Reply};
 use super::response_body::ResponseBody;
 use super::switch::{self, Switch};
 use super::tunnel::Tunnel;
+use crate::core::filters::Filters;
 use crate::upstream::{Switched, TargetBody};
 
 /// The maximum number of empty frames that a target may send where no body is allowed.
 const MAX_EMPTY_FRAMES: usize = 8;
 
-/// Prepares a response's headers for the client. Returns the status.
+/// Prepares a response's headers for the plugins.
 #[inline]
-pub(super) fn finalise(
-    reply: &mut Reply,
-    exchange: &mut Exchange,
-    plugins: Option<&mut PluginState<'_>>,
-) -> StatusCode {
-    match reply {
-        Reply::Local(response) => {
-            head::prepare_response(response.headers_mut());
-            if exchange.request.is_grpc {
-                problem::to_grpc(response);
-                exchange.read_grpc_status(response.headers());
+pub(super) fn prepare(reply: &mut Reply, exchange: &Exchange) {
+    let Reply { parts, content, origin } = reply;
+    match content {
+        Content::Whole(body) => {
+            head::prepare_response(&mut parts.headers);
+            if exchange.request.is_grpc && *origin != Origin::Upstream {
+                problem::to_grpc(parts, body);
+                exchange.read_grpc_status(&parts.headers);
             }
-            add_headers(response.headers_mut(), exchange);
-            response.status()
         }
-        Reply::Switched(parts, _) if exchange.request.switch == Some(Switch::Connect) => {
-            add_headers(&mut parts.headers, exchange);
-            parts.status
-        }
-        Reply::Target(parts, _) => {
-            finalise_target(parts, exchange, None, plugins);
-            parts.status
-        }
-        Reply::Switched(parts, _) => {
-            let switch = exchange.request.switch.clone();
-            finalise_target(parts, exchange, switch.as_ref(), plugins);
-            parts.status
-        }
+        Content::Target(_) => prepare_target(parts, exchange, None),
+        // The answer to a CONNECT is the proxy's own.
+        Content::Switched(_) if exchange.request.switch == Some(Switch::Connect) => {}
+        Content::Switched(_) => prepare_target(parts, exchange, exchange.request.switch.as_ref()),
     }
 }
 
 /// The same for a target's response. `switch` is the protocol switch that it agrees to.
 #[inline]
-fn finalise_target(
-    parts: &mut response::Parts,
-    exchange: &mut Exchange,
-    switch: Option<&Switch>,
-    plugins: Option<&mut PluginState<'_>>,
-) {
+fn prepare_target(parts: &mut response::Parts, exchange: &Exchange, switch: Option<&Switch>) {
     let has_connection_fields = exchange.request.downstream.features().has_connection_fields;
     let required = switch::required(parts, has_connection_fields);
     head::prepare_response(&mut parts.headers);
@@ -73,13 +55,17 @@ fn finalise_target(
     if let Some(switch) = switch {
         switch.confirm(parts, has_connection_fields);
     }
-    if let Some(plugins) = plugins {
-        run_response_plugins(parts, exchange, plugins);
+}
+
+/// Completes a response's headers, after the plugins.
+#[inline]
+pub(super) fn finalise(reply: &mut Reply, exchange: &mut Exchange) {
+    if let Some(cookie) = exchange.attempts.set_cookie.take()
+        && reply.origin == Origin::Upstream
+    {
+        reply.parts.headers.append(header::SET_COOKIE, *cookie);
     }
-    if let Some(cookie) = exchange.attempts.set_cookie.take() {
-        parts.headers.append(header::SET_COOKIE, *cookie);
-    }
-    add_headers(&mut parts.headers, exchange);
+    add_headers(&mut reply.parts.headers, exchange);
 }
 
 /// Adds the headers that every response has.
@@ -92,32 +78,37 @@ fn add_headers(headers: &mut HeaderMap, exchange: &Exchange) {
     }
 }
 
-/// Combines a response with its body, which ends the exchange. `is_head`: the request's method is HEAD.
+/// Combines a response with its body, which passes `filters` and ends the exchange. `is_head`: the request's method is HEAD.
 #[inline]
-pub(super) async fn frame(reply: Reply, exchange: Box<Exchange>, is_head: bool) -> Response<ResponseBody> {
-    match reply {
-        Reply::Local(response) => {
-            let (mut parts, mut body) = response.into_parts();
-            frame_local(&mut parts, &mut body, is_head);
-            Response::from_parts(parts, ResponseBody::whole(body, exchange))
+pub(super) async fn frame(
+    reply: Reply,
+    filters: Filters,
+    exchange: Box<Exchange>,
+    is_head: bool,
+) -> Response<ResponseBody> {
+    let Reply { mut parts, content, .. } = reply;
+    let body = match content {
+        Content::Whole(mut body) => {
+            frame_whole(&mut parts, &mut body, is_head, filters.is_empty());
+            ResponseBody::whole(body, exchange)
         }
-        Reply::Target(parts, mut body) => {
+        Content::Target(mut body) => {
             if !body.is_end() && (is_head || has_no_body(parts.status)) {
                 // Only the end of the stream may follow, which over HTTP/2 may arrive separately.
                 Box::pin(read_end(&exchange, &mut body)).await;
             }
-            Response::from_parts(parts, ResponseBody::target(body, exchange))
+            ResponseBody::target(body, exchange)
         }
-        Reply::Switched(parts, target) => {
-            Response::from_parts(parts, ResponseBody::tunnel(tunnel(*target, exchange)))
-        }
-    }
+        Content::Switched(target) => ResponseBody::tunnel(tunnel(*target, exchange)),
+    };
+    Response::from_parts(parts, body.through(filters))
 }
 
-/// Sets the length of a local response, and drops the body where none is allowed (RFC 9112, section 6.3).
-fn frame_local(parts: &mut response::Parts, body: &mut Bytes, is_head: bool) {
+/// Sets the length of a response in memory, unless a filter may change it, and drops the body where none is allowed (RFC 9112,
+/// section 6.3).
+fn frame_whole(parts: &mut response::Parts, body: &mut Bytes, is_head: bool, has_length: bool) {
     let bodiless = has_no_body(parts.status);
-    if !body.is_empty() && !bodiless && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+    if has_length && !body.is_empty() && !bodiless && !parts.headers.contains_key(header::CONTENT_LENGTH) {
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
     if is_head || bodiless {
@@ -126,7 +117,7 @@ fn frame_local(parts: &mut response::Parts, body: &mut Bytes, is_head: bool) {
 }
 
 /// True for statuses without a body: RFC 9110, section 6.4.1.
-fn has_no_body(status: StatusCode) -> bool {
+pub(super) fn has_no_body(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, Response, header, request, response};
+use http::{HeaderMap, HeaderValue, Response, header, request, response};
 use signalbox_config::{Forward, UpstreamProtocol};
 use signalbox_plugin::Exchange as PluginNotes;
 use smallvec::SmallVec;
@@ -20,7 +20,7 @@ use super::affinity;
 use super::exchange::Exchange;
 use super::head::{self, Forwarded, HeaderFlags};
 use super::mirror::{self, Mirror};
-use super::reply::Reply;
+use super::reply::{Content, Reply};
 use super::retry::{Decision, Retries, is_idempotent};
 use super::rewrite;
 use super::switch::Switch;
@@ -47,23 +47,23 @@ pub(super) struct Request<'a> {
     pub(super) body: RequestBody,
     /// The number of bytes of the path that a prefix of the route matched.
     pub(super) prefix_len: usize,
+    /// True if the head is read once there is a response.
+    pub(super) keeps_head: bool,
 }
 
 /// A response's head and body.
 type TargetResponse = (Head, TargetBody);
 
-/// Sends a request to one of the route's upstreams.
+/// Sends a request to an upstream of the route.
 #[inline]
 pub(super) async fn forward(
     exchange: &mut Exchange,
     serving: &Active,
     route: &CompiledRoute,
     forward: &Forward,
+    upstream: &Arc<Upstream>,
     request: Request<'_>,
 ) -> Result<Reply, Failure> {
-    let slot = route.upstream(|total| fastrand::u32(..total)).ok_or(Failure::NoHealthyTarget)?;
-    let upstream = serving.upstreams.get(slot);
-    let upstream = upstream.ok_or(Failure::NoHealthyTarget)?;
     exchange.attempts.set_upstream(upstream);
     let hash_on = upstream.hash_on.as_ref();
     let hash = hash_on.and_then(|on| affinity::hash(on, exchange, request.head, request.notes));
@@ -76,8 +76,8 @@ pub(super) async fn forward(
     }
     let attempt = begin(exchange, upstream, hash, &[], None)?.0;
     rewrite(forward, request.head, request.prefix_len)?;
-    let (head, mut outgoing) = encode(exchange, request, None)?;
-    match send(exchange, upstream, &attempt, &mut outgoing, head).await {
+    let (mut memory, mut outgoing) = write(exchange, request, None)?;
+    match send(exchange, upstream, &attempt, &mut outgoing, &mut memory).await {
         Ok((head, body)) => Ok(pass_on(exchange, attempt, head, body, outgoing)),
         Err(failure) => Err(fail(exchange, attempt, failure)),
     }
@@ -100,7 +100,7 @@ async fn forward_connect(
             exchange.upstream_answered();
             attempt.answered(worker.index, Outcome::Good);
             exchange.attempts.keep(attempt, Outcome::Good);
-            Ok(Reply::Switched(Response::new(()).into_parts().0, Box::new(opened)))
+            Ok(Reply::of_target(Response::new(()).into_parts().0, Content::Switched(Box::new(opened))))
         }
         Err(failure) => {
             if let Some(timeout) = Timeout::before_answer(failure, false) {
@@ -149,7 +149,29 @@ fn rewrite(forward: &Forward, head: &mut request::Parts, prefix_len: usize) -> R
     Ok(())
 }
 
-/// Encodes the request for the wire. Only the memory of the returned head's headers is useful.
+/// Encodes the request for the wire. The map is memory for the headers of the response.
+#[inline]
+fn write(
+    exchange: &mut Exchange,
+    request: Request<'_>,
+    mirror: Option<Mirror<'_>>,
+) -> Result<(HeaderMap, Outgoing), Failure> {
+    if !request.keeps_head {
+        let (head, outgoing) = encode(exchange, request, mirror)?;
+        return Ok((std::mem::take(&mut head.headers), outgoing));
+    }
+    // HTTP/2 takes the contents of the head.
+    let upstream = exchange.attempts.upstream.as_ref();
+    let is_http1 = upstream.is_some_and(|it| it.transport.protocol == UpstreamProtocol::Http1);
+    let kept = (!is_http1).then(|| request.head.clone());
+    let (head, outgoing) = encode(exchange, request, mirror)?;
+    if let Some(kept) = kept {
+        *head = kept;
+    }
+    Ok((exchange.request.downstream.worker.headers(), outgoing))
+}
+
+/// Encodes the request for the wire. Only the memory of the returned head's headers is useful, unless it is HTTP/1.1.
 #[inline]
 fn encode<'a>(
     exchange: &mut Exchange,
@@ -217,21 +239,20 @@ fn encode<'a>(
     Ok((head, request))
 }
 
-/// Waits for the response to an attempt, until the request's deadline. The response reuses the memory of the headers
-/// of `head`.
+/// Waits for the response to an attempt, until the request's deadline. Its headers reuse `memory`.
 #[inline]
 async fn send(
     exchange: &mut Exchange,
     upstream: &Upstream,
     attempt: &Attempt,
     request: &mut Outgoing,
-    head: &mut request::Parts,
+    memory: &mut HeaderMap,
 ) -> Result<TargetResponse, Failure> {
     let sending = attempt.send(
         &exchange.request.downstream.worker.pool,
         upstream,
         request,
-        &mut head.headers,
+        memory,
         &exchange.attempts.sends,
     );
     let answered = exchange.in_time(sending).await;
@@ -301,7 +322,7 @@ fn pass_on(
     let mut parts: response::Parts = Response::new(()).into_parts().0;
     parts.status = head.status;
     parts.headers = head.headers;
-    Reply::Target(parts, body)
+    Reply::of_target(parts, Content::Target(body))
 }
 
 /// The policies of a guarded request.
@@ -363,7 +384,7 @@ async fn forward_guarded(
     rewrite(forward, request.head, request.prefix_len)?;
     let mirror = guarded.mirror(exchange, &request);
     let mut retries = retry.map(|retry| Retries::new(retry, request.head));
-    let (head, mut outgoing) = encode(exchange, request, mirror)?;
+    let (mut memory, mut outgoing) = write(exchange, request, mirror)?;
     if retry.is_some() {
         outgoing.keep();
     }
@@ -373,7 +394,7 @@ async fn forward_guarded(
         let (attempt, target) = begin(exchange, upstream, hash, &tried, trial)?;
         let target = Arc::clone(&*target);
         let progress = exchange.request.progress.clone().filter(|_| !exchange.request.is_grpc);
-        let sending = send(exchange, upstream, &attempt, &mut outgoing, head);
+        let sending = send(exchange, upstream, &attempt, &mut outgoing, &mut memory);
         let result = within(&worker, guarded.attempt_timeout(), progress.as_deref(), sending).await;
         if let Err(Failure::AttemptTimeout) = result {
             exchange.attempts.error = attempt.note_timeout(upstream, Failure::AttemptTimeout, &outgoing);
@@ -413,7 +434,7 @@ async fn forward_guarded(
         };
         exchange.attempts.end_failed(attempt, worker.index, outcome);
         if let Ok((answer, body)) = result {
-            head.headers = answer.headers;
+            memory = answer.headers;
             // If the target still expects a part of this request, it would take the next one for it.
             if is_in_step {
                 discard(&worker, upstream, body);

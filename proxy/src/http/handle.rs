@@ -6,21 +6,23 @@ use std::sync::Arc;
 use http::{Method, Response, StatusCode, header, request};
 use signalbox_config::Action;
 use signalbox_config::router::{Found, Preflight, RequestParts};
-use signalbox_plugin::Exchange as PluginNotes;
+use signalbox_plugin::{Exchange as PluginNotes, Hooks};
 
 use super::downstream::Downstream;
 use super::exchange::Exchange;
-use super::finalise::{finalise, frame};
+use super::finalise::{finalise, frame, prepare};
 use super::forward;
 use super::head::{self, HeaderFlags};
-use super::plugins::{PluginState, run_local_reply_plugins, run_request_plugins};
+use super::plugins::{Chains, PluginState, WayIn, run_no_route_plugins, run_request_plugins};
 use super::problem;
 use super::redirect::{redirect_slash, redirect_to};
-use super::reply::Reply;
+use super::reply::{Content, Reply};
 use super::request_body::Inbound;
 use super::response_body::ResponseBody;
 use super::rewrite;
 use super::switch::{self, ConnectRequest, Switch};
+use super::way_out::{Outgoing, Way, run_response_plugins};
+use super::worker_context::Serving;
 use crate::active::{Active, CompiledRoute};
 use crate::core::failure::Failure;
 use crate::overload::Refusal;
@@ -51,28 +53,51 @@ pub async fn handle(
         Err(failure) => Err(failure),
     };
     let decided = decided.and_then(|reply| check_switch(&mut exchange, reply, method.connects));
-    if method.connects && !matches!(decided, Ok(Reply::Switched(..))) {
+    if method.connects && !matches!(&decided, Ok(Reply { content: Content::Switched(_), .. })) {
         // The client may continue as if the CONNECT had succeeded.
         exchange.request.downstream.close_without_reuse();
     }
-    let flag = exchange.flag_of(decided.as_ref().err().copied());
-    let mut reply = decided.unwrap_or_else(|failure| local_reply(&exchange, failure));
-    let is_read = inbound.finish(&exchange, matches!(reply, Reply::Local(_))).await;
-    if matches!(reply, Reply::Local(_)) {
-        run_local_reply_plugins(&exchange, &serving, head, &mut plugins);
-    }
+    let (mut reply, failure) = match decided {
+        Ok(reply) => (reply, None),
+        Err(failure) => match exchange.aborted_reply() {
+            Some(reply) => (reply, None),
+            None => (local_reply(&exchange, failure), Some(failure)),
+        },
+    };
+    let is_read = inbound.finish(&exchange, reply.is_whole()).await;
     if !is_read
-        && let Reply::Target(parts, body) = &reply
-        && is_final(parts.status, body)
+        && let Content::Target(body) = &reply.content
+        && is_final(reply.parts.status, body)
     {
         exchange.request.downstream.end_after_this();
     }
-    let status = finalise(&mut reply, &mut exchange, plugins.as_mut());
-    exchange.set_answer(status.as_u16(), flag);
+    prepare(&mut reply, &exchange);
+    let mut out = Outgoing::new(reply);
+    if exchange.request.switch != Some(Switch::Connect) {
+        let has_panicked = failure == Some(Failure::PluginPanicked);
+        let way = Way { exchange: &exchange, serving: &serving, head, is_head: method.is_head, has_panicked };
+        run_response_plugins(way, &mut out, &mut plugins).await;
+    }
+    let Outgoing { mut reply, filters, spent, failure: late_failure } = out;
+    if let Some(body) = spent {
+        exchange.give_back(body);
+    }
+    finalise(&mut reply, &mut exchange);
+    let flag = exchange.flag_of(late_failure.or(failure));
+    exchange.set_answer(reply.parts.status.as_u16(), flag);
     if !is_read {
         exchange.request.downstream.mark_unread();
     }
-    (frame(reply, exchange, method.is_head).await, plugins.map(PluginState::into_notes))
+    let notes = plugins.map(|plugins| {
+        if plugins.has(Hooks::LOG) {
+            exchange.watch(plugins.walk.plugins().map(|(step, _)| step), head);
+        }
+        let (notes, kept) = plugins.into_notes();
+        exchange.keep(kept);
+        exchange.request.downstream.worker.keep_headers(std::mem::take(&mut head.headers));
+        notes
+    });
+    (frame(reply, filters, exchange, method.is_head).await, notes)
 }
 
 /// Returns true if a response that arrives before the end of its request's body does not depend on the rest: it is an
@@ -100,7 +125,7 @@ fn local_reply(exchange: &Exchange, failure: Failure) -> Reply {
     if matches!(failure, Failure::BadRequest(_) | Failure::NotImplemented(_)) {
         request.downstream.close_without_reuse();
     }
-    Reply::Local(problem::response(failure.status(), failure.detail(), request.request_id()))
+    Reply::of_proxy(problem::response(failure.status(), failure.detail(), request.request_id()))
 }
 
 /// Refuses requests under overload and ambiguous requests, and removes headers that only the proxy may set, before
@@ -144,7 +169,7 @@ fn admit(exchange: &mut Exchange, head: &mut request::Parts) -> Result<Admitted,
 /// Finds the route, runs its plugins, and carries out its action.
 async fn decide<'a>(
     exchange: &mut Exchange,
-    serving: &'a Active,
+    serving: &'a Rc<Serving>,
     head: &mut request::Parts,
     admitted: &Admitted,
     inbound: &mut Inbound,
@@ -164,7 +189,8 @@ async fn decide<'a>(
     exchange.request.set_route(route, head::grpc_timeout(&head.headers, *flags));
     // Browsers follow no redirect of a preflight.
     if let Some(slash) = slash
-        && !(serving.answers_preflights(route) && Preflight::of(&head.method, &head.headers).is_some())
+        && !(serving.answers_preflights(route, &exchange.request.listener)
+            && Preflight::of(&head.method, &head.headers).is_some())
     {
         return redirect_slash(slash, head);
     }
@@ -173,20 +199,33 @@ async fn decide<'a>(
     // This is the host that the client asked for; a plugin may change the header.
     let host = head.headers.get(header::HOST).cloned();
     inbound.begin(&mut exchange.request, &head.headers, *flags)?;
-    let chain = serving.chains.get(route.chain);
-    if let Some(chain) = chain.filter(|chain| !chain.steps.is_empty()) {
+    let upstream = match forward {
+        Some(_) => {
+            route.upstream(|total| fastrand::u32(..total)).and_then(|slot| serving.upstreams.get(slot))
+        }
+        None => None,
+    };
+    if let Some(chains) = Chains::of(exchange, serving, upstream.map(|upstream| &**upstream)) {
         exchange.request.has_plugins = true;
-        let state = plugins.insert(PluginState::new(chain));
-        let run = run_request_plugins(exchange, serving, route, chain, head, inbound.body_mut(), state);
-        if let Some(reply) = run.await? {
+        if chains.have(Hooks::LOG) {
+            exchange.watch(chains.steps(), head);
+        }
+        let state = plugins.insert(PluginState::new(&chains));
+        let upstream = upstream.map(|upstream| &**upstream);
+        let way = WayIn { exchange, serving, route, upstream, head, body: inbound.body_mut() };
+        if let Some(reply) = run_request_plugins(way, state).await? {
             return Ok(Reply::of_plugin(*reply, exchange.request.request_id()));
+        }
+        if state.has_waited {
+            // The time of plugins is not the upstream's.
+            exchange.attempts.begin_anew();
         }
     }
     if is_preflight_only {
         // The route does not accept the method, and no plugin has answered.
         return Err(Failure::NoRoute);
     }
-    let notes = plugins.as_ref().map(PluginState::notes);
+    let notes = plugins.as_ref().map(|plugins| &*plugins.notes);
     if let Some(identity) = notes.and_then(|notes| notes.identity.as_ref()) {
         exchange.set_consumer(&identity.consumer.name);
     }
@@ -195,9 +234,12 @@ async fn decide<'a>(
             if let Some(switch) = &exchange.request.switch {
                 switch.insert(&mut head.headers);
             }
+            let keeps_head = plugins.as_ref().is_some_and(|plugins| plugins.has(Hooks::WAY_BACK));
             let (flags, body) = (*flags, inbound.take_body());
-            let request = forward::Request { head, flags, host: host.as_ref(), notes, body, prefix_len };
-            forward::forward(exchange, serving, route, forward, request).await
+            let request =
+                forward::Request { head, flags, host: host.as_ref(), notes, body, prefix_len, keeps_head };
+            let upstream = upstream.ok_or(Failure::NoHealthyTarget)?;
+            forward::forward(exchange, serving, route, forward, upstream, request).await
         }
         Action::Redirect(redirect) => redirect_to(exchange, redirect, head, prefix_len),
         Action::Respond(respond) => Ok(Reply::configured(respond)),
@@ -224,20 +266,25 @@ fn find<'a>(
     let found = match Preflight::of(parts.method, parts.headers) {
         None => serving.routes.find(&parts),
         Some(preflight) => {
-            serving.routes.find_preflight(&parts, &preflight, |route| serving.answers_preflights(route))
+            let listener = &exchange.request.listener;
+            serving
+                .routes
+                .find_preflight(&parts, &preflight, |route| serving.answers_preflights(route, listener))
         }
     };
     found.ok_or(Failure::NoRoute)
 }
 
-/// Answers a request without a route: a global plugin may answer a CORS preflight.
+/// Answers a request without a route: a plugin that runs on every route may answer, a CORS preflight for instance.
 fn answer_unrouted<'a>(
-    exchange: &Exchange,
-    serving: &'a Active,
+    exchange: &mut Exchange,
+    serving: &'a Rc<Serving>,
     head: &request::Parts,
     plugins: &mut Option<PluginState<'a>>,
 ) -> Result<Reply, Failure> {
-    match run_local_reply_plugins(exchange, serving, head, plugins) {
+    let chains = Chains::of(exchange, serving, None).filter(|chains| chains.have(Hooks::NO_ROUTE));
+    let state = plugins.insert(PluginState::new(&chains.ok_or(Failure::NoRoute)?));
+    match run_no_route_plugins(exchange, head, state) {
         Some(reply) => Ok(Reply::of_plugin(reply, exchange.request.request_id())),
         None => Err(Failure::NoRoute),
     }
@@ -246,16 +293,17 @@ fn answer_unrouted<'a>(
 /// Makes a response with which the target switches protocols a switch of both sides. Refuses a switch to a protocol that was
 /// not requested, and a response that reports success of a CONNECT that has not succeeded; a target that responded so is to blame.
 fn check_switch(exchange: &mut Exchange, reply: Reply, connects: bool) -> Result<Reply, Failure> {
-    let checked = match reply {
-        Reply::Target(parts, body) if parts.status == StatusCode::SWITCHING_PROTOCOLS => {
+    let Reply { parts, content, origin } = reply;
+    let checked = match content {
+        Content::Target(body) if parts.status == StatusCode::SWITCHING_PROTOCOLS => {
             let agreed = exchange.request.switch.as_ref().is_some_and(|it| it.is_agreed(&parts.headers));
             let target = if agreed { body.into_switched() } else { None };
-            target.map(|target| Reply::Switched(parts, Box::new(target)))
+            target.map(|target| Content::Switched(Box::new(target)))
         }
-        Reply::Target(parts, _) if connects && parts.status.is_success() => None,
-        Reply::Local(response) if connects && response.status().is_success() => None,
+        Content::Target(_) | Content::Whole(_) if connects && parts.status.is_success() => None,
         other => Some(other),
     };
+    let checked = checked.map(|content| Reply { parts, content, origin });
     checked.ok_or_else(|| {
         exchange.attempts.set_outcome(Failure::Reset.outcome());
         Failure::Reset

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Version, header, request};
+use http::{HeaderValue, Method, Uri, Version, header, request};
 use signalbox_config::Name;
+use signalbox_plugin::LogRecord;
 
 use crate::core::identify::Traceparent;
 use crate::telemetry::access_log;
@@ -48,5 +49,35 @@ impl Logged {
     /// Creates the entry of an exchange without a head.
     pub(super) fn without_head() -> Self {
         Self { head: access_log::Head::new(Vec::new(), "", b"", "", "", b""), ..Self::default() }
+    }
+}
+
+/// The head of a request in the record that plugins see.
+pub(super) struct WatchedHead {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    host: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+}
+
+impl WatchedHead {
+    pub(super) fn new(head: &request::Parts) -> Self {
+        Self {
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            version: head.version,
+            host: head.headers.get(header::HOST).cloned(),
+            user_agent: head.headers.get(header::USER_AGENT).cloned(),
+        }
+    }
+
+    /// A record that has nothing else.
+    pub(super) fn record(&self) -> LogRecord<'_> {
+        let mut record = LogRecord::new(&self.method, &self.uri);
+        record.version = self.version;
+        record.host = self.host.as_ref();
+        record.user_agent = self.user_agent.as_ref();
+        record
     }
 }

@@ -1,99 +1,143 @@
-//! The plugins of a request: their order, and their state for the response.
+//! The plugins of a request on its way in: their order, and the state that they leave for the way out.
 
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderValue, header, request, response};
+use futures_util::FutureExt as _;
+use http::{HeaderValue, header, request};
 use http_body::Body as _;
+use signalbox_plugin::host::{self, Kept, RequestFields};
+use signalbox_plugin::precedence::Walk;
 use signalbox_plugin::{
-    BodyWish, Exchange as PluginNotes, Flow, Hooks, PluginRequest, PluginResponse, Reply as PluginReply,
+    BodyWish, Exchange as PluginNotes, Flow, Hooks, Outcomes, PluginRequest, Reply as PluginReply,
 };
 use smallvec::SmallVec;
 
 use super::exchange::Exchange;
-use crate::active::{Active, Chain, CompiledRoute, Step, TypeSet};
+use super::outbound;
+use super::worker_context::Serving;
+use crate::active::{Chain, CompiledRoute, Step};
 use crate::core::failure::Failure;
+use crate::upstream::Upstream;
 use crate::wire::body::{RequestBody, joined};
 
-/// The state that plugins keep for the response. It is created if there is a plugin.
-#[derive(Default)]
+/// The plugins of a request. It is created if there are any.
 pub(super) struct PluginState<'a> {
     /// The state that the plugins share. It has the headers that they add to the response.
-    notes: Box<PluginNotes>,
-    /// Plugins with a hook for an upstream's response, in the order in which they ran.
-    on_response: Steps<'a>,
-    /// The types of plugins with a hook for every response that have seen this request.
-    seen: TypeSet,
+    pub(super) notes: Box<PluginNotes>,
+    /// All plugins of the request, as far as it is known whose they are.
+    pub(super) walk: Walk<'a, Step>,
+    /// The plugin whose hook is called.
+    pub(super) current: Option<&'a Step>,
+    /// True if the request has waited for plugins, or for its body on their behalf.
+    pub(super) has_waited: bool,
 }
 
-/// Plugins with a later hook.
-type Steps<'a> = SmallVec<[&'a Step; 6]>;
-
-impl PluginState<'_> {
-    /// Creates the state of a request to which `chain` applies.
-    pub(super) fn new(chain: &Chain) -> Self {
-        let mut state = Self::default();
-        if !chain.uses_consumer_headers {
-            state.notes.defer_identity();
+impl<'a> PluginState<'a> {
+    /// Creates the state of a request to which these chains apply.
+    pub(super) fn new(chains: &Chains<'a>) -> Self {
+        let mut notes = Box::<PluginNotes>::default();
+        if !chains.all().any(|chain| chain.uses_consumer_headers) {
+            notes.defer_identity();
         }
-        state
+        let mut walk = Walk::new(chains.route.lane());
+        chains.joined.into_iter().flatten().for_each(|chain| walk.join(chain.lane()));
+        Self { notes, walk, current: None, has_waited: false }
     }
 
-    pub(super) fn notes(&self) -> &PluginNotes {
-        &self.notes
+    /// True if a plugin has one of these hooks.
+    pub(super) fn has(&self, hooks: Hooks) -> bool {
+        self.walk.plugins().any(|(step, _)| step.hooks.intersects(hooks))
     }
 
-    /// Returns the notes, when all plugins have run.
-    pub(super) fn into_notes(self) -> Box<PluginNotes> {
-        self.notes
+    /// Returns the notes, and what is to be kept to the end of the exchange.
+    pub(super) fn into_notes(mut self) -> (Box<PluginNotes>, Kept) {
+        let kept = host::take_kept(&mut self.notes);
+        (self.notes, kept)
     }
+}
+
+/// A request on its way through the plugins, with what they may use.
+pub(super) struct WayIn<'w, 'a> {
+    pub(super) exchange: &'w Exchange,
+    pub(super) serving: &'a Rc<Serving>,
+    pub(super) route: &'a CompiledRoute,
+    /// The upstream that was drawn.
+    pub(super) upstream: Option<&'w Upstream>,
+    pub(super) head: &'w mut request::Parts,
+    pub(super) body: &'w mut RequestBody,
 }
 
 /// Runs the plugins' request hooks. Returns `Some` if one of them answers.
 pub(super) async fn run_request_plugins<'a>(
-    exchange: &Exchange,
-    serving: &'a Active,
-    route: &CompiledRoute,
-    chain: &'a Chain,
-    head: &mut request::Parts,
-    body: &mut RequestBody,
+    way: WayIn<'_, 'a>,
     state: &mut PluginState<'a>,
 ) -> Result<Option<Box<PluginReply>>, Failure> {
-    let mut walk = Walk::new(chain);
-    let mut wants_body = Steps::new();
+    let exchange = way.exchange;
+    match AssertUnwindSafe(run_hooks(way, state)).catch_unwind().await {
+        Ok(ran) => ran,
+        Err(_) => Err(panicked(exchange, state.current)),
+    }
+}
+
+/// Notes which plugin has panicked.
+#[cold]
+pub(super) fn panicked(exchange: &Exchange, step: Option<&Step>) -> Failure {
+    if let Some(step) = step {
+        let worker = exchange.request.downstream.worker.index;
+        step.stats.outcomes.count(worker, Outcomes::PANICKED);
+        exchange.set_plugin(&step.name);
+        tracing::error!(plugin = %step.name, "a plugin panicked");
+    }
+    Failure::PluginPanicked
+}
+
+/// The hooks of one request.
+struct Run<'w> {
+    exchange: &'w Exchange,
+    worker: usize,
+    /// Only a sample is measured, because reading the clock would cost as much as some plugins. Where one has ever waited,
+    /// all its requests are.
+    is_sampled: bool,
+}
+
+async fn run_hooks<'a>(
+    way: WayIn<'_, 'a>,
+    state: &mut PluginState<'a>,
+) -> Result<Option<Box<PluginReply>>, Failure> {
+    let WayIn { exchange, serving, route, upstream, head, body } = way;
+    let PluginState { notes, walk, current, has_waited } = state;
+    let worker = &exchange.request.downstream.worker;
+    let run = Run { exchange, worker: worker.index, is_sampled: fastrand::u8(..64) == 0 };
+    let mut wants_body: SmallVec<[&'a Step; 6]> = SmallVec::new();
     let mut is_identified = false;
-    // Only a sample is measured, because reading the clock would cost as much as some plugins.
-    let measured = fastrand::u8(..64) == 0;
-    let worker = exchange.request.downstream.worker.index;
-    let mut request = PluginRequest {
+    let mut request = host::request(RequestFields {
         head,
         route: &route.route().name,
+        upstream: upstream.map(|upstream| &upstream.name),
         client: exchange.request.client().address,
+        https: exchange.request.downstream.https,
         certificate: exchange.request.downstream.certificate.get(),
-        now: exchange
-            .request
-            .started
-            .saturating_duration_since(exchange.request.downstream.worker.shared.epoch),
+        now: exchange.request.started.saturating_duration_since(worker.shared.epoch),
+        clock: &worker.shared.clock,
         consumers: &serving.consumers,
-        exchange: &mut state.notes,
-    };
+        outbound: outbound::under(serving, worker),
+        exchange: notes,
+        worker: worker.index,
+    });
     while let Some(step) = walk.next() {
-        if step.hooks.intersects(Hooks::LOCAL_REPLY) {
-            state.seen = state.seen.with(step.type_set);
-        }
-        let began = measured.then(Instant::now);
-        let flow = step.plugin.on_request(&mut request);
-        if let Some(began) = began {
-            step.stats.durations.record(worker, began.elapsed());
-        }
-        if let Some(reply) = resolve_flow(exchange, flow).await? {
-            return Ok(Some(reply));
-        }
-        if step.hooks.intersects(Hooks::RESPONSE) {
-            state.on_response.push(step);
+        *current = Some(step);
+        if step.hooks.intersects(Hooks::REQUEST) {
+            host::enter(&mut request, &*step.plugin, &step.stats.outcomes);
+            let began = run.begin(step);
+            let flow = step.plugin.on_request(&mut request);
+            if let Some(reply) = run.resolve(step, flow, began, has_waited).await? {
+                return Ok(Some(reply));
+            }
         }
         if step.hooks.intersects(Hooks::REQUEST_BODY) {
             wants_body.push(step);
@@ -101,51 +145,93 @@ pub(super) async fn run_request_plugins<'a>(
         if !is_identified && let Some(identity) = &request.exchange.identity {
             is_identified = true;
             if let Some(chain) = serving.consumer_chains.get(&identity.consumer.name) {
-                walk.join(chain);
+                walk.join(chain.lane());
                 if chain.uses_consumer_headers {
-                    request.stop_deferring_identity();
+                    host::stop_deferring_identity(&mut request);
                 }
             }
         }
     }
-    let mut cap = None;
-    wants_body.retain(|step| match step.plugin.request_body(&request) {
-        BodyWish::Buffered(most) => {
-            cap = Some(cap.map_or(most, |cap: usize| cap.min(most)));
-            true
-        }
-        _ => false,
-    });
-    let Some(cap) = cap else { return Ok(None) };
-    let mut whole = Box::pin(exchange.in_time(read_whole(body, cap))).await??;
     for step in wants_body {
-        let flow = step.plugin.on_request_body(&mut request, &mut whole);
-        if let Some(reply) = resolve_flow(exchange, flow).await? {
-            return Ok(Some(reply));
+        *current = Some(step);
+        host::enter(&mut request, &*step.plugin, &step.stats.outcomes);
+        match step.plugin.request_body(&mut request) {
+            BodyWish::Buffered(cap) => {
+                *has_waited = true;
+                let mut whole = Box::pin(exchange.in_time(read_whole(body, cap))).await??;
+                let began = run.begin(step);
+                let flow = step.plugin.on_request_body(&mut request, &mut whole);
+                let reply = run.resolve(step, flow, began, has_waited).await?;
+                replace_body(body, whole, &mut request);
+                if reply.is_some() {
+                    return Ok(reply);
+                }
+            }
+            BodyWish::Filter(filter) if !body.is_empty() => {
+                request.head.headers.remove(header::CONTENT_LENGTH);
+                let aborted = exchange.request.filter_abort.get_or_init(Rc::default);
+                body.add_filter(filter, &step.name, &step.stats.outcomes, aborted);
+            }
+            _ => {}
         }
     }
-    // Trailers went with the framing; the length is that of the new body.
+    *current = None;
+    Ok(None)
+}
+
+impl Run<'_> {
+    #[inline]
+    fn begin(&self, step: &Step) -> Option<Instant> {
+        (self.is_sampled || step.stats.has_waited()).then(Instant::now)
+    }
+
+    /// Waits for a plugin's decision. Returns `Some` if it answers.
+    #[inline]
+    async fn resolve(
+        &self,
+        step: &Step,
+        flow: Flow<'_>,
+        mut began: Option<Instant>,
+        has_waited: &mut bool,
+    ) -> Result<Option<Box<PluginReply>>, Failure> {
+        let decided = match flow {
+            Flow::Wait(future) => {
+                *has_waited = true;
+                step.stats.note_wait();
+                // Nobody works for a client that does not wait.
+                self.exchange.request.downstream.forwarding_begins();
+                began.get_or_insert_with(Instant::now);
+                let waited = self.exchange.in_time(future).await;
+                waited.inspect_err(|_| self.exchange.set_plugin(&step.name))
+            }
+            flow => Ok(flow),
+        };
+        if let Some(began) = began {
+            step.stats.durations.record(self.worker, began.elapsed());
+        }
+        match decided? {
+            Flow::Continue => Ok(None),
+            Flow::Respond(reply) => {
+                step.stats.outcomes.count(self.worker, Outcomes::ANSWERED);
+                self.exchange.set_plugin(&step.name);
+                Ok(Some(reply))
+            }
+            Flow::Wait(_) => {
+                self.exchange.set_plugin(&step.name);
+                Err(Failure::Misconfigured)
+            }
+        }
+    }
+}
+
+/// Puts `whole` in the place of a request's body. Trailers went with the framing; the length is that of the new body.
+fn replace_body(body: &mut RequestBody, whole: Bytes, request: &mut PluginRequest<'_>) {
     request.head.headers.remove(header::TRAILER);
     let had_length = request.head.headers.remove(header::CONTENT_LENGTH).is_some();
     if !whole.is_empty() || had_length {
         request.head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(whole.len()));
     }
     *body = if whole.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(whole)) };
-    Ok(None)
-}
-
-/// Waits for a plugin's decision.
-#[inline]
-async fn resolve_flow(exchange: &Exchange, flow: Flow<'_>) -> Result<Option<Box<PluginReply>>, Failure> {
-    match flow {
-        Flow::Continue => Ok(None),
-        Flow::Respond(reply) => Ok(Some(reply)),
-        Flow::Wait(future) => match exchange.in_time(future).await? {
-            Flow::Continue => Ok(None),
-            Flow::Respond(reply) => Ok(Some(reply)),
-            Flow::Wait(_) => Err(Failure::Misconfigured),
-        },
-    }
 }
 
 /// Reads a body of at most `cap` bytes.
@@ -167,172 +253,66 @@ async fn read_whole(body: &mut RequestBody, cap: usize) -> Result<Bytes, Failure
     Ok(joined(parts))
 }
 
-/// Lets plugins set headers on a local response that was made before they ran: those of the route, or the global ones
-/// if no route was found. Returns the first response that one of them has itself.
-pub(super) fn run_local_reply_plugins<'a>(
+/// Asks the plugins that run on every route about a request that no route takes. Returns the first answer.
+pub(super) fn run_no_route_plugins(
     exchange: &Exchange,
-    serving: &'a Active,
     head: &request::Parts,
-    state: &mut Option<PluginState<'a>>,
-) -> Option<PluginReply> {
-    let slot = exchange.request.route().map_or(Chain::GLOBAL, |route| route.chain);
-    let chain = serving.chains.get(slot).filter(|chain| chain.hooks.intersects(Hooks::LOCAL_REPLY))?;
-    let mut reply = None;
-    for step in chain.steps.iter().filter(|step| step.hooks.intersects(Hooks::LOCAL_REPLY)) {
-        let state = state.get_or_insert_default();
-        if !state.seen.intersects(step.type_set) {
-            state.seen = state.seen.with(step.type_set);
-            let made = step.plugin.on_local_reply(head, &mut state.notes);
-            reply = reply.or(made);
-        }
-    }
-    reply
-}
-
-/// Runs the plugins' hooks for an upstream's response.
-pub(super) fn run_response_plugins(
-    parts: &mut response::Parts,
-    exchange: &Exchange,
     state: &mut PluginState<'_>,
-) {
-    let Some(route) = exchange.request.route() else { return };
-    for step in state.on_response.iter().rev() {
-        let mut response =
-            PluginResponse { head: parts, route: &route.route().name, exchange: &mut state.notes };
-        step.plugin.on_response(&mut response);
-    }
+) -> Option<PluginReply> {
+    let PluginState { notes, walk, current, .. } = state;
+    let mut steps = walk.plugins().map(|(step, _)| step);
+    let run = AssertUnwindSafe(|| {
+        steps.find_map(|step| {
+            *current = Some(step);
+            host::enter_exchange(notes, &*step.plugin);
+            let reply = step.hooks.intersects(Hooks::NO_ROUTE).then(|| step.plugin.on_no_route(head, notes));
+            reply.flatten().inspect(|_| {
+                step.stats.outcomes.count(exchange.request.downstream.worker.index, Outcomes::ANSWERED);
+                exchange.set_plugin(&step.name);
+            })
+        })
+    });
+    std::panic::catch_unwind(run).unwrap_or_else(|_| {
+        panicked(exchange, state.current);
+        None
+    })
 }
 
-/// Walks the chain of a route and, once a plugin has found the consumer, that consumer's chain: both are merged by
-/// order on the way, so that nothing has to be built per pair.
-///
-/// For each type the most specific plugin wins. A consumer's plugin replaces the route's of its type; if the route's
-/// has run already, the consumer's does not run.
-struct Walk<'a> {
-    route: &'a [Step],
-    consumer: &'a [Step],
-    /// The plugin types of the consumer's chain, which replace those of the route.
-    consumer_types: TypeSet,
-    ran: TypeSet,
+/// The chains that apply to a request, as far as they are known before it passes them.
+#[derive(Clone, Copy)]
+pub(super) struct Chains<'a> {
+    /// That of its route, or the global one.
+    route: &'a Chain,
+    /// Those of its upstream and of its listener.
+    joined: [Option<&'a Chain>; 2],
 }
 
-impl<'a> Walk<'a> {
-    fn new(route: &'a Chain) -> Self {
-        Self {
-            route: &route.steps,
-            consumer: &[],
-            consumer_types: TypeSet::default(),
-            ran: TypeSet::default(),
-        }
+impl<'a> Chains<'a> {
+    /// The chains of a request to `upstream`. `None`: no plugin is attached to any of them.
+    #[inline]
+    pub(super) fn of(exchange: &Exchange, serving: &'a Serving, upstream: Option<&Upstream>) -> Option<Self> {
+        let slot = exchange.request.route().map_or(Chain::GLOBAL, |route| route.chain);
+        let route = &**serving.chains.get(slot)?;
+        let joined = [
+            upstream.and_then(|upstream| serving.upstream_chain(upstream)),
+            serving.listener_chain(&exchange.request.listener),
+        ];
+        let joined = joined.map(|chain| chain.map(|chain| &**chain));
+        let is_empty = route.steps.is_empty() && joined.iter().all(Option::is_none);
+        (!is_empty).then_some(Self { route, joined })
     }
 
-    /// Adds the chain of the consumer.
-    fn join(&mut self, consumer: &'a Arc<Chain>) {
-        self.consumer = &consumer.steps;
-        self.consumer_types = consumer.types;
-    }
-}
-
-impl<'a> Iterator for Walk<'a> {
-    type Item = &'a Step;
-
-    fn next(&mut self) -> Option<&'a Step> {
-        loop {
-            let of_consumer = match (self.route.first(), self.consumer.first()) {
-                (None, None) => return None,
-                (Some(_), None) => false,
-                (None, Some(_)) => true,
-                (Some(route), Some(consumer)) => consumer.precedes(route),
-            };
-            let from = if of_consumer { &mut self.consumer } else { &mut self.route };
-            let (step, rest) = from.split_first()?;
-            *from = rest;
-            let instead = if of_consumer { self.ran } else { self.consumer_types };
-            if !instead.intersects(step.type_set) {
-                if !of_consumer {
-                    self.ran = self.ran.with(step.type_set);
-                }
-                return Some(step);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use signalbox_plugin::{Plugin, hooks};
-
-    use super::*;
-    use crate::active::PluginStats;
-    use crate::telemetry::Histograms;
-
-    struct Nothing;
-    #[hooks]
-    impl Plugin for Nothing {}
-
-    fn chain(steps: &[(&str, usize, i32)]) -> Arc<Chain> {
-        let step = |(name, type_index, order): &(&str, usize, i32)| Step {
-            name: name.parse().unwrap(),
-            plugin: Arc::new(Nothing),
-            type_set: TypeSet::of(*type_index),
-            order: *order,
-            hooks: Hooks::NONE,
-            answers_preflights: false,
-            stats: Arc::new(PluginStats { name: name.parse().unwrap(), durations: Histograms::new(1) }),
-        };
-        Arc::new(Chain::of(steps.iter().map(step).collect()))
+    fn all(&self) -> impl Iterator<Item = &'a Chain> + use<'a> {
+        [Some(self.route)].into_iter().chain(self.joined).flatten()
     }
 
-    /// The names in the order in which they run, if the plugin named `auth` finds the consumer.
-    fn order(route: &Chain, consumer: &Arc<Chain>) -> Vec<String> {
-        let mut walk = Walk::new(route);
-        let mut names = Vec::new();
-        while let Some(step) = walk.next() {
-            names.push(step.name.to_string());
-            if step.name.as_str() == "auth" {
-                walk.join(consumer);
-            }
-        }
-        names
+    /// True if a plugin has one of these hooks.
+    pub(super) fn have(&self, hooks: Hooks) -> bool {
+        self.all().any(|chain| chain.hooks.intersects(hooks))
     }
 
-    const CORS: usize = 0;
-    const AUTH: usize = 1;
-    const LIMIT: usize = 2;
-    const TRANSFORM: usize = 3;
-
-    #[test]
-    fn the_highest_order_runs_first_and_equals_by_name() {
-        let route = chain(&[("b", CORS, 5), ("z", AUTH, 9), ("a", LIMIT, 5)]);
-        assert_eq!(order(&route, &chain(&[])), ["z", "a", "b"]);
-    }
-
-    #[test]
-    fn the_consumers_plugin_takes_the_place_of_the_routes() {
-        let route = chain(&[("auth", AUTH, 1000), ("limit", LIMIT, 900), ("transform", TRANSFORM, 800)]);
-        let consumer = chain(&[("own-limit", LIMIT, 900)]);
-        assert_eq!(order(&route, &consumer), ["auth", "own-limit", "transform"]);
-        // The result does not depend on its position.
-        let consumer = chain(&[("own-limit", LIMIT, 1)]);
-        assert_eq!(order(&route, &consumer), ["auth", "transform", "own-limit"]);
-    }
-
-    #[test]
-    fn what_has_run_does_not_run_again() {
-        let route = chain(&[("limit", LIMIT, 2000), ("auth", AUTH, 1000)]);
-        assert_eq!(order(&route, &chain(&[("own-limit", LIMIT, 900)])), ["limit", "auth"]);
-    }
-
-    #[test]
-    fn a_consumers_plugin_whose_turn_has_passed_runs_at_once() {
-        let route = chain(&[("auth", AUTH, 1000), ("transform", TRANSFORM, 800)]);
-        assert_eq!(order(&route, &chain(&[("own-cors", CORS, 2000)])), ["auth", "own-cors", "transform"]);
-    }
-
-    #[test]
-    fn a_consumer_may_have_two_plugins_of_a_type() {
-        let route = chain(&[("auth", AUTH, 1000), ("limit", LIMIT, 900)]);
-        let consumer = chain(&[("a", LIMIT, 900), ("b", LIMIT, 900)]);
-        assert_eq!(order(&route, &consumer), ["auth", "a", "b"]);
+    /// All plugins, also those that give way to others.
+    pub(super) fn steps(&self) -> impl Iterator<Item = &'a Step> + use<'a> {
+        self.all().flat_map(|chain| &chain.steps)
     }
 }

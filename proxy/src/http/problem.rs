@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, response};
 use percent_encoding::{AsciiSet, CONTROLS};
 
 use crate::core::failure::Failure;
@@ -21,17 +21,17 @@ pub fn response(status: StatusCode, detail: &str, request_id: &[u8]) -> Response
 
 /// Converts a local reply for a gRPC client: a status without a message, in the head (gRPC's "Trailers-Only"). The
 /// detail becomes `grpc-message`.
-pub fn to_grpc(response: &mut Response<Bytes>) {
-    if response.headers().get(header::CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(GRPC)) {
+pub fn to_grpc(head: &mut response::Parts, body: &mut Bytes) {
+    if head.headers.get(header::CONTENT_TYPE).is_some_and(|it| it.as_bytes().starts_with(GRPC)) {
         return;
     }
-    let status = response.status();
-    let body = std::mem::take(response.body_mut());
+    let status = head.status;
+    let body = std::mem::take(body);
     let problem: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
     let detail = problem.as_ref().and_then(|problem| problem.get("detail")?.as_str());
     let message = detail.or(status.canonical_reason()).unwrap_or_default().to_owned();
-    *response.status_mut() = StatusCode::OK;
-    let headers = response.headers_mut();
+    head.status = StatusCode::OK;
+    let headers = &mut head.headers;
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(grpc_status(status)));

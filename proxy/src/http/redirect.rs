@@ -46,5 +46,5 @@ fn redirect_response(status: StatusCode, location: &str) -> Result<Reply, Failur
     let mut response = Response::new(Bytes::new());
     *response.status_mut() = status;
     response.headers_mut().insert(header::LOCATION, location);
-    Ok(Reply::Local(response))
+    Ok(Reply::of_proxy(response))
 }

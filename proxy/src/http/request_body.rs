@@ -98,7 +98,10 @@ impl Inbound {
     async fn drain(self) -> bool {
         let mut unread = match self.body {
             RequestBody::Stream(stream) => stream.into_incoming(),
-            RequestBody::Empty | RequestBody::Whole(_) | RequestBody::Replay { .. } => self.client,
+            RequestBody::Empty
+            | RequestBody::Whole(_)
+            | RequestBody::Replay { .. }
+            | RequestBody::Filtered(_) => self.client,
         };
         if matches!(unread, ClientBody::None) {
             return false;

@@ -1,5 +1,6 @@
 //! The state of a request from its head on.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use crate::core::deadlines::Deadline;
 use crate::core::failure::Failure;
 use crate::core::identify::RequestId;
 use crate::core::idle::IdleTimeout;
-use crate::wire::body::Progress;
+use crate::wire::body::{AbortedBy, Progress};
 
 /// A request's context: its client, its revision, its destination and its deadline.
 pub struct RequestContext {
@@ -41,6 +42,8 @@ pub struct RequestContext {
     pub idle: Option<Rc<IdleTimeout>>,
     /// True if the client has set a deadline.
     has_client_deadline: bool,
+    /// Where a filter that ends the request's body leaves its answer; made if there is a filter.
+    pub(super) filter_abort: OnceCell<AbortedBy>,
 }
 
 impl RequestContext {
@@ -66,6 +69,7 @@ impl RequestContext {
             deadline,
             idle: None,
             has_client_deadline: false,
+            filter_abort: OnceCell::new(),
             downstream,
         }
     }

@@ -14,6 +14,7 @@ use super::tunnel::Tunnel;
 use crate::core::deadlines::Deadline;
 use crate::core::failure::Failure;
 use crate::core::fields;
+use crate::core::filters::{FilteredError, Filters};
 use crate::upstream::{TargetBody, Timeout};
 use crate::wire::body::State;
 use crate::wire::splice::Transfer;
@@ -21,6 +22,8 @@ use crate::wire::splice::Transfer;
 /// The body of a response, on its way to the client. It ends its exchange.
 pub struct ResponseBody {
     source: Source,
+    /// The filters of plugins that it passes, if there are any.
+    filters: Option<Box<Filters>>,
     /// `None` once the exchange is over.
     exchange: Option<Box<Exchange>>,
 }
@@ -45,14 +48,27 @@ impl ResponseBody {
     pub fn whole(bytes: Bytes, exchange: Box<Exchange>) -> Self {
         if bytes.is_empty() {
             exchange.complete();
-            return Self { source: Source::Empty, exchange: None };
+            return Self::over(Source::Empty);
         }
-        Self { source: Source::Whole(bytes), exchange: Some(exchange) }
+        Self { source: Source::Whole(bytes), filters: None, exchange: Some(exchange) }
     }
 
     /// The body of a response after which the stream carries another protocol.
     pub(super) fn tunnel(tunnel: Box<Tunnel>) -> Self {
-        Self { source: Source::Tunnel(tunnel), exchange: None }
+        Self::over(Source::Tunnel(tunnel))
+    }
+
+    /// A body that belongs to no exchange any more.
+    fn over(source: Source) -> Self {
+        Self { source, filters: None, exchange: None }
+    }
+
+    /// Lets it pass `filters`, if there is anything to pass.
+    pub(super) fn through(mut self, filters: Filters) -> Self {
+        if !filters.is_empty() && self.exchange.is_some() {
+            self.filters = Some(Box::new(filters));
+        }
+        self
     }
 
     /// Takes the tunnel out.
@@ -78,9 +94,9 @@ impl ResponseBody {
         if body.is_end() {
             exchange.give_back(body);
             exchange.complete();
-            return Self { source: Source::Empty, exchange: None };
+            return Self::over(Source::Empty);
         }
-        Self { source: Source::Target(body), exchange: Some(exchange) }
+        Self { source: Source::Target(body), filters: None, exchange: Some(exchange) }
     }
 
     /// Splices the next part, up to `most` bytes. `None`: it has to be copied.
@@ -93,6 +109,9 @@ impl ResponseBody {
         let (Source::Target(body), Some(exchange)) = (&mut self.source, &mut self.exchange) else {
             return Poll::Ready(Ok(None));
         };
+        if self.filters.is_some() {
+            return Poll::Ready(Ok(None));
+        }
         let pipes = &exchange.request.downstream.worker.pipes;
         match body.poll_splice(pipes, transfer, most, cx) {
             Poll::Pending => self.poll_late(cx).map(|_| Err(Aborted)),
@@ -105,9 +124,7 @@ impl ResponseBody {
             }
             Poll::Ready(Err(error)) => {
                 exchange.request.moved();
-                if let Some(reason) = error.reason() {
-                    exchange.attempts.note_broken(reason, &error);
-                }
+                exchange.note_broken(&error);
                 self.break_off();
                 Poll::Ready(Err(Aborted))
             }
@@ -167,6 +184,55 @@ impl ResponseBody {
             exchange.complete();
         }
     }
+
+    /// The next part behind the filters.
+    fn poll_filtered(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
+        let (Some(filters), Some(exchange)) = (&mut self.filters, &mut self.exchange) else {
+            return Poll::Ready(None);
+        };
+        let source = &mut self.source;
+        let next = filters.poll(cx, |cx| match source {
+            Source::Empty | Source::Tunnel(_) => Poll::Ready(None),
+            Source::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *source = Source::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Source::Target(body) => body.poll(cx).map(|frame| {
+                exchange.request.moved();
+                frame.map(|frame| frame.inspect_err(|error| exchange.note_broken(error)))
+            }),
+        });
+        match next {
+            Poll::Pending => {
+                self.poll_late(cx).map(|trailers| Some(trailers.map(Frame::trailers).ok_or(Aborted)))
+            }
+            Poll::Ready(None) => {
+                self.complete();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Ok(mut frame))) => {
+                let size = frame.data_ref().map_or(0, Bytes::len);
+                let ended = filters.is_end();
+                if let Some(trailers) = frame.trailers_mut() {
+                    exchange.read_grpc_status(trailers);
+                    fields::remove_forbidden_trailers(trailers);
+                }
+                self.pass(size, ended);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(FilteredError::Source(_)))) => {
+                self.break_off();
+                Poll::Ready(Some(Err(Aborted)))
+            }
+            Poll::Ready(Some(Err(FilteredError::Filter(error)))) => {
+                let failure = exchange.note_filter_error(&error);
+                exchange.fail(failure);
+                self.exchange = None;
+                Poll::Ready(Some(Err(Aborted)))
+            }
+        }
+    }
 }
 
 impl Body for ResponseBody {
@@ -175,6 +241,9 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Aborted>>> {
         let this = self.get_mut();
+        if this.filters.is_some() {
+            return this.poll_filtered(cx);
+        }
         let Some(exchange) = &mut this.exchange else { return Poll::Ready(None) };
         let frame = match &mut this.source {
             Source::Empty | Source::Tunnel(_) => None,
@@ -184,9 +253,7 @@ impl Body for ResponseBody {
                     exchange.request.moved();
                     frame.map(|frame| {
                         frame.map_err(|error| {
-                            if let Some(reason) = error.reason() {
-                                exchange.attempts.note_broken(reason, &error);
-                            }
+                            exchange.note_broken(&error);
                             Aborted
                         })
                     })
@@ -228,6 +295,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
+            _ if self.filters.is_some() => SizeHint::default(),
             Source::Empty | Source::Tunnel(_) => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Target(body) => body.size_hint(),

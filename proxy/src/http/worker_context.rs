@@ -1,12 +1,14 @@
 //! The state of one worker (one thread) that its connections and requests use.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
+use http::HeaderMap;
+use signalbox_plugin::{Clock, Outbound};
 use tokio::sync::Notify;
 
 use super::handshakes::Handshakes;
@@ -27,6 +29,8 @@ pub struct Shared {
     pub unrouted: Arc<RouteStats>,
     /// A moment before all requests, from which times are measured.
     pub epoch: Instant,
+    /// The time that plugins see.
+    pub clock: Clock,
     pub log: Option<access_log::Sender>,
     /// The maximum number of concurrent requests per worker.
     pub max_requests: u32,
@@ -54,6 +58,8 @@ pub struct WorkerContext {
     pub scratch: Rc<RefCell<Vec<u8>>>,
     /// Buffers for request heads: to targets, and in the access log.
     buffers: RefCell<Vec<Vec<u8>>>,
+    /// Maps for the headers of responses.
+    header_maps: RefCell<Vec<HeaderMap>>,
     /// The number of running mirrored requests.
     pub mirrors: Cell<u32>,
     pub overload: Overload,
@@ -69,12 +75,18 @@ pub struct Serving {
     /// This worker's counts of the requests that begin with this revision. They are dropped before the revision, whose
     /// last reference is never a worker's, so nor is theirs.
     pub counts: Arc<PeriodCounts>,
+    /// Calls of plugins under this revision, once there was one.
+    pub outbound: OnceCell<Outbound>,
     active: Arc<Active>,
 }
 
 /// The maximum number of buffers for heads that are kept, and their maximum size in bytes.
 const MAX_BUFFERS: usize = 512;
 const MAX_BUFFER: usize = 16 << 10;
+
+/// The same for maps of headers; the size is in entries.
+const MAX_MAPS: usize = 64;
+const MAX_MAP: usize = 128;
 
 impl WorkerContext {
     pub fn new(index: usize, shared: Arc<Shared>) -> Self {
@@ -92,6 +104,7 @@ impl WorkerContext {
             mirrors: Cell::new(0),
             overload: Overload::new(shared.max_requests, shared.max_queue_delay),
             buffers: RefCell::default(),
+            header_maps: RefCell::default(),
             active: RefCell::new(Cache::new(Arc::clone(&shared.active))),
             serving: RefCell::new(Rc::new(Serving::new(active, index))),
             handshakes: Handshakes::default(),
@@ -111,6 +124,22 @@ impl WorkerContext {
         let mut buffers = self.buffers.borrow_mut();
         if buffers.len() < MAX_BUFFERS && (1..=MAX_BUFFER).contains(&buffer.capacity()) {
             buffers.push(buffer);
+        }
+    }
+
+    /// Takes an empty map for the headers of a response.
+    #[inline]
+    pub fn headers(&self) -> HeaderMap {
+        self.header_maps.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps the memory of a map of headers.
+    #[inline]
+    pub fn keep_headers(&self, mut headers: HeaderMap) {
+        let mut maps = self.header_maps.borrow_mut();
+        if maps.len() < MAX_MAPS && (1..=MAX_MAP).contains(&headers.capacity()) {
+            headers.clear();
+            maps.push(headers);
         }
     }
 
@@ -137,7 +166,7 @@ impl WorkerContext {
 impl Serving {
     fn new(active: Arc<Active>, worker: usize) -> Self {
         let counts = active.period.of_worker(worker);
-        Self { counts, active }
+        Self { counts, outbound: OnceCell::new(), active }
     }
 }
 

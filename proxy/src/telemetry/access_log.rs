@@ -60,6 +60,8 @@ pub struct Entry<'a> {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub consumer: &'a str,
+    /// The plugin that answered or failed.
+    pub plugin: &'a str,
     pub revision: u64,
 }
 
@@ -321,6 +323,7 @@ impl Buffer {
         number(out, ",\"bytes_in\":", entry.bytes_in);
         number(out, ",\"bytes_out\":", entry.bytes_out);
         plain(out, ",\"consumer\":\"", entry.consumer.as_bytes());
+        plain(out, "\",\"plugin\":\"", entry.plugin.as_bytes());
         out.extend_from_slice(user_agent);
         number(out, "\",\"revision\":", entry.revision);
         out.extend_from_slice(b"}\n");
@@ -488,6 +491,7 @@ mod tests {
             bytes_in: 0,
             bytes_out: u64::MAX,
             consumer: "alice",
+            plugin: "limit",
             revision: 7,
         }
     }
@@ -504,7 +508,7 @@ mod tests {
             "time": "2026-01-01T00:00:00.042Z", "request_id": "id-1", "trace_id": "", "client": "192.0.2.1",
             "method": "GET", "host": "a.example", "path": "/x", "protocol": "HTTP/1.1", "status": 200, "flags": "",
             "route": "users", "upstream": "u", "upstream_error": "", "target": "10.0.0.1:80", "attempts": 1, "duration_ms": 1234.567,
-            "upstream_ms": 0.007, "bytes_in": 0, "bytes_out": u64::MAX, "consumer": "alice",
+            "upstream_ms": 0.007, "bytes_in": 0, "bytes_out": u64::MAX, "consumer": "alice", "plugin": "limit",
             "user_agent": "say \"hi\" \\ \u{1}\u{fffd}\u{e4}", "revision": 7,
         });
         assert_eq!(line, expected);

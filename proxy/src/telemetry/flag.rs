@@ -24,10 +24,12 @@ pub enum Flag {
     UpstreamResetExhausted,
     UpstreamProtocol,
     UpstreamProtocolExhausted,
+    PluginPanicked,
+    PluginAborted,
 }
 
 impl Flag {
-    pub const ALL: [Flag; 17] = [
+    pub const ALL: [Flag; 19] = [
         Flag::None,
         Flag::NoRoute,
         Flag::NoHealthyUpstream,
@@ -45,6 +47,8 @@ impl Flag {
         Flag::UpstreamResetExhausted,
         Flag::UpstreamProtocol,
         Flag::UpstreamProtocolExhausted,
+        Flag::PluginPanicked,
+        Flag::PluginAborted,
     ];
 
     /// The flag for the same failure after the last permitted retry.
@@ -78,6 +82,8 @@ impl Flag {
             Flag::UpstreamResetExhausted => "UC,URX",
             Flag::UpstreamProtocol => "UPE",
             Flag::UpstreamProtocolExhausted => "UPE,URX",
+            Flag::PluginPanicked => "PP",
+            Flag::PluginAborted => "PA",
         }
     }
 }

@@ -1,20 +1,23 @@
 //! Request bodies in transit: streamed as they arrive, without boxing.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use signalbox_config::Name;
+use signalbox_plugin::{Abort, BodyFilter, Outcomes};
 
 use super::http1::link;
 use super::http2;
 use super::splice::Transfer;
 use crate::core::deadlines::{Deadline, Deadlines};
 use crate::core::failure::Failure;
+use crate::core::filters::{FilterError, FilteredError, Filters};
 use crate::core::idle::IdleTimeout;
 
 /// A body as the client sends it.
@@ -37,7 +40,22 @@ pub enum RequestBody {
         next: Option<Bytes>,
     },
     Stream(Box<Stream>),
+    /// A body that passes filters of plugins.
+    Filtered(Box<FilteredBody>),
 }
+
+/// A body that passes filters of plugins.
+#[derive(Debug)]
+pub struct FilteredBody {
+    body: RequestBody,
+    filters: Filters,
+    aborted: AbortedBy,
+    /// True once a part has passed: the filters cannot start over.
+    begun: bool,
+}
+
+/// Where the plugin stands whose filter has ended a body, with its answer; without one it has panicked.
+pub type AbortedBy = Rc<RefCell<Option<(Name, Option<Abort>)>>>;
 
 /// A body as it comes from the client.
 #[derive(Debug)]
@@ -148,6 +166,10 @@ pub enum RequestBodyError {
     Client(#[source] link::IncomingError),
     #[error("the client aborted the request")]
     ClientStream(#[source] h2::Error),
+    #[error("a plugin ended the request's body")]
+    PluginAborted,
+    #[error("a plugin panicked")]
+    PluginPanicked,
 }
 
 impl From<&RequestBodyError> for Failure {
@@ -156,6 +178,8 @@ impl From<&RequestBodyError> for Failure {
             RequestBodyError::TooLarge => Self::BodyTooLarge,
             RequestBodyError::Late => Self::BodyTimeout,
             RequestBodyError::Client(_) | RequestBodyError::ClientStream(_) => Self::ClientBroke,
+            RequestBodyError::PluginAborted => Self::PluginAborted,
+            RequestBodyError::PluginPanicked => Self::PluginPanicked,
         }
     }
 }
@@ -209,6 +233,24 @@ impl RequestBody {
         matches!(self, Self::Empty | Self::Whole(None))
     }
 
+    /// Lets the body pass a filter of `plugin`. What ends the body early is left in `aborted`.
+    pub fn add_filter(
+        &mut self,
+        filter: Box<dyn BodyFilter>,
+        plugin: &Name,
+        outcomes: &Outcomes,
+        aborted: &AbortedBy,
+    ) {
+        if let Self::Filtered(filtered) = self {
+            filtered.filters.push(filter, plugin, outcomes);
+            return;
+        }
+        let (body, aborted) = (std::mem::replace(self, Self::Empty), Rc::clone(aborted));
+        let mut filters = Filters::default();
+        filters.push(filter, plugin, outcomes);
+        *self = Self::Filtered(Box::new(FilteredBody { body, filters, aborted, begun: false }));
+    }
+
     /// Splices the next part. `None`: it has to be copied.
     pub fn poll_splice(
         &mut self,
@@ -217,14 +259,15 @@ impl RequestBody {
     ) -> Poll<Result<Option<usize>, RequestBodyError>> {
         match self {
             Self::Stream(stream) => stream.poll_splice(transfer, cx),
-            Self::Empty | Self::Whole(_) | Self::Replay { .. } => Poll::Ready(Ok(None)),
+            Self::Empty | Self::Whole(_) | Self::Replay { .. } | Self::Filtered(_) => Poll::Ready(Ok(None)),
         }
     }
 
     /// Buffers up to `cap` bytes while they pass, so that the body can be sent again.
     pub fn keep(&mut self, cap: usize) {
         match self {
-            Self::Empty | Self::Replay { .. } => {}
+            // What has passed a filter is not kept, so it is not sent again.
+            Self::Empty | Self::Replay { .. } | Self::Filtered(_) => {}
             Self::Whole(bytes) => {
                 let bytes = bytes.take().unwrap_or_default();
                 *self = Self::Replay { next: Some(bytes.clone()), bytes };
@@ -250,6 +293,7 @@ impl RequestBody {
         match self {
             Self::Empty => true,
             Self::Whole(_) => false,
+            Self::Filtered(filtered) => !filtered.begun,
             Self::Replay { bytes, next } => {
                 *next = Some(bytes.clone());
                 true
@@ -282,6 +326,8 @@ impl RequestBody {
                     done(bytes.clone());
                 }
             }
+            // The copy would have to pass the filters, too.
+            Self::Filtered(_) => drop(done),
             Self::Stream(stream) => {
                 if stream.incoming.size_hint().lower() <= cap as u64 {
                     stream.copy =
@@ -518,6 +564,28 @@ impl Stream {
     }
 }
 
+impl FilteredBody {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let body = &mut self.body;
+        let next = ready!(self.filters.poll(cx, |cx| Pin::new(&mut *body).poll_frame(cx)));
+        self.begun = true;
+        Poll::Ready(next.map(|next| {
+            next.map_err(|error| match error {
+                FilteredError::Source(error) => error,
+                FilteredError::Filter(FilterError::Aborted(plugin, abort)) => {
+                    self.aborted.replace(Some((plugin, Some(abort))));
+                    RequestBodyError::PluginAborted
+                }
+                FilteredError::Filter(FilterError::Panicked(plugin)) => {
+                    tracing::error!(%plugin, "a plugin panicked");
+                    self.aborted.replace(Some((plugin, None)));
+                    RequestBodyError::PluginPanicked
+                }
+            })
+        }))
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = RequestBodyError;
@@ -532,6 +600,7 @@ impl Body for RequestBody {
                 Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))))
             }
             Self::Stream(stream) => stream.poll(cx),
+            Self::Filtered(filtered) => filtered.poll(cx),
         }
     }
 
@@ -541,6 +610,7 @@ impl Body for RequestBody {
             Self::Whole(Some(bytes)) => bytes.is_empty(),
             Self::Replay { next, .. } => next.as_ref().is_none_or(Bytes::is_empty),
             Self::Stream(stream) => stream.is_end(),
+            Self::Filtered(filtered) => filtered.filters.is_end(),
         }
     }
 
@@ -550,6 +620,7 @@ impl Body for RequestBody {
             Self::Whole(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
             Self::Replay { next, .. } => SizeHint::with_exact(next.as_ref().map_or(0, Bytes::len) as u64),
             Self::Stream(stream) => stream.incoming.size_hint(),
+            Self::Filtered(_) => SizeHint::default(),
         }
     }
 }

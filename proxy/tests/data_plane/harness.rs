@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::{Rlimit, getrlimit, setrlimit};
 use signalbox_config::{Change, Resource, ResourceKey, RevisionId, Snapshot, document};
+use signalbox_plugin::Registry;
 use signalbox_plugins::builtin;
 use signalbox_proxy::proxy::{Proxy, Settings};
 use signalbox_proxy::source::{Candidate, DataPlane, Rejected};
@@ -67,6 +68,7 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 /// A data plane, and the revision that it serves.
 pub(crate) struct Harness {
     pub(crate) proxy: Arc<Proxy>,
+    types: Registry,
     snapshot: Snapshot,
 }
 
@@ -97,6 +99,7 @@ impl Harness {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener_overrides = BTreeMap::from([("http".to_owned(), any)]);
         let mut settings = Settings {
+            types: builtin().clone(),
             workers: 2,
             listener_overrides,
             max_requests: 1000,
@@ -110,8 +113,9 @@ impl Harness {
             dns_servers: Vec::new(),
         };
         change(&mut settings);
+        let types = settings.types.clone();
         let proxy = Proxy::start(settings).unwrap();
-        let mut harness = Self { proxy, snapshot: Snapshot::empty("test") };
+        let mut harness = Self { proxy, types, snapshot: Snapshot::empty("test") };
         harness.apply(document).expect("the document can be served");
         harness
     }
@@ -129,7 +133,7 @@ impl Harness {
         let mut after: BTreeMap<ResourceKey, Arc<Resource>> = BTreeMap::new();
         let listener = document::split("{kind: listener, name: http, address: '127.0.0.1:8080'}").unwrap();
         for entry in listener.into_iter().chain(document::split(document).expect("a document")) {
-            let resource = Resource::parse(entry.kind, entry.spec, builtin()).expect("a resource");
+            let resource = Resource::parse(entry.kind, entry.spec, &self.types).expect("a resource");
             after.insert(resource.key().clone(), Arc::new(resource));
         }
         let mut changes = Vec::new();

@@ -42,7 +42,7 @@ const PROXY: &[Layer] = &[
     ("upstreams", &["upstream"]),
     ("a revision's active form", &["active", "compile"]),
     ("requests", &["http"]),
-    ("workers", &["worker"]),
+    ("workers", &["tasks", "worker"]),
     ("the data plane as a whole", &["metrics", "proxy", "sockets"]),
     ("the program", &["admin", "run"]),
 ];

@@ -1,0 +1,94 @@
+//! Bodies on their way through a plugin, part by part.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use smallvec::SmallVec;
+
+use crate::flow::Reply;
+
+/// How a plugin wants to see a body.
+#[non_exhaustive]
+pub enum BodyWish {
+    /// Not at all: it passes as it comes.
+    Pass,
+    /// Whole, in memory, up to this many bytes. A larger request is answered 413, and in the place of a larger response the
+    /// client gets 502. Trailers are dropped.
+    Buffered(usize),
+    /// Part by part. The length of the body is then unknown.
+    Filter(Box<dyn BodyFilter>),
+}
+
+/// Changes a body while it passes. It lives until the body has passed, on the thread of one worker.
+///
+/// It may hold back parts, and must bound what it holds. What it puts out is sent at once.
+pub trait BodyFilter {
+    /// Ready when [`BodyFilter::on_data`] may be called. A filter that waits for something else than the body returns `Pending`,
+    /// and wakes the task; the body then waits, too.
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    /// Takes a part of the body.
+    fn on_data(&mut self, data: Bytes, out: &mut Output) -> Result<(), Abort>;
+
+    /// Nothing more has come for now. A filter that collects its output, such as an encoder, puts out what it has, so that the
+    /// receiver is not kept waiting by it.
+    fn on_pause(&mut self, _out: &mut Output) -> Result<(), Abort> {
+        Ok(())
+    }
+
+    /// The body is complete. `trailers` are those that come with it; what is there afterwards is sent on.
+    fn on_end(&mut self, _trailers: &mut HeaderMap, _out: &mut Output) -> Result<(), Abort> {
+        Ok(())
+    }
+}
+
+/// The parts of a body that a filter puts out.
+#[derive(Debug, Default)]
+pub struct Output(SmallVec<[Bytes; 2]>);
+
+impl Output {
+    /// Appends a part. An empty one is nothing.
+    pub fn push(&mut self, part: Bytes) {
+        if !part.is_empty() {
+            self.0.push(part);
+        }
+    }
+
+    /// Takes all parts out, in their order.
+    pub fn take(&mut self) -> impl Iterator<Item = Bytes> + use<> {
+        std::mem::take(&mut self.0).into_iter()
+    }
+}
+
+/// A filter ends a body early.
+///
+/// If the client has got nothing yet, it gets the `reply`. Otherwise its response is broken off.
+#[derive(Debug)]
+pub struct Abort {
+    /// The reason, for the log.
+    pub reason: Cow<'static, str>,
+    /// The answer in the place of one that has not begun.
+    pub reply: Box<Reply>,
+}
+
+impl Abort {
+    /// Ends a body for a `reason`, with `reply` for a client that has got nothing yet.
+    pub fn new(reason: impl Into<Cow<'static, str>>, reply: Reply) -> Self {
+        Self { reason: reason.into(), reply: Box::new(reply) }
+    }
+}
+
+impl fmt::Debug for BodyWish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pass => f.write_str("Pass"),
+            Self::Buffered(cap) => f.debug_tuple("Buffered").field(cap).finish(),
+            Self::Filter(_) => f.write_str("Filter"),
+        }
+    }
+}

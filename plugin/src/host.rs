@@ -1,0 +1,155 @@
+//! What a host of plugins needs beyond what plugins do: the proxy, and the test harness. It is no part of the promise that the
+//! rest of this crate makes to plugins.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::{request, response};
+use signalbox_config::{ClientCertificate, Name};
+
+use crate::clock::Clock;
+use crate::consumers::Consumers;
+use crate::exchange::Exchange;
+pub use crate::exchange::{Kept, PluginKey};
+use crate::log_record::{LogRecord, Scope};
+use crate::metrics::Outcomes;
+use crate::outbound::Outbound;
+use crate::plugin::Plugin;
+use crate::request::{Origin, PluginRequest, PluginResponse};
+
+/// The parts of a [`PluginRequest`].
+pub struct RequestFields<'r> {
+    /// See [`PluginRequest::head`].
+    pub head: &'r mut request::Parts,
+    /// See [`PluginRequest::route`].
+    pub route: &'r Name,
+    /// See [`PluginRequest::upstream`].
+    pub upstream: Option<&'r Name>,
+    /// See [`PluginRequest::client`].
+    pub client: IpAddr,
+    /// See [`PluginRequest::https`].
+    pub https: bool,
+    /// See [`PluginRequest::certificate`].
+    pub certificate: Option<&'r ClientCertificate>,
+    /// See [`PluginRequest::now`].
+    pub now: Duration,
+    /// See [`PluginRequest::clock`].
+    pub clock: &'r Clock,
+    /// See [`PluginRequest::consumers`].
+    pub consumers: &'r Consumers,
+    /// See [`PluginRequest::outbound`].
+    pub outbound: &'r Outbound,
+    /// See [`PluginRequest::exchange`].
+    pub exchange: &'r mut Exchange,
+    /// The worker that counts outcomes.
+    pub worker: usize,
+}
+
+/// The parts of a [`PluginResponse`].
+pub struct ResponseFields<'r> {
+    /// See [`PluginResponse::head`].
+    pub head: &'r mut response::Parts,
+    /// See [`PluginResponse::origin`].
+    pub origin: Origin,
+    /// See [`PluginResponse::size`].
+    pub size: Option<u64>,
+    /// See [`PluginResponse::request`].
+    pub request: &'r request::Parts,
+    /// See [`PluginResponse::route`].
+    pub route: Option<&'r Name>,
+    /// See [`PluginResponse::clock`].
+    pub clock: &'r Clock,
+    /// See [`PluginResponse::outbound`].
+    pub outbound: &'r Outbound,
+    /// See [`PluginResponse::exchange`].
+    pub exchange: &'r mut Exchange,
+    /// The worker that counts outcomes.
+    pub worker: usize,
+}
+
+/// The key of a plugin's state in an exchange.
+#[inline]
+pub fn key_of(plugin: &dyn Plugin) -> PluginKey {
+    PluginKey(std::ptr::from_ref(plugin).cast::<()>().addr())
+}
+
+/// Makes a request for hooks.
+#[inline]
+pub fn request(fields: RequestFields<'_>) -> PluginRequest<'_> {
+    let RequestFields { head, route, upstream, client, https, certificate, now, .. } = fields;
+    let RequestFields { clock, consumers, outbound, exchange, worker, .. } = fields;
+    PluginRequest {
+        head,
+        route,
+        upstream,
+        client,
+        https,
+        certificate,
+        now,
+        clock,
+        consumers,
+        outbound,
+        exchange,
+        outcomes: None,
+        worker,
+    }
+}
+
+/// Makes a response for the hook of `plugin`.
+pub fn response<'r>(
+    fields: ResponseFields<'r>,
+    plugin: &dyn Plugin,
+    outcomes: &'r Outcomes,
+    saw_request: bool,
+) -> PluginResponse<'r> {
+    let ResponseFields { head, origin, size, request, route, clock, outbound, exchange, worker } = fields;
+    exchange.current = key_of(plugin);
+    PluginResponse {
+        head,
+        origin,
+        saw_request,
+        size,
+        request,
+        route,
+        clock,
+        outbound,
+        exchange,
+        outcomes: Some(outcomes),
+        worker,
+    }
+}
+
+/// The next hook is one of `plugin`.
+#[inline]
+pub fn enter<'r>(request: &mut PluginRequest<'r>, plugin: &dyn Plugin, outcomes: &'r Outcomes) {
+    request.exchange.current = key_of(plugin);
+    request.outcomes = Some(outcomes);
+}
+
+/// The next hook of a request without a route is one of `plugin`.
+pub fn enter_exchange(exchange: &mut Exchange, plugin: &dyn Plugin) {
+    exchange.current = key_of(plugin);
+}
+
+/// Puts the headers of the identity into the request's head, now and whenever one is noted: a plugin follows that uses them.
+pub fn stop_deferring_identity(request: &mut PluginRequest<'_>) {
+    if std::mem::take(&mut request.exchange.defers_identity) {
+        request.write_identity();
+    }
+}
+
+/// Takes out what plugins want kept to the end of the exchange.
+pub fn take_kept(exchange: &mut Exchange) -> Kept {
+    exchange.take_kept()
+}
+
+/// Tells a plugin's `on_log` what is its own.
+pub fn enter_log<'r>(
+    record: &mut LogRecord<'r>,
+    key: PluginKey,
+    kept: Option<&'r Kept>,
+    outcomes: &'r Outcomes,
+    worker: usize,
+) {
+    record.scope = Scope { kept: kept.map(|kept| (kept, key)), outcomes: Some((outcomes, worker)) };
+}

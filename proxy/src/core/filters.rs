@@ -1,0 +1,230 @@
+//! The filters of plugins that a body passes.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
+use signalbox_config::Name;
+use signalbox_plugin::{Abort, BodyFilter, Outcomes, Output};
+
+/// Filters, in the order in which a body passes them, and what has passed them all.
+#[derive(Default)]
+pub struct Filters {
+    stages: Vec<Stage>,
+    passed: VecDeque<Bytes>,
+    /// The trailers, once the body has ended.
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    /// True if a filter may hold something back since the last pause.
+    is_holding: bool,
+}
+
+struct Stage {
+    filter: Box<dyn BodyFilter>,
+    plugin: Name,
+    outcomes: Outcomes,
+}
+
+/// Why a body does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    #[error("plugin {0} ended the body: {reason}", reason = .1.reason)]
+    Aborted(Name, Abort),
+    #[error("plugin {0} panicked")]
+    Panicked(Name),
+}
+
+/// The error of a body that passes filters.
+#[derive(Debug)]
+pub enum FilteredError<E> {
+    Source(E),
+    Filter(FilterError),
+}
+
+/// A call of a filter with the place for its output.
+type Step<'s> = &'s mut dyn FnMut(&mut dyn BodyFilter, &mut Output) -> Result<(), Abort>;
+
+impl Filters {
+    pub fn is_empty(&self) -> bool {
+        self.stages.is_empty()
+    }
+
+    /// Adds a filter of `plugin` behind the others.
+    pub fn push(&mut self, filter: Box<dyn BodyFilter>, plugin: &Name, outcomes: &Outcomes) {
+        self.stages.push(Stage { filter, plugin: plugin.clone(), outcomes: outcomes.clone() });
+    }
+
+    /// The next part of the body that `source` has.
+    pub fn poll<E>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut source: impl FnMut(&mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, E>>>,
+    ) -> Poll<Option<Result<Frame<Bytes>, FilteredError<E>>>> {
+        loop {
+            if let Some(part) = self.passed.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(part))));
+            }
+            if self.ended {
+                return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+            }
+            if let Err(error) = ready!(self.poll_ready(cx)) {
+                return Poll::Ready(Some(Err(FilteredError::Filter(error))));
+            }
+            let passed = match source(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.pass(data),
+                    Err(frame) => self.end(frame.into_trailers().unwrap_or_default()),
+                },
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(FilteredError::Source(error)))),
+                Poll::Ready(None) => self.end(HeaderMap::new()),
+                Poll::Pending if std::mem::take(&mut self.is_holding) => {
+                    match self.run(Vec::new(), &mut |filter, out| filter.on_pause(out)) {
+                        Ok(()) if self.passed.is_empty() => return Poll::Pending,
+                        passed => passed,
+                    }
+                }
+                Poll::Pending => return Poll::Pending,
+            };
+            if let Err(error) = passed {
+                return Poll::Ready(Some(Err(FilteredError::Filter(error))));
+            }
+        }
+    }
+
+    /// True if nothing is left of the body.
+    pub fn is_end(&self) -> bool {
+        self.ended && self.passed.is_empty() && self.trailers.is_none()
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), FilterError>> {
+        for stage in &mut self.stages {
+            let is_ready = catch_unwind(AssertUnwindSafe(|| stage.filter.poll_ready(cx).is_ready()));
+            match is_ready {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(_) => return Poll::Ready(Err(panicked(&stage.plugin, &stage.outcomes))),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn pass(&mut self, data: Bytes) -> Result<(), FilterError> {
+        self.is_holding = true;
+        self.run(vec![data], &mut |_, _| Ok(()))
+    }
+
+    fn end(&mut self, mut trailers: HeaderMap) -> Result<(), FilterError> {
+        self.run(Vec::new(), &mut |filter, out| filter.on_end(&mut trailers, out))?;
+        self.ended = true;
+        self.trailers = (!trailers.is_empty()).then_some(trailers);
+        Ok(())
+    }
+
+    /// Passes `parts` through all filters, and takes a step with each behind what the one before it has put out.
+    fn run(&mut self, mut parts: Vec<Bytes>, step: Step<'_>) -> Result<(), FilterError> {
+        for Stage { filter, plugin, outcomes } in &mut self.stages {
+            let mut out = Output::default();
+            let ran = catch_unwind(AssertUnwindSafe(|| {
+                parts.drain(..).try_for_each(|part| filter.on_data(part, &mut out))?;
+                step(&mut **filter, &mut out)
+            }));
+            match ran {
+                Ok(Ok(())) => parts.extend(out.take()),
+                Ok(Err(abort)) => return Err(FilterError::Aborted(plugin.clone(), abort)),
+                Err(_) => return Err(panicked(plugin, outcomes)),
+            }
+        }
+        self.passed.extend(parts);
+        Ok(())
+    }
+}
+
+#[cold]
+fn panicked(plugin: &Name, outcomes: &Outcomes) -> FilterError {
+    outcomes.count(0, Outcomes::PANICKED);
+    FilterError::Panicked(plugin.clone())
+}
+
+impl std::fmt::Debug for Filters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.stages.iter().map(|stage| &stage.plugin)).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// Says everything twice, and keeps the second time back until there is a pause.
+    #[derive(Default)]
+    struct Echo(Vec<Bytes>);
+
+    impl BodyFilter for Echo {
+        fn on_data(&mut self, data: Bytes, out: &mut Output) -> Result<(), Abort> {
+            assert!(data != "panic");
+            self.0.push(data.clone());
+            out.push(data);
+            Ok(())
+        }
+
+        fn on_pause(&mut self, out: &mut Output) -> Result<(), Abort> {
+            self.0.drain(..).for_each(|part| out.push(part));
+            Ok(())
+        }
+
+        fn on_end(&mut self, trailers: &mut HeaderMap, out: &mut Output) -> Result<(), Abort> {
+            trailers.insert("x-echoes", 1.into());
+            self.on_pause(out)
+        }
+    }
+
+    /// What comes out when these parts come in; an empty one is a pause.
+    fn filtered(parts: &[&'static str], filters: usize) -> Vec<String> {
+        let mut all = Filters::default();
+        let (name, outcomes) = ("echo".parse().unwrap(), Outcomes::new(&[], 1));
+        (0..filters).for_each(|_| all.push(Box::<Echo>::default(), &name, &outcomes));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut parts = parts.iter();
+        let mut seen = Vec::new();
+        loop {
+            let next = all.poll(&mut cx, |_| match parts.next() {
+                Some(&"") => Poll::Pending,
+                Some(part) => {
+                    Poll::Ready(Some(Ok::<_, ()>(Frame::data(Bytes::from_static(part.as_bytes())))))
+                }
+                None => Poll::Ready(None),
+            });
+            match next {
+                Poll::Pending => seen.push("…".to_owned()),
+                Poll::Ready(None) => return seen,
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => seen.push(String::from_utf8(data.to_vec()).unwrap()),
+                    Err(frame) => seen.push(format!("{:?}", frame.into_trailers().unwrap())),
+                },
+                Poll::Ready(Some(Err(FilteredError::Filter(error)))) => {
+                    seen.push(error.to_string());
+                    return seen;
+                }
+                Poll::Ready(Some(Err(FilteredError::Source(())))) => panic!("the source has no errors"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_held_back_comes_at_a_pause_and_at_the_end() {
+        let trailers = "{\"x-echoes\": \"1\"}";
+        assert_eq!(filtered(&["a", "b", "", "", "c"], 1), ["a", "b", "a", "b", "…", "c", "c", trailers]);
+        assert_eq!(filtered(&["a"], 2), ["a", "a", "a", "a", trailers]);
+        assert_eq!(filtered(&[], 1), [trailers]);
+    }
+
+    #[test]
+    fn a_filter_that_panics_ends_the_body() {
+        assert_eq!(filtered(&["a", "panic"], 1), ["a", "plugin echo panicked"]);
+    }
+}

@@ -1,0 +1,273 @@
+//! The way of a response through the plugins.
+//!
+//! Whoever answers, a target, a plugin or the proxy itself, the response passes all plugins of the request that have a hook for it,
+//! in the reverse order of the way in. A type may have a place of its own there.
+
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{header, request};
+use http_body::Frame;
+use signalbox_plugin::host::{self, ResponseFields};
+use signalbox_plugin::precedence::response_order;
+use signalbox_plugin::{
+    BodyWish, Exchange as PluginNotes, Flow, Hooks, Outcomes, PluginResponse, Reply as PluginReply,
+};
+use smallvec::SmallVec;
+
+use super::exchange::Exchange;
+use super::finalise::{has_no_body, prepare};
+use super::outbound;
+use super::plugins::{Chains, PluginState, panicked};
+use super::problem;
+use super::reply::{Content, Reply};
+use super::worker_context::Serving;
+use crate::active::Step;
+use crate::core::failure::Failure;
+use crate::core::filters::{FilteredError, Filters};
+use crate::upstream::TargetBody;
+use crate::wire::body::joined;
+
+/// What a response belongs to.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'w, 'a> {
+    pub(super) exchange: &'w Exchange,
+    pub(super) serving: &'a Rc<Serving>,
+    /// The head of the request, as it was sent on.
+    pub(super) head: &'w request::Parts,
+    pub(super) is_head: bool,
+    /// True if a plugin has panicked on the way in; it is not called again.
+    pub(super) has_panicked: bool,
+}
+
+/// A response on its way out.
+pub(super) struct Outgoing {
+    pub(super) reply: Reply,
+    /// The filters that its body is to pass.
+    pub(super) filters: Filters,
+    /// A target's body that was read to its end.
+    pub(super) spent: Option<TargetBody>,
+    /// The failure that took the place of the response on the way.
+    pub(super) failure: Option<Failure>,
+}
+
+impl Outgoing {
+    pub(super) fn new(reply: Reply) -> Self {
+        Self { reply, filters: Filters::default(), spent: None, failure: None }
+    }
+}
+
+/// Passes a response through the plugins.
+#[inline]
+pub(super) async fn run_response_plugins<'a>(
+    way: Way<'_, 'a>,
+    out: &mut Outgoing,
+    state: &mut Option<PluginState<'a>>,
+) {
+    if state.is_none() {
+        let chains = Chains::of(way.exchange, way.serving, None);
+        let Some(chains) = chains.filter(|chains| chains.have(Hooks::WAY_BACK)) else { return };
+        *state = Some(PluginState::new(&chains));
+    }
+    if let Some(state) = state.as_mut().filter(|state| state.has(Hooks::WAY_BACK)) {
+        run(way, out, state).await;
+    }
+}
+
+async fn run<'a>(way: Way<'_, 'a>, out: &mut Outgoing, state: &mut PluginState<'a>) {
+    let PluginState { notes, walk, current, .. } = state;
+    let plugins = walk.plugins().filter(|(step, _)| step.hooks.intersects(Hooks::WAY_BACK));
+    let mut steps: SmallVec<[(&Step, bool); 6]> = plugins.collect();
+    steps.sort_by(|(one, _), (other, _)| response_order(*one, *other));
+    if let Some(panicked) = current.filter(|_| way.has_panicked) {
+        steps.retain(|(step, _)| !std::ptr::eq(*step, panicked));
+    }
+    let mut steps = steps.into_iter();
+    // Each turn but the last ends with a panic.
+    loop {
+        let hooks = async {
+            for (step, saw_request) in steps.by_ref() {
+                *current = Some(step);
+                if let Err(failure) = meet(way, out, notes, step, saw_request).await {
+                    way.exchange.set_plugin(&step.name);
+                    out.fail(way, failure);
+                }
+            }
+        };
+        if AssertUnwindSafe(hooks).catch_unwind().await.is_ok() {
+            return;
+        }
+        let failure = panicked(way.exchange, *current);
+        out.fail(way, failure);
+    }
+}
+
+/// Passes a response through the hooks of one plugin.
+async fn meet(
+    way: Way<'_, '_>,
+    out: &mut Outgoing,
+    notes: &mut PluginNotes,
+    step: &Step,
+    saw_request: bool,
+) -> Result<(), Failure> {
+    if step.hooks.intersects(Hooks::RESPONSE) {
+        let mut response = out.response(way, notes, step, saw_request);
+        let flow = step.plugin.on_response(&mut response);
+        if let Some(reply) = resolve(way, step, flow).await? {
+            out.replace(way, Reply::of_plugin(*reply, way.exchange.request.request_id()));
+        }
+    }
+    if !step.hooks.intersects(Hooks::RESPONSE_BODY) || !out.has_body(way) {
+        return Ok(());
+    }
+    match step.plugin.response_body(&mut out.response(way, notes, step, saw_request)) {
+        BodyWish::Buffered(cap) => {
+            let mut whole = Box::pin(out.read_whole(way, cap)).await?;
+            let mut response = out.response(way, notes, step, saw_request);
+            let flow = step.plugin.on_response_body(&mut response, &mut whole);
+            match resolve(way, step, flow).await? {
+                Some(reply) => out.replace(way, Reply::of_plugin(*reply, way.exchange.request.request_id())),
+                None => out.reply.content = Content::Whole(whole),
+            }
+        }
+        BodyWish::Filter(filter) => {
+            out.reply.parts.headers.remove(header::CONTENT_LENGTH);
+            out.filters.push(filter, &step.name, &step.stats.outcomes);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Waits for a plugin's decision. Returns `Some` if its answer takes the place of the response.
+async fn resolve(way: Way<'_, '_>, step: &Step, flow: Flow<'_>) -> Result<Option<Box<PluginReply>>, Failure> {
+    let decided = match flow {
+        Flow::Wait(future) => {
+            step.stats.note_wait();
+            way.exchange.in_time(future).await?
+        }
+        flow => flow,
+    };
+    match decided {
+        Flow::Continue => Ok(None),
+        Flow::Respond(reply) => {
+            step.stats.outcomes.count(way.exchange.request.downstream.worker.index, Outcomes::ANSWERED);
+            way.exchange.set_plugin(&step.name);
+            Ok(Some(reply))
+        }
+        Flow::Wait(_) => Err(Failure::Misconfigured),
+    }
+}
+
+impl Outgoing {
+    /// The response as the hook of `step` gets it.
+    fn response<'r>(
+        &'r mut self,
+        way: Way<'r, 'r>,
+        notes: &'r mut PluginNotes,
+        step: &'r Step,
+        saw_request: bool,
+    ) -> PluginResponse<'r> {
+        let size = match &self.reply.content {
+            _ if !self.filters.is_empty() => None,
+            Content::Whole(bytes) => Some(bytes.len() as u64),
+            Content::Target(body) => body.size_hint().exact(),
+            Content::Switched(_) => None,
+        };
+        let worker = &way.exchange.request.downstream.worker;
+        let fields = ResponseFields {
+            head: &mut self.reply.parts,
+            origin: self.reply.origin,
+            size,
+            request: way.head,
+            route: way.exchange.request.route().map(|route| &route.route().name),
+            clock: &worker.shared.clock,
+            outbound: outbound::under(way.serving, worker),
+            exchange: notes,
+            worker: worker.index,
+        };
+        host::response(fields, &*step.plugin, &step.stats.outcomes, saw_request)
+    }
+
+    /// True if a body follows the head.
+    fn has_body(&self, way: Way<'_, '_>) -> bool {
+        !way.is_head
+            && !has_no_body(self.reply.parts.status)
+            && match &self.reply.content {
+                Content::Whole(bytes) => !bytes.is_empty(),
+                Content::Target(body) => !body.is_end(),
+                Content::Switched(_) => false,
+            }
+    }
+
+    /// Puts another response in the place of this one.
+    fn replace(&mut self, way: Way<'_, '_>, mut reply: Reply) {
+        self.filters = Filters::default();
+        prepare(&mut reply, way.exchange);
+        let before = std::mem::replace(&mut self.reply, reply);
+        if let Content::Target(body) = before.content
+            && body.is_end()
+        {
+            self.spent = Some(body);
+        }
+    }
+
+    /// Puts a failure in the place of the response.
+    fn fail(&mut self, way: Way<'_, '_>, failure: Failure) {
+        let (status, detail) = (failure.status(), failure.detail());
+        let response = problem::response(status, detail, way.exchange.request.request_id());
+        self.replace(way, Reply::of_proxy(response));
+        self.failure = Some(failure);
+    }
+
+    /// Reads the body, up to `cap` bytes.
+    async fn read_whole(&mut self, way: Way<'_, '_>, cap: usize) -> Result<Bytes, Failure> {
+        let content = std::mem::replace(&mut self.reply.content, Content::Whole(Bytes::new()));
+        let mut source = match content {
+            Content::Whole(bytes) if self.filters.is_empty() => {
+                return if bytes.len() > cap { Err(Failure::ResponseTooLarge) } else { Ok(bytes) };
+            }
+            content => Some(content),
+        };
+        let mut filters = std::mem::take(&mut self.filters);
+        self.reply.parts.headers.remove(header::TRAILER);
+        self.reply.parts.headers.remove(header::CONTENT_LENGTH);
+        let (mut parts, mut size): (Vec<Bytes>, usize) = (Vec::new(), 0);
+        loop {
+            let next = poll_fn(|cx| {
+                filters.poll(cx, |cx| match &mut source {
+                    Some(Content::Whole(bytes)) => {
+                        let part = std::mem::take(bytes);
+                        source = None;
+                        Poll::Ready(Some(Ok(Frame::data(part))))
+                    }
+                    Some(Content::Target(body)) => body.poll(cx),
+                    Some(Content::Switched(_)) | None => Poll::Ready(None),
+                })
+            });
+            match way.exchange.in_time(next).await? {
+                None => break,
+                Some(Ok(frame)) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    size += data.len();
+                    if size > cap {
+                        return Err(Failure::ResponseTooLarge);
+                    }
+                    parts.push(data);
+                }
+                Some(Err(FilteredError::Source(_))) => return Err(Failure::Reset),
+                Some(Err(FilteredError::Filter(error))) => {
+                    return Err(way.exchange.note_filter_error(&error));
+                }
+            }
+        }
+        if let Some(Content::Target(body)) = source {
+            self.spent = Some(body);
+        }
+        Ok(joined(parts))
+    }
+}

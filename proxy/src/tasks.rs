@@ -1,0 +1,119 @@
+//! The thread that runs the tasks of plugins, with connections of its own.
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use signalbox_plugin::tasks::{Spawner, Work};
+use signalbox_plugin::{Logger, TaskContext};
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::error;
+
+use crate::http::outbound;
+use crate::http::worker_context::{Shared, WorkerContext};
+
+/// A task that is to be run until it is over or cancelled.
+pub struct NewTask {
+    name: String,
+    log: Logger,
+    work: Work,
+    cancelled: CancellationToken,
+}
+
+/// Hands tasks to the thread.
+pub struct TaskSender(mpsc::UnboundedSender<NewTask>);
+
+/// The tasks that wait for the thread.
+pub type TaskReceiver = mpsc::UnboundedReceiver<NewTask>;
+
+/// A running task; dropping it ends the task.
+struct Handle {
+    _cancel: DropGuard,
+}
+
+/// The pause before a task that panicked is started anew: from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A task that ran for so long has recovered.
+const RECOVERED: Duration = Duration::from_secs(60);
+
+/// The interval at which expired connections are closed and an old revision is released.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// The two ends between those who start tasks and the thread.
+pub fn channel() -> (TaskSender, TaskReceiver) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (TaskSender(sender), receiver)
+}
+
+impl Spawner for TaskSender {
+    fn spawn(&self, name: String, log: Logger, work: Work) -> Box<dyn Send + Sync> {
+        let cancelled = CancellationToken::new();
+        let handle = Handle { _cancel: cancelled.clone().drop_guard() };
+        // The thread is gone only when the proxy ends.
+        let _ = self.0.send(NewTask { name, log, work, cancelled });
+        Box::new(handle)
+    }
+}
+
+/// Runs the tasks that come until `stop`. `index` is the number by which the thread counts.
+pub fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    mut tasks: TaskReceiver,
+    stop: &CancellationToken,
+) -> io::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+    runtime.block_on(async {
+        let context = Rc::new(WorkerContext::new(index, shared));
+        tokio::task::spawn_local(Rc::clone(&context.deadlines).run());
+        tokio::task::spawn_local(sweep(Rc::clone(&context)));
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                task = tasks.recv() => match task {
+                    Some(task) => drop(tokio::task::spawn_local(supervise(task, Rc::clone(&context)))),
+                    None => return,
+                },
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Runs a task until it returns or is cancelled, and starts it anew when it panics.
+async fn supervise(task: NewTask, context: Rc<WorkerContext>) {
+    let NewTask { name, log, work, cancelled } = task;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let clock = context.shared.clock.clone();
+        let began = Instant::now();
+        let attempt = async { work(TaskContext::new(clock, outbound::latest(&context), log.clone())).await };
+        tokio::select! {
+            () = cancelled.cancelled() => return,
+            ended = AssertUnwindSafe(attempt).catch_unwind() => if ended.is_ok() { return },
+        }
+        error!(plugin = %log.plugin(), task = name, again_in = ?pause, "a task of a plugin panicked");
+        tokio::select! {
+            () = cancelled.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = if began.elapsed() > RECOVERED { FIRST_PAUSE } else { (2 * pause).min(LONGEST_PAUSE) };
+    }
+}
+
+async fn sweep(context: Rc<WorkerContext>) {
+    let mut interval = tokio::time::interval(SWEEP);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        context.pool.sweep(Instant::now());
+        drop(context.serving());
+    }
+}
