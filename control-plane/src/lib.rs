@@ -8,6 +8,7 @@ mod clock;
 mod compute;
 mod locked;
 pub mod metrics;
+mod program;
 pub mod publish;
 pub mod rest;
 pub mod rollout;
@@ -15,3 +16,5 @@ pub mod serve;
 pub mod store;
 pub mod writer;
 pub mod xds;
+
+pub use program::run;

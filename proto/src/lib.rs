@@ -51,6 +51,9 @@ pub const RESOURCE_TYPE_URL: &str = "type.googleapis.com/signalbox.config.v1.Res
 /// it tells a proxy that was started again from two that share a node id.
 pub const PROCESS_HEADER: &str = "signalbox-process";
 
+/// The category of those `Node.extensions` that are plugin types.
+pub const PLUGIN_TYPES: &str = "signalbox.plugin_types";
+
 /// The header of a stream of counts in which a proxy says its node id.
 pub const NODE_HEADER: &str = "signalbox-node";
 

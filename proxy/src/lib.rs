@@ -27,3 +27,13 @@ pub mod telemetry;
 pub mod upstream;
 pub mod wire;
 pub mod worker;
+
+use std::process::ExitCode;
+
+use signalbox_plugin::{Registry, RegistryError};
+use signalbox_process::arguments;
+
+/// Runs the program of a proxy that knows these plugin types, with the arguments of the process.
+pub fn run(types: Result<Registry, RegistryError>) -> ExitCode {
+    signalbox_process::run(|| run::run(arguments::parse(), types?))
+}

@@ -1,10 +1,10 @@
 use std::process::ExitCode;
 
-use signalbox_process::arguments;
+use signalbox_plugins::builtin;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    signalbox_process::run(|| signalbox_proxy::run::run(arguments::parse()))
+    signalbox_proxy::run(Ok(builtin().clone()))
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use signalbox_plugins::builtin;
+use signalbox_plugin::Registry;
 use signalbox_process::limits::{self, OpenFiles};
 use signalbox_process::{health, log};
 use tokio::net::TcpListener;
@@ -53,7 +53,7 @@ const WORKER_CONNECTIONS: u64 = 2048;
 const MAX_WANTED_CONNECTIONS: u64 = 32_768;
 
 /// Runs a proxy until it is told to end and has drained.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: Args, types: Registry) -> Result<()> {
     if args.process.check_health {
         return health::check(args.admin_address, None);
     }
@@ -70,13 +70,13 @@ pub fn run(args: Args) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(serve(args, workers));
+    let result = runtime.block_on(serve(args, types, workers));
     // Name lookups cannot be cancelled, and nothing waits for them.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
-async fn serve(args: Args, workers: usize) -> Result<()> {
+async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     limits::survive_file_size_limit()?;
     let OpenFilesUse { max_connections, pipes } = use_open_files(workers, args.max_connections)?;
     let access_log = access_log::start(&args.access_log).context("cannot open the access log")?;
@@ -90,7 +90,7 @@ async fn serve(args: Args, workers: usize) -> Result<()> {
     let (mut inherited, predecessor) = taken.unzip();
     let admin_socket = inherited.as_mut().and_then(|inherited| admin_socket(inherited, args.admin_address));
     let proxy = Proxy::start(Settings {
-        types: builtin().clone(),
+        types: types.clone(),
         workers,
         listener_overrides: args.listener_overrides(),
         max_requests: args.max_requests.get(),
@@ -133,7 +133,7 @@ async fn serve(args: Args, workers: usize) -> Result<()> {
     }
     // From here on a signal is an orderly end, before the first start marker is written.
     let end_signal = end_signal()?;
-    let source = source_of(args, retry);
+    let source = source_of(args, types, retry);
     let mut source = tokio::spawn(source::run(source, data_plane, status, stop_source.clone()));
     tokio::select! {
         () = end_signal => drain.cancel(),
@@ -339,15 +339,16 @@ async fn drop_retired(proxy: Arc<Proxy>) {
     }
 }
 
-fn source_of(args: Args, retry: Arc<Notify>) -> Source {
+fn source_of(args: Args, types: Registry, retry: Arc<Notify>) -> Source {
     match args.config {
-        Some(path) => Source::File { path, fleet: args.fleet.as_str().to_owned() },
+        Some(path) => Source::File { path, fleet: args.fleet.as_str().to_owned(), types },
         None => Source::ControlPlanes(Box::new(ControlPlanes {
             addresses: args.control_plane,
             token: args.token,
             tls: Tls { ca: args.tls_ca, identity: args.tls_cert.zip(args.tls_key) },
             node_id: args.node_id.map(|id| id.to_string()),
             fleet: args.fleet.as_str().to_owned(),
+            types,
             labels: args.labels.into_iter().map(|label| (label.key, label.value)).collect(),
             data_dir: args.data_dir,
             crash_loops: CrashLoops {

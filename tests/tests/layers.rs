@@ -47,7 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "signalbox-process",
         ],
     ),
-    ("signalbox-tests", &["signalbox-plugins", "signalbox-config", "signalbox-proto"]),
+    ("signalbox-tests", &["signalbox-plugin", "signalbox-plugins", "signalbox-config", "signalbox-proto"]),
     ("signalbox-bench", &["signalbox-tests", "signalbox-plugins", "signalbox-config", "signalbox-proto"]),
 ];
 

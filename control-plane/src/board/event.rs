@@ -140,4 +140,7 @@ pub struct Node {
     pub version: String,
     /// Where its stream comes from.
     pub address: String,
+    /// The plugin types that it knows, sorted; `None`: it does not say.
+    #[serde(default)]
+    pub plugin_types: Option<Arc<[Box<str>]>>,
 }

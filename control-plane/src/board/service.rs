@@ -125,6 +125,12 @@ impl Board {
         self.state().proxies()
     }
 
+    /// The number of connected proxies, of fleets that `concerns` names, which do not know a plugin type. One that does not say
+    /// what it knows is not among them.
+    pub fn proxies_without(&self, plugin_type: &str, concerns: impl Fn(&str) -> bool) -> usize {
+        self.state().proxies_without(plugin_type, concerns)
+    }
+
     /// One proxy.
     pub fn proxy(&self, id: &str) -> Option<ProxyStatus> {
         self.state().proxy(id)

@@ -519,6 +519,7 @@ mod tests {
 
     fn opened(id: &str) -> Event {
         let node = Node {
+            plugin_types: None,
             id: id.into(),
             fleet: "default".into(),
             labels: Default::default(),

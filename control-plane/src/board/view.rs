@@ -19,6 +19,16 @@ impl State {
         proxies
     }
 
+    pub(super) fn proxies_without(&self, plugin_type: &str, concerns: impl Fn(&str) -> bool) -> usize {
+        let lacks = |proxy: &&Proxy| {
+            let known = proxy.node.plugin_types.as_deref();
+            let lacks =
+                |types: &[Box<str>]| types.binary_search_by(|known| (**known).cmp(plugin_type)).is_err();
+            proxy.connected && known.is_some_and(lacks) && concerns(&proxy.node.fleet)
+        };
+        self.proxies.values().filter(lacks).count()
+    }
+
     pub(super) fn proxy(&self, id: &str) -> Option<ProxyStatus> {
         self.proxies.get(id).map(|proxy| self.status(proxy))
     }

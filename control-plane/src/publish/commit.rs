@@ -74,6 +74,7 @@ impl CommitGuard<'_> {
     async fn follow_log(&mut self) -> Result<(), StoreError> {
         let Publisher { store, metrics, .. } = self.publisher;
         let mut published = self.publisher.current();
+        let types = published.types.clone();
         // Read before the head, so that the log has every revision that a decision refers to.
         let version = published.assigned.version;
         let decisions = metrics.store_call("fleet_targets", store.fleet_targets(version)).await?;
@@ -86,7 +87,7 @@ impl CommitGuard<'_> {
                 revision = head.number,
                 "the database had lost revisions that were published; the whole set is loaded again"
             );
-            self.publisher.publish(load(store, metrics).await?, Vec::new());
+            self.publisher.publish(load(store, metrics, &types).await?, Vec::new());
             self.publisher.lost.store(false, Ordering::Relaxed);
             self.publisher.reloaded.send_modify(|count| *count += 1);
             return Ok(());
@@ -96,7 +97,7 @@ impl CommitGuard<'_> {
                 from = %known.epoch, to = %head.epoch, revision = head.number,
                 "the database has a new epoch; the whole set is loaded again"
             );
-            self.publisher.publish(load(store, metrics).await?, Vec::new());
+            self.publisher.publish(load(store, metrics, &types).await?, Vec::new());
             return Ok(());
         }
         if head.number < known.number {

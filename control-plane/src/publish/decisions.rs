@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use signalbox_config::{Change, Relations, Resource, RevisionId};
-use signalbox_plugins::builtin;
 use signalbox_rollout::FleetTarget;
 
 use super::published::{Assigned, Published};
@@ -107,7 +106,7 @@ pub(super) async fn earlier(
             if same {
                 continue;
             }
-            match Resource::from_stored(stored.key.kind, &stored.spec, builtin()) {
+            match Resource::from_stored(stored.key.kind, &stored.spec, &current.types) {
                 Ok(resource) => changes.push(Change::Put(Arc::new(resource))),
                 Err(errors) => {
                     // The current version is another one.

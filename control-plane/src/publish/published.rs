@@ -8,7 +8,7 @@ use signalbox_config::{
     Assignment, Body, Change, FieldError, Kind, Name, Relations, Resource, ResourceKey, RevisionId,
     RolloutPolicy, RouteIndex, Snapshot, Strategy,
 };
-use signalbox_plugins::builtin;
+use signalbox_plugin::Registry;
 use signalbox_rollout::FleetTarget;
 
 use super::history::History;
@@ -36,12 +36,15 @@ pub struct Published {
     pub unknown: OrdSet<UnknownKey>,
     /// The decisions about what the fleets are to serve.
     pub assigned: Assigned,
+    /// The plugin types that this control plane knows.
+    pub types: Registry,
 }
 
 impl Published {
     /// Nothing, before the first revision.
-    pub fn empty(epoch: Arc<str>) -> Self {
+    pub fn empty(epoch: Arc<str>, types: &Registry) -> Self {
         Self {
+            types: types.clone(),
             snapshot: Snapshot::empty(epoch),
             metas: OrdMap::new(),
             relations: Relations::default(),
@@ -55,12 +58,12 @@ impl Published {
     }
 
     /// Builds the state of a loaded set, in O(all).
-    pub fn from_loaded(loaded: Loaded) -> Self {
-        let mut published = Self::empty(loaded.head.epoch.clone());
+    pub fn from_loaded(loaded: Loaded, types: &Registry) -> Self {
+        let mut published = Self::empty(loaded.head.epoch.clone(), types);
         let mut changes = Vec::with_capacity(loaded.resources.len());
         published.unknown.extend(loaded.unknown.into_iter().map(|resource| resource.key));
         for stored in loaded.resources {
-            match Resource::from_stored(stored.key.kind, &stored.spec, builtin()) {
+            match Resource::from_stored(stored.key.kind, &stored.spec, types) {
                 Ok(resource) => changes.push(Change::Put(Arc::new(resource))),
                 Err(errors) => {
                     published.unreadable.insert(stored.key.clone(), errors.into());
@@ -138,7 +141,7 @@ impl Published {
         for stored in &revision.changes {
             match &stored.after {
                 None => changes.push(Change::Delete(stored.key.clone())),
-                Some(spec) => match Resource::from_stored(stored.key.kind, spec, builtin()) {
+                Some(spec) => match Resource::from_stored(stored.key.kind, spec, &self.types) {
                     Ok(resource) => changes.push(Change::Put(Arc::new(resource))),
                     Err(errors) => unreadable.push((stored.key.clone(), errors)),
                 },

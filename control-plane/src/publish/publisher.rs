@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use imbl::OrdMap;
 use signalbox_config::{Change, FieldError, ResourceKey, RevisionId, Snapshot};
+use signalbox_plugin::Registry;
 use signalbox_rollout::FleetTarget;
 use tokio::sync::{Notify, broadcast, watch};
 
@@ -62,8 +63,12 @@ const MAX_VIEWS: usize = 1024;
 
 impl Publisher {
     /// Loads the current set.
-    pub async fn start(store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Result<Arc<Self>, StoreError> {
-        let loaded = load(&store, &metrics).await?;
+    pub async fn start(
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        types: &Registry,
+    ) -> Result<Arc<Self>, StoreError> {
+        let loaded = load(&store, &metrics, types).await?;
         Ok(Arc::new(Self {
             store,
             metrics,
@@ -225,9 +230,13 @@ impl Publisher {
 }
 
 /// Loads the current set, and the revisions that fleets are assigned.
-pub(super) async fn load(store: &Arc<dyn Store>, metrics: &Metrics) -> Result<Published, StoreError> {
+pub(super) async fn load(
+    store: &Arc<dyn Store>,
+    metrics: &Metrics,
+    types: &Registry,
+) -> Result<Published, StoreError> {
     for _ in 0..LOADS {
-        let mut published = Arc::new(load_set(store, metrics).await?);
+        let mut published = Arc::new(load_set(store, metrics, types).await?);
         let Some(decisions) = store.fleet_targets(0).await? else {
             return Ok(Arc::unwrap_or_clone(published));
         };
@@ -243,10 +252,15 @@ pub(super) async fn load(store: &Arc<dyn Store>, metrics: &Metrics) -> Result<Pu
 /// How often the set is read while revisions and decisions come.
 const LOADS: usize = 5;
 
-async fn load_set(store: &Arc<dyn Store>, metrics: &Metrics) -> Result<Published, StoreError> {
+async fn load_set(
+    store: &Arc<dyn Store>,
+    metrics: &Metrics,
+    types: &Registry,
+) -> Result<Published, StoreError> {
     let loaded = metrics.store_call("load", store.load()).await?;
     // Parsing 100,000 resources takes a second that the streams should not wait for.
-    let published = tokio::task::spawn_blocking(|| Published::from_loaded(loaded))
+    let types = types.clone();
+    let published = tokio::task::spawn_blocking(move || Published::from_loaded(loaded, &types))
         .await
         .map_err(|error| StoreError::Broken(format!("what it has could not be read: {error}")))?;
     for (key, errors) in &published.unreadable {

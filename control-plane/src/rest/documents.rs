@@ -7,7 +7,6 @@ use schemars::Schema;
 use serde_json::{Value, json};
 use signalbox_config::document::Entry;
 use signalbox_config::{FieldError, Kind, REDACTED, Resource, document};
-use signalbox_plugins::builtin;
 
 use super::call::{Call, PASSPHRASE, ok};
 use super::endpoint::{Access, DOCUMENT_LIMIT, Endpoint, Media, Parameter, Place, WRITE};
@@ -300,7 +299,7 @@ fn render(options: ExportOptions, current: &Published, set: Option<StoredSet>) -
             // A resource that this version cannot read cannot be applied by it either.
             let mut resources: Vec<Resource> = Vec::with_capacity(set.resources.len());
             for stored in &set.resources {
-                match Resource::from_stored(stored.key.kind, &stored.spec, builtin()) {
+                match Resource::from_stored(stored.key.kind, &stored.spec, &current.types) {
                     Ok(resource) => resources.push(resource),
                     Err(_) => missing.push(stored.key.to_string()),
                 }

@@ -17,8 +17,8 @@ use signalbox_config::{
     Action, Body, Edge, FieldError, Kind, LoadBalancing, Name, Resource, ResourceKey, RevisionId, Route,
     Snapshot, host, path, request_target,
 };
+use signalbox_plugin::Registry;
 use signalbox_plugin::precedence::{Attached, Lane, Source, TypeSet, Walk, overridden_by, run_order};
-use signalbox_plugins::builtin;
 
 use super::call::{Call, ok};
 use super::endpoint::{Endpoint, Media, RESOURCE_LIMIT};
@@ -37,12 +37,14 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .body(Media::Json, |generator| generator.subschema_for::<Question>(), RESOURCE_LIMIT)
             .answer::<Explained>(200, "The explanation")
             .problems(&[404, 422, 503]),
-        Endpoint::new(Method::GET, "/plugin-types", "listPluginTypes", |_| async { plugin_types() }.boxed())
-            .text(
-                "plugins",
-                "List the types that a plugin can have, with the JSON schemas of their configurations",
-            )
-            .answer::<PluginTypes>(200, "The types"),
+        Endpoint::new(Method::GET, "/plugin-types", "listPluginTypes", |call| {
+            async move { plugin_types(&call) }.boxed()
+        })
+        .text(
+            "plugins",
+            "List the types that a plugin can have, with the JSON schemas of their configurations",
+        )
+        .answer::<PluginTypes>(200, "The types"),
     ]
 }
 
@@ -135,6 +137,8 @@ struct ChainStep {
     upstreams: Option<Vec<String>>,
     #[serde(skip)]
     types: TypeSet,
+    #[serde(skip)]
+    answers_preflights: bool,
 }
 
 /// The way a plugin is attached.
@@ -224,8 +228,9 @@ async fn explain(call: Call) -> Result<Response, Problem> {
                 let StoredSet { resources, unknown } = set_at(&call, number).await?;
                 let head = RevisionId { epoch: current.snapshot.id().epoch.clone(), number };
                 let loaded = Loaded { head, committed_at_us: 0, resources, unknown };
+                let types = current.types.clone();
                 Arc::new(
-                    tokio::task::spawn_blocking(|| Published::from_loaded(loaded))
+                    tokio::task::spawn_blocking(move || Published::from_loaded(loaded, &types))
                         .await
                         .map_err(|error| gave_up(&error))?,
                 )
@@ -353,7 +358,12 @@ impl Request {
             let found = find(set, Kind::Route, name.as_str());
             found.is_some_and(|route| route.visible_to(&self.fleet))
         };
-        let attachments = Attachments { set, fleet: &self.fleet, listener: listener_name.as_ref() };
+        let attachments = Attachments {
+            set,
+            types: &published.types,
+            fleet: &self.fleet,
+            listener: listener_name.as_ref(),
+        };
         let preflight = Preflight::of(&self.method, &self.headers);
         explained.explanation =
             match &preflight {
@@ -415,6 +425,7 @@ const DEFAULT_FLEET: &str = "default";
 /// What plugins are attached to, of one request.
 struct Attachments<'s> {
     set: &'s Snapshot,
+    types: &'s Registry,
     fleet: &'s str,
     listener: Option<&'s Name>,
 }
@@ -514,7 +525,8 @@ impl Attachments<'_> {
             attached,
             skipped: (!plugin.enabled).then(|| "it is not enabled".to_owned()),
             upstreams: None,
-            types: builtin().position(&plugin.type_name).map_or_else(TypeSet::default, TypeSet::of),
+            types: self.types.position(&plugin.type_name).map_or_else(TypeSet::default, TypeSet::of),
+            answers_preflights: self.types.find(&plugin.type_name).is_some_and(|it| it.answers_preflights),
         })
     }
 }
@@ -582,9 +594,7 @@ fn preflight_step(chain: &[ChainStep]) -> Option<&ChainStep> {
 }
 
 fn answers_preflights(step: &ChainStep) -> bool {
-    step.skipped.is_none()
-        && step.upstreams.is_none()
-        && builtin().find(&step.type_name).is_some_and(|it| it.answers_preflights)
+    step.skipped.is_none() && step.upstreams.is_none() && step.answers_preflights
 }
 
 fn upstream_share(set: &Snapshot, name: &Name, share: f64) -> Option<UpstreamShare> {
@@ -612,8 +622,12 @@ fn find<'s>(set: &'s Snapshot, kind: Kind, name: &str) -> Option<&'s Arc<Resourc
     set.find(&ResourceKey::new(kind, name.parse().ok()?))
 }
 
-fn plugin_types() -> Result<Response, Problem> {
-    let items = builtin()
+fn plugin_types(call: &Call) -> Result<Response, Problem> {
+    let items = call
+        .app
+        .publisher
+        .current()
+        .types
         .types()
         .iter()
         .map(|plugin_type| PluginTypeView {

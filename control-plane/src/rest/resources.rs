@@ -1,5 +1,6 @@
 //! Resources, one by one: `/{kinds}` and `/{kinds}/{name}`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::response::Response;
@@ -528,12 +529,43 @@ pub(super) const REVISION: HeaderName = HeaderName::from_static("signalbox-revis
 /// The header with the ids of the rollouts that a write begins.
 const ROLLOUT: HeaderName = HeaderName::from_static("signalbox-rollout");
 
+/// The header with what the author of a write should know.
+const WARNINGS: HeaderName = HeaderName::from_static("signalbox-warnings");
+
 /// Sets the headers of a write: the revision, which is the current one when nothing differed, and the rollouts that it begins.
 pub(super) fn set_revision(call: &Call, response: &mut Response, written: &Written) {
     response.headers_mut().insert(REVISION, HeaderValue::from(revision_of(written)));
     if let Some(ids) = rollouts_of(call, written) {
         response.headers_mut().insert(ROLLOUT, ids);
     }
+    let warnings = warnings_of(call, written);
+    if let Ok(warnings) = HeaderValue::from_str(&warnings)
+        && !warnings.is_empty()
+    {
+        response.headers_mut().insert(WARNINGS, warnings);
+    }
+}
+
+/// What a write may lead to that its author may not expect, separated by semicolons.
+fn warnings_of(call: &Call, written: &Written) -> String {
+    let mut warned = BTreeMap::new();
+    for resource in written.changes.iter().filter_map(|changed| changed.after.as_ref()) {
+        let Body::Plugin(plugin) = resource.body() else { continue };
+        let concerns = |fleet: &str| resource.visible_to(fleet);
+        let lacking = call.app.board.proxies_without(&plugin.type_name, concerns);
+        if lacking > 0 {
+            let most = warned.entry(plugin.type_name.to_string()).or_insert(0);
+            *most = lacking.max(*most);
+        }
+    }
+    let text = |(name, count): (&String, &usize)| {
+        let proxies =
+            if *count == 1 { "1 connected proxy does" } else { &format!("{count} connected proxies do") };
+        format!(
+            "{proxies} not know the plugin type {name} and will reject this revision: upgrade proxies first"
+        )
+    };
+    warned.iter().map(text).collect::<Vec<_>>().join("; ")
 }
 
 /// The ids of the rollouts that a write begins; `None`: it begins none.

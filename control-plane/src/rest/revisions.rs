@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 use signalbox_config::{Kind, Resource, ResourceKey};
-use signalbox_plugins::builtin;
+use signalbox_plugin::Registry;
 
 use super::access::while_permitted;
 use super::call::{Call, ok};
@@ -181,11 +181,12 @@ async fn get(call: Call) -> Result<Response, Problem> {
     let number = call.number("number")?;
     let found = call.app.metrics.store_call("revision", call.app.store.revision(number)).await?;
     let revision = found.ok_or_else(|| no_revision(number))?;
+    let types = call.app.publisher.current().types.clone();
     compute(revision.changes.len(), || {
         let changes = revision
             .changes
             .iter()
-            .map(|change| change_view(&change.key, change.before.as_ref(), change.after.as_ref()))
+            .map(|change| change_view(&types, &change.key, change.before.as_ref(), change.after.as_ref()))
             .collect();
         let unknown = revision
             .unknown
@@ -200,13 +201,14 @@ async fn diff(call: Call) -> Result<Response, Problem> {
     let to = call.number("number")?;
     let from = call.parsed::<u64>("from")?.unwrap_or_else(|| to.saturating_sub(1));
     let Differences { changed, unknown } = differences(&call, from.min(to), from.max(to)).await?;
+    let types = call.app.publisher.current().types.clone();
     compute(changed.len(), || {
         let forwards = from <= to;
         let changes = changed
             .iter()
             .map(|(key, (older, newer))| {
                 let (before, after) = if forwards { (older, newer) } else { (newer, older) };
-                change_view(key, before.as_ref(), after.as_ref())
+                change_view(&types, key, before.as_ref(), after.as_ref())
             })
             .collect();
         let unknown = unknown
@@ -330,19 +332,24 @@ async fn differences(call: &Call, older: u64, newer: u64) -> Result<Differences,
     Ok(differences)
 }
 
-fn change_view(key: &ResourceKey, before: Option<&Bytes>, after: Option<&Bytes>) -> ChangeView {
+fn change_view(
+    types: &Registry,
+    key: &ResourceKey,
+    before: Option<&Bytes>,
+    after: Option<&Bytes>,
+) -> ChangeView {
     ChangeView {
         kind: key.kind,
         name: key.name.to_string(),
         action: Action::of(before.is_some(), after.is_some()),
-        before: before.map(|spec| readable(key.kind, spec)),
-        after: after.map(|spec| readable(key.kind, spec)),
+        before: before.map(|spec| readable(types, key.kind, spec)),
+        after: after.map(|spec| readable(types, key.kind, spec)),
     }
 }
 
 /// A stored specification without what is secret.
-fn readable(kind: Kind, spec: &[u8]) -> Value {
-    match Resource::from_stored(kind, spec, builtin()) {
+fn readable(types: &Registry, kind: Kind, spec: &[u8]) -> Value {
+    match Resource::from_stored(kind, spec, types) {
         Ok(resource) => resource.redacted(),
         // A specification that this version cannot read may have secrets that it does not know.
         Err(_) => json!({"unreadable": true}),

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use serde_json::Value;
 use signalbox_config::document::Entry;
 use signalbox_config::{Change, Errors, FieldError, Kind, Name, Resource, ResourceKey, mentions_placeholder};
-use signalbox_plugins::builtin;
 
 use super::error::WriteError;
 use super::plan::Plan;
@@ -179,7 +178,7 @@ impl Operation {
         let mut errors = Errors::default();
         let mut resources = Vec::with_capacity(set.resources.len());
         for stored in &set.resources {
-            match Resource::from_stored(stored.key.kind, &stored.spec, builtin()) {
+            match Resource::from_stored(stored.key.kind, &stored.spec, &current.types) {
                 Ok(resource) => resources.push(Arc::new(resource)),
                 // A newer version wrote it then and now: it stays as it is.
                 Err(_) if current.unreadable.contains_key(&stored.key) => {}
@@ -325,7 +324,7 @@ fn parse_restoring(kind: Kind, mut spec: Value, current: &Published) -> Result<R
     {
         stored.restore_secrets(&mut spec);
     }
-    Resource::parse(kind, spec, builtin())
+    Resource::parse(kind, spec, &current.types)
 }
 
 /// The name that a specification gives.

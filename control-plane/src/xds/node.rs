@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use signalbox_config::node::{MAX_LABELS, check_label};
 use signalbox_config::{Name, NodeId};
+use signalbox_plugin::Registry;
+use signalbox_proto::PLUGIN_TYPES;
 use signalbox_proto::envoy::config::core::v3::Node as WireNode;
 
 use crate::board::Node;
@@ -25,7 +27,16 @@ pub(super) fn parse(node: WireNode, address: Option<SocketAddr>) -> Result<Node,
     if labels.len() > MAX_LABELS {
         return Err(format!("node.metadata: at most {MAX_LABELS} labels"));
     }
+    let mut types: Vec<Box<str>> = node
+        .extensions
+        .into_iter()
+        .filter(|extension| extension.category == PLUGIN_TYPES && extension.name.len() <= MAX_TYPE_NAME)
+        .map(|extension| extension.name.into_boxed_str())
+        .take(Registry::MAX_TYPES)
+        .collect();
+    types.sort_unstable();
     Ok(Node {
+        plugin_types: (!types.is_empty()).then(|| types.into()),
         id: id.as_str().into(),
         fleet: fleet.as_str().into(),
         labels,
@@ -35,6 +46,7 @@ pub(super) fn parse(node: WireNode, address: Option<SocketAddr>) -> Result<Node,
 }
 
 const MAX_VERSION: usize = 64;
+const MAX_TYPE_NAME: usize = 128;
 
 #[cfg(test)]
 mod tests {

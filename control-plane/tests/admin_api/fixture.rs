@@ -15,6 +15,7 @@ use signalbox_control_plane::serve::Site;
 use signalbox_control_plane::store::{KeySource, Role, Store};
 use signalbox_control_plane::xds::{Limits, Xds};
 use signalbox_control_plane::{rest, serve, store};
+use signalbox_plugins::builtin;
 use signalbox_tests::control_plane::send;
 use signalbox_tests::{Api, ApiAnswer};
 use tempfile::TempDir;
@@ -69,7 +70,7 @@ impl Admin {
         ] {
             credentials.create(name, role, &TokenText(text.to_owned())).await.unwrap();
         }
-        let publisher = Publisher::start(Arc::clone(&store), Arc::clone(&metrics)).await.unwrap();
+        let publisher = Publisher::start(Arc::clone(&store), Arc::clone(&metrics), builtin()).await.unwrap();
         let board = Board::open(Arc::clone(&store), "here", Sharing::Alone).await.unwrap();
         let shutdown = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -20,6 +20,7 @@ struct Proxy<'a> {
 impl<'a> Proxy<'a> {
     fn connect(admin: &'a Admin, id: &str) -> Self {
         let node = Node {
+            plugin_types: Some(["cors".into()].into()),
             id: id.into(),
             fleet: "default".into(),
             labels: Default::default(),
@@ -180,4 +181,26 @@ async fn event_streams_end_when_the_control_plane_stops() {
     admin.shutdown.cancel();
     let end = async { while let Ok(Some(_)) = answer.chunk().await {} };
     tokio::time::timeout(Duration::from_secs(30), end).await.expect("the stream ends");
+}
+
+#[tokio::test]
+async fn a_write_warns_of_a_plugin_type_that_a_connected_proxy_does_not_know() {
+    let admin = Admin::start().await;
+    let plugin = |type_name: &str| json!({"type": type_name});
+    let warning = |answer: &signalbox_tests::ApiAnswer| {
+        answer.headers.get("signalbox-warnings").map(|it| it.to_str().unwrap().to_owned())
+    };
+    assert_eq!(warning(&admin.put("/plugins/early", plugin("key-auth")).await), None);
+    let _proxies = [Proxy::connect(&admin, "one"), Proxy::connect(&admin, "two")];
+    assert_eq!(warning(&admin.put("/plugins/known", plugin("cors")).await), None);
+    let answer = admin.put("/plugins/new", plugin("key-auth")).await;
+    expect(&answer, 201);
+    assert_eq!(
+        warning(&answer).as_deref(),
+        Some(
+            "2 connected proxies do not know the plugin type key-auth and will reject this revision: upgrade proxies first"
+        )
+    );
+    let elsewhere = json!({"type": "key-auth", "fleets": ["other"]});
+    assert_eq!(warning(&admin.put("/plugins/other", elsewhere).await), None);
 }

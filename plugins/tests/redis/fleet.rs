@@ -1,13 +1,13 @@
 //! Proxies as far as `rate-limit` sees them: each has its own states, and so its own connections.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use signalbox_config::{Name, PluginCatalog as _};
-use signalbox_plugin::{Consumers, Context, Exchange, Flow, Plugin, PluginRequest, Reply, States};
+use signalbox_plugin::testing::{Client, Services};
+use signalbox_plugin::{Flow, Plugin, Reply, States};
 use signalbox_plugins::builtin;
 
 /// A proxy with one plugin.
@@ -32,8 +32,9 @@ impl Proxy {
     pub(crate) fn new(config: &Value) -> Self {
         assert_eq!(builtin().check("rate-limit", config), [], "{config}");
         let (name, states): (Name, _) = ("limit".parse().unwrap(), States::default());
-        let context = Context { name: &name, states: &states };
+        let services = Services::default();
         let plugin_type = builtin().find("rate-limit").unwrap();
+        let context = services.context(&name, &states);
         let plugin = plugin_type.build(config.to_string().as_bytes(), &context).unwrap();
         Self { plugin, epoch: Instant::now(), _states: Arc::new(states) }
     }
@@ -45,18 +46,8 @@ impl Proxy {
 
     /// A request from this address.
     pub(crate) async fn request_of(&self, client: &str) -> End {
-        let (mut head, ()) = http::Request::get("/").body(()).unwrap().into_parts();
-        let (consumers, route, mut exchange) =
-            (Consumers::default(), "route".parse().unwrap(), Exchange::default());
-        let mut request = PluginRequest {
-            head: &mut head,
-            route: &route,
-            client: client.parse::<IpAddr>().unwrap(),
-            certificate: None,
-            now: self.epoch.elapsed(),
-            consumers: &consumers,
-            exchange: &mut exchange,
-        };
+        let mut client = Client::new("GET", "/").from(client).at(self.epoch.elapsed());
+        let mut request = client.request();
         let flow = match self.plugin.on_request(&mut request) {
             Flow::Wait(future) => future.await,
             Flow::Continue => Flow::Continue,
@@ -74,7 +65,7 @@ impl Proxy {
             },
             Flow::Wait(_) => panic!("it waits twice"),
         };
-        exchange.write_response_headers(&mut headers);
+        client.exchange.write_response_headers(&mut headers);
         End { status, headers }
     }
 

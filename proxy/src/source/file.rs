@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use signalbox_config::{
     Change, Errors, Problem, Relations, Resource, ResourceKey, RevisionId, Snapshot, document,
 };
-use signalbox_plugins::builtin;
+use signalbox_plugin::Registry;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -18,11 +18,18 @@ use super::apply;
 use super::data_plane::{Candidate, DataPlane, Rejected};
 use super::status::{StartError, Status};
 
+/// What is read, and for whom.
+pub(super) struct Reader {
+    pub(super) path: PathBuf,
+    pub(super) fleet: String,
+    /// The plugin types that this proxy knows.
+    pub(super) types: Registry,
+}
+
 /// Applies the file at the start, and whenever its content changes. If the file cannot be read or applied, the served
 /// configuration stays.
 pub(super) async fn run(
-    path: PathBuf,
-    fleet: String,
+    Reader { path, fleet, types }: Reader,
     data_plane: Arc<dyn DataPlane>,
     status: watch::Sender<Status>,
     shutdown: CancellationToken,
@@ -30,6 +37,7 @@ pub(super) async fn run(
     let mut watcher = Watcher {
         path,
         fleet: fleet.into(),
+        types,
         data_plane,
         status,
         stamp: None,
@@ -51,6 +59,7 @@ pub(super) async fn run(
 struct Watcher {
     path: PathBuf,
     fleet: Arc<str>,
+    types: Registry,
     data_plane: Arc<dyn DataPlane>,
     status: watch::Sender<Status>,
     /// The file's stamp at the last read; `None` if it had changed so recently that it may have changed again.
@@ -91,8 +100,9 @@ impl Watcher {
         let parsed = match content {
             Err(message) => Err(vec![whole(message)]),
             Ok(text) => {
-                let fleet = Arc::clone(&self.fleet);
-                let parsing = tokio::task::spawn_blocking(move || parse(&text, &fleet, &served, number));
+                let (fleet, types) = (Arc::clone(&self.fleet), self.types.clone());
+                let parsing =
+                    tokio::task::spawn_blocking(move || parse(&text, &fleet, &types, &served, number));
                 match parsing.await {
                     Ok(parsed) => parsed,
                     Err(error) => Err(vec![whole(format!("reading it failed: {error}"))]),
@@ -177,7 +187,13 @@ async fn read(path: &Path) -> Result<String, String> {
 }
 
 /// Parses the file into a candidate for a proxy of `fleet`, or returns all errors.
-fn parse(text: &str, fleet: &str, served: &Snapshot, number: u64) -> Result<Candidate, Vec<Rejected>> {
+fn parse(
+    text: &str,
+    fleet: &str,
+    types: &Registry,
+    served: &Snapshot,
+    number: u64,
+) -> Result<Candidate, Vec<Rejected>> {
     let below = |path: &str, field: &str| match (path, field) {
         ("", field) => field.to_owned(),
         (path, "") => path.to_owned(),
@@ -195,7 +211,7 @@ fn parse(text: &str, fleet: &str, served: &Snapshot, number: u64) -> Result<Cand
     let mut resources: BTreeMap<ResourceKey, Arc<Resource>> = BTreeMap::new();
     for entry in document.iter() {
         let name = entry.spec.get("name").and_then(|name| name.as_str()).map(str::to_owned);
-        match Resource::parse(entry.kind, entry.spec, builtin()) {
+        match Resource::parse(entry.kind, entry.spec, types) {
             Ok(resource) => {
                 resources.insert(resource.key().clone(), Arc::new(resource));
             }

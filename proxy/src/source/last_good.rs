@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use prost::Message;
 use signalbox_config::{Change, NodeId, ResourceKey, RevisionId, Snapshot, wire};
+use signalbox_plugin::Registry;
 use signalbox_proto::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 
 use super::staging::{Staging, Step, responses};
@@ -103,8 +104,8 @@ impl DataDir {
     }
 
     /// Loads the last good revision, and the journal to append to.
-    pub(super) fn load(self) -> (Option<Snapshot>, Journal) {
-        let mut staging = Staging::default();
+    pub(super) fn load(self, types: &Registry) -> (Option<Snapshot>, Journal) {
+        let mut staging = Staging::on(None, types);
         let snapshot = read_records(&self.path.join("snapshot"), SNAPSHOT_MAGIC, &mut staging);
         let mut journal = self.without_load();
         if let Ok(ReadResult { bytes, clean: true }) = snapshot
@@ -223,9 +224,9 @@ pub(super) fn proven_revision(data_dir: &Path) -> Option<ExactRevision> {
 }
 
 /// Loads the proven revision of a data directory.
-pub(super) fn load_proven(data_dir: &Path) -> Option<Snapshot> {
+pub(super) fn load_proven(data_dir: &Path, types: &Registry) -> Option<Snapshot> {
     let exact = proven_revision(data_dir)?;
-    let mut staging = Staging::default();
+    let mut staging = Staging::on(None, types);
     let read = read_records(&data_dir.join(PROVEN), &proven_head(&exact), &mut staging).ok()?;
     staging.served().filter(|snapshot| read.clean && ExactRevision::of(snapshot) == exact).cloned()
 }
@@ -563,7 +564,7 @@ mod tests {
     use super::*;
 
     fn load(path: &Path) -> (Option<Snapshot>, Journal) {
-        DataDir::open(path.to_owned()).unwrap().load()
+        DataDir::open(path.to_owned()).unwrap().load(&Registry::default())
     }
 
     fn loaded(path: &Path) -> Option<Snapshot> {
@@ -750,7 +751,7 @@ mod tests {
         let mut opened = DataDir::open(path.clone()).unwrap();
         let id = opened.node_id();
         assert!(opened.error().is_some());
-        let (found, mut journal) = opened.load();
+        let (found, mut journal) = opened.load(&Registry::default());
         assert!(found.is_none());
         let changes = [route("a", "1")];
         let one = next(&Snapshot::empty("e"), &changes);

@@ -45,6 +45,9 @@ pub async fn run(
         Source::ControlPlanes(control_planes) => {
             xds::run(*control_planes, data_plane, status, shutdown).await
         }
-        Source::File { path, fleet } => file::run(path, fleet, data_plane, status, shutdown).await,
+        Source::File { path, fleet, types } => {
+            let reader = file::Reader { path, fleet, types };
+            file::run(reader, data_plane, status, shutdown).await
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use signalbox_config::Snapshot;
+use signalbox_plugin::Registry;
 
 use super::guard::{Durability, Found, Marker};
 use super::last_good::{DataDir, Journal, load_proven, proven_revision};
@@ -22,7 +23,11 @@ pub(super) struct Opened {
 }
 
 /// Opens the data directory, and decides what the run serves first. Blocks.
-pub(super) fn open(data_dir: PathBuf, node_id: Option<String>) -> Result<Opened, StartError> {
+pub(super) fn open(
+    data_dir: PathBuf,
+    node_id: Option<String>,
+    types: &Registry,
+) -> Result<Opened, StartError> {
     let mut dir = DataDir::open(data_dir)?;
     let node_id = node_id.unwrap_or_else(|| dir.node_id());
     let error = dir.error().map(ToString::to_string);
@@ -34,19 +39,19 @@ pub(super) fn open(data_dir: PathBuf, node_id: Option<String>) -> Result<Opened,
     // Reading a snapshot may crash as well. If the marker cannot be written now, the guard says so at its first write.
     let _ = marker.write(&history, Durability::Process);
     // After crashes, the applied snapshot is not even read if there is a proven one.
-    let mut fallback = if crash_loop { load_proven(&path) } else { None };
+    let mut fallback = if crash_loop { load_proven(&path, types) } else { None };
     if crash_loop && fallback.is_none() {
         // It cannot be read, and is not to be read once more.
         proven = None;
     }
     let (applied, mut journal) = match &fallback {
         Some(_) => (None, dir.without_load()),
-        None => dir.load(),
+        None => dir.load(types),
     };
     let exact = applied.as_ref().map(ExactRevision::of);
     let mut start = choose(&history, crash_loop, exact.as_ref(), proven.as_ref());
     if start == Start::Proven && fallback.is_none() {
-        fallback = load_proven(&path);
+        fallback = load_proven(&path, types);
         if fallback.is_none() {
             proven = None;
             start = choose(&history, crash_loop, exact.as_ref(), None);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use signalbox_plugin::Registry;
 use tokio::sync::Notify;
 
 /// The source of the configuration.
@@ -18,6 +19,8 @@ pub enum Source {
         path: PathBuf,
         /// The proxy's fleet, which selects the resources of the file.
         fleet: String,
+        /// The plugin types that the proxy knows.
+        types: Registry,
     },
 }
 
@@ -34,6 +37,8 @@ pub struct ControlPlanes {
     pub node_id: Option<String>,
     /// The fleet that the proxy belongs to.
     pub fleet: String,
+    /// The plugin types that the proxy knows.
+    pub types: Registry,
     /// The labels that selectors match.
     pub labels: BTreeMap<String, String>,
     /// The directory of the last good snapshot. No two proxies share one.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use signalbox_config::wire::{self, Payload};
 use signalbox_config::{Assignment, Change, Kind, Resource, ResourceKey, RevisionId, Snapshot};
-use signalbox_plugins::builtin;
+use signalbox_plugin::Registry;
 use signalbox_proto::MARKER_NAME;
 use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as WireResource};
 use signalbox_proto::signalbox::config::v1::{Rejection, ResourceError, Revision};
@@ -19,6 +19,8 @@ use super::data_plane::{Candidate, Rejected};
 /// The served revision, and the resources received since.
 #[derive(Debug, Default)]
 pub(super) struct Staging {
+    /// The plugin types that this proxy knows.
+    types: Registry,
     served: Option<Snapshot>,
     /// The resources since the last marker; `None`: removed.
     staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>,
@@ -48,8 +50,8 @@ impl Staging {
     const MAX_ERRORS: usize = 100;
 
     /// Creates a state with nothing staged, on top of the served revision.
-    pub(super) fn on(served: Option<Snapshot>) -> Self {
-        Self { served, ..Self::default() }
+    pub(super) fn on(served: Option<Snapshot>, types: &Registry) -> Self {
+        Self { served, types: types.clone(), ..Self::default() }
     }
 
     /// The served revision.
@@ -116,7 +118,7 @@ impl Staging {
 
     fn on_spec(&mut self, name: &str, kind: Kind, encoded: &[u8]) {
         // The bytes are copied; otherwise one resource that stays would keep its whole response in memory.
-        match Resource::from_wire(kind, Bytes::copy_from_slice(encoded), builtin()) {
+        match Resource::from_wire(kind, Bytes::copy_from_slice(encoded), &self.types) {
             Ok(resource) if resource.key().to_string() == name => {
                 self.stage(resource.key().clone(), Some(Arc::new(resource)));
             }
@@ -332,7 +334,7 @@ pub(super) mod tests {
 
     pub(in crate::source) fn route(name: &str, body: &str) -> Change {
         let spec = json!({"name": name, "match": {}, "respond": {"status": 200, "body": body}});
-        Change::Put(Arc::new(Resource::parse(Kind::Route, spec, builtin()).unwrap()))
+        Change::Put(Arc::new(Resource::parse(Kind::Route, spec, &Registry::default()).unwrap()))
     }
 
     pub(in crate::source) fn gone(name: &str) -> Change {

@@ -8,15 +8,16 @@ use std::time::Duration;
 use prost::Message;
 use rustls::ClientConfig;
 use signalbox_config::{Change, Snapshot, wire};
+use signalbox_plugin::{PluginType, Registry};
 use signalbox_process::ErrorChain;
 use signalbox_process::tls::{ClientFiles, Reloading};
-use signalbox_proto::envoy::config::core::v3::Node;
+use signalbox_proto::envoy::config::core::v3::{Extension, Node};
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use signalbox_proto::google::protobuf::Any;
 use signalbox_proto::google::rpc;
 use signalbox_proto::signalbox::config::v1::Rejection;
-use signalbox_proto::{MARKER_NAME, PROCESS_HEADER, RESOURCE_TYPE_URL, RETRY_HEADER};
+use signalbox_proto::{MARKER_NAME, PLUGIN_TYPES, PROCESS_HEADER, RESOURCE_TYPE_URL, RETRY_HEADER};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -53,7 +54,8 @@ pub(super) async fn run(
     let endpoints = endpoints(&config.addresses, tls.as_ref())?;
     let token = config.token.as_deref().map(bearer).transpose()?;
     let (data_dir, given_id) = (config.data_dir.clone(), config.node_id.clone());
-    let opened = tokio::task::spawn_blocking(move || open::open(data_dir, given_id));
+    let types = config.types.clone();
+    let opened = tokio::task::spawn_blocking(move || open::open(data_dir, given_id, &types));
     let opened = opened
         .await
         .map_err(|error| StartError::Invalid(format!("opening the data directory failed: {error}")))??;
@@ -80,6 +82,7 @@ pub(super) async fn run(
     let guarding = tokio::spawn(Arc::clone(&guard).follow(writer.prover(), shutdown.clone()));
     let _guarding = AbortOnDropHandle::new(guarding);
     let client = Client {
+        types: config.types.clone(),
         node: node(&config, &node_id),
         token,
         data_plane: guard.data_plane(Origin::ControlPlane),
@@ -119,6 +122,7 @@ fn start_writer(
 
 struct Client {
     node: Node,
+    types: Registry,
     token: Option<MetadataValue<Ascii>>,
     data_plane: Arc<dyn DataPlane>,
     guard: Arc<Guard>,
@@ -348,9 +352,8 @@ impl Client {
         };
         let _reporting = AbortOnDropHandle::new(tokio::spawn(reporter.run(channel.clone())));
         let _counting = AbortOnDropHandle::new(tokio::spawn(counts_reporter.run(channel)));
-        let mut session =
-            Session { client: self, address, staging: Staging::default(), requests, refused: None };
-        session.staging = Staging::on(session.client.served.clone());
+        let staging = Staging::on(self.served.clone(), &self.types);
+        let mut session = Session { client: self, address, staging, requests, refused: None };
         loop {
             let retry_at = session.refused.as_ref().map(|refused| refused.retry_at);
             let asks_until = session.client.asks_until();
@@ -467,7 +470,7 @@ impl Session<'_> {
             }
             Err(error) => {
                 // The staged resources are lost, so only a new stream can bring them.
-                self.staging = Staging::on(self.client.served.clone());
+                self.staging = Staging::on(self.client.served.clone(), &self.client.types);
                 let message = format!("reading the response failed: {error}");
                 let errors = vec![signalbox_proto::signalbox::config::v1::ResourceError {
                     message,
@@ -605,7 +608,13 @@ fn node(config: &ControlPlanes, id: &str) -> Node {
         metadata: Some(prost_types::Struct { fields: config.labels.iter().map(label).collect() }),
         user_agent_name: "signalbox-proxy".to_owned(),
         user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        extensions: config.types.types().iter().map(extension).collect(),
     }
+}
+
+/// A plugin type, as a control plane is told of it.
+fn extension(plugin_type: &PluginType) -> Extension {
+    Extension { name: plugin_type.name.to_owned(), category: PLUGIN_TYPES.to_owned() }
 }
 
 /// One of the control planes.

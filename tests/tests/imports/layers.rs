@@ -15,6 +15,7 @@ const CONTROL_PLANE: &[Layer] = &[
     ("the writer", &["writer"]),
     ("rollouts", &["rollout"]),
     ("the servers", &["rest", "serve", "xds"]),
+    ("the program", &["program"]),
 ];
 
 const PROCESS: &[Layer] = &[

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use signalbox_plugins::builtin;
 use signalbox_proxy::source::{self, Source, StartError, Status};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -22,7 +23,8 @@ impl Follower {
         let recorder = Arc::new(Recorder::default());
         let (sender, status) = watch::channel(Status::default());
         let shutdown = CancellationToken::new();
-        let source = Source::File { path: path.to_owned(), fleet: "edge".to_owned() };
+        let source =
+            Source::File { path: path.to_owned(), fleet: "edge".to_owned(), types: builtin().clone() };
         let task = tokio::spawn(source::run(source, recorder.clone(), sender, shutdown.clone()));
         Self { recorder, status, shutdown, task }
     }

@@ -18,6 +18,8 @@ use signalbox_control_plane::rollout::Rollouts;
 use signalbox_control_plane::store::{self, Role, Store};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Precondition, Prune, Writer};
 use signalbox_control_plane::xds::{Limits, Turns, Xds, XdsTls};
+use signalbox_plugin::Registry;
+use signalbox_plugins::builtin;
 use signalbox_proto::RESOURCE_TYPE_URL;
 use signalbox_proto::envoy::config::core::v3::Node;
 use signalbox_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -117,6 +119,7 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<XdsTls>,
     pub(crate) replica: &'static str,
     pub(crate) limits: Limits,
+    pub(crate) types: Registry,
 }
 
 impl Default for Settings {
@@ -128,6 +131,7 @@ impl Default for Settings {
             tls: None,
             replica: "replica-a",
             limits: Limits::default(),
+            types: builtin().clone(),
         }
     }
 }
@@ -140,7 +144,7 @@ impl Plane {
     pub(crate) async fn start_with(database: &Database, settings: Settings) -> Self {
         let store = store::open(&database.url()).await.unwrap();
         let metrics = Arc::new(Metrics::default());
-        let publisher = Publisher::start(store.clone(), metrics.clone()).await.unwrap();
+        let publisher = Publisher::start(store.clone(), metrics.clone(), &settings.types).await.unwrap();
         let flags = TokenFlags::default();
         let credentials = Credentials::load(store.clone(), metrics.clone(), flags).await.unwrap();
         // Another control plane on the database may have made it.
@@ -615,12 +619,31 @@ impl Proxy {
         recorder: Arc<Recorder>,
         crash_loops: CrashLoops,
     ) -> Self {
+        Self::start_knowing(builtin(), addresses, tls, data_dir, id, recorder, crash_loops)
+    }
+
+    /// Starts one that knows these plugin types.
+    pub(crate) fn knowing(types: &Registry, url: &str, data_dir: &Path, id: &str) -> Self {
+        let (addresses, recorder) = ([url.to_owned()], Arc::default());
+        Self::start_knowing(types, &addresses, Tls::default(), data_dir, id, recorder, never_crashing())
+    }
+
+    fn start_knowing(
+        types: &Registry,
+        addresses: &[String],
+        tls: Tls,
+        data_dir: &Path,
+        id: &str,
+        recorder: Arc<Recorder>,
+        crash_loops: CrashLoops,
+    ) -> Self {
         let source = Source::ControlPlanes(Box::new(ControlPlanes {
             addresses: addresses.to_vec(),
             token: Some(TOKEN.to_owned()),
             tls,
             node_id: Some(id.to_owned()),
             fleet: "default".to_owned(),
+            types: types.clone(),
             labels: BTreeMap::new(),
             data_dir: data_dir.to_owned(),
             crash_loops,

@@ -10,6 +10,7 @@ mod file;
 mod harness;
 mod model;
 mod planes;
+mod plugin_types;
 mod protocol;
 mod scripted;
 mod tls;

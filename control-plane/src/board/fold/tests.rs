@@ -29,6 +29,7 @@ fn id(number: u64) -> RevisionId {
 
 fn node(id: &str, fleet: &str) -> Node {
     Node {
+        plugin_types: None,
         id: id.into(),
         fleet: fleet.into(),
         labels: BTreeMap::new(),
