@@ -13,6 +13,11 @@ pub trait PluginCatalog: Send + Sync {
     /// The names of all types, sorted.
     fn type_names(&self) -> Vec<&'static str>;
 
+    /// True if plugins of the type can run without effect.
+    fn can_shadow(&self, _type_name: &str) -> bool {
+        false
+    }
+
     /// The errors of `config`, with paths of fields within it. The type exists.
     fn check(&self, type_name: &str, config: &Value) -> Vec<FieldError>;
 

@@ -5,9 +5,12 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use signalbox_expr::Condition;
 
+use crate::arrival;
 use crate::error::{Errors, FieldError, join};
 use crate::key::ResourceKey;
+use crate::narrowing::Narrowing;
 use crate::specification::{Audience, Context, Specification, common_fields};
 use crate::values::enabled;
 
@@ -38,6 +41,13 @@ pub struct PluginSpec {
     /// The place of the plugin in the chain: higher numbers run first. Absent: the default of its type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<i32>,
+    /// A condition over the request in a subset of CEL, like `request.method == "POST"`. The plugin runs only for requests that meet
+    /// it. Absent: the plugin runs for every request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// Runs the plugin without effect: what it would do is counted and logged, and changes nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shadow: bool,
     /// The configuration, which has the schema of the plugin's type.
     #[serde(default = "empty_object")]
     pub config: Value,
@@ -54,6 +64,10 @@ pub struct Plugin {
     pub global: bool,
     /// Its place in the chain, the highest first.
     pub order: i32,
+    /// It runs for requests that meet this condition; `None`: for all.
+    pub when: Option<Condition>,
+    /// It runs without effect.
+    pub shadow: bool,
     /// Its configuration, canonical JSON.
     pub config: Bytes,
     /// The resources that its configuration refers to, each with the field that names it.
@@ -85,11 +99,23 @@ impl Specification for PluginSpec {
             let known = catalog.type_names().join(", ");
             errors.push("type", format_args!("unknown plugin type {:?}; known are {known}", self.type_name));
         }
+        if self.shadow && default_order.is_some() && !catalog.can_shadow(&self.type_name) {
+            let type_names = catalog.type_names().into_iter();
+            let able = type_names.filter(|name| catalog.can_shadow(name)).collect::<Vec<_>>().join(", ");
+            let name = &self.type_name;
+            errors.push(
+                "shadow",
+                format_args!("plugins of type {name} cannot run in shadow; those that can are {able}"),
+            );
+        }
+        let when = self.when.as_deref().and_then(|text| parse_condition(text, &mut errors));
         errors.finish(default_order.map(|default_order| Plugin {
             type_name: self.type_name.as_str().into(),
             enabled: self.enabled,
             global: self.global,
             order: self.order.unwrap_or(default_order),
+            when,
+            shadow: self.shadow,
             config: serde_json::to_vec(&self.config).unwrap_or_default().into(),
             references: references.into_iter().map(|(key, field)| (key, join("config", &field))).collect(),
         }))
@@ -106,11 +132,99 @@ impl Specification for PluginSpec {
             .collect()
     }
 
+    fn narrowing(_: &Value) -> &'static [Narrowing] {
+        const { &[Narrowing::not_null(&["when"], "for every request")] }
+    }
+
     fn references(plugin: &Plugin) -> Vec<(ResourceKey, String)> {
         plugin.references.to_vec()
     }
 }
 
+fn parse_condition(text: &str, errors: &mut Errors) -> Option<Condition> {
+    if text.trim().is_empty() {
+        errors.push("when", "must not be empty; leave it out for every request");
+        return None;
+    }
+    let condition = Condition::parse(text).map_err(|error| errors.push("when", error)).ok()?;
+    // Plugins write these headers, some of them only behind the last plugin.
+    if let Some(claimed) = condition.headers().iter().find(|name| arrival::CONSUMER.contains(name)) {
+        errors.push(
+            "when",
+            format_args!("must not read the header {claimed}; use consumer.name or consumer.groups"),
+        );
+    }
+    Some(condition)
+}
+
 fn empty_object() -> Value {
     Value::Object(serde_json::Map::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::catalog::PluginCatalog;
+
+    /// A catalog with one type that can run in shadow, and one that cannot.
+    struct TwoTypes;
+
+    impl PluginCatalog for TwoTypes {
+        fn default_order(&self, type_name: &str) -> Option<i32> {
+            self.type_names().contains(&type_name).then_some(100)
+        }
+
+        fn type_names(&self) -> Vec<&'static str> {
+            vec!["auth", "transform"]
+        }
+
+        fn can_shadow(&self, type_name: &str) -> bool {
+            type_name == "auth"
+        }
+
+        fn check(&self, _: &str, _: &Value) -> Vec<FieldError> {
+            Vec::new()
+        }
+
+        fn references(&self, _: &str, _: &Value) -> Vec<(ResourceKey, String)> {
+            Vec::new()
+        }
+    }
+
+    fn parse(written: &Value) -> Result<Plugin, String> {
+        let spec: PluginSpec = serde_json::from_value(written.clone()).unwrap();
+        let name = spec.name.parse().unwrap();
+        let parsed = spec.parse(&Context { name: &name, catalog: &TwoTypes });
+        parsed.map_err(|errors| errors.iter().map(FieldError::to_string).collect::<Vec<_>>().join("\n"))
+    }
+
+    #[test]
+    fn a_condition_is_parsed_and_its_errors_name_the_field_and_the_column() {
+        let plugin = |when: &str| parse(&json!({"name": "p", "type": "auth", "when": when}));
+        let condition = plugin("request.method == \"POST\"").unwrap().when.unwrap();
+        assert_eq!(condition.text(), "request.method == \"POST\"");
+        assert!(parse(&json!({"name": "p", "type": "auth"})).unwrap().when.is_none());
+        for (when, expected) in [
+            ("", "when: must not be empty; leave it out for every request"),
+            (" \n", "when: must not be empty; leave it out for every request"),
+            ("request.path", "when: column 9: the condition must be bool, but is string"),
+            (
+                "\"x-consumer-groups\" in request.headers",
+                "when: must not read the header x-consumer-groups; use consumer.name or consumer.groups",
+            ),
+        ] {
+            assert_eq!(plugin(when).unwrap_err(), expected);
+        }
+    }
+
+    #[test]
+    fn only_types_without_lasting_effect_run_in_shadow() {
+        assert!(parse(&json!({"name": "p", "type": "auth", "shadow": true})).unwrap().shadow);
+        assert_eq!(
+            parse(&json!({"name": "p", "type": "transform", "shadow": true})).unwrap_err(),
+            "shadow: plugins of type transform cannot run in shadow; those that can are auth"
+        );
+    }
 }

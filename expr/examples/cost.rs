@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
-use signalbox_expr::{Condition, ConsumerFacts, Facts};
+use signalbox_expr::{Condition, ConsumerFacts, Facts, NotKnown};
 
 struct Request {
     headers: HeaderMap,
@@ -35,14 +35,14 @@ impl Facts for Request {
     fn headers(&self) -> &HeaderMap {
         &self.headers
     }
-    fn body_size(&self) -> Option<u64> {
-        Some(0)
+    fn body_size(&self) -> Result<Option<u64>, NotKnown> {
+        Ok(Some(0))
     }
-    fn client(&self) -> Option<IpAddr> {
-        Some(Ipv4Addr::new(192, 0, 2, 7).into())
+    fn client(&self) -> Result<IpAddr, NotKnown> {
+        Ok(Ipv4Addr::new(192, 0, 2, 7).into())
     }
-    fn consumer(&self) -> Option<ConsumerFacts<'_>> {
-        Some(ConsumerFacts { name: "alice", groups: &self.groups })
+    fn consumer(&self) -> Result<Option<ConsumerFacts<'_>>, NotKnown> {
+        Ok(Some(ConsumerFacts { name: "alice", groups: &self.groups }))
     }
     fn route(&self) -> Option<&str> {
         Some("orders")
@@ -50,8 +50,8 @@ impl Facts for Request {
     fn listener(&self) -> &'static str {
         "public"
     }
-    fn time(&self) -> Option<SystemTime> {
-        Some(SystemTime::now())
+    fn time(&self) -> Result<SystemTime, NotKnown> {
+        Ok(SystemTime::now())
     }
 }
 

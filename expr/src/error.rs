@@ -70,7 +70,11 @@ pub enum Fault<'e> {
     TooLong,
     /// No plugin has authenticated a consumer.
     NoConsumer,
-    /// This part of a request is not known: `request.size` when the client does not say it.
+    /// The client does not say how long the body is.
+    NoSize,
+    /// No route takes the request.
+    NoRoute,
+    /// This part of the request is not known to the caller: see [`NotKnown`](crate::NotKnown).
     Unknown(&'static str),
     /// `int()` of a text that is no whole number.
     NotANumber,
@@ -91,6 +95,8 @@ impl fmt::Display for Fault<'_> {
             Self::NotText => f.write_str("a header or parameter is not UTF-8"),
             Self::TooLong => f.write_str("a text of the request is too long"),
             Self::NoConsumer => f.write_str("no consumer is authenticated"),
+            Self::NoSize => f.write_str("the client did not announce the size of the body"),
+            Self::NoRoute => f.write_str("no route takes the request"),
             Self::Unknown(what) => write!(f, "{what} is not known"),
             Self::NotANumber => f.write_str("int() was given a text that is not a whole number"),
             Self::Overflow => f.write_str("a number is too large"),

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::{HeaderName, HeaderValue};
 
 use crate::error::Fault;
-use crate::facts::Facts;
+use crate::facts::{ConsumerFacts, Facts, NotKnown};
 use crate::query;
 use crate::syntax::{Arithmetic, Comparator};
 use crate::typed::{Address, Bool, Choice, Comparison, Int, MAX_TEXT, Needle, Text, Texts};
@@ -68,8 +68,8 @@ impl Evaluate for Bool {
             }
             Self::HasHeader(name) => Ok(facts.headers().contains_key(name)),
             Self::HasParameter(name) => Ok(query::values(query_of(facts)?, name).next().is_some()),
-            Self::HasConsumer => Ok(facts.consumer().is_some()),
-            Self::HasSize => Ok(facts.body_size().is_some()),
+            Self::HasConsumer => Ok(known(facts.consumer(), "consumer")?.is_some()),
+            Self::HasSize => Ok(known(facts.body_size(), "request.size")?.is_some()),
         }
     }
 }
@@ -117,11 +117,9 @@ impl Evaluate for Text {
             Self::Path => bounded(facts.path()),
             Self::Host => Ok(facts.host()).and_then(bounded),
             Self::Scheme => bounded(facts.scheme()),
-            Self::Route => facts.route().ok_or(Fault::Unknown("route.name")).map(Cow::Borrowed),
+            Self::Route => facts.route().ok_or(Fault::NoRoute).map(Cow::Borrowed),
             Self::Listener => Ok(Cow::Borrowed(facts.listener())),
-            Self::ConsumerName => {
-                facts.consumer().ok_or(Fault::NoConsumer).map(|consumer| Cow::Borrowed(consumer.name))
-            }
+            Self::ConsumerName => Ok(Cow::Borrowed(consumer_of(facts)?.name)),
             Self::Header(name) => {
                 let mut lines = facts.headers().get_all(name).iter();
                 let value = lines.next().ok_or(Fault::NoHeader(name))?;
@@ -156,6 +154,14 @@ impl Evaluate for Text {
     }
 }
 
+fn known<'e, T>(value: Result<T, NotKnown>, name: &'static str) -> Result<T, Fault<'e>> {
+    value.map_err(|NotKnown| Fault::Unknown(name))
+}
+
+fn consumer_of(facts: &impl Facts) -> Result<ConsumerFacts<'_>, Fault<'_>> {
+    known(facts.consumer(), "consumer")?.ok_or(Fault::NoConsumer)
+}
+
 /// A text of the request, if it is not too long.
 fn bounded<'e>(text: impl Into<Cow<'e, str>>) -> Result<Cow<'e, str>, Fault<'e>> {
     let text = text.into();
@@ -187,8 +193,7 @@ impl Texts {
                 }
             }
             Self::Groups => {
-                let consumer = facts.consumer().ok_or(Fault::NoConsumer)?;
-                is_found = consumer.groups.iter().any(|group| wanted(group));
+                is_found = consumer_of(facts)?.groups.iter().any(|group| wanted(group));
             }
             Self::Header(name) => {
                 for element in elements(facts, name) {
@@ -207,7 +212,7 @@ impl Texts {
     fn count<'e>(&'e self, facts: &'e impl Facts) -> Result<usize, Fault<'e>> {
         match self {
             Self::Listed(texts) => Ok(texts.len()),
-            Self::Groups => Ok(facts.consumer().ok_or(Fault::NoConsumer)?.groups.len()),
+            Self::Groups => Ok(consumer_of(facts)?.groups.len()),
             Self::Header(name) => {
                 elements(facts, name).try_fold(0, |count, element| element.map(|_| count + 1))
             }
@@ -279,10 +284,10 @@ impl Evaluate for Int {
         match self {
             Self::Literal(number) => Ok(*number),
             Self::Size => {
-                let size = facts.body_size().ok_or(Fault::Unknown("request.size"))?;
+                let size = known(facts.body_size(), "request.size")?.ok_or(Fault::NoSize)?;
                 i64::try_from(size).map_err(|_| Fault::Overflow)
             }
-            Self::Time => nanos_of(facts.time().ok_or(Fault::Unknown("time"))?),
+            Self::Time => nanos_of(known(facts.time(), "time")?),
             Self::Length(text) => {
                 i64::try_from(text.evaluate(facts)?.chars().count()).map_err(|_| Fault::Overflow)
             }
@@ -326,9 +331,7 @@ impl Evaluate for Address {
         match self {
             Self::Literal(address) => Ok(*address),
             // A client of IPv4 on a socket of IPv6 has a mapped address.
-            Self::Client => {
-                facts.client().map(|client| client.to_canonical()).ok_or(Fault::Unknown("client.ip"))
-            }
+            Self::Client => Ok(known(facts.client(), "client.ip")?.to_canonical()),
         }
     }
 }

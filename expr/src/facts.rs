@@ -4,6 +4,10 @@ use std::time::SystemTime;
 
 use http::HeaderMap;
 
+/// A property of the request that the caller does not know: an explanation, for example, knows no client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotKnown;
+
 /// The properties of a request that conditions can ask for. Each is read only when a condition asks for it.
 pub trait Facts {
     /// The method, `GET`.
@@ -19,17 +23,17 @@ pub trait Facts {
     /// The headers.
     fn headers(&self) -> &HeaderMap;
     /// The length of the body that the client announced, bytes; `None`: it did not say.
-    fn body_size(&self) -> Option<u64>;
-    /// The client's address, as far as it can be trusted; `None`: it is not known.
-    fn client(&self) -> Option<IpAddr>;
+    fn body_size(&self) -> Result<Option<u64>, NotKnown>;
+    /// The client's address, as far as it can be trusted.
+    fn client(&self) -> Result<IpAddr, NotKnown>;
     /// The authenticated consumer; `None`: no plugin has authenticated one.
-    fn consumer(&self) -> Option<ConsumerFacts<'_>>;
+    fn consumer(&self) -> Result<Option<ConsumerFacts<'_>>, NotKnown>;
     /// The name of the route; `None`: no route takes the request.
     fn route(&self) -> Option<&str>;
     /// The name of the listener.
     fn listener(&self) -> &str;
-    /// The wall-clock time; `None`: it is not known.
-    fn time(&self) -> Option<SystemTime>;
+    /// The wall-clock time.
+    fn time(&self) -> Result<SystemTime, NotKnown>;
 }
 
 /// A consumer as conditions see it.

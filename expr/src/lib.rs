@@ -34,5 +34,5 @@ mod typed;
 
 pub use condition::{Condition, MAX_COST, MAX_LENGTH};
 pub use error::{ExpressionError, Fault};
-pub use facts::{ConsumerFacts, Facts};
+pub use facts::{ConsumerFacts, Facts, NotKnown};
 pub use typed::MAX_TEXT;

@@ -39,6 +39,7 @@ pub struct Consumers {
 pub struct KnownConsumer {
     /// Its name.
     pub name: Name,
+    groups: Box<[Box<str>]>,
     headers: Box<[(HeaderName, HeaderValue)]>,
     /// The SHA-256 of its API keys.
     keys: Box<[[u8; 32]]>,
@@ -128,7 +129,12 @@ impl Consumers {
             ResolvedSecret::Key(hash) => Some(*hash),
             _ => None,
         });
-        let known = Arc::new(KnownConsumer { name: consumer.name.clone(), headers, keys: keys.collect() });
+        let known = Arc::new(KnownConsumer {
+            name: consumer.name.clone(),
+            groups: consumer.groups.clone(),
+            headers,
+            keys: keys.collect(),
+        });
         for ((credential, secret), id) in consumer.credentials.iter().zip(secrets).zip(values) {
             let identity = Identity { consumer: Arc::clone(&known), credential: id };
             self.insert_credential(&credential.proof, secret, identity);
@@ -333,12 +339,14 @@ impl fmt::Debug for TokenSecret {
 }
 
 impl KnownConsumer {
+    /// Its groups.
+    pub fn groups(&self) -> &[Box<str>] {
+        &self.groups
+    }
+
     /// True if the consumer is in the group.
     pub fn is_in_group(&self, group: &str) -> bool {
-        let groups = self.headers.iter().find(|(name, _)| *name == X_CONSUMER_GROUPS);
-        groups.is_some_and(|(_, groups)| {
-            groups.as_bytes().split(|byte| *byte == b',').any(|one| one == group.as_bytes())
-        })
+        self.groups.iter().any(|one| **one == *group)
     }
 }
 

@@ -38,6 +38,12 @@ impl Kept {
         self.states.is_empty() && self.guards.is_empty()
     }
 
+    /// Takes over what `other` keeps.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.states.append(&mut other.states);
+        self.guards.append(&mut other.guards);
+    }
+
     fn position<T: Any>(&self, key: PluginKey) -> Option<usize> {
         self.states.iter().position(|(owner, type_id, _)| *owner == key && *type_id == TypeId::of::<T>())
     }

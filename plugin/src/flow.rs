@@ -39,6 +39,14 @@ impl Reply {
     pub fn problem(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
         Self::Problem { status, detail: detail.into(), headers: HeaderMap::new() }
     }
+
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Problem { status, .. } => *status,
+            Self::Response(response) => response.status(),
+        }
+    }
 }
 
 impl From<Reply> for Flow<'_> {

@@ -95,6 +95,37 @@ pub fn request(fields: RequestFields<'_>) -> PluginRequest<'_> {
     }
 }
 
+/// A copy of a request for a plugin that runs in shadow, with a head and an exchange of its own.
+pub fn copy_for_shadow<'c>(
+    request: &'c PluginRequest<'_>,
+    head: &'c mut request::Parts,
+    exchange: &'c mut Exchange,
+) -> PluginRequest<'c> {
+    let PluginRequest { route, upstream, client, https, certificate, now, clock, .. } = *request;
+    let PluginRequest { consumers, outbound, outcomes, worker, .. } = *request;
+    exchange.identity.clone_from(&request.exchange.identity);
+    PluginRequest {
+        head,
+        route,
+        upstream,
+        client,
+        https,
+        certificate,
+        now,
+        clock,
+        consumers,
+        outbound,
+        exchange,
+        outcomes,
+        worker,
+    }
+}
+
+/// Moves what a plugin in shadow wants kept to the end of the exchange into the real exchange. Everything else is dropped.
+pub fn keep_of_shadow(exchange: &mut Exchange, mut shadow: Exchange) {
+    exchange.kept.append(shadow.take_kept());
+}
+
 /// Makes a response for the hook of `plugin`.
 pub fn response<'r>(
     fields: ResponseFields<'r>,

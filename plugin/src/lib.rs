@@ -43,7 +43,7 @@ pub use log_record::LogRecord;
 pub use metrics::Outcomes;
 pub use outbound::{CallAnswer, CallError, CallLimits, Outbound};
 pub use plugin::Plugin;
-pub use registry::{Definition, PluginType, Registry, RegistryError};
+pub use registry::{Definition, OnConditionError, PluginType, Registry, RegistryError};
 pub use request::{Origin, PluginRequest, PluginResponse};
 pub use signalbox_plugin_macros::hooks;
 pub use tasks::{Task, TaskContext, Tasks};

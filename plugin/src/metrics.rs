@@ -21,11 +21,19 @@ impl Outcomes {
     pub const ANSWERED: &'static str = "answered";
     /// The outcome of every type that is counted when a plugin panics.
     pub const PANICKED: &'static str = "panicked";
+    /// The outcome of every type that is counted when the condition of a plugin is neither true nor false for a request.
+    pub const CONDITION_ERROR: &'static str = "condition_error";
+    /// The outcome of every type that is counted when a plugin in shadow would have answered a request.
+    pub const WOULD_ANSWER: &'static str = "would_answer";
+    /// The outcome of every type that is counted when a plugin in shadow would have passed a request on.
+    pub const WOULD_PASS: &'static str = "would_pass";
+    /// The outcomes that every type has.
+    const COMMON: [&'static str; 5] =
+        [Self::ANSWERED, Self::PANICKED, Self::CONDITION_ERROR, Self::WOULD_ANSWER, Self::WOULD_PASS];
 
     /// The outcomes of a type with these `names`, besides those that every type has.
     pub fn new(names: &[&'static str], workers: usize) -> Self {
-        let all: Box<[_]> =
-            [Self::ANSWERED, Self::PANICKED].into_iter().chain(names.iter().copied()).collect();
+        let all: Box<[_]> = Self::COMMON.into_iter().chain(names.iter().copied()).collect();
         let row = || Row(all.iter().map(|_| AtomicU64::new(0)).collect());
         let rows = std::iter::repeat_with(row).take(workers.max(1)).collect();
         Self(Arc::new(Cells { names: all, rows }))

@@ -41,6 +41,11 @@ pub trait Attached {
 
     /// What it is attached to.
     fn source(&self) -> Source;
+
+    /// True if it runs in shadow. It changes nothing, so no other plugin gives way to it.
+    fn is_shadow(&self) -> bool {
+        false
+    }
 }
 
 /// A set of plugin types, by their place in the registry.
@@ -80,8 +85,9 @@ pub fn response_order(one: &impl Attached, other: &impl Attached) -> Ordering {
 
 /// The one among `others` in whose favour a plugin does not run: it is of the same type, and more specific.
 pub fn overridden_by<'s, P: Attached>(plugin: &P, others: impl IntoIterator<Item = &'s P>) -> Option<&'s P> {
-    let stronger =
-        |other: &&'s P| other.source() > plugin.source() && other.types().intersects(plugin.types());
+    let stronger = |other: &&'s P| {
+        !other.is_shadow() && other.source() > plugin.source() && other.types().intersects(plugin.types())
+    };
     others.into_iter().filter(stronger).max_by_key(|other| other.source())
 }
 
@@ -91,11 +97,11 @@ pub struct Lane<'a, S> {
     steps: &'a [S],
     /// What they are attached to; some may be attached less specifically.
     source: Source,
-    /// The types of those that are attached to just that.
+    /// The types of those that are attached to just that, but for those in shadow.
     types: TypeSet,
     /// The next one to run.
     next: usize,
-    /// The types of those that have run.
+    /// The types of those that have run, but for those in shadow.
     ran: TypeSet,
 }
 
@@ -150,6 +156,27 @@ impl<'a, S: Attached> Walk<'a, S> {
         })
     }
 
+    /// The next plugin that runs. `meets` decides whether a plugin whose turn has come runs for this request; one that does not has
+    /// not run.
+    #[inline]
+    pub fn next_that(&mut self, mut meets: impl FnMut(&'a S) -> bool) -> Option<&'a S> {
+        loop {
+            let (at, step) = match self.lanes.as_slice() {
+                [lane] => (0, lane.steps.get(lane.next)?),
+                _ => self.first_lane()?,
+            };
+            let runs = !(self.is_merged() && self.is_barred(at, step)) && meets(step);
+            let lane = self.lanes.get_mut(at)?;
+            lane.next += 1;
+            if runs {
+                if !step.is_shadow() {
+                    lane.ran = lane.ran.with(step.types());
+                }
+                return Some(step);
+            }
+        }
+    }
+
     /// The lane whose next plugin comes first.
     fn first_lane(&self) -> Option<(usize, &'a S)> {
         let nexts =
@@ -166,22 +193,7 @@ impl<'a, S: Attached> Iterator for Walk<'a, S> {
 
     #[inline]
     fn next(&mut self) -> Option<&'a S> {
-        if let [lane] = self.lanes.as_mut_slice() {
-            let step = lane.steps.get(lane.next)?;
-            lane.next += 1;
-            lane.ran = lane.ran.with(step.types());
-            return Some(step);
-        }
-        loop {
-            let (at, step) = self.first_lane()?;
-            let is_barred = self.is_barred(at, step);
-            let lane = self.lanes.get_mut(at)?;
-            lane.next += 1;
-            if !is_barred {
-                lane.ran = lane.ran.with(step.types());
-                return Some(step);
-            }
-        }
+        self.next_that(|_| true)
     }
 }
 
@@ -218,6 +230,10 @@ mod tests {
         fn source(&self) -> Source {
             self.source
         }
+
+        fn is_shadow(&self) -> bool {
+            self.name.as_str().starts_with("shadow")
+        }
     }
 
     const CORS: usize = 0;
@@ -240,16 +256,18 @@ mod tests {
     }
 
     fn lane(steps: &[Plugin]) -> Lane<'_, Plugin> {
-        let types = steps.iter().fold(TypeSet::default(), |types, step| types.with(step.types()));
+        let real = steps.iter().filter(|step| !step.is_shadow());
+        let types = real.fold(TypeSet::default(), |types, step| types.with(step.types()));
         Lane::new(steps, steps.first().map_or(Source::Global, |step| step.source), types)
     }
 
-    /// The names in the order in which they run; `later` is joined behind the plugin named `auth`.
+    /// The names in the order in which they run; `later` is joined behind the plugin named `auth`. Those named `unmet` do not run for
+    /// this request.
     fn order(lanes: &[&[Plugin]], later: &[Plugin]) -> Vec<String> {
         let mut walk = Walk::new(lane(lanes[0]));
         lanes[1..].iter().for_each(|steps| walk.join(lane(steps)));
         let mut names = Vec::new();
-        while let Some(step) = walk.next() {
+        while let Some(step) = walk.next_that(|step| !step.name.as_str().starts_with("unmet")) {
             names.push(step.name.to_string());
             if step.name.as_str() == "auth" {
                 walk.join(lane(later));
@@ -257,7 +275,7 @@ mod tests {
         }
         let ran: Vec<_> = walk.plugins().collect();
         assert!(ran.iter().all(|(_, ran)| *ran), "{ran:?}");
-        assert_eq!(ran.len(), names.len());
+        assert_eq!(ran.len(), names.iter().filter(|name| !name.starts_with("shadow")).count());
         names
     }
 
@@ -321,6 +339,33 @@ mod tests {
         let route = attached(Source::Route, &[("limit", LIMIT, 2000), ("auth", AUTH, 1000)]);
         let consumer = attached(Source::Consumer, &[("own-limit", LIMIT, 900)]);
         assert_eq!(order(&[&route], &consumer), ["limit", "auth"]);
+    }
+
+    #[test]
+    fn a_plugin_whose_condition_is_not_met_has_not_run() {
+        let steps = [("unmet", LIMIT, 2000), ("auth", AUTH, 1000), ("transform", TRANSFORM, 800)];
+        let route = attached(Source::Route, &steps);
+        let consumer = attached(Source::Consumer, &[("own-limit", LIMIT, 900)]);
+        assert_eq!(order(&[&route], &consumer), ["auth", "own-limit", "transform"]);
+        // The most specific plugin stays the one that decides.
+        let route = attached(Source::Route, &[("auth", AUTH, 1000), ("limit", LIMIT, 900)]);
+        let consumer = attached(Source::Consumer, &[("unmet-limit", LIMIT, 900)]);
+        assert_eq!(order(&[&route], &consumer), ["auth"]);
+    }
+
+    #[test]
+    fn no_plugin_gives_way_to_one_in_shadow() {
+        let real = attached(Source::Route, &[("auth", AUTH, 1000), ("limit", LIMIT, 900)]);
+        let shadow = attached(Source::Consumer, &[("shadow-own", LIMIT, 950)]);
+        assert_eq!(order(&[&real], &shadow), ["auth", "shadow-own", "limit"]);
+        let route = attached(Source::Route, &[("shadow-limit", LIMIT, 2000), ("auth", AUTH, 1000)]);
+        let consumer = attached(Source::Consumer, &[("own", LIMIT, 900)]);
+        assert_eq!(order(&[&route], &consumer), ["shadow-limit", "auth", "own"]);
+        // But one in shadow gives way, as it would if it were in force.
+        let route = attached(Source::Route, &[("auth", AUTH, 1000), ("shadow-limit", LIMIT, 900)]);
+        assert_eq!(order(&[&route], &consumer), ["auth", "own"]);
+        let both = [&real[1], &shadow[0]];
+        assert!(overridden_by(&real[1], both).is_none());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 use schemars::transform::transform_subschemas;
 use schemars::{JsonSchema, Schema};
 use serde::de::{DeserializeOwned, Visitor};
-use serde::{Deserialize as _, Deserializer};
+use serde::{Deserialize as _, Deserializer, Serialize};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 use signalbox_config::{
@@ -32,6 +32,12 @@ pub trait Definition: Plugin + Hooked + Sized {
     /// True if it answers every CORS preflight request that it sees. A route with such a plugin takes the preflights of the
     /// requests that it takes.
     const ANSWERS_PREFLIGHTS: bool = false;
+    /// The treatment of a request for which the condition of a plugin is neither true nor false. A type that refuses requests
+    /// keeps the default, so that nobody gets past it by a request that breaks the condition.
+    const ON_CONDITION_ERROR: OnConditionError = OnConditionError::Run;
+    /// True if it can run in shadow. Its `on_request` then gets a copy of the request, and what it answers is counted and logged
+    /// but not sent. No other hook is called, so a type whose other hooks matter cannot.
+    const CAN_SHADOW: bool = false;
 
     /// Its configuration: serde reads it, `schemars` describes it, with `deny_unknown_fields`.
     type Config: DeserializeOwned + JsonSchema;
@@ -46,6 +52,16 @@ pub trait Definition: Plugin + Hooked + Sized {
 
     /// Builds it once for each revision that changes it, from a configuration that was checked.
     fn build(config: Self::Config, context: &Context<'_>) -> Result<Self, Vec<FieldError>>;
+}
+
+/// The treatment of a request for which the condition of a plugin is neither true nor false.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnConditionError {
+    /// The plugin runs.
+    Run,
+    /// The plugin does not run.
+    Skip,
 }
 
 /// A plugin type, as a registry has it.
@@ -64,6 +80,10 @@ pub struct PluginType {
     pub hooks: Hooks,
     /// True if it answers every CORS preflight request that it sees.
     pub answers_preflights: bool,
+    /// The treatment of a request for which the condition of a plugin is neither true nor false.
+    pub on_condition_error: OnConditionError,
+    /// True if it can run in shadow.
+    pub can_shadow: bool,
     schema: LazyLock<Schema>,
     check: fn(&Self, &Value) -> Vec<FieldError>,
     references: fn(&Value) -> Vec<(ResourceKey, String)>,
@@ -83,6 +103,8 @@ impl PluginType {
             outcomes: D::OUTCOMES,
             hooks: D::HOOKS,
             answers_preflights: D::ANSWERS_PREFLIGHTS,
+            on_condition_error: D::ON_CONDITION_ERROR,
+            can_shadow: D::CAN_SHADOW,
             schema: LazyLock::new(schema_of::<D::Config>),
             check: |this, config| check::<D>(this.schema(), config),
             references: |config| {
@@ -181,6 +203,10 @@ impl fmt::Debug for Registry {
 impl PluginCatalog for Registry {
     fn default_order(&self, type_name: &str) -> Option<i32> {
         self.find(type_name).map(|plugin_type| plugin_type.default_order)
+    }
+
+    fn can_shadow(&self, type_name: &str) -> bool {
+        self.find(type_name).is_some_and(|plugin_type| plugin_type.can_shadow)
     }
 
     fn type_names(&self) -> Vec<&'static str> {

@@ -31,7 +31,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{ByteSize, Errors, FieldError};
 use signalbox_plugin::{
-    Abort, BodyFilter, BodyWish, Context, Definition, Flow, Output, Plugin, PluginRequest, PluginResponse,
+    Abort, BodyFilter, BodyWish, Context, Definition, Flow, Output, OnConditionError, Plugin, PluginRequest, PluginResponse,
     Reply, hooks,
 };
 
@@ -123,6 +123,7 @@ impl Definition for Compress {
     const NAME: &'static str = "compress";
     const DESCRIPTION: &'static str = "Compresses responses for clients that accept it.";
     const ORDER: i32 = 90;
+    const ON_CONDITION_ERROR: OnConditionError = OnConditionError::Skip;
     const RESPONSE_ORDER: Option<i32> = Some(i32::MAX);
     const OUTCOMES: &'static [&'static str] = &["zstd", "br", "gzip"];
     type Config = Config;

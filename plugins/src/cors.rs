@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use signalbox_config::router::Preflight;
 use signalbox_config::{Errors, FieldError, HumanDuration};
 use signalbox_plugin::{
-    Context, Definition, Exchange, Flow, Plugin, PluginRequest, PluginResponse, Reply, hooks,
+    Context, Definition, Exchange, Flow, OnConditionError, Plugin, PluginRequest, PluginResponse, Reply, hooks,
 };
 
 use crate::origin::{is_label, is_origin, is_port, without_usual_port};
@@ -125,6 +125,7 @@ impl Definition for Cors {
     const DESCRIPTION: &'static str = "Lets pages of other origins call an API from the browser.";
     const ORDER: i32 = 2000;
     const ANSWERS_PREFLIGHTS: bool = true;
+    const ON_CONDITION_ERROR: OnConditionError = OnConditionError::Skip;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

@@ -86,6 +86,7 @@ impl Definition for KeyAuth {
     const NAME: &'static str = "key-auth";
     const DESCRIPTION: &'static str = "Lets in who presents the API key of a consumer.";
     const ORDER: i32 = 1350;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

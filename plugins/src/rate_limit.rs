@@ -164,6 +164,7 @@ impl Definition for RateLimit {
     const NAME: &'static str = "rate-limit";
     const DESCRIPTION: &'static str = "Limits how many requests a client may make in a time.";
     const ORDER: i32 = 910;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

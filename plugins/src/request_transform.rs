@@ -35,7 +35,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use signalbox_config::{ByteSize, Errors, FieldError};
-use signalbox_plugin::{BodyWish, Context, Definition, Flow, Plugin, PluginRequest, Reply, hooks};
+use signalbox_plugin::{BodyWish, Context, Definition, Flow, OnConditionError, Plugin, PluginRequest, Reply, hooks};
 
 use crate::query;
 
@@ -179,6 +179,7 @@ impl Definition for RequestTransform {
     const DESCRIPTION: &'static str =
         "Changes headers, query parameters and the JSON body of a request on its way to the upstream.";
     const ORDER: i32 = 801;
+    const ON_CONDITION_ERROR: OnConditionError = OnConditionError::Skip;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use signalbox_config::{Action, Body, Edge, Limits, Name, Resource, RevisionId, Route, RouteIndex};
+use signalbox_expr::Condition;
 use signalbox_plugin::precedence::{Attached, Lane, Source, TypeSet, run_order};
 use signalbox_plugin::{Consumers, Hooks, Outcomes, Plugin};
 
@@ -112,7 +113,7 @@ pub struct Chain {
     pub steps: Box<[Step]>,
     /// What they are attached to. Global plugins may be among those of routes.
     source: Source,
-    /// The types of those that are attached to just that.
+    /// The types of those that are attached to just that, but for those in shadow.
     types: TypeSet,
     /// The hooks of all its steps.
     pub hooks: Hooks,
@@ -137,7 +138,19 @@ pub struct Step {
     pub response_order: i32,
     pub hooks: Hooks,
     pub answers_preflights: bool,
+    /// `None`: it runs for every request.
+    pub condition: Option<StepCondition>,
+    /// True if it runs on a copy of the request, and its answer is counted and logged but not sent.
+    pub is_shadow: bool,
     pub stats: Arc<PluginStats>,
+}
+
+/// The condition of a step.
+#[derive(Clone)]
+pub struct StepCondition {
+    pub when: Condition,
+    /// True if the step runs for a request for which the condition is neither true nor false.
+    pub runs_on_error: bool,
 }
 
 impl Active {
@@ -263,7 +276,7 @@ impl Chain {
     /// Sorts `steps` into a chain of what is attached to `source`.
     pub fn of(mut steps: Vec<Step>, source: Source) -> Self {
         steps.sort_by(run_order);
-        let own = steps.iter().filter(|step| step.source == source);
+        let own = steps.iter().filter(|step| step.source == source && !step.is_shadow);
         let types = own.fold(TypeSet::default(), |types, step| types.with(step.type_set));
         let uses_consumer_headers = steps.iter().any(|step| step.plugin.uses_consumer_headers());
         let hooks = steps.iter().fold(Hooks::NONE, |hooks, step| hooks.with(step.hooks));
@@ -302,6 +315,11 @@ impl Attached for Step {
     #[inline]
     fn source(&self) -> Source {
         self.source
+    }
+
+    #[inline]
+    fn is_shadow(&self) -> bool {
+        self.is_shadow
     }
 }
 

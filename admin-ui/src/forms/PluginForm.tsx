@@ -1,7 +1,7 @@
 import { SimpleGrid, Stack, Text } from "@mantine/core";
 import { usePluginTypes } from "../api/queries";
 import { Failed, Loading } from "../components/states";
-import { NumberField, SelectField, SwitchField } from "./fields";
+import { NumberField, SelectField, SwitchField, TextField } from "./fields";
 import { useForm } from "./form";
 import { SchemaForm } from "./SchemaForm";
 import { DescriptionFields, NameField, Section } from "./sections";
@@ -43,6 +43,22 @@ export function PluginForm({ creating }: { creating: boolean }) {
             integer
           />
         </SimpleGrid>
+        <TextField
+          path="when"
+          label="Condition"
+          placeholder='request.method == "POST" && !("staff" in consumer.groups)'
+          description="The plugin runs only for requests that meet this condition, a subset of CEL. Empty: it runs for all requests"
+          rows={2}
+          mono
+        />
+        {(type?.can_shadow || spec.shadow === true) && (
+          <SwitchField
+            path="shadow"
+            label="Shadow"
+            description="The plugin has no effect. What it would do is counted and logged"
+            byDefault={false}
+          />
+        )}
       </Section>
       <Section title="Configuration">
         {type ? (

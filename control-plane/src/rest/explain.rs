@@ -14,13 +14,14 @@ use signalbox_config::arrival::{self, Claims};
 use signalbox_config::path::BadPath;
 use signalbox_config::router::{Explanation, Preflight, RequestParts};
 use signalbox_config::{
-    Action, Body, Edge, FieldError, Kind, LoadBalancing, Name, Resource, ResourceKey, RevisionId, Route,
-    Snapshot, host, path, request_target,
+    Action, Body, Edge, FieldError, Kind, Listener, LoadBalancing, Name, Resource, ResourceKey, RevisionId,
+    Route, Snapshot, host, path, request_target,
 };
-use signalbox_plugin::Registry;
+use signalbox_plugin::{OnConditionError, Registry};
 use signalbox_plugin::precedence::{Attached, Lane, Source, TypeSet, Walk, overridden_by, run_order};
 
 use super::call::{Call, ok};
+use super::conditions::{DescribedRequest, PluginCondition};
 use super::endpoint::{Endpoint, Media, RESOURCE_LIMIT};
 use super::problem::Problem;
 use super::whole_set::{gave_up, set_at};
@@ -131,7 +132,12 @@ struct ChainStep {
     order: i32,
     /// The resource that attaches the plugin.
     attached: Attachment,
-    /// The reason why the plugin does not run although it is attached. Null: it runs.
+    /// The condition of the plugin. Null: it has none, or does not run for another reason.
+    condition: Option<PluginCondition>,
+    /// True if the plugin runs without effect.
+    shadow: bool,
+    /// The reason why the plugin does not run although it is attached. Null: it runs, unless its condition has the outcome
+    /// `unknown` and is not met.
     skipped: Option<String>,
     /// The upstreams of the route for whose requests the plugin runs. Null: all.
     upstreams: Option<Vec<String>>,
@@ -194,6 +200,10 @@ struct PluginTypeView {
     default_order: i32,
     /// The phases in which the plugin is called: `request_headers`, `request_body`, `response_headers`, `response_body`, `log`.
     phases: Vec<String>,
+    /// The treatment of a request for which the condition of a plugin (`when`) is neither true nor false.
+    on_condition_error: OnConditionError,
+    /// True if plugins of the type can run in shadow.
+    can_shadow: bool,
     /// The JSON schema of `config`.
     schema: Value,
 }
@@ -275,8 +285,8 @@ impl Request {
         Ok(Self { method, uri, headers, fleet, listener: question.listener })
     }
 
-    /// The listener by which it comes: its name, and what is made of requests there.
-    fn listener(&self, set: &Snapshot) -> Result<Option<(String, Edge)>, FieldError> {
+    /// The listener by which it comes, and its name.
+    fn listener(&self, set: &Snapshot) -> Result<Option<(String, Box<Listener>)>, FieldError> {
         let mut listeners = set.of_kind(Kind::Listener, None).filter(|it| it.visible_to(&self.fleet));
         let found = match &self.listener {
             None => listeners.next(),
@@ -285,7 +295,7 @@ impl Request {
             })?),
         };
         Ok(found.and_then(|resource| match resource.body() {
-            Body::Listener(listener) => Some((resource.key().name.to_string(), listener.edge.clone())),
+            Body::Listener(listener) => Some((resource.key().name.to_string(), listener.clone())),
             _ => None,
         }))
     }
@@ -325,7 +335,9 @@ impl Request {
 
     fn explain(mut self, published: &Published) -> Result<Explained, FieldError> {
         let set = &published.snapshot;
-        let (listener, edge) = self.listener(set)?.unzip();
+        let (listener, settings) = self.listener(set)?.unzip();
+        let listens_with_tls = settings.as_ref().is_some_and(|settings| settings.tls.is_some());
+        let edge = settings.map(|settings| settings.edge);
         let listener_name: Option<Name> = listener.as_ref().and_then(|name| name.parse().ok());
         let mut explained = Explained {
             revision: set.id().number,
@@ -377,10 +389,14 @@ impl Request {
             };
         let winner = explained.explanation.winner.as_ref();
         let winner = winner.and_then(|winner| find(set, Kind::Route, &winner.route));
+        let https = self.uri.scheme().map_or(listens_with_tls, |scheme| *scheme == http::uri::Scheme::HTTPS);
+        let described =
+            DescribedRequest { parts, https, route: winner.map(|route| route.key().name.as_str()) };
         let Some(Body::Route(route)) = winner.map(|resource| resource.body()) else {
             if preflight.is_some() {
                 // When no route takes a request, global plugins see only preflights.
                 explained.plugins = attachments.chain(None);
+                evaluate_conditions(set, &mut explained.plugins, &described);
                 explained.plugins.retain(answers_preflights);
                 explained.preflight_answered_by =
                     preflight_step(&explained.plugins).map(|step| step.name.to_string());
@@ -396,6 +412,7 @@ impl Request {
             explained.refused = refusal(501, "CONNECT is not allowed here.");
         }
         explained.plugins = attachments.chain(Some(route));
+        evaluate_conditions(set, &mut explained.plugins, &described);
         if preflight.is_some() {
             explained.preflight_answered_by =
                 preflight_step(&explained.plugins).map(|step| step.name.to_string());
@@ -523,6 +540,8 @@ impl Attachments<'_> {
             type_name: plugin.type_name.to_string(),
             order: plugin.order,
             attached,
+            condition: None,
+            shadow: plugin.shadow,
             skipped: (!plugin.enabled).then(|| "it is not enabled".to_owned()),
             upstreams: None,
             types: self.types.position(&plugin.type_name).map_or_else(TypeSet::default, TypeSet::of),
@@ -542,7 +561,8 @@ fn walk(lanes: &[Vec<ChainStep>; 4]) -> impl Iterator<Item = &ChainStep> {
 }
 
 fn lane(steps: &[ChainStep], source: Source) -> Lane<'_, ChainStep> {
-    let types = steps.iter().fold(TypeSet::default(), |types, step| types.with(step.types));
+    let real = steps.iter().filter(|step| !step.shadow);
+    let types = real.fold(TypeSet::default(), |types, step| types.with(step.types));
     Lane::new(steps, source, types)
 }
 
@@ -575,6 +595,10 @@ impl Attached for ChainStep {
             Attachment::Global => Source::Global,
         }
     }
+
+    fn is_shadow(&self) -> bool {
+        self.shadow
+    }
 }
 
 impl Attachment {
@@ -588,13 +612,25 @@ impl Attachment {
     }
 }
 
+/// Evaluates the conditions of the plugins of a chain that would run.
+fn evaluate_conditions(set: &Snapshot, chain: &mut [ChainStep], request: &DescribedRequest<'_>) {
+    for step in chain.iter_mut().filter(|step| step.skipped.is_none()) {
+        let Some(Body::Plugin(plugin)) = body(set, Kind::Plugin, &step.name) else { continue };
+        let Some(when) = &plugin.when else { continue };
+        let plugin_type = builtin().find(&step.type_name);
+        let on_error = plugin_type.map_or(OnConditionError::Run, |it| it.on_condition_error);
+        let (condition, skipped) = PluginCondition::new(when, on_error, request);
+        (step.condition, step.skipped) = (Some(condition), skipped);
+    }
+}
+
 /// The plugin of a chain that answers CORS preflight requests.
 fn preflight_step(chain: &[ChainStep]) -> Option<&ChainStep> {
     chain.iter().find(|step| answers_preflights(step))
 }
 
 fn answers_preflights(step: &ChainStep) -> bool {
-    step.skipped.is_none() && step.upstreams.is_none() && step.answers_preflights
+    step.skipped.is_none() && !step.shadow && step.upstreams.is_none() && step.answers_preflights
 }
 
 fn upstream_share(set: &Snapshot, name: &Name, share: f64) -> Option<UpstreamShare> {
@@ -639,6 +675,8 @@ fn plugin_types(call: &Call) -> Result<Response, Problem> {
                 .phases()
                 .filter_map(|phase| serde_json::to_value(phase).ok()?.as_str().map(str::to_owned))
                 .collect(),
+            on_condition_error: plugin_type.on_condition_error,
+            can_shadow: plugin_type.can_shadow,
             schema: plugin_type.schema().as_value().clone(),
         })
         .collect();

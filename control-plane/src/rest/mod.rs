@@ -7,6 +7,7 @@ mod access;
 mod app;
 mod bad_tokens;
 mod call;
+mod conditions;
 mod documents;
 mod endpoint;
 mod event_ring;

@@ -162,3 +162,78 @@ async fn plugins_of_upstreams_and_listeners_are_explained_as_proxies_run_them() 
     expect(&kept, 409);
     assert!(kept.to_string().contains("upstream/a"), "{kept}");
 }
+
+#[tokio::test]
+async fn explain_evaluates_the_conditions_of_plugins() {
+    let admin = Admin::with_route().await;
+    let limit = json!({"limit": 1, "window": "1h"});
+    let plugin =
+        |name: &str, type_name: &str, when: &str| json!({"name": name, "type": type_name, "when": when});
+    let of_limit = |name: &str, when: &str| {
+        let mut plugin = plugin(name, "rate-limit", when);
+        plugin["config"] = limit.clone();
+        plugin
+    };
+    let mut tried = of_limit("f-shadow", "true");
+    tried["shadow"] = json!(true);
+    let mark = json!({"add": {"headers": {"x-a": "b"}}});
+    let mut transform = plugin("b-transform", "request-transform", "request.headers['x-none'] == 'a'");
+    transform["config"] = mark;
+    let document = json!({
+        "plugins": [
+            of_limit("a-met", "request.path.startsWith('/x/') && request.host == 'a.example.com'"),
+            transform,
+            of_limit("c-unmet", "request.method == 'POST' || request.scheme == 'https'"),
+            of_limit("d-error", "request.headers['x-none'] == 'a'"),
+            of_limit("e-unknown", "'vip' in consumer.groups || request.method == 'POST'"),
+            tried,
+        ],
+        "routes": [{
+            "name": "conditional", "match": {"paths": [{"prefix": "/x"}]},
+            "plugins": ["a-met", "b-transform", "c-unmet", "d-error", "e-unknown", "f-shadow"],
+            "respond": {"body": "hello"},
+        }],
+    });
+    expect(&admin.post("/apply", document).await, 200);
+    let answer = admin.post("/explain", json!({"url": "http://a.example.com/x/y"})).await;
+    expect(&answer, 200);
+    let step = |name: &str| {
+        let steps = answer.body["plugins"].as_array().unwrap();
+        steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no {name} in {answer}"))
+    };
+    for (name, outcome, reason, runs) in [
+        ("a-met", "met", Value::Null, true),
+        ("b-transform", "error", json!("the request has no header x-none"), false),
+        ("c-unmet", "unmet", Value::Null, false),
+        ("d-error", "error", json!("the request has no header x-none"), true),
+        ("e-unknown", "unknown", json!("consumer is not known"), true),
+        ("f-shadow", "met", Value::Null, true),
+    ] {
+        let (condition, skipped) = (&step(name)["condition"], &step(name)["skipped"]);
+        assert_eq!((&condition["outcome"], &condition["reason"]), (&json!(outcome), &reason), "{name}");
+        assert_eq!(skipped.is_null(), runs, "{name}: {skipped}");
+        assert_eq!(step(name)["shadow"], name == "f-shadow");
+    }
+    assert_eq!(
+        step("b-transform")["skipped"],
+        "its condition cannot be evaluated: the request has no header x-none"
+    );
+
+    let wrong = json!({"type": "rate-limit", "config": limit, "when": "request.path == 1"});
+    let refused = admin.put("/plugins/wrong", wrong).await;
+    expect(&refused, 422);
+    let errors = &refused.body["errors"];
+    assert_eq!(errors[0]["field"], "when", "{refused}");
+    let message = "column 14: both sides of a comparison must have one type; they are string and int";
+    assert_eq!(errors[0]["message"], message);
+    let wrong = json!({"type": "cors", "config": {"origins": ["*"]}, "when": null, "shadow": true});
+    let refused = admin.put("/plugins/wrong", wrong).await;
+    expect(&refused, 422);
+    let fields: BTreeSet<_> = refused.body["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| error["field"].as_str().unwrap())
+        .collect();
+    assert_eq!(fields, BTreeSet::from(["shadow", "when"]), "{refused}");
+}

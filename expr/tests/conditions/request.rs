@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use signalbox_expr::{Condition, ConsumerFacts, Facts};
+use signalbox_expr::{Condition, ConsumerFacts, Facts, NotKnown};
 
 /// A request, with its parts as a test sets them.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub(crate) struct Request {
     pub(crate) consumer: Option<(String, Vec<Box<str>>)>,
     pub(crate) route: Option<String>,
     pub(crate) time: Option<SystemTime>,
+    /// The consumer is not known, because no plugin has run.
+    pub(crate) is_explained: bool,
 }
 
 impl Request {
@@ -34,6 +36,7 @@ impl Request {
             consumer: None,
             route: Some("orders".into()),
             time: Some(UNIX_EPOCH + Duration::from_secs(1_783_166_400)),
+            is_explained: false,
         }
     }
 
@@ -84,16 +87,19 @@ impl Facts for Request {
         &self.headers
     }
 
-    fn body_size(&self) -> Option<u64> {
-        self.size
+    fn body_size(&self) -> Result<Option<u64>, NotKnown> {
+        Ok(self.size)
     }
 
-    fn client(&self) -> Option<IpAddr> {
-        self.client
+    fn client(&self) -> Result<IpAddr, NotKnown> {
+        self.client.ok_or(NotKnown)
     }
 
-    fn consumer(&self) -> Option<ConsumerFacts<'_>> {
-        self.consumer.as_ref().map(|(name, groups)| ConsumerFacts { name, groups })
+    fn consumer(&self) -> Result<Option<ConsumerFacts<'_>>, NotKnown> {
+        if self.is_explained {
+            return Err(NotKnown);
+        }
+        Ok(self.consumer.as_ref().map(|(name, groups)| ConsumerFacts { name, groups }))
     }
 
     fn route(&self) -> Option<&str> {
@@ -104,7 +110,7 @@ impl Facts for Request {
         "public"
     }
 
-    fn time(&self) -> Option<SystemTime> {
-        self.time
+    fn time(&self) -> Result<SystemTime, NotKnown> {
+        self.time.ok_or(NotKnown)
     }
 }

@@ -220,10 +220,13 @@ fn a_fault_is_absorbed_by_what_decides_alone() {
 fn what_is_not_known_is_a_fault() {
     let mut request = Request::new();
     (request.size, request.client, request.route, request.time) = (None, None, None, None);
+    request.is_explained = true;
     for (text, fault) in [
-        ("request.size == 0", "request.size is not known"),
+        ("request.size == 0", "the client did not announce the size of the body"),
+        ("has(consumer.name)", "consumer is not known"),
+        (r#"consumer.name == "a""#, "consumer is not known"),
         (r#"inCidr(client.ip, "0.0.0.0/0")"#, "client.ip is not known"),
-        (r#"route.name == "a""#, "route.name is not known"),
+        (r#"route.name == "a""#, "no route takes the request"),
         (r#"time > timestamp("2026-01-01T00:00:00Z")"#, "time is not known"),
     ] {
         assert_eq!(request.eval(text), Err(fault.to_owned()), "{text}");

@@ -3,10 +3,10 @@ use std::sync::Arc;
 use imbl::OrdSet;
 use signalbox_config::{Body, Change, Name, Resource};
 use signalbox_plugin::precedence::{Source, TypeSet};
-use signalbox_plugin::{Context, Logger, Tasks};
+use signalbox_plugin::{Context, Hooks, Logger, OnConditionError, Tasks};
 
 use super::revision::{put, rejected};
-use crate::active::{PluginStats, Step};
+use crate::active::{PluginStats, Step, StepCondition};
 use crate::core::map::Map;
 use crate::services::Services;
 use crate::source::Rejected;
@@ -120,14 +120,21 @@ fn build(
         let errors = errors.into_iter().map(|error| rejected(key, field(&error.field), error.message));
         errors.collect::<Vec<_>>()
     })?;
+    let condition = spec.when.clone().map(|when| StepCondition {
+        when,
+        runs_on_error: plugin_type.on_condition_error == OnConditionError::Run,
+    });
     let step = Step {
         name: key.name.clone(),
         type_set: TypeSet::of(index),
         source: Source::Global,
         order: spec.order,
         response_order: plugin_type.response_order.unwrap_or(spec.order),
-        hooks: plugin.hooks(),
-        answers_preflights: plugin_type.answers_preflights,
+        // What runs in shadow decides in `on_request`, and has no other part in the request.
+        hooks: if spec.shadow { Hooks::REQUEST } else { plugin.hooks() },
+        answers_preflights: plugin_type.answers_preflights && !spec.shadow,
+        condition,
+        is_shadow: spec.shadow,
         stats,
         plugin,
     };

@@ -1,6 +1,7 @@
 //! A request and its response, from the head of the one to the last byte of the other.
 
 use std::cell::{Cell, RefCell};
+use std::fmt::Write as _;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -43,6 +44,8 @@ pub struct Exchange {
 struct Plugged {
     /// The plugin that has answered or failed.
     answered_by: RefCell<Option<Name>>,
+    /// What plugins in shadow would have answered, for the log: `name:status`, with commas.
+    shadow_answers: RefCell<String>,
     /// What plugins want kept.
     kept: Kept,
     /// The plugins that see the record of the exchange, with the head that it shows.
@@ -151,16 +154,22 @@ impl Exchange {
         self.plugged.answered_by.replace(Some(plugin.clone()));
     }
 
+    /// Records what a plugin in shadow would have answered.
+    #[cold]
+    pub(super) fn note_shadow_answer(&self, plugin: &Name, status: StatusCode) {
+        let mut answers = self.plugged.shadow_answers.borrow_mut();
+        let separator = if answers.is_empty() { "" } else { "," };
+        let _ = write!(answers, "{separator}{plugin}:{}", status.as_u16());
+    }
+
     /// Has those of `steps` that want it see the record of this exchange, in which the request's head is as it is now.
     #[inline]
     pub(super) fn watch<'s>(&mut self, steps: impl IntoIterator<Item = &'s Step>, head: &request::Parts) {
         let mut steps = steps.into_iter().filter(|step| step.hooks.intersects(Hooks::LOG)).peekable();
+        let before = self.plugged.watch.take();
         if steps.peek().is_some() {
             let steps = steps.cloned().collect();
-            let head = match self.plugged.watch.take() {
-                Some(watch) => watch.head,
-                None => WatchedHead::new(head),
-            };
+            let head = before.map_or_else(|| WatchedHead::new(head), |watch| watch.head);
             self.plugged.watch = Some(Box::new(Watch { steps, head }));
             self.accounting.log.get_or_insert_with(Logged::without_head);
         }
@@ -352,11 +361,16 @@ impl Exchange {
             let time = worker.identifier.borrow_mut().time_of_day(self.request.started);
             let culprit = self.plugged.answered_by.take();
             let culprit = culprit.as_ref().map_or("", Name::as_str);
+            let shadow = self.plugged.shadow_answers.take();
             if let Some(log) = &worker.log {
-                log.write(&worker.stats, &self.entry(&entry, time, duration, culprit));
+                log.write(&worker.stats, &self.entry(&entry, time, duration, (culprit, &shadow)));
             }
             if let Some(watch) = self.plugged.watch.take() {
-                watch.show(&self.entry(&entry, time, duration, culprit), &self.plugged.kept, worker.index);
+                watch.show(
+                    &self.entry(&entry, time, duration, (culprit, &shadow)),
+                    &self.plugged.kept,
+                    worker.index,
+                );
             }
             worker.keep_buffer(entry.head.into_memory());
         }
@@ -379,7 +393,7 @@ impl Exchange {
         log: &'a Logged,
         time: Duration,
         duration: Duration,
-        plugin: &'a str,
+        (plugin, shadow): (&'a str, &'a str),
     ) -> Entry<'a> {
         let Self { request, attempts, accounting, .. } = self;
         Entry {
@@ -402,6 +416,7 @@ impl Exchange {
             bytes_out: accounting.bytes_out,
             consumer: log.consumer.as_ref().map_or("", Name::as_str),
             plugin,
+            shadow,
             revision: request.serving.id.number,
         }
     }

@@ -89,8 +89,8 @@ pub async fn handle(
         exchange.request.downstream.mark_unread();
     }
     let notes = plugins.map(|plugins| {
-        if plugins.has(Hooks::LOG) {
-            exchange.watch(plugins.walk.plugins().map(|(step, _)| step), head);
+        if plugins.has(Hooks::LOG) || plugins.has_unmet() {
+            exchange.watch(plugins.plugins().map(|(step, _)| step), head);
         }
         let (notes, kept) = plugins.into_notes();
         exchange.keep(kept);
@@ -213,7 +213,11 @@ async fn decide<'a>(
         let state = plugins.insert(PluginState::new(&chains));
         let upstream = upstream.map(|upstream| &**upstream);
         let way = WayIn { exchange, serving, route, upstream, head, body: inbound.body_mut() };
-        if let Some(reply) = run_request_plugins(way, state).await? {
+        let ran = run_request_plugins(way, state).await;
+        if state.has_unmet() {
+            exchange.watch(state.plugins().map(|(step, _)| step), head);
+        }
+        if let Some(reply) = ran? {
             return Ok(Reply::of_plugin(*reply, exchange.request.request_id()));
         }
         if state.has_waited {

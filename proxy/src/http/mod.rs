@@ -8,6 +8,7 @@
 
 mod affinity;
 pub mod attempt_record;
+mod conditions;
 pub mod connection;
 pub mod downstream;
 pub mod exchange;
@@ -32,6 +33,7 @@ pub mod request_context;
 pub mod response_body;
 mod retry;
 pub mod rewrite;
+mod shadow;
 pub mod switch;
 pub mod trust;
 mod tunnel;

@@ -17,8 +17,10 @@ use signalbox_plugin::{
 };
 use smallvec::SmallVec;
 
+use super::conditions::RequestFacts;
 use super::exchange::Exchange;
 use super::outbound;
+use super::shadow::run_in_shadow;
 use super::worker_context::Serving;
 use crate::active::{Chain, CompiledRoute, Step};
 use crate::core::failure::Failure;
@@ -31,6 +33,8 @@ pub(super) struct PluginState<'a> {
     pub(super) notes: Box<PluginNotes>,
     /// All plugins of the request, as far as it is known whose they are.
     pub(super) walk: Walk<'a, Step>,
+    /// Those of them whose condition this request does not meet. None of their hooks is called.
+    unmet: SmallVec<[&'a Step; 2]>,
     /// The plugin whose hook is called.
     pub(super) current: Option<&'a Step>,
     /// True if the request has waited for plugins, or for its body on their behalf.
@@ -46,12 +50,32 @@ impl<'a> PluginState<'a> {
         }
         let mut walk = Walk::new(chains.route.lane());
         chains.joined.into_iter().flatten().for_each(|chain| walk.join(chain.lane()));
-        Self { notes, walk, current: None, has_waited: false }
+        Self { notes, walk, unmet: SmallVec::new(), current: None, has_waited: false }
     }
 
     /// True if a plugin has one of these hooks.
     pub(super) fn has(&self, hooks: Hooks) -> bool {
-        self.walk.plugins().any(|(step, _)| step.hooks.intersects(hooks))
+        self.plugins().any(|(step, _)| step.hooks.intersects(hooks))
+    }
+
+    /// All plugins of the request, but for those whose condition it does not meet. The flag says if the turn of the plugin has come.
+    pub(super) fn plugins(&self) -> impl Iterator<Item = (&'a Step, bool)> {
+        self.walk.plugins().filter(|(step, _)| !self.unmet.iter().any(|unmet| std::ptr::eq(*unmet, *step)))
+    }
+
+    /// True if the request does not meet the condition of a plugin.
+    pub(super) fn has_unmet(&self) -> bool {
+        !self.unmet.is_empty()
+    }
+
+    /// Evaluates the conditions of the plugins whose turn has not come.
+    pub(super) fn decide_rest(&mut self, exchange: &Exchange, head: &request::Parts) {
+        let identity = self.notes.identity.as_ref();
+        let facts = RequestFacts { exchange, head, identity, body_size: None };
+        let waiting = self.plugins().filter(|(step, has_run)| !has_run && step.condition.is_some());
+        let unmet: SmallVec<[&'a Step; 2]> =
+            waiting.filter(|(step, _)| !facts.meet(step)).map(|(step, _)| step).collect();
+        self.unmet.extend(unmet);
     }
 
     /// Returns the notes, and what is to be kept to the end of the exchange.
@@ -110,7 +134,7 @@ async fn run_hooks<'a>(
     state: &mut PluginState<'a>,
 ) -> Result<Option<Box<PluginReply>>, Failure> {
     let WayIn { exchange, serving, route, upstream, head, body } = way;
-    let PluginState { notes, walk, current, has_waited } = state;
+    let PluginState { notes, walk, unmet, current, has_waited } = state;
     let worker = &exchange.request.downstream.worker;
     let run = Run { exchange, worker: worker.index, is_sampled: fastrand::u8(..64) == 0 };
     let mut wants_body: SmallVec<[&'a Step; 6]> = SmallVec::new();
@@ -129,7 +153,22 @@ async fn run_hooks<'a>(
         exchange: notes,
         worker: worker.index,
     });
-    while let Some(step) = walk.next() {
+    let body_size = body.size_hint().exact();
+    loop {
+        let identity = request.exchange.identity.as_ref();
+        let facts = RequestFacts { exchange, head: request.head, identity, body_size };
+        let next = walk.next_that(|step| {
+            let meets = facts.meet(step);
+            if !meets {
+                unmet.push(step);
+            }
+            meets
+        });
+        let Some(step) = next else { break };
+        if step.is_shadow {
+            Box::pin(run_in_shadow(exchange, step, &mut request)).await?;
+            continue;
+        }
         *current = Some(step);
         if step.hooks.intersects(Hooks::REQUEST) {
             host::enter(&mut request, &*step.plugin, &step.stats.outcomes);
@@ -259,8 +298,10 @@ pub(super) fn run_no_route_plugins(
     head: &request::Parts,
     state: &mut PluginState<'_>,
 ) -> Option<PluginReply> {
-    let PluginState { notes, walk, current, .. } = state;
-    let mut steps = walk.plugins().map(|(step, _)| step);
+    state.decide_rest(exchange, head);
+    let steps: SmallVec<[&Step; 6]> = state.plugins().map(|(step, _)| step).collect();
+    let mut steps = steps.into_iter();
+    let PluginState { notes, current, .. } = state;
     let run = AssertUnwindSafe(|| {
         steps.find_map(|step| {
             *current = Some(step);

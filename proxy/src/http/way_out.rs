@@ -74,14 +74,15 @@ pub(super) async fn run_response_plugins<'a>(
         *state = Some(PluginState::new(&chains));
     }
     if let Some(state) = state.as_mut().filter(|state| state.has(Hooks::WAY_BACK)) {
+        state.decide_rest(way.exchange, way.head);
         run(way, out, state).await;
     }
 }
 
 async fn run<'a>(way: Way<'_, 'a>, out: &mut Outgoing, state: &mut PluginState<'a>) {
-    let PluginState { notes, walk, current, .. } = state;
-    let plugins = walk.plugins().filter(|(step, _)| step.hooks.intersects(Hooks::WAY_BACK));
+    let plugins = state.plugins().filter(|(step, _)| step.hooks.intersects(Hooks::WAY_BACK));
     let mut steps: SmallVec<[(&Step, bool); 6]> = plugins.collect();
+    let PluginState { notes, current, .. } = state;
     steps.sort_by(|(one, _), (other, _)| response_order(*one, *other));
     if let Some(panicked) = current.filter(|_| way.has_panicked) {
         steps.retain(|(step, _)| !std::ptr::eq(*step, panicked));

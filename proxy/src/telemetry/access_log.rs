@@ -62,6 +62,8 @@ pub struct Entry<'a> {
     pub consumer: &'a str,
     /// The plugin that answered or failed.
     pub plugin: &'a str,
+    /// What plugins that run in shadow would have answered. The field is left out where this is empty.
+    pub shadow: &'a str,
     pub revision: u64,
 }
 
@@ -324,6 +326,9 @@ impl Buffer {
         number(out, ",\"bytes_out\":", entry.bytes_out);
         plain(out, ",\"consumer\":\"", entry.consumer.as_bytes());
         plain(out, "\",\"plugin\":\"", entry.plugin.as_bytes());
+        if !entry.shadow.is_empty() {
+            plain(out, "\",\"shadow\":\"", entry.shadow.as_bytes());
+        }
         out.extend_from_slice(user_agent);
         number(out, "\",\"revision\":", entry.revision);
         out.extend_from_slice(b"}\n");
@@ -492,6 +497,7 @@ mod tests {
             bytes_out: u64::MAX,
             consumer: "alice",
             plugin: "limit",
+            shadow: "",
             revision: 7,
         }
     }
@@ -513,6 +519,10 @@ mod tests {
         });
         assert_eq!(line, expected);
         assert_eq!(bytes.last(), Some(&b'\n'));
+        log.write(&WorkerStats::default(), &Entry { shadow: "limit:429", ..entry(&head()) });
+        log.flush(&WorkerStats::default());
+        let line: serde_json::Value = serde_json::from_slice(&receiver.try_recv().unwrap()).unwrap();
+        assert_eq!((&line["shadow"], &line["revision"]), (&"limit:429".into(), &7.into()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod attacks;
 mod balancing;
 mod blame;
 mod compress;
+mod conditions;
 mod cors;
 mod edge;
 mod ext_auth;
