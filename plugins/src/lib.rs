@@ -42,6 +42,7 @@ plugins! {
     basic_auth::BasicAuth,
     bot_detection::BotDetection,
     compress::Compress,
+    concurrency_limit::ConcurrencyLimit,
     cors::Cors,
     csrf::Csrf,
     ext_auth::ExtAuth,

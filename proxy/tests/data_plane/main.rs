@@ -10,6 +10,7 @@ mod attacks;
 mod balancing;
 mod blame;
 mod compress;
+mod concurrency_limit;
 mod conditions;
 mod cors;
 mod edge;
