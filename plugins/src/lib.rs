@@ -54,6 +54,7 @@ plugins! {
     rate_limit::RateLimit,
     request_transform::RequestTransform,
     respond::Respond,
+    token_limit::TokenLimit,
 }
 
 /// The default order of all types that are designed, so that users' own `order`s stay right when one is added.

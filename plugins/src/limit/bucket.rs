@@ -37,8 +37,13 @@ impl Level {
         }
     }
 
+    /// Takes `cost` tokens that were used already, whether there are so many or not.
+    pub(super) fn charge(&mut self, now: u64, budget: &Budget, cost: u64) {
+        self.refill(now, budget);
+        self.missing += u128::from(budget.window) * u128::from(cost);
+    }
+
     /// Gives back tokens.
-    #[cfg(test)]
     pub(super) fn give_back(&mut self, now: u64, budget: &Budget, cost: u64) {
         self.refill(now, budget);
         self.missing = self.missing.saturating_sub(u128::from(budget.window) * u128::from(cost));

@@ -68,11 +68,32 @@ impl Counters {
 
     /// Takes `cost` units at `now`, if they fit.
     pub(crate) fn take(&self, client: ClientId, now: u64, budget: &Budget, cost: u64) -> Verdict {
+        self.with(client, |clients| clients.take(client, now, budget, cost, self.room)).unwrap_or(NOTHING)
+    }
+
+    /// Counts units that were used already, whether they fit or not.
+    pub(crate) fn charge(&self, client: ClientId, now: u64, budget: &Budget, cost: u64) {
+        self.with(client, |clients| {
+            let now = clients.advance(now);
+            clients.usage(client, now, budget, self.room).charge(now, budget, cost);
+        });
+    }
+
+    /// Gives back units that were counted at `counted_at`.
+    pub(crate) fn give_back(&self, client: ClientId, now: u64, budget: &Budget, counted_at: u64, cost: u64) {
+        self.with(client, |clients| {
+            let now = clients.advance(now);
+            let usage = clients.usages.get_mut(&client);
+            usage.unwrap_or(&mut clients.crowd).give_back(now, budget, counted_at, cost);
+        });
+    }
+
+    #[inline]
+    fn with<T>(&self, client: ClientId, act: impl FnOnce(&mut Clients) -> T) -> Option<T> {
         let index = self.shard_hasher.hash_one(client) as usize % self.shards.len().max(1);
-        let Some(Shard(shard)) = self.shards.get(index) else { return NOTHING };
+        let Shard(shard) = self.shards.get(index)?;
         // A panic cannot leave a count half changed: nothing in there panics between two writes.
-        let mut clients = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.take(client, now, budget, cost, self.room)
+        Some(act(&mut shard.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     #[cfg(test)]

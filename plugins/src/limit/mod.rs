@@ -18,7 +18,7 @@ mod usage;
 mod window;
 
 pub(crate) use budget::{Budget, Verdict, nanoseconds};
-pub(crate) use by::{By, Client, ClientKey};
+pub(crate) use by::{By, Client, ClientId, ClientKey};
 pub(crate) use headers::{LimitHeaders, retry_after};
 pub(crate) use in_flight::InFlight;
 pub(crate) use leased::LeasedCounts;

@@ -191,9 +191,14 @@ proptest! {
         }
     }
 
-    /// Units that are given back at once count as never taken.
+    /// Units that are given back at once count as never taken, and a charge counts as if it had passed.
     #[test]
-    fn what_is_given_back_does_not_count(budget in budgets(), times in times(), kept in 0_u64..5) {
+    fn a_charge_counts_and_what_is_given_back_does_not(
+        budget in budgets(),
+        times in times(),
+        charged in 1_u64..200,
+        kept in 0_u64..5,
+    ) {
         let mut usage = Usage::default();
         for now in &times {
             usage.take(*now, &budget, 1);
@@ -201,6 +206,10 @@ proptest! {
         let now = times.last().copied().unwrap_or_default();
         let look = |usage: &Usage| usage.clone().take(now, &budget, 1 << 40);
         let before = look(&usage);
+        let mut charged_usage = usage.clone();
+        charged_usage.charge(now, &budget, charged);
+        prop_assert_eq!(look(&charged_usage).remaining, before.remaining.saturating_sub(charged));
+
         let cost = before.remaining;
         let taken = usage.take(now, &budget, cost);
         prop_assert_eq!(taken.refused_for, None);

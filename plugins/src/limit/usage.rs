@@ -33,8 +33,25 @@ impl Usage {
         }
     }
 
+    /// Counts units that were used already, whether they fit or not.
+    pub(super) fn charge(&mut self, now: u64, budget: &Budget, cost: u64) {
+        match budget.method {
+            Method::Window { grain } => loop {
+                if let Self::Window(log) = self {
+                    break log.charge(now, budget, grain, cost);
+                }
+                *self = Self::Window(Log::default());
+            },
+            Method::Bucket { .. } => loop {
+                if let Self::Bucket(level) = self {
+                    break level.charge(now, budget, cost);
+                }
+                *self = Self::Bucket(Level::default());
+            },
+        }
+    }
+
     /// Gives back units that were counted at `counted_at`.
-    #[cfg(test)]
     pub(super) fn give_back(&mut self, now: u64, budget: &Budget, counted_at: u64, cost: u64) {
         match self {
             Self::None => {}

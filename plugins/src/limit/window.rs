@@ -27,8 +27,13 @@ impl Log {
         self.verdict(now, budget, refused_for, counted_at)
     }
 
+    /// Counts `cost` units that were used already, whether they fit or not.
+    pub(super) fn charge(&mut self, now: u64, budget: &Budget, grain: u64, cost: u64) {
+        self.expire(now, budget);
+        self.add(rounded_up(now, grain), cost);
+    }
+
     /// Gives back units that were counted at `counted_at`.
-    #[cfg(test)]
     pub(super) fn give_back(&mut self, counted_at: u64, cost: u64) {
         let index = self.entries.partition_point(|(at, _)| *at < counted_at);
         if let Some((at, count)) = self.entries.get_mut(index)

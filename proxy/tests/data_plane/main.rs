@@ -36,6 +36,7 @@ mod revisions;
 mod smuggling;
 mod telling;
 mod tls;
+mod token_limit;
 mod upgrades;
 mod upstreams;
 mod wire;
