@@ -40,8 +40,9 @@ use crate::outbound::Caller;
 use crate::tasks::{Spawner, Work};
 use crate::{
     Abort, BodyFilter, BodyWish, CallAnswer, CallError, CallLimits, Clock, Consumers, Context, Definition,
-    Exchange, Flow, LogRecord, Logger, Origin, Outbound, Outcomes, Output, PasswordSecret, Plugin, PluginRequest,
-    PluginType, Registry, Reply, ResolvedSecret, States, Tasks, TimeSource, TokenSecret, VerificationKey,
+    Exchange, Flow, LogRecord, Logger, Origin, Outbound, Outcomes, Output, PasswordSecret, Plugin,
+    PluginRequest, PluginType, Registry, Reply, ResolvedSecret, States, Tasks, TimeSource, TokenSecret,
+    VerificationKey,
 };
 
 /// A client, its request, and what becomes of it.

@@ -17,8 +17,8 @@ use signalbox_config::{
     Action, Body, Edge, FieldError, Kind, Listener, LoadBalancing, Name, Resource, ResourceKey, RevisionId,
     Route, Snapshot, host, path, request_target,
 };
-use signalbox_plugin::{OnConditionError, Registry};
 use signalbox_plugin::precedence::{Attached, Lane, Source, TypeSet, Walk, overridden_by, run_order};
+use signalbox_plugin::{OnConditionError, Registry};
 
 use super::call::{Call, ok};
 use super::conditions::{DescribedRequest, PluginCondition};
@@ -145,6 +145,8 @@ struct ChainStep {
     types: TypeSet,
     #[serde(skip)]
     answers_preflights: bool,
+    #[serde(skip)]
+    on_condition_error: OnConditionError,
 }
 
 /// The way a plugin is attached.
@@ -535,6 +537,7 @@ impl Attachments<'_> {
 
     fn step(&self, name: &Name, attached: Attachment) -> Option<ChainStep> {
         let Body::Plugin(plugin) = body(self.set, Kind::Plugin, name)? else { return None };
+        let plugin_type = self.types.find(&plugin.type_name);
         Some(ChainStep {
             name: name.clone(),
             type_name: plugin.type_name.to_string(),
@@ -545,7 +548,8 @@ impl Attachments<'_> {
             skipped: (!plugin.enabled).then(|| "it is not enabled".to_owned()),
             upstreams: None,
             types: self.types.position(&plugin.type_name).map_or_else(TypeSet::default, TypeSet::of),
-            answers_preflights: self.types.find(&plugin.type_name).is_some_and(|it| it.answers_preflights),
+            answers_preflights: plugin_type.is_some_and(|it| it.answers_preflights),
+            on_condition_error: plugin_type.map_or(OnConditionError::Run, |it| it.on_condition_error),
         })
     }
 }
@@ -617,9 +621,7 @@ fn evaluate_conditions(set: &Snapshot, chain: &mut [ChainStep], request: &Descri
     for step in chain.iter_mut().filter(|step| step.skipped.is_none()) {
         let Some(Body::Plugin(plugin)) = body(set, Kind::Plugin, &step.name) else { continue };
         let Some(when) = &plugin.when else { continue };
-        let plugin_type = builtin().find(&step.type_name);
-        let on_error = plugin_type.map_or(OnConditionError::Run, |it| it.on_condition_error);
-        let (condition, skipped) = PluginCondition::new(when, on_error, request);
+        let (condition, skipped) = PluginCondition::new(when, step.on_condition_error, request);
         (step.condition, step.skipped) = (Some(condition), skipped);
     }
 }
