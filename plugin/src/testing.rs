@@ -21,10 +21,8 @@
 
 use std::cell::RefCell;
 use std::net::IpAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{self, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;

@@ -116,7 +116,7 @@ impl Plugin for HmacAuth {
     }
 
     /// A request that was signed has a digest: see [`Signature::read_signed`].
-    fn request_body(&self, request: &PluginRequest<'_>) -> BodyWish {
+    fn request_body(&self, request: &mut PluginRequest<'_>) -> BodyWish {
         match self.max_body {
             Some(cap) if DIGESTS.iter().any(|name| request.head.headers.contains_key(name)) => {
                 BodyWish::Buffered(cap)

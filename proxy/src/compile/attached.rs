@@ -92,11 +92,6 @@ impl AttachedCompiler {
     pub(super) fn chains(&self) -> &Map<Name, Arc<Chain>> {
         &self.chains
     }
-
-    #[cfg(test)]
-    pub(super) fn has_references(&self) -> bool {
-        !self.by_plugin.is_empty()
-    }
 }
 
 /// The plugins that are attached to a resource.

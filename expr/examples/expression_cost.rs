@@ -1,4 +1,4 @@
-//! Measures what an evaluation costs: `cargo run --release -p signalbox-expr --example cost`.
+//! Measures what an evaluation costs: `cargo run --release -p signalbox-expr --example expression_cost`.
 #![allow(clippy::print_stdout, clippy::expect_used)]
 
 use std::borrow::Cow;
