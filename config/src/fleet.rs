@@ -103,6 +103,9 @@ pub struct ApprovalSpec {
     /// True: a rollout waits for approval before its first step.
     #[serde(default)]
     pub required: bool,
+    /// True: somebody who wrote one of the revisions of a rollout may approve it, too.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub author: bool,
 }
 
 /// The strategy by which revisions reach a fleet.
@@ -194,6 +197,8 @@ pub struct RolloutPolicy {
     pub freeze: Box<[FreezeWindow]>,
     /// True if a rollout waits for approval before its first step.
     pub needs_approval: bool,
+    /// True if somebody who wrote one of its revisions may approve a rollout.
+    pub author_may_approve: bool,
 }
 
 /// One step of a rollout.
@@ -312,6 +317,7 @@ impl RolloutSpec {
             step_deadline,
             freeze: freeze.into(),
             needs_approval: self.approval.as_ref().is_some_and(|approval| approval.required),
+            author_may_approve: self.approval.as_ref().is_some_and(|approval| approval.author),
         }
     }
 

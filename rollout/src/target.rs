@@ -74,6 +74,8 @@ pub enum Because {
     Canary,
     /// The proxy got it past the rollout's steps.
     Emergency,
+    /// The proxy is new since the rollout began, and takes no part in it.
+    Newcomer,
 }
 
 impl FleetTarget {

@@ -40,6 +40,11 @@ const SLACK_US: f64 = 1000.0;
 /// The multiple of the tolerated ratio of latencies if canaries are compared with their own past: the load of the machines may have changed.
 const PAST_LATENCY: f64 = 2.0;
 
+/// The rates of errors, and of requests without a route or with a status from 400 to 499, that are tolerated if there is neither another proxy
+/// nor a past to compare with. Nobody knows which latency is usual then.
+const ABSOLUTE_ERRORS: f64 = 0.05;
+const ABSOLUTE_NOT_FOUND: f64 = 0.5;
+
 /// Requests of the rest after which its quantiles are taken, if the past has fewer.
 const QUANTILES_FROM: u64 = 100;
 
@@ -322,6 +327,11 @@ impl ScopeState {
                 NOT_FOUND => policy.not_found,
                 _ => policy.latency,
             };
+            track.set_absolute_rate(match kind {
+                ERRORS => Some(ABSOLUTE_ERRORS),
+                NOT_FOUND => Some(ABSOLUTE_NOT_FOUND),
+                _ => None,
+            });
             let is_past_latency = reference == Reference::Past && LATENCY.contains(&kind);
             let ratio = if is_past_latency { tolerance.ratio * PAST_LATENCY } else { tolerance.ratio };
             let allowance = Allowance { ratio, floor: tolerance.floor };

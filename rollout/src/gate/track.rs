@@ -37,6 +37,9 @@ pub(super) struct Track {
     handicap: f64,
     /// The highest failure rate that the past is consistent with, if it is known.
     past_rate: Option<f64>,
+    /// The failure rate that is tolerated if nothing is known of the past.
+    #[serde(default)]
+    absolute_rate: Option<f64>,
     pub(super) dispersion: Dispersion,
     pub(super) canary: Counts,
     pub(super) rest: Counts,
@@ -95,6 +98,11 @@ impl Track {
         self.past_rate = Some(0.0);
     }
 
+    /// Sets the failure rate that is tolerated if nothing is known of the past.
+    pub(super) fn set_absolute_rate(&mut self, rate: Option<f64>) {
+        self.absolute_rate = rate;
+    }
+
     /// Adds what one canary served in the window that is observed next.
     pub(super) fn suspect(&mut self, node: &Arc<str>, counts: Counts) {
         self.suspects.add(node, counts);
@@ -119,6 +127,8 @@ impl Track {
                 if let Some(rate) = self.past_rate {
                     let ratio = allowance.ratio * PAST_TOLERANCE;
                     increment.against_rate(stratum.canary, rate, Allowance { ratio, ..allowance });
+                } else if let Some(rate) = self.absolute_rate {
+                    increment.against_rate(stratum.canary, rate, Allowance { ratio: 1.0, floor: 0.0 });
                 }
             }
         };
@@ -145,7 +155,7 @@ impl Track {
     pub(super) fn has_reference(&self, reference: Reference) -> bool {
         match reference {
             Reference::Rest => self.rest.requests > 0,
-            Reference::Past => self.past_rate.is_some(),
+            Reference::Past => self.past_rate.or(self.absolute_rate).is_some(),
         }
     }
 

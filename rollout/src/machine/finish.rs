@@ -97,7 +97,9 @@ impl Machine<'_> {
             return;
         }
         if let Err(text) = result {
-            let reason = Reason::new(Code::RevertRefused, Arc::clone(text));
+            let text = format!("{}. Its changes could not be taken back: {text}", hold.reason.text);
+            let reason = Reason { code: Code::RevertRefused, text: text.into(), ..hold.reason.clone() };
+            hold.reason = reason.clone();
             let (rollout, state) = (Arc::clone(&hold.rollout), hold.outcome.state());
             self.decisions.push(Decision::Log { rollout, state, reason });
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use signalbox_config::{OnInconclusive, StepSize};
+use signalbox_config::{OnFailure, OnInconclusive, StepSize};
 
 use super::Machine;
 use super::event::{Look, MAX_ELAPSED};
@@ -42,6 +42,14 @@ impl Machine<'_> {
     /// The rollout after a look; `Some`: it has ended.
     fn progress(&mut self, rollout: &mut Rollout, mut evidence: Evidence<'_>, elapsed: u64) -> Option<End> {
         if let Some(reason) = evidence.failure {
+            // A person decided that the fleet has it, so only a policy takes it back.
+            if evidence.is_tolerated && self.context.policy.on_failure == OnFailure::Hold {
+                if rollout.stop.is_none() {
+                    rollout.stop = Some(Stop::Held);
+                    self.note(rollout, reason);
+                }
+                return None;
+            }
             return Some((Outcome::Failed, reason));
         }
         let proxies = self.context.proxies;
@@ -234,6 +242,8 @@ impl Rollout {
 struct Evidence<'a> {
     /// A gate failed.
     failure: Option<Reason>,
+    /// The gate that failed counts for a rollout by its policy, and not for an emergency.
+    is_tolerated: bool,
     /// Nothing is wrong, and there were enough requests to judge.
     is_healthy: bool,
     /// The healthy time since the look before; `None`: all of it.
@@ -246,17 +256,15 @@ impl<'a> Evidence<'a> {
     fn of(rollout: &Rollout, look: &Look<'a>, is_current: bool) -> Self {
         let judgement = look.judgement;
         let readings = if is_current { &*judgement.readings } else { &[] };
-        let counts = |reading: &&Reading| match rollout.mode {
-            Mode::Steps => true,
-            Mode::Emergency | Mode::BreakGlass => reading.gate == GateKind::Rejected,
-        };
-        let failing = readings.iter().filter(counts).find(|reading| reading.verdict == Verdict::Failing);
+        let is_urgent = rollout.mode != Mode::Steps;
+        // While an emergency is on its way to the fleet, only rejections count.
+        let all_count = !is_urgent || rollout.phase == Phase::Baking;
+        let is_failing = |reading: &&Reading| reading.verdict == Verdict::Failing;
+        let is_rejection = |reading: &&Reading| reading.gate == GateKind::Rejected;
+        let rejected = readings.iter().filter(is_rejection).find(is_failing);
+        let failing = rejected.or_else(|| readings.iter().filter(|_| all_count).find(is_failing));
         let mut failure = failing.map(Reason::of_gate);
-        if failure.is_none()
-            && is_current
-            && judgement.verdict == Verdict::Failing
-            && rollout.mode == Mode::Steps
-        {
+        if failure.is_none() && is_current && judgement.verdict == Verdict::Failing && all_count {
             failure = Some(Reason::new(Code::GateFailed, "The gates failed together"));
         }
         let has_evidence = !readings.is_empty()
@@ -266,6 +274,7 @@ impl<'a> Evidence<'a> {
         let needs_evidence = rollout.mode == Mode::Steps || rollout.phase == Phase::Baking;
         Self {
             failure,
+            is_tolerated: is_urgent && rejected.is_none(),
             is_healthy: is_current && (has_evidence || !needs_evidence),
             healthy_ms: needs_evidence.then_some(judgement.healthy_ms),
             swap: judgement.swap.as_ref().filter(|_| is_current && rollout.mode == Mode::Steps),

@@ -25,7 +25,7 @@ pub use event::{Action, Command, Context, Decision, Event, Look, MAX_ELAPSED, Re
 pub use reason::{Code, Reason};
 pub use state::{
     Hold, Mode, Outcome, Phase, RevertRange, Revision, Rollout, RolloutState, State, StepProgress, StepState,
-    Stop,
+    Stop, Successor,
 };
 
 /// Folds an event into the state of a fleet. Only commands of people can be refused.

@@ -9,7 +9,9 @@ use super::Machine;
 use super::event::{Urgency, Write};
 use super::losses::silent;
 use super::reason::{Code, Reason};
-use super::state::{Mode, Outcome, Phase, Revision, Rollout, RolloutState, StepProgress, StepState, Stop};
+use super::state::{
+    Mode, Outcome, Phase, Revision, Rollout, RolloutState, StepProgress, StepState, Stop, Successor,
+};
 use crate::members::{self, Members, Proxy};
 
 /// The time that the only canary of an emergency has the revision before the fleet gets it.
@@ -43,11 +45,12 @@ impl Machine<'_> {
             if *urgency == Urgency::Normal && older.revision.content == revision.content {
                 self.keep_decisions(&older, &mut rollout);
             }
+            older.superseded_by = Some(rollout.as_successor_of(&older));
             self.close(&mut older, Outcome::Superseded, newer(revision));
         }
         let is_immediate = self.context.policy.strategy == Strategy::Immediate;
         if is_immediate && rollout.revision.content != self.state.stable.content {
-            self.replace_current(&rollout.revision);
+            self.replace_current(&rollout);
             let reason = Reason::new(Code::Immediate, "The policy gives revisions to all proxies at once");
             return self.end(rollout, Outcome::Succeeded { proven: false }, reason);
         }
@@ -101,7 +104,7 @@ impl Machine<'_> {
             self.state.queued = Some(rollout);
             return;
         }
-        let before = self.replace_current(&rollout.revision);
+        let before = self.replace_current(&rollout);
         let policy = self.context.policy;
         rollout.steps = steps(policy, rollout.mode);
         rollout.bake_ms = millis(policy.bake);
@@ -157,6 +160,7 @@ impl Machine<'_> {
             baked_ms: 0,
             bake_ms: millis(policy.bake),
             includes: None,
+            superseded_by: None,
         }
     }
 
@@ -207,11 +211,12 @@ impl Machine<'_> {
         proxies.map(|proxy| Arc::clone(proxy.id)).collect()
     }
 
-    /// Ends the rollout under way for a newer revision. Returns the proxies that have its revision.
-    fn replace_current(&mut self, revision: &Revision) -> Members {
+    /// Ends the rollout under way for the one of a newer revision. Returns the proxies that have its revision.
+    fn replace_current(&mut self, newest: &Rollout) -> Members {
         let before = self.upgraded();
-        if let Some(current) = self.state.current.take() {
-            self.end(current, Outcome::Superseded, newer(revision));
+        if let Some(mut current) = self.state.current.take() {
+            current.superseded_by = Some(newest.as_successor_of(&current));
+            self.end(current, Outcome::Superseded, newer(&newest.revision));
         }
         before
     }
@@ -219,6 +224,7 @@ impl Machine<'_> {
     /// Gives the fleet a revision with the content of the stable one, at once: no proxy sees a difference to what is known to work.
     fn restore(&mut self, rollout: Rollout) {
         if let Some(mut current) = self.state.current.take() {
+            current.superseded_by = Some(rollout.as_successor_of(&current));
             let text = format!("Revision {} has the stable content again", rollout.revision.number);
             self.close(&mut current, Outcome::Superseded, Reason::new(Code::SameAsStable, text));
         }
@@ -254,6 +260,11 @@ impl Rollout {
     /// True if the rollout must not go on at this moment though nothing is wrong with it.
     pub(super) fn is_frozen(&self, is_frozen: bool) -> bool {
         is_frozen && self.mode == Mode::Steps
+    }
+
+    fn as_successor_of(&self, older: &Self) -> Successor {
+        let same_content = self.revision.content == older.revision.content;
+        Successor { rollout: Arc::clone(&self.id), same_content }
     }
 
     pub(super) fn is_paused(&self) -> bool {

@@ -93,6 +93,18 @@ pub struct Rollout {
     pub bake_ms: u64,
     /// A failed or aborted revision whose changes this one contains.
     pub includes: Option<u64>,
+    /// The rollout that took the place of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<Successor>,
+}
+
+/// The rollout that took the place of another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Successor {
+    /// The id.
+    pub rollout: Arc<str>,
+    /// True if it brings the same content, so that what was decided about the other one holds for it.
+    pub same_content: bool,
 }
 
 /// The progress of a rollout.
@@ -214,7 +226,7 @@ pub struct Hold {
     pub revision: Revision,
     /// The end of the rollout.
     pub outcome: Outcome,
-    /// The reason of the end.
+    /// The reason of the end, and why the changes could not be taken back, if so.
     pub reason: Reason,
     /// The range of revisions that is to be taken back and has not been yet.
     pub revert: Option<RevertRange>,

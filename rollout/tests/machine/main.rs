@@ -11,4 +11,5 @@ mod immediate;
 mod losses;
 mod members;
 mod model;
+mod successors;
 mod world;

@@ -324,13 +324,6 @@ fn rejections_are_counted() {
 fn a_fleet_without_a_rest_is_compared_with_its_past() {
     let alone = Step { reference: Reference::Past, ..step(&[]) };
     let past = |_| vec![(Scope::Fleet, sample(100, 1))];
-    let mut fleet = Fleet::new(1, 0, alone.clone());
-    assert_eq!(
-        fleet.serve_fleet(60, |_, _| sample(100, 1)).verdict,
-        Verdict::Inconclusive,
-        "there is no past"
-    );
-
     let mut fleet = Fleet::new(1, 0, alone.clone()).with_past(alone.clone(), past);
     let judgement = fleet.serve_fleet(600, |_, _| sample(100, 1));
     assert_eq!(judgement.verdict, Verdict::Passing, "{judgement:#?}");
@@ -485,4 +478,18 @@ fn readings_have_the_names_of_the_api() {
     assert_eq!(value["scope"], "fleet");
     assert_eq!(value["verdict"], "passing");
     assert_eq!(value["canary"], serde_json::json!({"requests": 12000, "failures": 60}));
+}
+
+#[test]
+fn without_a_rest_and_a_past_absolute_limits_hold() {
+    let alone = Step { reference: Reference::Past, ..step(&[]) };
+    let verdict = |errors: u64, not_found: u64| {
+        let mut fleet = Fleet::new(3, 0, alone.clone());
+        let judgement = fleet.serve_fleet(60, |_, _| Sample { not_found, ..sample(100, errors) });
+        (judgement.verdict, failing(&judgement))
+    };
+    assert_eq!(verdict(0, 0), (Verdict::Passing, vec![]));
+    assert_eq!(verdict(2, 20), (Verdict::Passing, vec![]));
+    assert_eq!(verdict(20, 0), (Verdict::Failing, vec![(GateKind::Errors, Scope::Fleet)]));
+    assert_eq!(verdict(0, 95), (Verdict::Failing, vec![(GateKind::NotFound, Scope::Fleet)]));
 }
