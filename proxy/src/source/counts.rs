@@ -1,5 +1,5 @@
-//! The counts by which a control plane judges canaries, on a stream of their own. Nothing depends on them: an older control
-//! plane does not know the call, and any failure ends only the counts of this connection.
+//! The counts by which a control plane judges canaries, on a stream of their own. Nothing depends on them: a stream that ends is opened
+//! again, and an older control plane does not know the call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::authorize::authorize;
 use super::data_plane::DataPlane;
@@ -40,6 +40,10 @@ pub(super) struct Numbering {
 const MIN_INTERVAL: Duration = Duration::from_millis(200);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
+/// The time until a stream that has ended is opened again: at first, and after it ended again and again.
+const REOPEN_FIRST: Duration = Duration::from_secs(1);
+const REOPEN_LAST: Duration = Duration::from_secs(60);
+
 /// A message is smaller than this, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
 
@@ -50,10 +54,26 @@ impl Numbering {
 }
 
 impl CountsReporter {
+    /// Reports for as long as the connection is there, which whoever calls this ends.
     pub(super) async fn run(self, channel: Channel) {
-        match self.report(channel).await {
-            Ok(()) => tracing::debug!("counts ended"),
-            Err(status) => tracing::debug!(%status, "counts ended"),
+        let mut wait = REOPEN_FIRST;
+        loop {
+            let opened = Instant::now();
+            let ended = self.report(channel.clone()).await;
+            match ended {
+                Ok(()) => tracing::debug!("counts ended"),
+                Err(status) if status.code() == Code::Unimplemented => {
+                    tracing::debug!(%status, "counts ended: this control plane wants none");
+                    return;
+                }
+                Err(status) => tracing::debug!(%status, "counts ended"),
+            }
+            if opened.elapsed() >= REOPEN_LAST {
+                wait = REOPEN_FIRST;
+            }
+            // At random, for the streams of a whole fleet may have ended together.
+            tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64())).await;
+            wait = (wait * 2).min(REOPEN_LAST);
         }
     }
 

@@ -367,6 +367,29 @@ async fn counts_go_on_over_a_reconnect_and_begin_anew_with_the_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn counts_that_the_control_plane_ends_begin_again_on_the_same_connection() {
+    let (mut plane, mut streams) = counting().await;
+    let backend = Backend::echo("b").unwrap();
+    let mut proxy = Proxy::builder().control_plane_url(&plane.urls()[0]).node_id("p").prepare().unwrap();
+    proxy.start_unready().unwrap();
+    let (mut stream, _) = plane.accept().await;
+    let all = resources(&backend);
+    serve(&mut stream, &revision(1, 4, &all), &all).await;
+    proxy.wait_ready().await.unwrap();
+    let mut counts = accepted(&mut streams).await;
+    counts.ask(200, &["a"], &[]).await;
+    counts.next().await;
+    counts.requests.send(Err(Status::internal("a test"))).await.unwrap();
+    drop(counts);
+    let mut counts = accepted(&mut streams).await;
+    assert_eq!(status_of(&proxy, "/a").await, 200);
+    counts.ask(200, &["a"], &[]).await;
+    counts.until(&[(4, "all", [1, 0, 0]), (4, "route/a", [1, 0, 0])]).await;
+    // The discovery stream has not noticed.
+    serve(&mut stream, &revision(2, 5, &all), &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_control_plane_that_wants_no_counts_gets_all_else() {
     let reports = Arc::default();
     let mut plane = reporting(None, &reports).await;
