@@ -28,6 +28,7 @@ if [ "$purpose" = test ]; then
     need h2load nghttp2-client
     need redis-server redis-server
     need redis-cli redis-tools
+    have pgbouncer || [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then

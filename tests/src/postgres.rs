@@ -259,7 +259,7 @@ fn find_programs() -> Result<PathBuf> {
 }
 
 /// A command that does not run as root, which PostgreSQL refuses.
-fn unprivileged(program: &Path) -> Result<Command> {
+pub(crate) fn unprivileged(program: &Path) -> Result<Command> {
     let Some(user) = other_user()? else { return Ok(Command::new(program)) };
     let setpriv = find_program("setpriv").context(
         "as root, the tests need setpriv to run PostgreSQL as another user. On Debian: apt-get install util-linux",

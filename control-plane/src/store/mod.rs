@@ -7,6 +7,7 @@ mod file_lock;
 mod hint;
 mod hosts;
 mod interface;
+mod pooler;
 mod postgres;
 mod postgres_error;
 mod postgres_rollouts;

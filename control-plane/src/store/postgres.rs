@@ -1,6 +1,7 @@
 //! The store in a PostgreSQL database, which several control planes share.
 //!
-//! The connections keep prepared statements, settings and a LISTEN, so a pooler in between must be in session mode.
+//! The connections keep prepared statements, settings and a LISTEN, so a pooler in between must be in session mode, which is checked at the
+//! start.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use super::deadline::{CALL, LONG_CALL, deadline_for, within};
 use super::hint::ProxyHints;
 use super::hosts::Hosts;
 use super::interface::{Held, HeldBy, Store, StoreError};
+use super::pooler::require_sessions;
 use super::postgres_error::failed;
 use super::proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
 use super::revision::{Committed, Loaded, NewRevision, Revision, RevisionSummary, StoredSet};
@@ -54,6 +56,7 @@ impl Postgres {
         // A connection of its own, for a pool would answer that it waited in vain instead of why.
         let head = within(LONG_CALL, async {
             let mut connection = hosts.connect().await?;
+            require_sessions(&mut connection, &hosts).await?;
             migrate(&mut connection).await?;
             // The cluster's identity may be withheld by its administrator, or not exist with a database that
             // only speaks like PostgreSQL. Then the stored epoch has to do.

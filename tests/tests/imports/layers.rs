@@ -50,6 +50,6 @@ const PROXY: &[Layer] = &[
 
 const TESTS: &[Layer] = &[
     ("one process", &["client", "process"]),
-    ("the programs", &["backend", "control_plane", "nginx", "postgres", "redis"]),
+    ("the programs", &["backend", "control_plane", "nginx", "pgbouncer", "postgres", "redis"]),
     ("a whole system", &["proxy"]),
 ];

@@ -23,6 +23,7 @@ mod outage;
 mod peers;
 mod persistence;
 mod planes_tls;
+mod pooler;
 mod process;
 mod progressive;
 mod replica_model;
