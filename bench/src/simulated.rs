@@ -86,7 +86,7 @@ pub async fn run(number: usize, behaviour: Behaviour, acked: UnboundedSender<Ack
                 let Some(data) = data else { bail!("the control plane ended the stream: {:?}", responses.trailers().await) };
                 let data = data?;
                 release(&mut responses, data.len())?;
-                (heard, pinged) = (Instant::now(), false);
+                heard = Instant::now();
                 messages.buffer.extend_from_slice(&data);
                 while let Some(message) = messages.next(number)? {
                     let nonce = message.nonce;

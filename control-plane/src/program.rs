@@ -24,6 +24,7 @@ use signalbox_process::limits::{self, OpenFiles};
 use signalbox_process::tls::{Reloading, ServerFiles};
 use signalbox_process::{accept, arguments, health, log};
 use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,7 @@ const END_DEADLINE: Duration = Duration::from_secs(10);
 /// Open files: each proxy takes one, and each client of the admin API; 64 are for the database, the log and the runtime.
 const OPEN_FILES: OpenFiles = OpenFiles { least: 64 + 64, wanted: 64 + 4096 };
 
-/// Threads beside the runtime's, one for each core: SQLite's, and those that may block.
+/// Threads beside those of the two runtimes, which have one for each core: SQLite's, and those that may block.
 const OTHER_THREADS: u64 = 4;
 
 /// Connections to the xDS address that may wait to be accepted: a whole fleet may connect at once.
@@ -54,15 +55,24 @@ fn start_and_run(args: Args, types: &Registry) -> Result<()> {
     }
     log::start(&args.process.log_level, args.process.log_format);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    limits::require_address_space(OTHER_THREADS.saturating_add(cores as u64))?;
+    limits::require_address_space(OTHER_THREADS.saturating_add(2 * cores as u64))?;
     OPEN_FILES.require(|limit| format!("{} proxies and clients at once", limit.saturating_sub(64)))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(run_locked(args, types));
+    let runtime = new_runtime("main")?;
+    // A change wakes the streams of all proxies at once. On threads of their own, they delay each other, and neither a write nor a call:
+    // the kernel divides the cores.
+    let streams = new_runtime("streams")?;
+    let result = runtime.block_on(run_locked(args, types, streams.handle()));
+    streams.shutdown_timeout(Duration::from_secs(1));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn run_locked(args: Args, types: &Registry) -> Result<()> {
+/// A runtime with a thread for each core.
+fn new_runtime(name: &'static str) -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build()
+}
+
+async fn run_locked(args: Args, types: &Registry, streams: &Handle) -> Result<()> {
     let token_flags = TokenFlags {
         admin: args.admin_token.clone(),
         admin_file: args.admin_token_file.clone(),
@@ -74,7 +84,7 @@ async fn run_locked(args: Args, types: &Registry) -> Result<()> {
     // Kept to the end: another control plane must not use the file before this one has let go of it.
     let _lock = FileLock::take(&args.database_url).context("the database cannot be opened")?;
     let mut store = None;
-    let result = run_until_signal(args, token_flags, types, &mut store).await;
+    let result = run_until_signal(args, token_flags, types, streams, &mut store).await;
     if let Some(store) = store
         && let Err(error) = store.close().await
     {
@@ -87,6 +97,7 @@ async fn run_until_signal(
     args: Args,
     token_flags: TokenFlags,
     types: &Registry,
+    streams: &Handle,
     store: &mut Option<Arc<dyn Store>>,
 ) -> Result<()> {
     limits::survive_file_size_limit()?;
@@ -95,7 +106,7 @@ async fn run_until_signal(
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::spawn(on_hangup(signal(SignalKind::hangup())?));
     let mut tasks = JoinSet::new();
-    let started = start(args, token_flags, types, &shutdown, &mut tasks, store);
+    let started = start(args, token_flags, types, streams, &shutdown, &mut tasks, store);
     tokio::select! {
         started = started => started?,
         _ = terminate.recv() => return Ok(()),
@@ -128,6 +139,7 @@ async fn start(
     args: Args,
     token_flags: TokenFlags,
     types: &Registry,
+    streams: &Handle,
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<Result<()>>,
     opened: &mut Option<Arc<dyn Store>>,
@@ -207,8 +219,11 @@ async fn start(
     part(tasks, Arc::clone(&rollouts).run(shutdown.clone()));
 
     // Bound only now: who has not loaded the set must not be connected to.
-    let listener = accept::listen(args.xds_address, XDS_BACKLOG)
-        .with_context(|| format!("the xDS address {} cannot be bound", args.xds_address))?;
+    let listener = {
+        let _streams = streams.enter();
+        accept::listen(args.xds_address, XDS_BACKLOG)
+            .with_context(|| format!("the xDS address {} cannot be bound", args.xds_address))?
+    };
     tracing::info!(address = %listener.local_addr()?, tls = xds_tls.is_some(), "the xDS server listens");
     let xds = Xds::new(
         Arc::clone(&publisher),
@@ -218,7 +233,7 @@ async fn start(
         Arc::clone(&metrics),
         Limits::default(),
     );
-    let serving = xds.serve(listener, xds_tls, shutdown.clone());
+    let serving = streams.spawn(xds.serve(listener, xds_tls, shutdown.clone()));
     tasks.spawn(async { serving.await.context("the xDS server failed") });
 
     let (router, feed) = rest::router(Services {

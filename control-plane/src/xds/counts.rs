@@ -6,41 +6,39 @@ use std::time::Duration;
 use signalbox_config::NodeId;
 use signalbox_proto::NODE_HEADER;
 use signalbox_proto::signalbox::report::v1::{Counts, CountsRequest, Series};
-use tokio::sync::mpsc;
-use tonic::{Request, Status, Streaming};
+use tonic::Status;
 
+use super::grpc::{Call, Inbound, Message, Outbound};
 use super::refusal::Refusal;
 use super::shared::Shared;
-use super::token::{TokenHash, may_stream};
-
-/// The node id of the proxy that opens a stream of counts.
-pub(super) fn node_of<T>(request: &Request<T>) -> Result<NodeId, Status> {
-    let header = request.metadata().get(NODE_HEADER).and_then(|value| value.to_str().ok());
-    let id = header.and_then(|id| id.parse().ok());
-    id.ok_or_else(|| Status::invalid_argument(format!("the header {NODE_HEADER} must have the node id")))
-}
+use super::token::{TokenHash, authorize, may_stream};
 
 /// Serves one proxy until it ends the stream, does not read what it is asked for, or its token is revoked.
-pub(super) async fn serve(
-    shared: &Shared,
-    mut counts: Streaming<Counts>,
-    token: TokenHash,
-    node: &NodeId,
-    requests: mpsc::Sender<Result<CountsRequest, Status>>,
-) {
-    let ended = exchange(shared, &mut counts, token, node, &requests).await;
-    if let Err(status) = ended {
-        // A proxy that does not read is not waited for.
-        let _ = requests.try_send(Err(status));
-    }
+pub(super) async fn serve(shared: &Shared, call: Call) {
+    let (token, node) = match check(shared, &call) {
+        Ok(checked) => checked,
+        Err(status) => return call.refuse(status),
+    };
+    // The client is gone if it cannot be answered.
+    let Ok((mut counts, mut outbound)) = call.open(MAX_COUNTS, None) else { return };
+    let ended = exchange(shared, &mut counts, token, &node, &mut outbound).await;
+    outbound.end(&ended.err().unwrap_or_else(|| Status::ok("")));
+}
+
+/// The token that the call presents, and the node id of the proxy.
+fn check(shared: &Shared, call: &Call) -> Result<(TokenHash, NodeId), Status> {
+    let token = authorize(call, shared)?;
+    let node = call.header(NODE_HEADER).and_then(|id| id.parse().ok());
+    let missing = || Status::invalid_argument(format!("the header {NODE_HEADER} must have the node id"));
+    Ok((token, node.ok_or_else(missing)?))
 }
 
 async fn exchange(
     shared: &Shared,
-    counts: &mut Streaming<Counts>,
+    counts: &mut Inbound<Counts>,
     token: TokenHash,
     node: &NodeId,
-    requests: &mpsc::Sender<Result<CountsRequest, Status>>,
+    outbound: &mut Outbound,
 ) -> Result<(), Status> {
     let mut access = shared.credentials.token_changes();
     let mut wanted = shared.rollouts.counts_wanted();
@@ -60,17 +58,15 @@ async fn exchange(
             })
         };
         if request != asked {
-            let sent = tokio::time::timeout(SEND_TIMEOUT, requests.send(Ok(request.clone()))).await;
-            if !matches!(sent, Ok(Ok(()))) {
-                return Ok(());
-            }
+            outbound.begin(Message::of(&request))?;
+            let sent = tokio::time::timeout(SEND_TIMEOUT, outbound.written()).await;
+            sent.map_err(|_| Status::aborted("the proxy does not read what it is asked for"))??;
             asked = request;
         }
         tokio::select! {
             () = shared.shutdown.cancelled() => {
                 return Err(Status::unavailable("this control plane shuts down"));
             }
-            () = requests.closed() => return Ok(()),
             _ = access.changed() => {}
             _ = wanted.changed() => {}
             () = tokio::time::sleep(LOOK_AGAIN), if !is_known => {}
@@ -96,6 +92,9 @@ fn is_asked(asked: &CountsRequest, series: &Series) -> bool {
 
 /// How long a proxy may take to read what it is asked for.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest message of a proxy: counts of a thousand scopes under eight generations.
+const MAX_COUNTS: usize = 1 << 20;
 
 /// How often it is looked if the discovery stream of a proxy is there.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);

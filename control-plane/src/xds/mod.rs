@@ -1,17 +1,19 @@
 //! The gRPC server for proxies: delta ADS, and their reports.
 //!
-//! [`delta`] decides what a proxy is sent; [`stream`] moves it; [`set`] is what there is to send. Every proxy has a
-//! cursor and no queue: what it is sent is computed when its stream can be written, so a slow one skips revisions.
+//! A [`connection`] has the calls of one proxy, which [`grpc`] reads and writes and [`service`] tells apart. [`delta`] decides what a proxy
+//! is sent; [`stream`] moves it; [`set`] is what there is to send. Every proxy has a cursor and no queue: what it is sent is computed when its
+//! stream can be written, so a slow one skips revisions.
 //!
 //! [`admission`] bounds how many are sent everything at once, and [`balance`] spreads them over the replicas.
 
 mod accept;
 mod admission;
 mod balance;
-mod body;
+mod connection;
 mod counts;
 pub mod delta;
 pub mod frames;
+mod grpc;
 mod limits;
 mod node;
 mod refusal;
@@ -23,22 +25,15 @@ mod stream;
 mod token;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use imbl::OrdMap;
 use signalbox_config::RevisionId;
 use signalbox_process::tls::Reloading;
-use signalbox_proto::signalbox::report::v1::report_service_server::{ReportService, ReportServiceServer};
-use signalbox_proto::signalbox::report::v1::{Counts, CountsRequest, ProxyReport, ReportSummary};
 use signalbox_rollout::FleetTarget;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::Credentials;
 use crate::board::{Board, Event};
@@ -46,9 +41,7 @@ use crate::metrics::Metrics;
 use crate::publish::{OnPublish, Publisher};
 use crate::rollout::Rollouts;
 pub use limits::Limits;
-use service::Discovery;
 use shared::Shared;
-use token::authorize;
 
 /// The xDS server. That it has a [`Publisher`] means that this control plane has loaded the set: before, no proxy is
 /// listened to.
@@ -76,11 +69,6 @@ impl Turns {
 
 /// TLS for the proxies' connections: the server's certificate, and who may have signed the proxies' certificates.
 pub type XdsTls = Arc<Reloading<ServerConfig>>;
-
-/// Why the server has ended.
-#[derive(Debug, thiserror::Error)]
-#[error("the xDS server cannot run")]
-pub struct XdsError(#[source] tonic::transport::Error);
 
 /// Tells the board of what is published.
 struct TellBoard(Arc<Board>);
@@ -122,83 +110,16 @@ impl Xds {
     }
 
     /// Serves until `shutdown`; then closes all streams, so that the proxies go elsewhere.
-    pub async fn serve(
-        self,
-        listener: TcpListener,
-        tls: Option<XdsTls>,
-        shutdown: CancellationToken,
-    ) -> Result<(), XdsError> {
-        let (ready, incoming) = mpsc::channel(1);
-        // The server stops watching for its end when no more connections come, so the streams are told first.
-        let stop_accepting = CancellationToken::new();
-        let _stop_if_dropped = stop_accepting.clone().drop_guard();
-        let accepting = accept::run(listener, tls, Arc::clone(&self.shared), ready, stop_accepting.clone());
-        let accepting = tokio::spawn(accepting);
-        let _balancing = AbortOnDropHandle::new(tokio::spawn(balance::run(Arc::clone(&self.shared))));
-        let mut server = Server::builder()
-            .http2_keepalive_interval(Some(self.shared.limits.ping_after))
-            // Silence ends a connection, and not a late answer: see `process::liveness`.
-            .http2_keepalive_timeout(Some(NO_TIMEOUT))
-            .max_concurrent_streams(STREAMS_PER_CONNECTION);
+    pub async fn serve(self, listener: TcpListener, tls: Option<XdsTls>, shutdown: CancellationToken) {
         let shared = self.shared;
-        let reports = ReportServiceServer::new(Reports(shared.clone())).max_decoding_message_size(MAX_COUNTS);
-        let served = server
-            .add_service(Discovery(shared.clone()))
-            .add_service(reports)
-            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async {
-                shutdown.cancelled().await;
-                shared.shutdown.cancel();
-                stop_accepting.cancel();
-            })
-            .await;
-        shared.shutdown.cancel();
-        shared.tasks.close();
-        shared.tasks.wait().await;
-        stop_accepting.cancel();
-        // With it the listening socket is closed: another process may have the port now.
-        if accepting.await.is_err() {
-            tracing::error!("accepting the proxies' connections panicked");
-        }
-        served.map_err(XdsError)
+        let _balancing = AbortOnDropHandle::new(tokio::spawn(balance::run(Arc::clone(&shared))));
+        // However it ends, so do the streams.
+        let _end = shared.shutdown.clone().drop_guard();
+        let end = shared.shutdown.clone();
+        let accepting = accept::run(listener, tls, Arc::clone(&shared), shutdown.clone());
+        tokio::join!(accepting, async {
+            shutdown.cancelled().await;
+            end.cancel();
+        });
     }
 }
-
-struct Reports(Arc<Shared>);
-
-#[tonic::async_trait]
-impl ReportService for Reports {
-    async fn report(
-        &self,
-        request: Request<Streaming<ProxyReport>>,
-    ) -> Result<Response<ReportSummary>, Status> {
-        let token = authorize(&request, &self.0)?;
-        report::serve(&self.0, request.into_inner(), token).await?;
-        Ok(Response::new(ReportSummary {}))
-    }
-
-    type CountStream = ReceiverStream<Result<CountsRequest, Status>>;
-
-    async fn count(
-        &self,
-        request: Request<Streaming<Counts>>,
-    ) -> Result<Response<Self::CountStream>, Status> {
-        let token = authorize(&request, &self.0)?;
-        let node = counts::node_of(&request)?;
-        // One request at a time: a proxy that does not read gets the last one when it does.
-        let (requests, stream) = mpsc::channel(1);
-        let shared = Arc::clone(&self.0);
-        self.0
-            .tasks
-            .spawn(async move { counts::serve(&shared, request.into_inner(), token, &node, requests).await });
-        Ok(Response::new(ReceiverStream::new(stream)))
-    }
-}
-
-/// Longer than any connection.
-const NO_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// A proxy needs three: its stream, its reports and its counts.
-const STREAMS_PER_CONNECTION: u32 = 16;
-
-/// The largest message of a proxy: counts of a thousand scopes under eight generations.
-const MAX_COUNTS: usize = 1 << 20;

@@ -12,7 +12,7 @@ use signalbox_proto::envoy::config::core::v3::Node as WireNode;
 use crate::board::Node;
 
 /// The proxy that `node` is, or why it cannot be one.
-pub(super) fn parse(node: WireNode, address: Option<SocketAddr>) -> Result<Node, String> {
+pub(super) fn parse(node: WireNode, address: SocketAddr) -> Result<Node, String> {
     let id: NodeId = node.id.parse().map_err(|message| format!("node.id {message}"))?;
     let fleet = if node.cluster.is_empty() { "default" } else { &node.cluster };
     let fleet: Name = fleet.parse().map_err(|message| format!("node.cluster, the fleet: {message}"))?;
@@ -41,7 +41,7 @@ pub(super) fn parse(node: WireNode, address: Option<SocketAddr>) -> Result<Node,
         fleet: fleet.as_str().into(),
         labels,
         version: node.user_agent_version.chars().take(MAX_VERSION).collect(),
-        address: address.map(|address| address.to_string()).unwrap_or_default(),
+        address: address.to_string(),
     })
 }
 
@@ -52,23 +52,25 @@ const MAX_TYPE_NAME: usize = 128;
 mod tests {
     use super::*;
 
+    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
     fn node(id: &str, fleet: &str) -> WireNode {
         WireNode { id: id.to_owned(), cluster: fleet.to_owned(), ..WireNode::default() }
     }
 
     #[test]
     fn a_node_without_a_fleet_is_of_the_default_one() {
-        assert_eq!(&*parse(node("p1", ""), None).unwrap().fleet, "default");
-        assert_eq!(&*parse(node("p1", "edge"), None).unwrap().fleet, "edge");
+        assert_eq!(&*parse(node("p1", ""), PEER).unwrap().fleet, "default");
+        assert_eq!(&*parse(node("p1", "edge"), PEER).unwrap().fleet, "edge");
     }
 
     #[test]
     fn what_cannot_stand_in_a_path_is_no_id() {
         for id in ["", "a/b", "a b", "ä", &"x".repeat(129)] {
-            assert!(parse(node(id, ""), None).unwrap_err().contains("node.id"), "{id}");
+            assert!(parse(node(id, ""), PEER).unwrap_err().contains("node.id"), "{id}");
         }
-        assert!(parse(node("0198-a.b:c@d_e", ""), None).is_ok());
-        assert!(parse(node("p1", "No Fleet"), None).unwrap_err().contains("fleet"));
+        assert!(parse(node("0198-a.b:c@d_e", ""), PEER).is_ok());
+        assert!(parse(node("p1", "No Fleet"), PEER).unwrap_err().contains("fleet"));
     }
 
     #[test]
@@ -81,17 +83,17 @@ mod tests {
             ("weight".to_owned(), value(prost_types::value::Kind::NumberValue(1.0))),
         ];
         with.metadata = Some(prost_types::Struct { fields: fields.into() });
-        let labels = parse(with, None).unwrap().labels;
+        let labels = parse(with, PEER).unwrap().labels;
         assert_eq!(labels, [("zone".to_owned(), "a".to_owned())].into());
 
         let mut long = node("p1", "");
         let fields = [("zone".to_owned(), text(&"x".repeat(257)))];
         long.metadata = Some(prost_types::Struct { fields: fields.into() });
-        assert!(parse(long, None).is_err());
+        assert!(parse(long, PEER).is_err());
 
         let mut many = node("p1", "");
         let fields = (0..65).map(|index| (format!("l{index}"), text("x"))).collect();
         many.metadata = Some(prost_types::Struct { fields });
-        assert!(parse(many, None).is_err());
+        assert!(parse(many, PEER).is_err());
     }
 }

@@ -101,7 +101,7 @@ impl Handshake {
 
 /// The recent refusals, by address and reason: each is logged at most once in [`Refusals::WINDOW`].
 #[derive(Default)]
-pub(super) struct Refusals(Mutex<HashMap<(Option<IpAddr>, &'static str), LoggedRefusal>>);
+pub(super) struct Refusals(Mutex<HashMap<(IpAddr, &'static str), LoggedRefusal>>);
 
 struct LoggedRefusal {
     logged_at: Instant,
@@ -114,11 +114,11 @@ impl Refusals {
     const MAX_ADDRESSES: usize = 10_000;
 
     /// Counts a refusal, and logs it unless the same was logged a moment ago.
-    pub(super) fn record(&self, metrics: &Metrics, peer: Option<SocketAddr>, refusal: &Refusal) {
+    pub(super) fn record(&self, metrics: &Metrics, peer: SocketAddr, refusal: &Refusal) {
         metrics.xds_refused.increment(refusal.reason());
-        if let Some(since_last) = self.is_due(peer.map(|peer| peer.ip()), refusal.reason(), Instant::now()) {
+        if let Some(since_last) = self.is_due(peer.ip(), refusal.reason(), Instant::now()) {
             tracing::warn!(
-                peer = peer.map(tracing::field::display),
+                %peer,
                 reason = refusal.reason(),
                 since_last,
                 "a proxy was refused: {refusal}"
@@ -127,7 +127,7 @@ impl Refusals {
     }
 
     /// `Some` if the refusal is to be logged: how many like it were not logged since the last that was.
-    fn is_due(&self, peer: Option<IpAddr>, reason: &'static str, now: Instant) -> Option<u64> {
+    fn is_due(&self, peer: IpAddr, reason: &'static str, now: Instant) -> Option<u64> {
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if noted.len() >= Self::MAX_ADDRESSES {
             noted.retain(|_, noted| now.duration_since(noted.logged_at) < Self::WINDOW);
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_reason_is_logged_once_a_minute_for_each_address() {
         let refusals = Refusals::default();
-        let (one, other) = (Some(IpAddr::from([10, 0, 0, 1])), Some(IpAddr::from([10, 0, 0, 2])));
+        let (one, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let now = Instant::now();
         assert_eq!(refusals.is_due(one, "a", now), Some(0));
         for _ in 0..1000 {

@@ -3,20 +3,29 @@
 use std::time::Duration;
 
 use signalbox_config::NodeId;
-use signalbox_proto::signalbox::report::v1::ProxyReport;
-use tonic::{Status, Streaming};
+use signalbox_proto::signalbox::report::v1::{ProxyReport, ReportSummary};
+use tonic::Status;
 
+use super::grpc::{Call, Inbound, Message};
 use super::refusal::Refusal;
 use super::shared::Shared;
-use super::token::{TokenHash, may_stream};
+use super::token::{TokenHash, authorize, may_stream};
 use crate::board::Event;
 
 /// Takes in the reports of one proxy until it ends the stream, is silent for too long, or its token is revoked.
-pub(super) async fn serve(
-    shared: &Shared,
-    mut reports: Streaming<ProxyReport>,
-    token: TokenHash,
-) -> Result<(), Status> {
+pub(super) async fn serve(shared: &Shared, call: Call) {
+    let token = match authorize(&call, shared) {
+        Ok(token) => token,
+        Err(status) => return call.refuse(status),
+    };
+    // The client is gone if it cannot be answered.
+    let Ok((mut reports, mut outbound)) = call.open(MAX_REPORT, None) else { return };
+    let taken = take(shared, &mut reports, token).await;
+    let ended = taken.and_then(|()| outbound.begin(Message::of(&ReportSummary {})));
+    outbound.end(&ended.err().unwrap_or_else(|| Status::ok("")));
+}
+
+async fn take(shared: &Shared, reports: &mut Inbound<ProxyReport>, token: TokenHash) -> Result<(), Status> {
     let mut access = shared.credentials.token_changes();
     loop {
         access.mark_unchanged();
@@ -46,6 +55,9 @@ pub(super) async fn serve(
 
 /// Thirty intervals between reports.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// Bytes.
+const MAX_REPORT: usize = 1 << 20;
 
 const MAX_LISTENERS: usize = 1000;
 

@@ -3,23 +3,27 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use prost::Message as _;
 use signalbox_proto::RESOURCE_TYPE_URL;
 use signalbox_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use signalbox_proto::google::rpc;
 use signalbox_proto::signalbox::config::v1::Rejection;
-use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tonic::{Status, Streaming};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
 
 use super::admission::{Full, Turn, Waiting, exhausted};
-use super::body::Message;
 use super::delta::{Acknowledgement, AssignedRevision, Chunk, Set, Subscription, Want};
 use super::frames::stored;
+use super::grpc::{Inbound, Message, Outbound};
 use super::node;
 use super::refusal::Refusal;
 use super::set::{Empty, View};
@@ -31,7 +35,7 @@ use crate::clock::now_us;
 /// The client that opened a stream.
 pub(super) struct Peer {
     /// Where it comes from.
-    pub(super) address: Option<SocketAddr>,
+    pub(super) address: SocketAddr,
     /// The hash of the token that it presented.
     pub(super) token: TokenHash,
     /// Its process, as it says.
@@ -43,27 +47,27 @@ pub(super) struct Peer {
 /// Runs one stream to its end.
 pub(super) async fn serve(
     shared: Arc<Shared>,
-    inbound: Streaming<DeltaDiscoveryRequest>,
-    outbound: mpsc::Sender<Result<Message, Status>>,
+    inbound: Inbound<DeltaDiscoveryRequest>,
+    mut outbound: Outbound,
     peer: Peer,
 ) {
-    if let Err(status) = run(&shared, inbound, &outbound, peer).await {
+    let ended = run(&shared, inbound, &mut outbound, peer).await;
+    if let Err(status) = &ended {
         tracing::info!(%status, "stream closed");
-        // Without room for it the peer does not read, and learns of the end from the transport.
-        let _ = outbound.try_send(Err(status));
     }
+    outbound.end(&ended.err().unwrap_or_else(|| Status::ok("")));
 }
 
 async fn run(
     shared: &Arc<Shared>,
-    mut inbound: Streaming<DeltaDiscoveryRequest>,
-    outbound: &mpsc::Sender<Result<Message, Status>>,
+    mut inbound: Inbound<DeltaDiscoveryRequest>,
+    outbound: &mut Outbound,
     peer: Peer,
 ) -> Result<(), Status> {
     // Subscribed to before the token is looked at again below, so that no change is missed.
-    let mut access = shared.credentials.token_changes();
+    let access = shared.credentials.token_changes();
     let first = tokio::select! {
-        () = shared.shutdown.cancelled() => return Err(Status::unavailable("this control plane shuts down")),
+        () = shared.shutdown.cancelled() => return Err(Status::unavailable(SHUTS_DOWN)),
         first = tokio::time::timeout(FIRST_REQUEST, inbound.message()) => first,
     };
     let first = first.map_err(|_| Status::deadline_exceeded("no request came"))??;
@@ -74,39 +78,47 @@ async fn run(
         return Err(exhausted("this control plane knows all the proxies and fleets that it can"));
     }
     let mut published = shared.publisher.subscribe();
-    let mut reloaded = shared.publisher.reloaded();
-    let link = Link { process: peer.process, ..Link::default() };
-    let (address, token) = (peer.address, peer.token);
+    let reloaded = shared.publisher.reloaded();
+    let link = Link { process: Arc::clone(&peer.process), ..Link::default() };
     let mut session = Session::open(shared.clone(), node, link, peer.takes_zstd, first)?;
+    // Each of them has a wake-up of its own here. In the loop below, each turn would register, and forget, its interest in things that almost
+    // never happen.
+    let mut interruptions = FuturesUnordered::<BoxFuture<'_, Interruption>>::new();
+    interruptions.push(Box::pin(until_ended(shared, session.link.clone(), session.told.clone())));
+    interruptions.push(Box::pin(until_refused(shared, &peer, access, reloaded)));
+    let (registered, balance) = (session.link.registered.clone(), session.told.for_balance.clone());
+    interruptions.push(Box::pin(async move {
+        registered.cancelled_owned().await;
+        Interruption::Registered
+    }));
+    interruptions.push(Box::pin(async move {
+        balance.cancelled_owned().await;
+        Interruption::EndForBalance
+    }));
+    let mut alarm = Alarm::new();
     loop {
-        access.mark_unchanged();
-        if !may_stream(&shared.credentials, &token) {
-            shared.refusals.record(&shared.metrics, address, &Refusal::RevokedToken);
-            return Err(Status::unauthenticated(Refusal::RevokedToken.to_string()));
-        }
         published.mark_unchanged();
         session.plan()?;
-        let deadline = session.deadline();
         // Before the database knows of the stream, others could say that every proxy serves what this one does not.
-        let may_answer = session.link.registered.is_cancelled();
-        let has_chunk = may_answer && session.has_chunk();
-        let at_rest = session.is_at_rest();
+        while session.may_answer
+            && !outbound.is_busy()
+            && let Some(message) = session.next_message()
+        {
+            outbound.begin(message)?;
+            session.set_write_deadline(outbound.is_busy());
+        }
+        if session.ends_for_balance && session.is_at_rest() && !outbound.is_busy() {
+            return Err(Status::unavailable(ENDED_FOR_BALANCE));
+        }
+        alarm.set(session.deadline());
         // A revision that is published meanwhile is part of the next plan. To be woken by each would cost more than to send it.
         let follows = !session.holds_change && session.answer_by.is_none();
         tokio::select! {
-            () = shared.shutdown.cancelled() => return Err(Status::unavailable("this control plane shuts down")),
-            () = session.told.replaced.cancelled() => return Err(Status::aborted("the node has a newer stream")),
-            () = session.told.for_balance.cancelled(), if at_rest => {
-                return Err(Status::unavailable(ENDED_FOR_BALANCE));
-            }
-            () = session.link.replaced.cancelled() => {
-                return Err(Status::aborted("the node has a newer stream to another control plane"));
-            }
-            () = session.link.registered.cancelled(), if !may_answer => {}
-            _ = reloaded.changed() => {
-                return Err(Status::unavailable("the database was restored; what the node serves is to be compared"));
-            }
-            () = outbound.closed() => return Ok(()),
+            Some(interruption) = interruptions.next() => match interruption {
+                Interruption::End(status) => return Err(status),
+                Interruption::Registered => session.may_answer = true,
+                Interruption::EndForBalance => session.ends_for_balance = true,
+            },
             message = inbound.message() => match message {
                 Ok(Some(request)) => session.on_request(request)?,
                 Ok(None) => return Ok(()),
@@ -115,25 +127,89 @@ async fn run(
                     return Ok(());
                 }
             },
-            changed = access.changed() => changed.map_err(|_| Status::unavailable("no token is known"))?,
             changed = published.changed(), if follows => changed.map_err(|_| Status::unavailable("nothing is published"))?,
-            permit = outbound.reserve(), if has_chunk => match permit {
-                Ok(permit) => if let Some(message) = session.next_message() {
-                    permit.send(Ok(message));
-                },
-                Err(_) => return Ok(()),
-            },
+            written = outbound.written(), if outbound.is_busy() => {
+                written?;
+                session.set_write_deadline(false);
+            }
             turn = turn(&mut session.admission) => session.admission = Admission::Admitted(turn),
-            () = sleep_until(deadline) => session.on_deadline()?,
+            () = alarm.rings() => session.on_deadline()?,
         }
     }
 }
 
-/// Sleeps until there is something to do, if there is.
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
+/// Something that happens seldom.
+enum Interruption {
+    /// The stream is to end.
+    End(Status),
+    /// The database knows of the stream.
+    Registered,
+    /// The stream is to end when nothing is on its way.
+    EndForBalance,
+}
+
+/// Waits until the server ends, or the node has a newer stream.
+async fn until_ended(shared: &Shared, link: Link, told: ToldToEnd) -> Interruption {
+    Interruption::End(tokio::select! {
+        () = shared.shutdown.cancelled() => Status::unavailable(SHUTS_DOWN),
+        () = told.replaced.cancelled() => Status::aborted("the node has a newer stream"),
+        () = link.replaced.cancelled() => Status::aborted("the node has a newer stream to another control plane"),
+    })
+}
+
+/// Waits until the token of the stream is revoked, or the database was restored.
+async fn until_refused(
+    shared: &Shared,
+    peer: &Peer,
+    mut access: watch::Receiver<()>,
+    mut reloaded: watch::Receiver<u64>,
+) -> Interruption {
+    loop {
+        access.mark_unchanged();
+        if !may_stream(&shared.credentials, &peer.token) {
+            shared.refusals.record(&shared.metrics, peer.address, &Refusal::RevokedToken);
+            return Interruption::End(Status::unauthenticated(Refusal::RevokedToken.to_string()));
+        }
+        tokio::select! {
+            changed = access.changed() => if changed.is_err() {
+                return Interruption::End(Status::unavailable("no token is known"));
+            },
+            _ = reloaded.changed() => {
+                let text = "the database was restored; what the node serves is to be compared";
+                return Interruption::End(Status::unavailable(text));
+            }
+        }
+    }
+}
+
+/// Rings at the earliest of the deadlines that it was set to. A deadline that is put off, as most are, costs nothing: the alarm rings
+/// once too early.
+struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    fn new() -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep(Duration::ZERO)), at: None }
+    }
+
+    fn set(&mut self, deadline: Option<Instant>) {
+        if let Some(deadline) = deadline
+            && self.at.is_none_or(|at| deadline < at)
+        {
+            self.sleep.as_mut().reset(deadline);
+            self.at = Some(deadline);
+        }
+    }
+
+    /// Waits for the deadline, if one is set. Cancel safe.
+    async fn rings(&mut self) {
+        if self.at.is_none() {
+            return std::future::pending().await;
+        }
+        self.sleep.as_mut().await;
+        self.at = None;
     }
 }
 
@@ -176,6 +252,10 @@ struct Session {
     next_change_from: Option<Instant>,
     /// A change waits until then.
     holds_change: bool,
+    /// The database knows of the stream, or need not.
+    may_answer: bool,
+    /// Another replica is to have the proxy.
+    ends_for_balance: bool,
 }
 
 impl Session {
@@ -207,6 +287,8 @@ impl Session {
             answer_by: None,
             next_change_from: None,
             holds_change: false,
+            may_answer: false,
+            ends_for_balance: false,
         };
         session.on_request(first)?;
         let view = session.view();
@@ -357,7 +439,6 @@ impl Session {
         let (type_url, chunk) = self.subscriptions.iter_mut().find_map(|(type_url, subscription)| {
             subscription.has_chunk().then(|| (type_url.clone(), subscription.next_chunk()))
         })?;
-        self.write_by = self.has_chunk().then(|| Instant::now() + WRITE_DEADLINE);
         let Chunk { frame, end, completes } = chunk?;
         if let Some(revision) = completes {
             self.admission = Admission::NotNeeded;
@@ -376,6 +457,11 @@ impl Session {
             return Some(Message { shared: shared.clone(), end, compressed: true });
         }
         Some(Message { shared: frame.bytes().clone(), end, compressed: false })
+    }
+
+    /// Sets until when the proxy must have read what there is to write, if there is anything.
+    fn set_write_deadline(&mut self, is_busy: bool) {
+        self.write_by = (is_busy || self.has_chunk()).then(|| Instant::now() + WRITE_DEADLINE);
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -473,6 +559,8 @@ fn truncated(text: &str, max: usize) -> &str {
 
 const ENDED_FOR_BALANCE: &str =
     "this control plane has more than its share of the proxies; another one is to have this proxy";
+
+const SHUTS_DOWN: &str = "this control plane shuts down";
 
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 

@@ -1,7 +1,8 @@
 //! The token that a proxy presents.
 
-use tonic::{Request, Status};
+use tonic::Status;
 
+use super::grpc::Call;
 use super::refusal::Refusal;
 use super::shared::Shared;
 use crate::auth::Credentials;
@@ -11,9 +12,12 @@ use crate::store::{Role, StoredRole};
 pub(super) type TokenHash = [u8; 32];
 
 /// The token that the call presents, if it may be here; else it is refused, which is counted and logged.
-pub(super) fn authorize<T>(request: &Request<T>, shared: &Shared) -> Result<TokenHash, Status> {
-    let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-    let text = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default().trim();
+pub(super) fn authorize(call: &Call, shared: &Shared) -> Result<TokenHash, Status> {
+    let text = call
+        .header("authorization")
+        .and_then(|header| header.strip_prefix("Bearer "))
+        .unwrap_or_default()
+        .trim();
     let refusal = match shared.credentials.authenticate(text) {
         Some(principal) if opens_streams(&principal.role) => {
             return Ok(signalbox_config::sha256(text.as_bytes()));
@@ -22,7 +26,7 @@ pub(super) fn authorize<T>(request: &Request<T>, shared: &Shared) -> Result<Toke
         None if text.is_empty() => Refusal::NoToken,
         None => Refusal::UnknownToken,
     };
-    shared.refusals.record(&shared.metrics, request.remote_addr(), &refusal);
+    shared.refusals.record(&shared.metrics, call.peer, &refusal);
     Err(Status::unauthenticated(refusal.to_string()))
 }
 

@@ -167,10 +167,7 @@ impl Plane {
         let turns = xds.turns();
         let shutdown = CancellationToken::new();
         let serving = xds.serve(listener, settings.tls, shutdown.clone());
-        let tasks = vec![
-            runtime.spawn(async move { serving.await.unwrap() }),
-            tokio::spawn(board.clone().run(shutdown.clone())),
-        ];
+        let tasks = vec![runtime.spawn(serving), tokio::spawn(board.clone().run(shutdown.clone()))];
         let writer = Writer::new(publisher.clone());
         let mut plane = Self {
             store,
