@@ -926,6 +926,8 @@ export interface components {
         };
         /** @description Approval of rollouts, as people write it. */
         ApprovalSpec: {
+            /** @description True: somebody who wrote one of the revisions of a rollout may approve it, too. */
+            author?: boolean;
             /**
              * @description True: a rollout waits for approval before its first step.
              * @default false
@@ -977,7 +979,7 @@ export interface components {
             username: string;
         };
         /** @description The reason why a proxy is to serve a revision. */
-        Because: "stable" | "canary" | "emergency";
+        Because: "stable" | "canary" | "emergency" | "newcomer";
         /**
          * Format: byte-size
          * @description A number of bytes, or a text like "64KiB"
@@ -1428,6 +1430,8 @@ export interface components {
             held_by?: components["schemas"]["Rollout"] | null;
             /** @description The ids of the canaries. */
             members: string[];
+            /** @description The reason why it is held back, and why the changes could not be taken back, if so. */
+            reason?: components["schemas"]["RolloutReason"] | null;
             /** @description The rollout that is under way or waits. */
             rollout?: components["schemas"]["Rollout"] | null;
             /**
@@ -2401,10 +2405,17 @@ export interface components {
             generation: number;
             /** @description The id of the rollout: `REVISION-FLEET`, and `REVISION-FLEET~ATTEMPT` from the second attempt on. */
             id: string;
-            /** @description The times from the commit to the ACKs, in milliseconds. */
+            /**
+             * @description The times until the proxies served the revision, in milliseconds: from the commit to the ACKs, and of a progressive rollout from the decision
+             *     that gave a proxy the revision to its ACK.
+             */
             propagation_ms?: components["schemas"]["Propagation"] | null;
+            /** @description The path at which the proxies of the fleet are listed with their place in the rollout. */
+            proxies_url: string;
             /** @description The reason of the rollout's state: why it did not succeed, or the last thing that happened to a progressive one. */
             reason?: components["schemas"]["RolloutReason"] | null;
+            /** @description The revert of the changes by a new revision. Null: nobody asked for one. */
+            revert?: components["schemas"]["RolloutRevert"] | null;
             /**
              * Format: uint64
              * @description The revision that is rolled out.
@@ -2428,6 +2439,8 @@ export interface components {
             steps: components["schemas"]["RolloutStep"][];
             /** @description The strategy: `immediate`, `progressive`, `emergency` or `break-glass`. */
             strategy: string;
+            /** @description The rollout that took the place of this one. */
+            superseded_by?: components["schemas"]["RolloutSuccessor"] | null;
         };
         /** @description The bake time of a progressive rollout. */
         RolloutBake: {
@@ -2601,6 +2614,13 @@ export interface components {
             /** @description The reason for people. */
             text: string;
         };
+        /** @description The revert of a rollout's changes by a new revision. */
+        RolloutRevert: {
+            /** @description The reason why it was refused. */
+            reason?: string | null;
+            /** @description The state: `pending`, `done` or `refused`. */
+            state: string;
+        };
         /** @description How revisions reach the proxies of a fleet, as people write it. */
         RolloutSpec: {
             /** @description Approval of a rollout before its first step. */
@@ -2665,8 +2685,17 @@ export interface components {
              * @description The healthy time that is needed, in milliseconds.
              */
             soak_ms: number;
+            /** @description The time when the step began, in RFC 3339. */
+            started_at?: string | null;
             /** @description The state: `pending`, `running`, `passed`, `promoted` or `skipped`. */
             state: string;
+        };
+        /** @description The rollout that took the place of another one. */
+        RolloutSuccessor: {
+            /** @description The id of the rollout. */
+            id: string;
+            /** @description True if the fleet gets the same content by it. Commands and waits for the other rollout then concern this one. */
+            same_content: boolean;
         };
         /** @description A route as the API returns it: its specification without secrets, and its meta. */
         Route: {

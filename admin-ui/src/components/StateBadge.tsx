@@ -66,6 +66,7 @@ const PLACES: Record<NonNullable<Place>, Look> = {
   stable: { label: "stable", color: "gray", icon: null },
   canary: { label: "canary", color: "blue", icon: null },
   emergency: { label: "emergency", color: "orange", icon: null },
+  newcomer: { label: "newcomer", color: "gray", icon: null },
 };
 
 /** The reason why a proxy is to serve its revision. */

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use imbl::OrdMap;
 use signalbox_config::RevisionId;
 use signalbox_proto::signalbox::report::v1::{Crashed, ProxyReport};
-use signalbox_rollout::Plan;
+use signalbox_rollout::{FleetTarget, Plan};
 
 use super::event::{EndedBy, Event, Link, Node, Presented};
 use super::fleet::Connection;
@@ -22,6 +23,7 @@ impl State {
                 self.published(now_us, revision, committed_at_us);
             }
             Event::Decided { targets } => {
+                self.note_splits(now_us, &targets);
                 let before = std::mem::replace(&mut self.targets, targets);
                 self.progress = true;
                 // Their assigned revision is another one, or the same by another decision.
@@ -62,7 +64,7 @@ impl State {
                 let number = revision.number;
                 self.clear_rejection(&id, number);
                 self.record_propagation(&id, before.0, number, before.1, now_us);
-                self.on_stream(now_us, stream, &id, |proxy| {
+                let is_present = self.change_on_stream(now_us, stream, &id, |proxy| {
                     proxy.rejections.retain(|rejection| {
                         rejection.revision != number || rejection.epoch != revision.epoch
                     });
@@ -78,6 +80,9 @@ impl State {
                     proxy.drifted = false;
                     proxy.error.take_if(|error| error.revision <= number);
                 });
+                if is_present {
+                    self.mark_advanced(&id);
+                }
             }
             Event::Rejected { stream, id, revision, resources } => {
                 if self.proxies.get(&id).is_none_or(|proxy| proxy.stream != Some(stream)) {
@@ -105,6 +110,22 @@ impl State {
             Event::Reported(report) => self.reported(now_us, *report),
             Event::Forgotten { id } => self.forget(now_us, &id),
         }
+    }
+
+    /// Notes since when each fleet is split by the rollout under way.
+    fn note_splits(&mut self, now_us: i64, targets: &OrdMap<Arc<str>, Arc<FleetTarget>>) {
+        let rollout = |target: &FleetTarget| match &target.plan {
+            Plan::Split { candidate, .. } => Some(Arc::clone(&candidate.rollout)),
+            Plan::Head | Plan::Stable { .. } => None,
+        };
+        let before = std::mem::take(&mut self.split_since);
+        let splits = targets.iter().filter_map(|(fleet, target)| Some((fleet, rollout(target)?)));
+        self.split_since = splits
+            .map(|(fleet, rollout)| {
+                let known = before.get(fleet).filter(|(known, _)| *known == rollout);
+                (Arc::clone(fleet), known.cloned().unwrap_or((rollout, now_us)))
+            })
+            .collect();
     }
 
     fn published(&mut self, now_us: i64, revision: RevisionId, committed_at_us: i64) {
@@ -161,7 +182,8 @@ impl State {
             self.make_room(now_us);
         }
         let before = self.proxies.get(&id).map(|proxy| self.contribution(proxy));
-        let mut proxy = self.proxies.remove(&id).unwrap_or_else(|| Proxy::new(&node));
+        let new = || Proxy { first_seen_us: now_us, ..Proxy::new(&node) };
+        let mut proxy = self.proxies.remove(&id).unwrap_or_else(new);
         let presented = presented.unwrap_or_else(|| Presented {
             revision: RevisionId { epoch: "".into(), number: 0 },
             verified: false,
@@ -222,14 +244,29 @@ impl State {
 
     /// Changes a proxy, if `stream` is its present one.
     fn on_stream(&mut self, now_us: i64, stream: u64, id: &Arc<str>, change: impl FnOnce(&mut Proxy)) {
-        let Some(proxy) = self.proxies.get(id).filter(|proxy| proxy.stream == Some(stream)) else { return };
+        if self.change_on_stream(now_us, stream, id, change) {
+            self.mark_changed(id);
+        }
+    }
+
+    /// Likewise, without marking that; `false`: it is not the present one.
+    fn change_on_stream(
+        &mut self,
+        now_us: i64,
+        stream: u64,
+        id: &Arc<str>,
+        change: impl FnOnce(&mut Proxy),
+    ) -> bool {
+        let Some(proxy) = self.proxies.get(id).filter(|proxy| proxy.stream == Some(stream)) else {
+            return false;
+        };
         let before = self.contribution(proxy);
         if let Some(proxy) = self.proxies.get_mut(id) {
             proxy.last_seen_us = now_us;
             change(proxy);
         }
         self.update_counts(now_us, id, Some(before));
-        self.mark_changed(id);
+        true
     }
 
     fn reported(&mut self, now_us: i64, report: ProxyReport) {

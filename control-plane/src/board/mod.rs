@@ -33,6 +33,7 @@ pub use state::Sharing;
 pub use status::{
     FleetStatus, Propagation, ProxyError, ProxyResourceError, ProxyRevision, ProxyState, ProxyStatus,
     ProxyTraffic, Rollout, RolloutBake, RolloutCounts, RolloutEvent, RolloutFault, RolloutGate,
-    RolloutGateCounts, RolloutReason, RolloutState, RolloutStep, TrafficClasses, WaitResult, Waiting,
+    RolloutGateCounts, RolloutReason, RolloutRevert, RolloutState, RolloutStep, RolloutSuccessor,
+    TrafficClasses, WaitResult, Waiting,
 };
 pub use wait::WaitOutcome;

@@ -25,6 +25,9 @@ pub(super) struct Proxy {
     #[serde(default)]
     pub(super) lost: bool,
     pub(super) connected_at_us: i64,
+    /// The time when it became known; 0: a version before did not say so.
+    #[serde(default)]
+    pub(super) first_seen_us: i64,
     pub(super) last_seen_us: i64,
     pub(super) sent: u64,
     /// The epoch of `applied`; empty before the first.
@@ -64,6 +67,9 @@ pub(super) struct Proxy {
     pub(super) stream: Option<u64>,
     #[serde(skip)]
     pub(super) link: Link,
+    /// It is in `State::advanced`.
+    #[serde(skip)]
+    pub(super) is_advance_unsaved: bool,
     /// Says if the database knows of `stream`.
     #[serde(skip)]
     pub(super) registration: Registration,
@@ -124,6 +130,7 @@ impl Proxy {
             connected: false,
             lost: false,
             connected_at_us: 0,
+            first_seen_us: 0,
             last_seen_us: 0,
             sent: 0,
             epoch: "".into(),
@@ -144,6 +151,7 @@ impl Proxy {
             duplicate_logged: None,
             stream: None,
             link: Link::default(),
+            is_advance_unsaved: false,
             registration: Registration::None,
             unknown: None,
             row: None,

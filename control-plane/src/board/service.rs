@@ -94,7 +94,8 @@ impl Board {
     pub fn fold(&self, event: Event) {
         let mut state = self.state();
         state.fold(now_us(), event);
-        let unsaved = !state.unsaved.is_empty();
+        // Alone, it is written in time.
+        let unsaved = state.registering || self.sharing == Sharing::Shared && !state.unsaved.is_empty();
         let duplicates = std::mem::take(&mut state.duplicates);
         let progress = std::mem::take(&mut state.progress);
         drop(state);

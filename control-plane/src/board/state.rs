@@ -3,7 +3,7 @@
 //! A fleet does not look at its proxies to know how it stands. It counts the connected ones by the revision they
 //! serve; each event takes a proxy's old contribution out of the counts and puts the new one in.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
@@ -49,6 +49,8 @@ pub(super) struct State {
     pub(super) head_committed_at_us: i64,
     /// The decisions about what the fleets are to serve.
     pub(super) targets: OrdMap<Arc<str>, Arc<FleetTarget>>,
+    /// By fleet, the rollout under way that a part of its proxies has, and since when this control plane knows that, in microseconds since 1970.
+    pub(super) split_since: HashMap<Arc<str>, (Arc<str>, i64)>,
     pub(super) proxies: HashMap<Arc<str>, Proxy>,
     pub(super) fleets: BTreeMap<Arc<str>, Fleet>,
     /// Something may have ended a wait.
@@ -57,6 +59,8 @@ pub(super) struct State {
     pub(super) unannounced: Dirty,
     /// Proxies whose traffic or last sign of life is all that changed: written less often.
     pub(super) heartbeats: HashSet<Arc<str>>,
+    /// Proxies that serve another revision than their row says, those that wait for longest first.
+    pub(super) advanced: VecDeque<Arc<str>>,
     /// Proxies that were seen to share a node id, and are to be warned about.
     pub(super) duplicates: Vec<(Arc<str>, Duplicate)>,
 }
@@ -105,12 +109,14 @@ impl State {
             head: None,
             head_committed_at_us: 0,
             targets: OrdMap::new(),
+            split_since: HashMap::new(),
             proxies: HashMap::new(),
             fleets: BTreeMap::new(),
             progress: false,
             unsaved: Dirty::default(),
             unannounced: Dirty::default(),
             heartbeats: HashSet::new(),
+            advanced: VecDeque::new(),
             duplicates: Vec::new(),
         }
     }
@@ -142,7 +148,13 @@ impl State {
             None => (head, 0, Because::Stable),
             Some(decision) => {
                 let target = decision.of(&proxy.node.id);
-                (target.revision.unwrap_or(head), decision.generation, target.because)
+                let split_since = self.split_since.get(&proxy.node.fleet);
+                let is_new = split_since.is_some_and(|(_, since)| proxy.first_seen_us > *since);
+                let because = match target.because {
+                    Because::Stable if is_new => Because::Newcomer,
+                    because => because,
+                };
+                (target.revision.unwrap_or(head), decision.generation, because)
             }
         }
     }
@@ -192,9 +204,12 @@ impl State {
                 self.progress |= lowest != Some(fleet.convergence_inputs());
             }
         }
-        let fleets: BTreeSet<_> =
-            before.into_iter().chain(after).map(|contribution| contribution.fleet).collect();
-        for fleet in fleets {
+        let (before, after) =
+            (before.map(|contribution| contribution.fleet), after.map(|contribution| contribution.fleet));
+        if let Some(fleet) = &before {
+            self.update_rollouts(now_us, fleet);
+        }
+        if let Some(fleet) = after.filter(|after| before.as_ref() != Some(after)) {
             self.update_rollouts(now_us, &fleet);
         }
     }
@@ -380,6 +395,30 @@ impl State {
     pub(super) fn mark_changed(&mut self, id: &Arc<str>) {
         self.unsaved.proxies.insert(id.clone());
         self.unannounced.proxies.insert(id.clone());
+    }
+
+    /// Marks that a proxy serves another revision. Where no other control plane shares the database, nobody reads that before the next start,
+    /// at which the proxy says it again: the row is written in its turn, once for all changes until then.
+    pub(super) fn mark_advanced(&mut self, id: &Arc<str>) {
+        if self.sharing == Sharing::Shared {
+            return self.mark_changed(id);
+        }
+        self.unannounced.proxies.insert(id.clone());
+        if let Some(proxy) = self.proxies.get_mut(id)
+            && !std::mem::replace(&mut proxy.is_advance_unsaved, true)
+        {
+            self.advanced.push_back(id.clone());
+        }
+    }
+
+    /// Has the rows of up to `count` of these proxies written with the next write.
+    pub(super) fn write_advanced(&mut self, count: usize) {
+        for id in self.advanced.drain(..count.min(self.advanced.len())) {
+            if let Some(proxy) = self.proxies.get_mut(&id) {
+                proxy.is_advance_unsaved = false;
+                self.unsaved.proxies.insert(id);
+            }
+        }
     }
 
     pub(super) fn forget(&mut self, now_us: i64, id: &Arc<str>) {

@@ -182,14 +182,21 @@ pub struct Rollout {
     pub gates: Vec<RolloutGate>,
     /// The number of the fleet's proxies, by state.
     pub counts: RolloutCounts,
+    /// The path at which the proxies of the fleet are listed with their place in the rollout.
+    pub proxies_url: String,
     /// The time when the revision was committed, in RFC 3339.
     pub started_at: String,
     /// The time when the last connected proxy served the revision, or when it was superseded, in RFC 3339.
     pub finished_at: Option<String>,
-    /// The times from the commit to the ACKs, in milliseconds.
+    /// The times until the proxies served the revision, in milliseconds: from the commit to the ACKs, and of a progressive rollout from the decision
+    /// that gave a proxy the revision to its ACK.
     pub propagation_ms: Option<Propagation>,
     /// The reason of the rollout's state: why it did not succeed, or the last thing that happened to a progressive one.
     pub reason: Option<RolloutReason>,
+    /// The rollout that took the place of this one.
+    pub superseded_by: Option<RolloutSuccessor>,
+    /// The revert of the changes by a new revision. Null: nobody asked for one.
+    pub revert: Option<RolloutRevert>,
     /// The events of a progressive rollout, oldest first; the last 200.
     pub events: Vec<RolloutEvent>,
     /// The first rejection of the revision, with the proxy and the resource at fault. Null: no proxy rejected it.
@@ -211,8 +218,29 @@ pub struct RolloutStep {
     pub healthy_ms: u64,
     /// The healthy time that is needed, in milliseconds.
     pub soak_ms: u64,
+    /// The time when the step began, in RFC 3339.
+    pub started_at: Option<String>,
     /// The state: `pending`, `running`, `passed`, `promoted` or `skipped`.
     pub state: String,
+}
+
+/// The rollout that took the place of another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutSuccessor {
+    /// The id of the rollout.
+    pub id: String,
+    /// True if the fleet gets the same content by it. Commands and waits for the other rollout then concern this one.
+    pub same_content: bool,
+}
+
+/// The revert of a rollout's changes by a new revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutRevert {
+    /// The state: `pending`, `done` or `refused`.
+    pub state: String,
+    /// The reason why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The bake time of a progressive rollout.

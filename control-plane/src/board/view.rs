@@ -76,10 +76,13 @@ impl State {
             bake: None,
             gates: Vec::new(),
             counts: record.counts.unwrap_or_else(|| self.counts(name, fleet, number)),
+            proxies_url: format!("/api/v1/rollouts/{number}-{name}/proxies"),
             started_at: rfc3339(record.committed_at_us),
             finished_at: record.finished_at_us.map(rfc3339),
             propagation_ms: record.propagation(),
             reason: record.reason.as_ref().map(|text| rejected(text, record.fault.as_ref())),
+            superseded_by: None,
+            revert: None,
             events: Vec::new(),
             fault: record.fault.clone(),
         })
@@ -100,6 +103,7 @@ impl State {
                 replica: Arc::clone(&proxy.replica),
                 connected: matches!(connection, Connection::Connected { .. }),
                 served,
+                acked_at_us: proxy.acked_at_us,
                 rejected: of_epoch.map(|rejection| rejection.revision).collect(),
                 drifted: proxy.drifted,
             }

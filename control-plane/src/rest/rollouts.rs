@@ -18,7 +18,7 @@ use super::call::{Call, json_response, ok};
 use super::endpoint::{Access, Endpoint, FLEET, LIMIT, Media, Parameter, Place, RESOURCE_LIMIT, Run};
 use super::problem::Problem;
 use super::whole_set::gave_up;
-use crate::board::{ProxyStatus, Rollout, RolloutState};
+use crate::board::{ProxyStatus, Rollout, RolloutReason, RolloutState};
 use crate::publish::Published;
 use crate::rollout::RolloutWait;
 use crate::store::Role;
@@ -103,7 +103,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .access(Access::Role(Role::Editor))
             .body(Media::Json, schemars::SchemaGenerator::subschema_for::<CommandBody>, RESOURCE_LIMIT)
             .answer::<Rollout>(200, "The rollout after the command")
-            .problems(&[404, 409, 415, 422, 503])
+            .problems(&[403, 404, 409, 415, 422, 503])
     }));
     endpoints
 }
@@ -182,6 +182,8 @@ struct FleetRollouts {
     rollout: Option<Rollout>,
     /// The rollout because of which the newest revision is held back.
     held_by: Option<Rollout>,
+    /// The reason why it is held back, and why the changes could not be taken back, if so.
+    reason: Option<RolloutReason>,
 }
 
 async fn list(call: Call) -> Result<Response, Problem> {
@@ -242,25 +244,8 @@ async fn carry_out(call: Call, action: Action) -> Result<Response, Problem> {
         let message = format!("must have from 1 to {MAX_REASON} bytes, without control characters");
         return Err(Problem::invalid(vec![FieldError::new("reason", message)]));
     }
-    let rollout = find(&call).await?;
     let actor = call.caller.as_ref().map_or("unknown", |caller| &*caller.principal.name);
-    if rollout.strategy == "immediate" {
-        let detail = format!("rollout {} is immediate, so there is nothing to decide about it", rollout.id);
-        return Err(Problem::new(StatusCode::CONFLICT, detail).member("state", rollout.state));
-    }
-    let answer =
-        call.app.rollouts.command(&rollout, action, reason, actor, body.step).await.map_err(|error| {
-            let problem = Problem::from(error);
-            problem.member("carried_out", "unknown")
-        })?;
-    let Some(answer) = answer else {
-        let detail = "no control plane decides about rollouts at the moment; nothing was done";
-        return Err(Problem::unavailable(detail, 5));
-    };
-    if let Some(refused) = answer.refused {
-        let state = answer.state.unwrap_or(rollout.state);
-        return Err(Problem::new(StatusCode::CONFLICT, refused).member("state", state));
-    }
+    let rollout = obeying(&call, action, reason, actor, body.step).await?;
     call.audit(reason).await;
     if action == Action::Retry {
         // It has an id of its own.
@@ -270,8 +255,77 @@ async fn carry_out(call: Call, action: Action) -> Result<Response, Problem> {
             return ok(new);
         }
     }
-    ok(&find(&call).await?)
+    ok(&call.app.rollouts.get(&rollout.id).await?.unwrap_or(rollout))
 }
+
+/// Has the leader carry out a command about the rollout that the path names, or about the one that brings the same content in its place. Returns
+/// the rollout that obeyed.
+async fn obeying(
+    call: &Call,
+    action: Action,
+    reason: &str,
+    actor: &str,
+    step: Option<u32>,
+) -> Result<Rollout, Problem> {
+    let mut tried = None;
+    loop {
+        let rollout = call.app.rollouts.successor(find(call).await?).await?;
+        if rollout.strategy == "immediate" {
+            let detail =
+                format!("rollout {} is immediate, so there is nothing to decide about it", rollout.id);
+            return Err(Problem::new(StatusCode::CONFLICT, detail).member("state", rollout.state));
+        }
+        if let Some(next) = &rollout.superseded_by {
+            let detail = format!(
+                "rollout {} took the place of {}, and brings other content: look at it first",
+                next.id, rollout.id
+            );
+            let problem = Problem::new(StatusCode::CONFLICT, detail);
+            return Err(problem.member("state", rollout.state).member("superseded_by", next));
+        }
+        if action == Action::Approve {
+            refuse_author(call, &rollout, actor).await?;
+        }
+        let carried_out = call.app.rollouts.command(&rollout, action, reason, actor, step).await;
+        let answer = carried_out.map_err(|error| Problem::from(error).member("carried_out", "unknown"))?;
+        let Some(answer) = answer else {
+            let detail = "no control plane decides about rollouts at the moment; nothing was done";
+            return Err(Problem::unavailable(detail, 5));
+        };
+        let Some(refused) = answer.refused else { return Ok(rollout) };
+        // Another rollout may have taken its place at this moment.
+        let state = answer.state.unwrap_or(rollout.state);
+        if answer.state.is_some() || tried.replace(rollout.id.clone()) == Some(rollout.id) {
+            return Err(Problem::new(StatusCode::CONFLICT, refused).member("state", state));
+        }
+    }
+}
+
+/// Refuses the approval of a rollout by somebody who wrote one of its revisions, unless the policy allows that.
+async fn refuse_author(call: &Call, rollout: &Rollout, actor: &str) -> Result<(), Problem> {
+    let published = call.app.publisher.current();
+    let needs_another = published
+        .policy(&rollout.fleet)
+        .is_some_and(|policy| policy.needs_approval && !policy.author_may_approve);
+    if !needs_another || rollout.state != RolloutState::Waiting {
+        return Ok(());
+    }
+    let revisions = call.app.store.revisions(Some(rollout.revision + 1), MAX_AUTHORS).await?;
+    let mut written = revisions.iter().filter(|revision| revision.number > rollout.stable_revision);
+    match written.find(|revision| *revision.author == *actor) {
+        Some(revision) => {
+            let detail = format!(
+                "{actor} wrote revision {}, and another person is to approve it; `approval.author: true` in the policy of fleet {} would allow it",
+                revision.number, rollout.fleet
+            );
+            Err(Problem::new(StatusCode::FORBIDDEN, detail).member("revision", revision.number))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The most revisions of a rollout whose authors may not approve it.
+const MAX_AUTHORS: u32 = 1000;
 
 async fn wait(call: Call) -> Result<Response, Problem> {
     let event = match call.text("for")? {
@@ -389,13 +443,15 @@ async fn status(call: Call) -> Result<Response, Problem> {
         rollout.revision > stable && matches!(rollout.state, RolloutState::Failed | RolloutState::Aborted)
     };
     let under_way = rollouts.iter().filter(is_open).min_by_key(|rollout| rollout.revision);
+    let held_by = rollouts.iter().find(is_taken_back).filter(|_| under_way.is_none());
     ok(&FleetRollouts {
         fleet: name.to_owned(),
         generation: target.map_or(0, |target| target.generation),
         stable,
         candidate: candidate.map(|candidate| candidate.revision),
         members: members.unwrap_or_default(),
-        held_by: rollouts.iter().find(is_taken_back).filter(|_| under_way.is_none()).cloned(),
+        reason: held_by.and_then(|rollout| rollout.reason.clone()),
+        held_by: held_by.cloned(),
         rollout: under_way.cloned(),
     })
 }

@@ -11,16 +11,18 @@ use signalbox_rollout::gate::{
     StepKey, Window,
 };
 use signalbox_rollout::machine::{
-    self, Context, Decision, Event, Look, Outcome as End, Phase, Refused, RevertRange, Rollout, State,
+    self, Code, Context, Decision, Event, Look, Outcome as End, Phase, Refused, RevertRange, Rollout, State,
 };
 use signalbox_rollout::members::{Members, Proxy};
 use signalbox_rollout::{FleetTarget, Reading, Scope, Verdict, frozen_until};
 use tokio::task::JoinHandle;
 
-use super::run::{Run, RunEvent};
+use super::propagation::PropagationTimes;
+use super::run::{Revert, Run, RunEvent};
 use super::view::{state, step};
 use super::watched::{BUSY, IDLE, Wanted};
 use crate::board::{FleetProxy, RolloutCounts, RolloutState};
+use crate::clock::now_us;
 use crate::store::{Decisions, RolloutRun};
 use crate::writer::{WriteError, Written};
 
@@ -60,6 +62,7 @@ pub(super) struct Driver {
     /// The proxies that were there when the rollout under way began, or when this control plane took over.
     present: Option<(Arc<str>, Members)>,
     deltas: Vec<Delta>,
+    propagation: PropagationTimes,
     /// The rollout whose changes are being taken back by a new revision.
     pub(super) reverting: Option<(Arc<str>, Reverting)>,
     window_began: Instant,
@@ -107,6 +110,7 @@ impl Driver {
             began: now,
             present: None,
             deltas: Vec::new(),
+            propagation: PropagationTimes::default(),
             reverting: None,
             window_began: now,
             last_look: None,
@@ -137,9 +141,9 @@ impl Driver {
     }
 
     /// The counts that are wanted of the fleet's proxies, if this decision is in force.
-    pub(super) fn wanted(&self, target: Option<Arc<FleetTarget>>) -> Wanted {
+    pub(super) fn wanted(&self, usual: Arc<[String]>, target: Option<Arc<FleetTarget>>) -> Wanted {
         let is_busy = self.state.current.is_some();
-        Wanted::of(is_busy, self.changed.iter().filter(|_| is_busy), target)
+        Wanted::of(is_busy, self.changed.iter().filter(|_| is_busy), usual, target)
     }
 
     /// The pair of revisions that the rollout under way compares.
@@ -186,6 +190,13 @@ impl Driver {
         let elapsed = self.last_look.map_or(Duration::ZERO, |last| facts.now.duration_since(last));
         self.last_look = Some(facts.now);
         let judgement = self.judge(facts);
+        self.propagation.see(self.state.current.as_ref(), facts.proxies);
+        if let Some(propagation) = self.propagation.summary()
+            && let Some(current) = &self.state.current
+            && let Some(run) = self.runs.get_mut(&current.id)
+        {
+            run.propagation = Some(propagation);
+        }
         let look = Look { round: self.state.round, elapsed, judgement: &judgement };
         // Only commands of people are refused.
         let outcome = self.fold(&Event::Look(look), facts, None, Some(&judgement));
@@ -227,7 +238,7 @@ impl Driver {
         let mut runs = self.runs.clone();
         let judged = self.state.current.as_ref().map(|rollout| &rollout.id);
         let set = |run: &mut Run, rollout: &Rollout| {
-            run.set(rollout);
+            run.set(rollout, facts.now_us);
             if let Some(judgement) = judgement.filter(|_| Some(&rollout.id) == judged) {
                 run.readings = shown(&judgement.readings);
                 run.readings.extend(rollout.read_lost(&context));
@@ -241,7 +252,12 @@ impl Driver {
         for decision in &decided {
             match decision {
                 Decision::Assign(target) => decisions.targets.push(target.clone()),
-                Decision::Revert { rollout, range } => reverts.push((Arc::clone(rollout), *range)),
+                Decision::Revert { rollout, range } => {
+                    if let Some(run) = runs.get_mut(rollout) {
+                        run.revert = Some(Revert::Pending);
+                    }
+                    reverts.push((Arc::clone(rollout), *range));
+                }
                 Decision::Finish(rollout) => {
                     let run = self.run_of(&mut runs, rollout, facts);
                     set(run, rollout);
@@ -251,12 +267,24 @@ impl Driver {
                 Decision::Log { .. } => {}
             }
         }
+        if let Event::Reverted { rollout, result } = event
+            && let Some(run) = runs.get_mut(rollout)
+        {
+            run.revert = Some(match result {
+                Ok(()) => Revert::Done,
+                Err(text) => Revert::Refused(Arc::clone(text)),
+            });
+        }
         let mut events = Vec::new();
         for decision in decided {
             if let Decision::Log { rollout, state, reason } = decision {
                 let actor = actor.map(str::to_owned);
                 let event = RunEvent { at_us: facts.now_us, state, actor, reason };
                 if let Some(run) = runs.get_mut(&rollout) {
+                    if event.reason.code == Code::RevertRefused {
+                        // It has ended, and this is why it holds the fleet still.
+                        run.rollout.reason = Some(event.reason.clone());
+                    }
                     run.push(event.clone());
                 }
                 events.push((rollout, event));
@@ -266,7 +294,7 @@ impl Driver {
         let important = changed.clone().any(|(id, run)| {
             self.runs.get(id).is_none_or(|before| before.events.len() != run.events.len())
                 || run.finished_at_us.is_some()
-        });
+        }) || matches!(event, Event::Reverted { .. });
         if important || !decisions.targets.is_empty() || self.is_save_due(facts.now) {
             decisions.runs = changed.filter_map(|(_, run)| stored(run)).collect();
             if next != self.state
@@ -291,6 +319,9 @@ impl Driver {
         }
         if !outcome.decisions.states.is_empty() {
             self.last_saved = now;
+        }
+        if !outcome.decisions.targets.is_empty() {
+            self.propagation.decided(now_us());
         }
         self.state = outcome.state;
         self.runs = outcome.runs;

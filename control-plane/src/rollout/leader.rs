@@ -10,6 +10,7 @@ use signalbox_rollout::{FleetTarget, Plan};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::broken::Broken;
 use super::counts::{Deltas, in_parts};
 use super::decide::Stopped;
 use super::driver::Driver;
@@ -43,8 +44,7 @@ pub(super) struct Leader {
     /// The last row of counts that was read.
     last_counts: Option<u64>,
     failing: bool,
-    /// The fleets about which nothing can be decided, which was logged.
-    broken: BTreeSet<Arc<str>>,
+    broken: Broken,
 }
 
 struct Leading {
@@ -152,7 +152,7 @@ impl Rollouts {
         let published = self.publisher.current();
         let wanted = |(fleet, driver): (&Arc<str>, &Driver)| {
             let target = published.assigned.targets.get(fleet).cloned();
-            (Arc::clone(fleet), Arc::new(driver.wanted(target)))
+            (Arc::clone(fleet), Arc::new(driver.wanted(self.usual_routes(&published, fleet), target)))
         };
         let fleets = leading.drivers.iter().map(wanted).collect();
         self.show(runs, CountsWanted { fleets }).await;
@@ -190,7 +190,8 @@ impl Rollouts {
                 None => None,
             };
             let target = published.assigned.targets.get(&fleet).cloned();
-            let one = Wanted::of(current.is_some(), &scopes.unwrap_or_default(), target);
+            let usual = self.usual_routes(&published, &fleet);
+            let one = Wanted::of(current.is_some(), &scopes.unwrap_or_default(), usual, target);
             wanted.fleets.insert(fleet, Arc::new(one));
         }
         wanted
@@ -201,7 +202,7 @@ impl Rollouts {
         &self,
         leading: &mut Leading,
         histories: &mut BTreeMap<Arc<str>, Kept>,
-        broken: &mut BTreeSet<Arc<str>>,
+        broken: &mut Broken,
     ) -> Result<(), Stopped> {
         let published = self.publisher.current();
         self.load(leading, &published, histories, broken).await?;
@@ -213,7 +214,7 @@ impl Rollouts {
             let mut turn = Turn { rollouts: self, term: leading.term, driver, published: &published };
             let stopped = match turn.run(&mine).await {
                 Ok(()) => {
-                    broken.remove(&fleet);
+                    broken.forget(&fleet);
                     continue;
                 }
                 Err(stopped) => stopped,
@@ -224,14 +225,13 @@ impl Rollouts {
             }
             match stopped {
                 Stopped::Outdated => {}
-                Stopped::Store(error @ StoreError::Broken(_)) => log_broken(broken, &fleet, &error),
+                Stopped::Store(error @ StoreError::Broken(_)) => broken.note(&fleet, &error, Instant::now()),
                 stopped => return Err(stopped),
             }
         }
         for command in commands.iter().filter(|command| !leading.drivers.contains_key(command.fleet.as_str()))
         {
-            if broken.contains(command.fleet.as_str())
-                || led_fleets(&published).any(|fleet| *fleet == *command.fleet)
+            if broken.contains(&command.fleet) || led_fleets(&published).any(|fleet| *fleet == *command.fleet)
             {
                 // Its state is read again; whoever gave the command waits.
                 continue;
@@ -255,8 +255,9 @@ impl Rollouts {
         leading: &mut Leading,
         published: &Arc<Published>,
         histories: &mut BTreeMap<Arc<str>, Kept>,
-        broken: &mut BTreeSet<Arc<str>>,
+        broken: &mut Broken,
     ) -> Result<(), Stopped> {
+        let now = Instant::now();
         let led: BTreeSet<Arc<str>> = led_fleets(published).collect();
         leading.drivers.retain(|fleet, _| led.contains(fleet));
         let generation =
@@ -265,7 +266,8 @@ impl Rollouts {
             let driver = leading.drivers.get(*fleet);
             driver.is_some_and(|driver| driver.state.generation >= generation(fleet))
         };
-        let unknown: Vec<Arc<str>> = led.iter().filter(|fleet| !is_known(fleet)).cloned().collect();
+        let is_due = |fleet: &&Arc<str>| !is_known(fleet) && broken.is_due(fleet, now);
+        let unknown: Vec<Arc<str>> = led.iter().filter(is_due).cloned().collect();
         if unknown.is_empty() {
             return Ok(());
         }
@@ -275,13 +277,16 @@ impl Rollouts {
             let found = stored.iter().find(|state| state.target.fleet == fleet);
             let pinned = found.filter(|found| found.target.plan != Plan::Head);
             let Some(found) = pinned else {
-                self.pin(leading.term, found.map(|found| &found.target), &fleet, published).await?;
-                continue;
+                match self.pin(leading.term, found.map(|found| &found.target), &fleet, published).await {
+                    // A write made a decision about it meanwhile; it is read again.
+                    Ok(()) | Err(Stopped::Outdated) => continue,
+                    Err(stopped) => return Err(stopped),
+                }
             };
             let state = match self.state_of(found).await {
                 Ok(state) => state,
                 Err(error @ StoreError::Broken(_)) => {
-                    log_broken(broken, &fleet, &error);
+                    broken.note(&fleet, &error, now);
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -378,12 +383,6 @@ impl Leading {
                 driver.add(deltas);
             }
         }
-    }
-}
-
-fn log_broken(broken: &mut BTreeSet<Arc<str>>, fleet: &Arc<str>, error: &StoreError) {
-    if broken.insert(Arc::clone(fleet)) {
-        tracing::error!(%fleet, error = %ErrorChain(error), "nothing can be decided about the rollouts of a fleet");
     }
 }
 

@@ -8,12 +8,14 @@
 //!   fails if another control plane has the lease, so a leader that was paused changes nothing, whatever its clock says;
 //! - [`service`] shows the rollouts to the API, takes the commands of people, and says what proxies are to count.
 
+mod broken;
 mod counts;
 mod decide;
 mod driver;
 mod history;
 mod leader;
 mod lease;
+mod propagation;
 mod revisions;
 mod run;
 mod service;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use signalbox_rollout::Reading;
-use signalbox_rollout::machine::{Phase, Reason, Rollout, RolloutState};
+use signalbox_rollout::machine::{Phase, Reason, Rollout, RolloutState, StepState};
 
-use crate::board::RolloutCounts;
+use crate::board::{Propagation, RolloutCounts};
 
 /// Events that are kept of a rollout.
 const MAX_EVENTS: usize = 200;
@@ -28,6 +28,26 @@ pub(super) struct Run {
     pub(super) events: VecDeque<RunEvent>,
     /// The counts at the end.
     pub(super) counts: Option<RolloutCounts>,
+    /// The time at which each step began, in microseconds since 1970.
+    #[serde(default)]
+    pub(super) steps_began_us: Vec<Option<i64>>,
+    /// How long the proxies took to serve the revision, each since the decision that gave it to the proxy.
+    #[serde(default)]
+    pub(super) propagation: Option<Propagation>,
+    /// The result of taking the changes back by a new revision, if that was asked for.
+    #[serde(default)]
+    pub(super) revert: Option<Revert>,
+}
+
+/// The result of taking the changes of a rollout back by a new revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Revert {
+    /// It is not known yet.
+    Pending,
+    Done,
+    /// The reason why not.
+    Refused(Arc<str>),
 }
 
 /// Something that happened to a rollout.
@@ -43,7 +63,7 @@ pub(super) struct RunEvent {
 
 impl Run {
     pub(super) fn new(fleet: Arc<str>, stable: u64, rollout: &Rollout, now_us: i64) -> Self {
-        Self {
+        let mut run = Self {
             rollout: without_members(rollout),
             fleet,
             stable,
@@ -52,7 +72,12 @@ impl Run {
             readings: Vec::new(),
             events: VecDeque::new(),
             counts: None,
-        }
+            steps_began_us: Vec::new(),
+            propagation: None,
+            revert: None,
+        };
+        run.set(rollout, now_us);
+        run
     }
 
     /// Reads a stored record; `None`: another version of the program wrote it.
@@ -67,8 +92,14 @@ impl Run {
         matches!(self.rollout.phase, Phase::Step(_) | Phase::Baking)
     }
 
-    pub(super) fn set(&mut self, rollout: &Rollout) {
+    pub(super) fn set(&mut self, rollout: &Rollout, now_us: i64) {
         self.rollout = without_members(rollout);
+        self.steps_began_us.resize(rollout.steps.len(), None);
+        for (step, began) in rollout.steps.iter().zip(&mut self.steps_began_us) {
+            if !matches!(step.state, StepState::Pending | StepState::Skipped) {
+                began.get_or_insert(now_us);
+            }
+        }
     }
 
     pub(super) fn push(&mut self, event: RunEvent) {

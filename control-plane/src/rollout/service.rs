@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use signalbox_config::RevisionId;
 use signalbox_proto::signalbox::report::v1 as wire;
 use signalbox_rollout::machine::{self, Action, Refused};
 use signalbox_rollout::{Plan, Scope};
@@ -14,10 +15,10 @@ use tokio::sync::{Notify, broadcast, watch};
 use super::counts::Counts;
 use super::run::Run;
 use super::view::{state, undecided, view};
-use super::watched::CountsWanted;
-use crate::board::{Board, Rollout, RolloutState};
+use super::watched::{CountsWanted, usual_routes};
+use crate::board::{Board, Rollout, RolloutState, RolloutSuccessor};
 use crate::metrics::Metrics;
-use crate::publish::Publisher;
+use crate::publish::{Published, Publisher};
 use crate::store::{Store, StoreError};
 use crate::writer::Writer;
 
@@ -32,6 +33,9 @@ const RUN_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Changes of rollouts that a subscriber may be behind before it loses some.
 const EVENT_BUFFER: usize = 1024;
+
+/// The most rollouts that are followed from one to the one that took its place.
+const MAX_SUCCESSORS: usize = 1000;
 
 /// The progressive rollouts.
 pub struct Rollouts {
@@ -53,6 +57,15 @@ pub struct Rollouts {
     events: broadcast::Sender<Arc<Rollout>>,
     /// The scopes that were found last.
     scopes: Mutex<BTreeMap<ScopesKey, BTreeSet<Scope>>>,
+    usual: Mutex<UsualRoutes>,
+}
+
+/// The routes of each fleet of which it is to be known what is usual.
+#[derive(Default)]
+struct UsualRoutes {
+    /// The revision for which they were found out.
+    revision: Option<RevisionId>,
+    fleets: BTreeMap<Arc<str>, Arc<[String]>>,
 }
 
 /// The epoch, the fleet, the stable revision and the candidate.
@@ -124,6 +137,7 @@ impl Rollouts {
             changes: watch::Sender::default(),
             events: broadcast::Sender::new(EVENT_BUFFER),
             scopes: Mutex::default(),
+            usual: Mutex::default(),
         })
     }
 
@@ -174,12 +188,37 @@ impl Rollouts {
             return Ok(None);
         }
         let newer = self.store.rollout_runs(Some(fleet), 1).await?;
-        let newer = newer.first().map(|run| run.revision).filter(|newest| *newest > revision);
+        let newer = match newer.first().filter(|newest| newest.revision > revision) {
+            Some(newest) => {
+                let fleet: Arc<str> = fleet.into();
+                let contents =
+                    (self.revision(&fleet, revision).await, self.revision(&fleet, newest.revision).await);
+                // What cannot be read any more is not taken for the same.
+                let same_content =
+                    matches!(contents, (Ok(this), Ok(newest)) if this.content == newest.content);
+                Some(RolloutSuccessor { id: newest.id.clone(), same_content })
+            }
+            None => None,
+        };
         let Some(summary) = self.store.revisions(Some(revision + 1), 1).await?.into_iter().next() else {
             return Ok(None);
         };
         let counts = self.board.assigned_counts(fleet, revision);
         Ok(Some(undecided(id, fleet, stable, &summary, newer, counts)))
+    }
+
+    /// The rollout that brings to the fleet what this one was to bring: itself, or the last of those that took its place with the same
+    /// content.
+    pub async fn successor(&self, rollout: Rollout) -> Result<Rollout, StoreError> {
+        let mut last = rollout;
+        for _ in 0..MAX_SUCCESSORS {
+            let Some(next) = last.superseded_by.as_ref().filter(|next| next.same_content) else { break };
+            match self.get(&next.id).await? {
+                Some(found) => last = found,
+                None => break,
+            }
+        }
+        Ok(last)
     }
 
     fn view(&self, run: &Run) -> Rollout {
@@ -238,7 +277,10 @@ impl Rollouts {
         loop {
             changes.mark_unchanged();
             progress.mark_unchanged();
-            let rollout = self.get(id).await?;
+            let rollout = match self.get(id).await? {
+                Some(rollout) => Some(self.successor(rollout).await?),
+                None => None,
+            };
             match rollout.as_ref().map(|rollout| event.outcome(rollout, self.generation(&rollout.fleet))) {
                 Some(Some(is_reached)) => return Ok((rollout, is_reached)),
                 None | Some(None) if tokio::time::Instant::now() >= deadline => return Ok((rollout, false)),
@@ -347,6 +389,17 @@ impl Rollouts {
 
     pub(super) fn known_scopes(&self, key: &ScopesKey) -> Option<BTreeSet<Scope>> {
         self.scopes.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// The routes of a fleet of which it is to be known what is usual. Asked for at each turn, and found out once for each revision.
+    pub(super) fn usual_routes(&self, published: &Published, fleet: &Arc<str>) -> Arc<[String]> {
+        let mut usual = self.usual.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = published.snapshot.id();
+        if usual.revision.as_ref() != Some(id) {
+            *usual = UsualRoutes { revision: Some(id.clone()), fleets: BTreeMap::new() };
+        }
+        let routes = usual.fleets.entry(Arc::clone(fleet));
+        Arc::clone(routes.or_insert_with(|| usual_routes(&published.snapshot, fleet)))
     }
 
     pub(super) fn keep_scopes(&self, key: ScopesKey, scopes: &BTreeSet<Scope>) {

@@ -4,10 +4,10 @@ use signalbox_config::StepSize;
 use signalbox_rollout::machine::{self, Mode, Phase, Reason, StepProgress, StepState};
 use signalbox_rollout::{Counts, GateKind, Reading, Scope, Verdict};
 
-use super::run::{Run, RunEvent};
+use super::run::{Revert, Run, RunEvent};
 use crate::board::{
     Rollout, RolloutBake, RolloutCounts, RolloutEvent, RolloutGate, RolloutGateCounts, RolloutReason,
-    RolloutState, RolloutStep,
+    RolloutRevert, RolloutState, RolloutStep, RolloutSuccessor,
 };
 use crate::clock::rfc3339;
 use crate::store::RevisionSummary;
@@ -25,14 +25,20 @@ pub(super) fn view(run: &Run, counts: RolloutCounts) -> Rollout {
         state: state(rollout.state()),
         strategy: strategy(rollout.mode).to_owned(),
         step: step(rollout),
-        steps: rollout.steps.iter().map(step_view).collect(),
+        steps: steps(run),
         bake: Some(RolloutBake { healthy_ms: rollout.baked_ms, needed_ms: rollout.bake_ms }),
         gates: run.readings.iter().map(gate).collect(),
         counts: RolloutCounts { lost: rollout.losses, ..counts },
+        proxies_url: proxies_url(&rollout.id),
         started_at: rfc3339(run.started_at_us),
         finished_at: run.finished_at_us.map(rfc3339),
-        propagation_ms: None,
+        propagation_ms: run.propagation,
         reason: rollout.reason.as_ref().map(reason),
+        superseded_by: rollout.superseded_by.as_ref().map(|successor| RolloutSuccessor {
+            id: successor.rollout.to_string(),
+            same_content: successor.same_content,
+        }),
+        revert: run.revert.as_ref().map(revert),
         events: run.events.iter().map(event).collect(),
         fault: None,
     }
@@ -58,11 +64,11 @@ pub(super) fn undecided(
     fleet: &str,
     stable: u64,
     revision: &RevisionSummary,
-    newer: Option<u64>,
+    newer: Option<RolloutSuccessor>,
     counts: RolloutCounts,
 ) -> Rollout {
-    let (code, text) = match newer {
-        Some(newer) => ("newer_revision", format!("Revision {newer} took its place")),
+    let (code, text) = match &newer {
+        Some(newer) => ("newer_revision", format!("Rollout {} took its place", newer.id)),
         None => ("written", "The revision was written; nothing has been decided about it yet".to_owned()),
     };
     Rollout {
@@ -79,13 +85,30 @@ pub(super) fn undecided(
         bake: None,
         gates: Vec::new(),
         counts,
+        proxies_url: proxies_url(id),
         started_at: rfc3339(revision.committed_at_us),
         finished_at: None,
         propagation_ms: None,
         reason: Some(RolloutReason { code: code.to_owned(), text, resource: None, route: None }),
+        superseded_by: newer,
+        revert: None,
         events: Vec::new(),
         fault: None,
     }
+}
+
+/// The path at which the proxies of a rollout's fleet are listed.
+fn proxies_url(id: &str) -> String {
+    format!("/api/v1/rollouts/{id}/proxies")
+}
+
+fn revert(revert: &Revert) -> RolloutRevert {
+    let (state, reason) = match revert {
+        Revert::Pending => ("pending", None),
+        Revert::Done => ("done", None),
+        Revert::Refused(reason) => ("refused", Some(reason.to_string())),
+    };
+    RolloutRevert { state: state.to_owned(), reason }
 }
 
 /// The name of a strategy.
@@ -111,7 +134,12 @@ pub(super) fn state(state: machine::RolloutState) -> RolloutState {
     }
 }
 
-fn step_view(step: &StepProgress) -> RolloutStep {
+fn steps(run: &Run) -> Vec<RolloutStep> {
+    let began = run.steps_began_us.iter().copied().chain(std::iter::repeat(None));
+    run.rollout.steps.iter().zip(began).map(|(step, began)| step_view(step, began)).collect()
+}
+
+fn step_view(step: &StepProgress, began_us: Option<i64>) -> RolloutStep {
     let (mut percent, mut count, mut labels) = (None, None, None);
     match &step.size {
         StepSize::Share { millionths, .. } => percent = Some(f64::from(*millionths) / 1e4),
@@ -136,6 +164,7 @@ fn step_view(step: &StepProgress) -> RolloutStep {
         proxies: step.proxies,
         healthy_ms: step.healthy_ms,
         soak_ms: step.soak_ms,
+        started_at: began_us.map(rfc3339),
         state: state.to_owned(),
     }
 }

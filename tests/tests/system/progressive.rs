@@ -1,5 +1,6 @@
 //! Progressive rollouts, with real processes and traffic.
 
+mod approval;
 mod commands;
 mod fleet;
 mod leaders;
