@@ -1100,6 +1100,8 @@ export interface components {
         ChainStep: {
             /** @description The resource that attaches the plugin. */
             attached: components["schemas"]["Attachment"];
+            /** @description The condition of the plugin. Null: it has none, or does not run for another reason. */
+            condition?: components["schemas"]["PluginCondition"] | null;
             /** @description The name of the plugin. */
             name: string;
             /**
@@ -1107,7 +1109,12 @@ export interface components {
              * @description The place of the plugin in the chain: higher numbers run first.
              */
             order: number;
-            /** @description The reason why the plugin does not run although it is attached. Null: it runs. */
+            /** @description True if the plugin runs without effect. */
+            shadow: boolean;
+            /**
+             * @description The reason why the plugin does not run although it is attached. Null: it runs, unless its condition has the outcome
+             *     `unknown` and is not met.
+             */
             skipped?: string | null;
             /** @description The type of the plugin. */
             type: string;
@@ -1862,12 +1869,16 @@ export interface components {
             /** @description The rights of the token. */
             role: components["schemas"]["Role"];
         };
+        /** @description The treatment of a request for which the condition of a plugin is neither true nor false. */
+        OnConditionError: "run" | "skip";
         /** @description The treatment of a revision that fails. Its canaries always return to the revision before it. */
         OnFailure: "hold" | "revert";
         /** @description The treatment of a step that has too little evidence at its deadline. */
         OnInconclusive: "hold" | "promote" | "abort";
         /** @description The treatment of revisions that are written during a rollout. */
         OnNewWrite: "wait" | "supersede";
+        /** @description The value of a condition. */
+        Outcome: "met" | "unmet" | "error" | "unknown";
         /** @description Passive checks as people write them. */
         PassiveCheckSpec: {
             /**
@@ -1941,8 +1952,24 @@ export interface components {
              * @description The place of the plugin in the chain: higher numbers run first. Absent: the default of its type.
              */
             order?: number | null;
+            /** @description Runs the plugin without effect: what it would do is counted and logged, and changes nothing. */
+            shadow?: boolean;
             /** @description The type of the plugin: one of `GET /api/v1/plugin-types`. */
             type: string;
+            /**
+             * @description A condition over the request in a subset of CEL, like `request.method == "POST"`. The plugin runs only for requests that meet
+             *     it. Absent: the plugin runs for every request.
+             */
+            when?: string | null;
+        };
+        /** @description The condition of a plugin, and its value for the request. */
+        PluginCondition: {
+            /** @description The value for the request. */
+            outcome: components["schemas"]["Outcome"];
+            /** @description The reason why the condition is neither met nor unmet. Null: it is one of them. */
+            reason?: string | null;
+            /** @description The condition, as the plugin has it. */
+            when: string;
         };
         /** @description A plugin as people write it. */
         PluginSpec: {
@@ -1970,11 +1997,20 @@ export interface components {
              * @description The place of the plugin in the chain: higher numbers run first. Absent: the default of its type.
              */
             order?: number | null;
+            /** @description Runs the plugin without effect: what it would do is counted and logged, and changes nothing. */
+            shadow?: boolean;
             /** @description The type of the plugin: one of `GET /api/v1/plugin-types`. */
             type: string;
+            /**
+             * @description A condition over the request in a subset of CEL, like `request.method == "POST"`. The plugin runs only for requests that meet
+             *     it. Absent: the plugin runs for every request.
+             */
+            when?: string | null;
         };
         /** @description A type that a plugin can have. */
         PluginType: {
+            /** @description True if plugins of the type can run in shadow. */
+            can_shadow: boolean;
             /**
              * Format: int32
              * @description The default place in the chain: higher numbers run first.
@@ -1983,6 +2019,8 @@ export interface components {
             /** @description A description of the type. */
             description: string;
             name: string;
+            /** @description The treatment of a request for which the condition of a plugin (`when`) is neither true nor false. */
+            on_condition_error: components["schemas"]["OnConditionError"];
             /** @description The phases in which the plugin is called: `request_headers`, `request_body`, `response_headers`, `response_body`, `log`. */
             phases: string[];
             /** @description The JSON schema of `config`. */
