@@ -9,7 +9,7 @@ use http::HeaderValue;
 use serde_json::{Value, json};
 use signalbox_config::{Body, Kind, Resource, sha256};
 use signalbox_plugin::testing::{Client, Services, build_type};
-use signalbox_plugin::{Consumers, Exchange, Flow, Plugin, States};
+use signalbox_plugin::{Consumers, Exchange, Flow, Plugin, ResolvedSecret, States};
 use signalbox_plugins::builtin;
 
 const REQUESTS: usize = 5_000;

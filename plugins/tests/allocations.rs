@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use signalbox_config::{Body, Kind, Resource, sha256};
 use signalbox_plugin::testing::{Client, Services, build_type};
-use signalbox_plugin::{Consumers, Flow, Plugin, States};
+use signalbox_plugin::{Consumers, Flow, Plugin, ResolvedSecret, States};
 use signalbox_plugins::builtin;
 
 struct Counting;

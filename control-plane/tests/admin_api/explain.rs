@@ -181,7 +181,7 @@ async fn explain_evaluates_the_conditions_of_plugins() {
     transform["config"] = mark;
     let document = json!({
         "plugins": [
-            of_limit("a-met", "request.path.startsWith('/x/') && request.host == 'a.example.com'"),
+            of_limit("a-met", "request.path.startsWith('/x/') && request.host == 'b.example.com'"),
             transform,
             of_limit("c-unmet", "request.method == 'POST' || request.scheme == 'https'"),
             of_limit("d-error", "request.headers['x-none'] == 'a'"),
@@ -189,13 +189,13 @@ async fn explain_evaluates_the_conditions_of_plugins() {
             tried,
         ],
         "routes": [{
-            "name": "conditional", "match": {"paths": [{"prefix": "/x"}]},
+            "name": "conditional", "match": {"hosts": ["b.example.com"], "paths": [{"prefix": "/x"}]},
             "plugins": ["a-met", "b-transform", "c-unmet", "d-error", "e-unknown", "f-shadow"],
             "respond": {"body": "hello"},
         }],
     });
     expect(&admin.post("/apply", document).await, 200);
-    let answer = admin.post("/explain", json!({"url": "http://a.example.com/x/y"})).await;
+    let answer = admin.post("/explain", json!({"url": "http://b.example.com/x/y"})).await;
     expect(&answer, 200);
     let step = |name: &str| {
         let steps = answer.body["plugins"].as_array().unwrap();

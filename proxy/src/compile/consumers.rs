@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use signalbox_config::{Body, Consumer, ConsumerGroup, Kind, Name, Resource, ResourceKey};
-use signalbox_plugin::precedence::{Source, overridden_by};
+use signalbox_plugin::precedence::{Attached as _, Source};
 use signalbox_plugin::{Consumers, ResolvedSecret};
 
 use super::credentials::resolve;
@@ -175,7 +175,7 @@ impl<'a> SharedChains<'a> {
                 .plugins
                 .steps(&group.plugins, Source::Consumer)
                 .into_iter()
-                .filter(|step| overridden_by(step, &steps).is_none())
+                .filter(|step| !steps.iter().any(|kept| replaces(kept, step)))
                 .collect();
             steps.extend(beside);
         }
@@ -183,6 +183,11 @@ impl<'a> SharedChains<'a> {
         self.made.insert(key, chain.clone());
         chain
     }
+}
+
+/// True if a group's plugin does not run because of one that the consumer has itself or by an earlier group.
+fn replaces(kept: &Step, of_group: &Step) -> bool {
+    !kept.is_shadow() && kept.types().intersects(of_group.types())
 }
 
 /// The groups of a consumer that a resource can describe: others have names that no resource has.
