@@ -62,6 +62,7 @@ impl Definition for Acl {
     const NAME: &'static str = "acl";
     const DESCRIPTION: &'static str = "Lets consumers in by their groups.";
     const ORDER: i32 = 950;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

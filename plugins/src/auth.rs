@@ -99,6 +99,7 @@ impl Definition for Auth {
     const NAME: &'static str = "auth";
     const DESCRIPTION: &'static str = "Authenticates requests in one of several ways, or in several ways at once.";
     const ORDER: i32 = 1340;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

@@ -69,6 +69,7 @@ impl Definition for BasicAuth {
     const NAME: &'static str = "basic-auth";
     const DESCRIPTION: &'static str = "Lets in who has the password of a consumer.";
     const ORDER: i32 = 1400;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

@@ -64,6 +64,7 @@ impl Definition for BotDetection {
     const NAME: &'static str = "bot-detection";
     const DESCRIPTION: &'static str = "Refuses clients by their User-Agent.";
     const ORDER: i32 = 2500;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

@@ -62,6 +62,7 @@ impl Definition for Csrf {
     const NAME: &'static str = "csrf";
     const DESCRIPTION: &'static str = "Refuses requests that pages of other sites make browsers send.";
     const ORDER: i32 = 1900;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

@@ -157,6 +157,7 @@ impl Definition for ExtAuth {
     const NAME: &'static str = "ext-auth";
     const DESCRIPTION: &'static str = "Asks a service of yours whether a request may pass.";
     const ORDER: i32 = 1300;
+    const CAN_SHADOW: bool = true;
     const OUTCOMES: &'static [&'static str] = &["allowed", "denied", "failed"];
     type Config = Config;
 

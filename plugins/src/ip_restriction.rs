@@ -60,6 +60,7 @@ impl Definition for IpRestriction {
     const NAME: &'static str = "ip-restriction";
     const DESCRIPTION: &'static str = "Lets clients in by their IP addresses.";
     const ORDER: i32 = 1990;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

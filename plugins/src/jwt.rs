@@ -145,6 +145,7 @@ impl Definition for Jwt {
     const NAME: &'static str = "jwt";
     const DESCRIPTION: &'static str = "Lets in who presents a token (JWT) that a known key has signed.";
     const ORDER: i32 = 1450;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

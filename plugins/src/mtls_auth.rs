@@ -68,6 +68,7 @@ impl Definition for MtlsAuth {
     const NAME: &'static str = "mtls-auth";
     const DESCRIPTION: &'static str = "Lets in who has the client certificate of a consumer.";
     const ORDER: i32 = 1460;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {

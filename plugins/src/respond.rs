@@ -61,6 +61,7 @@ impl Definition for Respond {
     const NAME: &'static str = "respond";
     const DESCRIPTION: &'static str = "Answers every request with a fixed response.";
     const ORDER: i32 = 778;
+    const CAN_SHADOW: bool = true;
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {
