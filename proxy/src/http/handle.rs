@@ -88,8 +88,9 @@ pub async fn handle(
     if !is_read {
         exchange.request.downstream.mark_unread();
     }
-    let notes = plugins.map(|plugins| {
+    let notes = plugins.map(|mut plugins| {
         if plugins.has(Hooks::LOG) || plugins.has_unmet() {
+            plugins.decide_rest(&exchange, head);
             exchange.watch(plugins.plugins().map(|(step, _)| step), head);
         }
         let (notes, kept) = plugins.into_notes();
