@@ -11,7 +11,7 @@ use http_body::Frame;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Incoming;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, full, raw, read_head, until};
@@ -67,7 +67,7 @@ async fn serve(mut stream: TcpStream, held: Arc<AtomicUsize>) {
                 }
                 held.fetch_add(1, Ordering::SeqCst);
                 // Until the proxy gives up.
-                let _ = stream.read_u8().await;
+                let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
                 held.fetch_sub(1, Ordering::SeqCst);
                 return;
             }

@@ -146,7 +146,7 @@ routes: [{{name: r, match: {{paths: [{{prefix: /}}]}}, plugins: [mark], forward:
 fn a_condition_on_the_consumer_sees_who_was_authenticated_before() {
     let more = r#"
 - {name: both, match: {paths: [{prefix: /both}]}, plugins: [keys, limit], respond: {body: hello}}
-- {name: early, match: {paths: [{prefix: /early}]}, plugins: [keys, early], respond: {body: hello}}
+- {name: before, match: {paths: [{prefix: /before}]}, plugins: [keys, early], respond: {body: hello}}
 "#;
     let plugins = [
         ("keys", "type: key-auth"),
@@ -168,7 +168,7 @@ fn a_condition_on_the_consumer_sees_who_was_authenticated_before() {
         assert!(!limited("/both", "alices-secret-key").await, "alice is in the group");
         assert!(limited("/both", "bobs-secret-key").await);
         assert!(limited("/limit", "alices-secret-key").await, "nobody is authenticated, so the limit runs");
-        assert!(!limited("/early", "alices-secret-key").await, "the consumer is not known yet");
+        assert!(!limited("/before", "alices-secret-key").await, "the consumer is not known yet");
     });
 }
 
