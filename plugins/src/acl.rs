@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError};
 use signalbox_plugin::{Context, Definition, Flow, KnownConsumer, Plugin, PluginRequest, Reply, hooks};
 
-
 /// The groups of consumers that pass, or those that do not.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -97,7 +97,8 @@ impl Plugin for Auth {
 
 impl Definition for Auth {
     const NAME: &'static str = "auth";
-    const DESCRIPTION: &'static str = "Authenticates requests in one of several ways, or in several ways at once.";
+    const DESCRIPTION: &'static str =
+        "Authenticates requests in one of several ways, or in several ways at once.";
     const ORDER: i32 = 1340;
     const CAN_SHADOW: bool = true;
     type Config = Config;
@@ -195,16 +196,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use signalbox_plugin::Consumers;
     use crate::testing::{Client, build, consumers_of, refused};
+    use signalbox_plugin::Consumers;
 
     fn known() -> Consumers {
         let one = |name: &str, credentials: Value| json!({"name": name, "credentials": credentials});
         consumers_of(&[
-            one("alice", json!([
-                {"key_auth": {"key": "alice-key"}},
-                {"basic_auth": {"username": "alice", "password": "alice-password"}},
-            ])),
+            one(
+                "alice",
+                json!([
+                    {"key_auth": {"key": "alice-key"}},
+                    {"basic_auth": {"username": "alice", "password": "alice-password"}},
+                ]),
+            ),
             one("bob", json!([{"key_auth": {"key": "bob-key"}}])),
             one("guest", json!([])),
         ])
@@ -265,12 +269,16 @@ mod tests {
         let plugin = build("auth", json!({"any": [{"basic-auth": {}}, {"mtls-auth": {}}, {"jwt": {}}]}));
         let answer = client(None, None).meets(&*plugin).unwrap();
         let challenges: Vec<_> = answer.headers.get_all("www-authenticate").iter().collect();
-        assert_eq!(challenges, ["Basic realm=\"signalbox\", charset=\"UTF-8\"", "Bearer realm=\"signalbox\""]);
+        assert_eq!(
+            challenges,
+            ["Basic realm=\"signalbox\", charset=\"UTF-8\"", "Bearer realm=\"signalbox\""]
+        );
     }
 
     #[test]
     fn the_anonymous_consumer_stands_in_for_all_methods() {
-        let plugin = build("auth", json!({"any": [{"basic-auth": {}}, {"key-auth": {}}], "anonymous": "guest"}));
+        let plugin =
+            build("auth", json!({"any": [{"basic-auth": {}}, {"key-auth": {}}], "anonymous": "guest"}));
         for (key, password) in [(None, None), (Some("wrong"), None), (None, Some("wrong"))] {
             let mut client = client(key, password);
             assert!(client.meets(&*plugin).is_none());

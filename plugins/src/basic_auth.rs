@@ -218,8 +218,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use signalbox_plugin::Consumers;
     use crate::testing::{Client, build, consumer_of, consumers_of};
+    use signalbox_plugin::Consumers;
 
     fn known() -> Consumers {
         consumers_of(&[
@@ -329,7 +329,8 @@ mod tests {
         for (authorization, kept) in
             [(basic("alice:se:cret"), false), (basic("alice:wrong"), false), ("Bearer x".to_owned(), true)]
         {
-            let mut client = Client::new("GET", "/").header("authorization", &authorization).knowing(&known());
+            let mut client =
+                Client::new("GET", "/").header("authorization", &authorization).knowing(&known());
             assert!(client.meets(&*plugin).is_none());
             assert_eq!(client.head.headers.contains_key("authorization"), kept, "{authorization}");
         }

@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError};
 use signalbox_plugin::{Context, Definition, Flow, Plugin, PluginRequest, Reply, hooks};
 
-
 /// The clients that pass, and those that do not.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

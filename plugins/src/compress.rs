@@ -31,8 +31,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{ByteSize, Errors, FieldError};
 use signalbox_plugin::{
-    Abort, BodyFilter, BodyWish, Context, Definition, Flow, Output, OnConditionError, Plugin, PluginRequest, PluginResponse,
-    Reply, hooks,
+    Abort, BodyFilter, BodyWish, Context, Definition, Flow, OnConditionError, Output, Plugin, PluginRequest,
+    PluginResponse, Reply, hooks,
 };
 
 /// The responses that are compressed, and how.

@@ -122,8 +122,7 @@ impl Plugin for ConcurrencyLimit {
 
 impl Definition for ConcurrencyLimit {
     const NAME: &'static str = "concurrency-limit";
-    const DESCRIPTION: &'static str =
-        "Limits how many requests are under way at once, by a fixed number or by the latency of the upstream.";
+    const DESCRIPTION: &'static str = "Limits how many requests are under way at once, by a fixed number or by the latency of the upstream.";
     const ORDER: i32 = 905;
     type Config = Config;
 

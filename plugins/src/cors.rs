@@ -37,7 +37,8 @@ use serde::{Deserialize, Serialize};
 use signalbox_config::router::Preflight;
 use signalbox_config::{Errors, FieldError, HumanDuration};
 use signalbox_plugin::{
-    Context, Definition, Exchange, Flow, OnConditionError, Plugin, PluginRequest, PluginResponse, Reply, hooks,
+    Context, Definition, Exchange, Flow, OnConditionError, Plugin, PluginRequest, PluginResponse, Reply,
+    hooks,
 };
 
 use crate::origin::{is_label, is_origin, is_port, without_usual_port};

@@ -179,8 +179,10 @@ impl Method for Signature {
             Ok(Some(credentials)) => credentials,
             Ok(None) => return Verdict::Absent("no signature was found in the request").into(),
             Err(Several) => {
-                return Verdict::Refused(Refusal::unauthorized("the request has more than one Authorization"))
-                    .into();
+                return Verdict::Refused(Refusal::unauthorized(
+                    "the request has more than one Authorization",
+                ))
+                .into();
             }
         };
         match self.verify(credentials, request, wall_clock()) {
@@ -390,8 +392,12 @@ fn signed_text(signed: &[Signed], head: &request::Parts) -> Option<String> {
                 format!("{} {target}", head.method.as_str().to_ascii_lowercase())
             }
             Signed::Header(name) => {
-                let values: Option<Vec<&str>> =
-                    head.headers.get_all(name).iter().map(|value| value.to_str().ok().map(str::trim)).collect();
+                let values: Option<Vec<&str>> = head
+                    .headers
+                    .get_all(name)
+                    .iter()
+                    .map(|value| value.to_str().ok().map(str::trim))
+                    .collect();
                 let values = values.filter(|values| !values.is_empty())?;
                 format!("{name}: {}", values.join(", "))
             }
@@ -436,8 +442,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use signalbox_plugin::Consumers;
     use crate::testing::{Client, build, consumers_of, refused};
+    use signalbox_plugin::Consumers;
 
     const SECRET: &str = "a secret of alice";
     const TARGET: &str = "/p?q=1";
@@ -499,7 +505,10 @@ mod tests {
         assert!(first.meets(&*build("hmac-auth", json!({}))).is_none());
         assert_eq!(first.head.headers["x-consumer-username"], "alice");
         assert_eq!(first.head.headers["x-credential-identifier"], "alice-key");
-        assert_eq!(status(json!({"clock_skew": "5m"}), signed(client().header("date", &date(-299)), all)), 200);
+        assert_eq!(
+            status(json!({"clock_skew": "5m"}), signed(client().header("date", &date(-299)), all)),
+            200
+        );
         let with_x_date = client().header("x-date", &date(0)).header("date", "long ago");
         assert_eq!(status(json!({}), signed(with_x_date, "x-date @request-target host")), 200);
         let rfc_850 = {
@@ -507,8 +516,13 @@ mod tests {
             let imf = date(0);
             let (day, rest) = imf.split_once(", ").unwrap();
             let day = match day {
-                "Mon" => "Monday", "Tue" => "Tuesday", "Wed" => "Wednesday", "Thu" => "Thursday",
-                "Fri" => "Friday", "Sat" => "Saturday", _ => "Sunday",
+                "Mon" => "Monday",
+                "Tue" => "Tuesday",
+                "Wed" => "Wednesday",
+                "Thu" => "Thursday",
+                "Fri" => "Friday",
+                "Sat" => "Saturday",
+                _ => "Sunday",
             };
             let parts: Vec<&str> = rest.split(' ').collect();
             format!("{day}, {}-{}-{} {} GMT", parts[0], parts[1], &parts[2][2..], parts[3])
@@ -571,7 +585,10 @@ mod tests {
         let with = "date @request-target host digest";
         for (what, refused) in [
             ("no digest", signed(now(), "date @request-target host")),
-            ("a digest that is not signed", signed(now().header("digest", &digest("x")), "date @request-target host")),
+            (
+                "a digest that is not signed",
+                signed(now().header("digest", &digest("x")), "date @request-target host"),
+            ),
             (
                 "a second digest that is not signed",
                 signed(now().header("digest", &digest("x")).header("content-digest", "sha-256=:x:"), with),
@@ -579,7 +596,8 @@ mod tests {
         ] {
             assert_eq!(status(config.clone(), refused), 401, "{what}");
         }
-        for (claimed, body, expected) in [("body", "body", true), ("", "", true), ("body", "", false), ("", "body", false)]
+        for (claimed, body, expected) in
+            [("body", "body", true), ("", "", true), ("body", "", false), ("", "body", false)]
         {
             let mut client = signed(now().header("digest", &digest(claimed)), with);
             assert!(client.meets(&*plugin).is_none());

@@ -19,7 +19,6 @@ use signalbox_config::address_range::{AddressRange, parse_range};
 use signalbox_config::{Errors, FieldError};
 use signalbox_plugin::{Context, Definition, Flow, Plugin, PluginRequest, Reply, hooks};
 
-
 /// The addresses that are let in, and those that are not.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -31,7 +31,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use signalbox_config::arrival::remove_every_spelling;
 use signalbox_config::{Errors, FieldError, HumanDuration, PublicKey, ResourceKey, TokenAlgorithm};
-use signalbox_plugin::{Consumers, Context, Definition, Flow, Identity, Plugin, PluginRequest, VerificationKey, hooks};
+use signalbox_plugin::{
+    Consumers, Context, Definition, Flow, Identity, Plugin, PluginRequest, VerificationKey, hooks,
+};
 
 use crate::authentication::{
     Attempt, Guard, Method, NotRewritable, Refusal, Verdict, anonymous_reference, challenge, check_anonymous,
@@ -403,7 +405,8 @@ impl Bearer {
         if self.cookies.is_empty() {
             return;
         }
-        let is_ours = |(name, _): &(&[u8], &[u8])| self.cookies.iter().any(|cookie| cookie.as_bytes() == *name);
+        let is_ours =
+            |(name, _): &(&[u8], &[u8])| self.cookies.iter().any(|cookie| cookie.as_bytes() == *name);
         if !headers.get_all(COOKIE).iter().flat_map(cookies).any(|cookie| is_ours(&cookie)) {
             return;
         }
@@ -445,7 +448,10 @@ fn fitting<'k, K>(
 impl KeySpec {
     fn parse(&self) -> Result<Key, (&'static str, String)> {
         if self.algorithm.min_secret().is_some() {
-            return Err(("algorithm", "is one of secrets, which only credentials of consumers can hold".to_owned()));
+            return Err((
+                "algorithm",
+                "is one of secrets, which only credentials of consumers can hold".to_owned(),
+            ));
         }
         let key = PublicKey::from_pem(&self.public_key).map_err(|message| ("public_key", message))?;
         if !self.algorithm.fits(key.shape) {
@@ -611,7 +617,10 @@ mod tests {
             Client::new("GET", "/").header("authorization", "Bearer "),
         ] {
             let answer = client.knowing(&known()).meets(&*build("jwt", json!({"realm": "x"}))).unwrap();
-            assert_eq!((answer.status, &answer.headers["www-authenticate"]), (401, &HeaderValue::from_static("Bearer realm=\"x\"")));
+            assert_eq!(
+                (answer.status, &answer.headers["www-authenticate"]),
+                (401, &HeaderValue::from_static("Bearer realm=\"x\""))
+            );
         }
     }
 
@@ -664,9 +673,12 @@ mod tests {
 
     #[test]
     fn a_token_is_found_wherever_it_may_stand_and_only_one_may() {
-        let plugin = build("jwt", json!({
-            "headers": ["authorization", "x-token"], "query": ["token"], "cookies": ["session"],
-        }));
+        let plugin = build(
+            "jwt",
+            json!({
+                "headers": ["authorization", "x-token"], "query": ["token"], "cookies": ["session"],
+            }),
+        );
         let (good, other) = (of_shop(), token(&json!({"alg": "HS256"}), json!({"iss": "shop", "jti": "2"})));
         let bare = || Client::new("GET", "/").knowing(&known());
         for (what, mut client, passes) in [
@@ -678,7 +690,11 @@ mod tests {
             ("the same twice", with(&good).header("x-token", &good), true),
             ("two different ones", with(&good).header("x-token", &other), false),
             ("two in one header", with(&good).header("authorization", &format!("Bearer {good}")), false),
-            ("two in the query", Client::new("GET", &format!("/?token={good}&token={other}")).knowing(&known()), false),
+            (
+                "two in the query",
+                Client::new("GET", &format!("/?token={good}&token={other}")).knowing(&known()),
+                false,
+            ),
             ("another cookie", bare().header("cookie", &format!("xsession={good}")), false),
         ] {
             assert_eq!(client.meets(&*plugin).is_none(), passes, "{what}");
@@ -687,9 +703,12 @@ mod tests {
 
     #[test]
     fn hidden_tokens_do_not_reach_the_upstream_and_their_neighbours_do() {
-        let plugin = build("jwt", json!({
-            "headers": ["authorization"], "query": ["token"], "cookies": ["session"], "hide_credentials": true,
-        }));
+        let plugin = build(
+            "jwt",
+            json!({
+                "headers": ["authorization"], "query": ["token"], "cookies": ["session"], "hide_credentials": true,
+            }),
+        );
         let good = of_shop();
         let mut client = Client::new("GET", &format!("/p?a=%20&token={good}&b"))
             .header("authorization", &format!("Bearer {good}"))
@@ -724,11 +743,19 @@ mod tests {
         assert_eq!(headers["x-text"], "Gr%C3%BCn%0D%0Ax-evil: 1");
         assert_eq!(headers["x-number"], "9007199254740993");
         assert_eq!(headers["x-list"], "[\"a\",1]");
-        assert!(!headers.contains_key("x-none") && !headers.contains_key("x_sub") && !headers.contains_key("x.sub"));
+        assert!(
+            !headers.contains_key("x-none")
+                && !headers.contains_key("x_sub")
+                && !headers.contains_key("x.sub")
+        );
         // Without a token nobody vouches for them.
         let mut client = spoofed(Client::new("GET", "/").knowing(&known()));
         assert!(client.meets(&*plugin).is_none());
-        assert!(["x-sub", "x_sub", "x.sub", "x-text", "x-number", "x-list", "x-none"].iter().all(|it| !client.head.headers.contains_key(*it)));
+        assert!(
+            ["x-sub", "x_sub", "x.sub", "x-text", "x-number", "x-list", "x-none"]
+                .iter()
+                .all(|it| !client.head.headers.contains_key(*it))
+        );
     }
 
     #[test]

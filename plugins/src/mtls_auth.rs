@@ -17,9 +17,7 @@ use serde::{Deserialize, Serialize};
 use signalbox_config::{ClientCertificate, Errors, FieldError, ResourceKey};
 use signalbox_plugin::{Consumers, Context, Definition, Flow, Identity, Plugin, PluginRequest, hooks};
 
-use crate::authentication::{
-    Attempt, Guard, Method, Refusal, Verdict, anonymous_reference, check_anonymous,
-};
+use crate::authentication::{Attempt, Guard, Method, Refusal, Verdict, anonymous_reference, check_anonymous};
 use crate::clock::wall_clock;
 
 /// The names by which a certificate is looked up.
@@ -191,15 +189,32 @@ mod tests {
             (&all, Some(certificate("CN=x", &["DNS:x", "DNS:alice.example"], "00", i64::MAX)), Ok("by-name")),
             (&all, Some(certificate("CN=x", &["URI:spiffe://example/alice"], "00", i64::MAX)), Ok("by-uri")),
             (&all, Some(certificate("CN=alice,O=Example", &[], "ab", i64::MAX)), Ok("by-fingerprint")),
-            (&by(json!(["subject"])), Some(certificate("CN=x", &["DNS:alice.example"], "ab", i64::MAX)), Err("no consumer")),
-            (&by(json!(["san"])), Some(certificate("CN=alice,O=Example", &[], "ab", i64::MAX)), Err("no consumer")),
+            (
+                &by(json!(["subject"])),
+                Some(certificate("CN=x", &["DNS:alice.example"], "ab", i64::MAX)),
+                Err("no consumer"),
+            ),
+            (
+                &by(json!(["san"])),
+                Some(certificate("CN=alice,O=Example", &[], "ab", i64::MAX)),
+                Err("no consumer"),
+            ),
             (
                 &all,
-                Some(certificate("CN=x", &["DNS:alice.example", "URI:spiffe://example/alice"], "00", i64::MAX)),
+                Some(certificate(
+                    "CN=x",
+                    &["DNS:alice.example", "URI:spiffe://example/alice"],
+                    "00",
+                    i64::MAX,
+                )),
                 Err("several consumers"),
             ),
             // Neither a part of a name, nor a name of another kind.
-            (&all, Some(certificate("CN=alice", &["DNS:alice.exampl", "URI:alice.example"], "00", i64::MAX)), Err("no consumer")),
+            (
+                &all,
+                Some(certificate("CN=alice", &["DNS:alice.exampl", "URI:alice.example"], "00", i64::MAX)),
+                Err("no consumer"),
+            ),
             (&all, Some(certificate("CN=alice,O=Example", &[], "00", 1_000_000_000)), Err("has expired")),
             (&all, None, Err("has no certificate")),
         ] {

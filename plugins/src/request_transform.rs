@@ -35,7 +35,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use signalbox_config::{ByteSize, Errors, FieldError};
-use signalbox_plugin::{BodyWish, Context, Definition, Flow, OnConditionError, Plugin, PluginRequest, Reply, hooks};
+use signalbox_plugin::{
+    BodyWish, Context, Definition, Flow, OnConditionError, Plugin, PluginRequest, Reply, hooks,
+};
 
 use crate::query;
 

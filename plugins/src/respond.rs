@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError, Respond as Fixed, RespondSpec};
 use signalbox_plugin::{Context, Definition, Flow, Plugin, PluginRequest, Reply, hooks};
 
-
 /// The response.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -38,7 +38,8 @@ fn ask(plugin: &dyn Plugin, origin: Origin, content_type: &str, body: &str) {
     client.ends(plugin, 200);
 }
 
-const JSON: &str = r#"{"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 50, "total_tokens": 80}}"#;
+const JSON: &str =
+    r#"{"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 50, "total_tokens": 80}}"#;
 const EVENTS: &str = "data: {\"choices\": []}\n\n\
     data: {\"usage\": {\"prompt_tokens\": 30, \"completion_tokens\": 50, \"total_tokens\": 80}}\n\n\
     data: [DONE]\n\n";
@@ -109,7 +110,8 @@ fn what_a_response_said_before_it_broke_off_counts() {
         let client = account.counters.id(&Client::Texts([b"alice", b""]));
         let verdict = account.counters.take(client, account.now(), &account.budget, account.estimate);
         let debit = Debit { client, counted_at: verdict.counted_at };
-        let mut reader = Reader { scanner: UsageScanner::new(), account: account.clone(), debit: Some(debit) };
+        let mut reader =
+            Reader { scanner: UsageScanner::new(), account: account.clone(), debit: Some(debit) };
         let mut out = Output::default();
         reader.on_data(Bytes::from_static(part.as_bytes()), &mut out).unwrap();
         assert_eq!(out.take().collect::<Vec<_>>(), [part.as_bytes()], "it is sent on at once");
