@@ -93,7 +93,7 @@ fn of_a_password_only_a_hash_is_stored() {
     for secret in [&stored[30..], "pw\"", &"j".repeat(32), &"h".repeat(16)] {
         assert!(!debug.contains(secret), "{secret} in {debug}");
     }
-    // What is stored is read as it is.
+    // A stored value is read as it is.
     let again = Resource::from_stored(Kind::Consumer, resource.spec(), &common::Catalog).unwrap();
     assert_eq!(again.version(), resource.version());
     let written = parse(Kind::Consumer, spec(&resource)).unwrap();
@@ -190,7 +190,7 @@ fn a_secret_that_proxies_need_is_stored_encrypted_and_an_export_hides_it() {
         ]
     );
     assert_eq!(exported["credentials"][2]["jwt"]["secret"], json!({"encrypted": "x"}));
-    // What is only compared is no such secret.
+    // A value that is only compared is no such secret.
     let compared =
         parsed(&json!([{"key_auth": {"key": "k"}}, {"basic_auth": {"username": "a", "password": "b"}}]));
     assert!(!Kind::Consumer.holds_secret(compared.spec()));

@@ -13,7 +13,7 @@ use crate::metrics::Outcomes;
 use crate::tasks::Tasks;
 
 /// All that a plugin may use while it is built. There is nothing else: no globals, no environment, no clock of its own.
-/// What it needs later it clones; a request brings its own clock and its own way out, see [`crate::PluginRequest`].
+/// A plugin clones the parts that it needs later; a request brings its own clock and its own way out, see [`crate::PluginRequest`].
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Context<'a> {

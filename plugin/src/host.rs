@@ -1,4 +1,4 @@
-//! What a host of plugins needs beyond what plugins do: the proxy, and the test harness. It is no part of the promise that the
+//! The functions that only a host of plugins calls: the proxy, and the test harness. It is no part of the promise that the
 //! rest of this crate makes to plugins.
 
 use std::net::IpAddr;

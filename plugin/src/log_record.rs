@@ -61,7 +61,7 @@ pub struct LogRecord<'r> {
     pub(crate) scope: Scope<'r>,
 }
 
-/// What belongs to the plugin whose hook is called.
+/// The state of the plugin whose hook is called.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Scope<'r> {
     pub(crate) kept: Option<(&'r Kept, PluginKey)>,

@@ -13,7 +13,7 @@ use signalbox_config::Name;
 #[derive(Clone)]
 pub struct Outbound(Rc<dyn Caller>);
 
-/// What carries out the calls.
+/// Carries out the calls.
 pub trait Caller {
     /// Sends `request` to a target of `upstream`, and waits for its whole answer.
     fn call<'a>(

@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 use signalbox_config::Name;
 use smallvec::SmallVec;
 
-/// What a plugin is attached to, from the least specific to the most specific.
+/// The kind of resource that a plugin is attached to, from the least specific to the most specific.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// Every request.
@@ -39,7 +39,7 @@ pub trait Attached {
     /// Its type, as a set of one.
     fn types(&self) -> TypeSet;
 
-    /// What it is attached to.
+    /// The kind of resource that it is attached to.
     fn source(&self) -> Source;
 
     /// True if it runs in shadow. It changes nothing, so no other plugin gives way to it.
@@ -95,7 +95,7 @@ pub fn overridden_by<'s, P: Attached>(plugin: &P, others: impl IntoIterator<Item
 #[derive(Debug)]
 pub struct Lane<'a, S> {
     steps: &'a [S],
-    /// What they are attached to; some may be attached less specifically.
+    /// The kind of resource that they are attached to; some may be attached less specifically.
     source: Source,
     /// The types of those that are attached to just that, but for those in shadow.
     types: TypeSet,
@@ -181,7 +181,7 @@ impl<'a, S: Attached> Walk<'a, S> {
     fn first_lane(&self) -> Option<(usize, &'a S)> {
         let nexts =
             self.lanes.iter().enumerate().filter_map(|(at, lane)| Some((at, lane.steps.get(lane.next)?)));
-        // Of equals, which only one plugin that is attached twice can be, the most specific.
+        // Only one plugin that is attached twice can be equal to itself; then the most specific attachment runs.
         nexts.min_by(|(_, one), (_, other)| {
             run_order(*one, *other).then_with(|| other.source().cmp(&one.source()))
         })

@@ -72,7 +72,7 @@ impl PluginRequest<'_> {
 pub struct PluginResponse<'r> {
     /// Its head.
     pub head: &'r mut response::Parts,
-    /// Who made it.
+    /// The party that made it.
     pub origin: Origin,
     /// True if `on_request` of this plugin was called for the request. It was not where the request was answered before.
     pub saw_request: bool,
@@ -92,7 +92,7 @@ pub struct PluginResponse<'r> {
     pub(crate) worker: usize,
 }
 
-/// Who made a response.
+/// The party that made a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// A target of the upstream.

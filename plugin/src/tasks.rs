@@ -16,7 +16,7 @@ pub struct Tasks {
     log: Logger,
 }
 
-/// What runs the tasks.
+/// Runs the tasks.
 pub trait Spawner: Send + Sync {
     /// Runs a task until it returns or its handle is dropped. It is started anew, ever later, when it panics.
     fn spawn(&self, name: String, log: Logger, work: Work) -> Box<dyn Send + Sync>;
@@ -25,7 +25,7 @@ pub trait Spawner: Send + Sync {
 /// Makes the future of a task; once more for each start.
 pub type Work = Box<dyn Fn(TaskContext) -> LocalBoxFuture<'static, ()> + Send>;
 
-/// What a task may use.
+/// The capabilities of a task.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TaskContext {

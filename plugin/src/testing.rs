@@ -47,7 +47,7 @@ use crate::{
 pub struct Client {
     /// The head of the request, as the plugins leave it.
     pub head: request::Parts,
-    /// What the plugins leave beyond it.
+    /// The state that the plugins leave beyond it.
     pub exchange: Exchange,
     /// The consumers of the revision.
     pub consumers: Consumers,
@@ -55,6 +55,8 @@ pub struct Client {
     pub address: IpAddr,
     /// The certificate that it presented.
     pub certificate: Option<ClientCertificate>,
+    /// True if it speaks TLS.
+    pub https: bool,
     /// The monotonic time of the request.
     pub now: Duration,
     /// The clock that plugins read.
@@ -189,6 +191,7 @@ impl Client {
             consumers: Consumers::default(),
             address: IpAddr::from([192, 0, 2, 1]),
             certificate: None,
+            https: false,
             now: Duration::from_secs(1000),
             clock: Services::default().shared,
             outbound: Outbound::new(Rc::new(Script(RefCell::new(|_: &Name, _| Err(CallError::NoUpstream))))),
@@ -262,7 +265,7 @@ impl Client {
             route: &self.route,
             upstream: self.upstream.as_ref(),
             client: self.address,
-            https: false,
+            https: self.https,
             certificate: self.certificate.as_ref(),
             now: self.now,
             clock: &self.clock,

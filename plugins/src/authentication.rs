@@ -1,10 +1,10 @@
-//! What all ways to authenticate have in common: a [`Method`] finds out who the client is, and a [`Guard`] decides what
+//! The parts that all ways to authenticate share: a [`Method`] finds out who the client is, and a [`Guard`] decides what
 //! becomes of the request.
 
 use std::borrow::Cow;
 
 use futures_util::future::LocalBoxFuture;
-use http::header::WWW_AUTHENTICATE;
+use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use signalbox_config::{Errors, Kind, Name, ResourceKey};
 use signalbox_plugin::{Flow, Identity, PluginRequest, Reply};
@@ -212,6 +212,9 @@ impl Guard {
                     }
                 }
             }
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         Reply::Problem { status, detail, headers }.into()
     }

@@ -150,7 +150,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What the verification of a hash decides.
+/// The decision that follows from the verification of a hash.
 #[derive(Debug, Clone, Copy)]
 enum Accepts {
     IfVerified,

@@ -335,7 +335,7 @@ impl Encoder {
         }
     }
 
-    /// What has been put out so far.
+    /// The bytes that were put out so far.
     fn take(&mut self) -> Bytes {
         let out = match self {
             Self::Zstd(encoder) => encoder.get_mut(),

@@ -7,7 +7,8 @@
 //! 2. A request of one of the `trusted_origins` passes.
 //! 3. `Sec-Fetch-Site` says how the page relates to the server, and no page can set it: `same-origin` passes, and `none`,
 //!    for what the user entered or chose from a bookmark. `same-site` does not, for a sister domain is another origin.
-//! 4. Without it, `Origin` must be the origin that the request was sent to. `null` is the origin of a page that hides its own,
+//! 4. Without it, `Origin` must be the origin that the request was sent to; a page without TLS is of another origin than a
+//!    request over TLS. `null` is the origin of a page that hides its own,
 //!    and does not pass.
 //! 5. With neither of them the request does not come from a browser of this decade, and passes: programs have no
 //!    cookies that somebody else could make them send.
@@ -47,7 +48,7 @@ impl Plugin for Csrf {
         if is_safe(&request.head.method) {
             return Flow::Continue;
         }
-        match self.judge(&request.head.headers) {
+        match self.judge(&request.head.headers, request.https) {
             Ok(()) => Flow::Continue,
             Err(detail) => Reply::problem(StatusCode::FORBIDDEN, detail).into(),
         }
@@ -77,8 +78,8 @@ impl Definition for Csrf {
 }
 
 impl Csrf {
-    /// Says why a request that changes something is refused.
-    fn judge(&self, headers: &HeaderMap) -> Result<(), &'static str> {
+    /// Says why a request that changes something is refused. `https`: it came over TLS.
+    fn judge(&self, headers: &HeaderMap, https: bool) -> Result<(), &'static str> {
         let origin = only(headers, &ORIGIN).map_err(|()| "the request has more than one Origin")?;
         if origin.is_some_and(|origin| self.trusts(origin)) {
             return Ok(());
@@ -90,7 +91,7 @@ impl Csrf {
         }
         match (origin, headers.get(HOST)) {
             (None, _) => Ok(()),
-            (Some(origin), Some(host)) if is_origin_of(origin.as_bytes(), host.as_bytes()) => Ok(()),
+            (Some(origin), Some(host)) if is_origin_of(origin.as_bytes(), host.as_bytes(), https) => Ok(()),
             (Some(_), _) => Err("the request comes from a page of another origin"),
         }
     }
@@ -115,12 +116,13 @@ fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h Head
 }
 
 /// True if a page of `origin` and a request to `host` have one origin. An origin is written without the usual port of its
-/// scheme, and a `Host` may have it.
-fn is_origin_of(origin: &[u8], host: &[u8]) -> bool {
+/// scheme, and a `Host` may have it. A page that came without TLS is of another origin than a request over TLS. The other way around
+/// both may be one origin: a load balancer before the proxy may end TLS.
+fn is_origin_of(origin: &[u8], host: &[u8], https: bool) -> bool {
     let (authority, usual_port) = match (origin.strip_prefix(b"https://"), origin.strip_prefix(b"http://")) {
         (Some(authority), _) => (authority, &b":443"[..]),
-        (None, Some(authority)) => (authority, &b":80"[..]),
-        (None, None) => return false,
+        (None, Some(authority)) if !https => (authority, &b":80"[..]),
+        (None, _) => return false,
     };
     !authority.is_empty() && authority.eq_ignore_ascii_case(host.strip_suffix(usual_port).unwrap_or(host))
 }
@@ -192,6 +194,23 @@ mod tests {
             }
             let status = client.meets(&*plugin).map_or(200, |answer| answer.status);
             assert_eq!(status, expected, "{method} {host} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_without_tls_is_of_another_origin_than_a_request_over_tls() {
+        let plugin = build("csrf", json!({}));
+        for (https, origin, expected) in [
+            (true, "https://a.example", 200),
+            (true, "http://a.example", 403),
+            (false, "http://a.example", 200),
+            // A load balancer before the proxy ended TLS.
+            (false, "https://a.example", 200),
+        ] {
+            let mut client = Client::new("POST", "/").header("host", "a.example").header("origin", origin);
+            client.https = https;
+            let status = client.meets(&*plugin).map_or(200, |answer| answer.status);
+            assert_eq!(status, expected, "{https} {origin}");
         }
     }
 

@@ -125,7 +125,7 @@ enum Verdict {
     Denied(Response<Bytes>),
 }
 
-/// What an allowing answer changes.
+/// The changes of an answer that allows the request.
 #[derive(Default)]
 struct Changes {
     request: Vec<(Append, HeaderName, HeaderValue)>,

@@ -39,9 +39,9 @@ use crate::authentication::{
     check_realm, default_realm,
 };
 use crate::authorization::{self, Several};
-use crate::clock::wall_clock;
+use crate::clock::since_1970;
 
-/// What must be signed, and how.
+/// The parts that must be signed, and the algorithms.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "HMAC authentication", example = serde_json::json!({}),
@@ -185,7 +185,7 @@ impl Method for Signature {
                 .into();
             }
         };
-        match self.verify(credentials, request, wall_clock()) {
+        match self.verify(credentials, request, since_1970(request.clock)) {
             Ok(verdict) => verdict.into(),
             Err(detail) => Verdict::Refused(Refusal::unauthorized(detail)).into(),
         }
@@ -454,7 +454,7 @@ mod tests {
     }
 
     fn date(offset: i64) -> String {
-        let now = wall_clock().as_secs().checked_add_signed(offset).unwrap();
+        let now = since_1970(&Client::new("GET", "/").clock).as_secs().checked_add_signed(offset).unwrap();
         httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(now))
     }
 

@@ -40,7 +40,7 @@ use crate::authentication::{
     check_realm, default_realm, remove_parameters,
 };
 use crate::authorization::after_scheme;
-use crate::clock::wall_clock;
+use crate::clock::since_1970;
 use crate::query;
 use crate::signature::verifies;
 use crate::token::Token;
@@ -202,7 +202,7 @@ impl Method for Bearer {
             Ok(None) => return Verdict::Absent("no token was found in the request").into(),
             Err(detail) => return self.refuse(detail).into(),
         };
-        let now = wall_clock();
+        let now = since_1970(request.clock);
         let verified = Token::read(&text)
             .and_then(|token| self.verify(&token, request.consumers, now).map(|identity| (token, identity)));
         match verified {
@@ -480,7 +480,7 @@ fn cookie(text: &[u8]) -> (&[u8], &[u8]) {
 
 /// A claim as the value of a header. `None`: it has none.
 fn header_value(claim: &Value) -> Option<HeaderValue> {
-    /// What stands for itself in a value: printable ASCII, and not what the encoding begins with.
+    /// The bytes that stand for themselves in a value: printable ASCII, and not what the encoding begins with.
     const ENCODED: AsciiSet = CONTROLS.add(b'%');
     let text = match claim {
         Value::Null => return None,
@@ -543,7 +543,7 @@ mod tests {
     }
 
     fn in_an_hour() -> u64 {
-        wall_clock().as_secs() + 3600
+        since_1970(&Client::new("GET", "/").clock).as_secs() + 3600
     }
 
     /// A token whose signature is the one that the header names.
@@ -627,7 +627,7 @@ mod tests {
     #[test]
     fn what_is_configured_is_required() {
         let header = json!({"alg": "HS256"});
-        let now = wall_clock().as_secs();
+        let now = since_1970(&Client::new("GET", "/").clock).as_secs();
         for (config, claims, passes) in [
             (json!({"issuer": "shop"}), json!({"iss": "shop"}), true),
             (json!({"issuer": "other"}), json!({"iss": "shop"}), false),

@@ -18,7 +18,7 @@ use signalbox_config::{ClientCertificate, Errors, FieldError, ResourceKey};
 use signalbox_plugin::{Consumers, Context, Definition, Flow, Identity, Plugin, PluginRequest, hooks};
 
 use crate::authentication::{Attempt, Guard, Method, Refusal, Verdict, anonymous_reference, check_anonymous};
-use crate::clock::wall_clock;
+use crate::clock::since_1970;
 
 /// The names by which a certificate is looked up.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -98,7 +98,7 @@ impl Method for Certificate {
             return Verdict::Absent("the client has no certificate").into();
         };
         // It was valid when the connection was made.
-        let now = i64::try_from(wall_clock().as_secs()).unwrap_or(i64::MAX);
+        let now = i64::try_from(since_1970(request.clock).as_secs()).unwrap_or(i64::MAX);
         if certificate.not_after < now {
             return Verdict::Refused(Refusal::unauthorized("the client's certificate has expired")).into();
         }

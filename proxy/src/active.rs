@@ -111,7 +111,7 @@ pub struct ActiveListener {
 /// Plugins in the order in which they run.
 pub struct Chain {
     pub steps: Box<[Step]>,
-    /// What they are attached to. Global plugins may be among those of routes.
+    /// The kind of resource that they are attached to. Global plugins may be among those of routes.
     source: Source,
     /// The types of those that are attached to just that, but for those in shadow.
     types: TypeSet,
@@ -130,7 +130,7 @@ pub struct Step {
     pub plugin: Arc<dyn Plugin>,
     /// The plugin's type, as a set of one.
     pub type_set: TypeSet,
-    /// What it is attached to here.
+    /// The kind of resource that it is attached to here.
     pub source: Source,
     /// The highest runs first; of equals the lowest name.
     pub order: i32,

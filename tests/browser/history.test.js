@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-// What the history of the admin UI says of a revision in a fleet: a function over rollouts, which no browser needs to run.
+// The history of a revision in a fleet, as the admin UI tells it: a function over rollouts, which no browser needs to run.
 describe("the standing of a revision", () => {
   let server;
   let standingIn;

@@ -441,7 +441,7 @@ impl Request {
 /// The fleet of proxies that name none.
 const DEFAULT_FLEET: &str = "default";
 
-/// What plugins are attached to, of one request.
+/// The resources of one request to which plugins are attached.
 struct Attachments<'s> {
     set: &'s Snapshot,
     types: &'s Registry,
@@ -512,7 +512,7 @@ impl Attachments<'_> {
             lane(plugins_of(Kind::Listener, self.listener), Attachment::Listener),
             lane(&globals, Attachment::Global),
         ];
-        // What is not enabled is not there for a proxy.
+        // A plugin that is not enabled does not exist for a proxy.
         let enabled = lanes.each_ref().map(|lane| {
             lane.iter().filter(|step| step.skipped.is_none()).cloned().collect::<Vec<ChainStep>>()
         });

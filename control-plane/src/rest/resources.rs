@@ -546,7 +546,7 @@ pub(super) fn set_revision(call: &Call, response: &mut Response, written: &Writt
     }
 }
 
-/// What a write may lead to that its author may not expect, separated by semicolons.
+/// The header with the consequences of a write that its author may not expect, separated by semicolons.
 fn warnings_of(call: &Call, written: &Written) -> String {
     let mut warned = BTreeMap::new();
     for resource in written.changes.iter().filter_map(|changed| changed.after.as_ref()) {

@@ -193,7 +193,7 @@ impl Rollouts {
                 let fleet: Arc<str> = fleet.into();
                 let contents =
                     (self.revision(&fleet, revision).await, self.revision(&fleet, newest.revision).await);
-                // What cannot be read any more is not taken for the same.
+                // Content that cannot be read any more does not count as the same.
                 let same_content =
                     matches!(contents, (Ok(this), Ok(newest)) if this.content == newest.content);
                 Some(RolloutSuccessor { id: newest.id.clone(), same_content })

@@ -65,7 +65,7 @@ impl Connection {
         }
         loop {
             tokio::select! {
-                // What the calls send is then written at once.
+                // The frames of all calls are then written at once.
                 biased;
                 Some(happened) = others.next() => match happened {
                     Happened::CallEnded => {}

@@ -73,7 +73,7 @@ impl Call {
 /// The messages that a client sends.
 pub(super) struct Inbound<M> {
     body: RecvStream,
-    /// What is unread of the last frame.
+    /// The unread rest of the last frame.
     frame: Bytes,
     /// The beginning of a message that does not end within its frame.
     partial: BytesMut,

@@ -47,7 +47,7 @@ async fn secrets_of_consumers_are_kept_and_told_to_nobody() {
     let patched = admin.call(Method::PATCH, "/consumers/alice", Some(patch)).await;
     expect(&patched, 200);
     assert_eq!(patched.body["meta"]["version"], version);
-    // What was read is written back, and another password is another one.
+    // A consumer that was read can be written back, and a changed password counts as changed.
     let mut read = admin.get("/consumers/alice").await.body;
     read["description"] = json!("a friend");
     read["credentials"][1]["jwt"]["issuer"] = json!("shop");

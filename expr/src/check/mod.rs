@@ -9,7 +9,7 @@ use crate::error::ErrorAt;
 use crate::syntax::{Shape, Tree};
 use crate::typed::{Address, Bool, Choice, Int, MAX_TEXT, Text, Texts};
 
-/// What an expression needs and can cost.
+/// The properties that an expression needs, and its highest cost.
 #[derive(Debug, Default)]
 pub(crate) struct Checker {
     /// The most that an evaluation can cost: about a nanosecond each.

@@ -136,7 +136,7 @@ impl Gradient {
         if self.long > 2.0 * short {
             self.long *= 0.95;
         }
-        // Who uses less than half learns nothing about the upstream at the limit.
+        // Load below half of the limit says nothing about the upstream at the limit.
         if !fills_half {
             return;
         }

@@ -18,7 +18,7 @@ pub(super) struct Lease {
     pub(super) asks: bool,
     /// Until when requests are refused without asking.
     refused_until: u64,
-    /// What the last answer told, and when it came.
+    /// The content of the last answer, and the time when it came.
     told: Option<(u64, Verdict)>,
 }
 
@@ -118,7 +118,7 @@ impl Lease {
         self.parcels.iter().map(|parcel| parcel.units).sum()
     }
 
-    /// What is known, at `now`.
+    /// The knowledge at `now`.
     fn verdict(&self, now: u64, refused_for: Option<u64>) -> Verdict {
         let Some((at, told)) = &self.told else {
             return Verdict { remaining: self.held(), more_in: 0, reset_in: 0, refused_for, counted_at: 0 };

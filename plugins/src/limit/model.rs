@@ -216,7 +216,7 @@ proptest! {
         let kept = kept.min(cost);
         usage.give_back(now, &budget, taken.counted_at, cost - kept);
         prop_assert_eq!(look(&usage).remaining, before.remaining - kept);
-        // What is not there cannot be given back.
+        // Units that were not taken cannot be given back.
         usage.give_back(now, &budget, taken.counted_at, 1 << 20);
         prop_assert!(look(&usage).remaining <= budget.most_at_once());
     }

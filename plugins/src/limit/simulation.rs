@@ -63,7 +63,7 @@ struct Fleet {
     size: u64,
     /// The times of the requests that passed.
     passed: Vec<u64>,
-    /// What all proxies held, at times.
+    /// The units that all proxies held, at times.
     held: Vec<(u64, u64)>,
 }
 

@@ -58,7 +58,7 @@ fn an_estimate_is_replaced_by_what_the_response_says() {
         (json!({}), json_type, r#"{"usage": {"total_tokens": 700}}"#, 700),
         (json!({}), json_type, r#"{"usage": {"total_tokens": 100}}"#, 100),
         (json!({}), json_type, r#"{"usage": {"total_tokens": 0}}"#, 0),
-        // What is not told stays estimated.
+        // A number that is not told stays estimated.
         (json!({}), json_type, r#"{"error": "no"}"#, 100),
         (json!({"count": "prompt"}), json_type, r#"{"usage": {"total_tokens": 700}}"#, 100),
         (json!({}), "text/plain", JSON, 100),

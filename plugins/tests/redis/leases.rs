@@ -65,7 +65,7 @@ fn a_fleet_admits_the_limit_and_no_more_whoever_is_killed() {
         })
         .await;
         passed += alone + statuses.iter().filter(|status| **status == 200).count();
-        // What was counted is at most the limit; what passed of it is at least all but the lost leases.
+        // The count is at most the limit; at least all but the lost leases of it passed.
         assert!((300 - 70..=300).contains(&passed), "{passed}");
     });
 }

@@ -82,7 +82,7 @@ fn a_server_that_forgot_its_scripts_gets_them_again_and_no_request_sees_it() {
         for proxy in &fleet {
             eventually("a connection", async || proxy.request_of("198.51.100.1").await.status == 200).await;
         }
-        // What it counted was in its memory only.
+        // Its counts were in its memory only.
         assert_eq!(at_once(&fleet, 100).await, 60);
     });
 }
@@ -96,7 +96,7 @@ fn a_failover_keeps_the_counts_and_the_replica_is_never_asked() {
     run(async {
         let fleet = Proxy::fleet(2, &config(50, "1h", settings, json!({})));
         assert_eq!(at_once(&fleet, 30).await, 30);
-        // What the replica has not yet would be lost with the primary.
+        // Writes that the replica does not have yet would be lost with the primary.
         primary.command(&["WAIT", "1", "5000"]).unwrap();
         primary.kill9();
         for proxy in &fleet {

@@ -154,7 +154,7 @@ struct SharedChains<'a> {
     made: BTreeMap<Attachments<'a>, Option<Arc<Chain>>>,
 }
 
-/// What decides about a consumer's chain: its plugins and its groups.
+/// The plugins and the groups of a consumer, which decide about its chain.
 type Attachments<'a> = (&'a [Name], &'a [Box<str>]);
 
 impl<'a> SharedChains<'a> {
@@ -165,7 +165,7 @@ impl<'a> SharedChains<'a> {
             return made.clone();
         }
         let mut steps = self.plugins.steps(&consumer.plugins, Source::Consumer);
-        // Of a type that a consumer has itself, the groups' plugins do not run, and of several groups the first counts.
+        // A plugin of the consumer itself replaces those of its type in the groups, and the first group counts.
         for name in named_groups(consumer) {
             let key = ResourceKey::new(Kind::ConsumerGroup, name);
             let Some(group) = self.revision.now.find(&key).and_then(|resource| group(resource)) else {

@@ -130,7 +130,7 @@ fn build(
         source: Source::Global,
         order: spec.order,
         response_order: plugin_type.response_order.unwrap_or(spec.order),
-        // What runs in shadow decides in `on_request`, and has no other part in the request.
+        // A plugin in shadow decides in `on_request`, and has no other part in the request.
         hooks: if spec.shadow { Hooks::REQUEST } else { plugin.hooks() },
         answers_preflights: plugin_type.answers_preflights && !spec.shadow,
         condition,

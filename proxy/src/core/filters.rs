@@ -183,7 +183,7 @@ mod tests {
         }
     }
 
-    /// What comes out when these parts come in; an empty one is a pause.
+    /// The output when these parts come in; an empty one is a pause.
     fn filtered(parts: &[&'static str], filters: usize) -> Vec<String> {
         let mut all = Filters::default();
         let (name, outcomes) = ("echo".parse().unwrap(), Outcomes::new(&[], 1));

@@ -35,18 +35,18 @@ pub struct Exchange {
     pub request: RequestContext,
     pub attempts: AttemptRecord,
     accounting: Accounting,
-    /// What plugins have to do with it beyond its head.
+    /// The plugins that take part in it beyond its head.
     plugged: Plugged,
 }
 
-/// What plugins have to do with an exchange to its end.
+/// The plugins that take part in an exchange to its end.
 #[derive(Default)]
 struct Plugged {
     /// The plugin that has answered or failed.
     answered_by: RefCell<Option<Name>>,
-    /// What plugins in shadow would have answered, for the log: `name:status`, with commas.
+    /// The answers that plugins in shadow would have given, for the log: `name:status`, with commas.
     shadow_answers: RefCell<String>,
-    /// What plugins want kept.
+    /// The guards of plugins, which are dropped at the end.
     kept: Kept,
     /// The plugins that see the record of the exchange, with the head that it shows.
     watch: Option<Box<Watch>>,

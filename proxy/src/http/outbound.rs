@@ -94,7 +94,7 @@ async fn call(
     called
 }
 
-/// What a failed call counts as.
+/// The error that a failed call counts as.
 fn status_of(error: CallError) -> (u16, Flag) {
     let failure = match error {
         CallError::NoTarget | CallError::NoUpstream => Failure::NoHealthyTarget,

@@ -15,7 +15,7 @@ pub(super) struct Reply {
     pub(super) origin: Origin,
 }
 
-/// What follows the head of a response.
+/// The part of a response behind its head.
 pub(super) enum Content {
     /// A body that is in memory.
     Whole(Bytes),

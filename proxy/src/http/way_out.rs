@@ -32,7 +32,7 @@ use crate::core::filters::{FilteredError, Filters};
 use crate::upstream::TargetBody;
 use crate::wire::body::joined;
 
-/// What a response belongs to.
+/// The request that a response belongs to.
 #[derive(Clone, Copy)]
 pub(super) struct Way<'w, 'a> {
     pub(super) exchange: &'w Exchange,

@@ -18,7 +18,7 @@ use super::apply;
 use super::data_plane::{Candidate, DataPlane, Rejected};
 use super::status::{StartError, Status};
 
-/// What is read, and for whom.
+/// The settings of the reader of the file.
 pub(super) struct Reader {
     pub(super) path: PathBuf,
     pub(super) fleet: String,

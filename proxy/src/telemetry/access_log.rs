@@ -62,7 +62,7 @@ pub struct Entry<'a> {
     pub consumer: &'a str,
     /// The plugin that answered or failed.
     pub plugin: &'a str,
-    /// What plugins that run in shadow would have answered. The field is left out where this is empty.
+    /// The answers that plugins in shadow would have given. The field is left out where this is empty.
     pub shadow: &'a str,
     pub revision: u64,
 }

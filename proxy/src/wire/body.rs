@@ -266,7 +266,7 @@ impl RequestBody {
     /// Buffers up to `cap` bytes while they pass, so that the body can be sent again.
     pub fn keep(&mut self, cap: usize) {
         match self {
-            // What has passed a filter is not kept, so it is not sent again.
+            // Bytes that passed a filter are not kept, so they are not sent again.
             Self::Empty | Self::Replay { .. } | Self::Filtered(_) => {}
             Self::Whole(bytes) => {
                 let bytes = bytes.take().unwrap_or_default();

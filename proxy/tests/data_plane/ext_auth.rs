@@ -9,7 +9,7 @@ use http_body_util::combinators::BoxBody;
 
 use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, full, nobody, until};
 
-/// What the service was asked: the lines of headers, bytes that are no text included, and the body.
+/// The questions to the service: the lines of headers, bytes that are no text included, and the body.
 type Asked = Arc<Mutex<Vec<(String, Vec<(String, Vec<u8>)>, Bytes)>>>;
 
 /// A service that answers by `answer`, and notes what it is asked.
@@ -61,7 +61,7 @@ fn request(path: &str, what: &str) -> Request<AnyBody> {
     Request::get(path).header("x-do", what).body(full("")).unwrap()
 }
 
-/// What the service says, by the request's `x-do`.
+/// The answer of the service, by the request's `x-do`.
 fn verdict(what: &str) -> Response<AnyBody> {
     let builder = Response::builder();
     match what {

@@ -23,7 +23,7 @@ struct Probe {
     _task: Option<Task>,
 }
 
-/// What the probes of one test have seen.
+/// The observations of the probes of one test.
 #[derive(Default)]
 struct Seen {
     events: Mutex<Vec<String>>,

@@ -1,4 +1,4 @@
-//! What becomes of a rollout whose place another one takes, of a revert that is refused, and of an emergency that does harm.
+//! The fate of a rollout whose place another one takes, of a revert that is refused, and of an emergency that does harm.
 
 use signalbox_config::OnFailure;
 use signalbox_rollout::Verdict::{Failing, Inconclusive, Passing};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError};
 use signalbox_plugin::{Context, Definition, Flow, Plugin, PluginRequest, PluginResponse, hooks};
 
-/// What the upstream is told.
+/// The header that the upstream gets.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Stamp", example = serde_json::json!({"header": "x-gateway"}))]
