@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::splice::{Filled, Pipes, Transfer};
 use super::stream::Stream;
@@ -49,10 +49,10 @@ pub enum Sniffed {
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long, and how many bytes, a closing connection is still read, so that a client that is still sending receives
-/// the response: the kernel resets a connection that is closed with unread data.
+/// How long a closing connection is still read, so that a client that is still sending receives the response: the
+/// kernel resets a connection that is closed with unread data. The number of bytes has no limit: to read and drop them
+/// costs less than to forward them.
 pub const LINGER: Duration = Duration::from_secs(2);
-pub const LINGER_BYTES: u64 = 16 << 20;
 
 /// Up to this total size in bytes, head and body are copied into one buffer, because one plain write is faster than a
 /// vectored one.
@@ -169,7 +169,7 @@ impl ClientIo {
 pub async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let drained = async {
         io.shutdown().await?;
-        tokio::io::copy(&mut (&mut io).take(LINGER_BYTES), &mut tokio::io::sink()).await
+        tokio::io::copy(&mut io, &mut tokio::io::sink()).await
     };
     // However this ends, the connection is closed.
     let _ = tokio::time::timeout(LINGER, drained).await;

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -33,17 +34,19 @@ static MACHINE: RwLock<()> = RwLock::new(());
 /// Runs an async test. The proxy's workers have threads of their own.
 pub(crate) fn block_on<F: Future>(test: F) -> F::Output {
     let _machine = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-    run(test)
+    run(Box::pin(test))
 }
 
 /// Runs an async test while no other test runs: for tests that use the whole machine, so that others would miss their
 /// deadlines.
 pub(crate) fn block_on_alone<F: Future>(test: F) -> F::Output {
     let _machine = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-    run(test)
+    run(Box::pin(test))
 }
 
-fn run<F: Future>(test: F) -> F::Output {
+/// Runs a test. Its type is erased, here and in [`Backend`], because the runtime and hyper are compiled once for each
+/// type of future: with hundreds of them, these tests took five minutes to compile.
+fn run<T>(test: Pin<Box<dyn Future<Output = T> + '_>>) -> T {
     // In some tests this process holds both ends of thousands of connections.
     static FILES: Once = Once::new();
     FILES.call_once(|| {
@@ -296,6 +299,9 @@ pub(crate) struct Backend {
     connections: Arc<AtomicUsize>,
 }
 
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Answering = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<Response<AnyBody>> + Send + Sync>;
+
 impl Backend {
     /// Starts a backend that answers by `answer`, over HTTP/1.1.
     pub(crate) fn start<F>(answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static) -> Self
@@ -319,29 +325,8 @@ impl Backend {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let connections = Arc::<AtomicUsize>::default();
         let counted = Arc::clone(&connections);
-        let answer = Arc::new(answer);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                counted.fetch_add(1, Ordering::Relaxed);
-                let answer = Arc::clone(&answer);
-                let service = service_fn(move |request| {
-                    let answer = answer(request);
-                    async move { Ok::<_, Infallible>(answer.await) }
-                });
-                let io = TokioIo::new(stream);
-                match wire {
-                    Wire::Http1 => {
-                        tokio::spawn(
-                            hyper::server::conn::http1::Builder::new().serve_connection(io, service),
-                        );
-                    }
-                    Wire::Http2 => {
-                        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                        tokio::spawn(builder.serve_connection(io, service));
-                    }
-                }
-            }
-        });
+        let answer: Answering = Arc::new(move |request| Box::pin(answer(request)));
+        tokio::spawn(accept(listener, counted, move |stream| serve(wire, stream, Arc::clone(&answer))));
         Self { address, connections }
     }
 
@@ -382,18 +367,45 @@ impl Backend {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let connections = Arc::<AtomicUsize>::default();
         let counted = Arc::clone(&connections);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                counted.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve(stream));
-            }
-        });
+        let serve: Box<dyn Fn(TcpStream) -> BoxFuture<()> + Send> =
+            Box::new(move |stream| Box::pin(serve(stream)));
+        tokio::spawn(accept(listener, counted, move |stream| drop(tokio::spawn(serve(stream)))));
         Self { address, connections }
     }
 
     /// The number of connections that were made to it.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts the connections that arrive, and passes each to `serve`.
+async fn accept(
+    listener: tokio::net::TcpListener,
+    connections: Arc<AtomicUsize>,
+    serve: impl Fn(TcpStream) + Send,
+) {
+    while let Ok((stream, _)) = listener.accept().await {
+        connections.fetch_add(1, Ordering::Relaxed);
+        serve(stream);
+    }
+}
+
+/// Serves HTTP on a connection.
+fn serve(wire: Wire, stream: TcpStream, answer: Answering) {
+    let service = service_fn(move |request| {
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let io = TokioIo::new(stream);
+    match wire {
+        Wire::Http1 => {
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
+        }
+        Wire::Http2 => {
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(builder.serve_connection(io, service));
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use super::refusal::refuse;
 use super::tunnel::Tunnel;
 use crate::core::failure::Failure;
 use crate::wire::body::ClientBody;
-use crate::wire::client_io::{ClientIo, LINGER, LINGER_BYTES, linger};
+use crate::wire::client_io::{ClientIo, LINGER, linger};
 use crate::wire::http1::link::{Input, Link, Raw};
 
 pub(super) use self::state::Http1State;
@@ -190,10 +190,9 @@ async fn serve_requests(downstream: &Rc<Downstream>, state: &Http1State, link: &
 }
 
 /// Reads and drops the rest of a request's body after its response was sent without announcing the end of the
-/// connection. The limits are those of a lingering close. Returns true if the body has ended.
+/// connection, for as long as a lingering close would. Returns true if the body has ended.
 async fn drain_rest(link: &Link) -> bool {
-    let mut left = LINGER_BYTES;
-    let ended = Box::pin(poll_fn(|cx| link.poll_discard(&mut left, cx)));
+    let ended = Box::pin(poll_fn(|cx| link.poll_discard(cx)));
     tokio::time::timeout(LINGER, ended).await.unwrap_or(false)
 }
 
