@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -208,6 +209,52 @@ fn requests_share_connections_as_far_as_the_target_lets_them() {
                     assert_eq!(status.unwrap(), 200);
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn a_connection_whose_target_has_not_sent_its_settings_takes_as_many_requests_as_the_others() {
+    block_on(async {
+        let hold = Arc::new(Semaphore::new(0));
+        let settings = Arc::new(Semaphore::new(1));
+        let (held, opened) = (Arc::clone(&hold), Arc::clone(&settings));
+        let backend = Backend::raw(move |stream| {
+            let (held, opened) = (Arc::clone(&held), Arc::clone(&opened));
+            let service = service_fn(move |request: Request<Incoming>| {
+                let held = Arc::clone(&held);
+                async move {
+                    if request.uri().path() == "/held" {
+                        let _ = held.acquire().await;
+                    }
+                    Ok::<_, std::convert::Infallible>(Response::new(full("done")))
+                }
+            });
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder.max_concurrent_streams(2);
+            async move {
+                opened.acquire().await.unwrap().forget();
+                let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            }
+        });
+        let harness =
+            Harness::with(&forward_over(Wire::Http2, backend.address), |settings| settings.workers = 1);
+        let Client::Http2(sender) = Client::connect_http2(harness.address()).await else { unreachable!() };
+        // The first connection tells the limit, and then has no room.
+        assert_eq!(Client::Http2(sender.clone()).get("/").await.status, 200);
+        let mut running = tokio::task::JoinSet::new();
+        let mut begin = || {
+            let mut client = Client::Http2(sender.clone());
+            running.spawn(async move { client.get("/held").await.status });
+        };
+        (0..3).for_each(|_| begin());
+        until("there is a second connection", || backend.connections() == 2).await;
+        (0..3).for_each(|_| begin());
+        until("there is a third connection", || backend.connections() == 3).await;
+        settings.add_permits(2);
+        hold.add_permits(1);
+        while let Some(status) = running.join_next().await {
+            assert_eq!(status.unwrap(), 200);
         }
     });
 }

@@ -137,12 +137,15 @@ impl Connection {
         connection
     }
 
-    /// Returns true if it accepts another stream. `max_streams` is the target's latest known limit, and is updated.
+    /// Returns true if it accepts another stream. `max_streams` is the target's latest known limit, and is updated once
+    /// the target has sent its settings: h2 would queue requests beyond the limit behind those that run.
     pub fn has_room(&self, max_streams: &mut u32) -> bool {
         match self.phase.get() {
             Phase::Connecting => {}
             Phase::Open => {
-                if let Some(sender) = &*self.sender.borrow() {
+                if self.has_settings.get()
+                    && let Some(sender) = &*self.sender.borrow()
+                {
                     let max = u32::try_from(sender.current_max_send_streams()).unwrap_or(u32::MAX);
                     *max_streams = max.min(MAX_STREAMS);
                 }
