@@ -10,6 +10,8 @@ mod interface;
 mod pooler;
 mod postgres;
 mod postgres_error;
+mod postgres_listener;
+mod postgres_migrations;
 mod postgres_rollouts;
 mod proxy_row;
 mod revision;

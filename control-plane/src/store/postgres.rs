@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use signalbox_config::RevisionId;
-use sqlx::postgres::{PgConnection, PgExecutor, PgListener, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnection, PgExecutor, PgPool, PgPoolOptions};
 use sqlx::{Connection, query, query_as, query_scalar, raw_sql};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -23,6 +23,8 @@ use super::hosts::Hosts;
 use super::interface::{Held, HeldBy, Store, StoreError};
 use super::pooler::require_sessions;
 use super::postgres_error::failed;
+use super::postgres_listener::{ACCESS_CHANNEL, ACQUIRE_TIMEOUT, Hints, listen};
+use super::postgres_migrations::migrate;
 use super::proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
 use super::revision::{Committed, Loaded, NewRevision, Revision, RevisionSummary, StoredSet};
 use super::rollout_writes::commit_in_postgres;
@@ -39,14 +41,6 @@ pub(super) struct Postgres {
     /// As it was when the head was read last.
     read_only: AtomicBool,
     listener: AbortHandle,
-}
-
-/// The tasks that the listener wakes.
-#[derive(Clone, Default)]
-struct Hints {
-    revisions: Arc<Notify>,
-    access: Arc<Notify>,
-    proxies: Arc<ProxyHints>,
 }
 
 impl Postgres {
@@ -640,9 +634,6 @@ const COMMIT: &str = "
     )
     SELECT revision, pg_notify('signalbox_revision', revision::text) FROM next";
 
-const REVISION_CHANNEL: &str = "signalbox_revision";
-const ACCESS_CHANNEL: &str = "signalbox_access";
-
 const TOUCH_SESSIONS: &str = "
     UPDATE sessions SET last_used_at_us = used.at_us
     FROM UNNEST($1::text[], $2::bigint[]) AS used (id, at_us)
@@ -688,8 +679,6 @@ const SAVE_PROXIES: &str = "
 const PROXIES_OF: &str = "
     SELECT id, fleet, replica, instance, updated_at_us, state FROM proxies WHERE id = ANY($1) ORDER BY id";
 
-const PROXY_CHANNEL: &str = "signalbox_proxies";
-
 const RENEW_REPLICA: &str = "
     UPDATE replicas SET alive_at_us = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint
     WHERE instance = $1 AND alive_at_us > (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint - $2";
@@ -723,151 +712,9 @@ const SETTINGS: &str = "
     SET lock_timeout = '4s';
     SET idle_in_transaction_session_timeout = '10s'";
 
-/// Listens for what other processes tell, for ever; connects again when the connection is lost. Each time it looks which
-/// server is to be used, and has the pool use it.
-async fn listen(hosts: Arc<Hosts>, pool: PgPool, hints: Hints) {
-    let mut pause = RECONNECT_FIRST;
-    let last = if hosts.are_several() { RECONNECT_LAST_OF_SEVERAL } else { RECONNECT_LAST };
-    loop {
-        let error = match listen_once(&hosts, &pool, &hints, &mut pause).await {
-            Ok(()) => "the connection was closed".into(),
-            Err(error) => error.to_string(),
-        };
-        tracing::debug!(error, "the control plane gets no notifications of commits; it polls once a second");
-        // Full jitter: after an outage not all control planes come at once.
-        tokio::time::sleep(pause.mul_f64(fastrand::f64())).await;
-        pause = (pause * 2).min(last);
-    }
-}
-
-/// Listens until the connection is lost, or is to a server that is no longer to be used.
-async fn listen_once(
-    hosts: &Hosts,
-    users: &PgPool,
-    hints: &Hints,
-    pause: &mut Duration,
-) -> Result<(), StoreError> {
-    hosts.connect().await?.close().await.map_err(failed)?;
-    users.set_connect_options(hosts.current());
-    // The listener connects through a pool only; this one has just its connection.
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .acquire_timeout(CALL)
-        .connect_lazy_with(hosts.current());
-    let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
-    listener.eager_reconnect(false);
-    listener.listen_all([REVISION_CHANNEL, ACCESS_CHANNEL, PROXY_CHANNEL]).await.map_err(failed)?;
-    *pause = RECONNECT_FIRST;
-    // Notifications that came while nobody listened are lost.
-    hints.revisions.notify_one();
-    hints.access.notify_one();
-    hints.proxies.notify_all();
-    let (prove_alive, answer) =
-        if hosts.are_several() { (PROVE_ALIVE_OF_SEVERAL, ACQUIRE_TIMEOUT) } else { (PROVE_ALIVE, CALL) };
-    loop {
-        match timeout(prove_alive, listener.try_recv()).await {
-            Ok(Ok(Some(notification))) => match notification.channel() {
-                ACCESS_CHANNEL => hints.access.notify_one(),
-                PROXY_CHANNEL => hints.proxies.notify(notification.payload()),
-                _ => hints.revisions.notify_one(),
-            },
-            Ok(Ok(None)) => return Ok(()),
-            Ok(Err(error)) => return Err(failed(error)),
-            // Nothing was said for a while: a peer that vanished without a word looks the same.
-            Err(_) => match timeout(answer, hosts.is_fit(&mut listener)).await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => return Err(StoreError::ReadOnly),
-                Ok(Err(error)) => return Err(failed(error)),
-                Err(_) => return Err(failed(sqlx::Error::PoolTimedOut)),
-            },
-        }
-    }
-}
-
-/// Brings the tables up to date, in one transaction. Of several control planes that start at once one does it, and
-/// the others wait.
-async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
-    let mut transaction = connection.begin().await.map_err(failed)?;
-    query("SELECT pg_advisory_xact_lock($1)")
-        .bind(MIGRATION_LOCK)
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
-    // Looked for first, so that a role that may not create tables can still use them.
-    let migrated: bool = query_scalar("SELECT to_regclass('signalbox_schema') IS NOT NULL")
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(failed)?;
-    if !migrated {
-        raw_sql(
-            "CREATE TABLE signalbox_schema (version integer PRIMARY KEY, applied_at timestamptz NOT NULL)",
-        )
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
-    }
-    let version: i32 = query_scalar("SELECT COALESCE(MAX(version), 0) FROM signalbox_schema")
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(failed)?;
-    let known = MIGRATIONS.len();
-    let applied = usize::try_from(version).unwrap_or(usize::MAX);
-    if applied > known {
-        // Tables that do not say are not to be used. Looked for first, for an error would end the transaction.
-        let says: bool = query_scalar("SELECT to_regclass('schema_compatibility') IS NOT NULL")
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        let oldest: Option<i64> = if says {
-            query_scalar(row::OLDEST_SCHEMA).fetch_optional(&mut *transaction).await.map_err(failed)?
-        } else {
-            None
-        };
-        row::check_newer_schema(version.into(), known, oldest)
-            .map_err(|message| StoreError::Broken(format!("it {message}")))?;
-    }
-    for (migration, version) in MIGRATIONS.iter().zip(1_i32..).skip(applied) {
-        raw_sql(*migration).execute(&mut *transaction).await.map_err(failed)?;
-        query("INSERT INTO signalbox_schema (version, applied_at) VALUES ($1, now())")
-            .bind(version)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
-    }
-    query("INSERT INTO head (epoch, revision) VALUES ($1, 0) ON CONFLICT DO NOTHING")
-        .bind(new_epoch())
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
-    transaction.commit().await.map_err(failed)
-}
-
-/// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 5] = [
-    include_str!("../../../migrations/postgres/0001_store.sql"),
-    include_str!("../../../migrations/postgres/0002_secrets.sql"),
-    include_str!("../../../migrations/postgres/0003_sessions.sql"),
-    include_str!("../../../migrations/postgres/0004_replicas.sql"),
-    include_str!("../../../migrations/postgres/0005_fleet_targets.sql"),
-];
-
-/// "signalbx"
-const MIGRATION_LOCK: i64 = 0x7369_676e_616c_6278;
-
 /// The errors that say that the cluster's identity is withheld, or not known: no privilege, no such function, no such feature.
 const WITHHELD: [&str; 3] = ["42501", "42883", "0A000"];
 
 const CONNECTIONS: u32 = 8;
-/// To get a connection, from the pool or a new one.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that was idle for so long is tested before it is used.
 const TEST_AFTER: Duration = Duration::from_secs(1);
-/// After so long without a notification the listener asks whether the server is still there.
-const PROVE_ALIVE: Duration = Duration::from_secs(20);
-const RECONNECT_FIRST: Duration = Duration::from_millis(100);
-const RECONNECT_LAST: Duration = Duration::from_secs(5);
-/// Where there is another server to go to, it is to be found soon.
-const PROVE_ALIVE_OF_SEVERAL: Duration = Duration::from_secs(2);
-const RECONNECT_LAST_OF_SEVERAL: Duration = Duration::from_secs(1);
