@@ -3,8 +3,9 @@
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use signalbox_tests::control_plane::send;
+use signalbox_tests::{Proxy, eventually, get};
 
-use super::fleet::{Fleets, policy, shop};
+use super::fleet::{DEADLINE, Fleets, policy, shop};
 use crate::fixture::{respond, with};
 
 /// A policy whose steps nobody ends but a person: there is no traffic in these tests.
@@ -141,6 +142,68 @@ async fn break_glass_reaches_all_at_once_and_an_emergency_one_canary_first() {
     assert_eq!(rollout["strategy"], "emergency", "{rollout}");
     let steps: Vec<_> = rollout["steps"].as_array().unwrap().iter().map(|step| &step["proxies"]).collect();
     assert_eq!(steps, [1, 3], "{rollout}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn in_a_freeze_window_nothing_goes_forward_and_everything_can_be_taken_back() {
+    let fleets = Fleets::start(2, 0, &by_hand()).await;
+    let api = fleets.api();
+    let begun = api.put("routes", "r", &respond("/r", "begun")).await.unwrap();
+    fleets.until_serving(begun, 1).await;
+    // This window is always open, because another one begins each minute before the last one ends.
+    let window = json!({"cron": "* * * * *", "for": "2m", "timezone": "Asia/Shanghai"});
+    let frozen = with(by_hand(), &json!({"freeze": [window]}));
+    api.put("fleets", "edge", &json!({"rollout": frozen})).await.unwrap();
+    let mut refused = fleets.command(begun, "pause").await;
+    let is_refused = eventually(DEADLINE, async || {
+        refused = fleets.command(begun, "promote").await;
+        refused.status == StatusCode::CONFLICT
+    });
+    assert!(is_refused.await && refused.to_string().contains("a freeze window is open"), "{refused}");
+    assert_eq!(fleets.bodies("/r").await.iter().filter(|body| *body == "begun").count(), 1);
+    let aborted = fleets.command(begun, "abort").await.success().unwrap();
+    assert_eq!(aborted.body["state"], "aborted", "{aborted}");
+    fleets.until_serving(begun, 0).await;
+
+    let waits = api.put("routes", "r", &respond("/r", "waits")).await.unwrap();
+    let mut reason = Value::Null;
+    let is_told = eventually(DEADLINE, async || {
+        reason = fleets.until_rollout(waits, "waiting").await["reason"]["text"].take();
+        reason == "A freeze window is open"
+    });
+    assert!(is_told.await, "{reason}");
+    let request = api.request(Method::PUT, "/routes/r?rollout=break-glass");
+    let request = request.header("x-signalbox-reason", "the shop is down").json(&respond("/r", "urgent"));
+    let urgent = send(request).await.unwrap().success().unwrap().revision().unwrap();
+    fleets.until_serving(urgent, 2).await;
+    assert_eq!(fleets.bodies("/r").await, ["urgent"; 2]);
+    // Without the window, what waits goes on.
+    let later = api.put("routes", "r", &respond("/r", "later")).await.unwrap();
+    fleets.until_rollout(later, "waiting").await;
+    api.put("fleets", "edge", &json!({"rollout": by_hand()})).await.unwrap();
+    let goes_on = eventually(DEADLINE, async || fleets.bodies("/r").await.contains(&"later".to_owned()));
+    assert!(goes_on.await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_proxy_that_connects_during_a_rollout_takes_no_part_in_it() {
+    let fleets = Fleets::start(2, 0, &by_hand()).await;
+    let api = fleets.api();
+    let revision = api.put("routes", "r", &respond("/r", "r")).await.unwrap();
+    fleets.until_serving(revision, 1).await;
+    let builder = Proxy::builder().control_plane(&fleets.control_plane).fleet("edge");
+    let late = builder.node_id("edge-late").start().await.unwrap();
+    let mut because = Value::Null;
+    for expected in ["newcomer", "stable"] {
+        let is_told = eventually(DEADLINE, async || {
+            because = api.proxy("edge-late").await.unwrap_or_default()["revision"]["assigned_because"].take();
+            because == expected
+        });
+        assert!(is_told.await, "{because} instead of {expected}");
+        assert_eq!(get(late.http(), "a", "/shop").await.unwrap().status, StatusCode::OK);
+        assert_eq!(get(late.http(), "a", "/r").await.unwrap().status, StatusCode::NOT_FOUND);
+        let _ = fleets.command(revision, "abort").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -216,6 +216,49 @@ async fn a_failover_in_the_middle_of_a_rollout_mixes_no_decisions() {
     assert_eq!(route.body["respond"]["body"], "new");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_decision_that_a_failover_lost_is_made_again_and_all_agree() {
+    let mut primary = Postgres::new().unwrap();
+    let standby = primary.standby().unwrap();
+    let url = format!(
+        "postgres://postgres@{},{}/postgres?target_session_attrs=read-write",
+        primary.address(),
+        standby.address()
+    );
+    let pair = Pair::start(&url, 3).await;
+    let api = pair.planes[0].api();
+    let revision = api.put("routes", "r", &respond("/r", "new")).await.unwrap();
+    pair.until_answering("new", 1).await;
+    let generation_of = |server: &Postgres| server.sql("SELECT generation FROM fleet_targets");
+    let decided = generation_of(&primary).unwrap();
+    let caught_up =
+        eventually(DEADLINE, async || generation_of(&standby).is_ok_and(|found| found == decided));
+    assert!(caught_up.await);
+
+    // The standby receives nothing any more: it never learns of the promotion.
+    standby.sql("ALTER SYSTEM SET primary_conninfo = ''").unwrap();
+    standby.sql("SELECT pg_reload_conf()").unwrap();
+    let receives_nothing = eventually(DEADLINE, async || {
+        standby.sql("SELECT count(*) FROM pg_stat_wal_receiver").is_ok_and(|count| count == "0")
+    });
+    assert!(receives_nothing.await);
+    let id = format!("{revision}-edge");
+    command_eventually(api, &id, "promote").await;
+    pair.until_answering("new", 2).await;
+    primary.kill9();
+    standby.promote().unwrap();
+
+    // The decisions that the new primary knows hold, in an epoch of their own; then the promotion is given again.
+    pair.until_answering("new", 1).await;
+    assert_eq!(generation_of(&standby).unwrap(), decided);
+    command_eventually(pair.planes[1].api(), &id, "promote").await;
+    pair.until_answering("new", 2).await;
+    for plane in &pair.planes {
+        until_rollout(plane.api(), &id, "running").await;
+        plane.api().wait_in_sync(3).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_control_plane_that_was_away_takes_nothing_back_and_sees_the_next_fault() {
     let policy = with(policy("60s"), &json!({"steps": [{"count": 2, "soak": "60s"}]}));
