@@ -13,7 +13,7 @@ run: ui
 # in the same directory.
 test: setup-test ui
 	cargo build --workspace --all-targets
-	cargo test --workspace --no-fail-fast
+	RUST_TEST_THREADS=4 cargo test --workspace --no-fail-fast
 
 # Runs all protocols, faults and a revision a second for ten minutes. `make test` does so for twelve seconds.
 soak: setup-test
