@@ -20,6 +20,8 @@ pub enum BodyWish {
     Buffered(usize),
     /// Part by part. The length of the body is then unknown.
     Filter(Box<dyn BodyFilter>),
+    /// Part by part, as it passes unchanged. The length of the body stays as it is. Only for bodies of responses.
+    Observe(Box<dyn BodyObserver>),
 }
 
 /// Changes a body while it passes. It lives until the body has passed, on the thread of one worker.
@@ -45,6 +47,16 @@ pub trait BodyFilter {
     fn on_end(&mut self, _trailers: &mut HeaderMap, _out: &mut Output) -> Result<(), Abort> {
         Ok(())
     }
+}
+
+/// Sees a body while it passes unchanged. It lives until the body has passed, on the thread of one worker. One that is dropped
+/// before [`BodyObserver::on_end`] has seen a body that was broken off.
+pub trait BodyObserver {
+    /// Sees a part of the body.
+    fn on_data(&mut self, data: &Bytes);
+
+    /// The body is complete.
+    fn on_end(&mut self, trailers: &HeaderMap);
 }
 
 /// The parts of a body that a filter puts out.
@@ -89,6 +101,7 @@ impl fmt::Debug for BodyWish {
             Self::Pass => f.write_str("Pass"),
             Self::Buffered(cap) => f.debug_tuple("Buffered").field(cap).finish(),
             Self::Filter(_) => f.write_str("Filter"),
+            Self::Observe(_) => f.write_str("Observe"),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::exchange::Exchange;
 pub use crate::exchange::{Kept, PluginKey};
 use crate::log_record::{LogRecord, Scope};
 use crate::metrics::Outcomes;
-use crate::outbound::Outbound;
+use crate::outbound::{Forwarding, Outbound};
 use crate::plugin::Plugin;
 use crate::request::{Origin, PluginRequest, PluginResponse};
 
@@ -35,6 +35,10 @@ pub struct RequestFields<'r> {
     pub now: Duration,
     /// See [`PluginRequest::clock`].
     pub clock: &'r Clock,
+    /// See [`PluginRequest::body_size`].
+    pub body_size: Option<u64>,
+    /// For [`PluginRequest::as_forwarded`]; `None`: the request goes to no target.
+    pub forwarding: Option<&'r dyn Forwarding>,
     /// See [`PluginRequest::consumers`].
     pub consumers: &'r Consumers,
     /// See [`PluginRequest::outbound`].
@@ -77,7 +81,7 @@ pub fn key_of(plugin: &dyn Plugin) -> PluginKey {
 #[inline]
 pub fn request(fields: RequestFields<'_>) -> PluginRequest<'_> {
     let RequestFields { head, route, upstream, client, https, certificate, now, .. } = fields;
-    let RequestFields { clock, consumers, outbound, exchange, worker, .. } = fields;
+    let RequestFields { clock, body_size, forwarding, consumers, outbound, exchange, worker, .. } = fields;
     PluginRequest {
         head,
         route,
@@ -87,9 +91,11 @@ pub fn request(fields: RequestFields<'_>) -> PluginRequest<'_> {
         certificate,
         now,
         clock,
+        body_size,
         consumers,
         outbound,
         exchange,
+        forwarding,
         outcomes: None,
         worker,
     }
@@ -102,7 +108,7 @@ pub fn copy_for_shadow<'c>(
     exchange: &'c mut Exchange,
 ) -> PluginRequest<'c> {
     let PluginRequest { route, upstream, client, https, certificate, now, clock, .. } = *request;
-    let PluginRequest { consumers, outbound, outcomes, worker, .. } = *request;
+    let PluginRequest { body_size, forwarding, consumers, outbound, outcomes, worker, .. } = *request;
     exchange.identity.clone_from(&request.exchange.identity);
     PluginRequest {
         head,
@@ -113,9 +119,11 @@ pub fn copy_for_shadow<'c>(
         certificate,
         now,
         clock,
+        body_size,
         consumers,
         outbound,
         exchange,
+        forwarding,
         outcomes,
         worker,
     }

@@ -28,7 +28,7 @@ mod request;
 pub mod tasks;
 pub mod testing;
 
-pub use body::{Abort, BodyFilter, BodyWish, Output};
+pub use body::{Abort, BodyFilter, BodyObserver, BodyWish, Output};
 pub use clock::{Clock, TimeSource};
 pub use consumers::{
     Consumers, Identity, KnownConsumer, KnownCredential, PasswordSecret, ResolvedSecret, TokenSecret,

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, request};
 use signalbox_config::Name;
+
+use crate::exchange::Exchange;
 
 /// Calls a service as a request would: by a named upstream, with its balancing, health, limits, circuit breaker and TLS.
 #[derive(Clone)]
@@ -22,6 +24,12 @@ pub trait Caller {
         request: Request<Bytes>,
         limits: CallLimits,
     ) -> LocalBoxFuture<'a, Result<CallAnswer, CallError>>;
+}
+
+/// Turns requests into the form in which targets get them.
+pub trait Forwarding {
+    /// The head of a request with the rewrites of its route and the headers that the proxy adds. `None`: it goes to no target.
+    fn forwarded(&self, head: &request::Parts, exchange: &Exchange) -> Option<request::Parts>;
 }
 
 /// The limits of a call. There is no call without them.

@@ -1,14 +1,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use http::{request, response};
+use bytes::Bytes;
+use http::{Request, request, response};
 use signalbox_config::{ClientCertificate, Name};
 
 use crate::clock::Clock;
 use crate::consumers::{Consumers, Identity};
 use crate::exchange::Exchange;
 use crate::metrics::Outcomes;
-use crate::outbound::Outbound;
+use crate::outbound::{Forwarding, Outbound};
 
 /// A request on its way through the plugins.
 #[non_exhaustive]
@@ -29,12 +30,15 @@ pub struct PluginRequest<'r> {
     pub now: Duration,
     /// The time, also that of day.
     pub clock: &'r Clock,
+    /// The size of the body; `None`: it is not known before it arrives.
+    pub body_size: Option<u64>,
     /// All consumers of this request's revision.
     pub consumers: &'r Consumers,
     /// Calls to services, under this request's revision.
     pub outbound: &'r Outbound,
     /// The state that outlives the request phase.
     pub exchange: &'r mut Exchange,
+    pub(crate) forwarding: Option<&'r dyn Forwarding>,
     pub(crate) outcomes: Option<&'r Outcomes>,
     pub(crate) worker: usize,
 }
@@ -58,6 +62,13 @@ impl PluginRequest<'_> {
         if let Some(outcomes) = self.outcomes {
             outcomes.count(self.worker, outcome);
         }
+    }
+
+    /// This request without its body, as a target of the upstream would get it now: with the rewrites of the route, and with the
+    /// headers that the proxy adds. It can be sent by an [`Outbound`] when the exchange is over. `None`: the route forwards nothing.
+    pub fn as_forwarded(&self) -> Option<Request<Bytes>> {
+        let head = self.forwarding?.forwarded(self.head, self.exchange)?;
+        Some(Request::from_parts(head, Bytes::new()))
     }
 
     pub(crate) fn write_identity(&mut self) {

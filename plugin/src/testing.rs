@@ -34,7 +34,7 @@ use signalbox_config::{
 };
 
 use crate::host::{self, RequestFields, ResponseFields};
-use crate::outbound::Caller;
+use crate::outbound::{Caller, Forwarding};
 use crate::tasks::{Spawner, Work};
 use crate::{
     Abort, BodyFilter, BodyWish, CallAnswer, CallError, CallLimits, Clock, Consumers, Context, Definition,
@@ -61,6 +61,8 @@ pub struct Client {
     pub now: Duration,
     /// The clock that plugins read.
     pub clock: Clock,
+    /// The size of the request's body.
+    pub body_size: Option<u64>,
     outbound: Outbound,
     outcomes: Outcomes,
     upstream: Option<Name>,
@@ -168,6 +170,15 @@ impl<F: FnMut(&Name, Request<Bytes>) -> Result<Response<Bytes>, CallError>> Call
     }
 }
 
+/// Forwards requests as they are.
+struct AsItIs;
+
+impl Forwarding for AsItIs {
+    fn forwarded(&self, head: &request::Parts, _: &Exchange) -> Option<request::Parts> {
+        Some(head.clone())
+    }
+}
+
 /// Waits as the proxy does. `Some`: the plugin answers.
 async fn decided(flow: Flow<'_>) -> Option<Box<Reply>> {
     let flow = match flow {
@@ -194,6 +205,7 @@ impl Client {
             https: false,
             now: Duration::from_secs(1000),
             clock: Services::default().shared,
+            body_size: Some(0),
             outbound: Outbound::new(Rc::new(Script(RefCell::new(|_: &Name, _| Err(CallError::NoUpstream))))),
             outcomes: Outcomes::new(&[], 1),
             upstream: Some(name("upstream")),
@@ -269,6 +281,8 @@ impl Client {
             certificate: self.certificate.as_ref(),
             now: self.now,
             clock: &self.clock,
+            body_size: self.body_size,
+            forwarding: self.upstream.as_ref().map(|_| &AsItIs as &dyn Forwarding),
             consumers: &self.consumers,
             outbound: &self.outbound,
             exchange: &mut self.exchange,
@@ -296,7 +310,7 @@ impl Client {
     pub fn sends(&mut self, plugin: &dyn Plugin, body: &str) -> Result<String, Box<Answer>> {
         let mut bytes = Bytes::copy_from_slice(body.as_bytes());
         match self.on_behalf(plugin, |request| plugin.request_body(request)) {
-            BodyWish::Pass => {}
+            BodyWish::Pass | BodyWish::Observe(_) => {}
             BodyWish::Buffered(cap) => {
                 assert!(bytes.len() <= cap, "the proxy answers 413");
                 let hook = |request: &mut PluginRequest<'_>| {
@@ -385,6 +399,11 @@ impl Client {
                         let reply = block_on(decided(plugin.on_response_body(&mut response, &mut whole)));
                         assert!(reply.is_none(), "{reply:?}");
                         whole
+                    }
+                    BodyWish::Observe(mut observer) => {
+                        observer.on_data(&body);
+                        observer.on_end(&HeaderMap::new());
+                        body
                     }
                     BodyWish::Filter(mut filter) => {
                         let passed = pass(&mut *filter, [body]).expect("it does not abort");

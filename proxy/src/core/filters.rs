@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 use signalbox_config::Name;
-use signalbox_plugin::{Abort, BodyFilter, Outcomes, Output};
+use signalbox_plugin::{Abort, BodyFilter, BodyObserver, Outcomes, Output};
 
 /// Filters, in the order in which a body passes them, and what has passed them all.
 #[derive(Default)]
@@ -20,6 +20,24 @@ pub struct Filters {
     ended: bool,
     /// True if a filter may hold something back since the last pause.
     is_holding: bool,
+    /// True if one of them may change the body.
+    is_changing: bool,
+}
+
+/// An observer as a filter.
+struct Observing(Box<dyn BodyObserver>);
+
+impl BodyFilter for Observing {
+    fn on_data(&mut self, data: Bytes, out: &mut Output) -> Result<(), Abort> {
+        self.0.on_data(&data);
+        out.push(data);
+        Ok(())
+    }
+
+    fn on_end(&mut self, trailers: &mut HeaderMap, _: &mut Output) -> Result<(), Abort> {
+        self.0.on_end(trailers);
+        Ok(())
+    }
 }
 
 struct Stage {
@@ -52,8 +70,32 @@ impl Filters {
         self.stages.is_empty()
     }
 
+    /// True if one of them may change the body; observers do not.
+    pub fn may_change(&self) -> bool {
+        self.is_changing
+    }
+
+    /// Adds an observer of `plugin` behind the others.
+    pub fn observe(&mut self, observer: Box<dyn BodyObserver>, plugin: &Name, outcomes: &Outcomes) {
+        self.add(Box::new(Observing(observer)), plugin, outcomes);
+    }
+
     /// Adds a filter of `plugin` behind the others.
     pub fn push(&mut self, filter: Box<dyn BodyFilter>, plugin: &Name, outcomes: &Outcomes) {
+        self.is_changing = true;
+        self.add(filter, plugin, outcomes);
+    }
+
+    /// Tells observers of the end of a body that has no trailers. The receiver of a body of known length may not ask for more.
+    pub fn end_unchanged(&mut self) {
+        if !self.is_changing && !self.ended {
+            // A panic is no reason to break off a response that is complete.
+            let _ = self.end(HeaderMap::new());
+            self.ended = true;
+        }
+    }
+
+    fn add(&mut self, filter: Box<dyn BodyFilter>, plugin: &Name, outcomes: &Outcomes) {
         self.stages.push(Stage { filter, plugin: plugin.clone(), outcomes: outcomes.clone() });
     }
 
@@ -156,6 +198,8 @@ impl std::fmt::Debug for Filters {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
     use std::task::Waker;
 
     use super::*;
@@ -221,6 +265,45 @@ mod tests {
         assert_eq!(filtered(&["a", "b", "", "", "c"], 1), ["a", "b", "a", "b", "…", "c", "c", trailers]);
         assert_eq!(filtered(&["a"], 2), ["a", "a", "a", "a", trailers]);
         assert_eq!(filtered(&[], 1), [trailers]);
+    }
+
+    /// Notes what it sees, and panics at the end if it is to.
+    struct Witness(Rc<RefCell<String>>, bool);
+
+    impl BodyObserver for Witness {
+        fn on_data(&mut self, data: &Bytes) {
+            self.0.borrow_mut().push_str(std::str::from_utf8(data).unwrap());
+        }
+
+        fn on_end(&mut self, _: &HeaderMap) {
+            self.0.borrow_mut().push('.');
+            assert!(!self.1, "panics");
+        }
+    }
+
+    #[test]
+    fn an_observer_changes_nothing_and_learns_of_the_end_once() {
+        for panics in [false, true] {
+            let seen = Rc::<RefCell<String>>::default();
+            let mut all = Filters::default();
+            let (name, outcomes) = ("echo".parse().unwrap(), Outcomes::new(&[], 1));
+            all.observe(Box::new(Witness(Rc::clone(&seen), panics)), &name, &outcomes);
+            assert!(!all.is_empty() && !all.may_change());
+            let mut cx = Context::from_waker(Waker::noop());
+            let next =
+                all.poll(&mut cx, |_| Poll::Ready(Some(Ok::<_, ()>(Frame::data(Bytes::from_static(b"a"))))));
+            let Poll::Ready(Some(Ok(frame))) = next else { panic!("no part") };
+            assert_eq!(frame.into_data().unwrap(), "a");
+            assert_eq!(*seen.borrow(), "a");
+            all.end_unchanged();
+            all.end_unchanged();
+            assert!(all.is_end(), "the receiver need not ask once more");
+            assert_eq!(*seen.borrow(), "a.");
+        }
+        let mut changing = Filters::default();
+        changing.push(Box::<Echo>::default(), &"echo".parse().unwrap(), &Outcomes::new(&[], 1));
+        changing.end_unchanged();
+        assert!(changing.may_change() && !changing.is_end());
     }
 
     #[test]

@@ -89,7 +89,7 @@ pub(super) async fn frame(
     let Reply { mut parts, content, .. } = reply;
     let body = match content {
         Content::Whole(mut body) => {
-            frame_whole(&mut parts, &mut body, is_head, filters.is_empty());
+            frame_whole(&mut parts, &mut body, is_head, !filters.may_change());
             ResponseBody::whole(body, exchange)
         }
         Content::Target(mut body) => {

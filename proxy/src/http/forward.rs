@@ -136,7 +136,11 @@ fn begin<'u>(
 
 /// Applies the route's rewrites of path and host.
 #[inline]
-fn rewrite(forward: &Forward, head: &mut request::Parts, prefix_len: usize) -> Result<(), Failure> {
+pub(super) fn rewrite(
+    forward: &Forward,
+    head: &mut request::Parts,
+    prefix_len: usize,
+) -> Result<(), Failure> {
     let Some(wanted) = &forward.rewrite else { return Ok(()) };
     // `OPTIONS *` has no path to rewrite.
     if let Some(path) = wanted.path.as_ref().filter(|_| head.uri.path() != "*") {

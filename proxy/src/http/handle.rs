@@ -6,8 +6,10 @@ use std::sync::Arc;
 use http::{Method, Response, StatusCode, header, request};
 use signalbox_config::Action;
 use signalbox_config::router::{Found, Preflight, RequestParts};
+use signalbox_plugin::outbound::Forwarding;
 use signalbox_plugin::{Exchange as PluginNotes, Hooks};
 
+use super::as_sent::AsSent;
 use super::downstream::Downstream;
 use super::exchange::Exchange;
 use super::finalise::{finalise, frame, prepare};
@@ -213,7 +215,12 @@ async fn decide<'a>(
         }
         let state = plugins.insert(PluginState::new(&chains));
         let upstream = upstream.map(|upstream| &**upstream);
-        let way = WayIn { exchange, serving, route, upstream, head, body: inbound.body_mut() };
+        let seen: &Exchange = exchange;
+        let as_sent =
+            forward.map(|forward| AsSent { exchange: seen, forward, prefix_len, host: host.as_ref() });
+        let forwarding = as_sent.as_ref().map(|as_sent| as_sent as &dyn Forwarding);
+        let way =
+            WayIn { exchange: seen, serving, route, upstream, forwarding, head, body: inbound.body_mut() };
         let ran = run_request_plugins(way, state).await;
         if state.has_unmet() {
             exchange.watch(state.plugins().map(|(step, _)| step), head);

@@ -7,6 +7,7 @@
 //! [`switch`] decides on protocol switches, and [`tunnel`] carries the bytes that follow.
 
 mod affinity;
+mod as_sent;
 pub mod attempt_record;
 mod conditions;
 pub mod connection;

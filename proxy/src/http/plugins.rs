@@ -11,6 +11,7 @@ use futures_util::FutureExt as _;
 use http::{HeaderValue, header, request};
 use http_body::Body as _;
 use signalbox_plugin::host::{self, Kept, RequestFields};
+use signalbox_plugin::outbound::Forwarding;
 use signalbox_plugin::precedence::Walk;
 use signalbox_plugin::{
     BodyWish, Exchange as PluginNotes, Flow, Hooks, Outcomes, PluginRequest, Reply as PluginReply,
@@ -92,6 +93,8 @@ pub(super) struct WayIn<'w, 'a> {
     pub(super) route: &'a CompiledRoute,
     /// The upstream that was drawn.
     pub(super) upstream: Option<&'w Upstream>,
+    /// The request in the form in which targets get it; `None`: it goes to no target.
+    pub(super) forwarding: Option<&'w dyn Forwarding>,
     pub(super) head: &'w mut request::Parts,
     pub(super) body: &'w mut RequestBody,
 }
@@ -133,12 +136,13 @@ async fn run_hooks<'a>(
     way: WayIn<'_, 'a>,
     state: &mut PluginState<'a>,
 ) -> Result<Option<Box<PluginReply>>, Failure> {
-    let WayIn { exchange, serving, route, upstream, head, body } = way;
+    let WayIn { exchange, serving, route, upstream, forwarding, head, body } = way;
     let PluginState { notes, walk, unmet, current, has_waited } = state;
     let worker = &exchange.request.downstream.worker;
     let run = Run { exchange, worker: worker.index, is_sampled: fastrand::u8(..64) == 0 };
     let mut wants_body: SmallVec<[&'a Step; 6]> = SmallVec::new();
     let mut is_identified = false;
+    let body_size = body.size_hint().exact();
     let mut request = host::request(RequestFields {
         head,
         route: &route.route().name,
@@ -148,12 +152,13 @@ async fn run_hooks<'a>(
         certificate: exchange.request.downstream.certificate.get(),
         now: exchange.request.started.saturating_duration_since(worker.shared.epoch),
         clock: &worker.shared.clock,
+        body_size,
+        forwarding,
         consumers: &serving.consumers,
         outbound: outbound::under(serving, worker),
         exchange: notes,
         worker: worker.index,
     });
-    let body_size = body.size_hint().exact();
     loop {
         let identity = request.exchange.identity.as_ref();
         let facts = RequestFacts { exchange, head: request.head, identity, body_size };

@@ -212,6 +212,14 @@ impl ResponseBody {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Ok(mut frame))) => {
+                let is_last = match source {
+                    Source::Empty => true,
+                    Source::Target(body) => body.is_end(),
+                    Source::Whole(_) | Source::Tunnel(_) => false,
+                };
+                if is_last {
+                    filters.end_unchanged();
+                }
                 let size = frame.data_ref().map_or(0, Bytes::len);
                 let ended = filters.is_end();
                 if let Some(trailers) = frame.trailers_mut() {
@@ -295,7 +303,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            _ if self.filters.is_some() => SizeHint::default(),
+            _ if self.filters.as_ref().is_some_and(|filters| filters.may_change()) => SizeHint::default(),
             Source::Empty | Source::Tunnel(_) => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Target(body) => body.size_hint(),

@@ -139,6 +139,9 @@ async fn meet(
             out.reply.parts.headers.remove(header::CONTENT_LENGTH);
             out.filters.push(filter, &step.name, &step.stats.outcomes);
         }
+        BodyWish::Observe(observer) => {
+            out.filters.observe(observer, &step.name, &step.stats.outcomes);
+        }
         _ => {}
     }
     Ok(())
@@ -174,7 +177,7 @@ impl Outgoing {
         saw_request: bool,
     ) -> PluginResponse<'r> {
         let size = match &self.reply.content {
-            _ if !self.filters.is_empty() => None,
+            _ if self.filters.may_change() => None,
             Content::Whole(bytes) => Some(bytes.len() as u64),
             Content::Target(body) => body.size_hint().exact(),
             Content::Switched(_) => None,
