@@ -41,6 +41,7 @@ plugins! {
     auth::Auth,
     basic_auth::BasicAuth,
     bot_detection::BotDetection,
+    cache::Cache,
     compress::Compress,
     concurrency_limit::ConcurrencyLimit,
     cors::Cors,

@@ -9,6 +9,7 @@ mod answers;
 mod attacks;
 mod balancing;
 mod blame;
+mod cache;
 mod compress;
 mod concurrency_limit;
 mod conditions;

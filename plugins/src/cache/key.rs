@@ -1,0 +1,86 @@
+//! The key under which responses are stored.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::header::{HOST, HeaderName};
+use signalbox_plugin::PluginRequest;
+
+use super::vary::{combined, write_text};
+
+/// The requests that one stored response could answer, as far as `Vary` says nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Key {
+    /// The URL: scheme, host, port, path and query, as text.
+    pub(super) url: Arc<str>,
+    /// What else tells requests for the URL apart: the route, the consumer, further headers.
+    pub(super) partition: Arc<[u8]>,
+}
+
+/// The headers by which servers behind a proxy find out what was asked for. Who could send one that is no part of the key could
+/// have an answer stored that is not for others.
+const ADDRESSING: [&str; 9] = [
+    "forwarded",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-http-method-override",
+    "x-original-host",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+impl Key {
+    /// The key of a request. `headers` are part of it, and so is the consumer if the cache is kept `per_consumer`.
+    pub(super) fn of(request: &PluginRequest<'_>, headers: &[HeaderName], per_consumer: bool) -> Self {
+        let mut partition = Vec::with_capacity(64);
+        write_text(&mut partition, Some(request.route.as_str().as_bytes()));
+        let consumer = request.exchange.identity.as_ref().filter(|_| per_consumer);
+        write_text(&mut partition, consumer.map(|identity| identity.consumer.name.as_str().as_bytes()));
+        for name in headers {
+            write_text(&mut partition, combined(&request.head.headers, name).as_deref());
+        }
+        // Few requests have one of these.
+        for name in ADDRESSING {
+            if request.head.headers.contains_key(name) {
+                write_text(&mut partition, Some(name.as_bytes()));
+                let name = HeaderName::from_static(name);
+                write_text(&mut partition, combined(&request.head.headers, &name).as_deref());
+            }
+        }
+        Self { url: url_of(request).into(), partition: partition.into() }
+    }
+}
+
+/// The URL of a request.
+pub(super) fn url_of(request: &PluginRequest<'_>) -> String {
+    let host = request.head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let target = request.head.uri.path_and_query().map_or("/", |target| target.as_str());
+    url(request.https, host, target)
+}
+
+/// The URL of these parts. The host is in lower case, and the scheme's own port is left out.
+pub(super) fn url(https: bool, host: &str, target: &str) -> String {
+    let (scheme, port) = if https { ("https", ":443") } else { ("http", ":80") };
+    let host = host.strip_suffix(port).unwrap_or(host);
+    let host: Cow<'_, str> = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        host.to_ascii_lowercase().into()
+    } else {
+        host.into()
+    };
+    format!("{scheme}://{host}{target}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_written_in_one_way() {
+        assert_eq!(url(false, "Example.COM:80", "/A?b=C"), "http://example.com/A?b=C");
+        assert_eq!(url(true, "example.com:443", "/"), "https://example.com/");
+        assert_eq!(url(true, "example.com:80", "/"), "https://example.com:80/");
+        assert_eq!(url(false, "[::1]:8080", "/"), "http://[::1]:8080/");
+    }
+}
