@@ -133,7 +133,7 @@ pub use node::NodeId;
 pub use ocsp::{NotCurrent, Staple, StapleSignature};
 pub use password::{Password, PasswordHash, PasswordSpec, check_password};
 pub use placeholder::{check_placeholders, mentions_placeholder};
-pub use plugin::{Plugin, PluginSpec};
+pub use plugin::{Plugin, PluginSpec, parse_condition};
 pub use public_key::{KeyShape, PublicKey, TokenAlgorithm};
 pub use relations::{Problem, Relations};
 pub use resource::Resource;

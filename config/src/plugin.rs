@@ -108,7 +108,7 @@ impl Specification for PluginSpec {
                 format_args!("plugins of type {name} cannot run in shadow; those that can are {able}"),
             );
         }
-        let when = self.when.as_deref().and_then(|text| parse_condition(text, &mut errors));
+        let when = self.when.as_deref().and_then(|text| parse_condition(text, "when", &mut errors));
         errors.finish(default_order.map(|default_order| Plugin {
             type_name: self.type_name.as_str().into(),
             enabled: self.enabled,
@@ -141,16 +141,17 @@ impl Specification for PluginSpec {
     }
 }
 
-fn parse_condition(text: &str, errors: &mut Errors) -> Option<Condition> {
+/// Reads a condition of a plugin. `field` is where it stands.
+pub fn parse_condition(text: &str, field: &str, errors: &mut Errors) -> Option<Condition> {
     if text.trim().is_empty() {
-        errors.push("when", "must not be empty; leave it out for every request");
+        errors.push(field, "must not be empty; leave it out for every request");
         return None;
     }
-    let condition = Condition::parse(text).map_err(|error| errors.push("when", error)).ok()?;
+    let condition = Condition::parse(text).map_err(|error| errors.push(field, error)).ok()?;
     // Plugins write these headers, some of them only behind the last plugin.
     if let Some(claimed) = condition.headers().iter().find(|name| arrival::CONSUMER.contains(name)) {
         errors.push(
-            "when",
+            field,
             format_args!("must not read the header {claimed}; use consumer.name or consumer.groups"),
         );
     }

@@ -352,7 +352,7 @@ impl KnownConsumer {
 
 impl Identity {
     /// The headers that tell the upstream who the client is.
-    pub(crate) fn headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    pub fn headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         let proof = match &self.credential {
             Some(credential) => (&CREDENTIAL, credential),
             None => (&ANONYMOUS, &TRUE),

@@ -4,6 +4,8 @@ use std::fmt;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
+use signalbox_config::Name;
+
 use crate::consumers::Identity;
 
 /// Facts about a request and its response beyond their heads.
@@ -11,6 +13,10 @@ use crate::consumers::Identity;
 pub struct Exchange {
     /// The client's identity, once a plugin has found it out.
     pub identity: Option<Identity>,
+    /// The upstream that a plugin has chosen for the request.
+    pub(crate) upstream: Option<Name>,
+    /// The id that a plugin has chosen for the request.
+    pub(crate) request_id: Option<HeaderValue>,
     /// True if the headers of the identity are not put into the request's head: no plugin uses them.
     pub(crate) defers_identity: bool,
     /// Inline for the six of `rate-limit` and two more.
@@ -101,6 +107,22 @@ impl Exchange {
     /// complete, when it is broken off, when the client goes away, and when something panics.
     pub fn guard(&mut self, guard: impl Any) {
         self.kept.guards.push(Box::new(guard));
+    }
+
+    /// Sends the request to another upstream than the one that its route has drawn. The plugins of that upstream run in the place of
+    /// the other's, as far as these have not run.
+    pub fn choose_upstream(&mut self, name: Name) {
+        self.upstream = Some(name);
+    }
+
+    /// The upstream that a plugin has chosen.
+    pub fn chosen_upstream(&self) -> Option<&Name> {
+        self.upstream.as_ref()
+    }
+
+    /// Gives the request another id: in the access log, in the proxy's own errors, and in `X-Request-Id` for the upstream.
+    pub fn set_request_id(&mut self, id: HeaderValue) {
+        self.request_id = Some(id);
     }
 
     /// Takes out what is to be kept to the end of the exchange.

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use http::{request, response};
+use http::{HeaderValue, request, response};
 use signalbox_config::{ClientCertificate, Name};
 
 use crate::clock::Clock;
@@ -23,8 +23,16 @@ pub struct RequestFields<'r> {
     pub head: &'r mut request::Parts,
     /// See [`PluginRequest::route`].
     pub route: &'r Name,
+    /// See [`PluginRequest::listener`].
+    pub listener: &'r Name,
     /// See [`PluginRequest::upstream`].
     pub upstream: Option<&'r Name>,
+    /// See [`PluginRequest::own_id`].
+    pub own_id: &'r [u8],
+    /// See [`PluginRequest::claimed_id`].
+    pub claimed_id: Option<&'r HeaderValue>,
+    /// See [`PluginRequest::is_peer_trusted`].
+    pub is_peer_trusted: bool,
     /// See [`PluginRequest::client`].
     pub client: IpAddr,
     /// See [`PluginRequest::https`].
@@ -82,10 +90,15 @@ pub fn key_of(plugin: &dyn Plugin) -> PluginKey {
 pub fn request(fields: RequestFields<'_>) -> PluginRequest<'_> {
     let RequestFields { head, route, upstream, client, https, certificate, now, .. } = fields;
     let RequestFields { clock, body_size, forwarding, consumers, outbound, exchange, worker, .. } = fields;
+    let RequestFields { listener, own_id, claimed_id, is_peer_trusted, .. } = fields;
     PluginRequest {
         head,
         route,
+        listener,
         upstream,
+        own_id,
+        claimed_id,
+        is_peer_trusted,
         client,
         https,
         certificate,
@@ -109,11 +122,17 @@ pub fn copy_for_shadow<'c>(
 ) -> PluginRequest<'c> {
     let PluginRequest { route, upstream, client, https, certificate, now, clock, .. } = *request;
     let PluginRequest { body_size, forwarding, consumers, outbound, outcomes, worker, .. } = *request;
+    let PluginRequest { listener, own_id, claimed_id, is_peer_trusted, .. } = *request;
     exchange.identity.clone_from(&request.exchange.identity);
+    exchange.request_id.clone_from(&request.exchange.request_id);
     PluginRequest {
         head,
         route,
+        listener,
         upstream,
+        own_id,
+        claimed_id,
+        is_peer_trusted,
         client,
         https,
         certificate,
@@ -175,6 +194,12 @@ pub fn stop_deferring_identity(request: &mut PluginRequest<'_>) {
     if std::mem::take(&mut request.exchange.defers_identity) {
         request.write_identity();
     }
+}
+
+/// Takes out the id that a plugin has chosen for the request.
+#[inline]
+pub fn take_request_id(exchange: &mut Exchange) -> Option<HeaderValue> {
+    exchange.request_id.take()
 }
 
 /// Takes out what plugins want kept to the end of the exchange.

@@ -131,6 +131,15 @@ impl<'a, S: Attached> Walk<'a, S> {
         self.lanes.push(lane);
     }
 
+    /// Puts a lane in the place of those that are attached to `source`, of which only what has run stays.
+    pub fn replace(&mut self, source: Source, lane: Option<Lane<'a, S>>) {
+        for old in self.lanes.iter_mut().filter(|old| old.source == source) {
+            old.steps = old.steps.get(..old.next).unwrap_or_default();
+            old.types = old.ran;
+        }
+        self.lanes.extend(lane);
+    }
+
     /// True if more than one lane was joined.
     pub fn is_merged(&self) -> bool {
         self.lanes.len() > 1
@@ -373,6 +382,26 @@ mod tests {
         let route = attached(Source::Route, &[("auth", AUTH, 1000), ("transform", TRANSFORM, 800)]);
         let consumer = attached(Source::Consumer, &[("own-cors", CORS, 2000)]);
         assert_eq!(order(&[&route], &consumer), ["auth", "own-cors", "transform"]);
+    }
+
+    #[test]
+    fn the_plugins_of_another_upstream_take_the_place_of_those_that_have_not_run() {
+        let route = attached(Source::Route, &[("split", AUTH, 1000), ("own", TRANSFORM, 800)]);
+        let before = [("ran", CORS, 2000), ("left-out", LIMIT, 900)];
+        let before = attached(Source::Upstream, &before);
+        let after = [("passed", CORS, 2000), ("limit", LIMIT, 900), ("not", TRANSFORM, 700)];
+        let after = attached(Source::Upstream, &after);
+        for (lane_after, expected) in
+            [(Some(lane(&after)), &["ran", "split", "limit", "own"][..]), (None, &["ran", "split", "own"])]
+        {
+            let mut walk = Walk::new(lane(&route));
+            walk.join(lane(&before));
+            let mut names: Vec<&str> = walk.by_ref().take(2).map(|step| step.name.as_str()).collect();
+            walk.replace(Source::Upstream, lane_after);
+            names.extend(walk.by_ref().map(|step| step.name.as_str()));
+            assert_eq!(names, expected);
+            assert_eq!(walk.plugins().count(), expected.len());
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, request, response};
+use http::{HeaderValue, Request, request, response};
 use signalbox_config::{ClientCertificate, Name};
 
 use crate::clock::Clock;
@@ -18,8 +18,16 @@ pub struct PluginRequest<'r> {
     pub head: &'r mut request::Parts,
     /// The route that took it.
     pub route: &'r Name,
+    /// The listener that it came by.
+    pub listener: &'r Name,
     /// The upstream that it goes to; `None`: the route answers it itself.
     pub upstream: Option<&'r Name>,
+    /// The id that the proxy gave it, or kept of a trusted peer. A plugin may have chosen another: see [`PluginRequest::id`].
+    pub own_id: &'r [u8],
+    /// The `X-Request-Id` of a peer that is not trusted, which is not in the head.
+    pub claimed_id: Option<&'r HeaderValue>,
+    /// True if the peer is a proxy that the listener trusts.
+    pub is_peer_trusted: bool,
     /// The client's address, as far as it can be trusted.
     pub client: IpAddr,
     /// True if the client speaks TLS.
@@ -55,6 +63,11 @@ impl PluginRequest<'_> {
         if !defers {
             self.write_identity();
         }
+    }
+
+    /// The id of the request, as it is in the access log.
+    pub fn id(&self) -> &[u8] {
+        self.exchange.request_id.as_ref().map_or(self.own_id, HeaderValue::as_bytes)
     }
 
     /// Counts an outcome of this plugin, one of [`Definition::OUTCOMES`](crate::Definition::OUTCOMES).

@@ -57,6 +57,10 @@ pub struct Client {
     pub certificate: Option<ClientCertificate>,
     /// True if it speaks TLS.
     pub https: bool,
+    /// True if it is a proxy that the listener trusts.
+    pub is_peer_trusted: bool,
+    /// The `X-Request-Id` that it sent, if it is not trusted.
+    pub claimed_id: Option<HeaderValue>,
     /// The monotonic time of the request.
     pub now: Duration,
     /// The clock that plugins read.
@@ -67,7 +71,11 @@ pub struct Client {
     outcomes: Outcomes,
     upstream: Option<Name>,
     route: Name,
+    listener: Name,
 }
+
+/// The id that the proxy gives a request.
+const OWN_ID: &[u8] = b"01890a5d-ac96-774b-bcce-b302099a8057";
 
 /// A clock that stands still until it is set. Who sleeps by it wakes at once, and the clock has gone on by that.
 #[derive(Debug, Clone)]
@@ -203,6 +211,8 @@ impl Client {
             address: IpAddr::from([192, 0, 2, 1]),
             certificate: None,
             https: false,
+            is_peer_trusted: false,
+            claimed_id: None,
             now: Duration::from_secs(1000),
             clock: Services::default().shared,
             body_size: Some(0),
@@ -210,6 +220,7 @@ impl Client {
             outcomes: Outcomes::new(&[], 1),
             upstream: Some(name("upstream")),
             route: name("route"),
+            listener: name("listener"),
         }
     }
 
@@ -275,6 +286,10 @@ impl Client {
         host::request(RequestFields {
             head: &mut self.head,
             route: &self.route,
+            listener: &self.listener,
+            own_id: OWN_ID,
+            claimed_id: self.claimed_id.as_ref(),
+            is_peer_trusted: self.is_peer_trusted,
             upstream: self.upstream.as_ref(),
             client: self.address,
             https: self.https,

@@ -7,7 +7,7 @@ use http::{Method, Response, StatusCode, header, request};
 use signalbox_config::Action;
 use signalbox_config::router::{Found, Preflight, RequestParts};
 use signalbox_plugin::outbound::Forwarding;
-use signalbox_plugin::{Exchange as PluginNotes, Hooks};
+use signalbox_plugin::{Exchange as PluginNotes, Hooks, host};
 
 use super::as_sent::AsSent;
 use super::downstream::Downstream;
@@ -150,6 +150,8 @@ fn admit(exchange: &mut Exchange, head: &mut request::Parts) -> Result<Admitted,
     let connect = switch::take_connect(head, flags)?;
     if request.downstream.trusts_peer() {
         request.apply_forwarded(&mut head.headers);
+    } else {
+        request.claimed_id = head::claimed_id(&head.headers, flags);
     }
     head::strip_claims(&mut head.headers, flags, request.is_forwarded());
     head::check(head, flags)?;
@@ -202,7 +204,7 @@ async fn decide<'a>(
     // This is the host that the client asked for; a plugin may change the header.
     let host = head.headers.get(header::HOST).cloned();
     inbound.begin(&mut exchange.request, &head.headers, *flags)?;
-    let upstream = match forward {
+    let mut upstream = match forward {
         Some(_) => {
             route.upstream(|total| fastrand::u32(..total)).and_then(|slot| serving.upstreams.get(slot))
         }
@@ -214,16 +216,30 @@ async fn decide<'a>(
             exchange.watch(chains.steps(), head);
         }
         let state = plugins.insert(PluginState::new(&chains));
-        let upstream = upstream.map(|upstream| &**upstream);
+        let drawn = upstream.map(|upstream| &**upstream);
         let seen: &Exchange = exchange;
         let as_sent =
             forward.map(|forward| AsSent { exchange: seen, forward, prefix_len, host: host.as_ref() });
         let forwarding = as_sent.as_ref().map(|as_sent| as_sent as &dyn Forwarding);
-        let way =
-            WayIn { exchange: seen, serving, route, upstream, forwarding, head, body: inbound.body_mut() };
+        let way = WayIn {
+            exchange: seen,
+            serving,
+            route,
+            upstream: drawn,
+            forwarding,
+            head,
+            body: inbound.body_mut(),
+        };
         let ran = run_request_plugins(way, state).await;
         if state.has_unmet() {
             exchange.watch(state.plugins().map(|(step, _)| step), head);
+        }
+        if let Some(chosen) = state.notes.chosen_upstream() {
+            // One that this proxy does not have leads nowhere, and not to where the route would have sent the request.
+            upstream = serving.upstream_named(chosen);
+        }
+        if let Some(id) = host::take_request_id(&mut state.notes) {
+            exchange.request.set_request_id(id);
         }
         if let Some(reply) = ran? {
             return Ok(Reply::of_plugin(*reply, exchange.request.request_id()));

@@ -159,6 +159,16 @@ pub fn strip_claims(headers: &mut HeaderMap, flags: HeaderFlags, trusted: bool) 
     }
 }
 
+/// The id that the request's sender gives it, if it is there once.
+#[inline]
+pub fn claimed_id(headers: &HeaderMap, flags: HeaderFlags) -> Option<HeaderValue> {
+    if !flags.has(HeaderFlags::FORWARDED) {
+        return None;
+    }
+    let mut ids = headers.get_all(X_REQUEST_ID).iter();
+    ids.next().filter(|_| ids.next().is_none()).cloned()
+}
+
 /// The size of an HTTP/2 head in bytes (RFC 9113, section 6.5.2, without the fields that every request has).
 #[inline]
 pub fn size(head: &request::Parts) -> usize {

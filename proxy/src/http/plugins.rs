@@ -12,7 +12,7 @@ use http::{HeaderValue, header, request};
 use http_body::Body as _;
 use signalbox_plugin::host::{self, Kept, RequestFields};
 use signalbox_plugin::outbound::Forwarding;
-use signalbox_plugin::precedence::Walk;
+use signalbox_plugin::precedence::{Source, Walk};
 use signalbox_plugin::{
     BodyWish, Exchange as PluginNotes, Flow, Hooks, Outcomes, PluginRequest, Reply as PluginReply,
 };
@@ -146,6 +146,10 @@ async fn run_hooks<'a>(
     let mut request = host::request(RequestFields {
         head,
         route: &route.route().name,
+        listener: &exchange.request.listener.name,
+        own_id: exchange.request.request_id(),
+        claimed_id: exchange.request.claimed_id.as_ref(),
+        is_peer_trusted: exchange.request.is_forwarded(),
         upstream: upstream.map(|upstream| &upstream.name),
         client: exchange.request.client().address,
         https: exchange.request.downstream.https,
@@ -186,6 +190,7 @@ async fn run_hooks<'a>(
         if step.hooks.intersects(Hooks::REQUEST_BODY) {
             wants_body.push(step);
         }
+        follow_choice(serving, &mut request, walk);
         if !is_identified && let Some(identity) = &request.exchange.identity {
             is_identified = true;
             if let Some(chain) = serving.consumer_chains.get(&identity.consumer.name) {
@@ -221,6 +226,26 @@ async fn run_hooks<'a>(
     }
     *current = None;
     Ok(None)
+}
+
+/// Follows a plugin's choice of another upstream: the plugins of that one take the place of those of the one before.
+#[inline]
+fn follow_choice<'r, 'a: 'r>(
+    serving: &'a Serving,
+    request: &mut PluginRequest<'r>,
+    walk: &mut Walk<'a, Step>,
+) {
+    if let Some(chosen) = request.exchange.chosen_upstream()
+        && request.upstream.is_some_and(|upstream| upstream != chosen)
+        && let Some(upstream) = serving.upstream_named(chosen)
+    {
+        request.upstream = Some(&upstream.name);
+        let chain = serving.upstream_chain(upstream);
+        walk.replace(Source::Upstream, chain.map(|chain| chain.lane()));
+        if chain.is_some_and(|chain| chain.uses_consumer_headers) {
+            host::stop_deferring_identity(request);
+        }
+    }
 }
 
 impl Run<'_> {

@@ -26,6 +26,10 @@ pub struct RequestContext {
     pub listener: Arc<ActiveListener>,
     pub started: Instant,
     request_id: RequestId,
+    /// The id that a plugin has chosen in its place.
+    chosen_id: Option<Box<HeaderValue>>,
+    /// The id that a peer sent which is not trusted.
+    pub claimed_id: Option<HeaderValue>,
     /// The client, as told by a trusted peer.
     forwarded: Option<Box<ForwardedClient>>,
     pub(super) route: Option<Arc<CompiledRoute>>,
@@ -60,6 +64,8 @@ impl RequestContext {
             listener,
             started,
             request_id,
+            chosen_id: None,
+            claimed_id: None,
             forwarded: None,
             route: None,
             is_grpc: false,
@@ -75,10 +81,17 @@ impl RequestContext {
     }
 
     pub fn request_id(&self) -> &[u8] {
-        match self.forwarded.as_ref().and_then(|forwarded| forwarded.request_id.as_ref()) {
-            Some(kept) => kept.as_bytes(),
+        let kept = || self.forwarded.as_ref().and_then(|forwarded| forwarded.request_id.as_ref());
+        match self.chosen_id.as_deref().or_else(kept) {
+            Some(id) => id.as_bytes(),
             None => &self.request_id,
         }
+    }
+
+    /// Gives the request the id that a plugin has chosen.
+    #[cold]
+    pub fn set_request_id(&mut self, id: HeaderValue) {
+        self.chosen_id = Some(Box::new(id));
     }
 
     /// Applies the forwarded headers of a trusted peer.

@@ -1,0 +1,80 @@
+//! A request as conditions see it.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use http::{HeaderMap, header};
+use signalbox_config::arrival::X_FORWARDED_PROTO;
+use signalbox_config::host;
+use signalbox_expr::{Condition, ConsumerFacts, Facts, NotKnown};
+
+use crate::request::PluginRequest;
+
+impl PluginRequest<'_> {
+    /// True if the request, as it is now, meets a condition; `None`: the condition has no value for it.
+    pub fn meets(&self, condition: &Condition) -> Option<bool> {
+        condition.evaluate(self).ok()
+    }
+}
+
+impl Facts for PluginRequest<'_> {
+    fn method(&self) -> &str {
+        self.head.method.as_str()
+    }
+
+    fn path(&self) -> &str {
+        self.head.uri.path()
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.head.uri.query()
+    }
+
+    fn host(&self) -> Cow<'_, str> {
+        let named = match self.head.uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => {
+                self.head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
+            }
+        };
+        host::normalize(named).unwrap_or_default()
+    }
+
+    fn scheme(&self) -> &str {
+        // The header of a trusted proxy is still there; that of another client is not.
+        let forwarded = self.head.headers.get(X_FORWARDED_PROTO);
+        if forwarded.map_or(self.https, |forwarded| forwarded == "https") { "https" } else { "http" }
+    }
+
+    fn headers(&self) -> &HeaderMap {
+        &self.head.headers
+    }
+
+    fn body_size(&self) -> Result<Option<u64>, NotKnown> {
+        Ok(self.body_size)
+    }
+
+    fn client(&self) -> Result<IpAddr, NotKnown> {
+        Ok(self.client)
+    }
+
+    fn consumer(&self) -> Result<Option<ConsumerFacts<'_>>, NotKnown> {
+        Ok(self.exchange.identity.as_ref().map(|identity| ConsumerFacts {
+            name: identity.consumer.name.as_str(),
+            groups: identity.consumer.groups(),
+        }))
+    }
+
+    fn route(&self) -> Option<&str> {
+        Some(self.route.as_str())
+    }
+
+    fn listener(&self) -> &str {
+        self.listener.as_str()
+    }
+
+    fn time(&self) -> Result<SystemTime, NotKnown> {
+        Ok(self.clock.wall())
+    }
+}
