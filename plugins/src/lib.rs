@@ -8,12 +8,14 @@
 mod authentication;
 mod authorization;
 mod clock;
+mod headers;
 mod limit;
 mod origin;
 mod password_pool;
 mod query;
 mod redis;
 mod signature;
+mod template;
 #[cfg(test)]
 mod testing;
 mod token;
@@ -47,12 +49,16 @@ plugins! {
     cors::Cors,
     csrf::Csrf,
     ext_auth::ExtAuth,
+    fault::Fault,
     hmac_auth::HmacAuth,
     ip_restriction::IpRestriction,
     jwt::Jwt,
     key_auth::KeyAuth,
     mtls_auth::MtlsAuth,
     rate_limit::RateLimit,
+    redirect::Redirect,
+    request_id::RequestId,
+    request_size_limit::RequestSizeLimit,
     request_transform::RequestTransform,
     respond::Respond,
     token_limit::TokenLimit,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::Uri;
 use http::uri::PathAndQuery;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 use smallvec::SmallVec;
 
 /// One parameter as it stands in a query: `name=value`, `name`, or nothing at all between two `&`.
@@ -25,6 +25,11 @@ pub(crate) fn parameters(query: &str) -> impl Iterator<Item = Parameter<'_>> {
 /// A name or value as it is written into a query.
 pub(crate) fn encode(text: &str) -> Cow<'_, str> {
     utf8_percent_encode(text, &ENCODED).into()
+}
+
+/// The same for bytes that may be no text, part by part.
+pub(crate) fn encode_bytes(bytes: &[u8]) -> impl Iterator<Item = &str> {
+    percent_encode(bytes, &ENCODED)
 }
 
 /// The same URI with another query; `None` when there is none to put it on (`OPTIONS *`, `CONNECT`).

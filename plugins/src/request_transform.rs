@@ -39,6 +39,7 @@ use signalbox_plugin::{
     BodyWish, Context, Definition, Flow, OnConditionError, Plugin, PluginRequest, Reply, hooks,
 };
 
+use crate::headers::header_name;
 use crate::query;
 
 /// The changes, operation by operation.
@@ -521,33 +522,7 @@ impl<N, V> Parser<'_, N, V> {
     }
 }
 
-/// Headers that frame a message or belong to one connection (RFC 9110, section 7.6.1).
-const UNTOUCHABLE: [&str; 12] = [
-    "connection",
-    "content-length",
-    "expect",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 const MAX_BODY: u64 = 64 << 20;
-
-fn header_name(name: &str) -> Result<HeaderName, String> {
-    let name: HeaderName = name.parse().map_err(|_| format!("{name:?} is not the name of a header"))?;
-    match name.as_str() {
-        "host" => Err("the host is changed by the route's rewrite.host".to_owned()),
-        text if UNTOUCHABLE.contains(&text) => {
-            Err(format!("{text} frames the message or belongs to the connection, and cannot be changed"))
-        }
-        _ => Ok(name),
-    }
-}
 
 fn header_value(text: &str) -> Result<HeaderValue, String> {
     HeaderValue::from_str(text).map_err(|_| "cannot be sent in a header".to_owned())

@@ -34,6 +34,7 @@ mod plugins;
 mod process;
 mod resilience;
 mod revisions;
+mod shaping;
 mod smuggling;
 mod telling;
 mod tls;
