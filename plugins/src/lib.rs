@@ -19,6 +19,7 @@ mod template;
 #[cfg(test)]
 mod testing;
 mod token;
+mod transform;
 #[cfg(test)]
 mod types;
 
@@ -61,6 +62,7 @@ plugins! {
     request_size_limit::RequestSizeLimit,
     request_transform::RequestTransform,
     respond::Respond,
+    response_transform::ResponseTransform,
     token_limit::TokenLimit,
 }
 

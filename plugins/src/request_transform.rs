@@ -1,38 +1,42 @@
 //! Changes headers, query parameters and the JSON body of a request on its way to the upstream.
 //!
-//! There are five operations, done in this order, each for headers, query and body:
+//! There are six operations, done in this order, each for headers, query and body:
 //!
 //! 1. `remove` takes out everything of a name;
 //! 2. `rename` gives another name, and replaces what had that name before;
 //! 3. `replace` sets a value where the name is present;
 //! 4. `add` sets a value where the name is absent;
-//! 5. `append` adds one more value, whether the name is present or not.
+//! 5. `set` sets a value, whether the name is present or not;
+//! 6. `append` adds one more value, whether the name is present or not.
 //!
-//! Values are plain text; in a body they may also be numbers, booleans and null.
+//! **Values** are templates: `{request.header.x-user}` stands for a part of the request. There are `{request.method}`,
+//! `{request.scheme}`, `{request.host}`, `{request.path}`, `{request.query}`, `{request.query.NAME}`, `{request.header.NAME}`,
+//! `{request.cookie.NAME}`, `{request.id}`, `{client.ip}`, `{consumer.name}` and `{route.name}`. `{{` and `}}` stand for braces. A header,
+//! parameter or cookie that is absent, or there more than once, has no value, and an operation whose value lacks one is left out, while
+//! `set` removes what has the name; `{request.header.x-user|nobody}` has the text behind `|` then. The same holds for a value that becomes longer than 8 KiB, and for one
+//! that a header cannot have: nobody can insert a line break. Placeholders mean the request as it comes to this plugin; those of the body
+//! see headers and query as they were changed. In a body, values may also be numbers, booleans and null.
 //!
 //! **Headers**: names have no case. Those that frame a message or belong to one connection (`Content-Length`,
 //! `Transfer-Encoding`, `Connection` …) cannot be changed; the host is changed by the route's `rewrite`.
 //!
 //! **Query**: parameters that no operation names keep their place and their encoding. New values are percent-encoded.
 //!
-//! **Body**: the members of a JSON object, on its first level. Members that no operation names stay as they are, to the
-//! last digit of their numbers. `append` makes a list of what is there, or adds to the list. Only bodies of a JSON content
-//! type (`application/json`, `…+json`, as it is after the headers were changed) are read, held in memory up to `max_body`;
-//! all others stream through. A JSON value that is not an object stays as it is. A body that is not valid JSON is answered
+//! **Body**: a name is that of a member on the first level of a JSON object, and one that begins with `/` is a JSON pointer (RFC 6901):
+//! `/user/tags/0`. `add`, `set` and `append` make the objects that are missing on the way; elements of lists are only removed and replaced.
+//! `rename` gives a member another name in its object. `append` makes a list of what is there, or adds to the list. What is not changed
+//! stays as it is, to the last digit of its numbers. Only bodies of a JSON content type (`application/json`, `…+json`, as it is after the
+//! headers were changed) are read, held in memory up to `max_body`; all others stream through. A body that is not valid JSON is answered
 //! `400`, one that is too large `413`, and one that is compressed `415`, for what a client can hide could not be removed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{MapAccess, Visitor};
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
+use http::header::CONTENT_TYPE;
+use http::{HeaderName, HeaderValue, StatusCode, Uri};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use signalbox_config::{ByteSize, Errors, FieldError};
 use signalbox_plugin::{
@@ -41,6 +45,11 @@ use signalbox_plugin::{
 
 use crate::headers::header_name;
 use crate::query;
+use crate::template::{Side, Values};
+use crate::transform::{
+    Edits, Given, MAX_BODY, Made, Parser, Pointer, Scalar, edit_body, edit_headers, given_header,
+    given_scalar, given_text, header_value, is_compressed, is_json, member_name, scalar_text,
+};
 
 /// The changes, operation by operation.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +58,9 @@ use crate::query;
     "remove": {"headers": ["x-debug"], "query": ["trace"]},
     "rename": {"headers": {"x-old": "x-new"}},
     "add": {"headers": {"x-api-version": "2"}, "body": {"source": "gateway"}},
+}), example = serde_json::json!({
+    "remove": {"body": ["/user/password"]},
+    "set": {"headers": {"x-tenant": "{request.query.tenant|none}"}, "body": {"/meta/client": "{client.ip}"}},
 }))]
 pub(crate) struct Config {
     /// The first operation removes all values of these names.
@@ -60,17 +72,21 @@ pub(crate) struct Config {
     #[schemars(title = "Rename")]
     rename: Renames,
     /// The third operation sets values where the name is present.
-    #[serde(default, skip_serializing_if = "Values::is_empty")]
+    #[serde(default, skip_serializing_if = "Inserts::is_empty")]
     #[schemars(title = "Replace")]
-    replace: Values,
+    replace: Inserts,
     /// The fourth operation sets values where the name is absent.
-    #[serde(default, skip_serializing_if = "Values::is_empty")]
+    #[serde(default, skip_serializing_if = "Inserts::is_empty")]
     #[schemars(title = "Add")]
-    add: Values,
-    /// The fifth operation adds values to those that are there.
-    #[serde(default, skip_serializing_if = "Values::is_empty")]
+    add: Inserts,
+    /// The fifth operation sets values whether the name is present or not.
+    #[serde(default, skip_serializing_if = "Inserts::is_empty")]
+    #[schemars(title = "Set")]
+    set: Inserts,
+    /// The sixth operation adds values to those that are there.
+    #[serde(default, skip_serializing_if = "Inserts::is_empty")]
     #[schemars(title = "Append")]
-    append: Values,
+    append: Inserts,
     /// The largest JSON body that is changed, at most 64MiB. Requests with larger ones are answered 413. Without changes of the body
     /// there is no limit.
     #[serde(default = "default_max_body")]
@@ -88,7 +104,7 @@ struct Names {
     /// Query parameters.
     #[schemars(title = "Query")]
     query: Vec<String>,
-    /// Members of the JSON body.
+    /// Members of the JSON body, by name or JSON pointer.
     #[schemars(title = "Body")]
     body: Vec<String>,
 }
@@ -103,7 +119,7 @@ struct Renames {
     /// Query parameters, old name to new name.
     #[schemars(title = "Query")]
     query: BTreeMap<String, String>,
-    /// Members of the JSON body, old name to new name.
+    /// Members of the JSON body, old name or JSON pointer to new name.
     #[schemars(title = "Body")]
     body: BTreeMap<String, String>,
 }
@@ -111,37 +127,34 @@ struct Renames {
 /// Names and values.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct Values {
+struct Inserts {
     /// Headers, name to value.
     #[schemars(title = "Headers")]
     headers: BTreeMap<String, String>,
     /// Query parameters, name to value.
     #[schemars(title = "Query")]
     query: BTreeMap<String, String>,
-    /// Members of the JSON body, name to value.
+    /// Members of the JSON body, name or JSON pointer to value.
     #[schemars(title = "Body")]
     body: BTreeMap<String, Scalar>,
 }
-
-/// A JSON value that is neither a list nor an object.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-struct Scalar(Value);
 
 /// Changes a request on its way to the upstream.
 pub(crate) struct RequestTransform {
     headers: Edits<HeaderName, HeaderValue>,
     query: Edits<Box<str>, Box<str>>,
-    body: Edits<Box<str>, Box<RawValue>>,
+    body: Edits<Pointer, Box<RawValue>>,
     max_body: usize,
 }
 
 #[hooks]
 impl Plugin for RequestTransform {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
-        edit_headers(&self.headers, &mut request.head.headers);
+        let headers = self.headers.render(|| Values::of_request(request), header_value);
+        let parameters = self.query.render(|| Values::of_request(request), text);
+        edit_headers(&self.headers, &headers, &mut request.head.headers);
         if !self.query.is_empty()
-            && let Some(uri) = edit_query(&self.query, &request.head.uri)
+            && let Some(uri) = edit_query(&self.query, &parameters, &request.head.uri)
         {
             request.head.uri = uri;
         }
@@ -168,7 +181,9 @@ impl Plugin for RequestTransform {
         if !is_json(&request.head.headers) || body.is_empty() {
             return Flow::Continue;
         }
-        match edit_body(&self.body, body) {
+        let made = self.body.render(|| Values::of_request(request), scalar_text);
+        let edited = edit_body(&self.body, &made, body);
+        match edited {
             Ok(Some(changed)) => *body = changed,
             Ok(None) => {}
             Err(_) => return Reply::problem(StatusCode::BAD_REQUEST, "the body is not valid JSON").into(),
@@ -196,60 +211,14 @@ impl Definition for RequestTransform {
     }
 }
 
-/// The five operations, in their order.
-#[derive(Debug)]
-struct Edits<N, V> {
-    remove: Vec<N>,
-    rename: Vec<(N, N)>,
-    replace: Vec<(N, V)>,
-    add: Vec<(N, V)>,
-    append: Vec<(N, V)>,
-}
-
-impl<N, V> Edits<N, V> {
-    fn is_empty(&self) -> bool {
-        let Self { remove, rename, replace, add, append } = self;
-        remove.is_empty() && rename.is_empty() && replace.is_empty() && add.is_empty() && append.is_empty()
-    }
-}
-
-fn edit_headers(edits: &Edits<HeaderName, HeaderValue>, headers: &mut HeaderMap) {
-    for name in &edits.remove {
-        headers.remove(name);
-    }
-    for (old, new) in &edits.rename {
-        let values: Vec<HeaderValue> = headers.get_all(old).iter().cloned().collect();
-        if !values.is_empty() {
-            headers.remove(old);
-            headers.remove(new);
-            for value in values {
-                headers.append(new.clone(), value);
-            }
-        }
-    }
-    for (name, value) in &edits.replace {
-        if headers.contains_key(name) {
-            headers.insert(name.clone(), value.clone());
-        }
-    }
-    for (name, value) in &edits.add {
-        if !headers.contains_key(name) {
-            headers.insert(name.clone(), value.clone());
-        }
-    }
-    for (name, value) in &edits.append {
-        headers.append(name.clone(), value.clone());
-    }
-}
-
 /// The URI with its query changed; `None` when it stays as it is.
-fn edit_query(edits: &Edits<Box<str>, Box<str>>, uri: &Uri) -> Option<Uri> {
+fn edit_query<'a>(edits: &'a Edits<Box<str>, Box<str>>, made: &'a Made<Box<str>>, uri: &Uri) -> Option<Uri> {
     let query = uri.query().unwrap_or_default();
     let mut texts: Vec<Cow<'_, str>> =
         query::parameters(query).filter(|_| uri.query().is_some()).map(|p| p.text().into()).collect();
     let before = texts.clone();
     let is = |text: &str, name: &str| query::parameters(text).any(|parameter| parameter.is_named(name));
-    let set =
+    let written =
         |name: &str, value: &str| Cow::from(format!("{}={}", query::encode(name), query::encode(value)));
     for name in &edits.remove {
         texts.retain(|text| !is(text, name));
@@ -264,132 +233,36 @@ fn edit_query(edits: &Edits<Box<str>, Box<str>>, uri: &Uri) -> Option<Uri> {
             }
         }
     }
-    for (name, value) in &edits.replace {
+    // The first one of the name gets the value, and the others go. True: there was one.
+    let replace = |texts: &mut Vec<Cow<'_, str>>, name: &str, value: &str| {
         let mut found = false;
         texts.retain_mut(|text| {
             if !is(text, name) {
                 return true;
             }
-            *text = set(name, value);
+            *text = written(name, value);
             !std::mem::replace(&mut found, true)
         });
-    }
-    for (name, value) in &edits.add {
-        if !texts.iter().any(|text| is(text, name)) {
-            texts.push(set(name, value));
-        }
-    }
-    texts.extend(edits.append.iter().map(|(name, value)| set(name, value)));
-    if texts == before { None } else { query::with_query(uri, &texts.join("&")) }
-}
-
-/// The body with its members changed; `None` when it is no object. An error when it is no JSON.
-fn edit_body(
-    edits: &Edits<Box<str>, Box<RawValue>>,
-    body: &[u8],
-) -> Result<Option<Bytes>, serde_json::Error> {
-    let whole: &RawValue = serde_json::from_slice(body)?;
-    if !whole.get().starts_with('{') {
-        return Ok(None);
-    }
-    let Members(mut members) = serde_json::from_str(whole.get())?;
-    for name in &edits.remove {
-        members.retain(|(member, _)| *member != **name);
-    }
-    for (old, new) in &edits.rename {
-        if members.iter().any(|(member, _)| *member == **old) {
-            members.retain(|(member, _)| *member != **new || old == new);
-            for (member, _) in members.iter_mut().filter(|(member, _)| *member == **old) {
-                *member = Cow::Borrowed(new);
-            }
-        }
-    }
-    for (name, value) in &edits.replace {
-        let mut found = false;
-        members.retain_mut(|(member, old)| {
-            if *member != **name {
-                return true;
-            }
-            *old = Cow::Borrowed(&**value);
-            !std::mem::replace(&mut found, true)
-        });
-    }
-    for (name, value) in &edits.add {
-        if !members.iter().any(|(member, _)| *member == **name) {
-            members.push((Cow::Borrowed(name), Cow::Borrowed(&**value)));
-        }
-    }
-    for (name, value) in &edits.append {
-        let list = match members.iter_mut().find(|(member, _)| *member == **name) {
-            Some((_, old)) => {
-                *old = Cow::Owned(appended(old, value)?);
-                continue;
-            }
-            None => RawValue::from_string(format!("[{}]", value.get()))?,
-        };
-        members.push((Cow::Borrowed(name), Cow::Owned(list)));
-    }
-    Ok(Some(serde_json::to_vec(&Members(members))?.into()))
-}
-
-/// `old`, as a list, with `value` behind it.
-fn appended(old: &RawValue, value: &RawValue) -> Result<Box<RawValue>, serde_json::Error> {
-    let (old, value) = (old.get(), value.get());
-    let list = match old.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(items) if items.trim().is_empty() => format!("[{value}]"),
-        Some(items) => format!("[{items},{value}]"),
-        None => format!("[{old},{value}]"),
+        found
     };
-    RawValue::from_string(list)
-}
-
-/// The members of an object in their order, their values as they were written.
-struct Members<'a>(Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
-                    members.push((name, Cow::Borrowed(value)));
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Reader)
+    let given = |(name, value): &'a (Box<str>, Given<Box<str>>)| Some((name, value.of(made)?));
+    for (name, value) in edits.replace.iter().filter_map(given) {
+        replace(&mut texts, name, value);
     }
-}
-
-/// A member's name, borrowed where it has no escapes.
-#[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl Serialize for Members<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (name, value) in &self.0 {
-            map.serialize_entry(name, &**value)?;
+    for (name, value) in edits.add.iter().filter_map(given) {
+        if !texts.iter().any(|text| is(text, name)) {
+            texts.push(written(name, value));
         }
-        map.end()
     }
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(text) = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
-    let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == "application/json" || (essence.contains('/') && essence.ends_with("+json"))
-}
-
-fn is_compressed(headers: &HeaderMap) -> bool {
-    headers.get_all(CONTENT_ENCODING).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
+    for (name, value) in &edits.set {
+        match value.of(made) {
+            Some(value) if replace(&mut texts, name, value) => {}
+            Some(value) => texts.push(written(name, value)),
+            None => texts.retain(|text| !is(text, name)),
+        }
+    }
+    texts.extend(edits.append.iter().filter_map(given).map(|(name, value)| written(name, value)));
+    if texts == before { None } else { query::with_query(uri, &texts.join("&")) }
 }
 
 impl Names {
@@ -404,139 +277,52 @@ impl Renames {
     }
 }
 
-impl Values {
+impl Inserts {
     fn is_empty(&self) -> bool {
         self.headers.is_empty() && self.query.is_empty() && self.body.is_empty()
     }
 }
 
-impl JsonSchema for Scalar {
-    fn schema_name() -> Cow<'static, str> {
-        "Scalar".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": ["string", "number", "boolean", "null"],
-            "description": "A text, a number, true, false or null",
-        })
-    }
-}
-
 /// Reads a configuration. Parts that are wrong are missing from the result.
 fn parse(config: &Config, errors: &mut Errors) -> RequestTransform {
-    if config.max_body.0 == 0 || config.max_body.0 > MAX_BODY {
+    let Config { remove, rename, replace, add, set, append, max_body } = config;
+    if max_body.0 == 0 || max_body.0 > MAX_BODY {
         errors.push("max_body", "must be at least 1 byte, and at most 64MiB");
     }
-    let mut header =
-        Parser { part: "headers", name: header_name, value: |text: &String| header_value(text), errors };
-    let headers = header.edits(
-        &config.remove.headers,
-        &config.rename.headers,
-        [&config.replace.headers, &config.add.headers, &config.append.headers],
+    let mut headers = Parser {
+        part: "headers",
+        name: header_name,
+        new_name: header_name,
+        value: |text: &String| given_header(text, Side::Request),
+        errors,
+    };
+    let headers = headers.edits(
+        &remove.headers,
+        &rename.headers,
+        [&replace.headers, &add.headers, &set.headers, &append.headers],
     );
-    let plain = |text: &String| Ok::<Box<str>, String>(text.as_str().into());
-    let mut query = Parser { part: "query", name: plain_name, value: plain, errors };
-    let query = query.edits(
-        &config.remove.query,
-        &config.rename.query,
-        [&config.replace.query, &config.add.query, &config.append.query],
-    );
-    let mut body = Parser { part: "body", name: plain_name, value: scalar, errors };
-    let body = body.edits(
-        &config.remove.body,
-        &config.rename.body,
-        [&config.replace.body, &config.add.body, &config.append.body],
-    );
-    RequestTransform {
-        headers,
-        query,
-        body,
-        max_body: usize::try_from(config.max_body.0).unwrap_or(usize::MAX),
-    }
+    let mut query = Parser {
+        part: "query",
+        name: member_name,
+        new_name: member_name,
+        value: |text: &String| given_text(text, Side::Request),
+        errors,
+    };
+    let query =
+        query.edits(&remove.query, &rename.query, [&replace.query, &add.query, &set.query, &append.query]);
+    let mut body = Parser {
+        part: "body",
+        name: Pointer::parse,
+        new_name: Pointer::parse_new_name,
+        value: |scalar: &Scalar| given_scalar(scalar, Side::Request),
+        errors,
+    };
+    let body = body.edits(&remove.body, &rename.body, [&replace.body, &add.body, &set.body, &append.body]);
+    RequestTransform { headers, query, body, max_body: usize::try_from(max_body.0).unwrap_or(usize::MAX) }
 }
 
-/// Reads the operations on one part of the request.
-struct Parser<'e, N, V> {
-    part: &'static str,
-    name: N,
-    value: V,
-    errors: &'e mut Errors,
-}
-
-impl<N, V> Parser<'_, N, V> {
-    fn edits<Name, Text, Value>(
-        &mut self,
-        remove: &[String],
-        rename: &BTreeMap<String, String>,
-        [replace, add, append]: [&BTreeMap<String, Text>; 3],
-    ) -> Edits<Name, Value>
-    where
-        N: Fn(&str) -> Result<Name, String>,
-        V: Fn(&Text) -> Result<Value, String>,
-    {
-        Edits {
-            remove: remove
-                .iter()
-                .enumerate()
-                .filter_map(|(index, name)| {
-                    let field = format!("remove.{}[{index}]", self.part);
-                    self.note(&field, (self.name)(name))
-                })
-                .collect(),
-            rename: rename
-                .iter()
-                .filter_map(|(old, new)| {
-                    let field = format!("rename.{}.{old}", self.part);
-                    let (old, new) = ((self.name)(old), (self.name)(new));
-                    self.note(&field, old).zip(self.note(&field, new))
-                })
-                .collect(),
-            replace: self.values("replace", replace),
-            add: self.values("add", add),
-            append: self.values("append", append),
-        }
-    }
-
-    fn values<Name, Text, Value>(
-        &mut self,
-        operation: &str,
-        values: &BTreeMap<String, Text>,
-    ) -> Vec<(Name, Value)>
-    where
-        N: Fn(&str) -> Result<Name, String>,
-        V: Fn(&Text) -> Result<Value, String>,
-    {
-        values
-            .iter()
-            .filter_map(|(name, value)| {
-                let field = format!("{operation}.{}.{name}", self.part);
-                let (name, value) = ((self.name)(name), (self.value)(value));
-                self.note(&field, name).zip(self.note(&field, value))
-            })
-            .collect()
-    }
-
-    fn note<T>(&mut self, field: &str, result: Result<T, String>) -> Option<T> {
-        result.map_err(|message| self.errors.push(field, message)).ok()
-    }
-}
-
-const MAX_BODY: u64 = 64 << 20;
-
-fn header_value(text: &str) -> Result<HeaderValue, String> {
-    HeaderValue::from_str(text).map_err(|_| "cannot be sent in a header".to_owned())
-}
-
-fn plain_name(name: &str) -> Result<Box<str>, String> {
-    if name.is_empty() { Err("a name must not be empty".to_owned()) } else { Ok(name.into()) }
-}
-
-fn scalar(Scalar(value): &Scalar) -> Result<Box<RawValue>, String> {
-    if value.is_array() || value.is_object() {
-        return Err("must be a text, a number, true, false or null".to_owned());
-    }
-    serde_json::value::to_raw_value(value).map_err(|error| error.to_string())
+fn text(bytes: Vec<u8>) -> Option<Box<str>> {
+    String::from_utf8(bytes).ok().map(Into::into)
 }
 
 fn default_max_body() -> ByteSize {
@@ -546,7 +332,7 @@ fn default_max_body() -> ByteSize {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::testing::{Client, build, refused};
@@ -669,11 +455,66 @@ mod tests {
                    "list":["y" ],"empty":[ ],"one":{"b" : 1}} "#
             )
             .unwrap(),
-            r#"{"kept":123456789012345678901234567890.10,"new":2,"list":["y" ,"z"],"empty":[null],"one":[{"b" : 1},1.5],"added":true,"none":["x"]}"#
+            r#"{"kept":123456789012345678901234567890.10,"new":2,"list":["y","z"],"empty":[null],"one":[{"b" : 1},1.5],"added":true,"none":["x"]}"#
         );
         let add = || json!({"add": {"body": {"a\"b": "c\nd"}}});
         assert_eq!(body_after(add(), "{}").unwrap(), r#"{"a\"b":"c\nd"}"#);
-        assert_eq!(body_after(add(), r#"{"a\u0022b":1}"#).unwrap(), r#"{"a\"b":1}"#);
+        // It is there, so nothing is written anew.
+        assert_eq!(body_after(add(), r#"{"a\u0022b": 1}"#).unwrap(), r#"{"a\u0022b": 1}"#);
+        let set = json!({"set": {"body": {"a": 2, "b": 3}}});
+        assert_eq!(body_after(set, r#"{"a":1,"c":0,"a":4}"#).unwrap(), r#"{"a":2,"c":0,"b":3}"#);
+    }
+
+    #[test]
+    fn json_pointers_lead_into_the_body() {
+        for (config, before, after) in [
+            (
+                json!({"remove": {"body": ["/a/b"]}}),
+                r#"{"a":{"b":1,"c":[ 2 ]},"b":3}"#,
+                r#"{"a":{"c":[ 2 ]},"b":3}"#,
+            ),
+            (json!({"remove": {"body": ["/a/b"]}}), r#"{"a":{"b":1},"a":{"b":2}}"#, r#"{"a":{},"a":{}}"#),
+            (json!({"remove": {"body": ["/l/1", "/l/01", "/l/9"]}}), r#"{"l":[1,2,3]}"#, r#"{"l":[1,3]}"#),
+            (json!({"remove": {"body": ["/0/x"]}}), r#"[{"x":1,"y":2},{"x":3}]"#, r#"[{"y":2},{"x":3}]"#),
+            (json!({"remove": {"body": ["/a~1b/c~0d"]}}), r#"{"a/b":{"c~d":1}}"#, r#"{"a/b":{}}"#),
+            (json!({"remove": {"body": ["/a/b"]}}), r#"{"a": "text"}"#, r#"{"a": "text"}"#),
+            (json!({"rename": {"body": {"/a/b": "d"}}}), r#"{"a":{"b":1,"d":2}}"#, r#"{"a":{"d":1}}"#),
+            (json!({"replace": {"body": {"/l/0": null, "/l/2": 1}}}), r#"{"l":[1,2]}"#, r#"{"l":[null,2]}"#),
+            (json!({"add": {"body": {"/a/b/c": 1}}}), "{}", r#"{"a":{"b":{"c":1}}}"#),
+            (json!({"add": {"body": {"/a/b/c": 1}}}), r#"{"a":{"b":7}}"#, r#"{"a":{"b":7}}"#),
+            (json!({"set": {"body": {"/a/b": 1}}}), r#"{"a":{"b":{"c":2}}}"#, r#"{"a":{"b":1}}"#),
+            (json!({"append": {"body": {"/a/l": 3}}}), r#"{"a":{"l":[1, 2]}}"#, r#"{"a":{"l":[1,2,3]}}"#),
+            (json!({"append": {"body": {"/l/0": 3}}}), r#"{"l":[1]}"#, r#"{"l":[[1,3]]}"#),
+        ] {
+            assert_eq!(body_after(config.clone(), before).unwrap(), after, "{config} {before}");
+        }
+        let many = format!("[{}0]", "0,".repeat(1_000_000));
+        assert_eq!(body_after(json!({"remove": {"body": ["/0"]}, "max_body": "4MiB"}), &many), Err(400));
+    }
+
+    #[test]
+    fn templates_take_their_values_from_the_request() {
+        let config = json!({
+            "set": {
+                "headers": {"x-user": "u-{request.header.x-id}", "x-page": "{request.query.page|1}", "x-line": "{request.query.line}"},
+                "query": {"from": "{request.path}", "who": "{request.header.x-nobody}"},
+                "body": {"ip": "{client.ip}", "/meta/id": "{request.header.x-id}", "gone": "{request.header.x-nobody}"},
+            },
+            "remove": {"headers": ["x-user"]},
+        });
+        let plugin = build("request-transform", config);
+        let mut client = Client::new("POST", "/a%20b?line=a%0d%0ax-evil:1&who=me")
+            .header("content-type", "application/json")
+            .header("x-user", "root")
+            .header("x-id", "7\"\\");
+        assert!(client.meets(&*plugin).is_none());
+        let headers = &client.head.headers;
+        assert_eq!(headers["x-user"], "u-7\"\\");
+        assert_eq!(headers["x-page"], "1");
+        assert!(!headers.contains_key("x-line"), "no value has a line break");
+        assert_eq!(client.head.uri, "/a%20b?line=a%0d%0ax-evil:1&from=%2Fa%2520b");
+        let body = client.sends(&*plugin, "{}").unwrap();
+        assert_eq!(body, r#"{"meta":{"id":"7\"\\"},"ip":"192.0.2.1"}"#);
     }
 
     #[test]
@@ -742,6 +583,7 @@ mod tests {
                 "rename": {"headers": {"x-a": "transfer-encoding", "host": "x-host"}},
                 "add": {"headers": {"a b": "1", "x-b": "line\nbreak"}, "body": {"": 1, "x": [1]}},
                 "replace": {"cookies": {}},
+                "set": {"headers": {"x-c": "{request.nothing}"}, "body": {"/a~2": 1}},
                 "max_body": "1GiB",
             }),
         );
@@ -755,6 +597,8 @@ mod tests {
             "add.body.: ",
             "add.body.x: must be a",
             "replace.cookies: unknown field",
+            "set.headers.x-c: {request.nothing} is no placeholder",
+            "set.body./a~2: is no JSON pointer",
             "max_body: ",
         ] {
             assert!(all.contains(expected), "{expected} in {all}");

@@ -84,6 +84,19 @@ fn key_auth_rate_limit_and_cors_allocate_nothing_for_the_routine_request() {
         assert!(counts[..50].iter().sum::<usize>() > 0, "nothing was counted");
         assert_eq!(counts[50..], [0; 50], "{uri}");
     }
+    let chain = [
+        plugin("request-size-limit", json!({"max_body": "1MiB", "max_headers": "8KiB"})),
+        plugin("fault", json!({"abort": {"status": 503, "percent": 0}})),
+        plugin(
+            "request-transform",
+            json!({"remove": {"headers": ["x-b"]}, "set": {"headers": {"x-a": "1"}}}),
+        ),
+        plugin("response-transform", json!({"remove": {"headers": ["server"], "body": ["secret"]}})),
+    ];
+    assert_eq!(allocations(&chain, "/", &[("x-b", "1")])[1..], [0; 99]);
+    // The id itself, and that it is in two places.
+    let chain = [plugin("request-id", json!({}))];
+    assert_eq!(allocations(&chain, "/", &[])[1..], [2; 99]);
     let chain = [plugin(
         "rate-limit",
         json!({"limit": 5000, "window": "1s", "algorithm": "token-bucket", "by": "ip"}),
