@@ -64,6 +64,7 @@ plugins! {
     respond::Respond,
     response_transform::ResponseTransform,
     token_limit::TokenLimit,
+    traffic_split::TrafficSplit,
 }
 
 /// The default order of all types that are designed, so that users' own `order`s stay right when one is added.

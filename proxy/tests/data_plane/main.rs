@@ -39,6 +39,7 @@ mod smuggling;
 mod telling;
 mod tls;
 mod token_limit;
+mod traffic_split;
 mod transforms;
 mod upgrades;
 mod upstreams;
