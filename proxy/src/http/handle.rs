@@ -204,12 +204,8 @@ async fn decide<'a>(
     // This is the host that the client asked for; a plugin may change the header.
     let host = head.headers.get(header::HOST).cloned();
     inbound.begin(&mut exchange.request, &head.headers, *flags)?;
-    let mut upstream = match forward {
-        Some(_) => {
-            route.upstream(|total| fastrand::u32(..total)).and_then(|slot| serving.upstreams.get(slot))
-        }
-        None => None,
-    };
+    let drawn = forward.and_then(|_| route.upstream(|total| fastrand::u32(..total)));
+    let mut upstream = drawn.and_then(|slot| serving.upstreams.get(slot));
     if let Some(chains) = Chains::of(exchange, serving, upstream.map(|upstream| &**upstream)) {
         exchange.request.has_plugins = true;
         if chains.have(Hooks::LOG) {
