@@ -22,6 +22,7 @@ use crate::hmac_auth::{self, HmacAuth, Signature};
 use crate::jwt::{self, Bearer, Jwt};
 use crate::key_auth::{self, ApiKey, KeyAuth};
 use crate::mtls_auth::{self, Certificate, MtlsAuth};
+use crate::provider::Provider;
 
 /// The ways to authenticate.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -101,6 +102,7 @@ impl Definition for Auth {
         "Authenticates requests in one of several ways, or in several ways at once.";
     const ORDER: i32 = 1340;
     const CAN_SHADOW: bool = true;
+    const OUTCOMES: &'static [&'static str] = &[Provider::FETCHED, Provider::FETCH_FAILED];
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {
@@ -121,7 +123,14 @@ impl Definition for Auth {
     }
 
     fn references(config: &Config) -> Vec<(ResourceKey, String)> {
-        anonymous_reference(config.anonymous.as_deref())
+        let methods = [("any", &config.any), ("all", &config.all)];
+        let of_methods = methods.into_iter().flat_map(|(list, methods)| {
+            methods.iter().enumerate().flat_map(move |(index, method)| {
+                let at = format!("{list}[{index}].{}", method.type_name());
+                method.references().into_iter().map(move |(key, field)| (key, format!("{at}.{field}")))
+            })
+        });
+        anonymous_reference(config.anonymous.as_deref()).into_iter().chain(of_methods).collect()
     }
 
     fn build(config: Config, context: &Context<'_>) -> Result<Self, Vec<FieldError>> {
@@ -176,13 +185,20 @@ impl MethodSpec {
         }
     }
 
+    fn references(&self) -> Vec<(ResourceKey, String)> {
+        match self {
+            Self::Jwt(config) => config.references(),
+            Self::KeyAuth(_) | Self::BasicAuth(_) | Self::HmacAuth(_) | Self::MtlsAuth(_) => Vec::new(),
+        }
+    }
+
     fn build(&self, context: &Context<'_>) -> Box<dyn Method> {
         // The configuration was checked.
         let mut errors = Errors::default();
         match self {
             Self::KeyAuth(config) => Box::new(ApiKey::of(config)),
             Self::BasicAuth(config) => Box::new(UserPassword::of(config, context)),
-            Self::Jwt(config) => Box::new(Bearer::of(config, &mut errors)),
+            Self::Jwt(config) => Box::new(Bearer::of(config, context, &mut errors)),
             Self::HmacAuth(config) => Box::new(Signature::of(config, &mut errors)),
             Self::MtlsAuth(config) => Box::new(Certificate::of(config)),
         }

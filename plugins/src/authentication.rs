@@ -19,6 +19,11 @@ pub(crate) trait Method: Send + Sync + 'static {
     /// Finds out who the client is.
     fn authenticate(&self, request: &mut PluginRequest<'_>) -> Attempt;
 
+    /// Finds it out once what [`Attempt::Again`] waited for is over.
+    fn authenticate_again(&self, _request: &mut PluginRequest<'_>) -> Verdict {
+        Refusal::unavailable("the credential could not be checked").into()
+    }
+
     /// Removes the credentials from the request, if that is configured.
     fn hide(&self, _request: &mut PluginRequest<'_>) -> Result<(), NotRewritable> {
         Ok(())
@@ -39,6 +44,8 @@ pub(crate) enum Attempt {
     Done(Verdict),
     /// It is not known yet. The future bounds its own waiting.
     Wait(LocalBoxFuture<'static, Verdict>),
+    /// It is not known yet, and [`Method::authenticate_again`] says it once the future is done. The future bounds its own waiting.
+    Again(LocalBoxFuture<'static, ()>),
 }
 
 /// The proof that a client gave.
@@ -65,6 +72,20 @@ pub(crate) struct Refusal {
 /// The target of the request has no form without the credential.
 #[derive(Debug)]
 pub(crate) struct NotRewritable;
+
+impl Attempt {
+    /// The verdict, once it is known.
+    async fn verdict(self, method: &dyn Method, request: &mut PluginRequest<'_>) -> Verdict {
+        match self {
+            Self::Done(verdict) => verdict,
+            Self::Wait(future) => future.await,
+            Self::Again(future) => {
+                future.await;
+                method.authenticate_again(request)
+            }
+        }
+    }
+}
 
 impl From<Verdict> for Attempt {
     fn from(verdict: Verdict) -> Self {
@@ -139,9 +160,10 @@ impl Guard {
                         break;
                     }
                 }
-                Attempt::Wait(future) => {
+                attempt => {
                     return Flow::Wait(Box::pin(async move {
-                        if !tally.add(&**method, future.await, self.needs) {
+                        let verdict = attempt.verdict(&**method, request).await;
+                        if !tally.add(&**method, verdict, self.needs) {
                             self.try_rest(index + 1, request, &mut tally).await;
                         }
                         self.finish(request, tally)
@@ -154,10 +176,7 @@ impl Guard {
 
     async fn try_rest(&self, from: usize, request: &mut PluginRequest<'_>, tally: &mut Tally) {
         for method in self.methods.iter().skip(from) {
-            let verdict = match method.authenticate(request) {
-                Attempt::Done(verdict) => verdict,
-                Attempt::Wait(future) => future.await,
-            };
+            let verdict = method.authenticate(request).verdict(&**method, request).await;
             if tally.add(&**method, verdict, self.needs) {
                 return;
             }

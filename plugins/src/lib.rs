@@ -7,11 +7,14 @@
 
 mod authentication;
 mod authorization;
+mod claims;
 mod clock;
+mod cookies;
 mod headers;
 mod limit;
 mod origin;
 mod password_pool;
+mod provider;
 mod query;
 mod redis;
 mod signature;
@@ -19,9 +22,11 @@ mod template;
 #[cfg(test)]
 mod testing;
 mod token;
+mod token_key;
 mod transform;
 #[cfg(test)]
 mod types;
+mod verified;
 
 use std::sync::LazyLock;
 

@@ -89,6 +89,11 @@ impl<'t> Token<'t> {
         Ok(())
     }
 
+    /// The time since 1970 at which it expires. `None`: it has no such time, or one that is none.
+    pub(crate) fn expires(&self) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.time("exp").ok()??).ok()
+    }
+
     fn time(&self, name: &str) -> Result<Option<f64>, &'static str> {
         match self.claim(name) {
             None => Ok(None),

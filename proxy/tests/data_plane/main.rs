@@ -23,6 +23,7 @@ mod harness;
 mod http1;
 mod http2_targets;
 mod identity;
+mod jwks;
 mod large_bodies;
 mod limits;
 mod memory;

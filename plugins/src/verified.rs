@@ -1,0 +1,114 @@
+//! A bounded memory of proofs that were verified, by the SHA-256 of the proof.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use foldhash::fast::RandomState;
+use ring::digest;
+
+/// What was verified, and what came of it.
+pub(crate) struct Verified<V> {
+    shards: Box<[Shard<V>]>,
+}
+
+/// The SHA-256 of a proof.
+pub(crate) type ProofHash = [u8; 32];
+
+/// Alone on its cache lines, so that workers do not disturb each other.
+#[repr(align(128))]
+struct Shard<V>(Mutex<Generations<V>>);
+
+/// The newer half and the older one. When the newer is full, the older is forgotten: nothing is searched for what to evict.
+struct Generations<V> {
+    young: HashMap<ProofHash, V, RandomState>,
+    old: HashMap<ProofHash, V, RandomState>,
+}
+
+const SHARDS: usize = 16;
+
+/// The most entries of each half of a shard: 16,384 in all.
+const ROOM: usize = 512;
+
+/// The hash by which a proof is remembered.
+pub(crate) fn hash(proof: &[u8]) -> ProofHash {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, proof).as_ref());
+    hash
+}
+
+impl<V> Default for Verified<V> {
+    fn default() -> Self {
+        let empty = || Generations { young: HashMap::default(), old: HashMap::default() };
+        Self { shards: (0..SHARDS).map(|_| Shard(Mutex::new(empty()))).collect() }
+    }
+}
+
+impl<V> Verified<V> {
+    /// The part that `read` takes of what is remembered of a proof. What it refuses is forgotten.
+    pub(crate) fn find<T>(&self, hash: &ProofHash, read: impl FnOnce(&V) -> Option<T>) -> Option<T> {
+        let mut shard = self.shard(hash)?.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Generations { young, old } = &mut *shard;
+        if let Some(entry) = young.get(hash) {
+            let found = read(entry);
+            if found.is_none() {
+                young.remove(hash);
+            }
+            return found;
+        }
+        let entry = old.remove(hash)?;
+        let found = read(&entry)?;
+        shard.add(*hash, entry);
+        Some(found)
+    }
+
+    /// Remembers a proof.
+    pub(crate) fn remember(&self, hash: ProofHash, entry: V) {
+        if let Some(shard) = self.shard(&hash) {
+            shard.0.lock().unwrap_or_else(PoisonError::into_inner).add(hash, entry);
+        }
+    }
+
+    fn shard(&self, hash: &ProofHash) -> Option<&Shard<V>> {
+        self.shards.get(usize::from(hash[0]) % SHARDS)
+    }
+}
+
+impl<V> Generations<V> {
+    fn add(&mut self, hash: ProofHash, entry: V) {
+        if self.young.len() >= ROOM {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(hash, entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_stays_and_the_rest_is_bounded() {
+        let verified = Verified::default();
+        let used = hash(b"used");
+        verified.remember(used, 7);
+        for number in 0..100_000_u32 {
+            verified.remember(hash(&number.to_le_bytes()), 1);
+            assert_eq!(verified.find(&used, |value| Some(*value)), Some(7));
+        }
+        let kept = |shard: &Shard<i32>| {
+            let shard = shard.0.lock().unwrap();
+            shard.young.len() + shard.old.len()
+        };
+        assert!(verified.shards.iter().map(kept).sum::<usize>() <= 2 * SHARDS * ROOM);
+        assert_eq!(verified.find(&hash(&0_u32.to_le_bytes()), |value| Some(*value)), None);
+    }
+
+    #[test]
+    fn what_is_refused_is_forgotten() {
+        let verified = Verified::default();
+        verified.remember(hash(b"a"), 7);
+        assert_eq!(verified.find(&hash(b"a"), |_| None::<()>), None);
+        assert_eq!(verified.find(&hash(b"a"), |value| Some(*value)), None);
+        assert_eq!(verified.find(&hash(b"b"), |value| Some(*value)), None);
+    }
+}
