@@ -119,6 +119,8 @@ pub struct ClientCertificate {
     pub fingerprint: Box<str>,
     /// The end of its validity, seconds since 1970.
     pub not_after: i64,
+    /// The certificate in DER, followed by the others that the client sent.
+    pub chain: Arc<[CertificateDer<'static>]>,
 }
 
 /// A certificate's private key.
@@ -252,9 +254,10 @@ impl Certificate {
 }
 
 impl ClientCertificate {
-    /// Reads a certificate in DER. What its texts have besides printable ASCII is written as `\\` and two hexadecimal
-    /// digits for each byte. `None`: it is not X.509.
-    pub fn read(der: &[u8]) -> Option<Self> {
+    /// Reads the first certificate of the chain that a client sent. What its texts have besides printable ASCII is written as `\\` and
+    /// two hexadecimal digits for each byte. `None`: it is not X.509.
+    pub fn read(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let der = chain.first()?;
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let names = certificate.subject_alternative_name().ok().flatten();
         let names = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| {
@@ -274,6 +277,7 @@ impl ClientCertificate {
             names: names.take(MAX_NAMES).map(Into::into).collect(),
             fingerprint: crate::secret::hex(&crate::secret::sha256(der)).into(),
             not_after: certificate.validity().not_after.timestamp(),
+            chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
         })
     }
 }

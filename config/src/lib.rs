@@ -48,6 +48,7 @@ mod breaker;
 mod catalog;
 mod certificate;
 mod clear_secrets;
+mod client_authorities;
 mod consumer;
 mod consumer_group;
 mod credential;
@@ -107,6 +108,7 @@ pub use catalog::PluginCatalog;
 pub use certificate::{
     Certificate, CertificateFacts, CertificateSpec, ClientCertificate, KeyType, PrivateKey,
 };
+pub use client_authorities::ClientAuthorities;
 pub use consumer::{Consumer, ConsumerSpec, is_group};
 pub use consumer_group::{ConsumerGroup, ConsumerGroupSpec};
 pub use credential::{

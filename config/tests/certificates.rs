@@ -342,7 +342,7 @@ fn a_clients_certificate_says_who_it_is_and_no_more() {
     params.subject_alt_names.push(SanType::URI("spiffe://example/alice".try_into().unwrap()));
     params.subject_alt_names.push(SanType::IpAddress([192, 0, 2, 1].into()));
     let made = params.self_signed(&key).unwrap();
-    let read = ClientCertificate::read(made.der()).unwrap();
+    let read = ClientCertificate::read(&[made.der().clone()]).unwrap();
     assert_eq!(&*read.subject, "CN=alice\\, O\\=admin\\0d\\0ax: \\c3\\bc,O=Example");
     assert_eq!(
         *read.names,
@@ -350,7 +350,23 @@ fn a_clients_certificate_says_who_it_is_and_no_more() {
     );
     assert_eq!(read.fingerprint.len(), 64);
     assert!(read.not_after > 4_000_000_000, "rcgen's default");
-    assert!(ClientCertificate::read(b"hello").is_none());
+    assert!(
+        ClientCertificate::read(&[b"hello".to_vec().into()]).is_none()
+            && ClientCertificate::read(&[]).is_none()
+    );
+}
+
+#[test]
+fn a_name_with_a_zero_byte_is_not_the_name_before_it() {
+    let made = CertificateParams::new(vec!["alice.example-evil".to_owned()]).unwrap();
+    let made = made.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    // The same length, so that the certificate stays DER. Nobody checks its signature here.
+    let mut der = made.der().to_vec();
+    let place = der.windows(18).position(|window| window == b"alice.example-evil").unwrap();
+    der[place + 13] = 0;
+    let read = ClientCertificate::read(&[der.into()]);
+    let names = read.map(|read| read.names).unwrap_or_default();
+    assert!(!names.iter().any(|name| **name == *"DNS:alice.example"), "{names:?}");
 }
 
 /// An element of DER.

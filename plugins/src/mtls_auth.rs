@@ -4,21 +4,30 @@
 //! `mtls` credential: by the SHA-256 of the certificate, by one of its other names, or by its subject, whichever `by` lists, in
 //! this order. If other names of one certificate belong to several consumers, it is refused.
 //!
-//! A request over a connection without a certificate is answered `401`, and so is one whose certificate belongs to nobody, or
-//! has expired since the connection was made. With `anonymous`, such requests pass as that consumer. The answer has no
+//! With `ca`, one of these authorities must have issued the certificate, besides what the listener demands. A client cannot even
+//! connect with a certificate that the listener does not trust, so the authorities of the listener are those of all APIs behind it,
+//! and the `ca` of each API's plugin says which of them count there. The chain is checked again for each request, or for the first
+//! in each minute, so a change of `ca` concerns open connections, too.
+//!
+//! A request over a connection without a certificate is answered `401`, and so is one whose certificate belongs to nobody, is not
+//! one of the `ca`, or has expired since the connection was made. With `anonymous`, such requests pass as that consumer. The answer has no
 //! `WWW-Authenticate`, for there is no scheme that a client could answer with.
 //!
 //! The upstream gets the consumer's identity in headers, as with [key-auth](key-auth.md). What the client itself sends as
 //! `X-Client-Cert-…` is removed.
 
+use std::ops::Range;
+use std::time::Duration;
+
 use http::HeaderValue;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use signalbox_config::{ClientCertificate, Errors, FieldError, ResourceKey};
+use signalbox_config::{ClientAuthorities, ClientCertificate, Errors, FieldError, ResourceKey};
 use signalbox_plugin::{Consumers, Context, Definition, Flow, Identity, Plugin, PluginRequest, hooks};
 
 use crate::authentication::{Attempt, Guard, Method, Refusal, Verdict, anonymous_reference, check_anonymous};
 use crate::clock::since_1970;
+use crate::verified::{self, Verified};
 
 /// The names by which a certificate is looked up.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -30,6 +39,10 @@ pub(crate) struct Config {
     #[serde(default = "default_by")]
     #[schemars(title = "Identify by", length(min = 1))]
     by: Vec<By>,
+    /// The certificates of the authorities that may have issued the certificate, PEM. Absent: all that the listener trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(title = "Authorities", extend("x-multiline" = true))]
+    ca: Option<String>,
     /// The consumer as which requests without a consumer's certificate pass. Absent: they are answered 401.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(title = "Anonymous consumer")]
@@ -70,10 +83,7 @@ impl Definition for MtlsAuth {
     type Config = Config;
 
     fn check(config: &Config, errors: &mut Errors) {
-        check_anonymous(config.anonymous.as_deref(), errors);
-        if config.by.is_empty() {
-            errors.push("by", "must have at least one of fingerprint, san, subject");
-        }
+        Certificate::of(config, errors);
     }
 
     fn references(config: &Config) -> Vec<(ResourceKey, String)> {
@@ -82,15 +92,26 @@ impl Definition for MtlsAuth {
 
     fn build(config: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
         let mut errors = Errors::default();
-        Self::check(&config, &mut errors);
-        errors.finish(Some(Self(Guard::of(Certificate::of(&config), config.anonymous))))
+        let method = Certificate::of(&config, &mut errors);
+        errors.finish(Some(Self(Guard::of(method, config.anonymous))))
     }
 }
 
 /// The authentication by client certificates.
 pub(crate) struct Certificate {
     by: Box<[By]>,
+    authorities: Option<Authorities>,
 }
+
+/// The authorities, and the certificates that they have issued, each with the times since 1970 between which that need not be
+/// checked again.
+struct Authorities {
+    trusted: ClientAuthorities,
+    checked: Verified<Range<Duration>>,
+}
+
+/// The time for which a certificate is known to be issued by the authorities: one of their own could expire.
+const MEMORY: Duration = Duration::from_secs(60);
 
 impl Method for Certificate {
     fn authenticate(&self, request: &mut PluginRequest<'_>) -> Attempt {
@@ -98,9 +119,13 @@ impl Method for Certificate {
             return Verdict::Absent("the client has no certificate").into();
         };
         // It was valid when the connection was made.
-        let now = i64::try_from(since_1970(request.clock).as_secs()).unwrap_or(i64::MAX);
-        if certificate.not_after < now {
+        let now = since_1970(request.clock);
+        if certificate.not_after < i64::try_from(now.as_secs()).unwrap_or(i64::MAX) {
             return Verdict::Refused(Refusal::unauthorized("the client's certificate has expired")).into();
+        }
+        if self.authorities.as_ref().is_some_and(|authorities| !authorities.vouch_for(certificate, now)) {
+            let detail = "the client's certificate is not issued by an authority that counts here";
+            return Verdict::Refused(Refusal::unauthorized(detail)).into();
         }
         match self.owner(certificate, request.consumers) {
             Ok(identity) => Verdict::Passed(Some(identity)).into(),
@@ -113,10 +138,38 @@ impl Method for Certificate {
     }
 }
 
+impl Authorities {
+    fn vouch_for(&self, certificate: &ClientCertificate, now: Duration) -> bool {
+        // Whoever has the certificate has its chain: what others the client sent makes no difference to the next time.
+        let Some(own) = certificate.chain.first() else { return false };
+        let hash = verified::hash(own);
+        if self.checked.find(&hash, |known| known.contains(&now).then_some(())).is_some() {
+            return true;
+        }
+        let is_good = self.trusted.vouch_for(certificate, now);
+        if is_good {
+            self.checked.remember(hash, now..now + MEMORY);
+        }
+        is_good
+    }
+}
+
 impl Certificate {
-    pub(crate) fn of(config: &Config) -> Self {
+    /// Reads a configuration. Parts that are wrong are missing from the result.
+    pub(crate) fn of(config: &Config, errors: &mut Errors) -> Self {
+        check_anonymous(config.anonymous.as_deref(), errors);
+        if config.by.is_empty() {
+            errors.push("by", "must have at least one of fingerprint, san, subject");
+        }
+        let authorities = config.ca.as_deref().and_then(|pem| {
+            let trusted = ClientAuthorities::from_pem(pem);
+            trusted.map_err(|message| errors.push("ca", message)).ok()
+        });
         let all = [By::Fingerprint, By::San, By::Subject];
-        Self { by: all.into_iter().filter(|by| config.by.contains(by)).collect() }
+        Self {
+            by: all.into_iter().filter(|by| config.by.contains(by)).collect(),
+            authorities: authorities.map(|trusted| Authorities { trusted, checked: Verified::default() }),
+        }
     }
 
     fn owner(
@@ -177,6 +230,7 @@ mod tests {
             names: names.iter().map(|name| (*name).into()).collect(),
             fingerprint: fingerprint.repeat(32).into(),
             not_after,
+            chain: [].into(),
         }
     }
 
@@ -241,5 +295,8 @@ mod tests {
         assert!(client.meets(&*build("mtls-auth", json!({"anonymous": "guest"}))).is_none());
         assert_eq!(client.head.headers["x-anonymous-consumer"], "true");
         assert!(refused("mtls-auth", json!({"by": []})).starts_with("by: "));
+        for ca in ["", "x", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            assert!(refused("mtls-auth", json!({"ca": ca})).starts_with("ca: "), "{ca}");
+        }
     }
 }

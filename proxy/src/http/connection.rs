@@ -150,10 +150,8 @@ async fn tls_handshake(
         }
     })
     .await;
-    let certificate = shaken.as_ref().ok().and_then(|stream| {
-        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        certificate.and_then(|certificate| ClientCertificate::read(certificate))
-    });
+    let shown = shaken.as_ref().ok().and_then(|stream| stream.get_ref().1.peer_certificates());
+    let certificate = shown.and_then(ClientCertificate::read);
     // The certificate was verified when the session began, which may be long ago.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
     let has_expired = certificate.as_ref().is_some_and(|certificate| certificate.not_after < now);

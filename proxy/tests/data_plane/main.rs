@@ -27,6 +27,7 @@ mod jwks;
 mod large_bodies;
 mod limits;
 mod memory;
+mod mtls_auth;
 #[path = "../../../tests/shared/ocsp.rs"]
 mod ocsp;
 mod overload;

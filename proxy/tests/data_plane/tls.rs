@@ -26,9 +26,9 @@ use crate::harness::{Answer, Backend, Client, Harness, block_on, block_on_alone,
 use crate::ocsp::with_time;
 use crate::telling::lines;
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority(name: &str) -> Authority {
+pub(crate) fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, name);
@@ -36,12 +36,12 @@ fn authority(name: &str) -> Authority {
 }
 
 /// A certificate and its key.
-struct Issued {
+pub(crate) struct Issued {
     certificate: String,
     key: String,
 }
 
-fn issued(names: &[&str], by: &Authority) -> Issued {
+pub(crate) fn issued(names: &[&str], by: &Authority) -> Issued {
     let key = KeyPair::generate().unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();
@@ -52,7 +52,7 @@ fn issued(names: &[&str], by: &Authority) -> Issued {
 
 impl Issued {
     /// The certificate as a resource.
-    fn resource(&self, name: &str) -> String {
+    pub(crate) fn resource(&self, name: &str) -> String {
         let text = |text: &str| serde_json::to_string(text).unwrap();
         format!(
             "{{name: {name}, certificate: {}, private_key: {}}}",
@@ -71,7 +71,7 @@ impl Issued {
 }
 
 /// A document with an https listener, certificates, and more.
-fn https(tls: &str, certificates: &[String], more: &str) -> String {
+pub(crate) fn https(tls: &str, certificates: &[String], more: &str) -> String {
     format!(
         "listeners: [{{name: http, address: '127.0.0.1:8443', protocol: https, tls: {{{tls}}}}}]
 certificates: [{}]
@@ -89,7 +89,7 @@ fn roots(ca: &Authority) -> RootCertStore {
 }
 
 /// A client that trusts `ca`.
-struct Tls {
+pub(crate) struct Tls {
     config: ClientConfig,
 }
 
@@ -98,7 +98,7 @@ impl Tls {
         Self::of(ca, None, rustls::DEFAULT_VERSIONS)
     }
 
-    fn of(
+    pub(crate) fn of(
         ca: &Authority,
         shown: Option<&Issued>,
         versions: &[&'static rustls::SupportedProtocolVersion],
@@ -115,7 +115,11 @@ impl Tls {
         Self { config }
     }
 
-    async fn connect(&self, address: SocketAddr, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn connect(
+        &self,
+        address: SocketAddr,
+        name: &str,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         self.over(TcpStream::connect(address).await.unwrap(), name).await
     }
 
@@ -127,6 +131,14 @@ impl Tls {
     /// Sends one request over HTTP/1.1, and returns the kind of handshake.
     async fn get(&self, address: SocketAddr, name: &str) -> std::io::Result<(Answer, HandshakeKind)> {
         Self::ask(self.connect(address, name).await?, name).await
+    }
+
+    /// A client with one connection over HTTP/1.1.
+    pub(crate) async fn client(&self, address: SocketAddr, name: &str) -> Client {
+        let stream = self.connect(address, name).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection.without_shutdown());
+        Client::Http1(sender)
     }
 
     async fn ask(stream: TlsStream<TcpStream>, name: &str) -> std::io::Result<(Answer, HandshakeKind)> {
