@@ -17,6 +17,7 @@ mod password_pool;
 mod provider;
 mod query;
 mod redis;
+mod reference;
 mod signature;
 mod template;
 #[cfg(test)]
@@ -61,6 +62,7 @@ plugins! {
     jwt::Jwt,
     key_auth::KeyAuth,
     mtls_auth::MtlsAuth,
+    oidc::Oidc,
     rate_limit::RateLimit,
     redirect::Redirect,
     request_id::RequestId,

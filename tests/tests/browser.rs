@@ -1,5 +1,6 @@
 //! The admin UI in a real browser, on real systems: two control planes on one PostgreSQL, three proxies, traffic;
-//! one control plane with a fleet of scripted proxies; and one with a fleet that gets revisions step by step.
+//! one control plane with a fleet of scripted proxies; and one with a fleet that gets revisions step by step. And the login of a user at
+//! a real provider of identities, through a proxy.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -72,6 +73,16 @@ async fn the_admin_ui_shows_and_drives_a_rollout() {
     }
     control_plane.api().wait_in_sync(proxies.len()).await.unwrap();
     run(&directory, "test:rollout", &control_plane);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_user_logs_in_at_a_provider_by_a_browser() {
+    let directory = prepare();
+    let control_plane = ControlPlane::sqlite().await.unwrap();
+    let proxy = Proxy::of(&control_plane, "edge").await.unwrap();
+    control_plane.api().wait_in_sync(1).await.unwrap();
+    let address = proxy.url("");
+    run_with(&directory, "test:login", &control_plane, &[("SIGNALBOX_PROXY", &address)]);
 }
 
 /// How many proxies the large fleet has.
@@ -169,8 +180,14 @@ fn prepare() -> PathBuf {
 
 /// Runs a script of the tests' package against a control plane.
 fn run(directory: &Path, script: &str, control_plane: &ControlPlane) {
+    run_with(directory, script, control_plane, &[]);
+}
+
+/// The same with further variables of the environment.
+fn run_with(directory: &Path, script: &str, control_plane: &ControlPlane, variables: &[(&str, &str)]) {
     let mut npm = npm(directory, &["run", "--silent", script]);
     npm.env("SIGNALBOX_URL", control_plane.admin_url()).env("SIGNALBOX_TOKEN", ADMIN_TOKEN);
+    npm.envs(variables.iter().copied());
     if let Some(browser) = browser() {
         npm.env("CHROMIUM", browser);
     }

@@ -144,6 +144,7 @@ const WORDS: Record<string, string> = {
   jwks: "JWKS",
   jwt: "JWT",
   ocsp: "OCSP",
+  oidc: "OIDC",
   sni: "SNI",
   snis: "SNIs",
   tcp: "TCP",

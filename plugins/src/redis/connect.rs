@@ -1,9 +1,9 @@
 //! Connects to Redis: to one server, to the primary that sentinels name, or to a cluster.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::time::Duration;
 
+use super::settings::{Mode, RedisSettings, TlsSettings, host_and_port};
+use crate::reference::{ReferenceError, resolve};
 use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
@@ -12,9 +12,6 @@ use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
     IntoConnectionInfo as _, RedisConnectionInfo, TlsCertificates, TlsMode, Value,
 };
-use signalbox_config::{ReferenceSpec, SecretSpec, without_line_break};
-
-use super::settings::{Mode, RedisSettings, TlsSettings, host_and_port};
 
 /// A connection; clones share it.
 #[derive(Clone)]
@@ -28,18 +25,11 @@ pub(super) enum Connection {
 pub(super) enum ConnectError {
     #[error(transparent)]
     Redis(#[from] redis::RedisError),
-    #[error("the environment variable {0} is not set")]
-    NoVariable(String),
-    #[error("the file {0} cannot be read: {1}")]
-    File(String, std::io::Error),
-    #[error("{0} is larger than 1 MiB, is empty or is no text")]
-    NoText(String),
+    #[error(transparent)]
+    Secret(#[from] ReferenceError),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
 }
-
-/// The most bytes of a secret.
-const MAX_SECRET: u64 = 1 << 20;
 
 impl Connection {
     pub(super) async fn send(&mut self, command: &Cmd) -> redis::RedisResult<Value> {
@@ -94,13 +84,13 @@ async fn to_primary(settings: &RedisSettings, timeout: Duration) -> Result<Conne
     if let Some(username) = &settings.username {
         builder = builder.set_client_to_redis_username(username);
     }
-    if let Some(password) = secret(settings.password.as_ref())? {
+    if let Some(password) = resolve(settings.password.as_ref())? {
         builder = builder.set_client_to_redis_password(password);
     }
     if let Some(username) = &settings.sentinel_username {
         builder = builder.set_client_to_sentinel_username(username);
     }
-    if let Some(password) = secret(settings.sentinel_password.as_ref())? {
+    if let Some(password) = resolve(settings.sentinel_password.as_ref())? {
         builder = builder.set_client_to_sentinel_password(password);
     }
     if let Some(certificates) = certificates(settings.tls.as_ref())? {
@@ -128,7 +118,7 @@ async fn to_cluster(settings: &RedisSettings, timeout: Duration) -> Result<Conne
     if let Some(username) = &settings.username {
         builder = builder.username(username);
     }
-    if let Some(password) = secret(settings.password.as_ref())? {
+    if let Some(password) = resolve(settings.password.as_ref())? {
         builder = builder.password(password);
     }
     if let Some(certificates) = certificates(settings.tls.as_ref())? {
@@ -157,7 +147,7 @@ fn login(settings: &RedisSettings) -> Result<RedisConnectionInfo, ConnectError> 
     if let Some(username) = &settings.username {
         login = login.set_username(username);
     }
-    if let Some(password) = secret(settings.password.as_ref())? {
+    if let Some(password) = resolve(settings.password.as_ref())? {
         login = login.set_password(password);
     }
     Ok(login)
@@ -165,33 +155,10 @@ fn login(settings: &RedisSettings) -> Result<RedisConnectionInfo, ConnectError> 
 
 fn certificates(tls: Option<&TlsSettings>) -> Result<Option<TlsCertificates>, ConnectError> {
     let Some(tls) = tls else { return Ok(None) };
-    let key = secret(tls.private_key.as_ref())?;
+    let key = resolve(tls.private_key.as_ref())?;
     let client_tls = tls.certificate.clone().zip(key).map(|(certificate, key)| ClientTlsConfig {
         client_cert: certificate.into_bytes(),
         client_key: key.into_bytes(),
     });
     Ok(Some(TlsCertificates { client_tls, root_cert: tls.ca.clone().map(String::into_bytes) }))
-}
-
-/// The secret at the place that a reference names.
-fn secret(reference: Option<&SecretSpec>) -> Result<Option<String>, ConnectError> {
-    let (place, bytes) = match reference {
-        Some(SecretSpec::Reference(ReferenceSpec::Env(name))) => {
-            let value = std::env::var_os(name).ok_or_else(|| ConnectError::NoVariable(name.clone()))?;
-            (name, value.into_encoded_bytes())
-        }
-        Some(SecretSpec::Reference(ReferenceSpec::File(path))) => {
-            let failed = |error| ConnectError::File(path.clone(), error);
-            let mut bytes = Vec::new();
-            let file = File::open(path).map_err(failed)?;
-            file.take(MAX_SECRET + 1).read_to_end(&mut bytes).map_err(failed)?;
-            (path, bytes)
-        }
-        None | Some(SecretSpec::Literal(_) | SecretSpec::Reference(ReferenceSpec::Sha256(_))) => {
-            return Ok(None);
-        }
-    };
-    let text = String::from_utf8(without_line_break(&bytes).to_vec()).ok();
-    let text = text.filter(|text| !text.is_empty() && text.len() as u64 <= MAX_SECRET);
-    text.map(Some).ok_or_else(|| ConnectError::NoText(place.clone()))
 }

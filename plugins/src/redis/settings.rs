@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use signalbox_config::{Errors, HumanDuration, ReferenceSpec, SecretSpec};
+use signalbox_config::{Errors, HumanDuration, SecretSpec};
+
+use crate::reference::check_reference;
 
 /// The Redis servers where proxies count together. Plugins with the same settings share their connections.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -148,19 +150,6 @@ impl RedisSettings {
 
     pub(crate) fn key_prefix(&self) -> &str {
         &self.key_prefix
-    }
-}
-
-fn check_reference(field: &str, secret: Option<&SecretSpec>, errors: &mut Errors) {
-    let is_good = match secret {
-        None => true,
-        Some(SecretSpec::Reference(ReferenceSpec::Env(place) | ReferenceSpec::File(place))) => {
-            !place.is_empty()
-        }
-        Some(SecretSpec::Literal(_) | SecretSpec::Reference(ReferenceSpec::Sha256(_))) => false,
-    };
-    if !is_good {
-        errors.push(field, "must be a reference: {\"env\": \"NAME\"} or {\"file\": \"PATH\"} of the proxy");
     }
 }
 

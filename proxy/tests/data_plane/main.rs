@@ -30,6 +30,7 @@ mod memory;
 mod mtls_auth;
 #[path = "../../../tests/shared/ocsp.rs"]
 mod ocsp;
+mod oidc;
 mod overload;
 mod pairings;
 mod plugins;
