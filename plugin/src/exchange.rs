@@ -13,6 +13,9 @@ use crate::consumers::Identity;
 pub struct Exchange {
     /// The client's identity, once a plugin has found it out.
     pub identity: Option<Identity>,
+    /// True if the response may be meant for one user whom [`Exchange::identity`] does not tell from others, and perhaps no header of the
+    /// request either: a plugin that authenticates sets it, and a shared cache must not answer others by the response.
+    pub is_personal: bool,
     /// The upstream that a plugin has chosen for the request.
     pub(crate) upstream: Option<Name>,
     /// The id that a plugin has chosen for the request.

@@ -189,7 +189,8 @@ impl Guard {
         }
         match tally.result() {
             Ok(Some(identity)) => request.authenticate(identity),
-            Ok(None) => {}
+            // The client has proved who it is, to no consumer.
+            Ok(None) => request.exchange.is_personal = true,
             Err(failed) => {
                 match self.anonymous.as_deref().and_then(|name| request.consumers.anonymous(name)) {
                     Some(identity) => request.authenticate(identity),

@@ -296,11 +296,15 @@ impl Cache {
         if directives.no_store || is_handshake || request.body_size != Some(0) {
             return Err(Turn::Passed(Reason::Bypass));
         }
-        let is_known = request.exchange.identity.is_some() && !self.per_consumer;
+        let has_own_responses = self.per_consumer && request.exchange.identity.is_some();
+        // The proxy tells the upstream of a certificate.
+        let is_known = request.exchange.identity.is_some() || request.certificate.is_some();
         Ok(Question {
             key: Key::of(request, &self.key_headers, self.per_consumer),
             directives,
-            has_credentials: is_known || head.headers.contains_key(AUTHORIZATION),
+            has_credentials: request.exchange.is_personal
+                || is_known && !has_own_responses
+                || head.headers.contains_key(AUTHORIZATION),
             has_waited: false,
         })
     }
@@ -352,8 +356,10 @@ impl Cache {
             && !directives.demands_validation()
             && [RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE].iter().all(|name| !head.headers.contains_key(name));
         // The response to another kind of request may be no use to those who wait for it.
-        if is_plain && !self.wait.is_zero() {
-            let flight = self.state.store.flight_key(key, &head.headers);
+        // Where each response has to be validated, one answers no other request.
+        let is_useful = stored.as_ref().is_none_or(|entry| !entry.lifetimes.is_never_fresh());
+        if is_plain && is_useful && !self.wait.is_zero() {
+            let flight = self.state.store.flight_key(key, &head.headers, *has_credentials);
             if !self.state.store.is_uncacheable(&flight, now) {
                 match self.state.flights.join(&flight) {
                     Some(Joined::Leads(leads)) => lead = Some(leads),
@@ -560,7 +566,10 @@ impl Cache {
                 if let Some(lead) = lead.filter(|_| is_lasting) {
                     store.note_uncacheable(lead.key(), now);
                 }
-                if let Some(entry) = stored.filter(|_| is_lasting) {
+                // The other errors of clients are about the request: a condition, credentials, a rate.
+                let is_about_resource =
+                    !status.is_client_error() || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
+                if let Some(entry) = stored.filter(|_| is_lasting && is_about_resource) {
                     // It is outdated, and what came in its place is not stored.
                     store.remove(&entry);
                 }
@@ -571,7 +580,14 @@ impl Cache {
                     lead.tell(&draft.selection);
                 }
                 let size = if status == StatusCode::NO_CONTENT { Some(0) } else { response.size };
-                let recording = Recording::begin(store, draft, ticket, size, self.largest, lead);
+                let recording = Recording::begin(
+                    store,
+                    draft,
+                    Arrived { received, now, ticket },
+                    size,
+                    self.largest,
+                    lead,
+                );
                 self.tell(response, reason, Some(recording.as_ref().map(drop).ok_or("size")));
                 match recording {
                     Some(mut recording) if size == Some(0) => drop(recording.complete()),

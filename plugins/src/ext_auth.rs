@@ -246,6 +246,7 @@ impl ExtAuth {
         match verdict.and_then(|verdict| self.apply(verdict, request)) {
             Ok(None) => {
                 request.count("allowed");
+                request.exchange.is_personal = true;
                 Flow::Continue
             }
             Ok(Some(denied)) => {

@@ -97,6 +97,11 @@ impl Lifetimes {
         })
     }
 
+    /// True if it may answer no request without being validated.
+    pub(super) fn is_never_fresh(&self) -> bool {
+        self.needs_validation || self.lifetime.is_zero()
+    }
+
     /// What may be done with a response of this age.
     pub(super) fn judge(&self, age: Duration, request: &RequestDirectives) -> Usable {
         let is_young = request.max_age.is_none_or(|most| age <= Duration::from_secs(most));
@@ -121,7 +126,9 @@ impl Lifetimes {
     /// True if a response of this age may take the place of an error.
     pub(super) fn stands_in(&self, age: Duration, request: &RequestDirectives) -> bool {
         let window = match request.stale_if_error {
-            Some(seconds) if !self.is_strict => self.stale_if_error.max(Duration::from_secs(seconds)),
+            Some(seconds) if !self.is_strict && !self.needs_validation => {
+                self.stale_if_error.max(Duration::from_secs(seconds))
+            }
             _ => self.stale_if_error,
         };
         !window.is_zero() && age.saturating_sub(self.lifetime) <= window

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use http::header::{HOST, HeaderName};
+use http::header::{HOST, HeaderName, HeaderValue};
 use signalbox_plugin::PluginRequest;
 
 use super::vary::{combined, write_text};
@@ -19,35 +19,44 @@ pub(super) struct Key {
 
 /// The headers by which servers behind a proxy find out what was asked for. Who could send one that is no part of the key could
 /// have an answer stored that is not for others.
-const ADDRESSING: [&str; 9] = [
+const ADDRESSING: [&str; 8] = [
     "forwarded",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-proto",
+    "x-host",
+    "x-http-method",
     "x-http-method-override",
+    "x-method-override",
     "x-original-host",
     "x-original-url",
     "x-rewrite-url",
 ];
+
+/// True if servers find out what was asked for by this header. Some take `_` and `.` in names for `-`.
+fn is_addressing(name: &HeaderName) -> bool {
+    let name = match name.as_str() {
+        name if name.contains(['_', '.']) => Cow::Owned(name.replace(['_', '.'], "-")),
+        name => Cow::Borrowed(name),
+    };
+    ADDRESSING.contains(&&*name) || name.starts_with("x-forwarded-") && name != "x-forwarded-for"
+}
 
 impl Key {
     /// The key of a request. `headers` are part of it, and so is the consumer if the cache is kept `per_consumer`.
     pub(super) fn of(request: &PluginRequest<'_>, headers: &[HeaderName], per_consumer: bool) -> Self {
         let mut partition = Vec::with_capacity(64);
         write_text(&mut partition, Some(request.route.as_str().as_bytes()));
+        // A plugin may have chosen it.
+        write_text(&mut partition, request.upstream.map(|upstream| upstream.as_str().as_bytes()));
         let consumer = request.exchange.identity.as_ref().filter(|_| per_consumer);
         write_text(&mut partition, consumer.map(|identity| identity.consumer.name.as_str().as_bytes()));
+        let credential = consumer.and_then(|identity| identity.credential.as_ref());
+        write_text(&mut partition, credential.map(HeaderValue::as_bytes));
         for name in headers {
             write_text(&mut partition, combined(&request.head.headers, name).as_deref());
         }
         // Few requests have one of these.
-        for name in ADDRESSING {
-            if request.head.headers.contains_key(name) {
-                write_text(&mut partition, Some(name.as_bytes()));
-                let name = HeaderName::from_static(name);
-                write_text(&mut partition, combined(&request.head.headers, &name).as_deref());
-            }
+        for name in request.head.headers.keys().filter(|name| is_addressing(name)) {
+            write_text(&mut partition, Some(name.as_str().as_bytes()));
+            write_text(&mut partition, combined(&request.head.headers, name).as_deref());
         }
         Self { url: url_of(request).into(), partition: partition.into() }
     }
@@ -75,6 +84,20 @@ pub(super) fn url(https: bool, host: &str, target: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_that_address_are_known_in_every_spelling() {
+        for (name, expected) in [
+            ("x-original-url", true),
+            ("x_original.url", true),
+            ("x-http-method", true),
+            ("x-forwarded-ssl", true),
+            ("x-forwarded-for", false),
+            ("accept", false),
+        ] {
+            assert_eq!(is_addressing(&HeaderName::from_static(name)), expected, "{name}");
+        }
+    }
 
     #[test]
     fn urls_are_written_in_one_way() {

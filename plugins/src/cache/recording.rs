@@ -8,7 +8,8 @@ use signalbox_plugin::BodyObserver;
 
 use super::entry::Draft;
 use super::flight::Lead;
-use super::store::{Reservation, Store, Ticket};
+use super::store::{Reservation, Store};
+use super::validation::Arrived;
 
 /// Collects the body of a response. It is stored when it is complete, and forgotten when it is broken off or too large.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub(super) struct Recording(Option<Parts>);
 struct Parts {
     store: Arc<Store>,
     draft: Draft,
-    ticket: Ticket,
+    arrived: Arrived,
     reservation: Reservation,
     body: Vec<u8>,
     /// The size of everything but the body.
@@ -27,7 +28,7 @@ struct Parts {
     expected: Option<usize>,
     largest: usize,
     /// Frees those who wait when it is dropped, which is after the response was stored.
-    _lead: Option<Lead>,
+    lead: Option<Lead>,
 }
 
 /// The first piece of memory for a body of unknown size.
@@ -38,33 +39,33 @@ impl Recording {
     pub(super) fn begin(
         store: &Arc<Store>,
         draft: Draft,
-        ticket: Ticket,
+        arrived: Arrived,
         size: Option<u64>,
         largest: usize,
         lead: Option<Lead>,
     ) -> Option<Self> {
         let expected = size.map(usize::try_from).transpose().ok()?;
         if expected.is_some_and(|size| size > largest) {
+            note_uncacheable(store, lead.as_ref(), &arrived);
             return None;
         }
         let overhead = draft.size();
         let reservation = store.reserve(overhead + expected.unwrap_or(0))?;
         let body = Vec::with_capacity(expected.unwrap_or(0));
         let store = Arc::clone(store);
-        let parts =
-            Parts { store, draft, ticket, reservation, body, overhead, expected, largest, _lead: lead };
+        let parts = Parts { store, draft, arrived, reservation, body, overhead, expected, largest, lead };
         Some(Self(Some(parts)))
     }
 
     /// The response is complete. `true`: it is stored.
     pub(super) fn complete(&mut self) -> bool {
         let Some(parts) = self.0.take() else { return false };
-        let Parts { store, draft, ticket, reservation, mut body, expected, _lead, .. } = parts;
+        let Parts { store, draft, arrived, reservation, mut body, expected, lead: _lead, .. } = parts;
         if expected.is_some_and(|size| size != body.len()) {
             return false;
         }
         body.shrink_to_fit();
-        store.insert(draft, body.into(), ticket, reservation)
+        store.insert(draft, body.into(), arrived.ticket, reservation)
     }
 }
 
@@ -84,11 +85,19 @@ impl Parts {
     }
 }
 
+/// No request waits for the next responses, which are as large.
+fn note_uncacheable(store: &Store, lead: Option<&Lead>, arrived: &Arrived) {
+    if let Some(lead) = lead {
+        store.note_uncacheable(lead.key(), arrived.now);
+    }
+}
+
 impl BodyObserver for Recording {
     fn on_data(&mut self, data: &Bytes) {
         if let Some(parts) = &mut self.0
             && parts.append(data).is_none()
         {
+            note_uncacheable(&parts.store, parts.lead.as_ref(), &parts.arrived);
             self.0 = None;
         }
     }

@@ -99,7 +99,8 @@ async fn validate(job: Job, store: &Arc<Store>, task: &TaskContext) -> bool {
     match rules.draft(asked, head.status, &head.headers, received, now) {
         Ok(draft) => {
             if let Some(reservation) = store.reserve(draft.size() + body.len()) {
-                store.insert(draft, body, ticket, reservation);
+                // As it came, it may be a part of a larger buffer.
+                store.insert(draft, Bytes::copy_from_slice(&body), ticket, reservation);
             }
         }
         // The new response is not to be stored, and the stored one is outdated.

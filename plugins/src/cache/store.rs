@@ -129,11 +129,13 @@ impl Store {
     }
 
     /// The key under which requests wait for each other: that of the store, and the values by which responses are known to differ.
-    pub(super) fn flight_key(&self, key: &Key, request: &HeaderMap) -> Box<[u8]> {
-        let mut whole = Vec::with_capacity(key.url.len() + key.partition.len() + 1);
+    /// Those with credentials wait only for others with credentials: responses to them are stored by other rules.
+    pub(super) fn flight_key(&self, key: &Key, request: &HeaderMap, has_credentials: bool) -> Box<[u8]> {
+        let mut whole = Vec::with_capacity(key.url.len() + key.partition.len() + 2);
         whole.extend_from_slice(key.url.as_bytes());
         // No URL has such a byte.
         whole.push(0);
+        whole.push(u8::from(has_credentials));
         whole.extend_from_slice(&key.partition);
         let shard = self.shard_of(&key.url);
         let entries = shard.as_ref().and_then(|shard| shard.urls.get(&*key.url)?.get(&*key.partition));

@@ -77,8 +77,14 @@ impl Rules {
 
 /// The headers of a response as they are stored: its age is kept apart, and it has the date that it was made at.
 fn stored_headers(headers: &HeaderMap, now: SystemTime) -> HeaderMap {
-    let mut headers = headers.clone();
-    headers.remove(AGE);
+    // The values are copied: as they came, they are parts of the connection's buffer, which each of them would keep in memory.
+    let mut copy = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers.iter().filter(|(name, _)| *name != AGE) {
+        if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
+            copy.append(name.clone(), value);
+        }
+    }
+    let mut headers = copy;
     if !headers.contains_key(DATE)
         && let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(now))
     {

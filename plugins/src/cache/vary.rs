@@ -2,6 +2,7 @@
 
 use http::header::{HeaderName, VARY};
 use http::{HeaderMap, HeaderValue};
+use signalbox_config::arrival::CLIENT_CERTIFICATE;
 
 /// The request headers that chose a response, each with its value; `None`: the request did not have it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -13,17 +14,9 @@ type Value = Option<Box<[u8]>>;
 /// The most names that `Vary` of a stored response may have.
 const MOST_NAMES: usize = 16;
 
-/// The headers that the proxy writes behind the plugins, so that a cache cannot tell their values apart.
-const WRITTEN_LATER: [&str; 8] = [
-    "forwarded",
-    "traceparent",
-    "x-client-cert-fingerprint",
-    "x-client-cert-names",
-    "x-client-cert-subject",
-    "x-forwarded-for",
-    "x-real-ip",
-    "x-request-id",
-];
+/// The headers that the proxy writes behind the plugins, besides those of a client's certificate, so that a cache cannot tell their
+/// values apart.
+const WRITTEN_LATER: [&str; 5] = ["forwarded", "traceparent", "x-forwarded-for", "x-real-ip", "x-request-id"];
 
 impl Selection {
     /// The selection by `Vary` of a response to a request. `None`: no other request can be told to fit.
@@ -36,7 +29,7 @@ impl Selection {
                 }
                 // `*` is a token, so it has to be looked at before the names.
                 let name = HeaderName::from_bytes(name).ok().filter(|_| name != b"*")?;
-                if WRITTEN_LATER.contains(&name.as_str()) {
+                if WRITTEN_LATER.contains(&name.as_str()) || CLIENT_CERTIFICATE.contains(&name) {
                     return None;
                 }
                 if !names.contains(&name) {
@@ -135,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_response_that_fits_nothing_else_has_no_selection() {
-        for vary in ["*", "a, *", "x-forwarded-for", "X-Request-Id", "bad name"] {
+        for vary in ["*", "a, *", "x-forwarded-for", "X-Request-Id", "X-Client-Cert-San", "bad name"] {
             let mut response = HeaderMap::new();
             response.insert("vary", HeaderValue::from_static(vary));
             assert_eq!(Selection::of(&response, &HeaderMap::new()), None, "{vary}");

@@ -562,3 +562,61 @@ consumers:
         assert_eq!(client.get(&path).await.status, 401, "a stored response is for nobody without a key");
     });
 }
+
+#[test]
+fn responses_to_one_user_do_not_answer_another_where_the_consumer_does_not_tell_them_apart() {
+    block_on(async {
+        let (backend, count) = counting();
+        // The service says who the user of a cookie is; the cookie says nothing to the cache.
+        let service = Backend::start(|request| {
+            let user = request.headers().get("cookie").cloned();
+            async move {
+                let response = Response::builder().header("x-user", user.as_ref().unwrap());
+                response.body(full("")).unwrap()
+            }
+        });
+        let plugins = ", {name: users, type: ext-auth, global: true, config: {upstream: users, path: /check, upstream_headers: [x-user]}}";
+        let document = document(&backend, "{ttl: 1m}", plugins).replace(
+            "upstreams: [{name: u,",
+            &format!(
+                "upstreams: [{{name: users, targets: [{{address: '{}'}}]}}, {{name: u,",
+                service.address
+            ),
+        );
+        let harness = Harness::start(&document);
+        let mut client = Client::connect(harness.address()).await;
+        for (number, user) in ["alice", "bob", "alice"].into_iter().enumerate() {
+            let path = format!("/account?{MINUTE}");
+            let answer = client.send(request("GET", &path, &[("cookie", user)])).await;
+            assert_eq!(answer.headers["x-number"], (number + 1).to_string(), "{user}: {:?}", answer.headers);
+        }
+        // What is public answers all.
+        for user in ["alice", "bob"] {
+            let path = "/page?cache-control=public,+max-age=60";
+            let answer = client.send(request("GET", path, &[("cookie", user)])).await;
+            assert_eq!(answer.headers["x-number"], "4", "{user}");
+        }
+        assert_eq!(count.load(Ordering::SeqCst), 4);
+    });
+}
+
+#[test]
+fn a_response_of_one_upstream_does_not_answer_requests_for_another() {
+    block_on(async {
+        let (stable, beta) = (Backend::text("stable"), Backend::text("beta"));
+        let splits = "[{upstreams: [{name: beta}], when: 'request.headers[\"x-beta\"] == \"1\"'}]";
+        let plugins =
+            format!(", {{name: split, type: traffic-split, global: true, config: {{splits: {splits}}}}}");
+        let document = document(&stable, "{ttl: 1m}", &plugins).replace(
+            "upstreams: [{name: u,",
+            &format!("upstreams: [{{name: beta, targets: [{{address: '{}'}}]}}, {{name: u,", beta.address),
+        );
+        let harness = Harness::start(&document);
+        let mut client = Client::connect(harness.address()).await;
+        for _ in 0..2 {
+            let answer = client.send(request("GET", "/", &[("x-beta", "1")])).await;
+            assert_eq!(answer.text(), "beta");
+            assert_eq!(client.get("/").await.text(), "stable");
+        }
+    });
+}
