@@ -43,8 +43,8 @@ pub(super) struct Registration {
 pub(super) struct Tokens {
     pub(super) access_token: Option<String>,
     pub(super) refresh_token: Option<String>,
-    /// The time for which the access token is valid, seconds.
-    pub(super) expires_in: Option<u64>,
+    /// The end of the access token's validity, in seconds since 1970.
+    pub(super) expires: Option<u64>,
     pub(super) identity: Option<IdToken>,
 }
 
@@ -185,11 +185,11 @@ impl Client {
         Ok(Tokens {
             access_token: answer.access_token,
             refresh_token: answer.refresh_token.filter(|token| !token.is_empty()),
-            expires_in: answer
+            expires: answer
                 .expires_in
                 .as_ref()
                 .and_then(seconds)
-                .map(|seconds| seconds.min(MAX_EXPIRES_IN)),
+                .map(|seconds| since_1970(clock).as_secs().saturating_add(seconds.min(MAX_EXPIRES_IN))),
             identity,
         })
     }

@@ -43,8 +43,8 @@ pub(crate) struct Config {
     #[serde(default)]
     #[schemars(title = "Client authentication")]
     pub(super) client_auth: ClientAuth,
-    /// The URL to which the provider sends browsers back, as it is registered there. The plugin's routes must take its path. Browsers
-    /// return to its host, whatever host they began with.
+    /// The URL to which the provider sends browsers back, as it is registered there. The plugin's routes must take its path. Logins
+    /// have to begin on its host: send other hosts there by a `redirect`, because cookies belong to one host.
     #[schemars(title = "Redirect URI")]
     pub(super) redirect_uri: String,
     /// The scopes that are asked for besides `openid`. Many providers send a refresh token only for `offline_access`.

@@ -145,6 +145,8 @@ impl Gate {
             }
         }
         cookies::remove(headers, |name| jar.is_ours(name));
+        // Several users may be one consumer.
+        request.exchange.is_personal = true;
         if let Some(identity) = identity {
             request.authenticate(identity);
         }
@@ -418,7 +420,9 @@ fn with_parameters(url: &Uri, parameters: &str) -> String {
     format!("{url}{separator}{parameters}")
 }
 
+/// Adds cookies to the response of the upstream, which no shared cache may then give to others.
 fn set_cookies(request: &mut PluginRequest<'_>, cookies: Vec<HeaderValue>) {
+    request.exchange.append_response_header(CACHE_CONTROL, HeaderValue::from_static("private"));
     for cookie in cookies {
         request.exchange.append_response_header(SET_COOKIE, cookie);
     }

@@ -43,6 +43,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     entries: HashMap<ProofHash, Entry>,
+    /// The keys of `entries`, the oldest first.
+    order: VecDeque<ProofHash>,
     queue: VecDeque<Job>,
 }
 
@@ -69,7 +71,7 @@ const MAX_RUNNING: usize = 32;
 
 impl Refreshes {
     pub(super) fn of(client: &Arc<Client>, context: &Context<'_>) -> Arc<Self> {
-        context.state(&client.registration, || {
+        context.state(&(&client.registration, client.provider.upstream()), || {
             let state = Mutex::default();
             let shared = Arc::new(Shared { client: Arc::clone(client), state, queued: Notify::new() });
             let kept = Arc::clone(&shared);
@@ -110,7 +112,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The place where the result will be. `None`: too many refreshes are remembered or under way.
+    /// The place where the result will be. `None`: too many refreshes are under way.
     fn entry(
         &self,
         refresh_token: &str,
@@ -122,14 +124,14 @@ impl Shared {
         if let Some(entry) = state.entries.get(&hash).filter(|entry| entry.counts(now)) {
             return Some(entry.result.clone());
         }
-        if state.entries.len() >= MAX_ENTRIES {
-            state.entries.retain(|_, entry| entry.counts(now));
-        }
-        if state.entries.len() >= MAX_ENTRIES {
+        if state.entries.len() >= MAX_ENTRIES && !state.forget_oldest() {
             return None;
         }
         let (sender, result) = watch::channel(None);
-        state.entries.insert(hash, Entry { until: now + MEMORY, result: result.clone() });
+        let entry = Entry { until: now + MEMORY, result: result.clone() };
+        if state.entries.insert(hash, entry).is_none() {
+            state.order.push_back(hash);
+        }
         let (refresh_token, subject) = (refresh_token.to_owned(), subject.to_owned());
         state.queue.push_back(Job { refresh_token, subject, result: sender });
         self.queued.notify_one();
@@ -137,7 +139,27 @@ impl Shared {
     }
 }
 
+impl State {
+    /// Forgets the oldest result. Returns false if all refreshes are under way.
+    fn forget_oldest(&mut self) -> bool {
+        for _ in 0..self.order.len() {
+            let Some(hash) = self.order.pop_front() else { return false };
+            if self.entries.get(&hash).is_some_and(Entry::is_under_way) {
+                self.order.push_back(hash);
+            } else {
+                self.entries.remove(&hash);
+                return true;
+            }
+        }
+        false
+    }
+}
+
 impl Entry {
+    fn is_under_way(&self) -> bool {
+        self.result.borrow().is_none() && self.result.has_changed().is_ok()
+    }
+
     /// True if a request at `now` goes by this refresh.
     fn counts(&self, now: Duration) -> bool {
         let until = match &*self.result.borrow() {

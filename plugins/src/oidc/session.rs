@@ -51,7 +51,7 @@ impl Session {
             created: now.as_secs(),
             seen: now.as_secs(),
         };
-        session.take_over(tokens, kept, now);
+        session.take_over(tokens, kept);
         Some(session)
     }
 
@@ -61,12 +61,12 @@ impl Session {
             self.claims.clone_from(&identity.claims);
         }
         self.seen = now.as_secs();
-        self.take_over(tokens, kept, now);
+        self.take_over(tokens, kept);
         self
     }
 
-    fn take_over(&mut self, tokens: &Tokens, kept: Kept, now: Duration) {
-        self.expires = tokens.expires_in.map(|seconds| now.as_secs().saturating_add(seconds));
+    fn take_over(&mut self, tokens: &Tokens, kept: Kept) {
+        self.expires = tokens.expires;
         if kept.access_token {
             self.access_token.clone_from(&tokens.access_token);
         }

@@ -651,9 +651,11 @@ fn a_provider_that_is_away_stops_logins_and_nothing_else() {
         let back = login.authorize(&location(&other.page("/").await));
         let answer = other.page(&back).await;
         assert_eq!((answer.status, &answer.headers["retry-after"]), (503, &"1".parse().unwrap()));
-        // Under another name nothing is known of the provider, which is not there.
-        let away =
-            document.replace(&login.backend.address.to_string(), &crate::harness::nobody().to_string());
+        // Under another name, by an upstream of another name, nothing is known of the provider, which is not there.
+        let away = document
+            .replace(&login.backend.address.to_string(), &crate::harness::nobody().to_string())
+            .replace("upstream: login", "upstream: away")
+            .replace("{name: login, targets", "{name: away, targets");
         harness
             .apply(&away.replace("name: login\n  type", "name: again\n  type").replace("[login]", "[again]"))
             .unwrap();
