@@ -87,7 +87,11 @@ impl Plugin for RequestId {
         let id = match self.incoming(request) {
             Some(id) => Some(id),
             None => match self.generator {
-                // The proxy has made one for this request.
+                // The proxy has made one for this request, unless it kept that of a trusted peer.
+                Generator::Uuid7 if request.is_peer_trusted => {
+                    let mut text = Uuid::encode_buffer();
+                    HeaderValue::from_str(Uuid::now_v7().hyphenated().encode_lower(&mut text)).ok()
+                }
                 Generator::Uuid7 => HeaderValue::from_bytes(request.own_id).ok(),
                 Generator::Uuid4 => {
                     let mut text = Uuid::encode_buffer();

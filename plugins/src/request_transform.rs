@@ -47,8 +47,8 @@ use crate::headers::header_name;
 use crate::query;
 use crate::template::{Side, Values};
 use crate::transform::{
-    Edits, Given, MAX_BODY, Made, Parser, Pointer, Scalar, edit_body, edit_headers, given_header,
-    given_scalar, given_text, header_value, is_compressed, is_json, member_name, scalar_text,
+    Edits, Given, MAX_BODY, Made, Parser, Pointer, Scalar, edit_body, edit_headers, forget_digests,
+    given_header, given_scalar, given_text, header_value, is_compressed, is_json, member_name, scalar_text,
 };
 
 /// The changes, operation by operation.
@@ -184,7 +184,10 @@ impl Plugin for RequestTransform {
         let made = self.body.render(|| Values::of_request(request), scalar_text);
         let edited = edit_body(&self.body, &made, body);
         match edited {
-            Ok(Some(changed)) => *body = changed,
+            Ok(Some(changed)) => {
+                *body = changed;
+                forget_digests(&mut request.head.headers);
+            }
             Ok(None) => {}
             Err(_) => return Reply::problem(StatusCode::BAD_REQUEST, "the body is not valid JSON").into(),
         }

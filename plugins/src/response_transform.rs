@@ -43,8 +43,8 @@ use signalbox_plugin::{
 use crate::headers::header_name;
 use crate::template::{Side, Values};
 use crate::transform::{
-    Edits, MAX_BODY, Parser, Pointer, Scalar, edit_body, edit_headers, given_header, given_scalar,
-    header_value, is_compressed, is_json, scalar_text,
+    Edits, MAX_BODY, Parser, Pointer, Scalar, edit_body, edit_headers, forget_digests, given_header,
+    given_scalar, header_value, is_compressed, is_json, scalar_text,
 };
 
 /// The changes, operation by operation, and the responses that they concern.
@@ -267,9 +267,7 @@ fn forget_bytes(headers: &mut HeaderMap) {
     for name in [ETAG, ACCEPT_RANGES] {
         headers.remove(name);
     }
-    for name in ["digest", "content-digest", "repr-digest", "content-md5"] {
-        headers.remove(name);
-    }
+    forget_digests(headers);
 }
 
 impl Names {

@@ -181,6 +181,7 @@ async fn in_a_freeze_window_nothing_goes_forward_and_everything_can_be_taken_bac
     api.put("fleets", "edge", &json!({"rollout": by_hand()})).await.unwrap();
     let later = api.put("routes", "r", &respond("/r", "later")).await.unwrap();
     fleets.until_rollout(later, "waiting").await;
+    fleets.until_rollout(urgent, "baking").await;
     fleets.command(urgent, "promote").await.success().unwrap();
     fleets.until_serving(later, 1).await;
 }
