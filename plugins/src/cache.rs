@@ -9,8 +9,9 @@
 //!
 //! - responses with `no-store` or `private`, or with `Set-Cookie`, and those whose `Vary` names `*` or a header that the proxy
 //!   itself writes (`X-Forwarded-For`, `X-Request-Id`);
-//! - responses to requests with `Authorization`, unless they say `public`, `s-maxage` or `must-revalidate`. Such requests are also
-//!   answered only by responses that say so;
+//! - responses to requests with `Authorization`, or of a user whom `ext-auth`, `oidc`, or a `jwt` without a consumer let in, or who
+//!   presented a certificate without being a consumer, unless they say `public`, `s-maxage` or `must-revalidate`. Such requests are
+//!   also answered only by responses that say so;
 //! - responses with a status that is not among `statuses`, parts (`206`), responses that break off or are larger than `max_entry`;
 //! - responses without an explicit freshness, `ttl`, `ETag` or `Last-Modified`.
 //!
@@ -18,8 +19,8 @@
 //!
 //! ## Keys
 //!
-//! A response is stored for the route and the URL: scheme, host with port, path and query as the client wrote them. Each consumer has
-//! responses of its own unless `per_consumer` is false. The request headers in `vary` are part of the key, and so are those by which
+//! A response is stored for the route, the upstream and the URL: scheme, host with port, path and query as the client wrote them. Each
+//! consumer's credential has responses of its own unless `per_consumer` is false. The request headers in `vary` are part of the key, and so are those by which
 //! servers find out what was asked for (`X-Forwarded-Host`, `X-Original-URL` and the like), so that nobody can have an answer stored
 //! for others that these changed. Up to 32 responses are kept for one key that differ by `Vary`.
 //!
