@@ -4,21 +4,54 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, header, request};
 use signalbox_config::arrival::X_FORWARDED_PROTO;
-use signalbox_config::host;
+use signalbox_config::{Name, host};
 use signalbox_expr::{Condition, ConsumerFacts, Facts, NotKnown};
 
+use crate::clock::Clock;
+use crate::consumers::Identity;
 use crate::request::PluginRequest;
+
+/// A request as conditions see it: with the changes of the plugins that ran before.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestView<'r> {
+    /// Its head.
+    pub head: &'r request::Parts,
+    /// True if the client speaks TLS.
+    pub https: bool,
+    /// The client's address, as far as it can be trusted.
+    pub client: IpAddr,
+    /// The size of the body; `None`: it is not known before it arrives.
+    pub body_size: Option<u64>,
+    /// The consumer, if a plugin has authenticated one.
+    pub identity: Option<&'r Identity>,
+    /// The route; `None`: none was found.
+    pub route: Option<&'r Name>,
+    /// The listener.
+    pub listener: &'r Name,
+    /// The time.
+    pub clock: &'r Clock,
+}
 
 impl PluginRequest<'_> {
     /// True if the request, as it is now, meets a condition; `None`: the condition has no value for it.
     pub fn meets(&self, condition: &Condition) -> Option<bool> {
-        condition.evaluate(self).ok()
+        let view = RequestView {
+            head: self.head,
+            https: self.https,
+            client: self.client,
+            body_size: self.body_size,
+            identity: self.exchange.identity.as_ref(),
+            route: Some(self.route),
+            listener: self.listener,
+            clock: self.clock,
+        };
+        condition.evaluate(&view).ok()
     }
 }
 
-impl Facts for PluginRequest<'_> {
+impl Facts for RequestView<'_> {
     fn method(&self) -> &str {
         self.head.method.as_str()
     }
@@ -60,14 +93,14 @@ impl Facts for PluginRequest<'_> {
     }
 
     fn consumer(&self) -> Result<Option<ConsumerFacts<'_>>, NotKnown> {
-        Ok(self.exchange.identity.as_ref().map(|identity| ConsumerFacts {
+        Ok(self.identity.map(|identity| ConsumerFacts {
             name: identity.consumer.name.as_str(),
             groups: identity.consumer.groups(),
         }))
     }
 
     fn route(&self) -> Option<&str> {
-        Some(self.route.as_str())
+        self.route.map(Name::as_str)
     }
 
     fn listener(&self) -> &str {

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::consumers::Consumers;
 use crate::exchange::Exchange;
 pub use crate::exchange::{Kept, PluginKey};
+pub use crate::facts::RequestView;
 use crate::log_record::{LogRecord, Scope};
 use crate::metrics::Outcomes;
 use crate::outbound::{Forwarding, Outbound};

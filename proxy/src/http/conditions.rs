@@ -1,16 +1,10 @@
 //! The conditions of plugins, evaluated for a request.
 
-use std::borrow::Cow;
-use std::net::IpAddr;
-use std::time::SystemTime;
-
-use http::{HeaderMap, header, request};
-use signalbox_config::host;
-use signalbox_expr::{ConsumerFacts, Facts, NotKnown};
+use http::request;
+use signalbox_plugin::host::RequestView;
 use signalbox_plugin::{Identity, Outcomes};
 
 use super::exchange::Exchange;
-use super::head;
 use crate::active::Step;
 
 /// A request as the condition of a plugin sees it: with the changes of the plugins that ran before.
@@ -29,73 +23,21 @@ impl RequestFacts<'_> {
     #[inline]
     pub(super) fn meet(&self, step: &Step) -> bool {
         let Some(condition) = &step.condition else { return true };
-        condition.when.evaluate(self).unwrap_or_else(|_| {
-            let worker = self.exchange.request.downstream.worker.index;
-            step.stats.outcomes.count(worker, Outcomes::CONDITION_ERROR);
+        let request = &self.exchange.request;
+        let worker = &request.downstream.worker;
+        let view = RequestView {
+            head: self.head,
+            https: request.downstream.https,
+            client: request.client().address,
+            body_size: self.body_size,
+            identity: self.identity,
+            route: request.route().map(|route| &route.route().name),
+            listener: &request.listener.name,
+            clock: &worker.shared.clock,
+        };
+        condition.when.evaluate(&view).unwrap_or_else(|_| {
+            step.stats.outcomes.count(worker.index, Outcomes::CONDITION_ERROR);
             condition.runs_on_error
         })
-    }
-}
-
-impl Facts for RequestFacts<'_> {
-    fn method(&self) -> &str {
-        self.head.method.as_str()
-    }
-
-    fn path(&self) -> &str {
-        self.head.uri.path()
-    }
-
-    fn query(&self) -> Option<&str> {
-        self.head.uri.query()
-    }
-
-    fn host(&self) -> Cow<'_, str> {
-        let named = match self.head.uri.authority() {
-            Some(authority) => authority.as_str(),
-            None => {
-                self.head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
-            }
-        };
-        host::normalize(named).unwrap_or_default()
-    }
-
-    fn scheme(&self) -> &str {
-        // The header of a trusted proxy is still there; that of another client is not.
-        let forwarded = self.head.headers.get(&head::X_FORWARDED_PROTO);
-        let https =
-            forwarded.map_or(self.exchange.request.downstream.https, |forwarded| forwarded == "https");
-        if https { "https" } else { "http" }
-    }
-
-    fn headers(&self) -> &HeaderMap {
-        &self.head.headers
-    }
-
-    fn body_size(&self) -> Result<Option<u64>, NotKnown> {
-        Ok(self.body_size)
-    }
-
-    fn client(&self) -> Result<IpAddr, NotKnown> {
-        Ok(self.exchange.request.client().address)
-    }
-
-    fn consumer(&self) -> Result<Option<ConsumerFacts<'_>>, NotKnown> {
-        Ok(self.identity.map(|identity| ConsumerFacts {
-            name: identity.consumer.name.as_str(),
-            groups: identity.consumer.groups(),
-        }))
-    }
-
-    fn route(&self) -> Option<&str> {
-        self.exchange.request.route().map(|route| route.route().name.as_str())
-    }
-
-    fn listener(&self) -> &str {
-        self.exchange.request.listener.name.as_str()
-    }
-
-    fn time(&self) -> Result<SystemTime, NotKnown> {
-        Ok(self.exchange.request.downstream.worker.shared.clock.wall())
     }
 }
