@@ -151,7 +151,7 @@ fn admit(exchange: &mut Exchange, head: &mut request::Parts) -> Result<Admitted,
     if request.downstream.trusts_peer() {
         request.apply_forwarded(&mut head.headers);
     } else {
-        request.claimed_id = head::claimed_id(&head.headers, flags);
+        request.claimed_id = head::claimed_id(&head.headers, flags).map(Box::new);
     }
     head::strip_claims(&mut head.headers, flags, request.is_forwarded());
     head::check(head, flags)?;

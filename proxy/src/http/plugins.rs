@@ -148,7 +148,7 @@ async fn run_hooks<'a>(
         route: &route.route().name,
         listener: &exchange.request.listener.name,
         own_id: exchange.request.request_id(),
-        claimed_id: exchange.request.claimed_id.as_ref(),
+        claimed_id: exchange.request.claimed_id.as_deref(),
         is_peer_trusted: exchange.request.is_forwarded(),
         upstream: upstream.map(|upstream| &upstream.name),
         client: exchange.request.client().address,

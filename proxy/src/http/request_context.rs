@@ -29,7 +29,7 @@ pub struct RequestContext {
     /// The id that a plugin has chosen in its place.
     chosen_id: Option<Box<HeaderValue>>,
     /// The id that a peer sent which is not trusted.
-    pub claimed_id: Option<HeaderValue>,
+    pub claimed_id: Option<Box<HeaderValue>>,
     /// The client, as told by a trusted peer.
     forwarded: Option<Box<ForwardedClient>>,
     pub(super) route: Option<Arc<CompiledRoute>>,
