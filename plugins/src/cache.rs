@@ -39,7 +39,7 @@
 //!
 //! ## Requests at the same time
 //!
-//! Of several requests for the same missing response, one goes to the upstream and the others wait for it, at most for
+//! If several requests want the same missing response, one goes to the upstream and the others wait for it, at most for
 //! `coalesce_wait`. They go on by themselves, all at once, as soon as it is known that the response cannot be stored, fits only
 //! other requests, or fails. Each is answered only by a response that may answer it by the rules above. Where responses could not be
 //! stored, no request waits for the next ten seconds.
@@ -170,7 +170,7 @@ struct Forwarding {
     lead: Option<Lead>,
 }
 
-/// What the response of an exchange means to the cache.
+/// The part of an exchange in the cache, which its response ends.
 enum Turn {
     /// It is the cache's own.
     Answered,
@@ -255,7 +255,7 @@ impl Definition for Cache {
         let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
         let (capacity, largest) = (bytes(config.max_size.0), bytes(config.max_entry.0));
         let key_headers = config::names(&config.vary);
-        // What is stored follows from these; with others, it would be something else.
+        // The stored responses depend on these: with others, other responses would be stored.
         let identity = (capacity, largest, &rules, config.per_consumer);
         let state = context.state(&identity, || {
             let store = Arc::new(Store::new(capacity));

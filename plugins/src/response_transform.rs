@@ -20,7 +20,7 @@
 //! (`Digest`, `Content-Digest`, `Repr-Digest`, `Content-MD5`) and `Accept-Ranges`, which speak of other bytes, are removed, also from the
 //! response to `HEAD`, whose length is then not known, and the `ETag` from a `304`.
 //!
-//! What was to be removed must not reach a client in another form, so these responses are answered `502`: a body larger than `max_body`,
+//! Parts that are to be removed must not reach a client in another form, so these responses are answered `502`: a body larger than `max_body`,
 //! one that is not valid JSON, a part (`206`), and with `on_encoded: refuse` one with a content coding (`gzip`). The upstream gets no
 //! `Range` of a client, so it has no reason for parts. An upstream that encodes JSON can be told not to by a
 //! `request-transform` that removes `Accept-Encoding`, or its encoded bodies pass unchanged with `on_encoded: pass`.
@@ -262,7 +262,7 @@ fn refusal(response: &PluginResponse<'_>, detail: &'static str) -> Flow<'static>
     Reply::problem(StatusCode::BAD_GATEWAY, detail).into()
 }
 
-/// Removes what says of a body that it has the bytes that it had.
+/// Removes the headers that describe the bytes of a body that has changed.
 fn forget_bytes(headers: &mut HeaderMap) {
     for name in [ETAG, ACCEPT_RANGES] {
         headers.remove(name);

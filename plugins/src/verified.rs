@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use foldhash::fast::RandomState;
 use ring::digest;
 
-/// What was verified, and what came of it.
+/// The proofs that were verified, each with its result.
 pub(crate) struct Verified<V> {
     shards: Box<[Shard<V>]>,
 }

@@ -102,7 +102,7 @@ impl Lifetimes {
         self.needs_validation || self.lifetime.is_zero()
     }
 
-    /// What may be done with a response of this age.
+    /// Decides how a response of this age may be used.
     pub(super) fn judge(&self, age: Duration, request: &RequestDirectives) -> Usable {
         let is_young = request.max_age.is_none_or(|most| age <= Duration::from_secs(most));
         let demand = Duration::from_secs(request.min_fresh.unwrap_or(0));
@@ -160,7 +160,7 @@ fn explicit_lifetime(
 
 /// The age of a response when it arrives (RFC 9111, section 4.2.3).
 fn initial_age(headers: &HeaderMap, received: Received) -> Duration {
-    // Of several, the first counts.
+    // The first counts if there are several.
     let said = headers.get(AGE).and_then(|value| {
         let text = value.to_str().ok()?.split(',').next()?.trim();
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -13,7 +13,7 @@ use super::vary::{combined, write_text};
 pub(super) struct Key {
     /// The URL: scheme, host, port, path and query, as text.
     pub(super) url: Arc<str>,
-    /// What else tells requests for the URL apart: the route, the consumer, further headers.
+    /// The other properties that tell requests for the URL apart: the route, the upstream, the consumer, further headers.
     pub(super) partition: Arc<[u8]>,
 }
 

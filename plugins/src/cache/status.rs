@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::entry::Entry;
 
-/// What the cache did with a request.
+/// The way in which the cache handled a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Handled {
     /// It was answered by a stored response.

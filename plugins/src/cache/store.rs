@@ -186,7 +186,7 @@ impl Store {
     ) -> bool {
         let entry = Arc::new(draft.with_body(body));
         let bytes = entry.size;
-        // What was reserved is what it takes, or more.
+        // The reservation is as large as the response, or larger.
         let mut reservation = reservation;
         if !reservation.grow(bytes) {
             return false;

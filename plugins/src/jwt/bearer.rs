@@ -42,7 +42,7 @@ pub(crate) struct Bearer {
     invalid_token: HeaderValue,
 }
 
-/// What a good token is good for.
+/// The rights that a good token gives.
 #[derive(Clone)]
 struct Good {
     /// `None`: it belongs to no consumer.

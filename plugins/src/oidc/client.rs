@@ -97,7 +97,7 @@ const MAX_ANSWER: usize = 64 << 10;
 const MAX_EXPIRES_IN: u64 = 10 * 365 * 24 * 3600;
 
 impl Client {
-    /// What is known of the provider; waits for the first fetch if it is under way.
+    /// Returns the metadata of the provider; waits for the first fetch if it is under way.
     pub(super) async fn metadata(&self, clock: &Clock) -> Result<Metadata, TokenError> {
         if self.provider.known().is_none()
             && let Refetch::Wait(fetched) = self.provider.refetch(clock.monotonic(), clock)

@@ -53,7 +53,7 @@ impl Jar {
         for (name, value) in cookies::all(headers) {
             let place = self.part_of(name).and_then(|place| parts.get_mut(place));
             if let Some(place) = place {
-                // Of several cookies of one name, the first is the one with the longest path or the oldest one.
+                // If several cookies have one name, the first has the longest path or is the oldest.
                 place.get_or_insert(value);
             }
         }

@@ -24,7 +24,7 @@ pub(super) struct Refreshes {
     _task: Task,
 }
 
-/// What came of a refresh.
+/// The result of a refresh.
 #[derive(Clone)]
 pub(super) enum Refreshed {
     Tokens(Arc<Tokens>),

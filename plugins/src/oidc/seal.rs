@@ -9,7 +9,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 /// The keys of cookies: the first seals, and all open.
 pub(super) struct Sealer {
     keys: Box<[hmac::Key]>,
-    /// What the cookies of this configuration have in common, and others have not.
+    /// The text that the cookies of this configuration have in common, and others have not.
     scope: Box<[u8]>,
     random: SystemRandom,
 }

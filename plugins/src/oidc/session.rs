@@ -1,4 +1,4 @@
-//! What a session's cookies hold.
+//! The content of a session's cookies.
 
 use std::time::Duration;
 

@@ -26,7 +26,7 @@ pub(crate) struct Provider {
     _task: Task,
 }
 
-/// What is known of a provider.
+/// The documents of a provider, as they were fetched last.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) keys: Box<[TokenKey]>,
@@ -34,7 +34,7 @@ pub(crate) struct Known {
     pub(crate) metadata: Option<Metadata>,
 }
 
-/// What can be done about a key that is not known.
+/// The way to a key that is not known.
 pub(crate) enum Refetch {
     /// It may be known once the future is done. The future bounds its own waiting.
     Wait(LocalBoxFuture<'static, ()>),
@@ -101,7 +101,7 @@ impl Provider {
         Self { shared, _task: context.tasks.spawn("keys of the provider", work) }
     }
 
-    /// What is known of the provider. `None`: nothing could be fetched so far.
+    /// The documents of the provider. `None`: nothing could be fetched so far.
     pub(crate) fn known(&self) -> Option<Arc<Known>> {
         self.shared.known.load_full()
     }

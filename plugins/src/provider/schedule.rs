@@ -16,7 +16,7 @@ pub(super) struct Schedule {
     has_keys: bool,
 }
 
-/// What becomes of a token whose key is not known.
+/// The treatment of a token whose key is not known.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Wish {
     /// It waits until this many fetches have ended. True: the fetch must be started.

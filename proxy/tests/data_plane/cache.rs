@@ -590,7 +590,7 @@ fn responses_to_one_user_do_not_answer_another_where_the_consumer_does_not_tell_
             let answer = client.send(request("GET", &path, &[("cookie", user)])).await;
             assert_eq!(answer.headers["x-number"], (number + 1).to_string(), "{user}: {:?}", answer.headers);
         }
-        // What is public answers all.
+        // A public response answers all.
         for user in ["alice", "bob"] {
             let path = "/page?cache-control=public,+max-age=60";
             let answer = client.send(request("GET", path, &[("cookie", user)])).await;

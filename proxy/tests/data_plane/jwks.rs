@@ -172,7 +172,7 @@ fn keys_that_are_not_known_are_fetched_once_for_all_and_then_not_for_a_while() {
             assert_eq!(client.await.unwrap(), 200);
         }
         assert_eq!(login.fetches(), 2);
-        // What was verified by a key that is gone counts no more, though it was remembered.
+        // A token that was verified by a key that is gone counts no more, though it was remembered.
         assert_eq!(status(&mut client, &token(1)).await, 401);
 
         for number in 0..10_000 {

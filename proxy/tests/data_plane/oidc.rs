@@ -24,7 +24,7 @@ fn pair() -> Ed25519KeyPair {
     Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap()
 }
 
-/// What the provider does.
+/// The behaviour of the provider.
 #[derive(Default)]
 struct Conduct {
     /// Codes that were given out, with nonce and challenge.
@@ -349,7 +349,7 @@ fn only_pages_are_sent_to_the_provider() {
                 "{more}"
             );
         }
-        // Who passes without a session is vouched for by nobody.
+        // Nobody vouches for a client that passes without a session.
         let answer = browser.send(Request::get("/").header("x_user", "alice")).await;
         assert!(answer.status == 200 && !answer.text().contains("alice"), "{}", answer.text());
         // A consumer that another plugin has found counts, and a token that nobody has checked does not.
