@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::blob::BlobId;
 use crate::error::FieldError;
 use crate::key::ResourceKey;
 
@@ -20,6 +21,11 @@ pub trait PluginCatalog: Send + Sync {
 
     /// The errors of `config`, with paths of fields within it. The type exists.
     fn check(&self, type_name: &str, config: &Value) -> Vec<FieldError>;
+
+    /// The uploaded files that an accepted `config` uses, with the path of the field within it.
+    fn blobs(&self, _type_name: &str, _config: &Value) -> Vec<(BlobId, String)> {
+        Vec::new()
+    }
 
     /// The resources that an accepted `config` refers to (a consumer), with the path of the field within it.
     fn references(&self, type_name: &str, config: &Value) -> Vec<(ResourceKey, String)>;

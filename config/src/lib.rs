@@ -43,6 +43,7 @@ pub mod arrival;
 mod authorities;
 mod authority;
 mod balancing;
+mod blob;
 mod bounds;
 mod breaker;
 mod catalog;
@@ -103,6 +104,7 @@ pub mod wire {
 }
 
 pub use balancing::{HashOn, LoadBalancing};
+pub use blob::{BlobId, NotABlobId};
 pub use breaker::{CircuitBreaker, CircuitBreakerSpec, ErrorRate, UpstreamLimits};
 pub use catalog::PluginCatalog;
 pub use certificate::{

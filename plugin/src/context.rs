@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use foldhash::quality::FixedState;
 use signalbox_config::Name;
 
+use crate::blobs::Blobs;
 use crate::clock::Clock;
 use crate::log::Logger;
 use crate::metrics::Outcomes;
@@ -29,6 +30,8 @@ pub struct Context<'a> {
     pub log: &'a Logger,
     /// The counters of its outcomes, for what counts outside of hooks.
     pub outcomes: &'a Outcomes,
+    /// The files that its configuration names.
+    pub blobs: &'a Blobs,
 }
 
 impl<'a> Context<'a> {
@@ -40,8 +43,9 @@ impl<'a> Context<'a> {
         tasks: &'a Tasks,
         log: &'a Logger,
         outcomes: &'a Outcomes,
+        blobs: &'a Blobs,
     ) -> Self {
-        Self { name, states, clock, tasks, log, outcomes }
+        Self { name, states, clock, tasks, log, outcomes, blobs }
     }
 
     /// The same under another name, for state that several plugins share.

@@ -9,6 +9,7 @@
 #[allow(unused_extern_crates, reason = "only the tests have plugins")]
 extern crate self as signalbox_plugin;
 
+pub mod blobs;
 mod body;
 mod clock;
 mod consumers;
@@ -29,6 +30,7 @@ mod request;
 pub mod tasks;
 pub mod testing;
 
+pub use blobs::Blobs;
 pub use body::{Abort, BodyFilter, BodyObserver, BodyWish, Output};
 pub use clock::{Clock, TimeSource};
 pub use consumers::{

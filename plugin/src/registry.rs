@@ -8,9 +8,10 @@ use serde::{Deserialize as _, Deserializer, Serialize};
 use serde_json::Value;
 use serde_path_to_error::Segment;
 use signalbox_config::{
-    Errors, FieldError, Name, PluginCatalog, ResourceKey, check_placeholders, check_structure,
+    BlobId, Errors, FieldError, Name, PluginCatalog, ResourceKey, check_placeholders, check_structure,
 };
 
+use crate::blobs::Blobs;
 use crate::context::Context;
 use crate::hooks::{Hooked, Hooks};
 use crate::plugin::Plugin;
@@ -50,6 +51,15 @@ pub trait Definition: Plugin + Hooked + Sized {
         Vec::new()
     }
 
+    /// The uploaded files that a configuration uses, each with the field's path within the configuration.
+    fn blobs(_config: &Self::Config) -> Vec<(BlobId, String)> {
+        Vec::new()
+    }
+
+    /// Checks the files of a configuration that was checked: the control plane calls it before it stores the configuration. The
+    /// errors have paths within the configuration.
+    fn check_blobs(_config: &Self::Config, _blobs: &Blobs, _errors: &mut Errors) {}
+
     /// Builds it once for each revision that changes it, from a configuration that was checked.
     fn build(config: Self::Config, context: &Context<'_>) -> Result<Self, Vec<FieldError>>;
 }
@@ -87,6 +97,8 @@ pub struct PluginType {
     schema: LazyLock<Schema>,
     check: fn(&Self, &Value) -> Vec<FieldError>,
     references: fn(&Value) -> Vec<(ResourceKey, String)>,
+    blobs: fn(&Value) -> Vec<(BlobId, String)>,
+    check_blobs: fn(&Value, &Blobs) -> Vec<FieldError>,
     build: Build,
 }
 
@@ -110,6 +122,15 @@ impl PluginType {
             references: |config| {
                 D::Config::deserialize(config).map(|config| D::references(&config)).unwrap_or_default()
             },
+            blobs: |config| {
+                D::Config::deserialize(config).map(|config| D::blobs(&config)).unwrap_or_default()
+            },
+            check_blobs: |config, blobs| {
+                let Ok(config) = D::Config::deserialize(config) else { return Vec::new() };
+                let mut errors = Errors::default();
+                D::check_blobs(&config, blobs, &mut errors);
+                errors.finish(Some(())).err().unwrap_or_default()
+            },
             build: |config, context| {
                 let config: D::Config = serde_json::from_slice(config)
                     .map_err(|error| vec![FieldError::new("", error.to_string())])?;
@@ -129,6 +150,16 @@ impl PluginType {
     /// The errors of a configuration, with paths of fields within it.
     pub fn check(&self, config: &Value) -> Vec<FieldError> {
         (self.check)(self, config)
+    }
+
+    /// The uploaded files that a configuration uses, each with the field's path within the configuration.
+    pub fn blobs(&self, config: &Value) -> Vec<(BlobId, String)> {
+        (self.blobs)(config)
+    }
+
+    /// The errors of the files that a configuration uses. All of them are among `blobs`.
+    pub fn check_blobs(&self, config: &Value, blobs: &Blobs) -> Vec<FieldError> {
+        (self.check_blobs)(config, blobs)
     }
 
     /// Builds a plugin from canonical JSON that [`signalbox_config::PluginCatalog::check`] accepted.
@@ -218,6 +249,10 @@ impl PluginCatalog for Registry {
             Some(plugin_type) => plugin_type.check(config),
             None => vec![FieldError::new("", format!("unknown plugin type {type_name:?}"))],
         }
+    }
+
+    fn blobs(&self, type_name: &str, config: &Value) -> Vec<(BlobId, String)> {
+        self.find(type_name).map(|plugin_type| plugin_type.blobs(config)).unwrap_or_default()
     }
 
     fn references(&self, type_name: &str, config: &Value) -> Vec<(ResourceKey, String)> {

@@ -20,6 +20,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "configurations are written in place")]
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,17 +31,18 @@ use futures_util::future::{BoxFuture, LocalBoxFuture};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request};
 use serde_json::{Value, json};
 use signalbox_config::{
-    Body, ClientCertificate, Consumer, Kind, Name, Password, Proof, Resource, Secret, SharedSecret, TokenKey,
+    BlobId, Body, ClientCertificate, Consumer, Kind, Name, Password, Proof, Resource, Secret, SharedSecret,
+    TokenKey,
 };
 
 use crate::host::{self, RequestFields, ResponseFields};
 use crate::outbound::{Caller, Forwarding};
 use crate::tasks::{Spawner, Work};
 use crate::{
-    Abort, BodyFilter, BodyWish, CallAnswer, CallError, CallLimits, Clock, Consumers, Context, Definition,
-    Exchange, Flow, LogRecord, Logger, Origin, Outbound, Outcomes, Output, PasswordSecret, Plugin,
-    PluginRequest, PluginType, Registry, Reply, ResolvedSecret, States, Tasks, TimeSource, TokenSecret,
-    VerificationKey,
+    Abort, Blobs, BodyFilter, BodyWish, CallAnswer, CallError, CallLimits, Clock, Consumers, Context,
+    Definition, Exchange, Flow, LogRecord, Logger, Origin, Outbound, Outcomes, Output, PasswordSecret,
+    Plugin, PluginRequest, PluginType, Registry, Reply, ResolvedSecret, States, Tasks, TimeSource,
+    TokenSecret, VerificationKey,
 };
 
 /// A client, its request, and what becomes of it.
@@ -90,6 +92,7 @@ pub struct Services {
     tasks: Tasks,
     log: Logger,
     outcomes: Outcomes,
+    blobs: Blobs,
 }
 
 impl TestClock {
@@ -146,15 +149,24 @@ impl Default for Services {
             tasks: Tasks::new(Arc::new(NoTasks), log.clone()),
             log,
             outcomes: Outcomes::new(&[], 1),
+            blobs: Blobs::default(),
             shared,
         }
     }
 }
 
 impl Services {
+    /// The same with these uploaded files.
+    #[must_use]
+    pub fn with_blobs(self, files: impl IntoIterator<Item = Bytes>) -> Self {
+        let files: HashMap<BlobId, Bytes> =
+            files.into_iter().map(|content| (BlobId::of(&content), content)).collect();
+        Self { blobs: Blobs::new(Arc::new(move |id| files.get(&id).cloned())), ..self }
+    }
+
     /// The context of a plugin of this name.
     pub fn context<'a>(&'a self, name: &'a Name, states: &'a States) -> Context<'a> {
-        Context::new(name, states, &self.shared, &self.tasks, &self.log, &self.outcomes)
+        Context::new(name, states, &self.shared, &self.tasks, &self.log, &self.outcomes, &self.blobs)
     }
 
     /// The time, as plugins get it.

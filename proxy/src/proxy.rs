@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use signalbox_config::{Body, Kind, Listener, Name, Snapshot};
-use signalbox_plugin::{Clock, Registry, States};
+use signalbox_plugin::{Blobs, Clock, Registry, States};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -156,6 +156,7 @@ impl Proxy {
             clock,
             spawner: Arc::new(task_sender),
             states: States::default(),
+            blobs: Blobs::default(),
             secrets: Box::new(HostSecrets),
             resolver: Arc::new(Resolver::new(handle.clone(), settings.dns_servers)),
             checking: Checking::new(handle),

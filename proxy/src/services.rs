@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use signalbox_plugin::tasks::Spawner;
-use signalbox_plugin::{Clock, Registry, States};
+use signalbox_plugin::{Blobs, Clock, Registry, States};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
@@ -16,6 +16,8 @@ pub struct Services {
     pub types: Registry,
     /// Plugin state that outlives a revision.
     pub states: States,
+    /// The uploaded files that plugins use.
+    pub blobs: Blobs,
     /// The time that plugins see.
     pub clock: Clock,
     /// Runs the tasks of plugins.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use signalbox_config::{Change, Kind, Resource, RevisionId};
-use signalbox_plugin::{Clock, States};
+use signalbox_plugin::{Blobs, Clock, States};
 use signalbox_plugins::builtin;
 use signalbox_proxy::compile::Compiled;
 use signalbox_proxy::core::clock::SystemClock;
@@ -100,6 +100,7 @@ fn the_cost_of_a_change_does_not_grow_with_the_configuration() {
         clock: Clock::new(SystemClock(Instant::now())),
         spawner: Arc::new(tasks::channel().0),
         states: States::default(),
+        blobs: Blobs::default(),
         secrets: Box::new(HostSecrets),
         resolver: Arc::new(Resolver::new(runtime.handle().clone(), Vec::new())),
         checking: Checking::new(runtime.handle().clone()),

@@ -111,7 +111,8 @@ fn build(
     );
     let log = Logger::new(key.name.clone(), services.clock.clone());
     let tasks = Tasks::new(Arc::clone(&services.spawner), log.clone());
-    let context = Context::new(&key.name, &services.states, &services.clock, &tasks, &log, &stats.outcomes);
+    let Services { states, clock, blobs, .. } = services;
+    let context = Context::new(&key.name, states, clock, &tasks, &log, &stats.outcomes, blobs);
     let plugin = plugin_type.build(&spec.config, &context).map_err(|errors| {
         let field = |field: &str| match field {
             "" => "config".to_owned(),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use http::{HeaderMap, Method};
 use signalbox_config::router::RequestParts;
 use signalbox_config::{Resource, document, sha256};
-use signalbox_plugin::{Clock, States};
+use signalbox_plugin::{Blobs, Clock, States};
 use signalbox_plugins::builtin;
 
 use super::*;
@@ -62,6 +62,7 @@ impl Steps {
             clock: Clock::new(SystemClock(Instant::now())),
             spawner: Arc::new(tasks::channel().0),
             states: States::default(),
+            blobs: Blobs::default(),
             secrets: Box::new(Arc::clone(&secrets)),
             resolver: Arc::new(Resolver::new(runtime.handle().clone(), Vec::new())),
             checking: Checking::new(runtime.handle().clone()),
