@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use signalbox_config::RevisionId;
+use bytes::Bytes;
+use signalbox_config::{BlobId, RevisionId};
 use tokio::sync::Notify;
 
 use super::access_row::{AuditRow, SessionRow, TokenRow};
+use super::blob_row::BlobRow;
 use super::hint::ProxyHints;
 use super::proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
 use super::revision::{Committed, Loaded, NewChange, NewRevision, Revision, RevisionSummary, StoredSet};
@@ -21,7 +23,7 @@ use super::rollout_row::{
 /// 60 s), after which it is [`StoreError::Unavailable`]. Dropping a call's future is safe: what it was to write is
 /// written wholly or not at all.
 #[async_trait]
-pub trait Store: RolloutStore {
+pub trait Store: RolloutStore + BlobStore {
     /// Epoch and number of the last revision.
     async fn head(&self) -> Result<RevisionId, StoreError>;
 
@@ -212,6 +214,22 @@ pub trait RolloutStore: Send + Sync {
 
     /// The decisions in force for all fleets with the state of their rollouts, by fleet.
     async fn fleet_states(&self) -> Result<Vec<FleetState>, StoreError>;
+}
+
+/// The part of a store that has the uploaded files. Deadlines and errors are those of [`Store`]; a content is read and written within 60 s.
+#[async_trait]
+pub trait BlobStore: Send + Sync {
+    /// Stores a file; `false` if it is there already.
+    async fn save_blob(&self, row: &BlobRow, content: &[u8]) -> Result<bool, StoreError>;
+
+    /// The content of a file.
+    async fn blob(&self, id: BlobId) -> Result<Option<Bytes>, StoreError>;
+
+    /// All files without their contents, the newest first.
+    async fn blobs(&self) -> Result<Vec<BlobRow>, StoreError>;
+
+    /// Deletes a file; whether it was there.
+    async fn delete_blob(&self, id: BlobId) -> Result<bool, StoreError>;
 }
 
 /// The head, held by one who is about to commit.

@@ -2,6 +2,8 @@
 //! and tokens. One trait, two implementations, one contract suite (`tests/store_contract`) that runs against both.
 
 mod access_row;
+mod blob_row;
+mod blobs;
 mod deadline;
 mod file_lock;
 mod hint;
@@ -28,9 +30,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use access_row::{AuditRow, Role, SessionRow, StoredRole, TokenRow, TokenSource};
+pub use blob_row::BlobRow;
 pub use file_lock::FileLock;
 pub use hint::{Hinted, ProxyHints};
-pub use interface::{Held, RolloutStore, Store, StoreError};
+pub use interface::{BlobStore, Held, RolloutStore, Store, StoreError};
 pub use proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
 pub use revision::{
     Committed, Loaded, Meta, NewChange, NewRevision, Revision, RevisionSummary, StoredChange, StoredResource,

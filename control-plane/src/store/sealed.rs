@@ -13,12 +13,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use signalbox_config::{ResourceKey, RevisionId};
+use signalbox_config::{BlobId, ResourceKey, RevisionId};
 use tokio::sync::Notify;
 
 use super::access_row::{AuditRow, SessionRow, TokenRow};
+use super::blob_row::BlobRow;
 use super::hint::ProxyHints;
-use super::interface::{Held, RolloutStore, Store, StoreError};
+use super::interface::{BlobStore, Held, RolloutStore, Store, StoreError};
 use super::proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
 use super::revision::{
     Committed, Loaded, NewChange, NewRevision, Revision, RevisionSummary, StoredResource, StoredSet,
@@ -258,6 +259,25 @@ impl RolloutStore for Sealed {
 
     async fn fleet_states(&self) -> Result<Vec<FleetState>, StoreError> {
         self.inner.fleet_states().await
+    }
+}
+
+#[async_trait]
+impl BlobStore for Sealed {
+    async fn save_blob(&self, row: &BlobRow, content: &[u8]) -> Result<bool, StoreError> {
+        self.inner.save_blob(row, content).await
+    }
+
+    async fn blob(&self, id: BlobId) -> Result<Option<Bytes>, StoreError> {
+        self.inner.blob(id).await
+    }
+
+    async fn blobs(&self) -> Result<Vec<BlobRow>, StoreError> {
+        self.inner.blobs().await
+    }
+
+    async fn delete_blob(&self, id: BlobId) -> Result<bool, StoreError> {
+        self.inner.delete_blob(id).await
     }
 }
 

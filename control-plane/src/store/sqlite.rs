@@ -764,12 +764,13 @@ async fn migrate(options: &SqliteConnectOptions) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("../../../migrations/sqlite/0001_store.sql"),
     include_str!("../../../migrations/sqlite/0002_secrets.sql"),
     include_str!("../../../migrations/sqlite/0003_sessions.sql"),
     include_str!("../../../migrations/sqlite/0004_replicas.sql"),
     include_str!("../../../migrations/sqlite/0005_fleet_targets.sql"),
+    include_str!("../../../migrations/sqlite/0006_blobs.sql"),
 ];
 
 /// The mark of this program's files: "Sgbx".

@@ -8,10 +8,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use signalbox_config::ResourceKey;
+use signalbox_config::{BlobId, ResourceKey};
 use signalbox_control_plane::store::{
-    KeySource, Meta, NewChange, NewRevision, ProxyRow, ProxyRows, Role, RolloutRow, SessionRow, Stamp, Store,
-    StoreError, StoredResource, StoredSet, TokenRow, TokenSource, seal,
+    BlobRow, KeySource, Meta, NewChange, NewRevision, ProxyRow, ProxyRows, Role, RolloutRow, SessionRow,
+    Stamp, Store, StoreError, StoredResource, StoredSet, TokenRow, TokenSource, seal,
 };
 
 use crate::places::Place;
@@ -438,6 +438,32 @@ pub(crate) async fn tokens_are_kept_by_name(place: &dyn Place) {
     assert!(store.delete_token("e").await.unwrap());
     assert!(!store.delete_token("e").await.unwrap());
     assert_eq!(place.open().await.tokens().await.unwrap().len(), 3);
+}
+
+pub(crate) async fn uploaded_files_are_kept_by_their_digest(place: &dyn Place) {
+    let store = place.open().await;
+    let large: Vec<u8> = (0..3_000_000_u32).map(|at| (at / 7) as u8).collect();
+    let contents: [&[u8]; 2] = [b"\0a module", &large];
+    let rows = [0, 1].map(|at| BlobRow {
+        id: BlobId::of(contents[at]),
+        size: contents[at].len() as u64,
+        created_at_us: 1_700_000_000_000_000 - at as i64,
+        created_by: "e".into(),
+    });
+    for (row, content) in rows.iter().zip(contents) {
+        assert!(store.save_blob(row, content).await.unwrap());
+    }
+    let again = BlobRow { created_by: "x".into(), ..rows[0].clone() };
+    assert!(!store.save_blob(&again, contents[0]).await.unwrap(), "it is there already");
+    let store = place.open().await;
+    assert_eq!(store.blobs().await.unwrap(), rows, "the newest first, as it was stored first");
+    for (row, content) in rows.iter().zip(contents) {
+        assert_eq!(store.blob(row.id).await.unwrap().unwrap(), content);
+    }
+    assert!(store.delete_blob(rows[0].id).await.unwrap());
+    assert!(!store.delete_blob(rows[0].id).await.unwrap());
+    assert_eq!(store.blob(rows[0].id).await.unwrap(), None);
+    assert_eq!(store.blobs().await.unwrap(), rows[1..]);
 }
 
 pub(crate) async fn sessions_are_kept_and_end_with_their_token(place: &dyn Place) {

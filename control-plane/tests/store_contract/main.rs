@@ -54,6 +54,7 @@ on_both! {
     counts_reach_the_other_control_planes,
     rollouts_that_ran_are_kept_by_id,
     tokens_are_kept_by_name,
+    uploaded_files_are_kept_by_their_digest,
     sessions_are_kept_and_end_with_their_token,
     what_a_newer_version_wrote_is_kept_as_unknown,
     the_audit_trail_has_commits_and_notes,

@@ -29,7 +29,7 @@ async fn a_newer_schema_is_refused_unless_it_says_that_this_version_can_use_it()
     place.open().await;
     let refused = async || match store::open(&place.url()).await {
         Err(StoreError::Broken(message)) => {
-            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 5");
+            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 6");
         }
         other => panic!("{:?}", other.err()),
     };
