@@ -35,6 +35,8 @@ use crate::worker::{self, Command};
 pub struct Settings {
     /// The plugin types that the proxy knows.
     pub types: Registry,
+    /// The uploaded files that plugins use.
+    pub blobs: Blobs,
     pub workers: usize,
     /// Maps a listener's name to the address that overrides the configured one.
     pub listener_overrides: BTreeMap<String, SocketAddr>,
@@ -156,7 +158,7 @@ impl Proxy {
             clock,
             spawner: Arc::new(task_sender),
             states: States::default(),
-            blobs: Blobs::default(),
+            blobs: settings.blobs,
             secrets: Box::new(HostSecrets),
             resolver: Arc::new(Resolver::new(handle.clone(), settings.dns_servers)),
             checking: Checking::new(handle),

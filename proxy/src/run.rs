@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use signalbox_plugin::Registry;
+use signalbox_plugin::{Blobs, Registry};
 use signalbox_process::limits::{self, OpenFiles};
 use signalbox_process::{health, log};
 use tokio::net::TcpListener;
@@ -22,7 +22,7 @@ use crate::admin::{self, Admin};
 use crate::args::Args;
 use crate::hot_restart::{self, InheritedSockets, Predecessor};
 use crate::proxy::{Proxy, Settings};
-use crate::source::{self, ControlPlanes, CrashLoops, DataPlane, Source, StartError, Status, Tls};
+use crate::source::{self, BlobDir, ControlPlanes, CrashLoops, DataPlane, Source, StartError, Status, Tls};
 use crate::telemetry::access_log;
 
 /// The interval at which unused state is released.
@@ -89,8 +89,10 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     };
     let (mut inherited, predecessor) = taken.unzip();
     let admin_socket = inherited.as_mut().and_then(|inherited| admin_socket(inherited, args.admin_address));
+    let blobs = Arc::new(BlobDir::new(args.data_dir.join("blobs")));
     let proxy = Proxy::start(Settings {
         types: types.clone(),
+        blobs: Blobs::new(blobs.clone()),
         workers,
         listener_overrides: args.listener_overrides(),
         max_requests: args.max_requests.get(),
@@ -133,7 +135,7 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     }
     // From here on a signal is an orderly end, before the first start marker is written.
     let end_signal = end_signal()?;
-    let source = source_of(args, types, retry);
+    let source = source_of(args, types, blobs, retry);
     let mut source = tokio::spawn(source::run(source, data_plane, status, stop_source.clone()));
     tokio::select! {
         () = end_signal => drain.cancel(),
@@ -339,7 +341,7 @@ async fn drop_retired(proxy: Arc<Proxy>) {
     }
 }
 
-fn source_of(args: Args, types: Registry, retry: Arc<Notify>) -> Source {
+fn source_of(args: Args, types: Registry, blobs: Arc<BlobDir>, retry: Arc<Notify>) -> Source {
     match args.config {
         Some(path) => Source::File { path, fleet: args.fleet.as_str().to_owned(), types },
         None => Source::ControlPlanes(Box::new(ControlPlanes {
@@ -351,6 +353,7 @@ fn source_of(args: Args, types: Registry, retry: Arc<Notify>) -> Source {
             types,
             labels: args.labels.into_iter().map(|label| (label.key, label.value)).collect(),
             data_dir: args.data_dir,
+            blobs,
             crash_loops: CrashLoops {
                 crash_window: args.crash_window,
                 proven_after: args.proven_after,

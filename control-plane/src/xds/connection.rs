@@ -160,7 +160,7 @@ impl AsyncWrite for Heard {
     }
 }
 
-/// Calls over one connection. A proxy needs three: its stream, its reports and its counts.
+/// Calls over one connection. A proxy needs four: its stream, its reports, its counts, and the file that it fetches.
 const CALLS: u32 = 16;
 
 /// Bytes of one call, and of all of them, that a proxy may send before they are read.

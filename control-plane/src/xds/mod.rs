@@ -9,6 +9,7 @@
 mod accept;
 mod admission;
 mod balance;
+mod blobs;
 mod connection;
 mod counts;
 pub mod delta;

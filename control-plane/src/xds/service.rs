@@ -11,7 +11,7 @@ use super::grpc::Call;
 use super::shared::Shared;
 use super::stream::{self, Peer};
 use super::token::authorize;
-use super::{counts, report};
+use super::{blobs, counts, report};
 
 /// Serves a call to its end.
 pub(super) async fn serve(shared: Arc<Shared>, call: Call) {
@@ -19,6 +19,7 @@ pub(super) async fn serve(shared: Arc<Shared>, call: Call) {
         DELTA => discover(shared, call).await,
         REPORT => report::serve(&shared, call).await,
         COUNT => counts::serve(&shared, call).await,
+        FETCH_BLOB => blobs::serve(&shared, call).await,
         _ => call.refuse(Status::unimplemented("this control plane serves DeltaAggregatedResources alone")),
     }
 }
@@ -66,6 +67,7 @@ fn takes_zstd(call: &Call) -> bool {
 const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const REPORT: &str = "/signalbox.report.v1.ReportService/Report";
 const COUNT: &str = "/signalbox.report.v1.ReportService/Count";
+const FETCH_BLOB: &str = "/signalbox.report.v1.ReportService/FetchBlob";
 
 const ZSTD: &str = "zstd";
 

@@ -504,7 +504,10 @@ impl WriterShared {
 
 /// Replaces a file atomically: a reader, even after a crash, finds the old or the new one. Returns the new one's size
 /// in bytes.
-fn replace_file(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<u64> {
+pub(super) fn replace_file(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<u64> {
     let temporary = path.with_extension("new");
     let file = private().create(true).write(true).truncate(true).open(&temporary)?;
     let mut file = BufWriter::with_capacity(RECORD, file);

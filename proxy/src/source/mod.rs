@@ -2,11 +2,13 @@
 //!
 //! - [`xds`] exchanges messages between a control plane and [`staging`], which decides what each message means;
 //! - [`last_good`] keeps the last applied revision and the last proven one on disk;
+//! - [`blobs`] fetches and keeps the uploaded files that plugins use;
 //! - [`guard`] notices when revisions crash the proxy; [`starts`] and [`proof`] decide, [`open`] begins with it;
 //! - [`file`] reads a declarative file instead.
 
 mod apply;
 mod authorize;
+mod blobs;
 mod connect;
 mod counts;
 mod data_plane;
@@ -28,6 +30,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use blobs::BlobDir;
 pub use data_plane::{Answers, Candidate, DataPlane, Rejected, Traffic};
 pub use settings::{ControlPlanes, CrashLoops, Source, Tls};
 pub use starts::ExactRevision;

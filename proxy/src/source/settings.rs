@@ -8,6 +8,8 @@ use std::time::Duration;
 use signalbox_plugin::Registry;
 use tokio::sync::Notify;
 
+use super::blobs::BlobDir;
+
 /// The source of the configuration.
 #[derive(Debug, Clone)]
 pub enum Source {
@@ -43,6 +45,8 @@ pub struct ControlPlanes {
     pub labels: BTreeMap<String, String>,
     /// The directory of the last good snapshot. No two proxies share one.
     pub data_dir: PathBuf,
+    /// The uploaded files that plugins use.
+    pub blobs: Arc<BlobDir>,
     /// The protection against revisions that crash the proxy.
     pub crash_loops: CrashLoops,
 }

@@ -30,6 +30,7 @@ use tonic::{Code, Request, Status as GrpcStatus};
 
 use super::apply::{self, RefusedCandidate};
 use super::authorize::authorize;
+use super::blobs::{BlobDir, BlobFetcher};
 use super::connect::{Connector, PING_AFTER, Progress};
 use super::counts::{CountsReporter, Numbering};
 use super::data_plane::{Candidate, DataPlane};
@@ -83,6 +84,7 @@ pub(super) async fn run(
     let _guarding = AbortOnDropHandle::new(guarding);
     let client = Client {
         types: config.types.clone(),
+        blobs: Arc::clone(&config.blobs),
         node: node(&config, &node_id),
         token,
         data_plane: guard.data_plane(Origin::ControlPlane),
@@ -123,6 +125,7 @@ fn start_writer(
 struct Client {
     node: Node,
     types: Registry,
+    blobs: Arc<BlobDir>,
     token: Option<MetadataValue<Ascii>>,
     data_plane: Arc<dyn DataPlane>,
     guard: Arc<Guard>,
@@ -351,9 +354,11 @@ impl Client {
             numbering: Arc::clone(&self.numbering),
         };
         let _reporting = AbortOnDropHandle::new(tokio::spawn(reporter.run(channel.clone())));
-        let _counting = AbortOnDropHandle::new(tokio::spawn(counts_reporter.run(channel)));
+        let _counting = AbortOnDropHandle::new(tokio::spawn(counts_reporter.run(channel.clone())));
         let staging = Staging::on(self.served.clone(), &self.types);
-        let mut session = Session { client: self, address, staging, requests, refused: None };
+        let (dir, types) = (Arc::clone(&self.blobs), self.types.clone());
+        let fetcher = BlobFetcher { channel, token: self.token.clone(), dir, types };
+        let mut session = Session { client: self, address, staging, requests, fetcher, refused: None };
         loop {
             let retry_at = session.refused.as_ref().map(|refused| refused.retry_at);
             let asks_until = session.client.asks_until();
@@ -414,6 +419,7 @@ struct Session<'c> {
     address: &'c str,
     staging: Staging,
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    fetcher: BlobFetcher,
     refused: Option<Retry>,
 }
 
@@ -483,8 +489,7 @@ impl Session<'_> {
 
     async fn apply(&mut self, candidate: Candidate, nonce: String) -> Result<(), StreamEnd> {
         let revision = candidate.snapshot.id().clone();
-        let client = &mut *self.client;
-        match apply::apply(&client.data_plane, candidate, &client.status, self.address).await {
+        match self.try_candidate(candidate).await {
             Ok(applied) => self.on_applied(applied, nonce).await,
             Err(refused) => {
                 for reason in &refused.reasons {
@@ -495,6 +500,16 @@ impl Session<'_> {
                 self.nack(nonce, rejection).await
             }
         }
+    }
+
+    /// Fetches the files that a candidate needs, and applies it.
+    async fn try_candidate(&mut self, candidate: Candidate) -> Result<Candidate, RefusedCandidate> {
+        let client = &mut *self.client;
+        if let Err(reasons) = self.fetcher.fetch_missing(&candidate).await {
+            apply::record_rejection(&client.status, &reasons);
+            return Err(RefusedCandidate { candidate: Some(candidate), reasons });
+        }
+        apply::apply(&client.data_plane, candidate, &client.status, self.address).await
     }
 
     fn remember(&mut self, refused: RefusedCandidate, nonce: String) {
@@ -508,8 +523,7 @@ impl Session<'_> {
     /// Tries the refused candidate again, and acknowledges it late on success.
     async fn retry(&mut self) -> Result<(), StreamEnd> {
         let Some(Retry { candidate, nonce, .. }) = self.refused.take() else { return Ok(()) };
-        let client = &mut *self.client;
-        match apply::apply(&client.data_plane, candidate, &client.status, self.address).await {
+        match self.try_candidate(candidate).await {
             Ok(applied) => self.on_applied(applied, nonce).await,
             Err(refused) => {
                 self.remember(refused, nonce);
@@ -525,6 +539,7 @@ impl Session<'_> {
         self.client.served = Some(snapshot.clone());
         self.client.drifts = 0;
         let acked = self.ack(nonce).await;
+        self.fetcher.delete_unused(&snapshot, &changes);
         // The write follows the ACK, which reports what is served and not what is on disk.
         self.client.writer.enqueue(snapshot, &changes);
         acked

@@ -17,7 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::{Rlimit, getrlimit, setrlimit};
 use signalbox_config::{Change, Resource, ResourceKey, RevisionId, Snapshot, document};
-use signalbox_plugin::Registry;
+use signalbox_plugin::{Blobs, Registry};
 use signalbox_plugins::builtin;
 use signalbox_proxy::proxy::{Proxy, Settings};
 use signalbox_proxy::source::{Candidate, DataPlane, Rejected};
@@ -103,6 +103,7 @@ impl Harness {
         let listener_overrides = BTreeMap::from([("http".to_owned(), any)]);
         let mut settings = Settings {
             types: builtin().clone(),
+            blobs: Blobs::default(),
             workers: 2,
             listener_overrides,
             max_requests: 1000,

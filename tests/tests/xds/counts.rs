@@ -10,7 +10,9 @@ use signalbox_config::{Assignment, Change, Kind, Resource, RevisionId, Snapshot}
 use signalbox_plugins::builtin;
 use signalbox_proto::NODE_HEADER;
 use signalbox_proto::signalbox::report::v1::report_service_server::{ReportService, ReportServiceServer};
-use signalbox_proto::signalbox::report::v1::{Counts, CountsRequest, ProxyReport, ReportSummary};
+use signalbox_proto::signalbox::report::v1::{
+    BlobPart, BlobRequest, Counts, CountsRequest, ProxyReport, ReportSummary,
+};
 use signalbox_tests::{Backend, Proxy, free_port, get};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -39,6 +41,7 @@ struct CountsStream {
 #[tonic::async_trait]
 impl ReportService for Reports {
     type CountStream = ReceiverStream<Result<CountsRequest, Status>>;
+    type FetchBlobStream = ReceiverStream<Result<BlobPart, Status>>;
 
     async fn report(
         &self,
@@ -61,6 +64,10 @@ impl ReportService for Reports {
         let stream = CountsStream { requests, counts: request.into_inner(), last: None };
         streams.send(stream).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(ReceiverStream::new(outbound)))
+    }
+
+    async fn fetch_blob(&self, _: Request<BlobRequest>) -> Result<Response<Self::FetchBlobStream>, Status> {
+        Err(Status::unimplemented("no plugin of these tests uses a file"))
     }
 }
 

@@ -27,8 +27,8 @@ use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Delt
 use signalbox_proto::google::rpc;
 use signalbox_proto::signalbox::config::v1::{Resource as WireResource, Revision, resource::Kind};
 use signalbox_proxy::source::{
-    self, Answers, Candidate, ControlPlanes, CrashLoops, DataPlane, Rejected, Source, StartError, Status,
-    Tls, Traffic,
+    self, Answers, BlobDir, Candidate, ControlPlanes, CrashLoops, DataPlane, Rejected, Source, StartError,
+    Status, Tls, Traffic,
 };
 use signalbox_proxy::telemetry::{Scope, Series};
 use signalbox_tests::Postgres;
@@ -643,6 +643,7 @@ impl Proxy {
             types: types.clone(),
             labels: BTreeMap::new(),
             data_dir: data_dir.to_owned(),
+            blobs: Arc::new(BlobDir::new(data_dir.join("blobs"))),
             crash_loops,
         }));
         let (sender, status) = watch::channel(Status::default());

@@ -7,6 +7,7 @@
 mod assignment;
 mod counts;
 mod file;
+mod files;
 mod harness;
 mod model;
 mod planes;
