@@ -1,11 +1,13 @@
 //! The current set in memory, kept in step with the store's log, and published to all who read it.
 
+mod blobs;
 mod commit;
 mod decisions;
 mod history;
 mod published;
 mod publisher;
 
+pub use blobs::{UploadError, UploadedFiles};
 pub use history::History;
 pub(crate) use published::named_fleets;
 pub use published::{Assigned, ProxyTarget, Published};

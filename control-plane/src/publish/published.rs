@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
+use serde_json::Value;
 use signalbox_config::{
-    Assignment, Body, Change, FieldError, Kind, Name, Relations, Resource, ResourceKey, RevisionId,
-    RolloutPolicy, RouteIndex, Snapshot, Strategy,
+    Assignment, BlobId, Body, Change, FieldError, Kind, Name, PluginCatalog as _, Relations, Resource,
+    ResourceKey, RevisionId, RolloutPolicy, RouteIndex, Snapshot, Strategy,
 };
 use signalbox_plugin::Registry;
 use signalbox_rollout::FleetTarget;
@@ -237,6 +238,18 @@ impl Published {
             follows_head: state.is_none(),
             state: state.unwrap_or(self).clone(),
         }
+    }
+
+    /// The plugins of the current set, and of the sets that fleets are still to serve, that use an uploaded file.
+    pub fn plugins_with(&self, id: BlobId) -> BTreeSet<Name> {
+        let states = std::iter::once(self).chain(self.assigned.states.values().map(|state| &**state));
+        let resources = states.flat_map(|state| state.snapshot.of_kind(Kind::Plugin, None));
+        let users = resources.filter(|resource| {
+            let Body::Plugin(plugin) = resource.body() else { return false };
+            let config: Value = serde_json::from_slice(&plugin.config).unwrap_or_default();
+            self.types.blobs(&plugin.type_name, &config).iter().any(|(used, _)| *used == id)
+        });
+        users.map(|resource| resource.key().name.clone()).collect()
     }
 
     /// The state of a revision: the current one, or one that a decision refers to; `self` is the current one.

@@ -10,6 +10,7 @@ use signalbox_plugin::Registry;
 use signalbox_rollout::FleetTarget;
 use tokio::sync::{Notify, broadcast, watch};
 
+use super::blobs::UploadedFiles;
 use super::decisions::{Pending, earlier};
 use super::published::Published;
 use crate::metrics::Metrics;
@@ -34,6 +35,7 @@ pub struct Publisher {
     /// Counts how often a restored database took the place of what was published, in the same epoch: the same numbers
     /// then mean other revisions.
     pub(super) reloaded: watch::Sender<u64>,
+    files: UploadedFiles,
 }
 
 /// A hook that is called before anybody can see a state that is published, so that no consequence is known before its cause.
@@ -70,6 +72,7 @@ impl Publisher {
     ) -> Result<Arc<Self>, StoreError> {
         let loaded = load(&store, &metrics, types).await?;
         Ok(Arc::new(Self {
+            files: UploadedFiles::new(Arc::clone(&store)),
             store,
             metrics,
             current: watch::Sender::new(Arc::new(loaded)),
@@ -82,6 +85,11 @@ impl Publisher {
             lost: AtomicBool::new(false),
             reloaded: watch::Sender::new(0),
         }))
+    }
+
+    /// The uploaded files.
+    pub fn files(&self) -> &UploadedFiles {
+        &self.files
     }
 
     /// The published state.

@@ -78,6 +78,8 @@ pub(super) enum Media {
     MergePatch,
     /// A declarative document.
     Document,
+    /// A file of any kind.
+    Bytes,
 }
 
 impl Media {
@@ -87,6 +89,7 @@ impl Media {
             Self::Json => &["application/json"],
             Self::MergePatch => &["application/merge-patch+json"],
             Self::Document => &["application/yaml", "application/json"],
+            Self::Bytes => &["application/octet-stream"],
         }
     }
 }

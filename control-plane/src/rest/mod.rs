@@ -6,6 +6,7 @@
 mod access;
 mod app;
 mod bad_tokens;
+mod blobs;
 mod call;
 mod conditions;
 mod documents;
@@ -71,6 +72,7 @@ static TABLE: LazyLock<Vec<Endpoint>> = LazyLock::new(|| {
     table.extend(fleet::endpoints());
     table.extend(rollouts::endpoints());
     table.extend(explain::endpoints());
+    table.extend(blobs::endpoints());
     table.extend(events::endpoints());
     table.extend(access::endpoints());
     table.push(document);

@@ -3,6 +3,7 @@
 
 mod deletions;
 mod error;
+mod files;
 mod operation;
 mod plan;
 
@@ -15,6 +16,7 @@ pub use deletions::Deletions;
 pub use error::WriteError;
 pub use operation::{Document, MassDelete, Operation, Precondition, Prune};
 
+use self::files::{CheckedFiles, FilesOfPlugin};
 use crate::compute::compute;
 use crate::publish::{Published, Publisher};
 use crate::store::{StoreError, Urgent};
@@ -102,11 +104,28 @@ impl Writer {
                     .await
                     .map_err(|error| StoreError::Broken(format!("a password cannot be hashed: {error}")))?;
             }
-            write(&publisher, author, &operation, mode).await
+            let mut checked = CheckedFiles::default();
+            for _ in 0..ATTEMPTS {
+                match write(&publisher, author.clone(), &operation, mode, &checked).await? {
+                    Attempt::Ended(written) => return Ok(written),
+                    Attempt::NeedsFiles(plugins) => {
+                        let types = publisher.current().types.clone();
+                        checked.check(plugins, publisher.files(), &types).await?;
+                    }
+                }
+            }
+            Err(WriteError::Busy)
         });
         task.await
             .unwrap_or_else(|error| Err(StoreError::Broken(format!("the write ended early: {error}")).into()))
     }
+}
+
+/// The end of an attempt that met no error.
+enum Attempt {
+    Ended(Written),
+    /// The files of these plugins are to be checked first.
+    NeedsFiles(Vec<FilesOfPlugin>),
 }
 
 async fn write(
@@ -114,7 +133,8 @@ async fn write(
     author: Author,
     operation: &Operation,
     mode: Mode,
-) -> Result<Written, WriteError> {
+    checked: &CheckedFiles,
+) -> Result<Attempt, WriteError> {
     // With the database away every write takes as long as the store's deadline: those behind must not wait for all.
     let mut guard =
         tokio::time::timeout(COMMIT_WAIT, publisher.lock_commits()).await.map_err(|_| WriteError::Busy)?;
@@ -128,24 +148,26 @@ async fn write(
     for _ in 0..ATTEMPTS {
         let current = guard.current();
         let size = operation.size(&current);
-        let plan = compute(size, || {
+        let plan = compute(size, || -> Result<_, WriteError> {
             let plan = operation.plan(&current)?;
             // A rollback brings back what was, even if it is good for less than it was.
             if !matches!(operation, Operation::Restore(_)) {
                 plan.refuse_unfit_certificates(jiff::Timestamp::now())?;
             }
-            plan.check(&current)
+            let unchecked = plan.unchecked_files(&current.types, checked);
+            plan.check(&current).map(|(changes, relations)| (changes, relations, unchecked))
         });
         let (changes, relations) = match plan {
-            Ok((changes, relations)) if mode == Mode::Store && !changes.is_empty() => (changes, relations),
-            Ok((changes, _)) if !changes.is_empty() => {
+            Ok((.., unchecked)) if !unchecked.is_empty() => return Ok(Attempt::NeedsFiles(unchecked)),
+            Ok((changes, relations, _)) if mode == Mode::Store && !changes.is_empty() => (changes, relations),
+            Ok((changes, ..)) if !changes.is_empty() => {
                 guard.check_commit(&changes).await?;
                 if guard.current().snapshot.id() != current.snapshot.id() {
                     verified = true;
                     continue;
                 }
                 let changes = differences(&current, &changes);
-                return Ok(Written { revision: None, published: current, changes });
+                return Ok(Attempt::Ended(Written { revision: None, published: current, changes }));
             }
             refused_or_nothing_to_do => {
                 if !verified {
@@ -155,9 +177,9 @@ async fn write(
                         continue;
                     }
                 }
-                let (changes, _) = refused_or_nothing_to_do?;
+                let (changes, ..) = refused_or_nothing_to_do?;
                 let changes = differences(&current, &changes);
-                return Ok(Written { revision: None, published: current, changes });
+                return Ok(Attempt::Ended(Written { revision: None, published: current, changes }));
             }
         };
         let Author { name, message, action, urgent } = author.clone();
@@ -168,7 +190,8 @@ async fn write(
                     changes = changes.len(), reason = author.message, "a revision was made"
                 );
                 let changes = differences(&current, &changes);
-                return Ok(Written { revision: Some(committed.number), published: guard.current(), changes });
+                let (revision, published) = (Some(committed.number), guard.current());
+                return Ok(Attempt::Ended(Written { revision, published, changes }));
             }
             // Another replica came first. To come first this time, the next attempt holds the head: one that writes
             // without a pause would come first for ever.

@@ -15,6 +15,7 @@ use signalbox_control_plane::serve::Site;
 use signalbox_control_plane::store::{KeySource, Role, Store};
 use signalbox_control_plane::xds::{Limits, Xds};
 use signalbox_control_plane::{rest, serve, store};
+use signalbox_plugin::Registry;
 use signalbox_plugins::builtin;
 use signalbox_tests::control_plane::send;
 use signalbox_tests::{Api, ApiAnswer};
@@ -50,15 +51,29 @@ impl Drop for Admin {
 
 impl Admin {
     pub(crate) async fn start() -> Self {
+        Self::start_knowing(builtin()).await
+    }
+
+    /// Starts one that knows these plugin types.
+    pub(crate) async fn start_knowing(types: &Registry) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("signalbox.db");
         let url = format!("sqlite://{}", database.display());
         let store = store::open(&url).await.unwrap();
         let store = store::seal(store, KeySource::Made(store::key_beside(&url).unwrap())).await.unwrap();
-        Self::start_on(store, database, Arc::new(dir)).await
+        Self::start_with(types, store, database, Arc::new(dir)).await
     }
 
     pub(crate) async fn start_on(store: Arc<dyn Store>, database: PathBuf, dir: Arc<TempDir>) -> Self {
+        Self::start_with(builtin(), store, database, dir).await
+    }
+
+    async fn start_with(
+        types: &Registry,
+        store: Arc<dyn Store>,
+        database: PathBuf,
+        dir: Arc<TempDir>,
+    ) -> Self {
         let metrics = Arc::new(Metrics::default());
         let flags = TokenFlags::default();
         let credentials = Credentials::load(Arc::clone(&store), Arc::clone(&metrics), flags).await.unwrap();
@@ -70,7 +85,7 @@ impl Admin {
         ] {
             credentials.create(name, role, &TokenText(text.to_owned())).await.unwrap();
         }
-        let publisher = Publisher::start(Arc::clone(&store), Arc::clone(&metrics), builtin()).await.unwrap();
+        let publisher = Publisher::start(Arc::clone(&store), Arc::clone(&metrics), types).await.unwrap();
         let board = Board::open(Arc::clone(&store), "here", Sharing::Alone).await.unwrap();
         let shutdown = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

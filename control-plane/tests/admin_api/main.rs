@@ -9,6 +9,7 @@ mod consumers;
 mod documents;
 mod endpoints;
 mod explain;
+mod files;
 mod fixture;
 mod history;
 #[path = "../../../tests/shared/ocsp.rs"]
