@@ -17,6 +17,7 @@ mod context;
 mod exchange;
 mod facts;
 mod flow;
+pub mod grpc;
 mod hooks;
 pub mod host;
 mod log;

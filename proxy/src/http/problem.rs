@@ -1,9 +1,9 @@
 //! Local replies: the responses that the proxy itself creates on failures.
 
 use bytes::Bytes;
-use http::header::{self, HeaderName};
+use http::header;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, response};
-use percent_encoding::{AsciiSet, CONTROLS};
+use signalbox_plugin::grpc;
 
 use crate::core::failure::Failure;
 
@@ -34,23 +34,14 @@ pub fn to_grpc(head: &mut response::Parts, body: &mut Bytes) {
     let headers = &mut head.headers;
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from(grpc_status(status)));
-    insert_grpc_message(headers, &message);
+    grpc::insert_status(headers, grpc::status_of_http(status), &message);
 }
 
 /// The trailers of a gRPC call whose response has begun, and then fails.
 pub fn grpc_trailers(failure: Failure) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from(grpc_status(failure.status())));
-    insert_grpc_message(&mut trailers, failure.detail());
+    grpc::insert_status(&mut trailers, grpc::status_of_http(failure.status()), failure.detail());
     trailers
-}
-
-fn insert_grpc_message(fields: &mut HeaderMap, message: &str) {
-    let message = percent_encoding::utf8_percent_encode(message, GRPC_MESSAGE).to_string();
-    // A percent-encoded text is a valid header value.
-    fields
-        .extend(HeaderValue::try_from(message).map(|value| (HeaderName::from_static("grpc-message"), value)));
 }
 
 /// True if the target is responsible for a gRPC call's status, as far as there is one. `has_deadline`: the client has set a
@@ -68,48 +59,12 @@ pub fn is_targets_failure(grpc_status: Option<u8>, has_deadline: bool) -> bool {
 /// The status to count for a response, because 200 says nothing about a gRPC call.
 pub fn counted_status(status: u16, grpc_status: Option<u8>) -> u16 {
     match grpc_status {
-        Some(grpc_status) if status == 200 => status_of_grpc(grpc_status),
+        Some(grpc_status) if status == 200 => grpc::http_of_status(grpc_status),
         _ => status,
     }
 }
 
-/// The HTTP status that corresponds to a gRPC status (google.rpc.Code).
-fn status_of_grpc(status: u8) -> u16 {
-    match status {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
-}
-
 const GRPC: &[u8] = b"application/grpc";
-const GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
-
-/// The gRPC status by the "HTTP to gRPC Status Code Mapping", except where gRPC has a status of its own: an expired
-/// deadline, a message that is too large, a method that does not exist.
-fn grpc_status(status: StatusCode) -> u16 {
-    match status.as_u16() {
-        200..300 => 0,
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 | 501 => 12,
-        408 | 504 => 4,
-        413 | 431 => 8,
-        429 | 502 | 503 => 14,
-        _ => 2,
-    }
-}
-
 /// A problem in the wire format of HTTP/1.1, for a connection that is closed after it.
 pub fn raw(failure: Failure, request_id: &[u8]) -> Vec<u8> {
     let status = failure.status();
