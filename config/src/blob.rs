@@ -73,6 +73,7 @@ impl JsonSchema for BlobId {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
+            "format": "blob",
             "pattern": "^[0-9a-fA-F]{64}$",
             "description": "The SHA-256 of an uploaded file: 64 hexadecimal digits.",
         })

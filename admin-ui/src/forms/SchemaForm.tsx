@@ -13,6 +13,7 @@ import {
   TagsField,
   TextField,
 } from "./fields";
+import { FileField } from "./FileField";
 import { useField } from "./form";
 import { SecretField } from "./SecretField";
 import { isSecret } from "./secrets";
@@ -93,6 +94,7 @@ function SchemaField({ name, schema, root, path, required, hideLabel }: FieldPro
   switch (shape.is) {
     case "text":
       if (MULTILINE.test(path)) return <TextField {...base} rows={6} mono />;
+      if (shape.file) return <FileField {...base} />;
       if (!shape.secret) return <TextField {...base} />;
       return (
         <SecretField {...base}>

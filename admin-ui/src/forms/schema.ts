@@ -2,8 +2,8 @@ import { isObject, type Json, type JsonObject } from "../lib/json";
 
 /** The kinds of input for the keywords that the control plane's schemas use. */
 export type Shape = { description?: string; fallback?: Json } & (
-  /** `secret`: not to be shown. */
-  | { is: "text"; secret?: boolean }
+  /** `secret`: not to be shown. `file`: the SHA-256 of an uploaded file. */
+  | { is: "text"; secret?: boolean; file?: boolean }
   | { is: "number"; integer: boolean; min?: number; max?: number }
   /** Digits are a number, all else is a text: `65536`, `64KiB`. */
   | { is: "text-or-number" }
@@ -58,7 +58,11 @@ export function shapeOf(schema: Json, root: Json): Shape {
   if (types.includes("string")) {
     const also = types.includes("integer") || types.includes("number");
     if (also) return shape({ is: "text-or-number" });
-    return shape({ is: "text", ...(found.format === "password" ? { secret: true } : {}) });
+    return shape({
+      is: "text",
+      ...(found.format === "password" ? { secret: true } : {}),
+      ...(found.format === "blob" ? { file: true } : {}),
+    });
   }
   if (types.includes("integer") || types.includes("number")) {
     const format = text(found.format) ?? "";

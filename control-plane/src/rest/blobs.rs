@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use axum::response::Response;
 use futures_util::FutureExt as _;
 use http::{HeaderValue, Method, StatusCode, header};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, json_schema};
 use serde::Serialize;
 use signalbox_config::{BlobId, FieldError, Name, NotABlobId};
 
@@ -23,18 +23,23 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .text("plugins", "List the uploaded files, the newest first")
             .answer::<BlobList>(200, "The files, without their contents")
             .problems(&[503]),
+        Endpoint::new(Method::POST, "/blobs", "postBlob", |call| post(call).boxed())
+            .text("plugins", "Upload a file that plugins use. The answer has its SHA-256, by which they name it")
+            .access(editor)
+            .body(Media::Bytes, |_| file_schema(), BlobId::MAX_SIZE)
+            .answer::<Blob>(200, "The file was there already")
+            .answer::<Blob>(201, "The file is stored")
+            .problems(&[409, 413, 503]),
         Endpoint::new(Method::PUT, "/blobs/{sha256}", "putBlob", |call| put(call).boxed())
             .text("plugins", "Upload a file that plugins use, under the SHA-256 of its content")
             .access(editor)
-            .body(Media::Bytes, |_| schemars::json_schema!({"type": "string", "format": "binary"}), BlobId::MAX_SIZE)
+            .body(Media::Bytes, |_| file_schema(), BlobId::MAX_SIZE)
             .answer::<Blob>(200, "The file was there already")
             .answer::<Blob>(201, "The file is stored")
             .problems(&[409, 413, 422, 503]),
         Endpoint::new(Method::GET, "/blobs/{sha256}", "getBlob", |call| get(call).boxed())
             .text("plugins", "Download an uploaded file")
-            .answer_as(200, "The file", "application/octet-stream", |_| {
-                schemars::json_schema!({"type": "string", "format": "binary"})
-            })
+            .answer_as(200, "The file", "application/octet-stream", |_| file_schema())
             .problems(&[404, 503]),
         Endpoint::new(Method::DELETE, "/blobs/{sha256}", "deleteBlob", |call| delete(call).boxed())
             .text("plugins", "Delete an uploaded file that no plugin uses. A rollback to a revision that used it is refused afterwards")
@@ -42,6 +47,10 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .empty(204, "The file is deleted")
             .problems(&[404, 409, 503]),
     ]
+}
+
+fn file_schema() -> Schema {
+    json_schema!({"type": "string", "format": "binary"})
 }
 
 /// An uploaded file.
@@ -102,25 +111,35 @@ async fn list(call: Call) -> Result<Response, Problem> {
     ok(&BlobList { items: rows.into_iter().map(|row| view(&call, row)).collect() })
 }
 
+async fn post(call: Call) -> Result<Response, Problem> {
+    let id = BlobId::of(&call.body);
+    save(&call, id).await
+}
+
 async fn put(call: Call) -> Result<Response, Problem> {
     let id = id(&call)?;
-    let wrong = |message: String| Problem::invalid(vec![FieldError::new("sha256", message)]);
+    let is = BlobId::of(&call.body);
+    if !call.body.is_empty() && is != id {
+        let message = format!("is not the SHA-256 of the body, which is {is}");
+        return Err(Problem::invalid(vec![FieldError::new("sha256", message)]));
+    }
+    save(&call, id).await
+}
+
+/// Stores the body of a call.
+async fn save(call: &Call, id: BlobId) -> Result<Response, Problem> {
     if call.body.is_empty() {
         return Err(Problem::malformed("the body is empty; it must be the file"));
-    }
-    let is = BlobId::of(&call.body);
-    if is != id {
-        return Err(wrong(format!("is not the SHA-256 of the body, which is {is}")));
     }
     let created_by = call.caller.as_ref().map_or("unknown", |caller| &*caller.principal.name).to_owned();
     let row = BlobRow { id, size: call.body.len() as u64, created_at_us: now_us(), created_by };
     let is_new = call.app.publisher.files().save(&row, &call.body).await?;
     if is_new {
         call.audit(&format!("upload file {id}, {} bytes", row.size)).await;
-        return json_response(StatusCode::CREATED, &view(&call, row));
+        return json_response(StatusCode::CREATED, &view(call, row));
     }
     let rows = call.app.publisher.files().list().await?;
-    ok(&view(&call, rows.into_iter().find(|known| known.id == id).unwrap_or(row)))
+    ok(&view(call, rows.into_iter().find(|known| known.id == id).unwrap_or(row)))
 }
 
 async fn get(call: Call) -> Result<Response, Problem> {

@@ -72,6 +72,10 @@ async fn a_file_is_uploaded_once_listed_downloaded_and_deleted() {
     let again = admin.raw(Method::PUT, &format!("/blobs/{id}"), "", &b"a file\0\xff"[..]).await;
     expect(&again, 200);
     assert_eq!(again.body["created_by"], "admin");
+    let posted = admin.raw(Method::POST, "/blobs", "application/octet-stream", &b"a file\0\xff"[..]).await;
+    expect(&posted, 200);
+    assert_eq!(posted.body["sha256"], id.to_string());
+    expect(&admin.raw(Method::POST, "/blobs", "", &b""[..]).await, 400);
     let list = admin.get("/blobs").await.body;
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
     assert_eq!(list["items"][0]["sha256"], id.to_string());
