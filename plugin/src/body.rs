@@ -5,7 +5,7 @@ use std::fmt;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, response};
 use smallvec::SmallVec;
 
 use crate::flow::Reply;
@@ -33,6 +33,15 @@ pub trait BodyFilter {
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
     }
+
+    /// True if the head of the response waits until the first part of the body is put out, or the body ends: only until then can an
+    /// [`Abort`] still have its reply. It has no effect on requests.
+    fn holds_head(&self) -> bool {
+        false
+    }
+
+    /// Changes the head that has waited.
+    fn finish_head(&mut self, _head: &mut response::Parts) {}
 
     /// Takes a part of the body.
     fn on_data(&mut self, data: Bytes, out: &mut Output) -> Result<(), Abort>;
@@ -79,7 +88,8 @@ impl Output {
 
 /// A filter ends a body early.
 ///
-/// If the client has got nothing yet, it gets the `reply`. Otherwise its response is broken off.
+/// The client gets the `reply` if its response has not begun: the body is one of a request, or the filter
+/// [holds the head](BodyFilter::holds_head) and nothing was put out yet. Otherwise the response is broken off.
 #[derive(Debug)]
 pub struct Abort {
     /// The reason, for the log.

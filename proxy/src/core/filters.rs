@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, response};
 use http_body::Frame;
 use signalbox_config::Name;
 use signalbox_plugin::{Abort, BodyFilter, BodyObserver, Outcomes, Output};
@@ -133,6 +133,28 @@ impl Filters {
             if let Err(error) = passed {
                 return Poll::Ready(Some(Err(FilteredError::Filter(error))));
             }
+        }
+    }
+
+    /// True if the head of the response waits for the first part of the body.
+    pub fn hold_head(&self) -> bool {
+        self.stages.iter().any(|stage| stage.filter.holds_head())
+    }
+
+    /// Lets the filters change the head that has waited.
+    pub fn finish_head(&mut self, head: &mut response::Parts) -> Result<(), FilterError> {
+        for Stage { filter, plugin, outcomes } in &mut self.stages {
+            let finish = AssertUnwindSafe(|| filter.finish_head(head));
+            catch_unwind(finish).map_err(|_| panicked(plugin, outcomes))?;
+        }
+        Ok(())
+    }
+
+    /// Puts back a part that [`Filters::poll`] has returned; it comes next.
+    pub fn unread(&mut self, part: Frame<Bytes>) {
+        match part.into_data() {
+            Ok(data) => self.passed.push_front(data),
+            Err(frame) => self.trailers = frame.into_trailers().ok(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A request and its response, from the head of the one to the last byte of the other.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt::Write as _;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,8 +35,8 @@ pub struct Exchange {
     pub request: RequestContext,
     pub attempts: AttemptRecord,
     accounting: Accounting,
-    /// The plugins that take part in it beyond its head.
-    plugged: Plugged,
+    /// The plugins that take part in it beyond its head, once there are any.
+    plugged: OnceCell<Box<Plugged>>,
 }
 
 /// The plugins that take part in an exchange to its end.
@@ -47,9 +47,9 @@ struct Plugged {
     /// The answers that plugins in shadow would have given, for the log: `name:status`, with commas.
     shadow_answers: RefCell<String>,
     /// The guards of plugins, which are dropped at the end.
-    kept: Kept,
+    kept: RefCell<Kept>,
     /// The plugins that see the record of the exchange, with the head that it shows.
-    watch: Option<Box<Watch>>,
+    watch: RefCell<Option<Watch>>,
 }
 
 /// The plugins that see the record of an exchange.
@@ -105,7 +105,7 @@ impl Exchange {
             load_released: false,
             log,
         };
-        Box::new(Self { request, attempts, accounting, plugged: Plugged::default() })
+        Box::new(Self { request, attempts, accounting, plugged: OnceCell::new() })
     }
 
     /// Records the target of the request.
@@ -148,16 +148,20 @@ impl Exchange {
         self.attempts.ended = None;
     }
 
+    fn plugged(&self) -> &Plugged {
+        self.plugged.get_or_init(Box::default)
+    }
+
     /// Records the plugin that has answered or failed.
     #[cold]
     pub(super) fn set_plugin(&self, plugin: &Name) {
-        self.plugged.answered_by.replace(Some(plugin.clone()));
+        self.plugged().answered_by.replace(Some(plugin.clone()));
     }
 
     /// Records what a plugin in shadow would have answered.
     #[cold]
     pub(super) fn note_shadow_answer(&self, plugin: &Name, status: StatusCode) {
-        let mut answers = self.plugged.shadow_answers.borrow_mut();
+        let mut answers = self.plugged().shadow_answers.borrow_mut();
         let separator = if answers.is_empty() { "" } else { "," };
         let _ = write!(answers, "{separator}{plugin}:{}", status.as_u16());
     }
@@ -166,18 +170,20 @@ impl Exchange {
     #[inline]
     pub(super) fn watch<'s>(&mut self, steps: impl IntoIterator<Item = &'s Step>, head: &request::Parts) {
         let mut steps = steps.into_iter().filter(|step| step.hooks.intersects(Hooks::LOG)).peekable();
-        let before = self.plugged.watch.take();
+        let before = self.plugged.get().and_then(|plugged| plugged.watch.take());
         if steps.peek().is_some() {
             let steps = steps.cloned().collect();
             let head = before.map_or_else(|| WatchedHead::new(head), |watch| watch.head);
-            self.plugged.watch = Some(Box::new(Watch { steps, head }));
+            self.plugged().watch.replace(Some(Watch { steps, head }));
             self.accounting.log.get_or_insert_with(Logged::without_head);
         }
     }
 
     /// Keeps what plugins want kept to its end.
     pub(super) fn keep(&mut self, kept: Kept) {
-        self.plugged.kept = kept;
+        if !kept.is_empty() {
+            self.plugged().kept.replace(kept);
+        }
     }
 
     /// The answer of the plugin whose filter has ended the request's body, if it is one that has an answer.
@@ -357,35 +363,27 @@ impl Exchange {
             worker.stats.upstream_duration.record(took);
         }
         self.attempts.end(worker.index, now);
+        let plugged = self.plugged.take();
         if let Some(entry) = self.accounting.log.take() {
             let time = worker.identifier.borrow_mut().time_of_day(self.request.started);
-            let culprit = self.plugged.answered_by.take();
+            let culprit = plugged.as_ref().and_then(|plugged| plugged.answered_by.take());
             let culprit = culprit.as_ref().map_or("", Name::as_str);
-            let shadow = self.plugged.shadow_answers.take();
+            let shadow = plugged.as_ref().map(|plugged| plugged.shadow_answers.take()).unwrap_or_default();
+            let shown = self.entry(&entry, time, duration, (culprit, &shadow));
             if let Some(log) = &worker.log {
-                log.write(&worker.stats, &self.entry(&entry, time, duration, (culprit, &shadow)));
+                log.write(&worker.stats, &shown);
             }
-            if let Some(watch) = self.plugged.watch.take() {
-                watch.show(
-                    &self.entry(&entry, time, duration, (culprit, &shadow)),
-                    &self.plugged.kept,
-                    worker.index,
-                );
+            if let Some(plugged) = &plugged
+                && let Some(watch) = plugged.watch.take()
+            {
+                watch.show(&shown, &plugged.kept.borrow(), worker.index);
             }
             worker.keep_buffer(entry.head.into_memory());
         }
-        self.drop_kept();
-        self.request.downstream.request_ends(now);
-    }
-
-    /// Drops what plugins wanted kept. A guard that panics then must not take the connection along.
-    fn drop_kept(&mut self) {
-        if !self.plugged.kept.is_empty() {
-            let kept = std::mem::take(&mut self.plugged.kept);
-            if catch_unwind(AssertUnwindSafe(|| drop(kept))).is_err() {
-                tracing::error!("a plugin's guard panicked");
-            }
+        if let Some(plugged) = plugged {
+            drop_kept(plugged.kept.take());
         }
+        self.request.downstream.request_ends(now);
     }
 
     fn entry<'a>(
@@ -419,6 +417,13 @@ impl Exchange {
             shadow,
             revision: request.serving.id.number,
         }
+    }
+}
+
+/// Drops what plugins wanted kept. A guard that panics then must not take the connection along.
+fn drop_kept(kept: Kept) {
+    if catch_unwind(AssertUnwindSafe(|| drop(kept))).is_err() {
+        tracing::error!("a plugin's guard panicked");
     }
 }
 

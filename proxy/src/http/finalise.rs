@@ -80,28 +80,23 @@ fn add_headers(headers: &mut HeaderMap, exchange: &Exchange) {
 
 /// Combines a response with its body, which passes `filters` and ends the exchange. `is_head`: the request's method is HEAD.
 #[inline]
-pub(super) async fn frame(
+pub(super) fn frame(
     reply: Reply,
-    filters: Filters,
+    filters: Option<Box<Filters>>,
     exchange: Box<Exchange>,
     is_head: bool,
 ) -> Response<ResponseBody> {
     let Reply { mut parts, content, .. } = reply;
     let body = match content {
         Content::Whole(mut body) => {
-            frame_whole(&mut parts, &mut body, is_head, !filters.may_change());
-            ResponseBody::whole(body, exchange)
+            let may_change = filters.as_ref().is_some_and(|filters| filters.may_change());
+            frame_whole(&mut parts, &mut body, is_head, !may_change);
+            ResponseBody::whole(body, filters, exchange)
         }
-        Content::Target(mut body) => {
-            if !body.is_end() && (is_head || has_no_body(parts.status)) {
-                // Only the end of the stream may follow, which over HTTP/2 may arrive separately.
-                Box::pin(read_end(&exchange, &mut body)).await;
-            }
-            ResponseBody::target(body, exchange)
-        }
+        Content::Target(body) => ResponseBody::target(body, filters, exchange),
         Content::Switched(target) => ResponseBody::tunnel(tunnel(*target, exchange)),
     };
-    Response::from_parts(parts, body.through(filters))
+    Response::from_parts(parts, body)
 }
 
 /// Sets the length of a response in memory, unless a filter may change it, and drops the body where none is allowed (RFC 9112,
@@ -122,7 +117,7 @@ pub(super) fn has_no_body(status: StatusCode) -> bool {
 }
 
 /// Reads the end of a stream that must not have a body.
-async fn read_end(exchange: &Exchange, body: &mut TargetBody) {
+pub(super) async fn read_end(exchange: &Exchange, body: &mut TargetBody) {
     for _ in 0..MAX_EMPTY_FRAMES {
         // The result does not change the response.
         let part = exchange.in_time(poll_fn(|cx| body.poll(cx))).await;

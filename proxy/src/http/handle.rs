@@ -12,7 +12,7 @@ use signalbox_plugin::{Exchange as PluginNotes, Hooks, host};
 use super::as_sent::AsSent;
 use super::downstream::Downstream;
 use super::exchange::Exchange;
-use super::finalise::{finalise, frame, prepare};
+use super::finalise::{finalise, frame, has_no_body, prepare, read_end};
 use super::forward;
 use super::head::{self, HeaderFlags};
 use super::plugins::{Chains, PluginState, WayIn, run_no_route_plugins, run_request_plugins};
@@ -23,7 +23,7 @@ use super::request_body::Inbound;
 use super::response_body::ResponseBody;
 use super::rewrite;
 use super::switch::{self, ConnectRequest, Switch};
-use super::way_out::{Outgoing, Way, run_response_plugins};
+use super::way_out::{Way, has_way_back, run_response_plugins};
 use super::worker_context::Serving;
 use crate::active::{Active, CompiledRoute};
 use crate::core::failure::Failure;
@@ -74,18 +74,24 @@ pub async fn handle(
         exchange.request.downstream.end_after_this();
     }
     prepare(&mut reply, &exchange);
-    let mut out = Outgoing::new(reply);
-    if exchange.request.switch != Some(Switch::Connect) {
+    let mut filters = None;
+    let mut failure = failure;
+    if exchange.request.switch != Some(Switch::Connect)
+        && has_way_back(&exchange, &serving, &mut plugins)
+        && let Some(plugins) = &mut plugins
+    {
         let has_panicked = failure == Some(Failure::PluginPanicked);
         let way = Way { exchange: &exchange, serving: &serving, head, is_head: method.is_head, has_panicked };
-        run_response_plugins(way, &mut out, &mut plugins).await;
-    }
-    let Outgoing { mut reply, filters, spent, failure: late_failure } = out;
-    if let Some(body) = spent {
-        exchange.give_back(body);
+        // Boxed, because it would double the size of the future of every request.
+        let detour = Box::pin(run_response_plugins(way, &mut reply, plugins)).await;
+        if let Some(body) = detour.spent {
+            exchange.give_back(body);
+        }
+        filters = Some(detour.filters).filter(|filters| !filters.is_empty()).map(Box::new);
+        failure = detour.failure.or(failure);
     }
     finalise(&mut reply, &mut exchange);
-    let flag = exchange.flag_of(late_failure.or(failure));
+    let flag = exchange.flag_of(failure);
     exchange.set_answer(reply.parts.status.as_u16(), flag);
     if !is_read {
         exchange.request.downstream.mark_unread();
@@ -100,7 +106,14 @@ pub async fn handle(
         exchange.request.downstream.worker.keep_headers(std::mem::take(&mut head.headers));
         notes
     });
-    (frame(reply, filters, exchange, method.is_head).await, notes)
+    if let Content::Target(body) = &mut reply.content
+        && !body.is_end()
+        && (method.is_head || has_no_body(reply.parts.status))
+    {
+        // Only the end of the stream may follow, which over HTTP/2 may arrive separately.
+        Box::pin(read_end(&exchange, body)).await;
+    }
+    (frame(reply, filters, exchange, method.is_head), notes)
 }
 
 /// Returns true if a response that arrives before the end of its request's body does not depend on the rest: it is an

@@ -34,6 +34,8 @@ pub(super) struct PluginState<'a> {
     pub(super) notes: Box<PluginNotes>,
     /// All plugins of the request, as far as it is known whose they are.
     pub(super) walk: Walk<'a, Step>,
+    /// The hooks of all of them, and perhaps of some that give way to others.
+    hooks: Hooks,
     /// Those of them whose condition this request does not meet. None of their hooks is called.
     unmet: SmallVec<[&'a Step; 2]>,
     /// The plugin whose hook is called.
@@ -51,12 +53,13 @@ impl<'a> PluginState<'a> {
         }
         let mut walk = Walk::new(chains.route.lane());
         chains.joined.into_iter().flatten().for_each(|chain| walk.join(chain.lane()));
-        Self { notes, walk, unmet: SmallVec::new(), current: None, has_waited: false }
+        let hooks = chains.all().fold(Hooks::NONE, |hooks, chain| hooks.with(chain.hooks));
+        Self { notes, walk, hooks, unmet: SmallVec::new(), current: None, has_waited: false }
     }
 
     /// True if a plugin has one of these hooks.
     pub(super) fn has(&self, hooks: Hooks) -> bool {
-        self.plugins().any(|(step, _)| step.hooks.intersects(hooks))
+        self.hooks.intersects(hooks) && self.plugins().any(|(step, _)| step.hooks.intersects(hooks))
     }
 
     /// All plugins of the request, but for those whose condition it does not meet. The flag says if the turn of the plugin has come.
@@ -137,7 +140,7 @@ async fn run_hooks<'a>(
     state: &mut PluginState<'a>,
 ) -> Result<Option<Box<PluginReply>>, Failure> {
     let WayIn { exchange, serving, route, upstream, forwarding, head, body } = way;
-    let PluginState { notes, walk, unmet, current, has_waited } = state;
+    let PluginState { notes, walk, hooks, unmet, current, has_waited } = state;
     let worker = &exchange.request.downstream.worker;
     let run = Run { exchange, worker: worker.index, is_sampled: fastrand::u8(..64) == 0 };
     let mut wants_body: SmallVec<[&'a Step; 6]> = SmallVec::new();
@@ -190,11 +193,12 @@ async fn run_hooks<'a>(
         if step.hooks.intersects(Hooks::REQUEST_BODY) {
             wants_body.push(step);
         }
-        follow_choice(serving, &mut request, walk);
+        follow_choice(serving, &mut request, walk, hooks);
         if !is_identified && let Some(identity) = &request.exchange.identity {
             is_identified = true;
             if let Some(chain) = serving.consumer_chains.get(&identity.consumer.name) {
                 walk.join(chain.lane());
+                *hooks = hooks.with(chain.hooks);
                 if chain.uses_consumer_headers {
                     host::stop_deferring_identity(&mut request);
                 }
@@ -234,6 +238,7 @@ fn follow_choice<'r, 'a: 'r>(
     serving: &'a Serving,
     request: &mut PluginRequest<'r>,
     walk: &mut Walk<'a, Step>,
+    hooks: &mut Hooks,
 ) {
     if let Some(chosen) = request.exchange.chosen_upstream()
         && request.upstream.is_some_and(|upstream| upstream != chosen)
@@ -242,8 +247,11 @@ fn follow_choice<'r, 'a: 'r>(
         request.upstream = Some(&upstream.name);
         let chain = serving.upstream_chain(upstream);
         walk.replace(Source::Upstream, chain.map(|chain| chain.lane()));
-        if chain.is_some_and(|chain| chain.uses_consumer_headers) {
-            host::stop_deferring_identity(request);
+        if let Some(chain) = chain {
+            *hooks = hooks.with(chain.hooks);
+            if chain.uses_consumer_headers {
+                host::stop_deferring_identity(request);
+            }
         }
     }
 }

@@ -44,13 +44,13 @@ enum Source {
 pub struct Aborted;
 
 impl ResponseBody {
-    /// The body of a local response.
-    pub fn whole(bytes: Bytes, exchange: Box<Exchange>) -> Self {
-        if bytes.is_empty() {
+    /// The body of a local response. It passes `filters`, which may have begun to read it.
+    pub(super) fn whole(bytes: Bytes, filters: Option<Box<Filters>>, exchange: Box<Exchange>) -> Self {
+        if bytes.is_empty() && filters.is_none() {
             exchange.complete();
             return Self::over(Source::Empty);
         }
-        Self { source: Source::Whole(bytes), filters: None, exchange: Some(exchange) }
+        Self { source: Source::Whole(bytes), filters, exchange: Some(exchange) }
     }
 
     /// The body of a response after which the stream carries another protocol.
@@ -61,14 +61,6 @@ impl ResponseBody {
     /// A body that belongs to no exchange any more.
     fn over(source: Source) -> Self {
         Self { source, filters: None, exchange: None }
-    }
-
-    /// Lets it pass `filters`, if there is anything to pass.
-    pub(super) fn through(mut self, filters: Filters) -> Self {
-        if !filters.is_empty() && self.exchange.is_some() {
-            self.filters = Some(Box::new(filters));
-        }
-        self
     }
 
     /// Takes the tunnel out.
@@ -89,14 +81,19 @@ impl ResponseBody {
         Some(self.exchange.as_ref()?.request.deadline())
     }
 
-    /// The body of a target's response.
-    pub fn target(body: TargetBody, mut exchange: Box<Exchange>) -> Self {
-        if body.is_end() {
+    /// The body of a target's response. It passes `filters`, which may have begun to read it.
+    #[inline]
+    pub(super) fn target(
+        body: TargetBody,
+        filters: Option<Box<Filters>>,
+        mut exchange: Box<Exchange>,
+    ) -> Self {
+        if body.is_end() && filters.is_none() {
             exchange.give_back(body);
             exchange.complete();
             return Self::over(Source::Empty);
         }
-        Self { source: Source::Target(body), filters: None, exchange: Some(exchange) }
+        Self { source: Source::Target(body), filters, exchange: Some(exchange) }
     }
 
     /// Splices the next part, up to `most` bytes. `None`: it has to be copied.

@@ -28,7 +28,7 @@ use super::reply::{Content, Reply};
 use super::worker_context::Serving;
 use crate::active::Step;
 use crate::core::failure::Failure;
-use crate::core::filters::{FilteredError, Filters};
+use crate::core::filters::{FilterError, FilteredError, Filters};
 use crate::upstream::TargetBody;
 use crate::wire::body::joined;
 
@@ -45,9 +45,15 @@ pub(super) struct Way<'w, 'a> {
 }
 
 /// A response on its way out.
-pub(super) struct Outgoing {
-    pub(super) reply: Reply,
-    /// The filters that its body is to pass.
+struct Outgoing<'r> {
+    reply: &'r mut Reply,
+    detour: Detour,
+}
+
+/// The consequences of a response's way through plugins.
+#[derive(Default)]
+pub(super) struct Detour {
+    /// The filters that the body is to pass.
     pub(super) filters: Filters,
     /// A target's body that was read to its end.
     pub(super) spent: Option<TargetBody>,
@@ -55,31 +61,39 @@ pub(super) struct Outgoing {
     pub(super) failure: Option<Failure>,
 }
 
-impl Outgoing {
-    pub(super) fn new(reply: Reply) -> Self {
-        Self { reply, filters: Filters::default(), spent: None, failure: None }
+/// True if plugins of the request have a hook for its response. Creates the state of those of a request that has passed none.
+#[inline]
+pub(super) fn has_way_back<'a>(
+    exchange: &Exchange,
+    serving: &'a Serving,
+    state: &mut Option<PluginState<'a>>,
+) -> bool {
+    if let Some(state) = state {
+        return state.has(Hooks::WAY_BACK);
     }
+    let chains = Chains::of(exchange, serving, None).filter(|chains| chains.have(Hooks::WAY_BACK));
+    if let Some(chains) = chains {
+        *state = Some(PluginState::new(&chains));
+    }
+    state.is_some()
 }
 
 /// Passes a response through the plugins.
-#[inline]
 pub(super) async fn run_response_plugins<'a>(
     way: Way<'_, 'a>,
-    out: &mut Outgoing,
-    state: &mut Option<PluginState<'a>>,
-) {
-    if state.is_none() {
-        let chains = Chains::of(way.exchange, way.serving, None);
-        let Some(chains) = chains.filter(|chains| chains.have(Hooks::WAY_BACK)) else { return };
-        *state = Some(PluginState::new(&chains));
+    reply: &mut Reply,
+    state: &mut PluginState<'a>,
+) -> Detour {
+    state.decide_rest(way.exchange, way.head);
+    let out = &mut Outgoing { reply, detour: Detour::default() };
+    run(way, out, state).await;
+    if out.detour.filters.hold_head() {
+        out.await_beginning(way).await;
     }
-    if let Some(state) = state.as_mut().filter(|state| state.has(Hooks::WAY_BACK)) {
-        state.decide_rest(way.exchange, way.head);
-        run(way, out, state).await;
-    }
+    std::mem::take(&mut out.detour)
 }
 
-async fn run<'a>(way: Way<'_, 'a>, out: &mut Outgoing, state: &mut PluginState<'a>) {
+async fn run<'a>(way: Way<'_, 'a>, out: &mut Outgoing<'_>, state: &mut PluginState<'a>) {
     let plugins = state.plugins().filter(|(step, _)| step.hooks.intersects(Hooks::WAY_BACK));
     let mut steps: SmallVec<[(&Step, bool); 6]> = plugins.collect();
     let PluginState { notes, current, .. } = state;
@@ -110,7 +124,7 @@ async fn run<'a>(way: Way<'_, 'a>, out: &mut Outgoing, state: &mut PluginState<'
 /// Passes a response through the hooks of one plugin.
 async fn meet(
     way: Way<'_, '_>,
-    out: &mut Outgoing,
+    out: &mut Outgoing<'_>,
     notes: &mut PluginNotes,
     step: &Step,
     saw_request: bool,
@@ -137,10 +151,10 @@ async fn meet(
         }
         BodyWish::Filter(filter) => {
             out.reply.parts.headers.remove(header::CONTENT_LENGTH);
-            out.filters.push(filter, &step.name, &step.stats.outcomes);
+            out.detour.filters.push(filter, &step.name, &step.stats.outcomes);
         }
         BodyWish::Observe(observer) => {
-            out.filters.observe(observer, &step.name, &step.stats.outcomes);
+            out.detour.filters.observe(observer, &step.name, &step.stats.outcomes);
         }
         _ => {}
     }
@@ -167,7 +181,7 @@ async fn resolve(way: Way<'_, '_>, step: &Step, flow: Flow<'_>) -> Result<Option
     }
 }
 
-impl Outgoing {
+impl Outgoing<'_> {
     /// The response as the hook of `step` gets it.
     fn response<'r>(
         &'r mut self,
@@ -177,7 +191,7 @@ impl Outgoing {
         saw_request: bool,
     ) -> PluginResponse<'r> {
         let size = match &self.reply.content {
-            _ if self.filters.may_change() => None,
+            _ if self.detour.filters.may_change() => None,
             Content::Whole(bytes) => Some(bytes.len() as u64),
             Content::Target(body) => body.size_hint().exact(),
             Content::Switched(_) => None,
@@ -210,13 +224,13 @@ impl Outgoing {
 
     /// Puts another response in the place of this one.
     fn replace(&mut self, way: Way<'_, '_>, mut reply: Reply) {
-        self.filters = Filters::default();
+        self.detour.filters = Filters::default();
         prepare(&mut reply, way.exchange);
-        let before = std::mem::replace(&mut self.reply, reply);
+        let before = std::mem::replace(self.reply, reply);
         if let Content::Target(body) = before.content
             && body.is_end()
         {
-            self.spent = Some(body);
+            self.detour.spent = Some(body);
         }
     }
 
@@ -225,19 +239,57 @@ impl Outgoing {
         let (status, detail) = (failure.status(), failure.detail());
         let response = problem::response(status, detail, way.exchange.request.request_id());
         self.replace(way, Reply::of_proxy(response));
-        self.failure = Some(failure);
+        self.detour.failure = Some(failure);
+    }
+
+    /// Waits for the first part behind the filters, or the end of the body. A filter that refuses the body until then has its reply take the
+    /// place of the response; no plugin sees that once more.
+    async fn await_beginning(&mut self, way: Way<'_, '_>) {
+        let (reply, filters) = (&mut *self.reply, &mut self.detour.filters);
+        let next = poll_fn(|cx| {
+            filters.poll(cx, |cx| match &mut reply.content {
+                Content::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+                Content::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+                Content::Target(body) => body.poll(cx),
+                Content::Switched(_) => Poll::Ready(None),
+            })
+        });
+        let failure = match way.exchange.in_time(next).await {
+            Ok(part) => {
+                let begun = match part {
+                    Some(Ok(part)) => {
+                        filters.unread(part);
+                        filters.finish_head(&mut reply.parts)
+                    }
+                    None => filters.finish_head(&mut reply.parts),
+                    Some(Err(FilteredError::Filter(error))) => Err(error),
+                    Some(Err(FilteredError::Source(_))) => return self.fail(way, Failure::Reset),
+                };
+                match begun {
+                    Ok(()) => return,
+                    Err(FilterError::Aborted(plugin, abort)) => {
+                        way.exchange.set_plugin(&plugin);
+                        let reply = Reply::of_plugin(*abort.reply, way.exchange.request.request_id());
+                        return self.replace(way, reply);
+                    }
+                    Err(error @ FilterError::Panicked(_)) => way.exchange.note_filter_error(&error),
+                }
+            }
+            Err(failure) => failure,
+        };
+        self.fail(way, failure);
     }
 
     /// Reads the body, up to `cap` bytes.
     async fn read_whole(&mut self, way: Way<'_, '_>, cap: usize) -> Result<Bytes, Failure> {
         let content = std::mem::replace(&mut self.reply.content, Content::Whole(Bytes::new()));
         let mut source = match content {
-            Content::Whole(bytes) if self.filters.is_empty() => {
+            Content::Whole(bytes) if self.detour.filters.is_empty() => {
                 return if bytes.len() > cap { Err(Failure::ResponseTooLarge) } else { Ok(bytes) };
             }
             content => Some(content),
         };
-        let mut filters = std::mem::take(&mut self.filters);
+        let mut filters = std::mem::take(&mut self.detour.filters);
         self.reply.parts.headers.remove(header::TRAILER);
         self.reply.parts.headers.remove(header::CONTENT_LENGTH);
         let (mut parts, mut size): (Vec<Bytes>, usize) = (Vec::new(), 0);
@@ -270,7 +322,7 @@ impl Outgoing {
             }
         }
         if let Some(Content::Target(body)) = source {
-            self.spent = Some(body);
+            self.detour.spent = Some(body);
         }
         Ok(joined(parts))
     }
