@@ -57,6 +57,8 @@ plugins! {
     csrf::Csrf,
     ext_auth::ExtAuth,
     fault::Fault,
+    grpc_json::GrpcJson,
+    grpc_web::GrpcWeb,
     hmac_auth::HmacAuth,
     ip_restriction::IpRestriction,
     jwt::Jwt,

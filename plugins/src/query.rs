@@ -67,6 +67,13 @@ impl<'a> Parameter<'a> {
         needs_decoding(raw) && decode(raw).eq(name.bytes())
     }
 
+    /// Its name and its value, decoded; `None`: they are not UTF-8.
+    pub(crate) fn texts(self) -> Option<(String, String)> {
+        let text = |raw| String::from_utf8(decode(raw).collect()).ok();
+        let (name, value) = self.0.split_once('=').unwrap_or((self.0, ""));
+        Some((text(name)?, text(value)?))
+    }
+
     /// Its value, decoded; empty when it has none.
     pub(crate) fn value(self) -> Decoded {
         let raw = self.raw_value().unwrap_or_default();

@@ -104,7 +104,7 @@ method!(Talk, Streaming<String> => Words, async |request: tonic::Request<Streami
     Ok(Response::new(Box::pin(answers) as Words))
 });
 
-async fn serve() -> SocketAddr {
+pub(crate) async fn serve() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder().add_service(Speaker);
@@ -112,7 +112,7 @@ async fn serve() -> SocketAddr {
     address
 }
 
-async fn client(address: SocketAddr) -> Grpc<Channel> {
+pub(crate) async fn client(address: SocketAddr) -> Grpc<Channel> {
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let mut grpc = Grpc::new(channel);
     grpc.ready().await.unwrap();
@@ -127,7 +127,7 @@ fn codec() -> ProstCodec<String, String> {
     ProstCodec::default()
 }
 
-async fn echo(grpc: &mut Grpc<Channel>, text: &str) -> Result<String, Status> {
+pub(crate) async fn echo(grpc: &mut Grpc<Channel>, text: &str) -> Result<String, Status> {
     grpc.ready().await.unwrap();
     let request = tonic::Request::new(text.to_owned());
     grpc.unary(request, method("Echo"), codec()).await.map(Response::into_inner)

@@ -19,6 +19,8 @@ mod ext_auth;
 mod filters;
 mod forwarding;
 mod grpc;
+mod grpc_json;
+mod grpc_web;
 mod harness;
 mod http1;
 mod http2_targets;
