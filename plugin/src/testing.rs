@@ -133,7 +133,7 @@ impl TimeSource for TestClock {
 struct NoTasks;
 
 impl Spawner for NoTasks {
-    fn spawn(&self, _: String, _: Logger, _: Work) -> Box<dyn Send + Sync> {
+    fn spawn(&self, _: String, _: Logger, _: Duration, _: Work) -> Box<dyn Send + Sync> {
         Box::new(())
     }
 }

@@ -66,7 +66,8 @@ pub struct Proxy {
     shared: Arc<Shared>,
     workers: Vec<mpsc::UnboundedSender<Command>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Ends the thread that runs the tasks of plugins.
+    /// The thread that runs the tasks of plugins, and what ends it.
+    task_thread: Option<JoinHandle<()>>,
     stop_tasks: CancellationToken,
     overrides: BTreeMap<String, SocketAddr>,
     control: Mutex<Control>,
@@ -148,11 +149,11 @@ impl Proxy {
         let (task_sender, task_receiver) = tasks::channel();
         let stop_tasks = CancellationToken::new();
         let (shared_by_tasks, stop) = (Arc::clone(&shared), stop_tasks.clone());
-        threads.push(thread::Builder::new().name("plugin-tasks".to_owned()).spawn(move || {
+        let task_thread = thread::Builder::new().name("plugin-tasks".to_owned()).spawn(move || {
             if let Err(error) = tasks::run(slots - 1, shared_by_tasks, task_receiver, &stop) {
                 error!(%error, "the thread for the tasks of plugins cannot start");
             }
-        })?);
+        })?;
         let services = Services {
             types: settings.types,
             clock,
@@ -181,6 +182,7 @@ impl Proxy {
             shared,
             workers,
             threads: Mutex::new(threads),
+            task_thread: Some(task_thread),
             stop_tasks,
             overrides: settings.listener_overrides,
             control: Mutex::new(control),
@@ -445,12 +447,16 @@ fn mark(compiled: &Compiled, generations: &Generations) {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.workers.clear();
-        self.stop_tasks.cancel();
         let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
             if thread.join().is_err() {
                 error!("a worker panicked");
             }
+        }
+        // The last requests have left plugins something to send.
+        self.stop_tasks.cancel();
+        if self.task_thread.take().is_some_and(|thread| thread.join().is_err()) {
+            error!("the thread for the tasks of plugins panicked");
         }
     }
 }

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
+use futures_util::future::{LocalBoxFuture, Shared as SharedFuture};
 use signalbox_plugin::tasks::{Spawner, Work};
 use signalbox_plugin::{Logger, TaskContext};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::http::outbound;
 use crate::http::worker_context::{Shared, WorkerContext};
@@ -20,6 +22,8 @@ use crate::http::worker_context::{Shared, WorkerContext};
 pub struct NewTask {
     name: String,
     log: Logger,
+    /// The time that it has once it is told to end.
+    grace: Duration,
     work: Work,
     cancelled: CancellationToken,
 }
@@ -30,7 +34,7 @@ pub struct TaskSender(mpsc::UnboundedSender<NewTask>);
 /// The tasks that wait for the thread.
 pub type TaskReceiver = mpsc::UnboundedReceiver<NewTask>;
 
-/// A running task; dropping it ends the task.
+/// A running task; dropping it tells the task to end.
 struct Handle {
     _cancel: DropGuard,
 }
@@ -52,16 +56,17 @@ pub fn channel() -> (TaskSender, TaskReceiver) {
 }
 
 impl Spawner for TaskSender {
-    fn spawn(&self, name: String, log: Logger, work: Work) -> Box<dyn Send + Sync> {
+    fn spawn(&self, name: String, log: Logger, grace: Duration, work: Work) -> Box<dyn Send + Sync> {
         let cancelled = CancellationToken::new();
         let handle = Handle { _cancel: cancelled.clone().drop_guard() };
         // The thread is gone only when the proxy ends.
-        let _ = self.0.send(NewTask { name, log, work, cancelled });
+        let _ = self.0.send(NewTask { name, log, grace, work, cancelled });
         Box::new(handle)
     }
 }
 
-/// Runs the tasks that come until `stop`. `index` is the number by which the thread counts.
+/// Runs the tasks that come until `stop`, and then those that have something to finish, for as long as each may. `index` is the
+/// number by which the thread counts.
 pub fn run(
     index: usize,
     shared: Arc<Shared>,
@@ -74,34 +79,54 @@ pub fn run(
         let context = Rc::new(WorkerContext::new(index, shared));
         tokio::task::spawn_local(Rc::clone(&context.deadlines).run());
         tokio::task::spawn_local(sweep(Rc::clone(&context)));
+        let ending = stop.child_token();
+        let mut running = JoinSet::new();
         loop {
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 task = tasks.recv() => match task {
-                    Some(task) => drop(tokio::task::spawn_local(supervise(task, Rc::clone(&context)))),
-                    None => return,
+                    Some(task) => {
+                        running.spawn_local(supervise(task, Rc::clone(&context), ending.clone()));
+                    }
+                    None => break,
                 },
+                Some(_) = running.join_next() => {}
             }
         }
+        ending.cancel();
+        while running.join_next().await.is_some() {}
     });
     Ok(())
 }
 
-/// Runs a task until it returns or is cancelled, and starts it anew when it panics.
-async fn supervise(task: NewTask, context: Rc<WorkerContext>) {
-    let NewTask { name, log, work, cancelled } = task;
+/// Runs a task until it returns or has ended as it was told, and starts it anew when it panics.
+async fn supervise(task: NewTask, context: Rc<WorkerContext>, ending: CancellationToken) {
+    let NewTask { name, log, grace, work, cancelled } = task;
+    let end = async move {
+        tokio::select! {
+            () = cancelled.cancelled() => {}
+            () = ending.cancelled() => {}
+        }
+    };
+    let end: SharedFuture<LocalBoxFuture<'static, ()>> = end.boxed_local().shared();
     let mut pause = FIRST_PAUSE;
     loop {
         let clock = context.shared.clock.clone();
         let began = Instant::now();
-        let attempt = async { work(TaskContext::new(clock, outbound::latest(&context), log.clone())).await };
+        let task = TaskContext::new(clock, outbound::latest(&context), log.clone(), end.clone());
+        let mut attempt = Box::pin(AssertUnwindSafe(async { work(task).await }).catch_unwind());
         tokio::select! {
-            () = cancelled.cancelled() => return,
-            ended = AssertUnwindSafe(attempt).catch_unwind() => if ended.is_ok() { return },
+            () = end.clone() => {
+                if !grace.is_zero() && tokio::time::timeout(grace, attempt).await.is_err() {
+                    warn!(plugin = %log.plugin(), task = name, "a task of a plugin has not ended in time");
+                }
+                return;
+            }
+            ended = &mut attempt => if ended.is_ok() { return },
         }
         error!(plugin = %log.plugin(), task = name, again_in = ?pause, "a task of a plugin panicked");
         tokio::select! {
-            () = cancelled.cancelled() => return,
+            () = end.clone() => return,
             () = tokio::time::sleep(pause) => {}
         }
         pause = if began.elapsed() > RECOVERED { FIRST_PAUSE } else { (2 * pause).min(LONGEST_PAUSE) };
