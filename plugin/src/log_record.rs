@@ -56,6 +56,8 @@ pub struct LogRecord<'r> {
     pub consumer: &'r str,
     /// The plugin that answered or failed.
     pub plugin: &'r str,
+    /// The answers that plugins in shadow would have given.
+    pub shadow: &'r str,
     /// The revision.
     pub revision: u64,
     pub(crate) scope: Scope<'r>,
@@ -94,6 +96,7 @@ impl<'r> LogRecord<'r> {
             bytes_out: 0,
             consumer: "",
             plugin: "",
+            shadow: "",
             revision: 0,
             scope: Scope::default(),
         }

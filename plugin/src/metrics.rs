@@ -41,10 +41,15 @@ impl Outcomes {
 
     /// Counts an outcome. One that the type has not declared is counted nowhere.
     pub fn count(&self, worker: usize, outcome: &'static str) {
+        self.add(worker, outcome, 1);
+    }
+
+    /// Counts an outcome several times.
+    pub fn add(&self, worker: usize, outcome: &'static str, times: u64) {
         let place = self.0.names.iter().position(|name| *name == outcome);
         let row = self.0.rows.get(worker).or_else(|| self.0.rows.first());
         if let Some(cell) = row.zip(place).and_then(|(row, place)| row.0.get(place)) {
-            cell.fetch_add(1, Ordering::Relaxed);
+            cell.fetch_add(times, Ordering::Relaxed);
         }
     }
 

@@ -12,6 +12,7 @@ mod clock;
 mod cookies;
 mod headers;
 mod limit;
+mod log_sink;
 mod origin;
 mod password_pool;
 mod provider;
@@ -57,14 +58,17 @@ plugins! {
     csrf::Csrf,
     ext_auth::ExtAuth,
     fault::Fault,
+    file_log::FileLog,
     grpc_json::GrpcJson,
     grpc_web::GrpcWeb,
     hmac_auth::HmacAuth,
+    http_log::HttpLog,
     ip_restriction::IpRestriction,
     jwt::Jwt,
     key_auth::KeyAuth,
     mtls_auth::MtlsAuth,
     oidc::Oidc,
+    otel_log::OtelLog,
     rate_limit::RateLimit,
     redirect::Redirect,
     request_id::RequestId,
@@ -77,7 +81,7 @@ plugins! {
 }
 
 /// The default order of all types that are designed, so that users' own `order`s stay right when one is added.
-pub const ORDERS: [(&str, i32); 32] = [
+pub const ORDERS: [(&str, i32); 33] = [
     ("request-id", 100_000),
     ("bot-detection", 2500),
     ("cors", 2000),
@@ -110,6 +114,7 @@ pub const ORDERS: [(&str, i32); 32] = [
     ("compress", 90),
     ("http-log", 10),
     ("file-log", 10),
+    ("otel-log", 10),
 ];
 
 /// The registry of the types of this crate alone.

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use http::header::{COOKIE, HOST};
+use http::header::{AUTHORIZATION, COOKIE, HOST, PROXY_AUTHORIZATION, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, request};
 use signalbox_plugin::{Identity, PluginRequest, PluginResponse};
 
@@ -138,6 +138,17 @@ impl Template {
             Some(Part::Value { source, .. }) => *source == Source::Path,
             None => false,
         }
+    }
+
+    /// True if it has a header of authentication, a cookie, or the whole query.
+    pub(crate) fn may_show_credentials(&self) -> bool {
+        self.0.iter().any(|part| match part {
+            Part::Value { source: Source::Header(name) | Source::ResponseHeader(name), .. } => {
+                [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE, SET_COOKIE].contains(name)
+            }
+            Part::Value { source, .. } => matches!(source, Source::Cookie(_) | Source::Query),
+            Part::Text(_) => false,
+        })
     }
 
     /// The text with its values. `None`: a placeholder has neither value nor default, or the text is longer than

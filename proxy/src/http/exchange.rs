@@ -448,6 +448,7 @@ impl Watch {
         record.bytes_out = entry.bytes_out;
         record.consumer = entry.consumer;
         record.plugin = entry.plugin;
+        record.shadow = entry.shadow;
         record.revision = entry.revision;
         for step in &self.steps {
             let plugin = &*step.plugin;

@@ -170,6 +170,14 @@ impl Harness {
         })
     }
 
+    /// How often a plugin has counted an outcome.
+    pub(crate) fn outcome(&self, plugin: &str, outcome: &str) -> u64 {
+        self.proxy.counted(|_, compiled, _, _| {
+            let stats = compiled.plugin_stats().find(|stats| stats.name.as_str() == plugin).unwrap();
+            stats.outcomes.read().find(|(name, _)| *name == outcome).unwrap().1
+        })
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Answer {
         Client::connect(self.address()).await.get(path).await
     }

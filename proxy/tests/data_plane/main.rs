@@ -28,6 +28,7 @@ mod identity;
 mod jwks;
 mod large_bodies;
 mod limits;
+mod logs;
 mod memory;
 mod mtls_auth;
 #[path = "../../../tests/shared/ocsp.rs"]

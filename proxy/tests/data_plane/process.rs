@@ -91,12 +91,12 @@ impl Process {
         Some(Client::connect(self.admin).await.get(path).await.status)
     }
 
-    fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     }
 
-    async fn ended(&mut self) -> std::process::ExitStatus {
+    pub(crate) async fn ended(&mut self) -> std::process::ExitStatus {
         let mut status = None;
         until("the process has ended", || {
             status = self.child.try_wait().unwrap();
