@@ -18,6 +18,9 @@ pub enum BodyWish {
     /// Whole, in memory, up to this many bytes. A larger request is answered 413, and in the place of a larger response the
     /// client gets 502. Trailers are dropped.
     Buffered(usize),
+    /// Its first bytes in memory, up to this many, before it is sent on. What the plugin leaves in their place is sent, and the rest
+    /// follows as it comes; if there is one, the length is then unknown. Only for bodies of requests.
+    Start(usize),
     /// Part by part. The length of the body is then unknown.
     Filter(Box<dyn BodyFilter>),
     /// Part by part, as it passes unchanged. The length of the body stays as it is. Only for bodies of responses.
@@ -110,6 +113,7 @@ impl fmt::Debug for BodyWish {
         match self {
             Self::Pass => f.write_str("Pass"),
             Self::Buffered(cap) => f.debug_tuple("Buffered").field(cap).finish(),
+            Self::Start(cap) => f.debug_tuple("Start").field(cap).finish(),
             Self::Filter(_) => f.write_str("Filter"),
             Self::Observe(_) => f.write_str("Observe"),
         }

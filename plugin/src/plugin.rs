@@ -58,7 +58,7 @@ pub trait Plugin: Send + Sync + 'static {
         BodyWish::Pass
     }
 
-    /// Sees the whole body of a request, when [`Plugin::request_body`] asks for it.
+    /// Sees the whole body of a request, or its first bytes, when [`Plugin::request_body`] asks for it.
     ///
     /// It may put another in its place. The proxy sends what it finds in `body` afterwards, and sets `Content-Length`
     /// from it; trailers of the request are dropped. A plugin leaves `Content-Length` and `Transfer-Encoding` alone.

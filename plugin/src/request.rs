@@ -40,6 +40,8 @@ pub struct PluginRequest<'r> {
     pub clock: &'r Clock,
     /// The size of the body; `None`: it is not known before it arrives.
     pub body_size: Option<u64>,
+    /// True if the plugin runs in shadow, so that only its `on_request` is called.
+    pub is_shadow: bool,
     /// All consumers of this request's revision.
     pub consumers: &'r Consumers,
     /// Calls to services, under this request's revision.

@@ -344,6 +344,16 @@ impl Client {
     pub fn sends_bytes(&mut self, plugin: &dyn Plugin, mut bytes: Bytes) -> Result<Bytes, Box<Answer>> {
         match self.on_behalf(plugin, |request| plugin.request_body(request)) {
             BodyWish::Pass | BodyWish::Observe(_) => {}
+            BodyWish::Start(cap) => {
+                let rest = bytes.split_off(cap.min(bytes.len()));
+                let hook = |request: &mut PluginRequest<'_>| {
+                    block_on(decided(plugin.on_request_body(request, &mut bytes)))
+                };
+                if let Some(reply) = self.on_behalf(plugin, hook) {
+                    return Err(Box::new(Answer::of(*reply)));
+                }
+                bytes = [bytes, rest].concat().into();
+            }
             BodyWish::Buffered(cap) => {
                 assert!(bytes.len() <= cap, "the proxy answers 413");
                 let hook = |request: &mut PluginRequest<'_>| {
@@ -425,7 +435,7 @@ impl Client {
                 let fields = self.response(&mut head, origin, size);
                 let mut response = host::response(fields, plugin, &outcomes, saw_request);
                 match plugin.response_body(&mut response) {
-                    BodyWish::Pass => body,
+                    BodyWish::Pass | BodyWish::Start(_) => body,
                     BodyWish::Buffered(cap) => {
                         assert!(body.len() <= cap, "the client gets 502");
                         let mut whole = body;

@@ -75,6 +75,16 @@ impl Filters {
         self.is_changing
     }
 
+    /// Has this part come out before all others, unseen by the filters.
+    pub fn begin_with(&mut self, part: Bytes) {
+        self.passed.push_back(part);
+    }
+
+    /// True if a part is on its way out that filters added now would not see.
+    pub fn has_passed(&self) -> bool {
+        !self.passed.is_empty()
+    }
+
     /// Adds an observer of `plugin` behind the others.
     pub fn observe(&mut self, observer: Box<dyn BodyObserver>, plugin: &Name, outcomes: &Outcomes) {
         self.add(Box::new(Observing(observer)), plugin, outcomes);

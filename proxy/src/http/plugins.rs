@@ -220,6 +220,23 @@ async fn run_hooks<'a>(
                     return Ok(reply);
                 }
             }
+            BodyWish::Start(cap) => {
+                *has_waited = true;
+                let read = Box::pin(exchange.in_time(read_start(body, cap))).await??;
+                let Start { mut bytes, beyond, is_whole } = read;
+                let began = run.begin(step);
+                let flow = step.plugin.on_request_body(&mut request, &mut bytes);
+                let reply = run.resolve(step, flow, began, has_waited).await?;
+                if reply.is_some() {
+                    return Ok(reply);
+                }
+                if is_whole {
+                    replace_body(body, bytes, &mut request);
+                } else {
+                    request.head.headers.remove(header::CONTENT_LENGTH);
+                    body.put_back(joined(vec![bytes, beyond]));
+                }
+            }
             BodyWish::Filter(filter) if !body.is_empty() => {
                 request.head.headers.remove(header::CONTENT_LENGTH);
                 let aborted = exchange.request.filter_abort.get_or_init(Rc::default);
@@ -328,6 +345,39 @@ async fn read_whole(body: &mut RequestBody, cap: usize) -> Result<Bytes, Failure
         parts.push(data);
     }
     Ok(joined(parts))
+}
+
+/// The start of a body.
+struct Start {
+    /// At most as many bytes as were wanted.
+    bytes: Bytes,
+    /// The bytes behind them that came together with them.
+    beyond: Bytes,
+    /// True if there is nothing behind `bytes`.
+    is_whole: bool,
+}
+
+/// Reads a body to its end, or until `cap` bytes are there and more has come or is announced.
+async fn read_start(body: &mut RequestBody, cap: usize) -> Result<Start, Failure> {
+    let mut parts: Vec<Bytes> = Vec::new();
+    let (mut size, mut is_whole) = (0, false);
+    while !is_whole && size < cap {
+        match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+            None => is_whole = true,
+            Some(frame) => match frame.map_err(|error| Failure::from(&error))?.into_data() {
+                Ok(data) => {
+                    size += data.len();
+                    parts.push(data);
+                }
+                // Trailers end it.
+                Err(_) => is_whole = true,
+            },
+        }
+    }
+    let mut bytes = joined(parts);
+    let beyond = bytes.split_off(cap.min(bytes.len()));
+    let is_whole = beyond.is_empty() && (is_whole || body.is_end_stream());
+    Ok(Start { bytes, beyond, is_whole })
 }
 
 /// Asks the plugins that run on every route about a request that no route takes. Returns the first answer.

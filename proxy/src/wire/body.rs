@@ -241,7 +241,9 @@ impl RequestBody {
         outcomes: &Outcomes,
         aborted: &AbortedBy,
     ) {
-        if let Self::Filtered(filtered) = self {
+        if let Self::Filtered(filtered) = self
+            && !filtered.filters.has_passed()
+        {
             filtered.filters.push(filter, plugin, outcomes);
             return;
         }
@@ -249,6 +251,17 @@ impl RequestBody {
         let mut filters = Filters::default();
         filters.push(filter, plugin, outcomes);
         *self = Self::Filtered(Box::new(FilteredBody { body, filters, aborted, begun: false }));
+    }
+
+    /// Puts a part that was read in front of the rest again.
+    pub fn put_back(&mut self, part: Bytes) {
+        let mut filters = Filters::default();
+        if !part.is_empty() {
+            filters.begin_with(part);
+        }
+        let body = std::mem::replace(self, Self::Empty);
+        *self =
+            Self::Filtered(Box::new(FilteredBody { body, filters, aborted: Rc::default(), begun: false }));
     }
 
     /// Splices the next part. `None`: it has to be copied.
