@@ -22,6 +22,21 @@
 //! that are no text are replaced there. A status `OK` lets the request pass, with the changes of `ok_response`. Any other status
 //! denies it: with `denied_response`, or with `403`. The service cannot change `Host`, nor headers that frame a message.
 //!
+//! ## The body of requests
+//!
+//! With `body` the service also gets the body of the request, up to `body.max_size`. A larger one is answered `413`, or, with
+//! `body.allow_partial`, the service gets the first bytes of it. `X-Envoy-Auth-Partial-Body` says if the service sees all of it (`false`)
+//! or not (`true`). Over HTTP the check of a request with a body is a `POST` with its `Content-Type`. Over gRPC the body is in
+//! `raw_body`, and in `body`, too, if it is UTF-8.
+//!
+//! Such a request is checked when its body is there: behind the `on_request` of all other plugins, but by its head as it was before
+//! them. A plugin behind this one that answers it successfully by itself (`redirect`, `respond`) is overruled: the client gets `403`.
+//! With `allow_partial`, the upstream gets a body that is larger than `max_size` in chunks, and it is not sent again by retries.
+//!
+//! The body of a request that becomes a tunnel (WebSocket, `CONNECT`) is not waited for, nor, with `allow_partial`, that of a gRPC call,
+//! which may be a stream that waits for its answer: they are checked by their heads, and are partial. Without `allow_partial` a gRPC
+//! stream must end before it is checked. A plugin in shadow checks all requests by their heads.
+//!
 //! ## When the service fails
 //!
 //! A service that cannot be reached, does not answer in time, answers `5xx`, or answers what cannot be understood has not denied
@@ -40,9 +55,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use prost::Message as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use signalbox_config::{Errors, FieldError, HumanDuration, Kind, Name, ResourceKey};
+use signalbox_config::{ByteSize, Errors, FieldError, HumanDuration, Kind, Name, ResourceKey};
 use signalbox_plugin::{
-    CallAnswer, CallError, CallLimits, Context, Definition, Flow, Logger, Plugin, PluginRequest, Reply, hooks,
+    BodyWish, CallAnswer, CallError, CallLimits, Context, Definition, Flow, Logger, Plugin, PluginRequest,
+    PluginResponse, Reply, hooks,
 };
 
 use self::protocol::{Append, CheckResponse, Decision, HeaderValueOption};
@@ -54,7 +70,9 @@ mod protocol;
 #[serde(deny_unknown_fields)]
 #[schemars(title = "External authorization", example = serde_json::json!({
     "upstream": "auth", "path": "/check", "upstream_headers": ["x-user"],
-}), example = serde_json::json!({"upstream": "auth", "grpc": true, "on_error": "allow"}))]
+}), example = serde_json::json!({"upstream": "auth", "grpc": true, "on_error": "allow"}), example = serde_json::json!({
+    "upstream": "auth", "path": "/check", "body": {"max_size": "16KiB"},
+}))]
 pub(crate) struct Config {
     /// The upstream whose targets are the service.
     #[schemars(title = "Upstream")]
@@ -79,6 +97,10 @@ pub(crate) struct Config {
     #[serde(default)]
     #[schemars(title = "Client headers")]
     client_headers: Vec<String>,
+    /// The body of requests in checks. Absent: checks have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(title = "Body")]
+    body: Option<BodySpec>,
     /// The time to wait for the answer, more than zero.
     #[serde(default = "default_timeout")]
     #[schemars(title = "Timeout")]
@@ -91,6 +113,21 @@ pub(crate) struct Config {
     #[serde(default = "default_status")]
     #[schemars(title = "Status on error", range(min = 400, max = 599))]
     status_on_error: u16,
+}
+
+/// The body of requests in checks.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Body of the request")]
+struct BodySpec {
+    /// The most bytes of a body that the service gets, from 1 to 16MiB.
+    #[serde(default = "default_body_size")]
+    #[schemars(title = "Max size")]
+    max_size: ByteSize,
+    /// The service gets the first bytes of a larger body. False: the request is answered 413.
+    #[serde(default)]
+    #[schemars(title = "Allow partial")]
+    allow_partial: bool,
 }
 
 /// The treatment of requests while the service fails.
@@ -114,9 +151,26 @@ pub(crate) struct ExtAuth {
     upstream_headers: Box<[HeaderName]>,
     client_headers: Box<[HeaderName]>,
     limits: CallLimits,
+    body: Option<BodyLimit>,
     on_error: OnError,
     status_on_error: StatusCode,
     log: Logger,
+}
+
+/// The bodies that the service gets.
+#[derive(Clone, Copy)]
+struct BodyLimit {
+    max_size: usize,
+    allow_partial: bool,
+}
+
+/// A request that is checked once its body is there: its head at the plugin's turn.
+struct Unchecked(Box<request::Parts>);
+
+/// The body in a check.
+struct CheckedBody {
+    bytes: Bytes,
+    is_partial: bool,
 }
 
 /// The verdict of the service.
@@ -149,7 +203,45 @@ enum Failed {
 #[hooks]
 impl Plugin for ExtAuth {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
-        Flow::Wait(Box::pin(self.authorize(request)))
+        let Some(limit) = self.body else {
+            return Flow::Wait(Box::pin(self.authorize(request, None, None)));
+        };
+        if waits_for_body(request, limit) {
+            request.exchange.insert(Unchecked(Box::new(request.head.clone())));
+            self.remove_claims(request);
+            return Flow::Continue;
+        }
+        let body = CheckedBody { bytes: Bytes::new(), is_partial: request.body_size != Some(0) };
+        Flow::Wait(Box::pin(self.authorize(request, None, Some(body))))
+    }
+
+    fn request_body(&self, request: &mut PluginRequest<'_>) -> BodyWish {
+        match self.body {
+            Some(limit) if request.exchange.get::<Unchecked>().is_some() => match limit.allow_partial {
+                true => BodyWish::Start(limit.max_size + 1),
+                false => BodyWish::Buffered(limit.max_size),
+            },
+            _ => BodyWish::Pass,
+        }
+    }
+
+    fn on_request_body<'a>(&'a self, request: &'a mut PluginRequest<'_>, body: &'a mut Bytes) -> Flow<'a> {
+        let max_size = self.body.map_or(0, |limit| limit.max_size);
+        let checked =
+            CheckedBody { bytes: body.slice(..body.len().min(max_size)), is_partial: body.len() > max_size };
+        let head = request.exchange.take::<Unchecked>().map(|unchecked| unchecked.0);
+        Flow::Wait(Box::pin(self.authorize(request, head, Some(checked))))
+    }
+
+    fn on_response<'a>(&'a self, response: &'a mut PluginResponse<'_>) -> Flow<'a> {
+        let is_unchecked = response.exchange.take::<Unchecked>().is_some();
+        let status = response.head.status;
+        if !is_unchecked || status.is_client_error() || status.is_server_error() {
+            return Flow::Continue;
+        }
+        response.count("denied");
+        self.log.warn("another plugin answered a request that was not authorized yet");
+        Reply::problem(StatusCode::FORBIDDEN, "the request was answered before it was authorized").into()
     }
 }
 
@@ -189,6 +281,9 @@ impl Definition for ExtAuth {
                 }
             }
         }
+        if config.body.is_some_and(|body| !BODY_SIZE.contains(&body.max_size.0)) {
+            errors.push("body.max_size", "must be from 1 to 16MiB");
+        }
         if config.grpc && config.path != default_path() {
             errors.push("path", "is only used without grpc");
         }
@@ -212,6 +307,10 @@ impl Definition for ExtAuth {
             upstream_headers: names(&config.upstream_headers),
             client_headers: names(&config.client_headers),
             limits: CallLimits { timeout: config.timeout.0, answer_size: MAX_ANSWER },
+            body: config.body.map(|body| BodyLimit {
+                max_size: usize::try_from(body.max_size.0).unwrap_or(usize::MAX),
+                allow_partial: body.allow_partial,
+            }),
             on_error: config.on_error,
             status_on_error: status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
             log: context.log.clone(),
@@ -220,6 +319,8 @@ impl Definition for ExtAuth {
     }
 }
 
+const BODY_SIZE: std::ops::RangeInclusive<u64> = 1..=16 << 20;
+
 /// The largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 << 10;
 
@@ -227,6 +328,7 @@ const MAX_ANSWER: usize = 64 << 10;
 const MAX_HEADERS: usize = 200;
 const MAX_HEADER_SIZE: usize = 64 << 10;
 
+const PARTIAL_BODY: HeaderName = HeaderName::from_static("x-envoy-auth-partial-body");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
@@ -234,15 +336,19 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
 impl ExtAuth {
-    async fn authorize(&self, request: &mut PluginRequest<'_>) -> Flow<'static> {
+    /// Decides about a request. `head` is its head where that is not the current one.
+    async fn authorize(
+        &self,
+        request: &mut PluginRequest<'_>,
+        head: Option<Box<request::Parts>>,
+        body: Option<CheckedBody>,
+    ) -> Flow<'static> {
+        let head = head.as_deref().unwrap_or(request.head);
         let verdict = match self.is_grpc {
-            false => self.ask_http(request).await,
-            true => self.ask_grpc(request).await,
+            false => self.ask_http(request, head, body).await,
+            true => self.ask_grpc(request, head, body).await,
         };
-        // Whatever the service says, the client does not speak in its name.
-        for name in &self.upstream_headers {
-            request.head.headers.remove(name);
-        }
+        self.remove_claims(request);
         match verdict.and_then(|verdict| self.apply(verdict, request)) {
             Ok(None) => {
                 request.count("allowed");
@@ -266,14 +372,29 @@ impl ExtAuth {
         }
     }
 
-    async fn ask_http(&self, request: &PluginRequest<'_>) -> Result<Verdict, Failed> {
+    /// Whatever the service says, the client does not speak in its name.
+    fn remove_claims(&self, request: &mut PluginRequest<'_>) {
+        for name in &self.upstream_headers {
+            request.head.headers.remove(name);
+        }
+    }
+
+    async fn ask_http(
+        &self,
+        request: &PluginRequest<'_>,
+        head: &request::Parts,
+        body: Option<CheckedBody>,
+    ) -> Result<Verdict, Failed> {
         let mut check = Request::new(Bytes::new());
         *check.uri_mut() = self.uri.clone();
-        *check.headers_mut() = self.shown_headers(request);
+        *check.headers_mut() = self.shown_headers(head, body.as_ref());
+        if let Some(body) = body.filter(|body| !body.bytes.is_empty()) {
+            *check.method_mut() = Method::POST;
+            *check.body_mut() = body.bytes;
+        }
         let headers = check.headers_mut();
-        let PluginRequest { head, .. } = request;
         headers.insert(X_FORWARDED_METHOD, value(head.method.as_str())?);
-        headers.insert(X_FORWARDED_PROTO, value(scheme(request))?);
+        headers.insert(X_FORWARDED_PROTO, value(scheme(request, head))?);
         if let Some(host) = head.headers.get(HOST) {
             headers.insert(X_FORWARDED_HOST, host.clone());
         }
@@ -297,8 +418,13 @@ impl ExtAuth {
         Ok(Verdict::Allowed(Changes { request, removed: Vec::new(), response }))
     }
 
-    async fn ask_grpc(&self, request: &PluginRequest<'_>) -> Result<Verdict, Failed> {
-        let message = self.check_request(request).encode_to_vec();
+    async fn ask_grpc(
+        &self,
+        request: &PluginRequest<'_>,
+        head: &request::Parts,
+        body: Option<CheckedBody>,
+    ) -> Result<Verdict, Failed> {
+        let message = self.check_request(request, head, body).encode_to_vec();
         let mut body = BytesMut::with_capacity(5 + message.len());
         body.put_u8(0);
         body.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
@@ -343,14 +469,18 @@ impl ExtAuth {
     }
 
     /// The message by which the service is asked over gRPC.
-    fn check_request(&self, request: &PluginRequest<'_>) -> protocol::CheckRequest {
-        let PluginRequest { head, .. } = request;
-        let headers = self.shown_headers(request);
+    fn check_request(
+        &self,
+        request: &PluginRequest<'_>,
+        head: &request::Parts,
+        body: Option<CheckedBody>,
+    ) -> protocol::CheckRequest {
+        let headers = self.shown_headers(head, body.as_ref());
         protocol::check_request(&protocol::Asked {
             method: head.method.as_str(),
             path: path(head),
             host: head.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes),
-            scheme: scheme(request),
+            scheme: scheme(request, head),
             protocol: match head.version {
                 Version::HTTP_10 => "HTTP/1.0",
                 Version::HTTP_2 => "HTTP/2",
@@ -359,12 +489,14 @@ impl ExtAuth {
             headers: &headers,
             client: request.client,
             now: request.clock.wall(),
+            size: request.body_size,
+            body: body.map(|body| body.bytes).unwrap_or_default(),
         })
     }
 
     /// The headers of a request that the service sees: without those that frame a message, and without what a client could claim.
-    fn shown_headers(&self, request: &PluginRequest<'_>) -> HeaderMap {
-        let all = request.head.headers.iter().filter(|(name, _)| match &self.request_headers {
+    fn shown_headers(&self, head: &request::Parts, body: Option<&CheckedBody>) -> HeaderMap {
+        let all = head.headers.iter().filter(|(name, _)| match &self.request_headers {
             None => true,
             Some(names) => names.contains(name),
         });
@@ -373,6 +505,7 @@ impl ExtAuth {
                 && **name != EXPECT
                 && **name != RANGE
                 && **name != FORWARDED
+                && **name != PARTIAL_BODY
                 && !name.as_str().starts_with("x-forwarded-")
                 && !name.as_str().starts_with("x-original-")
                 && !name.as_str().starts_with("x-rewrite-")
@@ -380,6 +513,10 @@ impl ExtAuth {
         let mut headers = HeaderMap::new();
         for (name, value) in shown {
             headers.append(name, value.clone());
+        }
+        if let Some(body) = body {
+            let is_partial = if body.is_partial { "true" } else { "false" };
+            headers.insert(PARTIAL_BODY, HeaderValue::from_static(is_partial));
         }
         headers
     }
@@ -467,14 +604,27 @@ fn path(head: &request::Parts) -> &str {
 }
 
 /// The scheme that the client used. The header of a trusted proxy in front is still there.
-fn scheme<'a>(request: &'a PluginRequest<'_>) -> &'a str {
-    let told = request.head.headers.get(X_FORWARDED_PROTO).and_then(|value| value.to_str().ok());
+fn scheme<'a>(request: &PluginRequest<'_>, head: &'a request::Parts) -> &'a str {
+    let told = head.headers.get(X_FORWARDED_PROTO).and_then(|value| value.to_str().ok());
     match told {
         Some("https") => "https",
         Some("http") => "http",
         _ if request.https => "https",
         _ => "http",
     }
+}
+
+/// True if a request is checked with its body, and the body is not there yet.
+fn waits_for_body(request: &PluginRequest<'_>, limit: BodyLimit) -> bool {
+    let head = &*request.head;
+    let content_type = head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = content_type.and_then(|it| it.strip_prefix(b"application/grpc"));
+    let is_grpc = rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')));
+    request.body_size != Some(0)
+        && !request.is_shadow
+        && head.method != Method::CONNECT
+        && !head.headers.contains_key(UPGRADE)
+        && !(is_grpc && limit.allow_partial)
 }
 
 /// The target of checks. Its host is the name of the upstream, unless the request's own is shown.
@@ -490,6 +640,10 @@ fn default_path() -> String {
 
 fn default_timeout() -> HumanDuration {
     HumanDuration(Duration::from_secs(1))
+}
+
+fn default_body_size() -> ByteSize {
+    ByteSize(64 << 10)
 }
 
 fn default_status() -> u16 {
@@ -537,6 +691,63 @@ mod tests {
         }
     }
 
+    /// A request is checked with the head that it had at the plugin's turn, and with its body, or the start of it.
+    #[test]
+    fn a_check_has_the_body_and_the_head_that_was_there_before_other_plugins() {
+        for (limit, sent, checked, partial) in [
+            (json!({"max_size": 4}), "1234", "1234", "false"),
+            (json!({"max_size": 4, "allow_partial": true}), "1234", "1234", "false"),
+            (json!({"max_size": 4, "allow_partial": true}), "12345678", "1234", "true"),
+        ] {
+            let plugin =
+                build("ext-auth", json!({"upstream": "auth", "upstream_headers": ["x-user"], "body": limit}));
+            let mut client = Client::new("PUT", "/a")
+                .header("x-user", "root")
+                .header("x-envoy-auth-partial-body", "never")
+                .answering(move |_, check| {
+                    assert_eq!((check.method(), check.body()), (&Method::POST, &Bytes::from(checked)));
+                    assert_eq!(check.headers()["x-envoy-auth-partial-body"], partial);
+                    assert_eq!(check.headers()["x-forwarded-uri"], "/a");
+                    assert!(!check.headers().contains_key("x-added"));
+                    Ok(Response::builder().header("x-user", "alice").body(Bytes::new()).unwrap())
+                });
+            client.body_size = None;
+            assert!(client.meets(&*plugin).is_none());
+            assert!(!client.head.headers.contains_key("x-user"), "the client's is gone at once");
+            client.head.headers.insert("x-added", HeaderValue::from_static("by another plugin"));
+            client.head.uri = "/b".parse().unwrap();
+            assert_eq!(client.sends(&*plugin, sent).unwrap(), sent);
+            assert_eq!(client.head.headers["x-user"], "alice");
+            assert_eq!(client.head.uri, "/b");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_waited_for_is_checked_by_its_head() {
+        for (name, value, allow_partial, is_asked) in [
+            ("content-type", "application/grpc", true, true),
+            ("content-type", "application/grpc+proto", true, true),
+            ("content-type", "application/grpc", false, false),
+            ("content-type", "application/grpc-web", true, false),
+            ("upgrade", "websocket", false, true),
+            ("x-a", "b", true, false),
+        ] {
+            let asked = std::rc::Rc::new(std::cell::Cell::new(false));
+            let noted = std::rc::Rc::clone(&asked);
+            let config = json!({"upstream": "auth", "body": {"allow_partial": allow_partial}});
+            let plugin = build("ext-auth", config);
+            let mut client = Client::new("POST", "/").header(name, value).answering(move |_, check| {
+                noted.set(true);
+                assert!(check.body().is_empty());
+                assert_eq!(check.headers()["x-envoy-auth-partial-body"], "true");
+                Ok(Response::new(Bytes::new()))
+            });
+            client.body_size = None;
+            assert!(client.meets(&*plugin).is_none());
+            assert_eq!(asked.get(), is_asked, "{name}: {value}");
+        }
+    }
+
     #[test]
     fn bad_configurations_are_refused_with_all_that_is_wrong() {
         let all = refused(
@@ -548,6 +759,10 @@ mod tests {
             ["path: ", "timeout: ", "status_on_error: ", "client_headers[0]: ", "upstream_headers[0]: "]
         {
             assert!(all.contains(field), "{field} in {all}");
+        }
+        for size in [json!(0), json!("17MiB")] {
+            let config = json!({"upstream": "a", "body": {"max_size": size}});
+            assert!(refused("ext-auth", config).starts_with("body.max_size: "));
         }
         assert_eq!(refused("ext-auth", json!({})), "upstream: is required");
         assert!(

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -66,8 +67,15 @@ struct HttpRequest {
     host: String,
     #[prost(string, tag = "6")]
     scheme: String,
+    /// -1: it is not known.
+    #[prost(int64, tag = "9")]
+    size: i64,
     #[prost(string, tag = "10")]
     protocol: String,
+    #[prost(string, tag = "11")]
+    body: String,
+    #[prost(bytes = "bytes", tag = "12")]
+    raw_body: Bytes,
     #[prost(message, optional, tag = "13")]
     header_map: Option<RawHeaders>,
 }
@@ -159,6 +167,9 @@ pub(super) struct Asked<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) client: IpAddr,
     pub(super) now: SystemTime,
+    /// The size of the whole body; `None`: it is not known.
+    pub(super) size: Option<u64>,
+    pub(super) body: Bytes,
 }
 
 /// The answer of a service.
@@ -247,6 +258,9 @@ pub(super) fn check_request(asked: &Asked<'_>) -> CheckRequest {
         host: String::from_utf8_lossy(asked.host).into_owned(),
         scheme: asked.scheme.to_owned(),
         protocol: asked.protocol.to_owned(),
+        size: asked.size.map_or(-1, |size| i64::try_from(size).unwrap_or(i64::MAX)),
+        body: std::str::from_utf8(&asked.body).unwrap_or_default().to_owned(),
+        raw_body: asked.body.clone(),
         header_map: Some(RawHeaders { headers: raw.collect() }),
     };
     let time = Timestamp {

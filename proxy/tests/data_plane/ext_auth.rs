@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body_util::BodyExt as _;
 use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, StreamBody};
 
 use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, full, nobody, until};
 
@@ -333,5 +333,147 @@ fn denials_and_failures_over_grpc_differ() {
             }
             assert_eq!(backend.connections(), 0, "{what}");
         }
+    });
+}
+
+/// A body of unknown length, in parts.
+fn parts(parts: Vec<Bytes>) -> AnyBody {
+    let frames = parts.into_iter().map(|part| Ok(http_body::Frame::data(part)));
+    BoxBody::new(StreamBody::new(futures_util::stream::iter(frames)))
+}
+
+#[test]
+fn the_service_sees_the_body_and_the_upstream_gets_it_once() {
+    block_on(async {
+        let large: Bytes = (0..1_000_000).map(|index| b'a' + (index % 23) as u8).collect::<Vec<_>>().into();
+        for (protocol, service_wire) in [("http1", Wire::Http1), ("http2", Wire::Http2)] {
+            let is_grpc = service_wire == Wire::Http2;
+            let (service, asked) = service(service_wire, move |what| match is_grpc {
+                true => grpc_verdict(what),
+                false => verdict(what),
+            });
+            let backend = Backend::echo();
+            for (body, sent, seen, partial) in [
+                ("{max_size: 1000}", Bytes::from_static(b"hello"), 5, Some("false")),
+                ("{max_size: 1000}", large.slice(..1000), 1000, Some("false")),
+                ("{max_size: 1000}", large.slice(..1001), 0, None),
+                ("{max_size: 1000, allow_partial: true}", large.slice(..1000), 1000, Some("false")),
+                ("{max_size: 1000, allow_partial: true}", large.slice(..1001), 1000, Some("true")),
+                ("{max_size: 1000, allow_partial: true}", large.clone(), 1000, Some("true")),
+            ] {
+                let config = format!("grpc: {is_grpc}, upstream_headers: [x-user], body: {body}");
+                let harness = start(&service.address.to_string(), protocol, &config, &backend);
+                for (wire, is_known) in Wire::BOTH.into_iter().flat_map(|wire| [(wire, true), (wire, false)])
+                {
+                    let told = format!("{protocol} {body} {} {wire:?} {is_known}", sent.len());
+                    let sending = match is_known {
+                        true => full(sent.clone()),
+                        false => parts(sent.chunks(700).map(Bytes::copy_from_slice).collect()),
+                    };
+                    let request = Request::post("/p").body(sending).unwrap();
+                    let answer = Client::speaking(wire, harness.address()).await.send(request).await;
+                    let mut asked = std::mem::take(&mut *asked.lock().unwrap());
+                    let Some(partial) = partial else {
+                        assert_eq!((answer.status, asked.len()), (413, 0), "{told}");
+                        continue;
+                    };
+                    assert_eq!(answer.status, 200, "{told}");
+                    assert_eq!(answer.json()["body"].as_str().unwrap().as_bytes(), sent, "{told}");
+                    assert!(answer.json()["headers"].to_string().contains(r#"["x-user","alice"]"#), "{told}");
+                    assert_eq!(asked.len(), 1, "{told}");
+                    let (_, headers, body) = asked.pop().unwrap();
+                    let seen = sent.slice(..seen);
+                    if is_grpc {
+                        let raw = field(12, &seen);
+                        assert!(body.windows(raw.len()).any(|window| window == raw), "{told}");
+                        let header =
+                            [field(1, b"x-envoy-auth-partial-body"), field(3, partial.as_bytes())].concat();
+                        assert!(body.windows(header.len()).any(|window| window == header), "{told}");
+                    } else {
+                        assert_eq!(body, seen, "{told}");
+                        assert_eq!(values(&headers, "x-envoy-auth-partial-body"), [partial.as_bytes()]);
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_request_with_a_body_that_is_denied_reaches_neither_the_upstream_nor_a_plugin_that_answers() {
+    block_on(async {
+        let (service, asked) = service(Wire::Http1, verdict);
+        let backend = Backend::text("never");
+        for body in ["{max_size: 10}", "{max_size: 1, allow_partial: true}"] {
+            let harness = start(&service.address.to_string(), "http1", &format!("body: {body}"), &backend);
+            for wire in Wire::BOTH {
+                let request = Request::post("/").header("x-do", "deny").body(full("12345")).unwrap();
+                let answer = Client::speaking(wire, harness.address()).await.send(request).await;
+                assert_eq!((answer.status, answer.text()), (302, "go there"));
+            }
+        }
+        assert_eq!((backend.connections(), asked.lock().unwrap().len()), (0, 4));
+        let document = format!(
+            "
+plugins:
+- {{name: auth, type: ext-auth, config: {{upstream: service, body: {{}}}}}}
+- {{name: answer, type: respond, config: {{body: secret}}}}
+upstreams: [{{name: service, targets: [{{address: '{}'}}]}}]
+routes: [{{name: all, match: {{paths: [{{prefix: /}}]}}, plugins: [auth, answer], respond: {{}}}}]
+",
+            service.address
+        );
+        let harness = Harness::start(&document);
+        let mut client = Client::connect(harness.address()).await;
+        let post = Request::post("/").body(full("12345")).unwrap();
+        assert_eq!(client.send(post).await.status, 403);
+        assert_eq!(client.get("/").await.text(), "secret");
+    });
+}
+
+#[test]
+fn a_grpc_client_learns_of_a_denial_by_its_status_and_its_stream_is_not_waited_for() {
+    block_on(async {
+        for (what, status) in [("deny", "16"), ("bare", "7")] {
+            let (service, asked) = service(Wire::Http2, move |_| grpc_verdict(what));
+            let backend = Backend::text("never");
+            let config = "grpc: true, body: {allow_partial: true}";
+            let harness = start(&service.address.to_string(), "http2", config, &backend);
+            // The stream does not end before the answer.
+            let open = StreamBody::new(futures_util::stream::pending());
+            let request = Request::post("/a.Service/Call")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(BoxBody::new(open))
+                .unwrap();
+            let answer = Client::connect_http2(harness.address()).await.send(request).await;
+            assert_eq!((answer.status, answer.headers["grpc-status"].as_bytes()), (200, status.as_bytes()));
+            assert_eq!(answer.headers["content-type"], "application/grpc");
+            assert!(answer.body.is_empty());
+            assert_eq!((backend.connections(), asked.lock().unwrap().len()), (0, 1));
+        }
+    });
+}
+
+/// A client that waits for the answer before it sends the rest of a body.
+#[test]
+fn the_start_of_a_partial_body_goes_on_before_the_rest_comes() {
+    block_on(async {
+        let (service, _) = service(Wire::Http1, verdict);
+        let backend = Backend::start(|request| async move {
+            let mut body = request.into_body();
+            let mut start = Vec::new();
+            while start.len() < 5 {
+                start.extend_from_slice(&body.frame().await.unwrap().unwrap().into_data().unwrap());
+            }
+            Response::new(full(start))
+        });
+        let config = "body: {max_size: 2, allow_partial: true}";
+        let harness = start(&service.address.to_string(), "http1", config, &backend);
+        let mut client = Client::connect_http2(harness.address()).await;
+        let first = futures_util::stream::iter([Ok(http_body::Frame::data(Bytes::from_static(b"12345")))]);
+        let open = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+        let request = Request::post("/").body(BoxBody::new(StreamBody::new(open))).unwrap();
+        assert_eq!(client.send(request).await.text(), "12345");
     });
 }
