@@ -83,10 +83,10 @@ mod config;
 mod tests;
 
 pub(crate) use self::config::Config;
-use self::config::{OnStoreError, Store};
+use self::config::Store;
 use crate::limit::{
-    Budget, Client, ClientKey, Counters, LeasedCounts, LimitHeaders, SharedCounts, SharedId, Verdict,
-    nanoseconds, retry_after,
+    Budget, Client, ClientKey, Counters, LeasedCounts, LimitHeaders, OnStoreError, SharedCounts, SharedId,
+    Verdict, nanoseconds, retry_after,
 };
 use crate::redis::{RedisPool, Unavailable};
 

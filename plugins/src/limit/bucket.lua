@@ -53,7 +53,7 @@ if mode == 1 then
   if part < 0 then missing, part = missing - 1, part + limit end
   if missing < 0 then missing, part = 0, 0 end
   granted = cost
-elseif after < full or (after == full and after_part <= full_part) then
+elseif mode == 2 or after < full or (after == full and after_part <= full_part) then
   missing, part, granted = after, after_part, cost
   if extra > 0 then
     local more = math.min(extra, math.floor(rest() / 8))

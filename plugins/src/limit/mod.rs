@@ -11,6 +11,7 @@ mod leased;
 mod local;
 #[cfg(test)]
 mod model;
+mod on_store_error;
 mod shared;
 #[cfg(test)]
 mod simulation;
@@ -23,4 +24,5 @@ pub(crate) use headers::{LimitHeaders, retry_after};
 pub(crate) use in_flight::InFlight;
 pub(crate) use leased::LeasedCounts;
 pub(crate) use local::Counters;
+pub(crate) use on_store_error::OnStoreError;
 pub(crate) use shared::{MAX_SPAN, SharedCounts, SharedId};

@@ -35,6 +35,8 @@ pub(super) enum Change {
     Take { cost: u64, extra: u64 },
     /// Gives back units that were counted at a time.
     GiveBack { cost: u64, counted_at: u64 },
+    /// Takes `cost` units that were used already, whether they fit or not.
+    Charge { cost: u64 },
 }
 
 static WINDOW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("window.lua")));
@@ -46,8 +48,9 @@ pub(super) const EXTRA_SHARE: u64 = 8;
 
 /// The longest time that the scripts count with exact numbers.
 pub(crate) const MAX_SPAN: u64 = 100 * 365 * 24 * 3600 * 1_000_000;
-/// The most units of one request.
-const MAX_COST: u64 = 1_000_000;
+/// The most units of one request with which the scripts count by exact numbers.
+const MAX_WINDOW_COST: u64 = 1_000_000_000;
+const MAX_BUCKET_COST: u64 = 1_000_000;
 
 impl SharedCounts {
     pub(crate) fn new(pool: Arc<RedisPool>, prefix: &str) -> Self {
@@ -76,6 +79,16 @@ impl SharedCounts {
         self.change(client, budget, Change::GiveBack { cost, counted_at }).await
     }
 
+    /// Counts units that were used already, whether they fit or not.
+    pub(crate) async fn charge(
+        &self,
+        client: SharedId,
+        budget: &Budget,
+        cost: u64,
+    ) -> Result<Grant, Unavailable> {
+        self.change(client, budget, Change::Charge { cost }).await
+    }
+
     pub(crate) fn pool(&self) -> &RedisPool {
         &self.pool
     }
@@ -93,23 +106,24 @@ impl SharedCounts {
 
 impl Change {
     /// Cost, extra and mode, as the scripts have them.
-    fn numbers(self) -> [u64; 3] {
+    fn numbers(self, most: u64) -> [u64; 3] {
         match self {
-            Self::Take { cost, extra } => [cost.min(MAX_COST), extra.min(MAX_COST), 0],
-            Self::GiveBack { cost, .. } => [cost.min(MAX_COST), 0, 1],
+            Self::Take { cost, extra } => [cost.min(most), extra.min(most), 0],
+            Self::GiveBack { cost, .. } => [cost.min(most), 0, 1],
+            Self::Charge { cost } => [cost.min(most), 0, 2],
         }
     }
 }
 
 fn window_arguments(budget: &Budget, grain: u64, change: Change) -> SmallVec<[u64; 12]> {
-    let [cost, extra, mode] = change.numbers();
+    let [cost, extra, mode] = change.numbers(MAX_WINDOW_COST);
     let counted_at = if let Change::GiveBack { counted_at, .. } = change { counted_at } else { 0 };
     let (window, grain) = (microseconds(budget.window), microseconds(grain));
     SmallVec::from_slice(&[budget.limit, window, grain, cost, extra, mode, counted_at])
 }
 
 fn bucket_arguments(budget: &Budget, burst: u64, change: Change) -> SmallVec<[u64; 12]> {
-    let [cost, extra, mode] = change.numbers();
+    let [cost, extra, mode] = change.numbers(MAX_BUCKET_COST);
     let (limit, window) = (budget.limit.max(1), microseconds(budget.window));
     let full = u128::from(burst) * u128::from(window);
     let whole = u64::try_from(full / u128::from(limit)).unwrap_or(MAX_SPAN).min(MAX_SPAN);

@@ -3,7 +3,8 @@
 -- KEYS[1]: the client. Its value is the time of the last change, and then time and number of each entry, oldest first.
 -- ARGV: limit, window, grain, cost, extra, mode, counted_at. Times are microseconds, all numbers integers below 2^53.
 --   mode 0 takes `cost` if it fits, and then up to `extra` of an eighth of what is left;
---   mode 1 gives back `cost` that was counted at `counted_at`.
+--   mode 1 gives back `cost` that was counted at `counted_at`;
+--   mode 2 takes `cost` whether it fits or not.
 -- Returns: granted, remaining, more_in, reset_in, refused_for (-1: it passes), counted_at.
 local limit, window, grain = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local cost, extra, mode, counted_at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -44,7 +45,7 @@ if mode == 1 then
       break
     end
   end
-elseif total + cost <= limit then
+elseif mode == 2 or total + cost <= limit then
   granted = cost
   if extra > 0 then
     granted = granted + math.min(extra, math.floor((limit - total - cost) / 8))
@@ -54,7 +55,7 @@ else
 end
 
 if granted > 0 then
-  if mode == 0 then
+  if mode ~= 1 then
     counted_at = math.ceil(now / grain) * grain
     total = total + granted
     if #log > 1 and log[#log - 1] >= counted_at then

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, HumanDuration};
 
-use crate::limit::{Budget, By, MAX_SPAN, nanoseconds};
+use crate::limit::{Budget, By, MAX_SPAN, OnStoreError, nanoseconds};
 use crate::redis::RedisSettings;
 
 /// The number of requests in a span of time, and the client that they are counted for.
@@ -102,19 +102,6 @@ pub(super) enum Store {
     Redis,
     /// All proxies count together in Redis. Each takes leases beforehand, so that few requests wait.
     LocalWithSync,
-}
-
-/// The treatment of requests while Redis does not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum OnStoreError {
-    /// Each proxy counts by itself, from zero.
-    #[default]
-    Local,
-    /// They pass.
-    Allow,
-    /// They are answered 503.
-    Deny,
 }
 
 const MIN_WINDOW: Duration = Duration::from_millis(1);

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, HumanDuration};
 
 use super::usage_scanner::Tokens;
-use crate::limit::{Budget, By, nanoseconds};
+use crate::limit::{Budget, By, OnStoreError, nanoseconds};
+use crate::redis::RedisSettings;
 
 /// The number of tokens in a span of time, and the client that they are counted for.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -17,6 +18,10 @@ use crate::limit::{Budget, By, nanoseconds};
     title = "Token limit",
     example = serde_json::json!({"limit": 100_000}),
     example = serde_json::json!({"limit": 1_000_000, "window": "24h", "count": "completion", "estimate": 2000}),
+    example = serde_json::json!({
+        "limit": 100_000, "by": "consumer", "store": "redis", "on_store_error": "deny",
+        "redis": {"addresses": ["redis:6379"], "password": {"env": "REDIS_PASSWORD"}},
+    }),
 )]
 pub(crate) struct Config {
     /// The number of tokens that a client may use in each window.
@@ -43,6 +48,18 @@ pub(crate) struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(title = "Estimate", range(min = 1, max = 1_000_000_000))]
     pub(super) estimate: Option<NonZeroU32>,
+    /// The place where counts are kept.
+    #[serde(default)]
+    #[schemars(title = "Store")]
+    pub(super) store: Store,
+    /// The Redis servers, for `store: redis`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(title = "Redis")]
+    pub(super) redis: Option<RedisSettings>,
+    /// The treatment of requests while Redis does not answer.
+    #[serde(default)]
+    #[schemars(title = "On store error")]
+    pub(super) on_store_error: OnStoreError,
     /// Omits all headers about the limit, even `Retry-After`.
     #[serde(default)]
     #[schemars(title = "Hide headers")]
@@ -66,6 +83,17 @@ pub(super) enum Count {
     Completion,
 }
 
+/// The place where counts are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Store {
+    /// Each proxy counts by itself.
+    #[default]
+    Local,
+    /// All proxies count together in Redis. Each request waits for its answer.
+    Redis,
+}
+
 const MIN_WINDOW: Duration = Duration::from_millis(1);
 const DEFAULT_ESTIMATE: u32 = 500;
 /// The most tokens that one request counts for, whatever its response says.
@@ -81,6 +109,19 @@ impl Config {
             errors.push("estimate", "must not be greater than limit");
         }
         self.by.check(self.header.as_deref(), errors);
+        match (self.store, &self.redis) {
+            (Store::Local, None) => {}
+            (Store::Local, Some(_)) => errors.push("redis", "is only used by store redis"),
+            (Store::Redis, None) => errors.push("redis", "is required when the store is in Redis"),
+            (Store::Redis, Some(redis)) => redis.check(errors),
+        }
+    }
+
+    /// All that gives a count its meaning but the limit.
+    pub(super) fn scope(&self, plugin: &str) -> Box<[u8]> {
+        let (count, by, window) = (self.count, self.by, nanoseconds(self.window.0));
+        let header = self.header.as_deref().unwrap_or_default().to_ascii_lowercase();
+        format!("{plugin}\ntokens {count:?}\n{by:?}\n{header}\n{window}").into_bytes().into()
     }
 
     pub(super) fn budget(&self) -> Budget {

@@ -109,7 +109,7 @@ fn what_a_response_said_before_it_broke_off_counts() {
     for (part, expected) in [(EVENTS, 820), ("data: {\"choices\": []}\n\n", 620)] {
         let client = account.counters.id(&Client::Texts([b"alice", b""]));
         let verdict = account.counters.take(client, account.now(), &account.budget, account.estimate);
-        let debit = Debit { client, counted_at: verdict.counted_at };
+        let debit = Debit { client: Debtor::Local(client), counted_at: verdict.counted_at };
         let mut reader =
             Reader { scanner: UsageScanner::new(), account: account.clone(), debit: Some(debit) };
         let mut out = Output::default();
@@ -127,6 +127,8 @@ fn what_is_wrong_is_told_by_field() {
         (json!({"limit": 10, "estimate": 11}), "estimate: must not be greater than limit"),
         (json!({"limit": 10, "window": "0s"}), "window: must be at least 1ms"),
         (json!({"limit": 10, "by": "header"}), "header: is required when by is header"),
+        (json!({"limit": 10, "store": "redis"}), "redis: is required when the store is in Redis"),
+        (json!({"limit": 10, "redis": {"addresses": ["a:1"]}}), "redis: is only used by store redis"),
     ] {
         assert_eq!(refused("token-limit", config.clone()), errors, "{config}");
     }

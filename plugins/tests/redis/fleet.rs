@@ -1,13 +1,14 @@
-//! Proxies as far as `rate-limit` sees them: each has its own states, and so its own connections.
+//! Proxies as far as a plugin that limits sees them: each has its own states, and so its own connections.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response};
 use serde_json::{Value, json};
 use signalbox_config::{Name, PluginCatalog as _};
 use signalbox_plugin::testing::{Client, Services};
-use signalbox_plugin::{Flow, Plugin, Reply, States};
+use signalbox_plugin::{Flow, Origin, Outcomes, Plugin, Reply, States, host};
 use signalbox_plugins::builtin;
 
 /// A proxy with one plugin.
@@ -30,10 +31,15 @@ pub(crate) struct End {
 impl Proxy {
     /// With `rate-limit` of this configuration.
     pub(crate) fn new(config: &Value) -> Self {
-        assert_eq!(builtin().check("rate-limit", config), [], "{config}");
+        Self::with("rate-limit", config)
+    }
+
+    /// With a plugin of this type and configuration.
+    pub(crate) fn with(type_name: &str, config: &Value) -> Self {
+        assert_eq!(builtin().check(type_name, config), [], "{config}");
         let (name, states): (Name, _) = ("limit".parse().unwrap(), States::default());
         let services = Services::default();
-        let plugin_type = builtin().find("rate-limit").unwrap();
+        let plugin_type = builtin().find(type_name).unwrap();
         let context = services.context(&name, &states);
         let plugin = plugin_type.build(config.to_string().as_bytes(), &context).unwrap();
         Self { plugin, epoch: Instant::now(), _states: Arc::new(states) }
@@ -46,8 +52,19 @@ impl Proxy {
 
     /// A request from this address.
     pub(crate) async fn request_of(&self, client: &str) -> End {
+        self.exchange_of(client, None).await
+    }
+
+    /// A request, and its response with this body if it is forwarded.
+    pub(crate) async fn exchange(&self, body: &'static str) -> End {
+        self.exchange_of("192.0.2.1", Some(body)).await
+    }
+
+    async fn exchange_of(&self, client: &str, body: Option<&'static str>) -> End {
         let mut client = Client::new("GET", "/").from(client).at(self.epoch.elapsed());
+        let outcomes = Outcomes::new(&[], 1);
         let mut request = client.request();
+        host::enter(&mut request, &*self.plugin, &outcomes);
         let flow = match self.plugin.on_request(&mut request) {
             Flow::Wait(future) => future.await,
             Flow::Continue => Flow::Continue,
@@ -66,6 +83,12 @@ impl Proxy {
             Flow::Wait(_) => panic!("it waits twice"),
         };
         client.exchange.write_response_headers(&mut headers);
+        if let Some(body) = body.filter(|_| status == 200) {
+            let response = Response::builder().header("content-type", "application/json");
+            let response = response.body(Bytes::from_static(body.as_bytes())).unwrap();
+            let received = client.receives(&*self.plugin, Origin::Upstream, response);
+            assert_eq!(received.body(), body);
+        }
         End { status, headers }
     }
 
