@@ -22,6 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["signalbox-plugin-macros", "signalbox-config", "signalbox-proto", "signalbox-expr"],
     ),
     ("signalbox-plugins", &["signalbox-plugin", "signalbox-config", "signalbox-proto", "signalbox-expr"]),
+    ("signalbox-wasm", &["signalbox-plugin", "signalbox-config", "signalbox-proto", "signalbox-expr"]),
     ("signalbox-process", &[]),
     ("signalbox-rollout", &["signalbox-config"]),
     (
@@ -29,6 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "signalbox-plugin",
             "signalbox-plugins",
+            "signalbox-wasm",
             "signalbox-config",
             "signalbox-expr",
             "signalbox-proto",
@@ -41,6 +43,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "signalbox-plugin",
             "signalbox-plugins",
+            "signalbox-wasm",
             "signalbox-config",
             "signalbox-expr",
             "signalbox-proto",
