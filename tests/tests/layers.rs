@@ -55,7 +55,11 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Libraries that only one crate may use directly.
-const ONLY_IN: &[(&str, &str)] = &[("sqlx", "signalbox-control-plane"), ("axum", "signalbox-control-plane")];
+const ONLY_IN: &[(&str, &str)] = &[
+    ("sqlx", "signalbox-control-plane"),
+    ("axum", "signalbox-control-plane"),
+    ("wasmtime", "signalbox-wasm"),
+];
 
 /// Libraries that would let a crate do I/O or read a clock, where it must not.
 const NEVER_IN: &[(&str, &[&str])] = &[

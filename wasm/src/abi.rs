@@ -269,7 +269,9 @@ fn change(
         3 => view.trailers[1].as_mut().map(MapMut::Fields),
         _ => None,
     };
-    Ok(change(map.ok_or(Status::BadArgument)?)?)
+    change(map.ok_or(Status::BadArgument)?)?;
+    view.has_changed_request |= id == 0;
+    Ok(())
 }
 
 fn set_header_map_pairs(caller: &mut Caller<'_, State>, id: u32, text: u32, size: u32) -> Result {

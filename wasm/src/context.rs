@@ -127,6 +127,8 @@ pub(crate) struct View {
     pub(crate) answer: Option<Answer>,
     /// True while the module reads its configuration.
     pub(crate) is_configuring: bool,
+    /// True if the module has changed the head of the request.
+    pub(crate) has_changed_request: bool,
 }
 
 /// The answer of a service to a call.
@@ -159,6 +161,8 @@ impl Lend for Nothing {
 pub(crate) struct OfRequest<'r> {
     pub(crate) head: &'r mut request::Parts,
     pub(crate) body: Option<&'r mut Bytes>,
+    /// Becomes true if the module changes the head.
+    pub(crate) has_changed: &'r mut bool,
 }
 
 impl Lend for OfRequest<'_> {
@@ -169,6 +173,7 @@ impl Lend for OfRequest<'_> {
     }
 
     fn take_back(&mut self, view: &mut View) {
+        *self.has_changed |= view.has_changed_request;
         if let Some(head) = view.request.take() {
             *self.head = head;
         }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::Value;
 use signalbox_config::{BlobId, Errors, FieldError, Kind, Name, ResourceKey};
 use signalbox_plugin::{
@@ -18,7 +18,7 @@ use crate::body::Streamed;
 use crate::config::{Config, OnError};
 use crate::context::{Direction, Facts, OfLog, OfRequest, OfResponse, response_head};
 use crate::fault::Fault;
-use crate::module::Compiled;
+use crate::module::{self, Compiled};
 use crate::pause::Held;
 use crate::pool::Pool;
 use crate::runtime::Runtime;
@@ -73,8 +73,7 @@ impl Definition for Wasm {
 
     fn check_blobs(config: &Config, blobs: &Blobs, errors: &mut Errors) {
         let Some(content) = blobs.get(config.module) else { return };
-        let checked =
-            Runtime::without_ticker().and_then(|runtime| Compiled::new(Arc::new(runtime), &content));
+        let checked = Runtime::without_ticker().and_then(|runtime| module::check(&runtime, &content));
         if let Err(message) = checked {
             errors.push("module", message);
         }
@@ -107,9 +106,13 @@ impl Pool {
         let runtime = Result::clone(&runtime).map_err(|message| ("", message))?;
         let compiled = shared.state(&config.module, || {
             let content = context.blobs.get(config.module).ok_or("is not there")?;
-            Compiled::new(runtime, &content).map(Arc::new)
+            Compiled::new(runtime, config.module, &content).map(Arc::new)
         });
         let compiled = Result::clone(&compiled).map_err(|message| ("module", message))?;
+        // States are told apart by a hash that is not made to withstand an attack.
+        if compiled.id != config.module {
+            return Err(("module", "cannot be told from another one".to_owned()));
+        }
         let setup = Setup {
             name: context.name.clone(),
             module: config.module,
@@ -167,14 +170,25 @@ impl Wasm {
         self.pool.callbacks.body[direction as usize]
     }
 
-    /// How the module gets a body of this size.
+    /// How the module gets a body of this size, if not part by part.
     ///
-    /// One that the module waits for, and one that is known to be small enough, it gets whole: the length stays known then.
-    fn body_wish(&self, stream: &Rc<Stream>, direction: Direction, size: Option<u64>) -> Option<BodyWish> {
+    /// One that the module waits for, and one that is known to be small enough, it gets whole: the length stays known then. That
+    /// drops trailers, so calls of gRPC pass part by part.
+    fn whole(
+        &self,
+        stream: &Stream,
+        direction: Direction,
+        size: Option<u64>,
+        headers: &HeaderMap,
+    ) -> Option<BodyWish> {
         let max_body = self.pool.setup.max_body;
-        let fits = size.is_some_and(|size| size <= max_body as u64);
+        let is_grpc = || {
+            let content_type = headers.get(header::CONTENT_TYPE);
+            content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+        };
+        let fits = size.is_some_and(|size| size <= max_body as u64) && self.sees_body(direction);
         let is_whole = stream.holds_for_body(direction)
-            || (fits && self.sees_body(direction) && !self.pool.callbacks.trailers[direction as usize]);
+            || (fits && !headers.contains_key(header::TRAILER) && !is_grpc());
         is_whole.then_some(BodyWish::Buffered(max_body))
     }
 }
@@ -199,7 +213,8 @@ impl Plugin for Wasm {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
         let facts = Facts::of_request(request);
         let has_body = request.body_size != Some(0);
-        let mut lend = OfRequest { head: request.head, body: None };
+        let has_changed = &mut request.exchange.is_personal;
+        let mut lend = OfRequest { head: request.head, body: None, has_changed };
         let opened = Stream::open(&self.pool, facts, |vm, id| {
             let verdict = vm.headers(id, Direction::Request, !has_body, &mut lend)?;
             Ok((verdict, vm.take_calls()))
@@ -224,10 +239,11 @@ impl Plugin for Wasm {
             }
             Verdict::Pause => Flow::Wait(Box::pin(async move {
                 let decided = {
-                    let PluginRequest { head, outbound, clock, .. } = &mut *request;
+                    let PluginRequest { head, outbound, clock, exchange, .. } = &mut *request;
                     let (direction, stream) = (Direction::Request, &*stream);
                     let held = Held { stream, direction, outbound, clock, sees_body };
-                    held.decided(calls, &mut OfRequest { head, body: None }).await
+                    let has_changed = &mut exchange.is_personal;
+                    held.decided(calls, &mut OfRequest { head, body: None, has_changed }).await
                 };
                 match decided {
                     Ok(Verdict::Pause) => {
@@ -249,7 +265,7 @@ impl Plugin for Wasm {
         if stream.is_lost() {
             return BodyWish::Pass;
         }
-        let whole = self.body_wish(stream, Direction::Request, request.body_size);
+        let whole = self.whole(stream, Direction::Request, request.body_size, &request.head.headers);
         whole.unwrap_or_else(|| {
             let filter = Streamed::new(Rc::clone(stream), Direction::Request, request.outbound.clone());
             BodyWish::Filter(Box::new(filter))
@@ -261,7 +277,8 @@ impl Plugin for Wasm {
         if stream.is_lost() {
             return Flow::Continue;
         }
-        let mut lend = OfRequest { head: request.head, body: Some(body) };
+        let has_changed = &mut request.exchange.is_personal;
+        let mut lend = OfRequest { head: request.head, body: Some(body), has_changed };
         let called = stream.call(|vm, id| {
             let verdict = vm.body(id, Direction::Request, true, &mut lend)?;
             Ok((verdict, vm.take_calls()))
@@ -269,10 +286,11 @@ impl Plugin for Wasm {
         match called {
             Ok((Verdict::Pause, calls)) => Flow::Wait(Box::pin(async move {
                 let decided = {
-                    let PluginRequest { head, outbound, clock, .. } = &mut *request;
+                    let PluginRequest { head, outbound, clock, exchange, .. } = &mut *request;
                     let (direction, stream) = (Direction::Request, &*stream);
                     let held = Held { stream, direction, outbound, clock, sees_body: false };
-                    held.decided(calls, &mut OfRequest { head, body: Some(body) }).await
+                    let has_changed = &mut exchange.is_personal;
+                    held.decided(calls, &mut OfRequest { head, body: Some(body), has_changed }).await
                 };
                 self.conclude(&stream, decided, |outcome| request.count(outcome))
             })),
@@ -289,8 +307,13 @@ impl Plugin for Wasm {
         if known.as_ref().is_some_and(|stream| stream.is_lost()) {
             return Flow::Continue;
         }
-        let has_body = response.size != Some(0);
-        let facts = known.is_none().then(|| Facts::of_response(response)).unwrap_or_default();
+        let has_body = response.size != Some(0)
+            && response.request.method != Method::HEAD
+            && !matches!(response.head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let facts = match known {
+            Some(_) => Facts::default(),
+            None => Facts::of_response(response),
+        };
         let mut lend = OfResponse { request: response.request, head: response.head, body: None };
         let called = match &known {
             Some(stream) => stream.call(|vm, id| {
@@ -351,7 +374,7 @@ impl Plugin for Wasm {
         if stream.is_lost() {
             return BodyWish::Pass;
         }
-        let whole = self.body_wish(stream, Direction::Response, response.size);
+        let whole = self.whole(stream, Direction::Response, response.size, &response.head.headers);
         whole.unwrap_or_else(|| {
             let filter = Streamed::new(Rc::clone(stream), Direction::Response, response.outbound.clone());
             BodyWish::Filter(Box::new(filter))

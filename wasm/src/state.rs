@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use http::Request;
 use signalbox_config::{BlobId, Name};
 use signalbox_plugin::{Clock, Logger};
@@ -39,7 +40,7 @@ pub(crate) struct State {
     /// The allocator of the module, if it has one.
     pub(crate) allocate: Option<TypedFunc<u32, u32>>,
     pub(crate) limits: Limits,
-    pub(crate) contexts: HashMap<u32, Context>,
+    pub(crate) contexts: HashMap<u32, Context, RandomState>,
     /// The context that hostcalls are about.
     pub(crate) effective: u32,
     pub(crate) view: View,
@@ -88,7 +89,7 @@ impl State {
             memory: None,
             allocate: None,
             limits: Limits { max_memory: setup.max_memory },
-            contexts: HashMap::new(),
+            contexts: HashMap::default(),
             effective: ROOT,
             view: View::default(),
             calls: Vec::new(),

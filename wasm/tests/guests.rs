@@ -245,3 +245,35 @@ fn an_assemblyscript_guest_works() {
         assert_eq!(response.body(), "some and more");
     }
 }
+
+#[test]
+fn a_rust_guest_works_and_its_panics_are_traps() {
+    let module = built("guest-rust.wasm", |output| {
+        let root = PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache/signalbox/rust");
+        let mut command = Command::new(root.join("usr/bin/rustc"));
+        command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"));
+        command.arg("--sysroot").arg(root.join("usr"));
+        command.args([
+            "--target",
+            "wasm32-unknown-unknown",
+            "--crate-type",
+            "cdylib",
+            "--edition",
+            "2021",
+            "-O",
+        ]);
+        command.args(["-C", "linker=wasm-ld", "-o"]).arg(output).arg(here().join("guests/rust/guest.rs"));
+        command
+    });
+    let plugin = Guest::new(module).plugin(json!({}));
+    let mut count = |name: &str| {
+        let mut client = Client::new("GET", "/").header("x-client", name);
+        assert!(client.meets(&*plugin).is_none());
+        let response = client.receives(&*plugin, Origin::Upstream, Response::new(Bytes::new()));
+        client.ends(&*plugin, 200);
+        response.headers()["x-count"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(["a", "b", "a", "a"].map(&mut count), ["1", "1", "2", "3"]);
+    assert_eq!(met(&plugin, "/").status, 500, "it panics without the header");
+    assert_eq!(count("a"), "1", "a new instance begins anew");
+}

@@ -8,7 +8,7 @@ use signalbox_plugin::{Definition as _, PluginType};
 
 use super::guest::{module, plugin};
 use crate::Wasm;
-use crate::module::Compiled;
+use crate::module::check;
 use crate::runtime::Runtime;
 
 /// What the module gets: texts at 0, room for results at 400, 404 and 408.
@@ -171,8 +171,7 @@ fn rename(module: &Bytes, from: &[u8], to: &[u8]) -> Bytes {
 /// The error of a module, as the control plane says it.
 fn refusal(text: &str) -> Option<String> {
     let module: Bytes = wat::parse_str(text).unwrap().into();
-    let runtime = Runtime::without_ticker().unwrap().into();
-    Compiled::new(runtime, &module).err()
+    check(&Runtime::without_ticker().unwrap(), &module).err()
 }
 
 #[test]
@@ -202,8 +201,10 @@ fn a_module_is_checked_before_it_is_stored() {
             _ => panic!("{body}: {refusal:?}"),
         }
     }
-    let runtime = Runtime::without_ticker().unwrap().into();
-    assert_eq!(Compiled::new(runtime, b"not one").err().unwrap(), "is not a WebAssembly module");
+    let runtime = Runtime::without_ticker().unwrap();
+    assert_eq!(check(&runtime, b"not one").err().unwrap(), "is not a WebAssembly module");
+    let broken = check(&runtime, b"\0asm\x01\0\0\0\x01\xff");
+    assert!(broken.unwrap_err().contains("unexpected end"));
 }
 
 #[test]

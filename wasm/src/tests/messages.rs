@@ -99,6 +99,16 @@ fn headers_of_requests_and_responses_are_changed() {
 }
 
 #[test]
+fn a_request_whose_headers_the_module_changes_has_a_personal_response() {
+    let plugin = plugin(&copying(), json!({}));
+    for (header, is_personal) in [("x-in", true), ("x-other", false)] {
+        let mut client = Client::new("GET", "/").header(header, "hello");
+        assert!(client.meets(&plugin).is_none());
+        assert_eq!(client.exchange.is_personal, is_personal);
+    }
+}
+
+#[test]
 fn only_the_hooks_are_called_for_which_the_module_has_callbacks() {
     let hooks = plugin(&copying(), json!({})).hooks();
     assert_eq!(hooks, Hooks::REQUEST.with(Hooks::RESPONSE));
@@ -270,6 +280,40 @@ fn a_body_of_unknown_size_passes_part_by_part() {
     let plugin = plugin(&wrapping(false), json!({}));
     assert_eq!(filtered(&plugin, &["ab", "c"]).unwrap(), ["<ab>", "<c>", "<>"]);
     assert_eq!(trace(&plugin), "210.");
+}
+
+#[test]
+fn calls_of_grpc_pass_part_by_part_so_that_their_trailers_do() {
+    let plugin = plugin(&wrapping(false), json!({}));
+    let mut client = Client::new("POST", "/").header("content-type", "application/grpc");
+    client.body_size = Some(3);
+    assert!(client.meets(&plugin).is_none());
+    assert_eq!(client.sends(&plugin, "abc").unwrap(), "<abc><>");
+}
+
+#[test]
+fn a_response_without_a_body_is_at_its_end() {
+    // It answers 500 + end.
+    let ends = module(
+        r#"
+        (data (i32.const 0) ":status")
+        (data (i32.const 16) "500501")
+        (func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (drop (call $replace_header_map_value (i32.const 2) (i32.const 0) (i32.const 7)
+                (i32.add (i32.const 16) (i32.mul (i32.const 3) (local.get 2))) (i32.const 3)))
+            i32.const 0)
+        "#,
+    );
+    let plugin = plugin(&ends, json!({}));
+    for (method, status, body, expected) in
+        [("GET", 200, "a", 500), ("GET", 200, "", 501), ("HEAD", 200, "a", 501), ("GET", 304, "a", 501)]
+    {
+        let mut client = Client::new(method, "/");
+        assert!(client.meets(&plugin).is_none());
+        let response = Response::builder().status(status).body(Bytes::from_static(body.as_bytes())).unwrap();
+        let response = client.receives(&plugin, Origin::Upstream, response);
+        assert_eq!(response.status().as_u16(), expected, "{method} {status} {body:?}");
+    }
 }
 
 #[test]
