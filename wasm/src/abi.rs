@@ -143,7 +143,7 @@ pub(crate) fn write_log(state: &State, level: u32, line: &[u8]) {
             escaped.push(character);
         }
     }
-    let log = &state.setup.log;
+    let log = &state.setup.lines;
     match level {
         0..=2 => log.info(format_args!("module: {escaped}")),
         _ => log.warn(format_args!("module: {escaped}")),

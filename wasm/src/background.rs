@@ -24,7 +24,7 @@ const MAX_RUNNING: usize = 256;
 /// Work for the task.
 pub(crate) enum Work {
     /// A call of a module.
-    Call { slot: Weak<Slot>, generation: u64, call: Call },
+    Call { slot: Weak<Slot>, generation: u64, call: Box<Call> },
     /// The period of ticks of an instance has changed.
     Ticks,
 }
@@ -82,7 +82,7 @@ pub(crate) async fn run(context: TaskContext, pool: Weak<Pool>, work: Arc<Mutex<
                 Some(Work::Ticks) => {}
                 Some(Work::Call { slot, generation, call }) => {
                     if running.len() < MAX_RUNNING {
-                        running.push(begin(slot, generation, call));
+                        running.push(begin(slot, generation, *call));
                     }
                 }
             },

@@ -12,13 +12,13 @@ use http::{
 use signalbox_config::arrival;
 use smallvec::SmallVec;
 
-use crate::pairs::MAX_PAIRS;
+use crate::pairs::{MAX_PAIRS, Pair};
 use crate::status::Status;
 
 /// A value on its way to a module.
 pub(crate) type Text = SmallVec<[u8; 128]>;
 /// Pairs on their way to a module.
-pub(crate) type Pairs<'p> = SmallVec<[(&'p [u8], &'p [u8]); 24]>;
+pub(crate) type Pairs<'p> = SmallVec<[Pair<'p>; 24]>;
 
 /// The longest value, in bytes.
 const MAX_VALUE: usize = 16 << 10;
@@ -259,7 +259,7 @@ impl MapMut<'_> {
     }
 
     /// Puts `pairs` in the place of all headers but those that only the proxy changes. If it refuses one, nothing changes.
-    pub(crate) fn set_all(&mut self, pairs: &[(&[u8], &[u8])]) -> Result<(), Status> {
+    pub(crate) fn set_all(&mut self, pairs: &[Pair<'_>]) -> Result<(), Status> {
         let is_request = matches!(self, Self::Request(_));
         let mut kept = self.fields().clone();
         let is_free =
@@ -287,7 +287,7 @@ impl MapMut<'_> {
         Ok(())
     }
 
-    fn add_all(&mut self, pairs: &[(&[u8], &[u8])]) -> Result<(), Status> {
+    fn add_all(&mut self, pairs: &[Pair<'_>]) -> Result<(), Status> {
         for (name, value) in pairs {
             let is_kept =
                 HeaderName::from_bytes(name).is_ok_and(|name| !matches!(self.rule(&name), Rule::Free));
@@ -309,7 +309,7 @@ fn field_value(value: &[u8]) -> Result<HeaderValue, Status> {
 /// The response that a module sends by itself.
 pub(crate) fn local_response(
     status: u32,
-    pairs: &[(&[u8], &[u8])],
+    pairs: &[Pair<'_>],
     body: Bytes,
 ) -> Result<Response<Bytes>, Status> {
     let status = u16::try_from(status).ok().filter(|status| (200..600).contains(status));
@@ -326,7 +326,7 @@ pub(crate) fn local_response(
 }
 
 /// The request of a call to a service.
-pub(crate) fn call_request(pairs: &[(&[u8], &[u8])], body: Bytes) -> Result<Request<Bytes>, Status> {
+pub(crate) fn call_request(pairs: &[Pair<'_>], body: Bytes) -> Result<Request<Bytes>, Status> {
     let bad = Status::BadArgument;
     let pseudo = |wanted: &[u8]| pairs.iter().find(|(name, _)| *name == wanted).map(|(_, value)| *value);
     let method = pseudo(b":method").and_then(|method| Method::from_bytes(method).ok()).ok_or(bad)?;

@@ -44,6 +44,9 @@ const CALLBACKS: [(&str, usize, usize); 22] = [
     ("proxy_on_grpc_receive", 3, 0),
 ];
 
+/// The unit in which memory grows, in bytes.
+const PAGE: u64 = 64 << 10;
+
 /// The first bytes of a module: of WebAssembly, version 1.
 const HEADER: &[u8] = b"\0asm\x01\0\0\0";
 
@@ -60,15 +63,17 @@ impl Compiled {
     }
 }
 
-/// Checks a module without compiling it: that it is valid, is built for this ABI, and imports only functions that are here.
-pub(crate) fn check(runtime: &Runtime, content: &[u8]) -> Result<(), String> {
+/// Checks a module without compiling it: that it is valid, is built for this ABI, and imports only functions that are here. Returns
+/// the memory that it begins with, in bytes.
+pub(crate) fn check(runtime: &Runtime, content: &[u8]) -> Result<u64, String> {
     if !content.starts_with(HEADER) {
         return Err("is not a WebAssembly module".to_owned());
     }
     Module::validate(&runtime.engine, content).map_err(|error| causes(&error))?;
     let outline = Outline::of(content).map_err(|error| error.to_string())?;
     outline.check_exports()?;
-    outline.check_imports(runtime, content)
+    outline.check_imports(runtime, content)?;
+    Ok(outline.memory)
 }
 
 /// What a module shows to its host.
@@ -80,6 +85,8 @@ struct Outline<'m> {
     /// The types of all functions, first those that are imported.
     functions: Vec<u32>,
     exports: Vec<Export<'m>>,
+    /// The memory that it begins with, in bytes.
+    memory: u64,
 }
 
 impl<'m> Outline<'m> {
@@ -104,6 +111,11 @@ impl<'m> Outline<'m> {
                 Payload::FunctionSection(functions) => {
                     for function in functions {
                         outline.functions.push(function?);
+                    }
+                }
+                Payload::MemorySection(memories) => {
+                    for memory in memories {
+                        outline.memory = memory?.initial.saturating_mul(PAGE);
                     }
                 }
                 Payload::ExportSection(exports) => {

@@ -3,11 +3,14 @@
 
 use crate::status::Status;
 
+/// A name and its value.
+pub(crate) type Pair<'p> = (&'p [u8], &'p [u8]);
+
 /// The most pairs in a map from a module.
 pub(crate) const MAX_PAIRS: usize = 256;
 
 /// Encodes pairs. A map without pairs is empty.
-pub(crate) fn encode<'p>(pairs: impl Iterator<Item = (&'p [u8], &'p [u8])> + Clone) -> Vec<u8> {
+pub(crate) fn encode<'p>(pairs: impl Iterator<Item = Pair<'p>> + Clone) -> Vec<u8> {
     let (count, size) = pairs
         .clone()
         .fold((0_usize, 0), |(count, size), (name, value)| (count + 1, size + name.len() + value.len() + 10));
@@ -31,7 +34,7 @@ pub(crate) fn encode<'p>(pairs: impl Iterator<Item = (&'p [u8], &'p [u8])> + Clo
 }
 
 /// Decodes pairs. Nothing, and a single zero byte, are a map without pairs.
-pub(crate) fn decode(encoded: &[u8]) -> Result<Vec<(&[u8], &[u8])>, Status> {
+pub(crate) fn decode(encoded: &[u8]) -> Result<Vec<Pair<'_>>, Status> {
     if matches!(encoded, [] | [0]) {
         return Ok(Vec::new());
     }

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::Value;
 use signalbox_config::{BlobId, Errors, FieldError, Kind, Name, ResourceKey};
 use signalbox_plugin::{
-    Blobs, BodyWish, Context, Definition, Flow, Hooked, Hooks, LogRecord, Plugin, PluginRequest,
+    Blobs, BodyWish, Context, Definition, Flow, Hooked, Hooks, LogRecord, Logger, Plugin, PluginRequest,
     PluginResponse, Reply, Task,
 };
 use tokio::sync::{Mutex, mpsc};
@@ -32,7 +32,11 @@ pub struct Wasm {
     pub(crate) pool: Arc<Pool>,
     hooks: Hooks,
     _task: Task,
+    _kept: Kept,
 }
+
+/// What the next revision finds, because this plugin keeps it.
+type Kept = (Arc<Result<Arc<Runtime>, String>>, Arc<Result<Arc<Compiled>, String>>);
 
 /// All hooks that a module can have a callback for.
 impl Hooked for Wasm {
@@ -73,9 +77,15 @@ impl Definition for Wasm {
 
     fn check_blobs(config: &Config, blobs: &Blobs, errors: &mut Errors) {
         let Some(content) = blobs.get(config.module) else { return };
-        let checked = Runtime::without_ticker().and_then(|runtime| module::check(&runtime, &content));
-        if let Err(message) = checked {
-            errors.push("module", message);
+        match Runtime::without_ticker().and_then(|runtime| module::check(&runtime, &content)) {
+            Ok(needed) if needed > config.limits.memory.0 => {
+                errors.push(
+                    "limits.memory",
+                    format_args!("is less than the {needed} bytes that the module begins with"),
+                );
+            }
+            Ok(_) => {}
+            Err(message) => errors.push("module", message),
         }
     }
 
@@ -84,13 +94,13 @@ impl Definition for Wasm {
         Self::check(&config, &mut errors);
         errors.finish(Some(()))?;
         let pool = Pool::for_config(&config, context);
-        let (pool, work) = pool.map_err(|(field, message)| vec![FieldError::new(field, message)])?;
+        let (pool, work, kept) = pool.map_err(|(field, message)| vec![FieldError::new(field, message)])?;
         let (pool, work) = (Arc::new(pool), Arc::new(Mutex::new(work)));
         let weak = Arc::downgrade(&pool);
         let task = context.tasks.spawn("ticks and calls", move |context| {
             background::run(context, weak.clone(), Arc::clone(&work))
         });
-        Ok(Self { hooks: hooks_of(&pool), pool, _task: task })
+        Ok(Self { hooks: hooks_of(&pool), pool, _task: task, _kept: kept })
     }
 }
 
@@ -98,17 +108,17 @@ impl Pool {
     fn for_config(
         config: &Config,
         context: &Context<'_>,
-    ) -> Result<(Self, mpsc::Receiver<background::Work>), (&'static str, String)> {
+    ) -> Result<(Self, mpsc::Receiver<background::Work>, Kept), (&'static str, String)> {
         let shared_name: Name =
             SHARED.parse().map_err(|_| ("", "has no name for shared state".to_owned()))?;
         let shared = context.named(&shared_name);
-        let runtime = shared.state(&"runtime", || Runtime::start().map(Arc::new));
-        let runtime = Result::clone(&runtime).map_err(|message| ("", message))?;
-        let compiled = shared.state(&config.module, || {
+        let kept_runtime = shared.state(&"runtime", || Runtime::start().map(Arc::new));
+        let runtime = Result::clone(&kept_runtime).map_err(|message| ("", message))?;
+        let kept_module = shared.state(&config.module, || {
             let content = context.blobs.get(config.module).ok_or("is not there")?;
             Compiled::new(runtime, config.module, &content).map(Arc::new)
         });
-        let compiled = Result::clone(&compiled).map_err(|message| ("module", message))?;
+        let compiled = Result::clone(&kept_module).map_err(|message| ("module", message))?;
         // States are told apart by a hash that is not made to withstand an attack.
         if compiled.id != config.module {
             return Err(("module", "cannot be told from another one".to_owned()));
@@ -123,6 +133,7 @@ impl Pool {
             time: config.limits.time.0,
             clock: context.clock.clone(),
             log: context.log.clone(),
+            lines: Logger::new(context.name.clone(), context.clock.clone()),
             shared: context.state(&"shared data", Shared::default),
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
@@ -132,7 +143,7 @@ impl Pool {
             Fault::Refused(_) => (field, fault.to_string()),
             fault => ("module", format!("failed when it was started: {fault}")),
         })?;
-        Ok((pool, receiver))
+        Ok((pool, receiver, (kept_runtime, kept_module)))
     }
 }
 

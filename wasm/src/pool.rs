@@ -23,7 +23,7 @@ pub(crate) struct Pool {
     pub(crate) callbacks: Callbacks,
     pub(crate) on_error: OnError,
     pub(crate) outcomes: Outcomes,
-    compiled: Arc<Compiled>,
+    pub(crate) compiled: Arc<Compiled>,
     slots: Mutex<Vec<Arc<Slot>>>,
     /// The instance by which the plugin was checked, for the first worker.
     spare: Mutex<Option<Vm>>,
@@ -123,7 +123,7 @@ impl Pool {
     /// Hands calls that no request waits for to the task beside requests.
     pub(crate) fn hand_over(&self, slot: &Arc<Slot>, generation: u64, calls: Vec<Call>) {
         for call in calls {
-            let work = Work::Call { slot: Arc::downgrade(slot), generation, call };
+            let work = Work::Call { slot: Arc::downgrade(slot), generation, call: Box::new(call) };
             if self.background.try_send(work).is_err() {
                 self.setup.log.warn("a call of the module was dropped: too many are under way");
             }

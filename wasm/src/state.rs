@@ -29,6 +29,8 @@ pub(crate) struct Setup {
     pub(crate) time: Duration,
     pub(crate) clock: Clock,
     pub(crate) log: Logger,
+    /// The log of what the module itself says, so that its lines do not displace those about it.
+    pub(crate) lines: Logger,
     pub(crate) shared: Arc<Shared>,
 }
 

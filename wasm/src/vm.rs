@@ -31,6 +31,7 @@ pub(crate) struct Vm {
 
 type One<R> = Option<TypedFunc<u32, R>>;
 type Two<R> = Option<TypedFunc<(u32, u32), R>>;
+type Five = Option<TypedFunc<(u32, u32, u32, u32, u32), ()>>;
 type Three<R> = Option<TypedFunc<(u32, u32, u32), R>>;
 
 /// The functions of a module that are called.
@@ -39,7 +40,7 @@ struct Exports {
     headers: [Three<u32>; 2],
     body: [Three<u32>; 2],
     trailers: [Two<u32>; 2],
-    http_call_response: Option<TypedFunc<(u32, u32, u32, u32, u32), ()>>,
+    http_call_response: Five,
     tick: One<()>,
     done: One<u32>,
     log: One<()>,

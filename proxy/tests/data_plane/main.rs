@@ -49,4 +49,5 @@ mod traffic_split;
 mod transforms;
 mod upgrades;
 mod upstreams;
+mod wasm;
 mod wire;

@@ -208,6 +208,21 @@ fn a_module_is_checked_before_it_is_stored() {
 }
 
 #[test]
+fn a_module_that_begins_with_more_memory_than_its_limit_is_refused() {
+    let content = module("");
+    let services = Services::default().with_blobs([content.clone()]);
+    let (name, states) = (signalbox_plugin::testing::name("p"), signalbox_plugin::States::default());
+    let blobs = services.context(&name, &states).blobs.clone();
+    let errors = |memory| {
+        let config = json!({"module": BlobId::of(&content).to_string(), "limits": {"memory": memory}});
+        PluginType::of::<Wasm>().check_blobs(&config, &blobs)
+    };
+    assert_eq!(errors("128KiB"), []);
+    let expected = "limits.memory: is less than the 131072 bytes that the module begins with";
+    assert_eq!(errors("64KiB")[0].to_string(), expected);
+}
+
+#[test]
 fn a_wrong_module_is_an_error_of_its_field() {
     let wrong = Bytes::from_static(b"not one");
     let services = Services::default().with_blobs([wrong.clone()]);

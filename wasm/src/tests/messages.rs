@@ -2,12 +2,16 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use serde_json::json;
-use signalbox_plugin::testing::Client;
-use signalbox_plugin::{BodyWish, CallError, Flow, Hooks, Origin, Output, Plugin as _, host};
+use signalbox_config::{BlobId, Name};
+use signalbox_plugin::testing::{Client, Services, name};
+use signalbox_plugin::{
+    BodyWish, CallError, Definition as _, Flow, Hooks, Origin, Output, Plugin as _, States, host,
+};
 
 use super::guest::{NOTE, module, plugin, trace};
 use crate::Wasm;
@@ -360,4 +364,28 @@ fn the_plugin_works_on_several_threads_each_with_its_own_instance() {
         }
     });
     assert_eq!(plugin.pool.slots().len(), 3);
+}
+
+#[test]
+fn a_module_is_compiled_once_while_a_plugin_uses_it() {
+    let content = copying();
+    let services = Services::default().with_blobs([content.clone()]);
+    let (one, other, states) = (name("one"), name("other"), States::default());
+    let built = |name: &Name, text: &str| {
+        let config = json!({"module": BlobId::of(&content).to_string(), "config": text});
+        Wasm::build(serde_json::from_value(config).unwrap(), &services.context(name, &states)).unwrap()
+    };
+    let first = built(&one, "a");
+    // The next revision changes the plugin, and another plugin uses the module.
+    let next = built(&one, "b");
+    let beside = built(&other, "");
+    assert!(Arc::ptr_eq(&first.pool.compiled, &next.pool.compiled));
+    assert!(Arc::ptr_eq(&first.pool.compiled, &beside.pool.compiled));
+    // Shared data belongs to the plugin.
+    first.pool.setup.shared.set(b"k", b"1", 0).unwrap();
+    assert_eq!(next.pool.setup.shared.get(b"k").unwrap().0, "1");
+    assert!(beside.pool.setup.shared.get(b"k").is_none());
+    let compiled = Arc::downgrade(&first.pool.compiled);
+    drop((first, next, beside));
+    assert!(compiled.upgrade().is_none(), "what nobody uses is gone");
 }
