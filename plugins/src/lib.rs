@@ -1,4 +1,4 @@
-//! The plugins that every proxy has, one file each.
+//! The plugins that every proxy has, one file each; `wasm` comes from a crate of its own, unless the feature of that name is off.
 //!
 //! To add a plugin, write one file (see `key_auth.rs` for a short one) and name it in the list below. Its
 //! configuration type gives the schema from which the admin API checks and the admin UI draws its form.
@@ -39,9 +39,12 @@ macro_rules! plugins {
     ($($module:ident :: $type:ident),* $(,)?) => {
         $(mod $module;)*
 
-        /// The types of this crate.
+        /// The types that every proxy has: those of this crate, and `wasm`, which has a crate of its own.
         pub fn types() -> impl Iterator<Item = PluginType> {
-            [$(PluginType::of::<$module::$type>()),*].into_iter()
+            let types = [$(PluginType::of::<$module::$type>()),*].into_iter();
+            #[cfg(feature = "wasm")]
+            let types = types.chain(signalbox_wasm::types());
+            types
         }
     };
 }
@@ -117,7 +120,7 @@ pub const ORDERS: [(&str, i32); 33] = [
     ("otel-log", 10),
 ];
 
-/// The registry of the types of this crate alone.
+/// The registry of these types alone.
 pub fn builtin() -> &'static Registry {
     #[expect(clippy::expect_used, reason = "the names are constants, which a test reads")]
     static BUILTIN: LazyLock<Registry> = LazyLock::new(|| Registry::new(types()).expect("unique names"));

@@ -21,7 +21,10 @@ const LAYERS: &[(&str, &[&str])] = &[
         "signalbox-plugin",
         &["signalbox-plugin-macros", "signalbox-config", "signalbox-proto", "signalbox-expr"],
     ),
-    ("signalbox-plugins", &["signalbox-plugin", "signalbox-config", "signalbox-proto", "signalbox-expr"]),
+    (
+        "signalbox-plugins",
+        &["signalbox-wasm", "signalbox-plugin", "signalbox-config", "signalbox-proto", "signalbox-expr"],
+    ),
     ("signalbox-wasm", &["signalbox-plugin", "signalbox-config", "signalbox-proto", "signalbox-expr"]),
     ("signalbox-process", &[]),
     ("signalbox-rollout", &["signalbox-config"]),

@@ -9,8 +9,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use serde_json::json;
 use signalbox_config::BlobId;
-use signalbox_plugin::{Blobs, Registry};
-use signalbox_plugins::types;
+use signalbox_plugin::Blobs;
 
 use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, full};
 
@@ -117,7 +116,6 @@ fn start(backend: &Backend, service: &Backend) -> Harness {
     let module = module();
     let id = BlobId::of(&module);
     Harness::with(&document(backend, service, id), |settings| {
-        settings.types = Registry::new(types().chain(signalbox_wasm::types())).unwrap();
         settings.blobs = Blobs::new(Arc::new(move |wanted| (wanted == id).then(|| module.clone())));
     })
 }

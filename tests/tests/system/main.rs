@@ -34,3 +34,4 @@ mod soak;
 mod speakers;
 mod targets;
 mod waiting;
+mod wasm;
