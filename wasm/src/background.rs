@@ -13,21 +13,11 @@ use tokio::sync::mpsc::Receiver;
 use crate::context::Nothing;
 use crate::fault::Fault;
 use crate::pause::{Ended, send};
-use crate::pool::{Pool, Slot};
+use crate::pool::{Pool, Slot, Work};
 use crate::state::Call;
 
-/// The number of calls that may wait for the task.
-pub(crate) const QUEUE: usize = 256;
 /// The most calls under way.
 const MAX_RUNNING: usize = 256;
-
-/// Work for the task.
-pub(crate) enum Work {
-    /// A call of a module.
-    Call { slot: Weak<Slot>, generation: u64, call: Box<Call> },
-    /// The period of ticks of an instance has changed.
-    Ticks,
-}
 
 /// Works until the plugin is gone.
 pub(crate) async fn run(context: TaskContext, pool: Weak<Pool>, work: Arc<Mutex<Receiver<Work>>>) {

@@ -13,14 +13,14 @@ use signalbox_plugin::{
 };
 use tokio::sync::{Mutex, mpsc};
 
-use crate::background::{self, QUEUE};
+use crate::background;
 use crate::body::Streamed;
 use crate::config::{Config, OnError};
 use crate::context::{Direction, Facts, OfLog, OfRequest, OfResponse, response_head};
 use crate::fault::Fault;
 use crate::module::{self, Compiled};
 use crate::pause::Held;
-use crate::pool::Pool;
+use crate::pool::{Pool, QUEUE, Work};
 use crate::runtime::Runtime;
 use crate::shared::Shared;
 use crate::state::Setup;
@@ -108,7 +108,7 @@ impl Pool {
     fn for_config(
         config: &Config,
         context: &Context<'_>,
-    ) -> Result<(Self, mpsc::Receiver<background::Work>, Kept), (&'static str, String)> {
+    ) -> Result<(Self, mpsc::Receiver<Work>, Kept), (&'static str, String)> {
         let shared_name: Name =
             SHARED.parse().map_err(|_| ("", "has no name for shared state".to_owned()))?;
         let shared = context.named(&shared_name);
@@ -239,9 +239,7 @@ impl Plugin for Wasm {
             }
         };
         request.exchange.insert(Rc::clone(&stream));
-        if self.pool.callbacks.delete || self.pool.callbacks.log {
-            request.exchange.guard(Ending(Rc::clone(&stream)));
-        }
+        request.exchange.guard(Ending(Rc::clone(&stream)));
         let sees_body = has_body && self.sees_body(Direction::Request);
         match verdict {
             Verdict::Pause if sees_body && calls.is_empty() => {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use signalbox_plugin::Outcomes;
 use tokio::sync::mpsc;
 
-use crate::background::Work;
 use crate::config::OnError;
 use crate::fault::Fault;
 use crate::module::Compiled;
@@ -41,6 +40,17 @@ pub(crate) struct Slot {
     /// The time between two ticks, in milliseconds; zero: there are none.
     tick: AtomicU64,
 }
+
+/// Work for the task beside requests.
+pub(crate) enum Work {
+    /// A call of a module.
+    Call { slot: Weak<Slot>, generation: u64, call: Box<Call> },
+    /// The period of ticks of an instance has changed.
+    Ticks,
+}
+
+/// The amount of work that may wait for the task.
+pub(crate) const QUEUE: usize = 256;
 
 /// The most instances that a plugin starts in a second. A module that fails whenever it is called costs no more than that.
 const MAX_STARTS: u32 = 50;

@@ -54,7 +54,6 @@ pub(crate) struct Callbacks {
     pub(crate) body: [bool; 2],
     pub(crate) trailers: [bool; 2],
     pub(crate) log: bool,
-    pub(crate) delete: bool,
 }
 
 /// What a module wants done after a callback.
@@ -162,13 +161,12 @@ impl Vm {
 
     /// The callbacks that the module has.
     pub(crate) fn callbacks(&self) -> Callbacks {
-        let Exports { headers, body, trailers, done, log, delete, .. } = &self.exports;
+        let Exports { headers, body, trailers, done, log, .. } = &self.exports;
         Callbacks {
             headers: headers.each_ref().map(Option::is_some),
             body: body.each_ref().map(Option::is_some),
             trailers: trailers.each_ref().map(Option::is_some),
             log: log.is_some() || done.is_some(),
-            delete: delete.is_some(),
         }
     }
 

@@ -184,6 +184,22 @@ fn a_context_is_made_and_ended_once_however_the_exchange_ends() {
 }
 
 #[test]
+fn contexts_are_forgotten_also_by_a_module_without_callbacks_for_their_end() {
+    let plugin = plugin(&faulty(), json!({}));
+    let contexts = || plugin.pool.slot().run(&plugin.pool, |vm| Ok(vm.state().contexts.len())).unwrap();
+    let mut client = Client::new("GET", "/");
+    assert_eq!((status(&mut client, &plugin), contexts()), (200, 1));
+    drop(client);
+    assert_eq!(contexts(), 0);
+    // So are those of responses to requests that the module did not see.
+    let mut client = Client::new("GET", "/");
+    client.refused(&plugin, Response::new(Bytes::new()));
+    assert_eq!(contexts(), 1);
+    drop(client);
+    assert_eq!(contexts(), 0);
+}
+
+#[test]
 fn a_context_that_is_not_done_waits_for_the_module() {
     // The second request lets the first one go.
     let body = noting("i32.const 0");
