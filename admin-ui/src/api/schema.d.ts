@@ -48,7 +48,8 @@ export interface paths {
         /** List the uploaded files, the newest first */
         get: operations["listBlobs"];
         put?: never;
-        post?: never;
+        /** Upload a file that plugins use. The answer has its SHA-256, by which they name it */
+        post: operations["postBlob"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1032,7 +1033,10 @@ export interface components {
             /** @description The plugins that use it, in the current revision and in those that fleets still serve. */
             used_by: string[];
         };
-        /** @description The SHA-256 of an uploaded file: 64 hexadecimal digits. */
+        /**
+         * Format: blob
+         * @description The SHA-256 of an uploaded file: 64 hexadecimal digits.
+         */
         BlobId: string;
         /** @description Uploaded files. */
         BlobList: {
@@ -3461,6 +3465,70 @@ export interface operations {
             400: components["responses"]["BadRequest"];
             401: components["responses"]["Unauthorized"];
             403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    postBlob: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": string;
+            };
+        };
+        responses: {
+            /** @description The file was there already */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Blob"];
+                };
+            };
+            /** @description The file is stored */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Blob"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["TooManyRequests"];
             /** @description The database cannot be reached */
             503: {

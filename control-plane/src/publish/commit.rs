@@ -1,11 +1,12 @@
 //! The right to publish, which one task has at a time: it follows the store's log, and commits.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use signalbox_config::{Body, Change, Kind, Relations, Strategy};
+use signalbox_config::{BlobId, Body, Change, Kind, Name, Relations, Strategy};
 use signalbox_process::ErrorChain;
 use tokio::sync::MutexGuard;
 use tokio_util::sync::CancellationToken;
@@ -168,6 +169,23 @@ impl CommitGuard<'_> {
         self.hold().await?;
         self.held = None;
         Ok(())
+    }
+
+    /// Deletes an uploaded file that no plugin uses; whether it was there. Otherwise returns the plugins that use it.
+    pub(crate) async fn delete_file(
+        &mut self,
+        id: BlobId,
+    ) -> Result<Result<bool, BTreeSet<Name>>, StoreError> {
+        self.hold().await?;
+        let users = self.current().plugins_with(id);
+        if !users.is_empty() {
+            self.held = None;
+            return Ok(Err(users));
+        }
+        match self.held.take() {
+            Some(held) => Ok(Ok(self.publisher.files().delete(held, id).await?)),
+            None => Err(StoreError::Stale),
+        }
     }
 
     /// The published state, which nobody else changes meanwhile.

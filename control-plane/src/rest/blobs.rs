@@ -153,14 +153,14 @@ async fn get(call: Call) -> Result<Response, Problem> {
 
 async fn delete(call: Call) -> Result<Response, Problem> {
     let id = id(&call)?;
-    let users = call.app.publisher.current().plugins_with(id);
-    if !users.is_empty() {
-        let users: Vec<&str> = users.iter().map(Name::as_str).collect();
-        let detail = format!("the file {id} is used by plugins/{}", users.join(", plugins/"));
-        return Err(Problem::new(StatusCode::CONFLICT, detail));
-    }
-    if !call.app.publisher.files().delete(id).await? {
-        return Err(unknown(id));
+    match call.app.writer.delete_file(id).await? {
+        Ok(true) => {}
+        Ok(false) => return Err(unknown(id)),
+        Err(users) => {
+            let users: Vec<&str> = users.iter().map(Name::as_str).collect();
+            let detail = format!("the file {id} is used by plugins/{}", users.join(", plugins/"));
+            return Err(Problem::new(StatusCode::CONFLICT, detail));
+        }
     }
     call.audit(&format!("delete file {id}")).await;
     Ok(no_content())

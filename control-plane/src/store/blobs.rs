@@ -7,7 +7,7 @@ use sqlx::{query, query_as, query_scalar};
 
 use super::blob_row::BlobRow;
 use super::deadline::{CALL, LONG_CALL, within};
-use super::interface::{BlobStore, StoreError};
+use super::interface::{BlobStore, Held, HeldBy, StoreError};
 use super::postgres::Postgres;
 use super::row::{number, to_sql};
 use super::sqlite::Sqlite;
@@ -30,7 +30,7 @@ const DELETE: &str = "DELETE FROM blobs WHERE id = $1";
 
 /// Both databases take the same statements.
 macro_rules! blob_store {
-    ($store:ty, writes: $writes:ident, reads: $reads:ident, $failed:path) => {
+    ($store:ty, $database:ident, writes: $writes:ident, reads: $reads:ident, $failed:path) => {
         #[async_trait]
         impl BlobStore for $store {
             async fn save_blob(&self, row: &BlobRow, content: &[u8]) -> Result<bool, StoreError> {
@@ -70,10 +70,15 @@ macro_rules! blob_store {
                 .await
             }
 
-            async fn delete_blob(&self, id: BlobId) -> Result<bool, StoreError> {
-                within(CALL, async {
-                    let done =
-                        query(DELETE).bind(id.to_string()).execute(self.$writes()).await.map_err($failed)?;
+            async fn delete_blob(&self, held: Held, id: BlobId) -> Result<bool, StoreError> {
+                let HeldBy::$database(mut transaction) = held.0 else { return Err(HeldBy::of_another()) };
+                within(CALL, async move {
+                    let done = query(DELETE)
+                        .bind(id.to_string())
+                        .execute(&mut *transaction)
+                        .await
+                        .map_err($failed)?;
+                    transaction.commit().await.map_err($failed)?;
                     Ok(done.rows_affected() > 0)
                 })
                 .await
@@ -82,5 +87,5 @@ macro_rules! blob_store {
     };
 }
 
-blob_store!(Sqlite, writes: writer, reads: readers, sqlite_error::failed);
-blob_store!(Postgres, writes: pool, reads: pool, postgres_error::failed);
+blob_store!(Sqlite, Sqlite, writes: writer, reads: readers, sqlite_error::failed);
+blob_store!(Postgres, Postgres, writes: pool, reads: pool, postgres_error::failed);

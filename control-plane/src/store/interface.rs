@@ -228,8 +228,8 @@ pub trait BlobStore: Send + Sync {
     /// All files without their contents, the newest first.
     async fn blobs(&self) -> Result<Vec<BlobRow>, StoreError>;
 
-    /// Deletes a file; whether it was there.
-    async fn delete_blob(&self, id: BlobId) -> Result<bool, StoreError>;
+    /// Deletes a file; whether it was there. Who does it holds the head, so that no revision begins to use the file meanwhile.
+    async fn delete_blob(&self, held: Held, id: BlobId) -> Result<bool, StoreError>;
 }
 
 /// The head, held by one who is about to commit.

@@ -276,8 +276,8 @@ impl BlobStore for Sealed {
         self.inner.blobs().await
     }
 
-    async fn delete_blob(&self, id: BlobId) -> Result<bool, StoreError> {
-        self.inner.delete_blob(id).await
+    async fn delete_blob(&self, held: Held, id: BlobId) -> Result<bool, StoreError> {
+        self.inner.delete_blob(held, id).await
     }
 }
 

@@ -25,13 +25,20 @@ pub(super) struct FilesOfPlugin {
     pub(super) path: String,
 }
 
+impl FilesOfPlugin {
+    /// The names of its files.
+    pub(super) fn ids(&self) -> impl Iterator<Item = BlobId> {
+        self.files.iter().map(|(id, _)| *id)
+    }
+}
+
 /// The plugins whose files were checked in the course of a write, by type and configuration.
 #[derive(Debug, Default)]
 pub(super) struct CheckedFiles(HashSet<(Arc<str>, Bytes)>);
 
 impl CheckedFiles {
-    pub(super) fn contain(&self, type_name: &Arc<str>, config: &Bytes) -> bool {
-        self.0.contains(&(Arc::clone(type_name), config.clone()))
+    pub(super) fn contain(&self, plugin: &FilesOfPlugin) -> bool {
+        self.0.contains(&(Arc::clone(&plugin.type_name), plugin.config.clone()))
     }
 
     /// Checks the files of `plugins`.
@@ -42,11 +49,13 @@ impl CheckedFiles {
         types: &Registry,
     ) -> Result<(), WriteError> {
         let mut errors = Errors::default();
+        let unknown = uploaded.missing(&plugins.iter().flat_map(FilesOfPlugin::ids).collect()).await?;
         for plugin in plugins {
             let mut contents: HashMap<BlobId, Bytes> = HashMap::new();
             let mut found = Vec::new();
             for (id, field) in &plugin.files {
-                match uploaded.read(*id).await? {
+                let content = if unknown.contains(id) { None } else { uploaded.read(*id).await? };
+                match content {
                     Some(content) => drop(contents.insert(*id, content)),
                     None => found.push(FieldError::new(field.clone(), missing(*id))),
                 }

@@ -7,10 +7,11 @@ mod files;
 mod operation;
 mod plan;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use signalbox_config::{Change, Resource, ResourceKey};
+use signalbox_config::{BlobId, Change, Name, Resource, ResourceKey};
 
 pub use deletions::Deletions;
 pub use error::WriteError;
@@ -81,6 +82,20 @@ impl Writer {
     /// Writes what `publisher` then publishes.
     pub fn new(publisher: Arc<Publisher>) -> Self {
         Self { publisher }
+    }
+
+    /// Deletes an uploaded file; whether it was there. One that plugins use stays, and they are returned.
+    ///
+    /// Goes on when it is dropped, as [`Writer::write`] does.
+    pub async fn delete_file(&self, id: BlobId) -> Result<Result<bool, BTreeSet<Name>>, WriteError> {
+        let publisher = Arc::clone(&self.publisher);
+        let task = tokio::spawn(async move {
+            let guard = tokio::time::timeout(COMMIT_WAIT, publisher.lock_commits()).await;
+            Ok(guard.map_err(|_| WriteError::Busy)?.delete_file(id).await?)
+        });
+        task.await.unwrap_or_else(|error| {
+            Err(StoreError::Broken(format!("the deletion ended early: {error}")).into())
+        })
     }
 
     /// Does `operation` as one revision; none, if nothing differs.
@@ -154,12 +169,14 @@ async fn write(
             if !matches!(operation, Operation::Restore(_)) {
                 plan.refuse_unfit_certificates(jiff::Timestamp::now())?;
             }
-            let unchecked = plan.unchecked_files(&current.types, checked);
-            plan.check(&current).map(|(changes, relations)| (changes, relations, unchecked))
+            let files = plan.files(&current.types);
+            plan.check(&current).map(|(changes, relations)| (changes, relations, files))
         });
-        let (changes, relations) = match plan {
-            Ok((.., unchecked)) if !unchecked.is_empty() => return Ok(Attempt::NeedsFiles(unchecked)),
-            Ok((changes, relations, _)) if mode == Mode::Store && !changes.is_empty() => (changes, relations),
+        let (changes, relations, files) = match plan {
+            Ok((.., files)) if !files.iter().all(|files| checked.contain(files)) => {
+                return Ok(Attempt::NeedsFiles(files));
+            }
+            Ok(plan) if mode == Mode::Store && !plan.0.is_empty() => plan,
             Ok((changes, ..)) if !changes.is_empty() => {
                 guard.check_commit(&changes).await?;
                 if guard.current().snapshot.id() != current.snapshot.id() {
@@ -182,6 +199,14 @@ async fn write(
                 return Ok(Attempt::Ended(Written { revision: None, published: current, changes }));
             }
         };
+        if !files.is_empty() {
+            // Nobody deletes a file while the head is held.
+            guard.hold().await?;
+            let ids = files.iter().flat_map(FilesOfPlugin::ids).collect();
+            if !publisher.files().missing(&ids).await?.is_empty() {
+                return Ok(Attempt::NeedsFiles(files));
+            }
+        }
         let Author { name, message, action, urgent } = author.clone();
         match guard.commit(name, message, action, changes.clone(), relations, urgent).await {
             Ok(committed) => {

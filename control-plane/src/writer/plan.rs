@@ -11,7 +11,7 @@ use signalbox_plugin::Registry;
 
 use super::deletions::Deletions;
 use super::error::WriteError;
-use super::files::{CheckedFiles, FilesOfPlugin};
+use super::files::FilesOfPlugin;
 use crate::publish::Published;
 
 /// The changes of an operation: each resource once, and only those that differ.
@@ -104,16 +104,13 @@ impl Plan {
         if errors.is_empty() { Ok(()) } else { Err(WriteError::Invalid(errors)) }
     }
 
-    /// The plugins that use uploaded files and are not among those that were `checked`.
-    pub(super) fn unchecked_files(&self, types: &Registry, checked: &CheckedFiles) -> Vec<FilesOfPlugin> {
-        let mut unchecked = Vec::new();
+    /// The changed plugins that use uploaded files.
+    pub(super) fn files(&self, types: &Registry) -> Vec<FilesOfPlugin> {
+        let mut found = Vec::new();
         for change in &self.changes {
             let Change::Put(resource) = change else { continue };
             let Body::Plugin(plugin) = resource.body() else { continue };
             let Some(plugin_type) = types.find(&plugin.type_name) else { continue };
-            if checked.contain(&plugin.type_name, &plugin.config) {
-                continue;
-            }
             let config = serde_json::from_slice(&plugin.config).unwrap_or_default();
             let files = plugin_type.blobs(&config);
             if files.is_empty() {
@@ -121,9 +118,9 @@ impl Plan {
             }
             let path = self.locate(resource.key(), &FieldError::new("config", "")).field;
             let (type_name, config) = (Arc::clone(&plugin.type_name), plugin.config.clone());
-            unchecked.push(FilesOfPlugin { type_name, config, files, path });
+            found.push(FilesOfPlugin { type_name, config, files, path });
         }
-        unchecked
+        found
     }
 
     /// The changes and the relations after them, or why the set would not be closed.

@@ -460,8 +460,10 @@ pub(crate) async fn uploaded_files_are_kept_by_their_digest(place: &dyn Place) {
     for (row, content) in rows.iter().zip(contents) {
         assert_eq!(store.blob(row.id).await.unwrap().unwrap(), content);
     }
-    assert!(store.delete_blob(rows[0].id).await.unwrap());
-    assert!(!store.delete_blob(rows[0].id).await.unwrap());
+    for was_there in [true, false] {
+        let held = store.hold().await.unwrap();
+        assert_eq!(store.delete_blob(held, rows[0].id).await.unwrap(), was_there);
+    }
     assert_eq!(store.blob(rows[0].id).await.unwrap(), None);
     assert_eq!(store.blobs().await.unwrap(), rows[1..]);
 }

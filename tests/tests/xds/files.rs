@@ -75,8 +75,11 @@ async fn a_file_that_cannot_be_had_is_reported_and_asked_for_again() {
     let id = upload(&plane, b"module").await;
     let spec = json!({"name": "r", "type": "reader", "config": {"file": id}});
     let number = plane.put("plugin/r", spec).await;
-    // Nobody may delete it through the API now.
-    assert!(plane.publisher.files().delete(id).await.unwrap());
+    // Nobody may delete it through the API now: it is lost. The control plane that read it still has it.
+    let held = plane.store.hold().await.unwrap();
+    assert!(plane.store.delete_blob(held, id).await.unwrap());
+    plane.stop().await;
+    let plane = Plane::start_with(&database, Settings { types: types.clone(), ..Settings::default() }).await;
     let proxy = Proxy::knowing(&types, &plane.url(), home.path(), "p");
     eventually("the proxy says what it lacks", || {
         plane.board.proxy("p").and_then(|proxy| proxy.error).is_some_and(|error| {
