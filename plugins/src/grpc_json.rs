@@ -223,6 +223,10 @@ impl Plugin for GrpcJson {
                     .into();
             }
         }
+        if response.size == Some(0) {
+            call.translates = false;
+            return Reply::Response(Status::missing().response()).into();
+        }
         forget_grpc(&mut head.headers);
         // Plugins that run behind this one, such as compress, go by it.
         head.headers.insert(CONTENT_TYPE, content_type_of(call.rule.method.is_streaming));

@@ -7,7 +7,7 @@
 //!
 //! The upstream must speak HTTP/2: `protocol: http2`.
 //!
-//! Errors of the proxy and of other plugins, and responses of the upstream that are not gRPC, become a gRPC status: the client gets 200 with
+//! A stream that runs into the timeout of its route is broken off. Errors of the proxy and of other plugins that come before, and responses of the upstream that are not gRPC, become a gRPC status: the client gets 200 with
 //! `grpc-status` and `grpc-message` among the headers. A `-text` body that is not base64 is answered 400.
 //!
 //! Browsers on another origin need a `cors` plugin that exposes `grpc-status`, `grpc-message` and `grpc-status-details-bin`, and allows
@@ -19,8 +19,10 @@ use std::rc::Rc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, TE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::header::{
+    ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LAST_MODIFIED, LOCATION, TE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError};
@@ -53,6 +55,17 @@ struct Call {
     response: ResponseKind,
 }
 
+impl Call {
+    /// The call that a request with these headers is.
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let (sends_text, suffix) = headers.get(CONTENT_TYPE).and_then(web_type)?;
+        let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let takes_text = if accepted.contains(WEB) { accepted.contains(WEB_TEXT) } else { sends_text };
+        let (is_malformed, response) = (Rc::default(), ResponseKind::Untouched);
+        Some(Self { sends_text, takes_text, suffix, is_malformed, response })
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ResponseKind {
     /// A gRPC response. The flag says if its head has the status, so that no trailers follow.
@@ -77,6 +90,10 @@ const TRAILERS: u8 = 0x80;
 
 /// UNKNOWN
 const UNKNOWN: u16 = 2;
+const NO_STATUS: &str = "the response ended without a status";
+
+/// The headers that say what a body is; it is dropped where an error becomes a status.
+const OF_BODY: [HeaderName; 5] = [CONTENT_LENGTH, CONTENT_ENCODING, ETAG, LAST_MODIFIED, LOCATION];
 
 /// Splits a content type of gRPC-Web; true: it is the one for text. Parameters are dropped.
 fn web_type(value: &HeaderValue) -> Option<(bool, String)> {
@@ -103,20 +120,9 @@ fn content_type(essence: &str, suffix: &str) -> HeaderValue {
 impl Plugin for GrpcWeb {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
         let headers = &mut request.head.headers;
-        let Some((sends_text, suffix)) = headers.get(CONTENT_TYPE).and_then(web_type) else {
-            return Flow::Continue;
-        };
-        let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let takes_text = if accepted.contains(WEB) { accepted.contains(WEB_TEXT) } else { sends_text };
-        headers.insert(CONTENT_TYPE, content_type(GRPC, &suffix));
+        let Some(call) = Call::of(headers) else { return Flow::Continue };
+        headers.insert(CONTENT_TYPE, content_type(GRPC, &call.suffix));
         headers.insert(TE, HeaderValue::from_static("trailers"));
-        let call = Call {
-            sends_text,
-            takes_text,
-            suffix,
-            is_malformed: Rc::default(),
-            response: ResponseKind::Untouched,
-        };
         request.exchange.insert(call);
         Flow::Continue
     }
@@ -132,6 +138,12 @@ impl Plugin for GrpcWeb {
     }
 
     fn on_response<'a>(&'a self, response: &'a mut PluginResponse<'_>) -> Flow<'a> {
+        if !response.saw_request
+            && let Some(call) = Call::of(&response.request.headers)
+        {
+            // Another plugin has answered before, or the proxy.
+            response.exchange.insert(call);
+        }
         let Some(call) = response.exchange.get_mut::<Call>() else { return Flow::Continue };
         let head = &mut *response.head;
         let form = if call.takes_text { WEB_TEXT } else { WEB };
@@ -140,6 +152,9 @@ impl Plugin for GrpcWeb {
             let suffix = if suffix.is_empty() { &call.suffix } else { &suffix };
             head.headers.insert(CONTENT_TYPE, content_type(form, suffix));
             head.headers.remove(CONTENT_LENGTH);
+            if response.size == Some(0) && !head.headers.contains_key(GRPC_STATUS) {
+                insert_status(&mut head.headers, UNKNOWN, NO_STATUS);
+            }
         } else if head.headers.get(CONTENT_TYPE).and_then(web_type).is_some() || call.is_malformed.get() {
             call.response = ResponseKind::Untouched;
         } else {
@@ -152,7 +167,9 @@ impl Plugin for GrpcWeb {
                 status => (status, head.status.canonical_reason().unwrap_or_default()),
             };
             head.status = StatusCode::OK;
-            head.headers.remove(CONTENT_LENGTH);
+            for name in &OF_BODY {
+                head.headers.remove(name);
+            }
             head.headers.insert(CONTENT_TYPE, content_type(form, &call.suffix));
             insert_status(&mut head.headers, status, message);
         }
@@ -280,7 +297,7 @@ impl BodyFilter for Encoder {
     fn on_end(&mut self, trailers: &mut HeaderMap, out: &mut Output) -> Result<(), Abort> {
         if self.needs_status {
             if !trailers.contains_key(GRPC_STATUS) {
-                insert_status(trailers, UNKNOWN, "the response ended without a status");
+                insert_status(trailers, UNKNOWN, NO_STATUS);
             }
             self.put(trailers_frame(trailers), out);
         }
@@ -461,6 +478,20 @@ mod tests {
             receives(Origin::Upstream, 200, "text/html", "<p>hi"),
             pair("2", "the response is not one of gRPC")
         );
+    }
+
+    #[test]
+    fn an_answer_of_a_plugin_that_runs_before_is_a_status_too() {
+        let plugin = build::<GrpcWeb>(serde_json::json!({}));
+        let mut client = Client::new("POST", "/a.B/C").header("content-type", "application/grpc-web+proto");
+        let answer = Response::builder().status(401).header("content-encoding", "gzip");
+        let received = client.refused(&*plugin, answer.body(Bytes::from_static(b"no key")).unwrap());
+        assert_eq!((received.status().as_u16(), received.body().len()), (200, 0));
+        assert_eq!(received.headers()["grpc-status"], "16");
+        assert!(!received.headers().contains_key("content-encoding"));
+        let mut client = Client::new("POST", "/").header("content-type", "application/json");
+        let answer = Response::builder().status(401).body(Bytes::from_static(b"no key")).unwrap();
+        assert_eq!(client.refused(&*plugin, answer).status(), 401);
     }
 
     #[test]

@@ -71,11 +71,32 @@ fn read_json(input: &MessageDescriptor, body: &[u8]) -> Result<DynamicMessage, I
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(DynamicMessage::new(input.clone()));
     }
+    if has_more_values_than(body, MAX_VALUES) {
+        return Err(Invalid(format!("the body has more than {MAX_VALUES} values")));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let read = DynamicMessage::deserialize_with_options(input.clone(), &mut deserializer, &options);
     let read = read.and_then(|message| deserializer.end().map(|()| message));
     read.map_err(|error| Invalid(format!("the body: {error}")))
+}
+
+/// The most values of a body. Each takes up to a kilobyte, however short its text is.
+const MAX_VALUES: usize = 100_000;
+
+/// True if a JSON text has more values than `most`, by what separates them.
+fn has_more_values_than(text: &[u8], most: usize) -> bool {
+    let (mut count, mut is_text, mut is_escaped) = (0, false, false);
+    for byte in text {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b',' | b'[' | b'{' if !is_text => count += 1,
+            _ => {}
+        }
+    }
+    count > most
 }
 
 /// The message whose field is the body.

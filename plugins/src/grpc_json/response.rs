@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use signalbox_plugin::grpc::{GRPC_MESSAGE, GRPC_STATUS, http_of_status};
 use signalbox_plugin::{Abort, BodyFilter, Output, Reply};
 
-use super::rules::{HTTP_BODY, Rule, Rules, http_body};
+use super::rules::{HTTP_BODY, Rule, Rules, http_body, is_shallow};
 
 /// The header with the details of a status: a `google.rpc.Status`, in base64.
 const DETAILS: &str = "grpc-status-details-bin";
@@ -74,6 +74,11 @@ impl Status {
         Self { code, message: message.into(), details: Vec::new() }
     }
 
+    /// The status of a response that has none.
+    pub(super) fn missing() -> Self {
+        Self::new(UNKNOWN, "the service ended without a status")
+    }
+
     /// The status among the fields of a head or of trailers, unless there is none.
     pub(super) fn read(fields: &HeaderMap, pool: &DescriptorPool) -> Option<Self> {
         let code = fields.get(GRPC_STATUS)?;
@@ -126,6 +131,7 @@ fn any_json(any: &AnyMessage, pool: &DescriptorPool) -> Value {
     let name = any.type_url.rsplit('/').next().unwrap_or_default();
     let known = pool.get_message_by_name(name);
     let message = known.and_then(|kind| DynamicMessage::decode(kind, &any.value[..]).ok());
+    let message = message.filter(|message| is_shallow(message, pool));
     let fields = message.and_then(|message| serde_json::to_value(&message).ok());
     match fields {
         Some(Value::Object(mut fields)) => {
@@ -171,13 +177,15 @@ pub(super) struct Translator {
     partial: BytesMut,
     /// The number of messages that have come.
     messages: usize,
+    /// The only message, translated: whether it is the response is known with the status.
+    whole: Option<Bytes>,
     /// The media type of an `HttpBody`.
     content_type: Option<HeaderValue>,
 }
 
 impl Translator {
     pub(super) fn new(rule: Arc<Rule>, rules: Arc<Rules>, style: Style) -> Self {
-        Self { rule, rules, style, partial: BytesMut::new(), messages: 0, content_type: None }
+        Self { rule, rules, style, partial: BytesMut::new(), messages: 0, whole: None, content_type: None }
     }
 
     /// The next message, if all of it has come.
@@ -209,6 +217,9 @@ impl Translator {
         let unreadable =
             || Status::new(INTERNAL, "the service sent a message that does not fit the descriptor set");
         let message = DynamicMessage::decode(output.clone(), message.clone()).map_err(|_| unreadable())?;
+        if self.rule.method.may_answer_any && !is_shallow(&message, &self.rules.pool) {
+            return Err(Status::new(INTERNAL, "the service sent a message that is nested too deeply"));
+        }
         let body = match &self.rule.response_body {
             None => None,
             Some(field) => Some(message.get_field(field).into_owned()),
@@ -236,9 +247,16 @@ impl Translator {
                 message.serialize_with_options(&mut serializer, &self.style.options)
             }
             Some(field) => {
+                let mut only = DynamicMessage::new(output.clone());
+                if message.has_field(field) {
+                    only.set_field(field, message.get_field(field).into_owned());
+                }
                 // A field that is not set has a value, too.
-                let options = self.style.options.clone().skip_default_fields(false);
-                let all = message.serialize_with_options(serde_json::value::Serializer, &options);
+                let options = match message.has_field(field) {
+                    true => self.style.options.clone(),
+                    false => self.style.options.clone().skip_default_fields(false),
+                };
+                let all = only.serialize_with_options(serde_json::value::Serializer, &options);
                 let names = [field.json_name(), field.name()];
                 all.and_then(|all| {
                     let value = names.iter().find_map(|name| all.get(*name)).unwrap_or(&Value::Null);
@@ -278,15 +296,19 @@ impl BodyFilter for Translator {
             if self.messages > 1 && !self.rule.method.is_streaming {
                 return Err(Status::new(INTERNAL, "the service sent more than one message").abort());
             }
-            out.push(self.translate(&message).map_err(|status| status.abort())?);
+            let translated = self.translate(&message).map_err(|status| status.abort())?;
+            match self.rule.method.is_streaming {
+                true => out.push(translated),
+                false => self.whole = Some(translated),
+            }
         }
         Ok(())
     }
 
-    fn on_end(&mut self, trailers: &mut HeaderMap, _: &mut Output) -> Result<(), Abort> {
+    fn on_end(&mut self, trailers: &mut HeaderMap, out: &mut Output) -> Result<(), Abort> {
         let status = Status::read(trailers, &self.rules.pool);
         trailers.clear();
-        let status = status.unwrap_or_else(|| Status::new(UNKNOWN, "the service ended without a status"));
+        let status = status.unwrap_or_else(Status::missing);
         if !status.is_ok() {
             return Err(status.abort());
         }
@@ -296,6 +318,7 @@ impl BodyFilter for Translator {
         if self.messages == 0 && !self.rule.method.is_streaming {
             return Err(Status::new(INTERNAL, "the service sent no message").abort());
         }
+        out.push(self.whole.take().unwrap_or_default());
         Ok(())
     }
 }

@@ -1,10 +1,12 @@
 //! The rules of a descriptor set: which requests of HTTP are calls of which methods.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use http::uri::PathAndQuery;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, Value,
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
+    ReflectMessage as _, Value,
 };
 
 use super::template::{Template, Tree};
@@ -37,6 +39,8 @@ pub(super) struct Method {
     pub(super) input: MessageDescriptor,
     pub(super) output: MessageDescriptor,
     pub(super) is_streaming: bool,
+    /// True if a response may hold an `Any`.
+    pub(super) may_answer_any: bool,
 }
 
 /// Where the body of a request goes.
@@ -52,6 +56,12 @@ pub(super) enum BodyRule {
 
 /// The way to a field: those of messages, and at its end the field.
 pub(super) type FieldPath = Vec<FieldDescriptor>;
+
+/// The most fields of a path, and the most messages of type `Any` within each other.
+pub(super) const MAX_DEPTH: usize = 32;
+
+/// The type whose messages may hold any other, themselves included.
+const ANY: &str = "google.protobuf.Any";
 
 /// The message that stands for a body of any kind.
 pub(super) const HTTP_BODY: &str = "google.api.HttpBody";
@@ -118,6 +128,7 @@ impl Rules {
             input: descriptor.input(),
             output: descriptor.output(),
             is_streaming: descriptor.is_server_streaming(),
+            may_answer_any: reaches_any(&descriptor.output()),
         });
         self.add_rule(&method, http)?;
         let mut count = 1;
@@ -202,6 +213,10 @@ pub(super) fn resolve(message: &MessageDescriptor, path: &str) -> Option<FieldPa
     let mut fields = FieldPath::new();
     let mut message = Some(message.clone());
     for name in path.split('.') {
+        // A message that can hold itself must not be made as deep as a path is long.
+        if fields.len() == MAX_DEPTH {
+            return None;
+        }
         let within = message.take()?;
         let field = within.get_field_by_name(name).or_else(|| within.get_field_by_json_name(name))?;
         if let Kind::Message(inner) = field.kind()
@@ -222,6 +237,50 @@ pub(super) fn parent_of<'m>(
 ) -> Option<&'m mut DynamicMessage> {
     let (_, outer) = path.split_last()?;
     outer.iter().try_fold(message, |message, field| message.get_field_mut(field).as_message_mut())
+}
+
+/// True if a message of this type may hold an `Any`.
+fn reaches_any(message: &MessageDescriptor) -> bool {
+    let mut seen = HashSet::new();
+    let mut next = vec![message.clone()];
+    while let Some(message) = next.pop() {
+        if message.full_name() == ANY {
+            return true;
+        }
+        if seen.insert(message.full_name().to_owned()) {
+            next.extend(message.fields().filter_map(|field| field.kind().as_message().cloned()));
+        }
+    }
+    false
+}
+
+/// True if no more than [`MAX_DEPTH`] messages of type `Any` are within each other: what writes them as JSON has no limit.
+pub(super) fn is_shallow(message: &DynamicMessage, pool: &DescriptorPool) -> bool {
+    is_shallow_below(message, pool, MAX_DEPTH)
+}
+
+fn is_shallow_below(message: &DynamicMessage, pool: &DescriptorPool, left: usize) -> bool {
+    if message.descriptor().full_name() == ANY {
+        let Some(left) = left.checked_sub(1) else { return false };
+        let (url, value) = (field_text(message, "type_url"), message.get_field_by_name("value"));
+        let name = url.rsplit('/').next().unwrap_or_default();
+        let value = value.as_ref().and_then(|value| value.as_bytes());
+        let inner = pool
+            .get_message_by_name(name)
+            .zip(value)
+            .and_then(|(kind, value)| DynamicMessage::decode(kind, value.clone()).ok());
+        return inner.is_none_or(|inner| is_shallow_below(&inner, pool, left));
+    }
+    message.fields().all(|(_, value)| match value {
+        Value::Message(inner) => is_shallow_below(inner, pool, left),
+        Value::List(items) => {
+            items.iter().filter_map(Value::as_message).all(|inner| is_shallow_below(inner, pool, left))
+        }
+        Value::Map(entries) => {
+            entries.values().filter_map(Value::as_message).all(|inner| is_shallow_below(inner, pool, left))
+        }
+        _ => true,
+    })
 }
 
 /// The texts and bytes of a `google.api.HttpBody`.

@@ -150,6 +150,52 @@ fn requests_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn what_a_client_sends_is_bounded_in_depth_and_number() {
+    let plugin = plugin(&json!({}));
+    let deep = |depth: usize| format!("/v1/search?{}value=x", "not.".repeat(depth));
+    assert!(call(&*plugin, "GET", &deep(20), "").is_ok());
+    for depth in [32, 8000] {
+        let answer = call(&*plugin, "GET", &deep(depth), "").unwrap_err();
+        assert_eq!(answer.status, 400, "{depth}");
+    }
+    let nested = format!("{}{}", "{\"not\":".repeat(5000), "}".repeat(5000));
+    assert_eq!(call(&*plugin, "POST", "/v1/search", &nested).unwrap_err().status, 400);
+    let many =
+        |count: usize| format!("{{\"value\": \",[{{\\\",\", \"flags\": [{}true]}}", "true,".repeat(count));
+    assert!(call(&*plugin, "POST", "/v1/search", &many(50_000)).is_ok());
+    let answer = call(&*plugin, "POST", "/v1/search", &many(100_000)).unwrap_err();
+    assert!(answer.detail.contains("more than 100000 values"), "{answer:?}");
+}
+
+#[test]
+fn a_response_that_is_nested_without_end_is_an_error() {
+    let nested = |depth: usize| {
+        let mut value = json!({"value": "x"});
+        for _ in 0..depth {
+            value = json!({"any": {"@type": "t/test.Filter", "not": {}, "value": value["value"], "any": value.get("any").cloned().unwrap_or(Value::Null)}});
+        }
+        value
+    };
+    assert!(translated(&json!({}), "Search", &[nested(5)], OK).is_ok());
+    // Built by hand, because nothing writes it as JSON.
+    let pool = DescriptorPool::decode(set()).unwrap();
+    let filter = pool.get_message_by_name("test.Filter").unwrap();
+    let any = pool.get_message_by_name("google.protobuf.Any").unwrap();
+    let mut message = DynamicMessage::new(filter);
+    for _ in 0..5000 {
+        let mut holder = DynamicMessage::new(any.clone());
+        holder.set_field_by_name("type_url", prost_reflect::Value::String("/test.Filter".to_owned()));
+        holder.set_field_by_name(
+            "value",
+            prost_reflect::Value::Bytes(prost::Message::encode_to_vec(&message).into()),
+        );
+        message = DynamicMessage::new(pool.get_message_by_name("test.Filter").unwrap());
+        message.set_field_by_name("any", prost_reflect::Value::Message(holder));
+    }
+    assert!(!super::rules::is_shallow(&message, &pool));
+}
+
+#[test]
 fn other_requests_pass() {
     let plugin = plugin(&json!({"services": ["test.Library"]}));
     for (method, uri) in
@@ -176,8 +222,13 @@ fn translated(
     let name = "p".parse().unwrap();
     let config: Config = serde_json::from_value(config(with)).unwrap();
     let plugin = GrpcJson::build(config, &services.context(&name, &states)).unwrap();
-    let paths =
-        [("GET", "/v1/books/1"), ("GET", "/v1/books"), ("GET", "/v1/books/1/tags"), ("POST", "/v1/files/x")];
+    let paths = [
+        ("GET", "/v1/books/1"),
+        ("GET", "/v1/books"),
+        ("GET", "/v1/books/1/tags"),
+        ("POST", "/v1/files/x"),
+        ("GET", "/v1/search"),
+    ];
     let mut rules = paths.iter().map(|(method, path)| plugin.rules.tree.find(method, path).unwrap().0);
     let rule = Arc::clone(rules.find(|rule| rule.method.path.as_str().ends_with(method)).unwrap());
     let output = rule.method.output.clone();
@@ -269,6 +320,8 @@ fn failures_have_a_status_and_a_body() {
     );
     let (status, _) = failed("GetBook", &[], &[("grpc-status", "14"), ("grpc-status-details-bin", "*")]);
     assert_eq!(status, 503, "details that cannot be read change nothing");
+    let (status, _) = failed("GetBook", &[json!({})], &[("grpc-status", "13")]);
+    assert_eq!(status, 500, "the only message is no response before the status is known");
     for (method, messages, trailers, message) in [
         ("GetBook", &[][..], OK, "no message"),
         ("GetBook", &[json!({}), json!({})], OK, "more than one message"),
