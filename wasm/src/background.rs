@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use signalbox_plugin::TaskContext;
+use signalbox_plugin::{CallError, TaskContext};
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::Receiver;
 
@@ -43,19 +43,21 @@ pub(crate) async fn run(context: TaskContext, pool: Weak<Pool>, work: Arc<Mutex<
             // A period that was shortened counts from now.
             *at = (*at).min(now + period);
             if *at <= now {
-                *at = now + period;
                 let ticked = slot.run(&strong, |vm| {
                     vm.tick()?;
                     Ok((vm.generation, vm.take_calls()))
                 });
                 match ticked {
                     Ok((generation, calls)) => {
-                        let room = MAX_RUNNING.saturating_sub(running.len());
-                        let calls = calls.into_iter().take(room);
-                        running.extend(calls.map(|call| begin(Arc::downgrade(&slot), generation, call)));
+                        let weak = Arc::downgrade(&slot);
+                        let calls = within(calls, running.len(), &pool, &weak, generation);
+                        running.extend(calls.map(|call| begin(weak.clone(), generation, call)));
                     }
                     Err(fault) => failed(&strong, &fault),
                 }
+                *at = context.clock.monotonic() + period;
+                // A module that takes its time has other tasks wait, and not for good.
+                tokio::task::yield_now().await;
             }
             next = Some(next.map_or(*at, |next| next.min(*at)));
         }
@@ -71,20 +73,33 @@ pub(crate) async fn run(context: TaskContext, pool: Weak<Pool>, work: Arc<Mutex<
                 None => return,
                 Some(Work::Ticks) => {}
                 Some(Work::Call { slot, generation, call }) => {
-                    if running.len() < MAX_RUNNING {
-                        running.push(begin(slot, generation, *call));
-                    }
+                    let calls = within(vec![*call], running.len(), &pool, &slot, generation);
+                    running.extend(calls.map(|call| begin(slot.clone(), generation, call)));
                 }
             },
             Some((slot, generation, ended)) = running.next() => {
                 let calls = answered(&pool, &slot, generation, ended);
-                let room = MAX_RUNNING.saturating_sub(running.len());
-                let calls = calls.into_iter().take(room);
+                let calls = within(calls, running.len(), &pool, &slot, generation);
                 running.extend(calls.map(|call| begin(slot.clone(), generation, call)));
             }
             () = pause => {}
         }
     }
+}
+
+/// Those of `calls` for which there is room. The others have failed, and the module is told so; what it begins thereupon is dropped.
+fn within(
+    mut calls: Vec<Call>,
+    running: usize,
+    pool: &Weak<Pool>,
+    slot: &Weak<Slot>,
+    generation: u64,
+) -> impl Iterator<Item = Call> + use<> {
+    let room = MAX_RUNNING.saturating_sub(running).min(calls.len());
+    for Call { owner, id, .. } in calls.split_off(room) {
+        answered(pool, slot, generation, Ended { owner, id, answer: Err(CallError::Overflow) });
+    }
+    calls.into_iter()
 }
 
 /// Tells a module of the end of its call. Returns the calls that it begins thereupon.

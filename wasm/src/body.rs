@@ -89,6 +89,15 @@ impl Streamed {
         }
     }
 
+    /// The module has failed for the other direction of the exchange. Nothing passes then that it has not seen, unless it may fail.
+    fn refuse_unseen(&self) -> Result<(), Abort> {
+        if !self.stream.is_denied() {
+            return Ok(());
+        }
+        let reply = Reply::problem(StatusCode::INTERNAL_SERVER_ERROR, "a plugin failed");
+        Err(Abort::new("the module failed for the other direction", reply))
+    }
+
     /// What happened while the body waited.
     fn catch_up(&mut self, out: &mut Output) -> Result<(), Abort> {
         if let Some(fault) = self.failed.take() {
@@ -127,7 +136,7 @@ impl Streamed {
         match shown {
             Ok((verdict, calls)) => {
                 if matches!(verdict, Verdict::Pause) {
-                    let calls = calls.into_iter();
+                    let calls = self.stream.own(calls).into_iter();
                     self.running.extend(calls.map(|call| {
                         Box::pin(send(self.outbound.clone(), call)) as LocalBoxFuture<'static, _>
                     }));
@@ -154,7 +163,7 @@ impl BodyFilter for Streamed {
                     });
                     match told {
                         Ok((resumed, calls)) => {
-                            let calls = calls.into_iter();
+                            let calls = self.stream.own(calls).into_iter();
                             self.running.extend(calls.map(|call| {
                                 Box::pin(send(self.outbound.clone(), call)) as LocalBoxFuture<'static, _>
                             }));
@@ -164,6 +173,7 @@ impl BodyFilter for Streamed {
                     }
                 }
                 Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending if !self.is_paused => return Poll::Ready(()),
                 Poll::Pending => match self.stream.poll_resumed(direction, cx.waker()) {
                     Ok(None) => return Poll::Pending,
                     Ok(Some(verdict)) => self.reply = Some(verdict),
@@ -176,6 +186,7 @@ impl BodyFilter for Streamed {
 
     fn on_data(&mut self, data: Bytes, out: &mut Output) -> Result<(), Abort> {
         self.catch_up(out)?;
+        self.refuse_unseen()?;
         if self.stream.is_lost() {
             out.push(std::mem::take(&mut self.held));
             out.push(data);
@@ -205,6 +216,7 @@ impl BodyFilter for Streamed {
 
     fn on_end(&mut self, trailers: &mut HeaderMap, out: &mut Output) -> Result<(), Abort> {
         self.catch_up(out)?;
+        self.refuse_unseen()?;
         if !self.stream.is_lost() {
             self.show(true, out)?;
         }

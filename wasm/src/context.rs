@@ -29,8 +29,8 @@ pub(crate) struct Context {
     pub(crate) reply: Option<Response<Bytes>>,
     /// True if the module has closed the stream.
     pub(crate) is_closed: bool,
-    /// Wakes the task that waits for the module.
-    pub(crate) waker: Option<Waker>,
+    /// Wakes the tasks that wait for the module, by direction: the request and its response may be in different ones.
+    pub(crate) wakers: [Option<Waker>; 2],
     /// The properties that the module has set.
     pub(crate) properties: Vec<(Box<[u8]>, Bytes)>,
     pub(crate) done: Done,
@@ -100,16 +100,14 @@ impl Context {
             resumed: [false; 2],
             reply: None,
             is_closed: false,
-            waker: None,
+            wakers: [None, None],
             properties: Vec::new(),
             done: Done::No,
         }
     }
 
     pub(crate) fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
+        self.wakers.iter_mut().filter_map(Option::take).for_each(Waker::wake);
     }
 }
 

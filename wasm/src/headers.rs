@@ -166,6 +166,8 @@ impl MapMut<'_> {
             arrival::CONSUMER.contains(name)
                 || arrival::CLIENT_CERTIFICATE.contains(name)
                 || arrival::TOLD.contains(name)
+                || arrival::tells_otherwise(name.as_str())
+                || arrival::is_misspelt(name.as_str())
         };
         match self {
             _ if FRAMING.contains(&name.as_str()) => Rule::Ignored,

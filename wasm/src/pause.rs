@@ -52,13 +52,14 @@ enum Event {
 }
 
 impl Held<'_> {
-    /// Waits until the module has decided. Its calls are cancelled when this is dropped.
+    /// Waits until the module has decided. Its calls that are still under way then are cancelled.
     ///
     /// [`Verdict::Pause`]: it holds the message until it has seen the body.
     pub(crate) async fn decided(&self, mut calls: Vec<Call>, lend: &mut dyn Lend) -> Result<Verdict, Fault> {
         let mut running = FuturesUnordered::new();
         let mut deadline = pin!(self.clock.sleep(MAX_HELD));
         loop {
+            calls = self.stream.own(calls);
             running.extend(calls.drain(..).map(|call| send(self.outbound.clone(), call)));
             if running.is_empty() && self.sees_body {
                 return Ok(Verdict::Pause);

@@ -8,8 +8,8 @@ use http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::Value;
 use signalbox_config::{BlobId, Errors, FieldError, Kind, Name, ResourceKey};
 use signalbox_plugin::{
-    Blobs, BodyWish, Context, Definition, Flow, Hooked, Hooks, LogRecord, Logger, Plugin, PluginRequest,
-    PluginResponse, Reply, Task,
+    Blobs, BodyWish, Context, Definition, Flow, Hooked, Hooks, LogRecord, Logger, Origin, Plugin,
+    PluginRequest, PluginResponse, Reply, Task,
 };
 use tokio::sync::{Mutex, mpsc};
 
@@ -313,8 +313,8 @@ impl Plugin for Wasm {
 
     fn on_response<'a>(&'a self, response: &'a mut PluginResponse<'_>) -> Flow<'a> {
         let known = response.exchange.get::<Rc<Stream>>().map(Rc::clone);
-        if known.as_ref().is_some_and(|stream| stream.is_lost()) {
-            return Flow::Continue;
+        if let Some(stream) = known.as_ref().filter(|stream| stream.is_lost()) {
+            return self.pass_unseen(stream, response);
         }
         let has_body = response.size != Some(0)
             && response.request.method != Method::HEAD
@@ -380,7 +380,7 @@ impl Plugin for Wasm {
 
     fn response_body(&self, response: &mut PluginResponse<'_>) -> BodyWish {
         let Some(stream) = response.exchange.get::<Rc<Stream>>() else { return BodyWish::Pass };
-        if stream.is_lost() {
+        if stream.is_lost() && !(stream.is_denied() && response.origin == Origin::Upstream) {
             return BodyWish::Pass;
         }
         let whole = self.whole(stream, Direction::Response, response.size, &response.head.headers);
@@ -395,7 +395,7 @@ impl Plugin for Wasm {
             return Flow::Continue;
         };
         if stream.is_lost() {
-            return Flow::Continue;
+            return self.pass_unseen(&stream, response);
         }
         let mut lend = OfResponse { request: response.request, head: response.head, body: Some(body) };
         let called = stream.call(|vm, id| {
@@ -439,6 +439,15 @@ impl Wasm {
             count(fault.outcome());
             self.failed(&fault)
         })
+    }
+
+    /// A response comes after the module has failed for its request: one of the upstream passes only if the module may fail.
+    fn pass_unseen(&self, stream: &Stream, response: &PluginResponse<'_>) -> Flow<'static> {
+        if !stream.is_denied() || response.origin != Origin::Upstream {
+            return Flow::Continue;
+        }
+        response.count(Fault::Lost.outcome());
+        self.failed(&Fault::Lost)
     }
 
     /// The same for a response, whose head is kept for the log.

@@ -1,7 +1,7 @@
 //! The instances of a plugin, one for each worker.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ pub(crate) struct Pool {
     /// The instance by which the plugin was checked, for the first worker.
     spare: Mutex<Option<Vm>>,
     last_generation: AtomicU64,
-    /// The second in which instances were started last, and how many.
-    starts: Mutex<(u64, u32)>,
+    /// The time that starting instances anew has taken.
+    restarts: Mutex<Restarts>,
     background: mpsc::Sender<Work>,
 }
 
@@ -39,6 +39,8 @@ pub(crate) struct Slot {
     vm: Mutex<Option<Vm>>,
     /// The time between two ticks, in milliseconds; zero: there are none.
     tick: AtomicU64,
+    /// True once an instance has failed here.
+    has_failed: AtomicBool,
 }
 
 /// Work for the task beside requests.
@@ -52,8 +54,37 @@ pub(crate) enum Work {
 /// The amount of work that may wait for the task.
 pub(crate) const QUEUE: usize = 256;
 
-/// The most instances that a plugin starts in a second. A module that fails whenever it is called costs no more than that.
-const MAX_STARTS: u32 = 50;
+/// The most instances that a plugin starts anew in a second. A module that fails whenever it is called costs no more than that.
+const MAX_RESTARTS: u32 = 50;
+
+/// The time that they may take at once. Beyond it they take a part of one in this many of all time.
+const MAX_DEBT: Duration = Duration::from_millis(250);
+const DEBT_PER: u32 = 20;
+
+/// How often and how long a plugin has started instances anew.
+#[derive(Default)]
+struct Restarts {
+    second: u64,
+    count: u32,
+    /// The time that they took, less what was paid back since.
+    debt: Duration,
+    /// When the debt was looked at last.
+    at: Duration,
+}
+
+impl Restarts {
+    /// True if another instance may be started.
+    fn begin(&mut self, now: Duration) -> bool {
+        self.debt = self.debt.saturating_sub(now.saturating_sub(self.at) / DEBT_PER);
+        self.at = now;
+        if self.second != now.as_secs() {
+            (self.second, self.count) = (now.as_secs(), 0);
+        }
+        let may = self.count < MAX_RESTARTS && self.debt < MAX_DEBT;
+        self.count += u32::from(may);
+        may
+    }
+}
 
 static LAST_POOL: AtomicU64 = AtomicU64::new(0);
 
@@ -87,7 +118,7 @@ impl Pool {
             slots: Mutex::default(),
             spare: Mutex::new(Some(first)),
             last_generation: AtomicU64::new(0),
-            starts: Mutex::default(),
+            restarts: Mutex::default(),
             background,
         })
     }
@@ -98,7 +129,11 @@ impl Pool {
             let known = slots.iter().find(|(id, _)| *id == self.id).and_then(|(_, slot)| slot.upgrade());
             known.unwrap_or_else(|| {
                 slots.retain(|(_, slot)| slot.strong_count() > 0);
-                let slot = Arc::new(Slot { vm: Mutex::default(), tick: AtomicU64::new(0) });
+                let slot = Arc::new(Slot {
+                    vm: Mutex::default(),
+                    tick: AtomicU64::new(0),
+                    has_failed: AtomicBool::new(false),
+                });
                 slots.push((self.id, Arc::downgrade(&slot)));
                 lock(&self.slots).push(Arc::clone(&slot));
                 slot
@@ -111,23 +146,22 @@ impl Pool {
         lock(&self.slots).clone()
     }
 
-    fn start(&self) -> Result<Vm, Fault> {
+    /// Starts an instance. `is_anew`: the one before has failed. That happens on the thread of a worker, which serves nobody else
+    /// meanwhile, so it may take only a small part of its time.
+    fn start(&self, is_anew: bool) -> Result<Vm, Fault> {
         if let Some(spare) = lock(&self.spare).take() {
             return Ok(spare);
         }
-        {
-            let second = self.setup.clock.monotonic().as_secs();
-            let mut starts = lock(&self.starts);
-            if starts.0 != second {
-                *starts = (second, 0);
-            }
-            if starts.1 >= MAX_STARTS {
-                return Err(Fault::Refused("the module fails so often that it is not started for a while"));
-            }
-            starts.1 += 1;
+        let began = self.setup.clock.monotonic();
+        if is_anew && !lock(&self.restarts).begin(began) {
+            return Err(Fault::Refused("the module fails so often that it is not started for a while"));
         }
         let generation = self.last_generation.fetch_add(1, Ordering::Relaxed) + 1;
-        Vm::start(&self.compiled, &self.setup, generation)
+        let started = Vm::start(&self.compiled, &self.setup, generation);
+        if is_anew {
+            lock(&self.restarts).debt += self.setup.clock.monotonic().saturating_sub(began);
+        }
+        started
     }
 
     /// Hands calls that no request waits for to the task beside requests.
@@ -161,13 +195,15 @@ impl Slot {
 
     /// Calls the instance, which is started if there is none. One that fails is thrown away.
     pub(crate) fn run<T>(
-        &self,
+        self: &Arc<Self>,
         pool: &Pool,
         call: impl FnOnce(&mut Vm) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let mut place = self.lock();
         if place.is_none() {
-            *place = Some(pool.start()?);
+            let vm = place.insert(pool.start(self.has_failed.load(Ordering::Relaxed))?);
+            // Those that it began when it was started belong to no request.
+            pool.hand_over(self, vm.generation, vm.take_calls());
         }
         self.call(&mut place, pool, call)
     }
@@ -197,6 +233,7 @@ impl Slot {
         let period = match called {
             Ok(_) => vm.tick_period(),
             Err(_) => {
+                self.has_failed.store(true, Ordering::Relaxed);
                 *place = None;
                 Duration::ZERO
             }

@@ -7,6 +7,7 @@ use std::task::Waker;
 
 use http::{request, response};
 
+use crate::config::OnError;
 use crate::context::{Direction, Facts, OfLog, copy, response_head};
 use crate::fault::Fault;
 use crate::pool::{Pool, Slot};
@@ -108,6 +109,18 @@ impl Stream {
     /// Hands calls that this exchange does not wait for to the task beside requests.
     pub(crate) fn hand_over(&self, calls: Vec<Call>) {
         self.pool.hand_over(&self.slot, self.generation, calls);
+    }
+
+    /// The calls among these that this exchange began. The others are no business of its client, and go to the task beside requests.
+    pub(crate) fn own(&self, calls: Vec<Call>) -> Vec<Call> {
+        let (own, others) = calls.into_iter().partition(|call| call.owner == self.id);
+        self.hand_over(others);
+        own
+    }
+
+    /// True if the module has failed for this exchange, and nothing may pass that it has not seen.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.is_lost() && self.pool.on_error == OnError::Deny
     }
 
     /// Keeps the heads for the log.

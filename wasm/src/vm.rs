@@ -382,7 +382,7 @@ impl Vm {
         if resumed.is_none()
             && let Some(context) = self.state().contexts.get_mut(&id)
         {
-            context.waker = Some(waker.clone());
+            context.wakers[direction as usize] = Some(waker.clone());
         }
         resumed
     }

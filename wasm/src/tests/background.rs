@@ -43,13 +43,14 @@ impl TimeSource for RealTime {
 struct Threads(Clock);
 
 impl Spawner for Threads {
-    fn spawn(&self, _: String, log: Logger, work: Work) -> Box<dyn Send + Sync> {
+    fn spawn(&self, _: String, log: Logger, _: Duration, work: Work) -> Box<dyn Send + Sync> {
         let (alive, gone) = oneshot::channel::<()>();
         let clock = self.0.clone();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let work = work(TaskContext::new(clock, Outbound::new(Rc::new(Echo)), log));
+                let work =
+                    work(TaskContext::new(clock, Outbound::new(Rc::new(Echo)), log, std::future::pending()));
                 tokio::select! {
                     _ = gone => {}
                     () = work => {}
