@@ -101,6 +101,8 @@ impl Definition for FileLog {
     const NAME: &'static str = "file-log";
     const DESCRIPTION: &'static str = "Writes an entry for each request into a file of the proxy's host.";
     const ORDER: i32 = 10;
+    // It sees a response as the client gets it.
+    const RESPONSE_ORDER: Option<i32> = Some(i32::MAX);
     const OUTCOMES: &'static [&'static str] = log_sink::OUTCOMES;
     const ON_CONDITION_ERROR: OnConditionError = OnConditionError::Skip;
     type Config = Config;

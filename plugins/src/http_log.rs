@@ -171,6 +171,8 @@ impl Definition for HttpLog {
     const NAME: &'static str = "http-log";
     const DESCRIPTION: &'static str = "Sends an entry for each request to a service of yours, in batches.";
     const ORDER: i32 = 10;
+    // It sees a response as the client gets it.
+    const RESPONSE_ORDER: Option<i32> = Some(i32::MAX);
     const OUTCOMES: &'static [&'static str] = log_sink::OUTCOMES;
     const ON_CONDITION_ERROR: OnConditionError = OnConditionError::Skip;
     type Config = Config;

@@ -141,6 +141,8 @@ impl Definition for OtelLog {
     const DESCRIPTION: &'static str =
         "Sends a log record for each request to an OpenTelemetry collector, in batches.";
     const ORDER: i32 = 10;
+    // It sees a response as the client gets it.
+    const RESPONSE_ORDER: Option<i32> = Some(i32::MAX);
     const OUTCOMES: &'static [&'static str] = log_sink::OUTCOMES;
     const ON_CONDITION_ERROR: OnConditionError = OnConditionError::Skip;
     type Config = Config;
