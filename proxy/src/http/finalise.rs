@@ -87,6 +87,8 @@ pub(super) fn frame(
     is_head: bool,
 ) -> Response<ResponseBody> {
     let Reply { mut parts, content, .. } = reply;
+    // A plugin may have taken the body away that another one filters.
+    let filters = filters.filter(|_| !is_head && !has_no_body(parts.status));
     let body = match content {
         Content::Whole(mut body) => {
             let may_change = filters.as_ref().is_some_and(|filters| filters.may_change());

@@ -209,32 +209,17 @@ async fn run_hooks<'a>(
         *current = Some(step);
         host::enter(&mut request, &*step.plugin, &step.stats.outcomes);
         match step.plugin.request_body(&mut request) {
-            BodyWish::Buffered(cap) => {
+            wish @ (BodyWish::Buffered(_) | BodyWish::Start(_)) => {
                 *has_waited = true;
-                let mut whole = Box::pin(exchange.in_time(read_whole(body, cap))).await??;
+                let mut read = Box::pin(exchange.in_time(read(body, &wish))).await??;
                 let began = run.begin(step);
-                let flow = step.plugin.on_request_body(&mut request, &mut whole);
+                let flow = step.plugin.on_request_body(&mut request, &mut read.bytes);
                 let reply = run.resolve(step, flow, began, has_waited).await?;
-                replace_body(body, whole, &mut request);
+                if reply.is_none() || read.is_whole {
+                    put_back(body, read, &mut request);
+                }
                 if reply.is_some() {
                     return Ok(reply);
-                }
-            }
-            BodyWish::Start(cap) => {
-                *has_waited = true;
-                let read = Box::pin(exchange.in_time(read_start(body, cap))).await??;
-                let Start { mut bytes, beyond, is_whole } = read;
-                let began = run.begin(step);
-                let flow = step.plugin.on_request_body(&mut request, &mut bytes);
-                let reply = run.resolve(step, flow, began, has_waited).await?;
-                if reply.is_some() {
-                    return Ok(reply);
-                }
-                if is_whole {
-                    replace_body(body, bytes, &mut request);
-                } else {
-                    request.head.headers.remove(header::CONTENT_LENGTH);
-                    body.put_back(joined(vec![bytes, beyond]));
                 }
             }
             BodyWish::Filter(filter) if !body.is_empty() => {
@@ -318,38 +303,9 @@ impl Run<'_> {
     }
 }
 
-/// Puts `whole` in the place of a request's body. Trailers went with the framing; the length is that of the new body.
-fn replace_body(body: &mut RequestBody, whole: Bytes, request: &mut PluginRequest<'_>) {
-    request.head.headers.remove(header::TRAILER);
-    let had_length = request.head.headers.remove(header::CONTENT_LENGTH).is_some();
-    if !whole.is_empty() || had_length {
-        request.head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(whole.len()));
-    }
-    *body = if whole.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(whole)) };
-}
-
-/// Reads a body of at most `cap` bytes.
-async fn read_whole(body: &mut RequestBody, cap: usize) -> Result<Bytes, Failure> {
-    if body.size_hint().lower() > cap as u64 {
-        return Err(Failure::BodyTooLarge);
-    }
-    let mut parts: Vec<Bytes> = Vec::new();
-    let mut size = 0;
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-        let frame = frame.map_err(|error| Failure::from(&error))?;
-        let Ok(data) = frame.into_data() else { continue };
-        size += data.len();
-        if size > cap {
-            return Err(Failure::BodyTooLarge);
-        }
-        parts.push(data);
-    }
-    Ok(joined(parts))
-}
-
-/// The start of a body.
-struct Start {
-    /// At most as many bytes as were wanted.
+/// A body that was read for a plugin, or its start.
+struct Read {
+    /// The bytes that the plugin sees.
     bytes: Bytes,
     /// The bytes behind them that came together with them.
     beyond: Bytes,
@@ -357,27 +313,56 @@ struct Start {
     is_whole: bool,
 }
 
-/// Reads a body to its end, or until `cap` bytes are there and more has come or is announced.
-async fn read_start(body: &mut RequestBody, cap: usize) -> Result<Start, Failure> {
+/// Reads a body as a plugin wants it.
+async fn read(body: &mut RequestBody, wish: &BodyWish) -> Result<Read, Failure> {
+    match wish {
+        BodyWish::Buffered(cap) if body.size_hint().lower() > *cap as u64 => Err(Failure::BodyTooLarge),
+        BodyWish::Buffered(cap) => {
+            // One byte more than may come tells if there is more.
+            let read = read_start(body, cap.saturating_add(1)).await?;
+            if read.bytes.len() > *cap { Err(Failure::BodyTooLarge) } else { Ok(read) }
+        }
+        BodyWish::Start(cap) => read_start(body, *cap).await,
+        _ => Ok(Read { bytes: Bytes::new(), beyond: Bytes::new(), is_whole: false }),
+    }
+}
+
+/// Reads a body to its end, or until `cap` bytes are there and more may follow.
+async fn read_start(body: &mut RequestBody, cap: usize) -> Result<Read, Failure> {
     let mut parts: Vec<Bytes> = Vec::new();
     let (mut size, mut is_whole) = (0, false);
     while !is_whole && size < cap {
         match poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             None => is_whole = true,
-            Some(frame) => match frame.map_err(|error| Failure::from(&error))?.into_data() {
-                Ok(data) => {
+            Some(frame) => {
+                // Trailers go with the framing.
+                if let Ok(data) = frame.map_err(|error| Failure::from(&error))?.into_data() {
                     size += data.len();
                     parts.push(data);
                 }
-                // Trailers end it.
-                Err(_) => is_whole = true,
-            },
+            }
         }
     }
     let mut bytes = joined(parts);
     let beyond = bytes.split_off(cap.min(bytes.len()));
     let is_whole = beyond.is_empty() && (is_whole || body.is_end_stream());
-    Ok(Start { bytes, beyond, is_whole })
+    Ok(Read { bytes, beyond, is_whole })
+}
+
+/// Puts what a plugin has left of a body in the place of what was read. The length of a whole body is the new one, and trailers went
+/// with the framing.
+fn put_back(body: &mut RequestBody, read: Read, request: &mut PluginRequest<'_>) {
+    let Read { bytes, beyond, is_whole } = read;
+    let had_length = request.head.headers.remove(header::CONTENT_LENGTH).is_some();
+    if !is_whole {
+        body.put_back(joined(vec![bytes, beyond]));
+        return;
+    }
+    request.head.headers.remove(header::TRAILER);
+    if !bytes.is_empty() || had_length {
+        request.head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+    }
+    *body = if bytes.is_empty() { RequestBody::Empty } else { RequestBody::Whole(Some(bytes)) };
 }
 
 /// Asks the plugins that run on every route about a request that no route takes. Returns the first answer.

@@ -141,7 +141,7 @@ async fn meet(
     }
     match step.plugin.response_body(&mut out.response(way, notes, step, saw_request)) {
         BodyWish::Buffered(cap) => {
-            let mut whole = Box::pin(out.read_whole(way, cap)).await?;
+            let Some(mut whole) = Box::pin(out.read_whole(way, cap)).await? else { return Ok(()) };
             let mut response = out.response(way, notes, step, saw_request);
             let flow = step.plugin.on_response_body(&mut response, &mut whole);
             match resolve(way, step, flow).await? {
@@ -280,12 +280,12 @@ impl Outgoing<'_> {
         self.fail(way, failure);
     }
 
-    /// Reads the body, up to `cap` bytes.
-    async fn read_whole(&mut self, way: Way<'_, '_>, cap: usize) -> Result<Bytes, Failure> {
+    /// Reads the body, up to `cap` bytes. `None`: a filter that holds the head has refused the body, and its reply is the response.
+    async fn read_whole(&mut self, way: Way<'_, '_>, cap: usize) -> Result<Option<Bytes>, Failure> {
         let content = std::mem::replace(&mut self.reply.content, Content::Whole(Bytes::new()));
         let mut source = match content {
             Content::Whole(bytes) if self.detour.filters.is_empty() => {
-                return if bytes.len() > cap { Err(Failure::ResponseTooLarge) } else { Ok(bytes) };
+                return if bytes.len() > cap { Err(Failure::ResponseTooLarge) } else { Ok(Some(bytes)) };
             }
             content => Some(content),
         };
@@ -316,14 +316,26 @@ impl Outgoing<'_> {
                     parts.push(data);
                 }
                 Some(Err(FilteredError::Source(_))) => return Err(Failure::Reset),
+                Some(Err(FilteredError::Filter(FilterError::Aborted(plugin, abort))))
+                    if filters.hold_head() =>
+                {
+                    way.exchange.set_plugin(&plugin);
+                    if let Some(source) = source {
+                        self.reply.content = source;
+                    }
+                    self.replace(way, Reply::of_plugin(*abort.reply, way.exchange.request.request_id()));
+                    return Ok(None);
+                }
                 Some(Err(FilteredError::Filter(error))) => {
                     return Err(way.exchange.note_filter_error(&error));
                 }
             }
         }
+        let finished = filters.finish_head(&mut self.reply.parts);
+        finished.map_err(|error| way.exchange.note_filter_error(&error))?;
         if let Some(Content::Target(body)) = source {
             self.detour.spent = Some(body);
         }
-        Ok(joined(parts))
+        Ok(Some(joined(parts)))
     }
 }

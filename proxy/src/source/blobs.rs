@@ -201,10 +201,11 @@ impl BlobFetcher {
     }
 
     /// Deletes the files that the applied revision does not use, if its changes may have left any.
-    pub(super) fn delete_unused(&self, snapshot: &Snapshot, changes: &[Change]) {
+    pub(super) async fn delete_unused(&self, snapshot: &Snapshot, changes: &[Change]) {
         if changes.iter().any(|change| change.key().kind == Kind::Plugin) {
             let (dir, types, snapshot) = (Arc::clone(&self.dir), self.types.clone(), snapshot.clone());
-            tokio::task::spawn_blocking(move || dir.delete_unused(&snapshot, &types));
+            // A file that cannot be deleted is only in the way.
+            let _ = tokio::task::spawn_blocking(move || dir.delete_unused(&snapshot, &types)).await;
         }
     }
 }
@@ -243,7 +244,7 @@ mod tests {
         let content = Bytes::from_static(b"module");
         dir.save(BlobId::of(&content), content.clone());
         assert_eq!(dir.get(BlobId::of(&content)), Some(content));
-        dir.delete_unused(&Snapshot::empty("e".into()), &Registry::default());
+        dir.delete_unused(&Snapshot::empty("e"), &Registry::default());
         assert_eq!(dir.get(BlobId::of(b"module")), None, "a file that nothing uses is not kept in memory");
     }
 
@@ -255,7 +256,7 @@ mod tests {
         for number in 0..20_u8 {
             dir.save(BlobId::of(&[number]), Bytes::copy_from_slice(&[number]));
         }
-        dir.delete_unused(&Snapshot::empty("e".into()), &Registry::default());
+        dir.delete_unused(&Snapshot::empty("e"), &Registry::default());
         let left = (0..20_u8).filter(|number| dir.get(BlobId::of(&[*number])).is_some()).count();
         assert_eq!(left, KEPT_UNUSED);
         assert!(home.path().join("note.txt").exists());

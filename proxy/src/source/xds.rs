@@ -539,9 +539,9 @@ impl Session<'_> {
         self.client.served = Some(snapshot.clone());
         self.client.drifts = 0;
         let acked = self.ack(nonce).await;
-        self.fetcher.delete_unused(&snapshot, &changes);
         // The write follows the ACK, which reports what is served and not what is on disk.
-        self.client.writer.enqueue(snapshot, &changes);
+        self.client.writer.enqueue(snapshot.clone(), &changes);
+        self.fetcher.delete_unused(&snapshot, &changes).await;
         acked
     }
 

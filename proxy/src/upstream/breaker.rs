@@ -451,7 +451,7 @@ mod tests {
         let mut running = std::collections::VecDeque::new();
         for second in 5..60 {
             let at = after(&breaker, second * 1000);
-            while running.front().is_some_and(|(begun, _)| second >= begun + 8) {
+            while running.front().is_some_and(|(begun, _)| second >= *begun + 8) {
                 let (_, trial): (u64, Trial) = running.pop_front().unwrap();
                 trial.report(0, at, true);
             }
