@@ -57,7 +57,8 @@ if [ "$purpose" = test ] && [ ! -x "$cache/rust/usr/bin/rustc" ] && have apt-get
     # Unpacked and not installed, so that it does not stand in the way of the compiler of this project.
     echo "Unpacking Rust for WebAssembly"
     unpacking=$(mktemp -d)
-    (cd "$unpacking" && apt-get download -qq rustc libstd-rust-dev-wasm32 $(apt-cache depends rustc | sed -n 's/^ *Depends: \(libstd-rust-[0-9.]*\)$/\1/p') 2>/dev/null)
+    runtime=$(apt-cache depends libstd-rust-dev | sed -n 's/^ *Depends: \(libstd-rust-[0-9.]*\)$/\1/p')
+    (cd "$unpacking" && apt-get download -qq rustc libstd-rust-dev-wasm32 "$runtime" 2>/dev/null)
     for package in "$unpacking"/*.deb; do dpkg -x "$package" "$unpacking/root"; done
     mkdir -p "$cache"
     mv "$unpacking/root" "$cache/rust"

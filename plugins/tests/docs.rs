@@ -131,11 +131,14 @@ fn page(plugin_type: &PluginType) -> String {
         hooks.phases().map(|phase| json!(phase).as_str().unwrap().replace('_', " ")).collect();
     let mut page = format!(
         "<!-- Made from plugins/src/{}.rs; change it there. -->\n\n# {name}\n\n{}\n## Configuration\n\n\
-         Default order: {default_order}. Phases: {}.\n\n\
-         | field | type | default | meaning |\n| --- | --- | --- | --- |\n",
+         Default order: {default_order}. Phases: {}.\n\n{}",
         name.replace('-', "_"),
         module_docs(name),
         phases.join(", "),
+        match schema["properties"].as_object() {
+            Some(_) => "| field | type | default | meaning |\n| --- | --- | --- | --- |\n",
+            None => "There are no fields to set.\n",
+        },
     );
     write_fields(schema, schema, "", &mut page);
     page.push_str("\n## Examples\n");
@@ -146,12 +149,12 @@ fn page(plugin_type: &PluginType) -> String {
     page
 }
 
-/// The module's documentation, which stands at the top of the plugin's file.
 /// The file of a type.
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(format!("{}.rs", name.replace('-', "_")))
 }
 
+/// The module's documentation, which stands at the top of the plugin's file.
 fn module_docs(name: &str) -> String {
     let file = source(name);
     let source = fs::read_to_string(&file).unwrap();
@@ -162,7 +165,7 @@ fn module_docs(name: &str) -> String {
 }
 
 fn write_fields(root: &Value, schema: &Value, prefix: &str, page: &mut String) {
-    let properties = schema["properties"].as_object().unwrap();
+    let Some(properties) = schema["properties"].as_object() else { return };
     let order: Vec<&str> = match schema["x-order"].as_array() {
         Some(order) => order.iter().filter_map(Value::as_str).collect(),
         None => properties.keys().map(String::as_str).collect(),
