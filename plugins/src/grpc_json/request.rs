@@ -142,7 +142,7 @@ fn add_parameter(
             Err(Invalid(format!("the parameter {name:?} is not known")))
         };
     };
-    let is_variable = rule.variables.iter().any(|variable| *variable == path);
+    let is_variable = rule.variables.contains(&path);
     let (Some(field), false) = (path.last(), is_variable) else {
         return Err(Invalid(format!("the parameter {name:?} is a part of the path")));
     };

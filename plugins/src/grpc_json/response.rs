@@ -220,10 +220,8 @@ impl Translator {
         if self.rule.method.may_answer_any && !is_shallow(&message, &self.rules.pool) {
             return Err(Status::new(INTERNAL, "the service sent a message that is nested too deeply"));
         }
-        let body = match &self.rule.response_body {
-            None => None,
-            Some(field) => Some(message.get_field(field).into_owned()),
-        };
+        let response_body = self.rule.response_body.as_ref();
+        let body = response_body.map(|field| message.get_field(field).into_owned());
         let raw = match &body {
             None if output.full_name() == HTTP_BODY => Some(http_body(&message)),
             Some(prost_reflect::Value::Message(inner)) if inner.descriptor().full_name() == HTTP_BODY => {
@@ -241,7 +239,7 @@ impl Translator {
             return Ok(data);
         }
         let mut text = Vec::new();
-        let written = match &self.rule.response_body {
+        let written = match response_body {
             None => {
                 let mut serializer = serde_json::Serializer::new(&mut text);
                 message.serialize_with_options(&mut serializer, &self.style.options)

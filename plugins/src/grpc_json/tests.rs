@@ -242,7 +242,7 @@ fn translated(
         Reply::Response(response) => {
             (response.status().as_u16(), serde_json::from_slice(response.body()).unwrap())
         }
-        reply => panic!("{reply:?}"),
+        reply @ Reply::Problem { .. } => panic!("{reply:?}"),
     };
     let mut out = signalbox_plugin::Output::default();
     // Byte by byte, so that every cut is tried.
