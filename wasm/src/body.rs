@@ -98,7 +98,7 @@ impl Streamed {
         Err(Abort::new("the module failed for the other direction", reply))
     }
 
-    /// What happened while the body waited.
+    /// Carries out the decisions that the module has made while the body waited.
     fn catch_up(&mut self, out: &mut Output) -> Result<(), Abort> {
         if let Some(fault) = self.failed.take() {
             return self.fail(&fault, out);

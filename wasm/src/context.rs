@@ -111,7 +111,7 @@ impl Context {
     }
 }
 
-/// What the module may touch while it is called. It belongs to one context.
+/// The parts of an exchange that the module may touch while it is called. They belong to one context.
 #[derive(Default)]
 pub(crate) struct View {
     pub(crate) owner: u32,

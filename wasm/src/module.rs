@@ -76,7 +76,7 @@ pub(crate) fn check(runtime: &Runtime, content: &[u8]) -> Result<u64, String> {
     Ok(outline.memory)
 }
 
-/// What a module shows to its host.
+/// The exports and imports that a module shows to its host.
 #[derive(Default)]
 struct Outline<'m> {
     types: Vec<FuncType>,

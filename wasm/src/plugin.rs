@@ -35,7 +35,7 @@ pub struct Wasm {
     _kept: Kept,
 }
 
-/// What the next revision finds, because this plugin keeps it.
+/// The state that the next revision finds, because this plugin keeps it.
 type Kept = (Arc<Result<Arc<Runtime>, String>>, Arc<Result<Arc<Compiled>, String>>);
 
 /// All hooks that a module can have a callback for.
@@ -204,7 +204,7 @@ impl Wasm {
     }
 }
 
-/// What is done with a message by the wish of a module.
+/// Turns the wish of a module for a message into the next step of the host.
 fn flow(verdict: Verdict) -> Result<Flow<'static>, Fault> {
     match verdict {
         Verdict::Continue => Ok(Flow::Continue),

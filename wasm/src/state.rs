@@ -148,7 +148,7 @@ impl State {
 }
 
 impl Drop for State {
-    /// Who waits for this instance learns that it is gone.
+    /// Tells the tasks that wait for this instance that it is gone.
     fn drop(&mut self) {
         self.contexts.values_mut().for_each(Context::wake);
     }

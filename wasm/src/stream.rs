@@ -101,7 +101,7 @@ impl Stream {
         called
     }
 
-    /// What the module wants done with a message that it holds. If it holds it on, `waker` is woken when that changes.
+    /// The wish of the module for a message that it holds. If it holds it on, `waker` is woken when that changes.
     pub(crate) fn poll_resumed(&self, direction: Direction, waker: &Waker) -> Result<Option<Verdict>, Fault> {
         self.call(|vm, id| Ok(vm.poll_resumed(id, direction, waker)))
     }

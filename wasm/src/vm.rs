@@ -56,7 +56,7 @@ pub(crate) struct Callbacks {
     pub(crate) log: bool,
 }
 
-/// What a module wants done after a callback.
+/// The wish of a module after a callback.
 #[derive(Debug)]
 pub(crate) enum Verdict {
     Continue,
@@ -357,13 +357,13 @@ impl Vm {
         Ok(())
     }
 
-    /// What the module wants done with a message after it has returned `action`.
+    /// The wish of the module for a message after it has returned `action`.
     fn verdict(&mut self, id: u32, direction: Direction, action: u32) -> Verdict {
         let resumed = self.resumed(id, direction);
         resumed.unwrap_or(if action == PAUSE { Verdict::Pause } else { Verdict::Continue })
     }
 
-    /// What the module wants done with a message that it holds; `None`: it holds it on.
+    /// The wish of the module for a message that it holds; `None`: it holds it on.
     pub(crate) fn resumed(&mut self, id: u32, direction: Direction) -> Option<Verdict> {
         let context = self.state().contexts.get_mut(&id)?;
         if let Some(reply) = context.reply.take() {

@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(found("GET", "/v1/users/7:stop"), Some("/v1/users/{id}:stop"));
         assert_eq!(found("GET", "/v1/users/7:other"), Some("/v1/{name=users/*}"));
         assert_eq!(found("GET", "/v1/x/7"), Some("/v1/{a}/{b}"));
-        // What begins like a literal may still be another rule's.
+        // A path that begins like a literal may still be another rule's.
         assert_eq!(found("GET", "/v1/users/me/1/2"), Some("/v1/{name=**}"));
         assert_eq!(found("POST", "/v1/any"), Some("any"));
         assert_eq!(found("POST", "/v1/users/me"), None);

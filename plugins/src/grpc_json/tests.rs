@@ -210,7 +210,7 @@ fn other_requests_pass() {
     assert_eq!(client.head.uri.path(), "/v1/books/1");
 }
 
-/// What the frames `messages` of a method become, then the trailers.
+/// Translates the frames `messages` of a method, and then the trailers.
 fn translated(
     with: &Value,
     method: &str,

@@ -49,7 +49,7 @@ pub(crate) struct HttpSink {
 struct Queue {
     gate: Gate,
     sender: mpsc::UnboundedSender<Entry>,
-    /// What a batch holds at most. As soon as so much waits, the task is woken.
+    /// The most that a batch holds. As soon as so much waits, the task is woken.
     full: Waiting,
     due: Notify,
     losses: Losses,

@@ -29,7 +29,7 @@ pub(super) struct PartialSuccess {
     pub(super) error_message: String,
 }
 
-/// What is the same for all batches: the resource, and the scope, each as a field of the message that it belongs to.
+/// The parts that are the same for all batches: the resource and the scope, each as a field of the message that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Prefix {
     resource: Box<[u8]>,

@@ -34,7 +34,7 @@ async fn upload(gateway: &Gateway, content: Vec<u8>) -> Value {
 async fn a_module_is_uploaded_reaches_the_proxies_and_is_swapped_under_load() {
     let mut gateway = Gateway::start(2).await;
     let api = gateway.control_plane.api().clone();
-    // What is no module is refused at the write.
+    // A file that is no module is refused at the write.
     let text = upload(&gateway, b"no module".to_vec()).await;
     let wrong = json!({"type": "wasm", "global": true, "config": {"module": text}});
     let refused = api.call(Method::PUT, "/plugins/stamp", Some(&wrong)).await.unwrap();

@@ -10,7 +10,7 @@ declare function setBuffer(buffer: u32, start: u32, size: u32, value: usize, len
 
 // The host writes here the address and the size of what it gives.
 const place = memory.data(8);
-// What it gives lives until the next call of the module.
+// The memory that it gives lives until the next call of the module.
 const given = memory.data(65536);
 let top: u32 = 0;
 

@@ -17,7 +17,7 @@ IMPORT(proxy_get_buffer_bytes)(u32 buffer, u32 start, u32 max, const u8 **value,
 
 #define TEXT(literal) literal, sizeof(literal) - 1
 
-// What the host gives lives until the next call of the module, so one buffer is enough.
+// A value that the host gives lives until the next call of the module, so one buffer is enough.
 static u8 heap[64 * 1024];
 static u32 top;
 

@@ -1,4 +1,4 @@
-//! What a module costs each request. It is measured by hand, in a release build:
+//! The cost of a module for each request. It is measured by hand, in a release build:
 //! `cargo test --release -p signalbox-wasm -- --ignored --nocapture cost`.
 
 use std::time::Instant;

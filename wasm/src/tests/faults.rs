@@ -1,4 +1,4 @@
-//! What becomes of requests when a module fails.
+//! The fate of requests when a module fails.
 
 use std::time::{Duration, Instant};
 

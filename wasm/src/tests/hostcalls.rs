@@ -11,7 +11,7 @@ use crate::Wasm;
 use crate::module::check;
 use crate::runtime::Runtime;
 
-/// What the module gets: texts at 0, room for results at 400, 404 and 408.
+/// The memory of the module: texts at 0, room for results at 400, 404 and 408.
 const TEXTS: &str = r#"
     (data (i32.const 0) "x-in")
     (data (i32.const 16) "x-absent")
