@@ -20,7 +20,7 @@ async fn control_planes_that_start_at_once_make_the_tables_once() {
     for head in &heads {
         assert_eq!(head.as_ref().unwrap(), heads[0].as_ref().unwrap());
     }
-    assert_eq!(place.sql("SELECT version FROM signalbox_schema ORDER BY 1"), "1\n2\n3\n4\n5");
+    assert_eq!(place.sql("SELECT version FROM signalbox_schema ORDER BY 1"), "1\n2\n3\n4\n5\n6");
 }
 
 #[tokio::test]

@@ -146,8 +146,8 @@ impl BlobFetcher {
     /// Fetches the files that the changed plugins of `candidate` need and that the proxy does not have.
     pub(super) async fn fetch_missing(&self, candidate: &Candidate) -> Result<(), Vec<Rejected>> {
         let plugins = candidate.changes.iter().filter_map(|change| match change {
-            Change::Put(resource) if resource.key().kind == Kind::Plugin => Some(Arc::clone(resource)),
-            _ => None,
+            Change::Put(resource) => plugin(resource).map(|_| Arc::clone(resource)),
+            Change::Delete(_) => None,
         });
         let plugins: Vec<Arc<Resource>> = plugins.collect();
         if plugins.is_empty() {
