@@ -8,6 +8,7 @@ use serde_json::Value;
 use signalbox_expr::Condition;
 
 use crate::arrival;
+use crate::blob::BlobId;
 use crate::error::{Errors, FieldError, join};
 use crate::key::ResourceKey;
 use crate::narrowing::Narrowing;
@@ -72,6 +73,8 @@ pub struct Plugin {
     pub config: Bytes,
     /// The resources that its configuration refers to, each with the field that names it.
     pub references: Box<[(ResourceKey, String)]>,
+    /// The uploaded files that its configuration uses, each with the field that names it.
+    pub files: Box<[(BlobId, String)]>,
 }
 
 impl Specification for PluginSpec {
@@ -87,12 +90,13 @@ impl Specification for PluginSpec {
     fn parse(&self, context: &Context<'_>) -> Result<Plugin, Vec<FieldError>> {
         let catalog = context.catalog;
         let mut errors = Errors::default();
-        let mut references = Vec::new();
+        let (mut references, mut files) = (Vec::new(), Vec::new());
         let default_order = catalog.default_order(&self.type_name);
         if default_order.is_some() {
             let wrong = catalog.check(&self.type_name, &self.config);
             if wrong.is_empty() {
                 references = catalog.references(&self.type_name, &self.config);
+                files = catalog.blobs(&self.type_name, &self.config);
             }
             errors.extend_below("config", wrong);
         } else {
@@ -118,6 +122,7 @@ impl Specification for PluginSpec {
             shadow: self.shadow,
             config: serde_json::to_vec(&self.config).unwrap_or_default().into(),
             references: references.into_iter().map(|(key, field)| (key, join("config", &field))).collect(),
+            files: files.into_iter().map(|(id, field)| (id, join("config", &field))).collect(),
         }))
     }
 

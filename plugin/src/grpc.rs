@@ -1,5 +1,7 @@
 //! The statuses of gRPC (google.rpc.Code) beside those of HTTP, and its messages.
 
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS};
 
@@ -11,6 +13,21 @@ pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Bytes of a `grpc-message` that are percent-encoded.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
+
+/// True for the media type of gRPC; gRPC-Web has another.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
+}
+
+/// A message in its frame. It must be smaller than 4 GiB.
+pub fn frame(message: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(5 + message.len());
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    frame.put_slice(message);
+    frame.freeze()
+}
 
 /// The gRPC status by the "HTTP to gRPC Status Code Mapping", except where gRPC has a status of its own: an expired
 /// deadline, a message that is too large, a method that does not exist.

@@ -177,8 +177,7 @@ impl CommitGuard<'_> {
         id: BlobId,
     ) -> Result<Result<bool, BTreeSet<Name>>, StoreError> {
         self.hold().await?;
-        let users = self.current().plugins_with(id);
-        if !users.is_empty() {
+        if let Some(users) = self.current().files_in_use().remove(&id) {
             self.held = None;
             return Ok(Err(users));
         }

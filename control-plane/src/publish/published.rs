@@ -1,13 +1,12 @@
 //! One published state: the set of a revision, and what is looked up in it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use serde_json::Value;
 use signalbox_config::{
-    Assignment, BlobId, Body, Change, FieldError, Kind, Name, PluginCatalog as _, Relations, Resource,
-    ResourceKey, RevisionId, RolloutPolicy, RouteIndex, Snapshot, Strategy,
+    Assignment, BlobId, Body, Change, FieldError, Kind, Name, Relations, Resource, ResourceKey, RevisionId,
+    RolloutPolicy, RouteIndex, Snapshot, Strategy,
 };
 use signalbox_plugin::Registry;
 use signalbox_rollout::FleetTarget;
@@ -240,16 +239,17 @@ impl Published {
         }
     }
 
-    /// The plugins of the current set, and of the sets that fleets are still to serve, that use an uploaded file.
-    pub fn plugins_with(&self, id: BlobId) -> BTreeSet<Name> {
+    /// The uploaded files that plugins use, of the current set and of the sets that fleets are still to serve, with the plugins.
+    pub fn files_in_use(&self) -> BTreeMap<BlobId, BTreeSet<Name>> {
+        let mut users: BTreeMap<BlobId, BTreeSet<Name>> = BTreeMap::new();
         let states = std::iter::once(self).chain(self.assigned.states.values().map(|state| &**state));
-        let resources = states.flat_map(|state| state.snapshot.of_kind(Kind::Plugin, None));
-        let users = resources.filter(|resource| {
-            let Body::Plugin(plugin) = resource.body() else { return false };
-            let config: Value = serde_json::from_slice(&plugin.config).unwrap_or_default();
-            self.types.blobs(&plugin.type_name, &config).iter().any(|(used, _)| *used == id)
-        });
-        users.map(|resource| resource.key().name.clone()).collect()
+        for resource in states.flat_map(|state| state.snapshot.of_kind(Kind::Plugin, None)) {
+            let Body::Plugin(plugin) = resource.body() else { continue };
+            for (id, _) in &plugin.files {
+                users.entry(*id).or_default().insert(resource.key().name.clone());
+            }
+        }
+        users
     }
 
     /// The state of a revision: the current one, or one that a decision refers to; `self` is the current one.

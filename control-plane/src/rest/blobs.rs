@@ -1,6 +1,6 @@
 //! Endpoints for uploaded files: modules and descriptor sets, which plugins name by their SHA-256.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::response::Response;
 use futures_util::FutureExt as _;
@@ -83,14 +83,15 @@ impl From<UploadError> for Problem {
     }
 }
 
-fn view(call: &Call, row: BlobRow) -> Blob {
-    let users = call.app.publisher.current().plugins_with(row.id);
+/// The file of a row; `users` are the plugins that use each file.
+fn view(users: &BTreeMap<BlobId, BTreeSet<Name>>, row: BlobRow) -> Blob {
+    let users = users.get(&row.id).into_iter().flatten();
     Blob {
         sha256: row.id,
         size: row.size,
         created_at: rfc3339(row.created_at_us),
         created_by: row.created_by,
-        used_by: users.iter().map(Name::to_string).collect(),
+        used_by: users.map(Name::to_string).collect(),
     }
 }
 
@@ -108,7 +109,8 @@ fn unknown(id: BlobId) -> Problem {
 
 async fn list(call: Call) -> Result<Response, Problem> {
     let rows = call.app.metrics.store_call("blobs", call.app.publisher.files().list()).await?;
-    ok(&BlobList { items: rows.into_iter().map(|row| view(&call, row)).collect() })
+    let users = call.app.publisher.current().files_in_use();
+    ok(&BlobList { items: rows.into_iter().map(|row| view(&users, row)).collect() })
 }
 
 async fn post(call: Call) -> Result<Response, Problem> {
@@ -133,13 +135,14 @@ async fn save(call: &Call, id: BlobId) -> Result<Response, Problem> {
     }
     let created_by = call.caller.as_ref().map_or("unknown", |caller| &*caller.principal.name).to_owned();
     let row = BlobRow { id, size: call.body.len() as u64, created_at_us: now_us(), created_by };
+    let users = call.app.publisher.current().files_in_use();
     let is_new = call.app.publisher.files().save(&row, &call.body).await?;
     if is_new {
         call.audit(&format!("upload file {id}, {} bytes", row.size)).await;
-        return json_response(StatusCode::CREATED, &view(call, row));
+        return json_response(StatusCode::CREATED, &view(&users, row));
     }
     let rows = call.app.publisher.files().list().await?;
-    ok(&view(call, rows.into_iter().find(|known| known.id == id).unwrap_or(row)))
+    ok(&view(&users, rows.into_iter().find(|known| known.id == id).unwrap_or(row)))
 }
 
 async fn get(call: Call) -> Result<Response, Problem> {

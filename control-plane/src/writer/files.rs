@@ -19,9 +19,9 @@ pub(super) struct FilesOfPlugin {
     pub(super) type_name: Arc<str>,
     /// Its configuration, canonical JSON.
     pub(super) config: Bytes,
-    /// The files, each with the path of the field that names it, within the configuration.
-    pub(super) files: Vec<(BlobId, String)>,
-    /// The place of the configuration in what was sent.
+    /// The files, each with the field that names it.
+    pub(super) files: Box<[(BlobId, String)]>,
+    /// The place of the plugin in what was sent.
     pub(super) path: String,
 }
 
@@ -52,18 +52,18 @@ impl CheckedFiles {
         let unknown = uploaded.missing(&plugins.iter().flat_map(FilesOfPlugin::ids).collect()).await?;
         for plugin in plugins {
             let mut contents: HashMap<BlobId, Bytes> = HashMap::new();
-            let mut found = Vec::new();
+            let mut found = Errors::default();
             for (id, field) in &plugin.files {
                 let content = if unknown.contains(id) { None } else { uploaded.read(*id).await? };
                 match content {
                     Some(content) => drop(contents.insert(*id, content)),
-                    None => found.push(FieldError::new(field.clone(), missing(*id))),
+                    None => found.push(field, missing(*id)),
                 }
             }
             if found.is_empty() {
-                found = check_contents(&plugin, contents, types.clone()).await?;
+                found.extend_below("config", check_contents(&plugin, contents, types.clone()).await?);
             }
-            errors.extend_below(&plugin.path, found);
+            errors.extend_below(&plugin.path, found.finish(None::<()>).err().unwrap_or_default());
             self.0.insert((plugin.type_name, plugin.config));
         }
         errors.finish(Some(())).map_err(WriteError::Invalid)

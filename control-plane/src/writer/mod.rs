@@ -169,7 +169,7 @@ async fn write(
             if !matches!(operation, Operation::Restore(_)) {
                 plan.refuse_unfit_certificates(jiff::Timestamp::now())?;
             }
-            let files = plan.files(&current.types);
+            let files = plan.files();
             plan.check(&current).map(|(changes, relations)| (changes, relations, files))
         });
         let (changes, relations, files) = match plan {

@@ -7,7 +7,6 @@ use signalbox_config::{
     Body, Certificate, Change, Errors, FieldError, Kind, NotCurrent, Problem, Relations, Resource,
     ResourceKey, RevisionId, StapleSignature,
 };
-use signalbox_plugin::Registry;
 
 use super::deletions::Deletions;
 use super::error::WriteError;
@@ -105,22 +104,19 @@ impl Plan {
     }
 
     /// The changed plugins that use uploaded files.
-    pub(super) fn files(&self, types: &Registry) -> Vec<FilesOfPlugin> {
-        let mut found = Vec::new();
-        for change in &self.changes {
-            let Change::Put(resource) = change else { continue };
-            let Body::Plugin(plugin) = resource.body() else { continue };
-            let Some(plugin_type) = types.find(&plugin.type_name) else { continue };
-            let config = serde_json::from_slice(&plugin.config).unwrap_or_default();
-            let files = plugin_type.blobs(&config);
-            if files.is_empty() {
-                continue;
-            }
-            let path = self.locate(resource.key(), &FieldError::new("config", "")).field;
-            let (type_name, config) = (Arc::clone(&plugin.type_name), plugin.config.clone());
-            found.push(FilesOfPlugin { type_name, config, files, path });
-        }
-        found
+    pub(super) fn files(&self) -> Vec<FilesOfPlugin> {
+        let files = |change: &Change| {
+            let Change::Put(resource) = change else { return None };
+            let Body::Plugin(plugin) = resource.body() else { return None };
+            let path = || self.paths.get(resource.key()).cloned().unwrap_or_default();
+            (!plugin.files.is_empty()).then(|| FilesOfPlugin {
+                type_name: Arc::clone(&plugin.type_name),
+                config: plugin.config.clone(),
+                files: plugin.files.clone(),
+                path: path(),
+            })
+        };
+        self.changes.iter().filter_map(files).collect()
     }
 
     /// The changes and the relations after them, or why the set would not be closed.
