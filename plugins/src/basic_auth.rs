@@ -15,8 +15,6 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use schemars::JsonSchema;
@@ -29,6 +27,7 @@ use crate::authentication::{
     check_realm, default_realm,
 };
 use crate::authorization::{self, Several};
+use crate::lenient_base64::BASE64;
 use crate::password_pool::{Busy, PasswordPool};
 
 /// The treatment of the password, and of requests without one.
@@ -143,12 +142,6 @@ impl Method for UserPassword {
 }
 
 const SCHEME: &str = "Basic";
-
-/// Clients forget the padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// The decision that follows from the verification of a hash.
 #[derive(Debug, Clone, Copy)]

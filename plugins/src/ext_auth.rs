@@ -46,7 +46,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, RANGE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
@@ -56,6 +56,7 @@ use prost::Message as _;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{ByteSize, Errors, FieldError, HumanDuration, Kind, Name, ResourceKey};
+use signalbox_plugin::grpc;
 use signalbox_plugin::{
     BodyWish, CallAnswer, CallError, CallLimits, Context, Definition, Flow, Logger, Plugin, PluginRequest,
     PluginResponse, Reply, hooks,
@@ -425,11 +426,7 @@ impl ExtAuth {
         body: Option<CheckedBody>,
     ) -> Result<Verdict, Failed> {
         let message = self.check_request(request, head, body).encode_to_vec();
-        let mut body = BytesMut::with_capacity(5 + message.len());
-        body.put_u8(0);
-        body.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-        body.extend_from_slice(&message);
-        let mut check = Request::new(body.freeze());
+        let mut check = Request::new(grpc::frame(&message));
         *check.method_mut() = Method::POST;
         *check.uri_mut() = self.uri.clone();
         let headers = check.headers_mut();
@@ -617,14 +614,11 @@ fn scheme<'a>(request: &PluginRequest<'_>, head: &'a request::Parts) -> &'a str 
 /// True if a request is checked with its body, and the body is not there yet.
 fn waits_for_body(request: &PluginRequest<'_>, limit: BodyLimit) -> bool {
     let head = &*request.head;
-    let content_type = head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let rest = content_type.and_then(|it| it.strip_prefix(b"application/grpc"));
-    let is_grpc = rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')));
     request.body_size != Some(0)
         && !request.is_shadow
         && head.method != Method::CONNECT
         && !head.headers.contains_key(UPGRADE)
-        && !(is_grpc && limit.allow_partial)
+        && !(limit.allow_partial && grpc::is_grpc(&head.headers))
 }
 
 /// The target of checks. Its host is the name of the upstream, unless the request's own is shown.

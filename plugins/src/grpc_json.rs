@@ -34,11 +34,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, TE};
 use http::{HeaderMap, HeaderValue, Method, Uri};
+use prost::Message as _;
 use prost_reflect::SerializeOptions;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{BlobId, ByteSize, Errors, FieldError};
-use signalbox_plugin::grpc::GRPC_STATUS;
+use signalbox_plugin::grpc::{self, GRPC_STATUS};
 use signalbox_plugin::{
     Blobs, BodyWish, Context, Definition, Flow, Origin, Plugin, PluginRequest, PluginResponse, Reply, hooks,
 };
@@ -199,7 +200,7 @@ impl Plugin for GrpcJson {
             ignores_unknown_parameters: self.ignores_unknown_parameters,
         };
         match request::message(&call.rule, parts) {
-            Ok(message) => *body = request::frame(&message),
+            Ok(message) => *body = grpc::frame(&message.encode_to_vec()),
             Err(invalid) => return refuse(invalid),
         }
         call.translates = true;
@@ -209,9 +210,7 @@ impl Plugin for GrpcJson {
     fn on_response<'a>(&'a self, response: &'a mut PluginResponse<'_>) -> Flow<'a> {
         let Some(call) = response.exchange.get_mut::<Call>() else { return Flow::Continue };
         let head = &mut *response.head;
-        let content_type = head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        call.translates &=
-            response.origin == Origin::Upstream && content_type.starts_with(b"application/grpc");
+        call.translates &= response.origin == Origin::Upstream && grpc::is_grpc(&head.headers);
         if !call.translates {
             return Flow::Continue;
         }

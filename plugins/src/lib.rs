@@ -11,6 +11,7 @@ mod claims;
 mod clock;
 mod cookies;
 mod headers;
+mod lenient_base64;
 mod limit;
 mod log_sink;
 mod origin;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use serde_json::Value;
 use signalbox_config::{BlobId, Errors, FieldError, Kind, Name, ResourceKey};
+use signalbox_plugin::grpc::is_grpc;
 use signalbox_plugin::{
     Blobs, BodyWish, Context, Definition, Flow, Hooked, Hooks, LogRecord, Logger, Origin, Plugin,
     PluginRequest, PluginResponse, Reply, Task,
@@ -193,13 +194,9 @@ impl Wasm {
         headers: &HeaderMap,
     ) -> Option<BodyWish> {
         let max_body = self.pool.setup.max_body;
-        let is_grpc = || {
-            let content_type = headers.get(header::CONTENT_TYPE);
-            content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-        };
         let fits = size.is_some_and(|size| size <= max_body as u64) && self.sees_body(direction);
         let is_whole = stream.holds_for_body(direction)
-            || (fits && !headers.contains_key(header::TRAILER) && !is_grpc());
+            || (fits && !headers.contains_key(header::TRAILER) && !is_grpc(headers));
         is_whole.then_some(BodyWish::Buffered(max_body))
     }
 }

@@ -1,13 +1,11 @@
 //! The message of a call, made from the path, the query and the body of a request.
 
 use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use bytes::{BufMut as _, Bytes, BytesMut};
-use prost::Message as _;
+use bytes::Bytes;
 use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value};
 use serde_json::value::RawValue;
+
+use crate::lenient_base64::{BASE64, BASE64_URL};
 
 use super::rules::{BodyRule, HTTP_BODY, Rule, make_http_body, parent_of, resolve};
 
@@ -53,17 +51,6 @@ pub(super) fn message(rule: &Rule, parts: Parts<'_>) -> Result<DynamicMessage, I
         }
     }
     Ok(message)
-}
-
-/// A message in its frame.
-pub(super) fn frame(message: &DynamicMessage) -> Bytes {
-    let length = message.encoded_len();
-    let mut frame = BytesMut::with_capacity(5 + length);
-    frame.put_u8(0);
-    // The body that it was made from was bounded far below.
-    frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    frame.put_slice(&message.encode_to_vec());
-    frame.freeze()
 }
 
 fn read_json(input: &MessageDescriptor, body: &[u8]) -> Result<DynamicMessage, Invalid> {
@@ -196,7 +183,14 @@ fn parse(field: &FieldDescriptor, text: &str) -> Result<Value, String> {
         Kind::Uint64 | Kind::Fixed64 => Value::U64(number(text)?),
         Kind::Float => Value::F32(number(float(text))?),
         Kind::Double => Value::F64(number(float(text))?),
-        Kind::Bytes => Value::Bytes(decode(text).ok_or_else(|| format!("{text:?} is not base64"))?.into()),
+        Kind::Bytes => Value::Bytes(
+            BASE64
+                .decode(text)
+                .or_else(|_| BASE64_URL.decode(text))
+                .ok()
+                .ok_or_else(|| format!("{text:?} is not base64"))?
+                .into(),
+        ),
         Kind::Enum(kind) => {
             let by_name = kind.get_value_by_name(text).map(|value| value.number());
             let known = by_name.or_else(|| kind.get_value(text.parse().ok()?).map(|value| value.number()));
@@ -227,13 +221,4 @@ fn float(text: &str) -> &str {
         "-Infinity" => "-inf",
         text => text,
     }
-}
-
-/// Decodes either alphabet, padded or not.
-fn decode(text: &str) -> Option<Vec<u8>> {
-    const LENIENT: GeneralPurposeConfig =
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
-    const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
-    STANDARD.decode(text).or_else(|_| URL_SAFE.decode(text)).ok()
 }

@@ -3,9 +3,6 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, response};
@@ -15,6 +12,8 @@ use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage as _, Seriali
 use serde_json::{Value, json};
 use signalbox_plugin::grpc::{GRPC_MESSAGE, GRPC_STATUS, http_of_status};
 use signalbox_plugin::{Abort, BodyFilter, Output, Reply};
+
+use crate::lenient_base64::BASE64;
 
 use super::rules::{HTTP_BODY, Rule, Rules, http_body, is_shallow};
 
@@ -85,7 +84,7 @@ impl Status {
         let code = code.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(UNKNOWN);
         let message = fields.get(GRPC_MESSAGE).map(HeaderValue::as_bytes).unwrap_or_default();
         let message = percent_decode(message).decode_utf8_lossy().into_owned();
-        let details = fields.get(DETAILS).and_then(|details| decode(details.as_bytes()));
+        let details = fields.get(DETAILS).and_then(|details| BASE64.decode(details).ok());
         // Details that cannot be read are left out; the status counts.
         let details = details.and_then(|details| RpcStatus::decode(&details[..]).ok());
         let details = details.map(|status| status.details).unwrap_or_default();
@@ -141,18 +140,10 @@ fn any_json(any: &AnyMessage, pool: &DescriptorPool) -> Value {
         // Types such as Duration are no objects in JSON.
         Some(value) => json!({"@type": any.type_url, "value": value}),
         None => {
-            let value = base64::engine::general_purpose::STANDARD.encode(&any.value);
+            let value = BASE64.encode(&any.value);
             json!({"@type": any.type_url, "value": value})
         }
     }
-}
-
-/// Decodes base64, padded or not.
-fn decode(text: &[u8]) -> Option<Vec<u8>> {
-    const LENIENT: GeneralPurposeConfig =
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
-    STANDARD.decode(text).ok()
 }
 
 /// The media type of a response, unless its messages say another.

@@ -236,7 +236,7 @@ fn translated(
     let mut frames: Vec<u8> = Vec::new();
     for message in messages {
         let message = DynamicMessage::deserialize(output.clone(), message).unwrap();
-        frames.extend(request::frame(&message));
+        frames.extend(grpc::frame(&message.encode_to_vec()));
     }
     let refused = |abort: signalbox_plugin::Abort| match *abort.reply {
         Reply::Response(response) => {
@@ -387,7 +387,7 @@ fn a_filter_sees_frames_in_pieces() {
     let plugin = GrpcJson::build(config, &services.context(&name, &states)).unwrap();
     let rule = Arc::clone(plugin.rules.tree.find("GET", "/v1/books").unwrap().0);
     let message = DynamicMessage::new(rule.method.output.clone());
-    let frames = [request::frame(&message), request::frame(&message)].concat();
+    let frames = [grpc::frame(&message.encode_to_vec()), grpc::frame(&message.encode_to_vec())].concat();
     let mut filter = Translator::new(rule, plugin.rules, plugin.style);
     assert!(filter.holds_head());
     let abort = pass(&mut filter, [Bytes::from(frames)]).unwrap_err();

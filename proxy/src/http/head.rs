@@ -11,6 +11,7 @@ use signalbox_config::arrival::{
 pub use signalbox_config::arrival::{Claims, remove_claims};
 pub(super) use signalbox_config::arrival::{X_FORWARDED_PROTO, X_REQUEST_ID};
 use signalbox_config::{ClientCertificate, host};
+use signalbox_plugin::grpc::is_grpc;
 use signalbox_plugin::{Consumers, Exchange as PluginNotes};
 use smallvec::SmallVec;
 
@@ -363,12 +364,6 @@ pub fn grpc_timeout(headers: &HeaderMap, flags: HeaderFlags) -> Option<Duration>
 #[inline]
 pub fn is_grpc_call(headers: &HeaderMap, flags: HeaderFlags) -> bool {
     flags.has(HeaderFlags::TE) && is_grpc(headers)
-}
-
-/// True for a gRPC call; gRPC-Web is not one.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    value.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
 }
 
 /// The status of a gRPC call, if these are its trailers, or headers in their place.

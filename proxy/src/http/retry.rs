@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode, request};
 use signalbox_config::{Retry, RetryOn};
+use signalbox_plugin::grpc::is_grpc;
 
 use super::head;
 use crate::core::failure::Failure;
@@ -37,7 +38,7 @@ impl<'a> Retries<'a> {
             Some(methods) => methods.contains(&head.method),
             None => is_idempotent(&head.method),
         };
-        let grpc = policy.on.has_grpc() && head::is_grpc(&head.headers);
+        let grpc = policy.on.has_grpc() && is_grpc(&head.headers);
         Self { policy, repeatable, grpc, made: 0 }
     }
 
