@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use serde_json::Value;
-use signalbox_config::{BlobId, Body, Change, Kind, Plugin, Resource, ResourceKey, Snapshot};
-use signalbox_plugin::Registry;
+use signalbox_config::{BlobId, Body, Change, Kind, Resource, ResourceKey, Snapshot};
 use signalbox_plugin::blobs::BlobSource;
 use signalbox_proto::signalbox::report::v1::BlobRequest;
 use signalbox_proto::signalbox::report::v1::report_service_client::ReportServiceClient;
@@ -50,14 +48,13 @@ impl BlobDir {
     }
 
     /// The files that these plugins need and that are not here, each once. Blocks.
-    fn missing(&self, plugins: &[Arc<Resource>], types: &Registry) -> Vec<Missing> {
+    fn missing(&self, plugins: &[Arc<Resource>]) -> Vec<Missing> {
         let mut missing: BTreeMap<BlobId, Missing> = BTreeMap::new();
         for resource in plugins {
-            let Some(plugin) = plugin(resource) else { continue };
-            for (id, field) in files_of(plugin, types) {
-                if !missing.contains_key(&id) && self.get(id).is_none() {
-                    let field = format!("config.{field}");
-                    missing.insert(id, Missing { id, plugin: resource.key().clone(), field });
+            for (id, field) in files_of(resource) {
+                if !missing.contains_key(id) && self.get(*id).is_none() {
+                    let (plugin, field) = (resource.key().clone(), field.clone());
+                    missing.insert(*id, Missing { id: *id, plugin, field });
                 }
             }
         }
@@ -77,10 +74,9 @@ impl BlobDir {
 
     /// Deletes the files that no plugin of `snapshot` uses, but for those that were written last: the proxy may go back to them.
     /// Blocks.
-    fn delete_unused(&self, snapshot: &Snapshot, types: &Registry) {
-        let plugins = snapshot.of_kind(Kind::Plugin, None).filter_map(|resource| plugin(resource));
-        let used: HashSet<BlobId> =
-            plugins.flat_map(|plugin| files_of(plugin, types)).map(|(id, _)| id).collect();
+    fn delete_unused(&self, snapshot: &Snapshot) {
+        let plugins = snapshot.of_kind(Kind::Plugin, None);
+        let used: HashSet<BlobId> = plugins.flat_map(|plugin| files_of(plugin)).map(|(id, _)| *id).collect();
         self.unsaved().retain(|id, _| used.contains(id));
         let Ok(entries) = std::fs::read_dir(&self.path) else { return };
         let mut unused: Vec<(SystemTime, PathBuf)> = entries
@@ -118,20 +114,12 @@ fn read(path: &Path) -> Option<Bytes> {
     if is_sane { std::fs::read(path).ok().map(Bytes::from) } else { None }
 }
 
-fn plugin(resource: &Resource) -> Option<&Plugin> {
+/// The files that a resource uses, each with its field. A plugin that is not enabled uses none.
+fn files_of(resource: &Resource) -> &[(BlobId, String)] {
     match resource.body() {
-        Body::Plugin(plugin) => Some(plugin),
-        _ => None,
+        Body::Plugin(plugin) if plugin.enabled => &plugin.files,
+        _ => &[],
     }
-}
-
-/// The files that a plugin uses, each with the path of its field. One that is not enabled uses none.
-fn files_of(plugin: &Plugin, types: &Registry) -> Vec<(BlobId, String)> {
-    let Some(plugin_type) = types.find(&plugin.type_name).filter(|_| plugin.enabled) else {
-        return Vec::new();
-    };
-    let config: Value = serde_json::from_slice(&plugin.config).unwrap_or_default();
-    plugin_type.blobs(&config)
 }
 
 /// Fetches files from a control plane.
@@ -139,23 +127,22 @@ pub(super) struct BlobFetcher {
     pub(super) channel: Channel,
     pub(super) token: Option<MetadataValue<Ascii>>,
     pub(super) dir: Arc<BlobDir>,
-    pub(super) types: Registry,
 }
 
 impl BlobFetcher {
     /// Fetches the files that the changed plugins of `candidate` need and that the proxy does not have.
     pub(super) async fn fetch_missing(&self, candidate: &Candidate) -> Result<(), Vec<Rejected>> {
         let plugins = candidate.changes.iter().filter_map(|change| match change {
-            Change::Put(resource) => plugin(resource).map(|_| Arc::clone(resource)),
+            Change::Put(resource) => (!files_of(resource).is_empty()).then(|| Arc::clone(resource)),
             Change::Delete(_) => None,
         });
         let plugins: Vec<Arc<Resource>> = plugins.collect();
         if plugins.is_empty() {
             return Ok(());
         }
-        let (dir, types) = (Arc::clone(&self.dir), self.types.clone());
+        let dir = Arc::clone(&self.dir);
         // A panic of it is one of applying the revision, which looks for the files again and reports it.
-        let looking = tokio::task::spawn_blocking(move || dir.missing(&plugins, &types));
+        let looking = tokio::task::spawn_blocking(move || dir.missing(&plugins));
         let missing = looking.await.unwrap_or_default();
         let mut rejected = Vec::new();
         for file in missing {
@@ -203,9 +190,9 @@ impl BlobFetcher {
     /// Deletes the files that the applied revision does not use, if its changes may have left any.
     pub(super) async fn delete_unused(&self, snapshot: &Snapshot, changes: &[Change]) {
         if changes.iter().any(|change| change.key().kind == Kind::Plugin) {
-            let (dir, types, snapshot) = (Arc::clone(&self.dir), self.types.clone(), snapshot.clone());
+            let (dir, snapshot) = (Arc::clone(&self.dir), snapshot.clone());
             // A file that cannot be deleted is only in the way.
-            let _ = tokio::task::spawn_blocking(move || dir.delete_unused(&snapshot, &types)).await;
+            let _ = tokio::task::spawn_blocking(move || dir.delete_unused(&snapshot)).await;
         }
     }
 }
@@ -244,7 +231,7 @@ mod tests {
         let content = Bytes::from_static(b"module");
         dir.save(BlobId::of(&content), content.clone());
         assert_eq!(dir.get(BlobId::of(&content)), Some(content));
-        dir.delete_unused(&Snapshot::empty("e"), &Registry::default());
+        dir.delete_unused(&Snapshot::empty("e"));
         assert_eq!(dir.get(BlobId::of(b"module")), None, "a file that nothing uses is not kept in memory");
     }
 
@@ -256,7 +243,7 @@ mod tests {
         for number in 0..20_u8 {
             dir.save(BlobId::of(&[number]), Bytes::copy_from_slice(&[number]));
         }
-        dir.delete_unused(&Snapshot::empty("e"), &Registry::default());
+        dir.delete_unused(&Snapshot::empty("e"));
         let left = (0..20_u8).filter(|number| dir.get(BlobId::of(&[*number])).is_some()).count();
         assert_eq!(left, KEPT_UNUSED);
         assert!(home.path().join("note.txt").exists());

@@ -7,7 +7,8 @@
 //! - `journal`, the changes since then, append-only, so that writing a revision costs O(change);
 //! - `proven`, the last revision that is proven, complete, for a start after crashes with the last applied one. It is
 //!   replaced as a whole, at most twice in the time that a proof takes;
-//! - `starts`, the start marker, see [`super::guard`].
+//! - `starts`, the start marker, see [`super::guard`];
+//! - `blobs/`, the uploaded files that plugins use, see [`super::blobs`].
 //!
 //! The snapshots and the journal hold records of messages that a control plane could have sent, each with its length and a hash, and are
 //! read through the same [`Staging`] as the network. Reading stops at a truncated record, and the last complete

@@ -356,8 +356,7 @@ impl Client {
         let _reporting = AbortOnDropHandle::new(tokio::spawn(reporter.run(channel.clone())));
         let _counting = AbortOnDropHandle::new(tokio::spawn(counts_reporter.run(channel.clone())));
         let staging = Staging::on(self.served.clone(), &self.types);
-        let (dir, types) = (Arc::clone(&self.blobs), self.types.clone());
-        let fetcher = BlobFetcher { channel, token: self.token.clone(), dir, types };
+        let fetcher = BlobFetcher { channel, token: self.token.clone(), dir: Arc::clone(&self.blobs) };
         let mut session = Session { client: self, address, staging, requests, fetcher, refused: None };
         loop {
             let retry_at = session.refused.as_ref().map(|refused| refused.retry_at);
