@@ -2,52 +2,16 @@
 
 use bytes::Bytes;
 use http::Method;
-use schemars::JsonSchema;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use signalbox_config::{BlobId, Errors, FieldError};
-use signalbox_plugin::{Blobs, Context, Definition, Plugin, PluginType, Registry, hooks};
+use signalbox_config::BlobId;
+use signalbox_plugin::{PluginType, Registry};
 use signalbox_tests::control_plane::send;
 
+use self::reader::Reader;
 use crate::fixture::{Admin, EDITOR, PROXY, VIEWER, expect, expect_status};
 
-/// A plugin that takes any file that does not begin with "bad".
-struct Reader;
-
-#[hooks]
-impl Plugin for Reader {}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    /// The file.
-    file: BlobId,
-}
-
-impl Definition for Reader {
-    const NAME: &'static str = "reader";
-    const DESCRIPTION: &'static str = "Reads a file.";
-    const ORDER: i32 = 0;
-    type Config = Config;
-
-    fn check(_: &Config, _: &mut Errors) {}
-
-    fn blobs(config: &Config) -> Vec<(BlobId, String)> {
-        vec![(config.file, "file".to_owned())]
-    }
-
-    fn check_blobs(config: &Config, blobs: &Blobs, errors: &mut Errors) {
-        match blobs.get(config.file) {
-            Some(content) if content.starts_with(b"bad") => errors.push("file", "is a bad file"),
-            Some(_) => {}
-            None => errors.push("file", "was promised, and is not there"),
-        }
-    }
-
-    fn build(_: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
-        Ok(Self)
-    }
-}
+#[path = "../../../tests/tests/xds/reader.rs"]
+mod reader;
 
 async fn admin() -> Admin {
     let types = signalbox_plugins::types().chain([PluginType::of::<Reader>()]);

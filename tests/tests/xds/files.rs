@@ -1,45 +1,15 @@
 //! Uploaded files reach the proxies whose plugins use them, beside the revisions.
 
 use bytes::Bytes;
-use schemars::JsonSchema;
-use serde::Deserialize;
 use serde_json::json;
-use signalbox_config::{BlobId, Errors, FieldError};
+use signalbox_config::BlobId;
 use signalbox_control_plane::store::BlobRow;
 use signalbox_plugin::blobs::BlobSource as _;
-use signalbox_plugin::{Context, Definition, Plugin, PluginType, Registry, hooks};
+use signalbox_plugin::{PluginType, Registry};
 use signalbox_proxy::source::BlobDir;
 
 use crate::harness::*;
-
-struct Reader;
-
-#[hooks]
-impl Plugin for Reader {}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Config {
-    /// The file.
-    file: BlobId,
-}
-
-impl Definition for Reader {
-    const NAME: &'static str = "reader";
-    const DESCRIPTION: &'static str = "Reads a file.";
-    const ORDER: i32 = 0;
-    type Config = Config;
-
-    fn check(_: &Config, _: &mut Errors) {}
-
-    fn blobs(config: &Config) -> Vec<(BlobId, String)> {
-        vec![(config.file, "file".to_owned())]
-    }
-
-    fn build(_: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
-        Ok(Self)
-    }
-}
+use crate::reader::Reader;
 
 async fn upload(plane: &Plane, content: &[u8]) -> BlobId {
     let id = BlobId::of(content);

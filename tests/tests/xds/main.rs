@@ -13,5 +13,6 @@ mod model;
 mod planes;
 mod plugin_types;
 mod protocol;
+mod reader;
 mod scripted;
 mod tls;
