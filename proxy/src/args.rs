@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:9082")]
     pub admin_address: SocketAddr,
 
-    /// Directory of the last good snapshot, the last proven one and the proxy's identity.
+    /// Directory of the last good snapshot, the last proven one, the proxy's identity, and the uploaded files that plugins use.
     #[arg(long, env = "SIGNALBOX_DATA_DIR", value_name = "DIR", default_value = "signalbox-proxy-data")]
     pub data_dir: PathBuf,
 
