@@ -63,7 +63,7 @@ impl CheckedFiles {
             if found.is_empty() {
                 found.extend_below("config", check_contents(&plugin, contents, types.clone()).await?);
             }
-            errors.extend_below(&plugin.path, found.finish(None::<()>).err().unwrap_or_default());
+            errors.extend_below(&plugin.path, found.finish(Some(())).err().unwrap_or_default());
             self.0.insert((plugin.type_name, plugin.config));
         }
         errors.finish(Some(())).map_err(WriteError::Invalid)
