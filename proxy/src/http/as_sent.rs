@@ -31,7 +31,7 @@ impl Forwarding for AsSent<'_> {
             certificate: request.downstream.certificate.get(),
             host: self.host,
             notes: Some(notes),
-            traceparent: None,
+            has_trace: true,
         };
         forwarded.insert(&mut head.headers, true);
         Some(head)

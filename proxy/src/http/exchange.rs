@@ -26,6 +26,7 @@ use crate::active::Step;
 use crate::core::failure::Failure;
 use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
+use crate::core::trace_context::{TraceContext, hex_trace_id};
 use crate::telemetry::access_log::Entry;
 use crate::telemetry::{Flag, Key};
 use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
@@ -225,11 +226,11 @@ impl Exchange {
         }
     }
 
-    /// Records the trace id that the upstream gets, for the log.
+    /// Records the trace that the client's request belongs to, for the log.
     #[inline]
-    pub fn set_trace(&mut self, traceparent: &[u8]) {
-        if let Some(log) = &mut self.accounting.log {
-            log.trace = traceparent.first_chunk().copied();
+    pub fn set_trace(&mut self, context: Option<&TraceContext>) {
+        if let (Some(log), Some(context)) = (&mut self.accounting.log, context) {
+            log.trace_id = Some(hex_trace_id(&context.trace_id));
         }
     }
 
@@ -397,8 +398,7 @@ impl Exchange {
         Entry {
             time,
             request_id: request.request_id(),
-            // The format is version, trace id, span id, flags.
-            trace_id: log.trace.as_ref().and_then(|trace| trace.get(3..35)).unwrap_or_default(),
+            trace_id: log.trace_id.as_ref().map_or(b"", |id| id),
             client: request.client().text.as_bytes(),
             head: &log.head,
             status: accounting.status,

@@ -184,17 +184,6 @@ fn encode<'a>(
 ) -> Result<(&'a mut request::Parts, Outgoing), Failure> {
     let Request { head, flags, host, notes, mut body, .. } = request;
     let worker = Rc::clone(&exchange.request.downstream.worker);
-    let made = match head::traceparent(&head.headers, flags) {
-        Some(trace) => {
-            exchange.set_trace(trace.as_bytes());
-            None
-        }
-        None => {
-            let made = worker.identifier.borrow_mut().traceparent();
-            exchange.set_trace(&made);
-            Some(made)
-        }
-    };
     let context = &exchange.request;
     let forwarded = Forwarded {
         request_id: context.request_id(),
@@ -203,7 +192,7 @@ fn encode<'a>(
         certificate: context.downstream.certificate.get(),
         host,
         notes,
-        traceparent: made.as_ref(),
+        has_trace: flags.has_trace(),
     };
     let by_others =
         (context.has_plugins || context.is_forwarded()) && head::has_forwarded_fields(&head.headers);

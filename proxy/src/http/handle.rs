@@ -151,6 +151,9 @@ fn admit(exchange: &mut Exchange, head: &mut request::Parts) -> Result<Admitted,
     let request = &mut exchange.request;
     let flags = HeaderFlags::of(&head.headers);
     request.is_grpc = head::is_grpc_call(&head.headers, flags);
+    let trace = head::take_trace(&mut head.headers, flags);
+    exchange.set_trace(trace.as_ref());
+    let request = &mut exchange.request;
     if let Some(refusal) = request.downstream.worker.overload.refuses(request.started) {
         if refusal == Refusal::Crowded {
             request.downstream.end_after_this();

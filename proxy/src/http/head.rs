@@ -17,12 +17,10 @@ use smallvec::SmallVec;
 
 use crate::core::failure::Failure;
 use crate::core::fields::{KEEP_ALIVE, PROXY_CONNECTION};
-use crate::core::identify::{Traceparent, is_traceparent};
+use crate::core::trace_context::{self, TRACEPARENT, TRACESTATE, TraceContext};
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Request fields whose values rarely repeat, or that identify a client.
-const SELDOM_REPEATED: [HeaderName; 4] =
-    [X_REQUEST_ID, TRACEPARENT, HeaderName::from_static("tracestate"), X_FORWARDED_FOR];
+const SELDOM_REPEATED: [HeaderName; 4] = [X_REQUEST_ID, TRACEPARENT, TRACESTATE, X_FORWARDED_FOR];
 /// The fields of a head that the proxy has to handle, found in one pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeaderFlags(u32);
@@ -39,7 +37,8 @@ impl HeaderFlags {
     /// One of [`Consumers::HEADERS`].
     const CONSUMER: Self = Self(1 << 8);
     const EXPECT: Self = Self(1 << 9);
-    const TRACEPARENT: Self = Self(1 << 10);
+    /// `traceparent` or `tracestate`.
+    const TRACE: Self = Self(1 << 10);
     const COOKIE: Self = Self(1 << 11);
     const COOKIES: Self = Self(1 << 12);
     const HOST: Self = Self(1 << 13);
@@ -82,7 +81,7 @@ impl HeaderFlags {
             "proxy-authenticate" => Self::PROXY_AUTHENTICATE,
             "proxy-authorization" => Self::PROXY_AUTHORIZATION,
             "expect" => Self::EXPECT,
-            "traceparent" => Self::TRACEPARENT,
+            "traceparent" | "tracestate" => Self::TRACE,
             "grpc-timeout" => Self::GRPC_TIMEOUT,
             "x-request-id" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "forwarded" => {
                 Self::FORWARDED
@@ -106,6 +105,12 @@ impl HeaderFlags {
     #[inline]
     pub(super) fn has_upgrade(self) -> bool {
         self.has(Self::UPGRADE) && self.has(Self::CONNECTION)
+    }
+
+    /// True if there is a field of a trace context.
+    #[inline]
+    pub(super) fn has_trace(self) -> bool {
+        self.has(Self::TRACE)
     }
 
     /// True if there is a `Transfer-Encoding`.
@@ -181,8 +186,9 @@ pub fn size(head: &request::Parts) -> usize {
 /// Removes the fields that concern only the connection to the client.
 #[inline]
 pub fn prepare_request(headers: &mut HeaderMap, flags: HeaderFlags) {
-    // These fields need no handling, and many requests have no others.
-    if flags.0 & !(HeaderFlags::HOST.0 | HeaderFlags::COOKIE.0 | HeaderFlags::LENGTH.0) != 0 {
+    // These fields need no handling here, and many requests have no others.
+    let passed = HeaderFlags::HOST.0 | HeaderFlags::COOKIE.0 | HeaderFlags::LENGTH.0 | HeaderFlags::TRACE.0;
+    if flags.0 & !passed != 0 {
         clean_request(headers, flags);
     }
 }
@@ -212,11 +218,6 @@ fn clean_request(headers: &mut HeaderMap, flags: HeaderFlags) {
         // The proxy answers the expectation itself, as soon as the upstream reads the body.
         headers.remove(header::EXPECT);
     }
-    if flags.has(HeaderFlags::TRACEPARENT)
-        && !headers.get(TRACEPARENT).is_some_and(|value| is_traceparent(value.as_bytes()))
-    {
-        headers.remove(TRACEPARENT);
-    }
     join_cookies(headers, flags);
 }
 
@@ -236,8 +237,8 @@ pub struct Forwarded<'a> {
     pub host: Option<&'a HeaderValue>,
     /// The notes of the plugins, which may have deferred headers.
     pub notes: Option<&'a PluginNotes>,
-    /// The proxy's own value; `None`: the client's is passed on.
-    pub traceparent: Option<&'a Traceparent>,
+    /// True if the head may have a trace context.
+    pub has_trace: bool,
 }
 
 impl Forwarded<'_> {
@@ -268,7 +269,7 @@ impl Forwarded<'_> {
             }
         });
         // The proxy's own are marked already.
-        if by_others || self.traceparent.is_none() {
+        if by_others || self.has_trace {
             for name in &SELDOM_REPEATED {
                 if let Some(value) = headers.get_mut(name) {
                     value.set_sensitive(true);
@@ -296,17 +297,13 @@ impl Forwarded<'_> {
             }
             field(fingerprint, Text::Made(certificate.fingerprint.as_bytes()));
         }
-        if let Some(traceparent) = self.traceparent {
-            field(&TRACEPARENT, Text::Made(traceparent));
-        }
     }
 }
 
 /// True if one of the fields that [`Forwarded`] adds, besides the deferred ones, may be among `headers`. One pass takes less time than to look up each.
 pub fn has_forwarded_fields(headers: &HeaderMap) -> bool {
     headers.keys().map(HeaderName::as_str).any(|name| {
-        let others = ["x-request-id", "traceparent"];
-        name.starts_with("x-forwarded-") || name.starts_with("x-client-cert-") || others.contains(&name)
+        name.starts_with("x-forwarded-") || name.starts_with("x-client-cert-") || name == "x-request-id"
     })
 }
 
@@ -345,10 +342,10 @@ impl Text<'_> {
     }
 }
 
-/// The client's `traceparent`, if it is valid; see [`prepare_request`].
+/// The trace context that the request brings. Fields that are no context are removed: see [`trace_context::take`].
 #[inline]
-pub fn traceparent(headers: &HeaderMap, flags: HeaderFlags) -> Option<&HeaderValue> {
-    if flags.has(HeaderFlags::TRACEPARENT) { headers.get(TRACEPARENT) } else { None }
+pub fn take_trace(headers: &mut HeaderMap, flags: HeaderFlags) -> Option<TraceContext> {
+    if flags.has(HeaderFlags::TRACE) { trace_context::take(headers) } else { None }
 }
 
 /// The deadline of a gRPC client, if it sends one.
@@ -503,7 +500,11 @@ fn remove_named_by_connection(headers: &mut HeaderMap) {
         let needed =
             [header::HOST, header::CONTENT_LENGTH, header::TE, header::AUTHORIZATION, header::COOKIE];
         if !needed.contains(&name) {
-            headers.remove(name);
+            headers.remove(&name);
+        }
+        if name == TRACEPARENT {
+            // Without the one the other says nothing.
+            headers.remove(TRACESTATE);
         }
     }
 }
@@ -530,7 +531,6 @@ mod tests {
     use http::Request;
 
     use super::*;
-    use crate::core::identify::Identifier;
 
     fn parts(build: impl FnOnce(http::request::Builder) -> http::request::Builder) -> request::Parts {
         build(Request::builder()).body(()).unwrap().into_parts().0
@@ -544,10 +544,9 @@ mod tests {
         }
         let host = map.get(header::HOST).cloned();
         let flags = HeaderFlags::of(&map);
+        take_trace(&mut map, flags);
         strip_claims(&mut map, flags, false);
         prepare_request(&mut map, flags);
-        let made = Identifier::default().traceparent();
-        let own = traceparent(&map, flags).is_some();
         let forwarded = Forwarded {
             request_id: b"01890a5d-ac96-774b-bcce-b302099a8057",
             client: &HeaderValue::from_static("192.0.2.1"),
@@ -555,7 +554,7 @@ mod tests {
             certificate: None,
             host: host.as_ref(),
             notes: None,
-            traceparent: (!own).then_some(&made),
+            has_trace: flags.has_trace(),
         };
         let mut written = Vec::new();
         forwarded.write(&mut written, &map, false);
@@ -569,35 +568,30 @@ mod tests {
     #[test]
     fn fields_are_the_same_over_both_protocols_and_those_that_hardly_come_again_stay_out_of_tables() {
         let host = HeaderValue::from_static("a.example");
-        let made = Identifier::default().traceparent();
-        for traceparent in [None, Some(&made)] {
-            let forwarded = Forwarded {
-                request_id: b"01890a5d-ac96-774b-bcce-b302099a8057",
-                client: &HeaderValue::from_static("192.0.2.1"),
-                https: true,
-                certificate: None,
-                host: Some(&host),
-                notes: None,
-                traceparent,
-            };
-            let mut headers = HeaderMap::new();
-            headers.insert(TRACEPARENT, HeaderValue::from_static("the client's"));
-            headers.insert("tracestate", HeaderValue::from_static("a=b"));
-            headers.insert("x-other", HeaderValue::from_static("c"));
-            let mut written = Vec::new();
-            forwarded.write(&mut written, &headers, false);
-            forwarded.insert(&mut headers, false);
-            for line in std::str::from_utf8(&written).unwrap().lines() {
-                let (name, value) = line.split_once(": ").unwrap();
-                assert_eq!(headers[name], value);
-            }
-            let sensitive = headers.iter().filter(|(_, value)| value.is_sensitive());
-            let mut names: Vec<_> = sensitive.map(|(name, _)| name.as_str()).collect();
-            names.sort_unstable();
-            // Without the client's trace its state has no meaning, and hardly comes.
-            names.retain(|name| *name != "tracestate");
-            assert_eq!(names, ["traceparent", "x-forwarded-for", "x-request-id"]);
+        let forwarded = Forwarded {
+            request_id: b"01890a5d-ac96-774b-bcce-b302099a8057",
+            client: &HeaderValue::from_static("192.0.2.1"),
+            https: true,
+            certificate: None,
+            host: Some(&host),
+            notes: None,
+            has_trace: true,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(TRACEPARENT, HeaderValue::from_static("the client's"));
+        headers.insert(TRACESTATE, HeaderValue::from_static("a=b"));
+        headers.insert("x-other", HeaderValue::from_static("c"));
+        let mut written = Vec::new();
+        forwarded.write(&mut written, &headers, false);
+        forwarded.insert(&mut headers, false);
+        for line in std::str::from_utf8(&written).unwrap().lines() {
+            let (name, value) = line.split_once(": ").unwrap();
+            assert_eq!(headers[name], value);
         }
+        let sensitive = headers.iter().filter(|(_, value)| value.is_sensitive());
+        let mut names: Vec<_> = sensitive.map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["traceparent", "tracestate", "x-forwarded-for", "x-request-id"]);
     }
 
     #[test]
@@ -669,6 +663,7 @@ mod tests {
             ("forwarded", "for=203.0.113.9"),
             ("x-request-id", "mine"),
             ("traceparent", "nonsense"),
+            ("tracestate", "a=b"),
         ]);
         assert!(Consumers::HEADERS.iter().chain(&CLIENT_CERTIFICATE).all(|name| !map.contains_key(name)));
         assert!(!map.contains_key("forwarded"));
@@ -680,7 +675,7 @@ mod tests {
         ] {
             assert_eq!(map.get_all(name).iter().collect::<Vec<_>>(), [value], "{name}");
         }
-        assert!(is_traceparent(map["traceparent"].as_bytes()));
+        assert!(!map.contains_key(TRACEPARENT) && !map.contains_key(TRACESTATE));
     }
 
     #[test]
@@ -695,7 +690,7 @@ mod tests {
             certificate: None,
             host: None,
             notes: None,
-            traceparent: None,
+            has_trace: false,
         };
         let mut written = Vec::new();
         assert!(has_forwarded_fields(&headers));
@@ -704,9 +699,21 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_goes_on() {
+    fn a_trace_goes_on_and_none_is_made() {
         let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
-        assert_eq!(prepared(&[("host", "a"), ("traceparent", trace)])["traceparent"], trace);
+        let map = prepared(&[("host", "a"), ("traceparent", trace), ("tracestate", "a=b")]);
+        assert_eq!(
+            (map[TRACEPARENT].as_bytes(), map[TRACESTATE].as_bytes()),
+            (trace.as_bytes(), &b"a=b"[..])
+        );
+        assert!(!prepared(&[("host", "a")]).contains_key(TRACEPARENT));
+        let map = prepared(&[
+            ("host", "a"),
+            ("connection", "traceparent"),
+            ("traceparent", trace),
+            ("tracestate", "a=b"),
+        ]);
+        assert!(!map.contains_key(TRACEPARENT) && !map.contains_key(TRACESTATE));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use http::{HeaderValue, Method, Uri, Version, header, request};
 use signalbox_config::Name;
 use signalbox_plugin::LogRecord;
 
-use crate::core::identify::Traceparent;
 use crate::telemetry::access_log;
 use crate::upstream::Target;
 
@@ -14,7 +13,8 @@ use crate::upstream::Target;
 #[derive(Default)]
 pub(super) struct Logged {
     pub(super) head: access_log::Head,
-    pub(super) trace: Option<Traceparent>,
+    /// In hexadecimal digits.
+    pub(super) trace_id: Option<[u8; 32]>,
     pub(super) target: Option<Arc<Target>>,
     pub(super) consumer: Option<Name>,
 }

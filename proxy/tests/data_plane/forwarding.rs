@@ -108,7 +108,8 @@ fn the_upstream_is_told_who_asks() {
             assert_eq!(header(&told, "host"), ["a.example:81"]);
             assert!(header(&told, "x-consumer-id").is_empty());
             assert_eq!(header(&told, "x-request-id")[0].len(), 36);
-            assert_eq!(header(&told, "traceparent")[0].len(), 55);
+            // Without tracing there is no span that could be the parent of another.
+            assert!(header(&told, "traceparent").is_empty());
         }
     });
 }

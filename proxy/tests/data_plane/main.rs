@@ -45,6 +45,7 @@ mod smuggling;
 mod telling;
 mod tls;
 mod token_limit;
+mod trace_context;
 mod traffic_split;
 mod transforms;
 mod upgrades;
