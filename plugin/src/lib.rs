@@ -23,6 +23,7 @@ pub mod host;
 mod log;
 mod log_record;
 mod metrics;
+pub mod otlp;
 pub mod outbound;
 mod plugin;
 pub mod precedence;

@@ -28,6 +28,8 @@ pub struct LogRecord<'r> {
     pub request_id: &'r [u8],
     /// The id of its trace.
     pub trace_id: &'r [u8],
+    /// The id of its span, if the proxy exports that.
+    pub span_id: &'r [u8],
     /// The client's address.
     pub client: &'r [u8],
     /// The status of the response.
@@ -82,6 +84,7 @@ impl<'r> LogRecord<'r> {
             time: Duration::ZERO,
             request_id: b"",
             trace_id: b"",
+            span_id: b"",
             client: b"",
             status: StatusCode::OK,
             flags: "",

@@ -6,7 +6,7 @@
 //!
 //! ## Entries
 //!
-//! An entry is a JSON object with the fields of the proxy's access log: `time`, `request_id`, `trace_id`, `client`, `method`,
+//! An entry is a JSON object with the fields of the proxy's access log: `time`, `request_id`, `trace_id`, `span_id`, `sampled`, `client`, `method`,
 //! `host`, `path`, `protocol`, `status`, `flags`, `route`, `upstream`, `upstream_error`, `target`, `attempts`, `duration_ms`,
 //! `upstream_ms`, `bytes_in`, `bytes_out`, `consumer`, `plugin`, `shadow`, `user_agent` and `revision`. `fields` narrows them.
 //! `custom_fields` adds texts of your own, with placeholders: `{request.header.x-tenant}`, `{response.header.x-cache-status|none}`. A

@@ -5,7 +5,7 @@
 //!
 //! ## Records
 //!
-//! A record has the time of the request, the id of its trace where the request has one, a severity (`ERROR` for a status from 500,
+//! A record has the time of the request, the ids of its trace and its span where the request has them, a severity (`ERROR` for a status from 500,
 //! `WARN` from 400, else `INFO`), a body such as `GET /users 200`, and the fields of the proxy's access log as attributes:
 //!
 //! | field | attribute |
@@ -45,13 +45,14 @@ use http::{HeaderValue, Method, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError, HumanDuration, ResourceKey};
+use signalbox_plugin::otlp::{self, ExportResponse};
 use signalbox_plugin::{
     Context, Definition, Flow, LogRecord, OnConditionError, Plugin, PluginResponse, hooks,
 };
 
 mod protocol;
 
-use self::protocol::{ExportLogsServiceResponse, Prefix};
+use self::protocol::Prefix;
 use crate::log_sink::{
     self, BatchSpec, Endpoint, EndpointSpec, Entry, Field, Format, HeaderValues, HttpSink, QueueSpec,
     Selection, SelectionSpec, Taken,
@@ -171,7 +172,7 @@ impl Definition for OtelLog {
         Self::check(&config, &mut errors);
         let selection = config.selection(&mut Errors::default());
         let endpoint = config.endpoint(&mut Errors::default()).filter(|_| errors.is_empty());
-        let format = Prefix::new(&config.resource);
+        let format = protocol::envelope(&config.resource);
         let sink = endpoint.map(|endpoint| HttpSink::of(&endpoint, &format, context));
         errors.finish(sink.map(|sink| Self { selection, sink }))
     }
@@ -206,19 +207,18 @@ impl Format for Prefix {
     }
 
     fn judge(&self, answer: &Response<Bytes>) -> Taken {
-        match answer.status().as_u16() {
-            200..300 => {
-                let read = <ExportLogsServiceResponse as prost::Message>::decode(answer.body().clone());
+        match answer.status() {
+            status if status.is_success() => {
+                let read = <ExportResponse as prost::Message>::decode(answer.body().clone());
                 // A body that cannot be read does not say that records were rejected.
                 match read.ok().and_then(|response| response.partial_success) {
-                    Some(partial) => Taken::But(
-                        u64::try_from(partial.rejected_log_records).unwrap_or(0),
-                        partial.error_message.into(),
-                    ),
+                    Some(partial) => {
+                        Taken::But(u64::try_from(partial.rejected).unwrap_or(0), partial.error_message.into())
+                    }
                     None => Taken::But(0, "".into()),
                 }
             }
-            429 | 502 | 503 | 504 => Taken::NotNow,
+            status if otlp::is_retryable(status) => Taken::NotNow,
             _ => Taken::Never,
         }
     }

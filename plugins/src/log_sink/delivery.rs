@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::future::{Either, select};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
+use signalbox_plugin::otlp;
 use signalbox_plugin::{CallError, CallLimits, Context, LogRecord, Task, TaskContext};
 use tokio::sync::{Mutex, Notify, mpsc};
 
@@ -314,13 +315,12 @@ fn retry_after(answer: &Response<Bytes>) -> Option<Duration> {
 impl DeliveryError {
     /// The pause before the next try, after so many retries. `None`: there must be none.
     fn pause(&self, retries: u8, random: f64) -> Option<Duration> {
-        let doubled = FIRST_PAUSE.saturating_mul(1 << u32::from(retries).min(10)).min(LONGEST_PAUSE);
-        let pause = doubled.mul_f64(1.0 - 0.5 * random);
+        let pause = |asked| otlp::pause(retries, [FIRST_PAUSE, LONGEST_PAUSE], asked, random);
         match self {
-            Self::NotNow(_, Some(after)) => Some((*after).min(LONGEST_PAUSE).max(pause)),
+            Self::NotNow(_, after) => Some(pause(*after)),
             // The answer may say that the batch was taken, so that it must not come twice.
             Self::Call(CallError::TooLarge(_) | CallError::BadRequest) => None,
-            Self::NotNow(_, None) | Self::Call(_) | Self::Headers(_) => Some(pause),
+            Self::Call(_) | Self::Headers(_) => Some(pause(None)),
             Self::Never(_) | Self::Rejected(..) => None,
         }
     }

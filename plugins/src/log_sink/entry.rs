@@ -42,6 +42,10 @@ pub(crate) enum Field {
     RequestId,
     /// The id of its trace.
     TraceId,
+    /// The id of its span, if the proxy exports that.
+    SpanId,
+    /// True if the proxy exports its span.
+    Sampled,
     /// The client's address.
     Client,
     /// The method.
@@ -91,6 +95,7 @@ pub(crate) enum Field {
 pub(crate) enum Value<'r> {
     Text(Cow<'r, str>),
     Number(u64),
+    Bool(bool),
     Millis(f64),
     /// A time since 1970.
     Time(Duration),
@@ -103,10 +108,12 @@ const MAX_NAME: usize = 64;
 
 impl Field {
     /// All, in the order of the access log.
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 26] = [
         Self::Time,
         Self::RequestId,
         Self::TraceId,
+        Self::SpanId,
+        Self::Sampled,
         Self::Client,
         Self::Method,
         Self::Host,
@@ -136,6 +143,8 @@ impl Field {
             Self::Time => "time",
             Self::RequestId => "request_id",
             Self::TraceId => "trace_id",
+            Self::SpanId => "span_id",
+            Self::Sampled => "sampled",
             Self::Client => "client",
             Self::Method => "method",
             Self::Host => "host",
@@ -169,6 +178,8 @@ impl Field {
             Self::Time => Value::Time(record.time),
             Self::RequestId => bytes(record.request_id),
             Self::TraceId => bytes(record.trace_id),
+            Self::SpanId => bytes(record.span_id),
+            Self::Sampled => Value::Bool(!record.span_id.is_empty()),
             Self::Client => bytes(record.client),
             Self::Method => text(record.method.as_str()),
             Self::Host => header(record.host),
@@ -313,6 +324,7 @@ impl Value<'_> {
         let written = match self {
             Self::Text(text) => serde_json::to_writer(&mut *out, text),
             Self::Number(number) => serde_json::to_writer(&mut *out, number),
+            Self::Bool(is_true) => serde_json::to_writer(&mut *out, is_true),
             Self::Millis(millis) => serde_json::to_writer(&mut *out, millis),
             Self::Time(time) => serde_json::to_writer(&mut *out, &timestamp(*time)),
             Self::Null => serde_json::to_writer(&mut *out, &()),
@@ -361,7 +373,8 @@ mod tests {
         record.revision = 7;
         let line = selection(None).json(&record);
         let expected = json!({
-            "time": "2026-01-01T00:00:00.042Z", "request_id": "id-1", "trace_id": "", "client": "192.0.2.1",
+            "time": "2026-01-01T00:00:00.042Z", "request_id": "id-1", "trace_id": "", "span_id": "",
+            "sampled": false, "client": "192.0.2.1",
             "method": "GET", "host": "a.example:8443", "path": "/a%20b", "protocol": "HTTP/1.1", "status": 404,
             "flags": "", "route": "", "upstream": "", "upstream_error": "", "target": "", "attempts": 0,
             "duration_ms": 1234.567, "upstream_ms": 0.007, "bytes_in": 0, "bytes_out": u64::MAX, "consumer": "",

@@ -1,5 +1,7 @@
 //! Reads what was written by the messages of OpenTelemetry.
 
+use std::time::Duration;
+
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use prost::Message as _;
 
@@ -117,7 +119,7 @@ fn a_request_has_the_records_of_a_batch_with_the_names_of_the_conventions() {
     let few = selection(Some(&[Field::Time, Field::Status, Field::Consumer]));
     let entries = [encode_record(&selection(None), &record), encode_record(&few, &second)];
     let attributes = BTreeMap::from([("team".to_owned(), "x".repeat(200))]);
-    let request = Request::decode(Prefix::new(&attributes).request(&entries)).unwrap();
+    let request = Request::decode(envelope(&attributes).request(&entries)).unwrap();
     let [ResourceLogs { resource, scope_logs }] = &*request.resource_logs else { panic!("{request:?}") };
     let resource = texts(&resource.as_ref().unwrap().attributes);
     assert_eq!(resource, ["service.name=\"signalbox\"".to_owned(), format!("team={:?}", "x".repeat(200))]);
@@ -153,7 +155,7 @@ fn a_request_has_the_records_of_a_batch_with_the_names_of_the_conventions() {
     assert_eq!((second.severity_text.as_str(), second.trace_id.len()), ("INFO", 0));
     assert_eq!(texts(&second.attributes), ["http.response.status_code=200"]);
     let named = BTreeMap::from([("service.name".to_owned(), "shop".to_owned())]);
-    let request = Request::decode(Prefix::new(&named).request(&[])).unwrap();
+    let request = Request::decode(envelope(&named).request::<Entry>(&[])).unwrap();
     assert_eq!(
         texts(&request.resource_logs[0].resource.as_ref().unwrap().attributes),
         ["service.name=\"shop\""]
