@@ -94,6 +94,7 @@ mod specification;
 mod structure;
 mod table;
 pub mod template;
+mod tracing;
 mod upstream;
 mod values;
 
@@ -154,5 +155,9 @@ pub use snapshot::{Assignment, Change, RevisionId, Snapshot};
 pub use specification::Audience;
 pub use structure::check_structure;
 pub use table::Body;
+pub use tracing::{
+    HeaderTextSpec, LateSampling, OtlpProtocol, ParentSampling, PlaceSpec, SampleRatio, Sampling,
+    TraceContextTrust, TraceExporter, TraceFormat, Tracing, TracingSpec,
+};
 pub use upstream::{ResponseLimits, Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
 pub use values::{ByteSize, HumanDuration};

@@ -17,6 +17,7 @@ use crate::names::parse_names;
 use crate::narrowing::Narrowing;
 use crate::path::EscapedSlashes;
 use crate::specification::{Audience, Context, Specification, common_fields, references_of_list};
+use crate::tracing::{Tracing, TracingSpec};
 use crate::values::{ByteSize, HumanDuration};
 
 /// A listener as people write it.
@@ -65,6 +66,9 @@ pub struct ListenerSpec {
     /// Limits on requests and connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsSpec>,
+    /// Tracing of requests: spans by OpenTelemetry's protocol. Absent: no spans.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<TracingSpec>,
     /// The names of plugins that run on requests by this listener. They replace global plugins of the same type; those of the
     /// upstream, the route or the consumer replace them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -197,6 +201,8 @@ pub struct Listener {
     pub limits: Limits,
     /// Trust in what clients claim, and the preparation of requests before they are routed.
     pub edge: Edge,
+    /// Tracing of its requests; `None`: there are no spans.
+    pub tracing: Option<Tracing>,
     /// Plugins that run on its requests.
     pub plugins: Box<[Name]>,
 }
@@ -344,9 +350,18 @@ impl Specification for ListenerSpec {
             }
         };
         let edge = self.edge(&mut errors);
+        let tracing = self.tracing.as_ref().and_then(|tracing| tracing.parse(&mut errors));
         let plugins = parse_names(&self.plugins, "plugins", &mut errors);
         let protocol = self.protocol;
-        errors.finish(address.map(|address| Listener { address, protocol, tls, limits, edge, plugins }))
+        errors.finish(address.map(|address| Listener {
+            address,
+            protocol,
+            tls,
+            limits,
+            edge,
+            tracing,
+            plugins,
+        }))
     }
 }
 

@@ -1634,6 +1634,22 @@ export interface components {
         } | {
             query: string;
         } | "source_ip" | "consumer";
+        /** @description A text, or a reference to a secret: {env: NAME} or {file: PATH} on the proxy's host */
+        HeaderText: string | {
+            /**
+             * Environment variable
+             * @description The name of an environment variable of the proxy.
+             * @example NAME
+             */
+            env: string;
+        } | {
+            /**
+             * File
+             * @description The path of a file on the proxy's host.
+             * @example /run/secrets/name
+             */
+            file: string;
+        };
         /** @description Health checks of targets, as people write them. */
         HealthCheckSpec: {
             /**
@@ -1697,6 +1713,28 @@ export interface components {
         };
         /** @description The kind of a resource. */
         Kind: "listener" | "route" | "upstream" | "plugin" | "consumer" | "consumer-group" | "certificate" | "fleet";
+        /**
+         * @description Exports requests at their end which sampling has left out. Only the proxy's own spans are exported then, marked by the attribute
+         *     `signalbox.late`: its targets were not told to record theirs.
+         */
+        LateSpec: {
+            /**
+             * @description Exports requests that failed on this side: a status from 500, a response that broke off, or an error of gRPC like them. Default
+             *     true.
+             */
+            errors?: boolean | null;
+            /**
+             * Format: uint32
+             * @description The most requests per second and proxy that are exported late, from 1 to 1000; default 10. Each worker has its share.
+             * @example 10
+             */
+            per_second?: number | null;
+            /**
+             * @description Exports requests that took longer, from 1ms to 1h. Protocol switches do not count. Absent: however long they take.
+             * @example 1s
+             */
+            slower_than?: components["schemas"]["Duration"] | null;
+        };
         /** @description Limits on requests and connections of a listener, as people write them. */
         LimitsSpec: {
             /** @description The largest request body. Absent: no limit, because bodies are streamed. Larger ones are answered 413. */
@@ -1759,6 +1797,8 @@ export interface components {
             proxy_protocol?: components["schemas"]["ProxyProtocol"] | null;
             /** @description The TLS settings, for the protocol `https`. */
             tls?: components["schemas"]["ListenerTlsSpec"] | null;
+            /** @description Tracing of requests: spans by OpenTelemetry's protocol. Absent: no spans. */
+            tracing?: components["schemas"]["TracingSpec"] | null;
             /**
              * @description Addresses of trusted proxies in front of this one, like `10.0.0.0/8`; at most 256. Their forwarded headers are kept: the
              *     client is the last address of `X-Forwarded-For` that is not in this list, and `X-Forwarded-Proto`, `X-Forwarded-Host`
@@ -1811,6 +1851,8 @@ export interface components {
             proxy_protocol?: components["schemas"]["ProxyProtocol"] | null;
             /** @description The TLS settings, for the protocol `https`. */
             tls?: components["schemas"]["ListenerTlsSpec"] | null;
+            /** @description Tracing of requests: spans by OpenTelemetry's protocol. Absent: no spans. */
+            tracing?: components["schemas"]["TracingSpec"] | null;
             /**
              * @description Addresses of trusted proxies in front of this one, like `10.0.0.0/8`; at most 256. Their forwarded headers are kept: the
              *     client is the last address of `X-Forwarded-For` that is not in this list, and `X-Forwarded-Proto`, `X-Forwarded-Host`
@@ -1939,8 +1981,12 @@ export interface components {
         OnInconclusive: "hold" | "promote" | "abort";
         /** @description The treatment of revisions that are written during a rollout. */
         OnNewWrite: "wait" | "supersede";
+        /** @description The transport of OTLP. */
+        OtlpProtocol: "http/protobuf" | "grpc";
         /** @description The value of a condition. */
         Outcome: "met" | "unmet" | "error" | "unknown";
+        /** @description What follows from the caller's decision about a trace. */
+        ParentSampling: "follow" | "ignore";
         /** @description Passive checks as people write them. */
         PassiveCheckSpec: {
             /**
@@ -2832,6 +2878,8 @@ export interface components {
             respond?: components["schemas"]["RespondSpec"] | null;
             /** @description Redirects requests for `/x/` or `/x` to the form that the route has. */
             strict_slash?: boolean;
+            /** @description Tracing of the route's requests, on listeners that have tracing. */
+            tracing?: components["schemas"]["RouteTracingSpec"] | null;
         };
         /** @description A route as people write it. */
         RouteSpec: {
@@ -2867,6 +2915,49 @@ export interface components {
             respond?: components["schemas"]["RespondSpec"] | null;
             /** @description Redirects requests for `/x/` or `/x` to the form that the route has. */
             strict_slash?: boolean;
+            /** @description Tracing of the route's requests, on listeners that have tracing. */
+            tracing?: components["schemas"]["RouteTracingSpec"] | null;
+        };
+        /** @description The tracing of a route's requests. */
+        RouteTracingSpec: {
+            /**
+             * Format: double
+             * @description The share of traces that begin here and are sampled, from 0 to 1, in place of the listener's `tracing.sampling.ratio`. Absent: the
+             *     listener's.
+             * @example 0.01
+             */
+            ratio?: number | null;
+        };
+        /**
+         * @description The requests whose spans are exported. The first rule that applies decides: `force_header`, the caller's decision, the ratio. What
+         *     they let through is then limited by `per_second`, except for forced requests.
+         */
+        SamplingSpec: {
+            /**
+             * @description A header by which trusted proxies have a request sampled, whatever its value. It is removed from requests of all others.
+             *     Absent: none.
+             * @example x-signalbox-trace
+             */
+            force_header?: string | null;
+            /** @description What follows from the caller's decision about a trace that is continued. Default `follow`. */
+            parent?: components["schemas"]["ParentSampling"] | null;
+            /**
+             * Format: uint32
+             * @description The most requests per second and proxy that are sampled, at most 1000000; default 100. Each worker has its share. 0: no limit.
+             * @example 100
+             */
+            per_second?: number | null;
+            /**
+             * Format: double
+             * @description The share of traces that begin here and are sampled, from 0 to 1, to a millionth; default 1. A route's own ratio replaces it.
+             * @example 0.01
+             */
+            ratio?: number | null;
+            /**
+             * @description Tells targets of a request without a caller's context that it is not sampled, so that they begin no traces of their own. Default
+             *     false.
+             */
+            tell_not_sampled?: boolean | null;
         };
         /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns "<redacted>" in its place */
         Secret: string | {
@@ -3025,6 +3116,58 @@ export interface components {
         };
         /** @description Where a token is from. */
         TokenSource: "stored" | "flag" | "file";
+        /** @description The callers whose trace context is continued. */
+        TraceContextTrust: "trusted_proxies" | "trust" | "restart";
+        /** @description A collector of spans. */
+        TraceExporterSpec: {
+            /**
+             * @description The collector's address: `http://collector:4318`, or `https://…` with a certificate that the proxy's host trusts. For
+             *     `http/protobuf`, `/v1/traces` is added to its path unless it ends so.
+             * @example http://collector:4318
+             */
+            endpoint: string;
+            /**
+             * @description Headers of calls, at most 32: a text, which everybody who may read the listener sees, or a reference to a secret on the
+             *     proxy's host.
+             */
+            headers?: {
+                [key: string]: components["schemas"]["HeaderText"];
+            };
+            /** @description The protocol of calls. Default `http/protobuf`. */
+            protocol?: components["schemas"]["OtlpProtocol"] | null;
+            /** @description The time to wait for an answer, from 10ms to 1m; default 10s. */
+            timeout?: components["schemas"]["Duration"] | null;
+        };
+        /** @description A format of trace contexts. */
+        TraceFormat: "w3c" | "b3" | "jaeger" | "xray";
+        /**
+         * @description Tracing of a listener's requests: spans by OpenTelemetry's protocol (OTLP). Absent: no spans, and a caller's trace context
+         *     passes unchanged.
+         */
+        TracingSpec: {
+            /** @description The collector that gets the spans. */
+            exporter: components["schemas"]["TraceExporterSpec"];
+            /** @description Exports requests at their end which sampling has left out. Absent: none. */
+            late?: components["schemas"]["LateSpec"] | null;
+            /**
+             * @description The formats in which a trace context is read, the first that is found by this order: `w3c`, `b3`, `jaeger`, `xray`. Targets get
+             *     W3C's `traceparent`, and the formats that the request came with. Default `[w3c]`, which is always among them.
+             */
+            propagation?: components["schemas"]["TraceFormat"][] | null;
+            /** @description Further attributes of the resource, such as `deployment.environment.name`; at most 64. */
+            resource?: {
+                [key: string]: string;
+            };
+            /** @description The requests whose spans are exported. */
+            sampling?: components["schemas"]["SamplingSpec"] | null;
+            /**
+             * @description The resource attribute `service.name`; default `signalbox`.
+             * @example signalbox
+             */
+            service_name?: string | null;
+            /** @description The callers whose trace context is continued. Default `trusted_proxies`. */
+            trace_context?: components["schemas"]["TraceContextTrust"] | null;
+        };
         /** @description Traffic as the connected proxies reported it last. */
         Traffic: {
             /** @description The requests that failed, by kind; null: a proxy has traffic whose version does not count them apart. */

@@ -28,6 +28,7 @@ use crate::names::parse_names;
 use crate::narrowing::Narrowing;
 use crate::respond::{Respond, RespondSpec};
 use crate::specification::{Audience, Context, Specification, common_fields, references_of_list};
+use crate::tracing::{RouteTracingSpec, SampleRatio};
 use crate::values::enabled;
 
 /// A route as people write it.
@@ -64,6 +65,9 @@ pub struct RouteSpec {
     /// The names of the plugins that run on the route. Their order is decided by their own `order`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plugins: Vec<String>,
+    /// Tracing of the route's requests, on listeners that have tracing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<RouteTracingSpec>,
     /// Forwards the request to an upstream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward: Option<ForwardSpec>,
@@ -92,6 +96,8 @@ pub struct Route {
     pub strict_slash: bool,
     /// The plugins attached to it, as written.
     pub plugins: Box<[Name]>,
+    /// The share of traces that begin with its requests and are sampled; `None`: the listener's.
+    pub sample_ratio: Option<SampleRatio>,
     /// The action on a request.
     pub action: Action,
 }
@@ -128,6 +134,7 @@ impl Specification for RouteSpec {
         });
         let matches = self.matches.parse(&mut errors);
         let plugins = parse_names(&self.plugins, "plugins", &mut errors);
+        let sample_ratio = self.tracing.as_ref().and_then(|tracing| tracing.parse(&mut errors));
         let has_prefix = matches.paths.iter().all(|path| matches!(path, PathMatch::Prefix(_)));
         let action = match (&self.forward, &self.redirect, &self.respond) {
             (Some(forward), None, None) => Some(Action::Forward(forward.parse(has_prefix, &mut errors))),
@@ -146,6 +153,7 @@ impl Specification for RouteSpec {
             priority: self.priority,
             strict_slash: self.strict_slash,
             plugins,
+            sample_ratio,
             action,
         }))
     }
