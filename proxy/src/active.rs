@@ -12,6 +12,7 @@ use signalbox_plugin::{Consumers, Hooks, Outcomes, Plugin};
 
 use crate::core::map::Map;
 use crate::core::slots::{Slot, SlotTable};
+use crate::telemetry::spans::ListenerTracing;
 use crate::telemetry::{Cells, Histograms, Period};
 use crate::upstream::Upstream;
 use crate::wire::tls::ListenerTls;
@@ -106,6 +107,8 @@ pub struct ActiveListener {
     pub edge: Edge,
     /// `None`: the listener does not speak TLS.
     pub tls: Option<Arc<ListenerTls>>,
+    /// `None`: its requests have no spans.
+    pub tracing: Option<Arc<ListenerTracing>>,
 }
 
 /// Plugins in the order in which they run.

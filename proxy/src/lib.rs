@@ -22,6 +22,7 @@ pub mod secrets;
 pub mod services;
 pub mod sockets;
 pub mod source;
+mod span_export;
 pub mod tasks;
 pub mod telemetry;
 pub mod upstream;

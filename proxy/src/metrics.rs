@@ -6,6 +6,7 @@ use signalbox_process::prometheus::{Exposition, Family, Labels};
 use crate::compile::Compiled;
 use crate::http::worker_context::Shared;
 use crate::source::Status;
+use crate::telemetry::spans::SpanResult;
 use crate::telemetry::{Class, Flag, HandshakeFailure, Totals, WorkerStats};
 
 /// Writes all metrics of the proxy. `labels` are the listeners' names by their number.
@@ -101,6 +102,11 @@ fn workers(page: &mut Exposition, shared: &Shared) {
     ];
     for (name, help, counter) in counters {
         page.counter(name, help).sample(&[], sum(shared, counter));
+    }
+    let help = "Spans by what became of them.";
+    let mut spans = page.counter("signalbox_trace_spans_total", help);
+    for result in SpanResult::ALL {
+        spans.sample(&[("result", result.as_str())], shared.span_counts.of(result));
     }
     let help = "Lines of the program's own log that could not be written.";
     page.counter("signalbox_log_lines_lost_total", help).sample(&[], signalbox_process::log::lines_lost());

@@ -25,7 +25,9 @@ use crate::secrets::HostSecrets;
 use crate::services::{Checking, Services};
 use crate::sockets::{BoundSocket, SocketPlan, Wanted};
 use crate::source::{Answers, Candidate, DataPlane, Rejected, Traffic};
+use crate::span_export;
 use crate::tasks;
+use crate::telemetry::spans;
 use crate::telemetry::{
     Cells, Counter, Generations, Histogram, Scope, Series, Totals, WorkerStats, access_log, process_cpu_us,
 };
@@ -69,6 +71,9 @@ pub struct Proxy {
     /// The thread that runs the tasks of plugins, and what ends it.
     task_thread: Option<JoinHandle<()>>,
     stop_tasks: CancellationToken,
+    /// The thread that exports spans, and what ends it.
+    span_thread: Option<JoinHandle<()>>,
+    stop_spans: CancellationToken,
     overrides: BTreeMap<String, SocketAddr>,
     control: Mutex<Control>,
     /// Locked after `control`, and only briefly.
@@ -120,6 +125,7 @@ impl Proxy {
         let active = Arc::new(ArcSwap::from_pointee(compiled.active.clone()));
         let epoch = Instant::now();
         let clock = Clock::new(SystemClock(epoch));
+        let (span_sinks, new_sinks) = spans::channel();
         let shared = Arc::new(Shared {
             active: Arc::clone(&active),
             stats: (0..slots).map(|_| Arc::<WorkerStats>::default()).collect(),
@@ -127,6 +133,7 @@ impl Proxy {
             epoch,
             clock: clock.clone(),
             log: settings.access_log,
+            span_counts: Arc::clone(span_sinks.counts()),
             max_requests: settings.max_requests,
             max_queue_delay: settings.max_queue_delay,
             connections_wanted: (0..slots).map(|_| Notify::new()).collect(),
@@ -154,6 +161,8 @@ impl Proxy {
                 error!(%error, "the thread for the tasks of plugins cannot start");
             }
         })?;
+        let stop_spans = CancellationToken::new();
+        let span_thread = span_export::start(new_sinks, stop_spans.clone())?;
         let services = Services {
             types: settings.types,
             clock,
@@ -161,6 +170,7 @@ impl Proxy {
             states: States::default(),
             blobs: settings.blobs,
             secrets: Box::new(HostSecrets),
+            span_sinks,
             resolver: Arc::new(Resolver::new(handle.clone(), settings.dns_servers)),
             checking: Checking::new(handle),
             zone: settings.zone.map(String::into_boxed_str),
@@ -184,6 +194,8 @@ impl Proxy {
             threads: Mutex::new(threads),
             task_thread: Some(task_thread),
             stop_tasks,
+            span_thread: Some(span_thread),
+            stop_spans,
             overrides: settings.listener_overrides,
             control: Mutex::new(control),
             generations: Mutex::new(generations),
@@ -316,7 +328,8 @@ impl Proxy {
                 let name = resource.key().name.clone();
                 let address = self.overrides.get(name.as_str()).copied().unwrap_or(listener.address);
                 let tls = compiled.listener_tls(&name).cloned();
-                Some((name, address, Listener::clone(listener), tls))
+                let tracing = compiled.listener_tracing(&name).cloned();
+                Some(Wanted { address, listener: Listener::clone(listener), tls, tracing, name })
             })
             .collect()
     }
@@ -347,6 +360,7 @@ impl DataPlane for Proxy {
             mark(&next, &generations);
         }
         self.swap(next.active.clone(), &mut control.retired);
+        control.services.span_sinks.retire_others(next.span_sinks());
         control.compiled = next;
         control.sockets = plan.sockets;
         for (socket, listeners) in plan.opened {
@@ -457,6 +471,11 @@ impl Drop for Proxy {
         self.stop_tasks.cancel();
         if self.task_thread.take().is_some_and(|thread| thread.join().is_err()) {
             error!("the thread for the tasks of plugins panicked");
+        }
+        // Now all spans are in their queues.
+        self.stop_spans.cancel();
+        if self.span_thread.take().is_some_and(|thread| thread.join().is_err()) {
+            error!("the thread that exports spans panicked");
         }
     }
 }

@@ -4,6 +4,9 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 
+use http::HeaderValue;
+use signalbox_config::{HeaderTextSpec, PlaceSpec, without_line_break};
+
 /// The place of a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecretSource<'a> {
@@ -62,6 +65,22 @@ impl SecretReader for HostSecrets {
             SecretSource::File(path) => read_file(path),
         }
     }
+}
+
+/// The value of a header that is written out, or has a place. The error is for the operator.
+pub fn header_value(spec: &HeaderTextSpec, secrets: &dyn SecretReader) -> Result<HeaderValue, String> {
+    let source = match spec {
+        HeaderTextSpec::Text(text) => {
+            return HeaderValue::from_str(text).map_err(|_| "cannot be the value of a header".to_owned());
+        }
+        HeaderTextSpec::Place(PlaceSpec::Env(name)) => SecretSource::Env(name),
+        HeaderTextSpec::Place(PlaceSpec::File(path)) => SecretSource::File(path),
+    };
+    let bytes = secrets.read(source).map_err(|error| format!("{source} {error}"))?;
+    let value = HeaderValue::from_bytes(without_line_break(&bytes));
+    let mut value = value.map_err(|_| format!("{source} cannot be the value of a header"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn read_file(path: &str) -> Result<Vec<u8>, SecretError> {

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::resolve::Resolver;
 use crate::secrets::SecretReader;
+use crate::telemetry::spans::SpanSinks;
 
 /// Everything that compiling needs besides the revision itself.
 pub struct Services {
@@ -24,6 +25,8 @@ pub struct Services {
     pub spawner: Arc<dyn Spawner>,
     /// Reads the secrets that resources refer to.
     pub secrets: Box<dyn SecretReader>,
+    /// The queues of spans for collectors.
+    pub span_sinks: SpanSinks,
     pub resolver: Arc<Resolver>,
     pub checking: Checking,
     /// The zone that this proxy runs in.

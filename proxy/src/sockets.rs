@@ -12,6 +12,7 @@ use crate::active::ActiveListener;
 use crate::hot_restart::InheritedSockets;
 use crate::listener;
 use crate::source::Rejected;
+use crate::telemetry::spans::ListenerTracing;
 use crate::wire::tls::ListenerTls;
 
 /// A socket that listens.
@@ -23,8 +24,15 @@ pub struct BoundSocket {
     pub bound: SocketAddr,
 }
 
-/// A listener of a revision: its name, its address, its settings, its TLS.
-pub type Wanted = (Name, SocketAddr, Listener, Option<Arc<ListenerTls>>);
+/// A listener of a revision.
+pub struct Wanted {
+    pub name: Name,
+    /// The address that it is to have on this host.
+    pub address: SocketAddr,
+    pub listener: Listener,
+    pub tls: Option<Arc<ListenerTls>>,
+    pub tracing: Option<Arc<ListenerTracing>>,
+}
 
 /// The sockets of a revision, derived from those of the one before.
 pub struct SocketPlan {
@@ -50,7 +58,7 @@ impl SocketPlan {
         let mut kept = BTreeSet::new();
         let mut to_bind = Vec::new();
         let mut listeners: Vec<(usize, ActiveListener)> = Vec::new();
-        for (name, configured, listener, tls) in wanted {
+        for Wanted { name, address: configured, listener, tls, tracing } in wanted {
             let known = sockets.iter().enumerate().find_map(|(index, socket)| {
                 let socket = socket.as_ref()?;
                 // Any free port is another one for each listener.
@@ -62,7 +70,7 @@ impl SocketPlan {
             let Listener { limits, edge, .. } = listener;
             let bound =
                 known.and_then(|index| sockets.get(index)?.as_ref()).map_or(configured, |it| it.bound);
-            let settings = ActiveListener { name, bound, label, limits, edge, tls };
+            let settings = ActiveListener { name, bound, label, limits, edge, tls, tracing };
             match known {
                 Some(index) => {
                     kept.insert(index);

@@ -96,6 +96,8 @@ impl Worker {
         tokio::task::spawn_local(close_wanted_idle(Rc::clone(context)));
         let watched = Rc::clone(context);
         tokio::task::spawn_local(async move { watched.overload.watch().await });
+        let traced = Rc::clone(context);
+        tokio::task::spawn_local(async move { traced.spans.flush_when_due().await });
         if let Some(log) = &context.log {
             tokio::task::spawn_local(log.flusher(Arc::clone(&context.stats)));
         }
@@ -141,13 +143,13 @@ impl Worker {
                             tokio::time::sleep(Duration::from_millis(5)).await;
                         }
                         worker.context.pool.clear();
-                        worker.context.flush_log();
+                        worker.context.flush();
                         let _ = done.send(());
                     });
                 }
             }
         }
-        self.context.flush_log();
+        self.context.flush();
     }
 
     async fn accept(

@@ -18,6 +18,7 @@ use signalbox_proxy::secrets::HostSecrets;
 use signalbox_proxy::services::{Checking, Services};
 use signalbox_proxy::source::Candidate;
 use signalbox_proxy::tasks;
+use signalbox_proxy::telemetry::spans;
 
 struct Counting;
 
@@ -102,6 +103,7 @@ fn the_cost_of_a_change_does_not_grow_with_the_configuration() {
         states: States::default(),
         blobs: Blobs::default(),
         secrets: Box::new(HostSecrets),
+        span_sinks: spans::channel().0,
         resolver: Arc::new(Resolver::new(runtime.handle().clone(), Vec::new())),
         checking: Checking::new(runtime.handle().clone()),
         zone: None,

@@ -5,20 +5,27 @@ use signalbox_config::{Body, Change, Kind, Name, Resource};
 use super::certificates::CertificateCompiler;
 use super::revision::{Revision, put, rejected};
 use crate::core::map::Map;
+use crate::secrets::header_value;
+use crate::services::Services;
 use crate::source::Rejected;
+use crate::telemetry::spans::{ListenerTracing, SpanSink};
 use crate::wire::tls::ListenerTls;
 
-/// Compiles how listeners speak TLS. Their sockets are not its concern.
+/// Compiles how listeners speak TLS, and how they trace. Their sockets are not its concern.
 #[derive(Clone, Default)]
 pub(super) struct ListenerCompiler {
     /// The listeners that speak TLS.
     tls: Map<Name, Arc<ListenerTls>>,
+    /// The listeners that trace.
+    tracing: Map<Name, Arc<ListenerTracing>>,
 }
 
 #[derive(Default)]
 pub(super) struct ListenerDelta {
     /// `None`: the listener does not speak TLS, or is deleted.
     changed: Vec<(Name, Option<Arc<ListenerTls>>)>,
+    /// The same for listeners that trace.
+    traced: Vec<(Name, Option<Arc<ListenerTracing>>)>,
 }
 
 impl ListenerCompiler {
@@ -30,6 +37,7 @@ impl ListenerCompiler {
         revision: Revision<'_>,
         certificates: &CertificateCompiler,
         certificates_changed: bool,
+        services: &Services,
     ) -> Result<ListenerDelta, Vec<Rejected>> {
         let mut delta = ListenerDelta::default();
         let mut rejections = Vec::new();
@@ -46,7 +54,38 @@ impl ListenerCompiler {
                 Err(rejected) => rejections.push(rejected),
             }
         }
+        for change in changes {
+            let tracing = put(change).map(|listener| self.compile_tracing(listener, services)).transpose();
+            match tracing {
+                Ok(tracing) => delta.traced.push((change.key().name.clone(), tracing.flatten())),
+                Err(rejected) => rejections.push(rejected),
+            }
+        }
         if rejections.is_empty() { Ok(delta) } else { Err(rejections) }
+    }
+
+    fn compile_tracing(
+        &self,
+        listener: &Resource,
+        services: &Services,
+    ) -> Result<Option<Arc<ListenerTracing>>, Rejected> {
+        let key = listener.key();
+        let Body::Listener(listener) = listener.body() else { return Ok(None) };
+        let Some(settings) = &listener.tracing else { return Ok(None) };
+        let before = self.tracing.get(&key.name);
+        if let Some(same) = before.filter(|before| before.settings == *settings) {
+            return Ok(Some(Arc::clone(same)));
+        }
+        for (name, value) in &settings.exporter.headers {
+            // The exporter reads it anew for each call.
+            if let Err(message) = header_value(value, &*services.secrets) {
+                return Err(rejected(key, format!("tracing.exporter.headers.{name}"), message));
+            }
+        }
+        let sink = services.span_sinks.sink(&settings.exporter);
+        // The thread for the tasks of plugins has no requests.
+        let workers = services.workers.saturating_sub(1);
+        Ok(Some(Arc::new(ListenerTracing::new(settings.clone(), sink, workers))))
     }
 
     fn compile_tls(
@@ -81,6 +120,21 @@ impl ListenerCompiler {
                 None => self.tls.remove(name),
             };
         }
+        for (name, tracing) in &delta.traced {
+            match tracing {
+                Some(tracing) => self.tracing.insert(name.clone(), Arc::clone(tracing)),
+                None => self.tracing.remove(name),
+            };
+        }
+    }
+
+    /// The tracing of a listener; `None`: there is none.
+    pub(super) fn tracing(&self, name: &Name) -> Option<&Arc<ListenerTracing>> {
+        self.tracing.get(name)
+    }
+
+    pub(super) fn span_sinks(&self) -> impl Iterator<Item = &Arc<SpanSink>> {
+        self.tracing.values().map(|tracing| &tracing.sink)
     }
 
     /// The TLS settings of a listener; `None`: cleartext.

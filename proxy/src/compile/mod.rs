@@ -30,6 +30,7 @@ use crate::core::map::Map;
 use crate::core::slots::SlotTable;
 use crate::services::{Checking, Services};
 use crate::source::{Candidate, Rejected};
+use crate::telemetry::spans::{ListenerTracing, SpanSink};
 use crate::telemetry::{Cells, Scope};
 use crate::upstream::Upstream;
 use crate::wire::tls::ListenerTls;
@@ -126,8 +127,13 @@ impl Compiled {
         next.certificates.apply(&certificates);
 
         let certificates_changed = !changes.certificates.is_empty();
-        let listeners =
-            next.listeners.compile(&changes.listeners, revision, &next.certificates, certificates_changed);
+        let listeners = next.listeners.compile(
+            &changes.listeners,
+            revision,
+            &next.certificates,
+            certificates_changed,
+            services,
+        );
         next.listeners.apply(&rejections.delta(listeners));
 
         let plugins = rejections.delta(next.plugins.compile(&changes.plugins, services));
@@ -177,6 +183,16 @@ impl Compiled {
     /// The TLS settings of a listener; `None`: cleartext.
     pub fn listener_tls(&self, name: &Name) -> Option<&Arc<ListenerTls>> {
         self.listeners.tls(name)
+    }
+
+    /// The tracing of a listener; `None`: there is none.
+    pub fn listener_tracing(&self, name: &Name) -> Option<&Arc<ListenerTracing>> {
+        self.listeners.tracing(name)
+    }
+
+    /// The queues of spans that listeners use.
+    pub fn span_sinks(&self) -> impl Iterator<Item = &Arc<SpanSink>> {
+        self.listeners.span_sinks()
     }
 
     /// The counters of the routes.

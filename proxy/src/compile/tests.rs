@@ -16,6 +16,7 @@ use crate::core::clock::SystemClock;
 use crate::resolve::Resolver;
 use crate::secrets::{SecretError, SecretReader, SecretSource};
 use crate::tasks;
+use crate::telemetry::spans;
 
 /// Compiles one document after another, each as the change from the one before.
 struct Steps {
@@ -64,6 +65,7 @@ impl Steps {
             states: States::default(),
             blobs: Blobs::default(),
             secrets: Box::new(Arc::clone(&secrets)),
+            span_sinks: spans::channel().0,
             resolver: Arc::new(Resolver::new(runtime.handle().clone(), Vec::new())),
             checking: Checking::new(runtime.handle().clone()),
             zone: None,

@@ -5,6 +5,7 @@ pub mod deadlines;
 pub mod failure;
 pub mod fields;
 pub mod filters;
+pub mod foreign_context;
 pub mod hex;
 pub mod identify;
 pub mod idle;

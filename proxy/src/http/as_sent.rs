@@ -32,6 +32,7 @@ impl Forwarding for AsSent<'_> {
             host: self.host,
             notes: Some(notes),
             has_trace: true,
+            trace: None,
         };
         forwarded.insert(&mut head.headers, true);
         Some(head)

@@ -22,11 +22,12 @@ use super::logged::{Logged, WatchedHead};
 use super::problem;
 use super::reply::Reply;
 use super::request_context::RequestContext;
+use super::trace::{Ended, Trace};
 use crate::active::Step;
 use crate::core::failure::Failure;
 use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
-use crate::core::trace_context::{TraceContext, hex_trace_id};
+use crate::core::trace_context::{TraceContext, hex_span_id, hex_trace_id};
 use crate::telemetry::access_log::Entry;
 use crate::telemetry::{Flag, Key};
 use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
@@ -35,6 +36,8 @@ use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
 pub struct Exchange {
     pub request: RequestContext,
     pub attempts: AttemptRecord,
+    /// The trace that it belongs to; `None`: it has no spans.
+    pub(super) trace: Option<Box<Trace>>,
     accounting: Accounting,
     /// The plugins that take part in it beyond its head, once there are any.
     plugged: OnceCell<Box<Plugged>>,
@@ -69,6 +72,8 @@ struct Accounting {
     /// The status of a gRPC call, as far as it is known.
     grpc_status: Cell<Option<u8>>,
     is_over: bool,
+    /// True if the response was aborted.
+    is_aborted: bool,
     /// True once it no longer counts among the worker's running requests.
     load_released: bool,
     /// The data for the access log, if there is one.
@@ -103,10 +108,11 @@ impl Exchange {
             bytes_out: 0,
             grpc_status: Cell::new(None),
             is_over: false,
+            is_aborted: false,
             load_released: false,
             log,
         };
-        Box::new(Self { request, attempts, accounting, plugged: OnceCell::new() })
+        Box::new(Self { request, attempts, trace: None, accounting, plugged: OnceCell::new() })
     }
 
     /// Records the target of the request.
@@ -120,6 +126,9 @@ impl Exchange {
         if let Some(log) = &mut self.accounting.log {
             log.target = Some(Arc::clone(target));
         }
+        if let Some(trace) = &mut self.trace {
+            trace.begin_attempt(target);
+        }
     }
 
     /// Records that the upstream's response has begun.
@@ -127,6 +136,15 @@ impl Exchange {
     pub fn upstream_answered(&mut self) {
         self.attempts.answered(Instant::now());
         self.request.moved();
+    }
+
+    /// Records the head of a target's response.
+    #[inline]
+    pub(super) fn read_head(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.read_grpc_status(headers);
+        if let Some(trace) = &mut self.trace {
+            trace.attempt_answered(status, self.accounting.grpc_status.get());
+        }
     }
 
     /// Records the status of a gRPC call if `fields`, a response's head or trailers, contain it.
@@ -226,11 +244,32 @@ impl Exchange {
         }
     }
 
-    /// Records the trace that the client's request belongs to, for the log.
+    /// Records the trace context that the client's request brings.
     #[inline]
-    pub fn set_trace(&mut self, context: Option<&TraceContext>) {
-        if let (Some(log), Some(context)) = (&mut self.accounting.log, context) {
+    pub(super) fn set_trace(&mut self, context: Option<TraceContext>, head: &mut request::Parts) {
+        if let Some(tracing) = &self.request.listener.tracing {
+            let downstream = &self.request.downstream;
+            let mut identifier = downstream.worker.identifier.borrow_mut();
+            self.trace = Trace::begin(tracing, context, head, downstream.trusts_peer(), &mut identifier);
+        } else if let (Some(log), Some(context)) = (&mut self.accounting.log, context) {
             log.trace_id = Some(hex_trace_id(&context.trace_id));
+        }
+    }
+
+    /// Decides whether its spans are exported: its route is known. `path` is the path that was routed.
+    #[inline]
+    pub(super) fn decide_trace(&mut self, path: &str) {
+        if let Some(trace) = &mut self.trace {
+            trace.decide(self.request.route.as_deref(), path, &self.request.downstream.worker);
+        }
+    }
+
+    /// Records for its trace that an attempt has ended, whose response the client does not get.
+    #[inline]
+    pub(super) fn attempt_ended(&mut self, failure: Option<Failure>) {
+        if let Some(trace) = &mut self.trace {
+            let error = self.attempts.error.map(UpstreamError::as_str);
+            trace.end_attempt(failure.map(|failure| error.unwrap_or(failure.flag().as_str())));
         }
     }
 
@@ -321,6 +360,7 @@ impl Exchange {
     /// Ends the exchange: the response was aborted.
     pub fn fail(&mut self, failure: Failure) {
         self.accounting.flag = failure.flag();
+        self.accounting.is_aborted = true;
         self.attempts.set_outcome(failure.outcome_after_head());
         self.end();
     }
@@ -364,6 +404,9 @@ impl Exchange {
             worker.stats.upstream_duration.record(took);
         }
         self.attempts.end(worker.index, now);
+        if let Some(trace) = self.trace.take() {
+            self.end_trace(trace, now, duration);
+        }
         let plugged = self.plugged.take();
         if let Some(entry) = self.accounting.log.take() {
             let time = worker.identifier.borrow_mut().time_of_day(self.request.started);
@@ -387,6 +430,35 @@ impl Exchange {
         self.request.downstream.request_ends(now);
     }
 
+    /// Exports the spans, and records for the log where they are.
+    fn end_trace(&mut self, trace: Box<Trace>, now: Instant, duration: Duration) {
+        let Self { request, attempts, accounting, .. } = self;
+        let worker = &request.downstream.worker;
+        let (status, flag) = (accounting.status, accounting.flag);
+        let is_clients = matches!(flag, Flag::DownstreamClosed | Flag::DownstreamProtocol);
+        let ended = Ended {
+            now,
+            time: worker.identifier.borrow_mut().time_of_day(now),
+            duration,
+            status,
+            flag,
+            grpc_status: accounting.grpc_status.get(),
+            is_broken: accounting.is_aborted && !is_clients,
+            is_switched: request.switch.is_some() && (status == 101 || (200..300).contains(&status)),
+            route: request.route.as_deref(),
+            upstream: attempts.upstream.as_deref(),
+            upstream_error: attempts.error.map_or("", UpstreamError::as_str),
+            client: std::str::from_utf8(request.client().text.as_bytes()).unwrap_or_default(),
+            https: request.downstream.https,
+            revision: request.serving.id.number,
+        };
+        let recorded = trace.finish(&ended, worker);
+        if let (Some(log), Some(recorded)) = (&mut accounting.log, recorded) {
+            log.trace_id = Some(hex_trace_id(&recorded.trace_id));
+            log.span_id = recorded.span_id.map(|id| hex_span_id(&id));
+        }
+    }
+
     fn entry<'a>(
         &'a self,
         log: &'a Logged,
@@ -399,6 +471,7 @@ impl Exchange {
             time,
             request_id: request.request_id(),
             trace_id: log.trace_id.as_ref().map_or(b"", |id| id),
+            span_id: log.span_id.as_ref().map_or(b"", |id| id),
             client: request.client().text.as_bytes(),
             head: &log.head,
             status: accounting.status,
@@ -434,6 +507,7 @@ impl Watch {
         record.time = entry.time;
         record.request_id = entry.request_id;
         record.trace_id = entry.trace_id;
+        record.span_id = entry.span_id;
         record.client = entry.client;
         record.status = StatusCode::from_u16(entry.status).unwrap_or_default();
         record.flags = entry.flags;
@@ -469,6 +543,7 @@ impl Drop for Exchange {
         let is_late = self.request.deadline().passed();
         let failure = if is_late { self.lateness() } else { Failure::ClientGone };
         self.accounting.flag = failure.flag();
+        self.accounting.is_aborted = true;
         // The client left before the target's result was known.
         self.attempts.abandon();
         if self.accounting.status == 0 {

@@ -184,8 +184,9 @@ fn encode<'a>(
 ) -> Result<(&'a mut request::Parts, Outgoing), Failure> {
     let Request { head, flags, host, notes, mut body, .. } = request;
     let worker = Rc::clone(&exchange.request.downstream.worker);
+    let trace = exchange.trace.as_mut().and_then(|trace| trace.fields(&head.uri));
     let context = &exchange.request;
-    let forwarded = Forwarded {
+    let mut forwarded = Forwarded {
         request_id: context.request_id(),
         client: &context.client().text,
         https: context.downstream.https,
@@ -193,6 +194,7 @@ fn encode<'a>(
         host,
         notes,
         has_trace: flags.has_trace(),
+        trace: None,
     };
     let by_others =
         (context.has_plugins || context.is_forwarded()) && head::has_forwarded_fields(&head.headers);
@@ -202,6 +204,11 @@ fn encode<'a>(
         let mut fields = Vec::new();
         forwarded.write(&mut fields, &head.headers, by_others);
         mirror::send(&worker, mirror, head, fields, &mut body);
+    }
+    // A copy has the caller's context: the span of the attempt is not its parent.
+    if let Some(trace) = &trace {
+        trace.replace_in(&mut head.headers);
+        forwarded.trace = Some(trace);
     }
     let repeatable = is_idempotent(&head.method);
     let switches = context.upgrade().is_some();
@@ -255,7 +262,7 @@ async fn send(
         }
     })?;
     exchange.upstream_answered();
-    exchange.read_grpc_status(&answered.0.headers);
+    exchange.read_head(answered.0.status, &answered.0.headers);
     Ok(answered)
 }
 
@@ -279,6 +286,7 @@ fn flatten<T>(
 #[cold]
 fn fail(exchange: &mut Exchange, attempt: Attempt, failure: Failure) -> Failure {
     let worker = exchange.request.downstream.worker.index;
+    exchange.attempt_ended(Some(failure));
     exchange.attempts.end_failed(attempt, worker, failure.outcome());
     failure
 }
@@ -425,7 +433,13 @@ async fn forward_guarded(
             Ok((head, _)) => Outcome::of_answer(head.status, exchange.has_grpc_failed()),
             Err(failure) => failure.outcome(),
         };
+        exchange.attempt_ended(result.as_ref().err().copied());
         exchange.attempts.end_failed(attempt, worker.index, outcome);
+        if let Some(trace) = &mut exchange.trace
+            && let Some([before, next]) = trace.renew(worker.identifier.borrow_mut().span_id())
+        {
+            outgoing.replace_span_id(&before, &next);
+        }
         if let Ok((answer, body)) = result {
             memory = answer.headers;
             // If the target still expects a part of this request, it would take the next one for it.

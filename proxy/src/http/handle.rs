@@ -152,7 +152,7 @@ fn admit(exchange: &mut Exchange, head: &mut request::Parts) -> Result<Admitted,
     let flags = HeaderFlags::of(&head.headers);
     request.is_grpc = head::is_grpc_call(&head.headers, flags);
     let trace = head::take_trace(&mut head.headers, flags);
-    exchange.set_trace(trace.as_ref());
+    exchange.set_trace(trace, head);
     let request = &mut exchange.request;
     if let Some(refusal) = request.downstream.worker.overload.refuses(request.started) {
         if refusal == Refusal::Crowded {
@@ -208,6 +208,7 @@ async fn decide<'a>(
     };
     exchange.request.switch = Switch::requested(connect.as_ref(), head, *flags, forward)?;
     exchange.request.set_route(route, head::grpc_timeout(&head.headers, *flags));
+    exchange.decide_trace(head.uri.path());
     // Browsers follow no redirect of a preflight.
     if let Some(slash) = slash
         && !(serving.answers_preflights(route, &exchange.request.listener)

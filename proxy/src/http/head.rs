@@ -15,6 +15,7 @@ use signalbox_plugin::grpc::is_grpc;
 use signalbox_plugin::{Consumers, Exchange as PluginNotes};
 use smallvec::SmallVec;
 
+use super::trace::TraceFields;
 use crate::core::failure::Failure;
 use crate::core::fields::{KEEP_ALIVE, PROXY_CONNECTION};
 use crate::core::trace_context::{self, TRACEPARENT, TRACESTATE, TraceContext};
@@ -239,6 +240,8 @@ pub struct Forwarded<'a> {
     pub notes: Option<&'a PluginNotes>,
     /// True if the head may have a trace context.
     pub has_trace: bool,
+    /// The context in its place; `None`: it passes.
+    pub trace: Option<&'a TraceFields>,
 }
 
 impl Forwarded<'_> {
@@ -296,6 +299,9 @@ impl Forwarded<'_> {
                 field(names, Text::Made(certificate.names.join(",").as_bytes()));
             }
             field(fingerprint, Text::Made(certificate.fingerprint.as_bytes()));
+        }
+        if let Some(trace) = self.trace {
+            trace.each(|name, value| field(name, Text::Made(value)));
         }
     }
 }
@@ -555,6 +561,7 @@ mod tests {
             host: host.as_ref(),
             notes: None,
             has_trace: flags.has_trace(),
+            trace: None,
         };
         let mut written = Vec::new();
         forwarded.write(&mut written, &map, false);
@@ -576,6 +583,7 @@ mod tests {
             host: Some(&host),
             notes: None,
             has_trace: true,
+            trace: None,
         };
         let mut headers = HeaderMap::new();
         headers.insert(TRACEPARENT, HeaderValue::from_static("the client's"));
@@ -691,6 +699,7 @@ mod tests {
             host: None,
             notes: None,
             has_trace: false,
+            trace: None,
         };
         let mut written = Vec::new();
         assert!(has_forwarded_fields(&headers));
@@ -707,12 +716,9 @@ mod tests {
             (trace.as_bytes(), &b"a=b"[..])
         );
         assert!(!prepared(&[("host", "a")]).contains_key(TRACEPARENT));
-        let map = prepared(&[
-            ("host", "a"),
-            ("connection", "traceparent"),
-            ("traceparent", trace),
-            ("tracestate", "a=b"),
-        ]);
+        let parent_is_hop_by_hop =
+            [("connection", "traceparent"), ("traceparent", trace), ("tracestate", "a=b")];
+        let map = prepared(&parent_is_hop_by_hop);
         assert!(!map.contains_key(TRACEPARENT) && !map.contains_key(TRACESTATE));
     }
 

@@ -15,6 +15,8 @@ pub(super) struct Logged {
     pub(super) head: access_log::Head,
     /// In hexadecimal digits.
     pub(super) trace_id: Option<[u8; 32]>,
+    /// The same of the request's span, if that is exported.
+    pub(super) span_id: Option<[u8; 16]>,
     pub(super) target: Option<Arc<Target>>,
     pub(super) consumer: Option<Name>,
 }

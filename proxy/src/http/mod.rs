@@ -36,6 +36,7 @@ mod retry;
 pub mod rewrite;
 mod shadow;
 pub mod switch;
+pub mod trace;
 pub mod trust;
 mod tunnel;
 mod way_out;

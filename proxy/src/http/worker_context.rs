@@ -17,6 +17,7 @@ use crate::core::deadlines::Deadlines;
 use crate::core::identify::Identifier;
 use crate::overload::Overload;
 use crate::telemetry::access_log::{self, Log};
+use crate::telemetry::spans::{SpanBuffers, SpanCounts};
 use crate::telemetry::{PeriodCounts, WorkerStats};
 use crate::upstream::Pool;
 use crate::wire::splice::Pipes;
@@ -32,6 +33,8 @@ pub struct Shared {
     /// The time that plugins see.
     pub clock: Clock,
     pub log: Option<access_log::Sender>,
+    /// The spans by what became of them.
+    pub span_counts: Arc<SpanCounts>,
     /// The maximum number of concurrent requests per worker.
     pub max_requests: u32,
     /// How long requests may wait for their turn before some are refused; `None`: no limit.
@@ -54,6 +57,8 @@ pub struct WorkerContext {
     pub pipes: Rc<Pipes>,
     pub identifier: RefCell<Identifier>,
     pub log: Option<Log>,
+    /// Spans on their way to the exporter.
+    pub spans: SpanBuffers,
     /// A buffer for writes of one piece.
     pub scratch: Rc<RefCell<Vec<u8>>>,
     /// Buffers for request heads: to targets, and in the access log.
@@ -100,6 +105,7 @@ impl WorkerContext {
             deadlines: Rc::default(),
             identifier: RefCell::default(),
             log: shared.log.clone().map(Log::new),
+            spans: SpanBuffers::default(),
             scratch: Rc::default(),
             mirrors: Cell::new(0),
             overload: Overload::new(shared.max_requests, shared.max_queue_delay),
@@ -143,8 +149,9 @@ impl WorkerContext {
         }
     }
 
-    /// Sends the buffered lines to the access log's writer.
-    pub fn flush_log(&self) {
+    /// Sends the buffered lines to the access log's writer, and the buffered spans to their exporters.
+    pub fn flush(&self) {
+        self.spans.flush();
         if let Some(log) = &self.log {
             log.flush(&self.stats);
         }

@@ -45,6 +45,8 @@ pub struct Entry<'a> {
     pub time: Duration,
     pub request_id: &'a [u8],
     pub trace_id: &'a [u8],
+    /// The id of the request's span, if that is exported.
+    pub span_id: &'a [u8],
     pub client: &'a [u8],
     pub head: &'a Head,
     pub status: u16,
@@ -307,7 +309,10 @@ impl Buffer {
         out.extend_from_slice(self.clock.text(entry.time));
         plain(out, "\",\"request_id\":\"", entry.request_id);
         plain(out, "\",\"trace_id\":\"", entry.trace_id);
-        plain(out, "\",\"client\":\"", entry.client);
+        plain(out, "\",\"span_id\":\"", entry.span_id);
+        let sampled: &[u8] = if entry.span_id.is_empty() { b"false" } else { b"true" };
+        plain(out, "\",\"sampled\":", sampled);
+        plain(out, ",\"client\":\"", entry.client);
         let (request, user_agent) = entry.head.text.split_at(entry.head.user_agent);
         out.extend_from_slice(request);
         number(out, "\",\"status\":", entry.status.into());
@@ -482,6 +487,7 @@ mod tests {
             time: Duration::from_millis(1_767_225_600_042),
             request_id: b"id-1",
             trace_id: b"",
+            span_id: b"",
             client: b"192.0.2.1",
             head,
             status: 200,
@@ -511,7 +517,8 @@ mod tests {
         let bytes = receiver.try_recv().unwrap();
         let line: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         let expected = serde_json::json!({
-            "time": "2026-01-01T00:00:00.042Z", "request_id": "id-1", "trace_id": "", "client": "192.0.2.1",
+            "time": "2026-01-01T00:00:00.042Z", "request_id": "id-1", "trace_id": "", "span_id": "",
+            "sampled": false, "client": "192.0.2.1",
             "method": "GET", "host": "a.example", "path": "/x", "protocol": "HTTP/1.1", "status": 200, "flags": "",
             "route": "users", "upstream": "u", "upstream_error": "", "target": "10.0.0.1:80", "attempts": 1, "duration_ms": 1234.567,
             "upstream_ms": 0.007, "bytes_in": 0, "bytes_out": u64::MAX, "consumer": "alice", "plugin": "limit",

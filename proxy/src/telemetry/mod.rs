@@ -16,6 +16,7 @@ mod handshake;
 mod histogram;
 mod latencies;
 mod period;
+pub mod spans;
 
 pub use cells::{Cells, Class, Counted, Key};
 pub use counters::{Counter, WorkerStats};

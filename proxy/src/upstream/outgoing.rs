@@ -8,6 +8,7 @@ use bytes::{Buf as _, Bytes};
 use http::uri::Scheme;
 use http::{HeaderValue, Method, request};
 use http_body::Body;
+use memchr::memmem;
 use tokio::io::AsyncWrite;
 
 use super::http1::{self, RequestFraming};
@@ -74,6 +75,9 @@ const RETRY_BUFFER_SIZE: usize = 64 << 10;
 /// Parts of a body up to this size in bytes are copied behind the head, because one plain write is faster than a
 /// vectored one.
 const COPY: usize = 4 << 10;
+
+/// The longest field of a trace context that the proxy writes.
+const MAX_CONTEXT: usize = 128;
 
 impl Outgoing {
     /// Writes the head of a request into `buffer`, which is cleared; `more` writes further fields.
@@ -226,6 +230,36 @@ impl Outgoing {
         self.begun = false;
         self.state = Sending::Fresh;
         true
+    }
+
+    /// Puts another id in the place of a span's in the fields of the head. The request is at its beginning: see
+    /// [`Outgoing::restart`].
+    #[cold]
+    pub fn replace_span_id(&mut self, before: &[u8; 16], next: &[u8; 16]) {
+        let replace = |text: &mut [u8]| {
+            let found: Vec<usize> = memmem::find_iter(text, before).collect();
+            for at in &found {
+                if let Some(place) = text.get_mut(*at..at + next.len()) {
+                    place.copy_from_slice(next);
+                }
+            }
+            !found.is_empty()
+        };
+        replace(&mut self.buffer);
+        if let Some(kept) = &mut self.kept {
+            replace(&mut kept.head);
+        }
+        for sender in [&mut self.http2, &mut self.spare].into_iter().flatten() {
+            for value in sender.head.headers_mut().values_mut().filter(|value| value.len() <= MAX_CONTEXT) {
+                let mut text = value.as_bytes().to_vec();
+                if replace(&mut text)
+                    && let Ok(mut replaced) = HeaderValue::from_bytes(&text)
+                {
+                    replaced.set_sensitive(value.is_sensitive());
+                    *value = replaced;
+                }
+            }
+        }
     }
 
     /// Writes as much as the target takes. Ready when everything was written.

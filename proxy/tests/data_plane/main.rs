@@ -46,6 +46,7 @@ mod telling;
 mod tls;
 mod token_limit;
 mod trace_context;
+mod tracing;
 mod traffic_split;
 mod transforms;
 mod upgrades;

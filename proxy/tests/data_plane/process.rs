@@ -30,11 +30,20 @@ impl Process {
     }
 
     async fn start_by(command: Command, document: &str, more: &[&str]) -> Self {
+        Self::start_with(command, "", document, more).await
+    }
+
+    /// Runs a file whose listener has further fields.
+    pub(crate) async fn listening(listener: &str, document: &str) -> Self {
+        Self::start_with(Command::new(PROGRAM), listener, document, &[]).await
+    }
+
+    async fn start_with(command: Command, listener: &str, document: &str, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (address, admin) = (nobody(), nobody());
         let file = dir.path().join("config.yaml");
-        std::fs::write(&file, format!("listeners:\n- {{name: http, address: '{address}'}}\n{document}"))
-            .unwrap();
+        let listener = format!("listeners:\n- {{name: http, address: '{address}'{listener}}}\n");
+        std::fs::write(&file, format!("{listener}{document}")).unwrap();
         let child = spawn(command, &file, admin, more);
         let process = Self { child, address, admin, _dir: dir };
         while process.ask("/readyz").await != Some(200) {

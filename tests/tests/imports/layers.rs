@@ -43,7 +43,7 @@ const PROXY: &[Layer] = &[
     ("upstreams", &["upstream"]),
     ("a revision's active form", &["active", "compile"]),
     ("requests", &["http"]),
-    ("workers", &["tasks", "worker"]),
+    ("workers", &["span_export", "tasks", "worker"]),
     ("the data plane as a whole", &["metrics", "proxy", "sockets"]),
     ("the program", &["admin", "run"]),
 ];

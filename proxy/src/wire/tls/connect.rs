@@ -141,6 +141,16 @@ fn hash_of(text: &str) -> u64 {
     u64::from_le_bytes(first).max(1)
 }
 
+/// The settings for a service of the operator's, which proves its name by a certificate that this host trusts.
+pub fn client_config(protocol: &[u8]) -> Result<ClientConfig, String> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions(TlsVersion::V1_2))
+        .map_err(|error| error.to_string())?;
+    let mut config = builder.with_root_certificates(system_roots()?).with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    Ok(config)
+}
+
 fn new_config(
     spec: &signalbox_config::UpstreamTls,
     certificate: Option<&Arc<CertifiedKey>>,
@@ -151,7 +161,7 @@ fn new_config(
     let builder = if spec.verify {
         let roots = match &spec.ca {
             Some(ca) => roots(ca),
-            None => system_roots()?,
+            None => system_roots().map_err(|error| format!("{error}; give tls.ca"))?,
         };
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
             .build()
@@ -179,7 +189,7 @@ fn system_roots() -> Result<Arc<RootCertStore>, String> {
     });
     match ROOTS.is_empty() {
         false => Ok(Arc::clone(&ROOTS)),
-        true => Err("the proxy's host has no certificate authorities; give tls.ca".to_owned()),
+        true => Err("the proxy's host has no certificate authorities".to_owned()),
     }
 }
 

@@ -6,7 +6,7 @@ mod served_certificate;
 mod server_name;
 
 pub use accept::{Certificates, ListenerTls, ReceivedHello, accept, receive_hello};
-pub use connect::{Offer, UpstreamTls};
+pub use connect::{Offer, UpstreamTls, client_config};
 pub use served_certificate::ServedCertificate;
 
 use std::sync::Arc;
