@@ -11,6 +11,7 @@ use crate::blobs::Blobs;
 use crate::clock::Clock;
 use crate::log::Logger;
 use crate::metrics::Outcomes;
+use crate::purges::{Purgeable, Purges};
 use crate::tasks::Tasks;
 
 /// All that a plugin may use while it is built. There is nothing else: no globals, no environment, no clock of its own.
@@ -62,12 +63,20 @@ impl<'a> Context<'a> {
     pub fn state<T: Any + Send + Sync>(&self, identity: &impl Hash, make: impl FnOnce() -> T) -> Arc<T> {
         self.states.keep(self.name, identity, make)
     }
+
+    /// Has purges reach a cache for as long as something holds it. It is called once for each cache, when it is made.
+    pub fn on_purge(&self, cache: &Arc<impl Purgeable + 'static>) {
+        self.states.purges.add(cache);
+    }
 }
 
 /// The states of all plugins of a proxy, by plugin, type and identity. It holds nothing alive: a state goes with the
 /// last revision that uses it.
 #[derive(Default)]
-pub struct States(Mutex<HashMap<StateKey, Weak<dyn Any + Send + Sync>>>);
+pub struct States {
+    states: Mutex<HashMap<StateKey, Weak<dyn Any + Send + Sync>>>,
+    purges: Purges,
+}
 
 #[derive(PartialEq, Eq, Hash)]
 struct StateKey {
@@ -77,6 +86,11 @@ struct StateKey {
 }
 
 impl States {
+    /// The states that purges reach.
+    pub fn purges(&self) -> &Purges {
+        &self.purges
+    }
+
     fn keep<T: Any + Send + Sync>(
         &self,
         plugin: &Name,
@@ -85,7 +99,7 @@ impl States {
     ) -> Arc<T> {
         let identity = FixedState::default().hash_one(identity);
         let key = StateKey { plugin: plugin.clone(), type_id: TypeId::of::<T>(), identity };
-        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(state) =
             states.get(&key).and_then(Weak::upgrade).and_then(|state| state.downcast::<T>().ok())
         {
@@ -127,6 +141,6 @@ mod tests {
         assert_eq!(*a.state(&1, || 4_u8), 4);
         drop(kept);
         assert_eq!(a.state(&1, || AtomicU32::new(5)).load(Ordering::Relaxed), 5);
-        assert!(states.0.lock().unwrap().len() <= 2, "what nothing uses is forgotten");
+        assert!(states.states.lock().unwrap().len() <= 2, "what nothing uses is forgotten");
     }
 }

@@ -54,15 +54,24 @@
 //!
 //! ## Purges
 //!
-//! A purge is a change of the configuration: another entry of `purges`. So it is a revision with an author, reaches the proxies as
-//! every revision does (after its rollout, where the policy of a fleet is progressive), can be waited for (`?wait=10s`), and reaches
-//! proxies that were away. A proxy carries out the purges that it has not seen yet, and stores no response that was requested before.
+//! `POST /api/v1/cache/purge` removes responses from the caches of all proxies, and answers when they are removed. It makes no
+//! revision, and no rollout holds it up. The body selects them by `route`, `host`, `path` and `tag` (a response must meet all that are
+//! given), or has `all: true`. Tags come from the response headers among `tag_headers`. A proxy stores no response afterwards that was
+//! requested before, and one that was away carries the purge out when it comes back.
+//!
+//! ```json
+//! {"host": "www.example.com", "path": "/shop/*"}
+//! ```
+//!
+//! The configuration may have purges, too: the entries of `purges`. Such a purge is a revision with an author, reaches the proxies as
+//! every revision does (after its rollout, where the policy of a fleet is progressive), and can be waited for (`?wait=10s`). Proxies
+//! that run a file get theirs in this way. A proxy carries out those that it has not seen yet.
 //!
 //! ```json
 //! {"config": {"purges": [{"id": "2026-11-30-1", "tag": "product-12"}]}}
 //! ```
 //!
-//! A purge removes the responses of a `url`, of all URLs with a `prefix`, with a `tag` from a header among `tag_headers`, or `all`; those
+//! Such a purge removes the responses of a `url`, of all URLs with a `prefix`, with a `tag` from a header among `tag_headers`, or `all`; those
 //! of all consumers and routes. The list has up to 100 purges: leave out the oldest, and only when it is full. A proxy that knows none
 //! of a full list may have missed others, and removes all responses. The `id` of a purge must be new.
 //!
@@ -259,12 +268,13 @@ impl Definition for Cache {
         let identity = (capacity, largest, &rules, config.per_consumer);
         let state = context.state(&identity, || {
             let store = Arc::new(Store::new(capacity));
+            context.on_purge(&store);
             let (flights, purges) = (Arc::default(), purge::Known::new(&config.purges));
             State { refresher: Refresher::new(&store, context), flights, purges, store }
         });
         // The revision may yet be rejected; then some responses are fetched once more.
         for selector in state.purges.learn(&config.purges) {
-            state.store.purge(&selector);
+            state.store.remove_selected(&selector);
         }
         errors.finish(Some(Self {
             state,

@@ -88,6 +88,13 @@ pub enum Event {
         /// How that was seen.
         message: String,
     },
+    /// A proxy carried out purges.
+    Purged {
+        /// The proxy.
+        id: Arc<str>,
+        /// The number of the last of them.
+        number: u64,
+    },
     /// A proxy reported its state.
     Reported(Box<ProxyReport>),
     /// A person had it forgotten.

@@ -47,6 +47,14 @@ impl State {
                     proxy.unknown = Some((Instant::now(), RECONNECT_GRACE));
                 }
             }),
+            Event::Purged { id, number } => {
+                let proxy = self.proxies.get_mut(&id).filter(|proxy| proxy.stream.is_some());
+                if let Some(proxy) = proxy.filter(|proxy| proxy.purged != number) {
+                    proxy.purged = number;
+                    self.progress = true;
+                    self.mark_changed(&id);
+                }
+            }
             Event::Sent { stream, id, revision } => {
                 let proxy = self.proxies.get_mut(&id).filter(|proxy| proxy.stream == Some(stream));
                 if let Some(proxy) = proxy {

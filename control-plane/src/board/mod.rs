@@ -32,8 +32,8 @@ pub use service::{Board, BoardEvent, ForgetError};
 pub use state::Sharing;
 pub use status::{
     FleetStatus, Propagation, ProxyError, ProxyResourceError, ProxyRevision, ProxyState, ProxyStatus,
-    ProxyTraffic, Rollout, RolloutBake, RolloutCounts, RolloutEvent, RolloutFault, RolloutGate,
-    RolloutGateCounts, RolloutReason, RolloutRevert, RolloutState, RolloutStep, RolloutSuccessor,
-    TrafficClasses, WaitResult, Waiting,
+    ProxyTraffic, PurgeProgress, Rollout, RolloutBake, RolloutCounts, RolloutEvent, RolloutFault,
+    RolloutGate, RolloutGateCounts, RolloutReason, RolloutRevert, RolloutState, RolloutStep,
+    RolloutSuccessor, TrafficClasses, WaitResult, Waiting,
 };
 pub use wait::WaitOutcome;

@@ -46,6 +46,9 @@ pub(super) struct Proxy {
     pub(super) drifted: bool,
     pub(super) traffic: Option<ProxyTraffic>,
     pub(super) listeners: BTreeMap<String, String>,
+    /// The number of the last purge that it carried out.
+    #[serde(default)]
+    pub(super) purged: u64,
     /// As it reported. A version before does not know them.
     #[serde(default)]
     pub(super) warnings: Vec<String>,
@@ -143,6 +146,7 @@ impl Proxy {
             drifted: false,
             traffic: None,
             listeners: BTreeMap::new(),
+            purged: 0,
             warnings: Vec::new(),
             process: "".into(),
             replaced: Vec::new(),

@@ -58,6 +58,8 @@ impl State {
         if known.is_none() && self.proxies.len() >= Self::PROXIES {
             return;
         }
+        // It may have carried out a purge that is waited for.
+        self.progress |= known.is_none_or(|known| known.purged != proxy.purged);
         let before = known.map(|known| self.contribution(known));
         let earlier = known.map(|known| (self.served(known), known.connected_at_us));
         let now = Instant::now();

@@ -121,6 +121,15 @@ impl Board {
         self.state().stream_share()
     }
 
+    /// Notes that a proxy has carried out the purges up to `number`. `false`: it has no stream to this control plane, at least not yet.
+    pub fn note_purged(&self, id: &Arc<str>, number: u64) -> bool {
+        let has_stream = self.state().proxies.get(id).is_some_and(|proxy| proxy.stream.is_some());
+        if has_stream {
+            self.fold(Event::Purged { id: Arc::clone(id), number });
+        }
+        has_stream
+    }
+
     /// All proxies, by id.
     pub fn proxies(&self) -> Vec<ProxyStatus> {
         self.state().proxies()

@@ -125,6 +125,19 @@ pub struct Waiting {
     pub applied: u64,
 }
 
+/// How the proxies stand to a purge.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PurgeProgress {
+    /// Connected proxies that have carried it out.
+    pub done: usize,
+    /// Proxies that have not, or of which it is not known.
+    pub pending: usize,
+    /// The first of these, by id.
+    pub waiting: Vec<String>,
+    /// Proxies without a connection.
+    pub disconnected: usize,
+}
+
 /// A proxy's traffic over the interval of its last report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ProxyTraffic {

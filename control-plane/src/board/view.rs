@@ -7,8 +7,8 @@ use super::fleet_proxy::FleetProxy;
 use super::proxy::{Duplicate, Proxy};
 use super::state::State;
 use super::status::{
-    FleetStatus, ProxyRevision, ProxyState, ProxyStatus, Rollout, RolloutCounts, RolloutFault, RolloutReason,
-    WaitResult, Waiting,
+    FleetStatus, ProxyRevision, ProxyState, ProxyStatus, PurgeProgress, Rollout, RolloutCounts, RolloutFault,
+    RolloutReason, WaitResult, Waiting,
 };
 use crate::clock::rfc3339;
 
@@ -169,6 +169,24 @@ impl State {
             done &= fleet.applied.last_key_value().is_none_or(|(highest, _)| *highest <= head);
         }
         done.then_some(WaitResult::Done)
+    }
+
+    /// How the proxies stand to the purge of this number.
+    pub(super) fn purge_progress(&self, number: u64, limit: usize) -> PurgeProgress {
+        let mut progress = PurgeProgress::default();
+        for proxy in self.proxies.values() {
+            match self.connection(proxy) {
+                Connection::Disconnected => progress.disconnected += 1,
+                Connection::Connected { .. } if proxy.purged >= number => progress.done += 1,
+                Connection::Connected { .. } | Connection::Unknown => {
+                    progress.pending += 1;
+                    progress.waiting.push(proxy.node.id.to_string());
+                }
+            }
+        }
+        progress.waiting.sort_unstable();
+        progress.waiting.truncate(limit);
+        progress
     }
 
     /// For whom a wait for `revision` goes on: the first `limit`, by id, and how many there are.

@@ -1,12 +1,12 @@
-//! Waiting for a fleet to serve a revision.
+//! Waiting for a fleet to serve a revision, or for all proxies to carry out a purge.
 
 use std::time::{Duration, Instant};
 
 use signalbox_process::ErrorChain;
 
 use super::service::Board;
-use super::state::Sharing;
-use super::status::{Rollout, WaitResult, Waiting};
+use super::state::{Sharing, State};
+use super::status::{PurgeProgress, Rollout, WaitResult, Waiting};
 use crate::store::StoreError;
 
 /// How a [`Board::wait`] ended.
@@ -24,61 +24,100 @@ pub struct WaitOutcome {
     pub unknown: Option<String>,
 }
 
+/// What the board shows about something that is waited for.
+enum Look<T> {
+    /// It goes on.
+    Pending,
+    /// It has ended.
+    Ended(T),
+    /// It has ended unless another control plane knows otherwise.
+    EndedHere(T),
+}
+
 impl Board {
     /// Waits until every connected proxy of `fleet` (`None`: of all) serves `revision` or a later one, or one has
     /// rejected it, or `deadline` passes. Proxies without a stream hold nothing up; those of unknown state do. Cancel safe.
     pub async fn wait(&self, revision: u64, fleet: Option<&str>, deadline: Instant) -> WaitOutcome {
-        let mut progress = self.progress.subscribe();
-        let deadline = tokio::time::Instant::from_std(deadline);
-        loop {
-            progress.mark_unchanged();
-            let convergence = self.state().convergence(revision, fleet);
-            let (convergence, unknown) = match convergence {
-                Some(WaitResult::Done) if self.sharing == Sharing::Shared => {
-                    match tokio::time::timeout_at(deadline, self.convergence_across_replicas(revision, fleet))
-                        .await
-                    {
-                        Ok(Ok(convergence)) => (convergence, None),
-                        Ok(Err(error)) => (None, Some(ErrorChain(&error).to_string())),
-                        Err(_) => (None, Some("the database did not answer in time".to_owned())),
-                    }
-                }
-                convergence => (convergence, None),
-            };
-            let again = if unknown.is_some() { tokio::time::Instant::now() + RETRY } else { deadline };
-            let result = match convergence {
-                Some(result) => result,
-                None => match tokio::time::timeout_at(again.min(deadline), progress.changed()).await {
-                    Ok(_) => continue,
-                    Err(_) if tokio::time::Instant::now() < deadline => continue,
-                    Err(_) => WaitResult::TimedOut,
-                },
-            };
-            let state = self.state();
-            let (waiting, waiting_count) = match result {
-                WaitResult::TimedOut => state.waited_for(revision, fleet, Self::SHOWN_WAITING),
-                WaitResult::Done | WaitResult::Rejected => (Vec::new(), 0),
-            };
-            let rollouts = state.rollouts_of(revision, fleet);
-            return WaitOutcome { result, rollouts, waiting, waiting_count, unknown };
-        }
+        let look = |state: &State| match state.convergence(revision, fleet) {
+            None => Look::Pending,
+            Some(WaitResult::Done) => Look::EndedHere(WaitResult::Done),
+            Some(result) => Look::Ended(result),
+        };
+        let (result, unknown) = self.wait_until(deadline, look).await;
+        let result = result.unwrap_or(WaitResult::TimedOut);
+        let state = self.state();
+        let (waiting, waiting_count) = match result {
+            WaitResult::TimedOut => state.waited_for(revision, fleet, Self::SHOWN_WAITING),
+            WaitResult::Done | WaitResult::Rejected => (Vec::new(), 0),
+        };
+        let rollouts = state.rollouts_of(revision, fleet);
+        WaitOutcome { result, rollouts, waiting, waiting_count, unknown }
+    }
+
+    /// Waits until every connected proxy has carried out the purge of this number, or `deadline` passes. Returns how the proxies stand
+    /// to it, and why that could not be known. Proxies without a stream hold nothing up; those of unknown state do. Cancel safe.
+    pub async fn wait_purged(&self, number: u64, deadline: Instant) -> (PurgeProgress, Option<String>) {
+        let progress = |state: &State| state.purge_progress(number, Self::SHOWN_WAITING);
+        let look = |state: &State| match progress(state) {
+            PurgeProgress { pending: 0, .. } => Look::EndedHere(()),
+            _ => Look::Pending,
+        };
+        let (_, unknown) = self.wait_until(deadline, look).await;
+        (progress(&self.state()), unknown)
     }
 
     /// How many proxies are named that a wait waited for in vain.
     const SHOWN_WAITING: usize = 20;
 
-    /// Reads what the other control planes wrote, and then looks how a wait stands.
-    async fn convergence_across_replicas(
+    /// Looks at the board whenever something changes, until what is waited for has ended or `deadline` passes. Returns the end, and what kept
+    /// it from being known.
+    async fn wait_until<T>(
         &self,
-        revision: u64,
-        fleet: Option<&str>,
-    ) -> Result<Option<WaitResult>, StoreError> {
+        deadline: Instant,
+        look: impl Fn(&State) -> Look<T>,
+    ) -> (Option<T>, Option<String>) {
+        let mut progress = self.progress.subscribe();
+        let deadline = tokio::time::Instant::from_std(deadline);
+        loop {
+            progress.mark_unchanged();
+            let seen = look(&self.state());
+            let (ended, unknown) = match seen {
+                Look::Pending => (None, None),
+                Look::Ended(end) => (Some(end), None),
+                Look::EndedHere(end) if self.sharing == Sharing::Alone => (Some(end), None),
+                Look::EndedHere(_) => {
+                    match tokio::time::timeout_at(deadline, self.look_across_replicas(&look)).await {
+                        Ok(Ok(ended)) => (ended, None),
+                        Ok(Err(error)) => (None, Some(ErrorChain(&error).to_string())),
+                        Err(_) => (None, Some("the database did not answer in time".to_owned())),
+                    }
+                }
+            };
+            if ended.is_some() {
+                return (ended, None);
+            }
+            let again = if unknown.is_some() { tokio::time::Instant::now() + RETRY } else { deadline };
+            match tokio::time::timeout_at(again.min(deadline), progress.changed()).await {
+                Err(_) if tokio::time::Instant::now() >= deadline => return (None, unknown),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Reads what the other control planes wrote, and then looks again.
+    async fn look_across_replicas<T>(
+        &self,
+        look: &impl Fn(&State) -> Look<T>,
+    ) -> Result<Option<T>, StoreError> {
         self.refresh().await?;
         let state = self.state();
         if state.is_incomplete(Instant::now()) {
             return Ok(None);
         }
-        Ok(state.convergence(revision, fleet))
+        Ok(match look(&state) {
+            Look::Pending => None,
+            Look::Ended(end) | Look::EndedHere(end) => Some(end),
+        })
     }
 }
 

@@ -35,8 +35,12 @@ const POLL: Duration = Duration::from_secs(1);
 const BATCH: u32 = 256;
 
 impl Publisher {
-    /// Follows the store's log until `shutdown`.
+    /// Follows the store's log, and its purges, until `shutdown`.
     pub async fn follow(self: Arc<Self>, shutdown: CancellationToken) {
+        tokio::join!(self.follow_revisions(&shutdown), self.purges().follow(&shutdown));
+    }
+
+    async fn follow_revisions(&self, shutdown: &CancellationToken) {
         let hint = self.store.hint();
         loop {
             // Made before the log is read: what is hinted at meanwhile is not lost.

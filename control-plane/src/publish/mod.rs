@@ -6,9 +6,11 @@ mod decisions;
 mod history;
 mod published;
 mod publisher;
+mod purges;
 
 pub use blobs::{UploadError, UploadedFiles};
 pub use history::History;
 pub(crate) use published::named_fleets;
 pub use published::{Assigned, ProxyTarget, Published};
 pub use publisher::{Health, OnPublish, Publisher};
+pub use purges::{Due, PurgeLog, StoredPurges};

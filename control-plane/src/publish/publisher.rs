@@ -13,6 +13,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use super::blobs::UploadedFiles;
 use super::decisions::{Pending, earlier};
 use super::published::Published;
+use super::purges::StoredPurges;
 use crate::metrics::Metrics;
 use crate::store::{RevisionSummary, Store, StoreError, UnknownKey};
 
@@ -36,6 +37,7 @@ pub struct Publisher {
     /// then mean other revisions.
     pub(super) reloaded: watch::Sender<u64>,
     files: UploadedFiles,
+    purges: StoredPurges,
 }
 
 /// A hook that is called before anybody can see a state that is published, so that no consequence is known before its cause.
@@ -73,6 +75,7 @@ impl Publisher {
         let loaded = load(&store, &metrics, types).await?;
         Ok(Arc::new(Self {
             files: UploadedFiles::new(Arc::clone(&store)),
+            purges: StoredPurges::new(Arc::clone(&store)),
             store,
             metrics,
             current: watch::Sender::new(Arc::new(loaded)),
@@ -90,6 +93,11 @@ impl Publisher {
     /// The uploaded files.
     pub fn files(&self) -> &UploadedFiles {
         &self.files
+    }
+
+    /// The purges of cached responses.
+    pub fn purges(&self) -> &StoredPurges {
+        &self.purges
     }
 
     /// The published state.

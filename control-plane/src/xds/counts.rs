@@ -4,18 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use signalbox_config::NodeId;
-use signalbox_proto::NODE_HEADER;
 use signalbox_proto::signalbox::report::v1::{Counts, CountsRequest, Series};
 use tonic::Status;
 
 use super::grpc::{Call, Inbound, Message, Outbound};
 use super::refusal::Refusal;
 use super::shared::Shared;
-use super::token::{TokenHash, authorize, may_stream};
+use super::token::{TokenHash, authorize_node, may_stream};
 
 /// Serves one proxy until it ends the stream, does not read what it is asked for, or its token is revoked.
 pub(super) async fn serve(shared: &Shared, call: Call) {
-    let (token, node) = match check(shared, &call) {
+    let (token, node) = match authorize_node(&call, shared) {
         Ok(checked) => checked,
         Err(status) => return call.refuse(status),
     };
@@ -23,14 +22,6 @@ pub(super) async fn serve(shared: &Shared, call: Call) {
     let Ok((mut counts, mut outbound)) = call.open(MAX_COUNTS, None) else { return };
     let ended = exchange(shared, &mut counts, token, &node, &mut outbound).await;
     outbound.end(&ended.err().unwrap_or_else(|| Status::ok("")));
-}
-
-/// The token that the call presents, and the node id of the proxy.
-fn check(shared: &Shared, call: &Call) -> Result<(TokenHash, NodeId), Status> {
-    let token = authorize(call, shared)?;
-    let node = call.header(NODE_HEADER).and_then(|id| id.parse().ok());
-    let missing = || Status::invalid_argument(format!("the header {NODE_HEADER} must have the node id"));
-    Ok((token, node.ok_or_else(missing)?))
 }
 
 async fn exchange(

@@ -1,5 +1,7 @@
 //! The token that a proxy presents.
 
+use signalbox_config::NodeId;
+use signalbox_proto::NODE_HEADER;
 use tonic::Status;
 
 use super::grpc::Call;
@@ -28,6 +30,14 @@ pub(super) fn authorize(call: &Call, shared: &Shared) -> Result<TokenHash, Statu
     };
     shared.refusals.record(&shared.metrics, call.peer, &refusal);
     Err(Status::unauthenticated(refusal.to_string()))
+}
+
+/// The token that the call presents, and the node id of the proxy.
+pub(super) fn authorize_node(call: &Call, shared: &Shared) -> Result<(TokenHash, NodeId), Status> {
+    let token = authorize(call, shared)?;
+    let node = call.header(NODE_HEADER).and_then(|id| id.parse().ok());
+    let missing = || Status::invalid_argument(format!("the header {NODE_HEADER} must have the node id"));
+    Ok((token, node.ok_or_else(missing)?))
 }
 
 /// True if the token that was presented before may still get the configuration.

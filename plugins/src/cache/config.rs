@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use signalbox_config::{ByteSize, Errors, HumanDuration};
 
 use super::freshness::Defaults;
-use super::purge::{self, Purge};
+use super::purge::{self, ConfiguredPurge};
 use super::storing::Rules;
 
 /// The responses that are stored, and how long they are used.
@@ -77,7 +77,7 @@ pub(crate) struct Config {
     /// The last purges, the newest at the end. A proxy carries out those that are new to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(title = "Purges")]
-    pub(super) purges: Vec<Purge>,
+    pub(super) purges: Vec<ConfiguredPurge>,
     /// Omits `Cache-Status` and `X-Cache-Status`.
     #[serde(default)]
     #[schemars(title = "Hide headers")]

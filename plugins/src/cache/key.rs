@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::{HOST, HeaderName, HeaderValue};
+use signalbox_config::Name;
 use signalbox_plugin::PluginRequest;
 
 use super::vary::{combined, write_text};
@@ -13,6 +14,8 @@ use super::vary::{combined, write_text};
 pub(super) struct Key {
     /// The URL: scheme, host, port, path and query, as text.
     pub(super) url: Arc<str>,
+    /// The route that the request took.
+    pub(super) route: Name,
     /// The other properties that tell requests for the URL apart: the route, the upstream, the consumer, further headers.
     pub(super) partition: Arc<[u8]>,
 }
@@ -58,7 +61,7 @@ impl Key {
             write_text(&mut partition, Some(name.as_str().as_bytes()));
             write_text(&mut partition, combined(&request.head.headers, name).as_deref());
         }
-        Self { url: url_of(request).into(), partition: partition.into() }
+        Self { url: url_of(request).into(), route: request.route.clone(), partition: partition.into() }
     }
 }
 

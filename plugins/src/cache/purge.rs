@@ -1,4 +1,4 @@
-//! Purges: they are a part of the configuration, so they reach each proxy as every change does, and are in the history.
+//! Purges in the configuration: they reach each proxy as every change does, and are in the history.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,12 +7,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::Errors;
 
-use super::key::url;
+use super::key::{Key, url};
 
 /// A purge. Exactly one of `url`, `prefix`, `tag` and `all` says what it removes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Purge {
+pub(super) struct ConfiguredPurge {
     /// A text that no other purge has: a time, a number.
     #[schemars(title = "Id", length(min = 1, max = 64))]
     pub(super) id: String,
@@ -45,18 +45,20 @@ pub(super) enum Selector {
     Prefix(String),
     /// Those with a tag.
     Tag(String),
+    /// Those that a purge beside the configuration selects.
+    Purge(signalbox_config::Purge),
 }
 
 /// The purges that a cache knows.
 #[derive(Debug)]
-pub(super) struct Known(Mutex<Vec<Purge>>);
+pub(super) struct Known(Mutex<Vec<ConfiguredPurge>>);
 
 /// The greatest number of purges in a configuration.
 pub(super) const MOST: usize = 100;
 const LONGEST_ID: usize = 64;
 
 /// Adds the errors of a configuration's purges.
-pub(super) fn check(purges: &[Purge], errors: &mut Errors) {
+pub(super) fn check(purges: &[ConfiguredPurge], errors: &mut Errors) {
     if purges.len() > MOST {
         errors.push("purges", format_args!("has more than {MOST} purges; leave out the oldest"));
     }
@@ -76,7 +78,7 @@ pub(super) fn check(purges: &[Purge], errors: &mut Errors) {
     }
 }
 
-impl Purge {
+impl ConfiguredPurge {
     /// The responses that it removes; `None`: it does not say so in one way.
     fn selector(&self) -> Option<Selector> {
         match (&self.url, &self.prefix, &self.tag, self.all) {
@@ -90,29 +92,30 @@ impl Purge {
 }
 
 impl Selector {
-    /// True if it selects a response of this URL with the tags that `has_tag` knows.
-    pub(super) fn selects(&self, url: &str, has_tag: impl Fn(&str) -> bool) -> bool {
+    /// True if it selects a response to this key with the tags that `has_tag` knows.
+    pub(super) fn selects(&self, key: &Key, has_tag: impl Fn(&str) -> bool) -> bool {
         match self {
             Self::All => true,
-            Self::Url(wanted) => url == wanted,
-            Self::Prefix(prefix) => url.starts_with(prefix.as_str()),
+            Self::Url(wanted) => *key.url == **wanted,
+            Self::Prefix(prefix) => key.url.starts_with(prefix.as_str()),
             Self::Tag(tag) => has_tag(tag),
+            Self::Purge(purge) => purge.selects(key.route.as_str(), &key.url, has_tag),
         }
     }
 }
 
 impl Known {
     /// Those of a cache that is empty yet.
-    pub(super) fn new(purges: &[Purge]) -> Self {
+    pub(super) fn new(purges: &[ConfiguredPurge]) -> Self {
         Self(Mutex::new(purges.to_vec()))
     }
 
     /// The responses that have to be removed now that these are the last purges.
     ///
     /// A full list of unknown purges may follow on others that this proxy has missed. Then all responses go.
-    pub(super) fn learn(&self, purges: &[Purge]) -> Vec<Selector> {
+    pub(super) fn learn(&self, purges: &[ConfiguredPurge]) -> Vec<Selector> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let new: Vec<&Purge> = purges.iter().filter(|purge| !known.contains(purge)).collect();
+        let new: Vec<&ConfiguredPurge> = purges.iter().filter(|purge| !known.contains(purge)).collect();
         let selectors = match new.len() == MOST {
             true => vec![Selector::All],
             false => new.iter().filter_map(|purge| purge.selector()).collect(),
@@ -142,8 +145,14 @@ fn normalized(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn purge(id: usize) -> Purge {
-        Purge { id: id.to_string(), url: None, prefix: None, tag: Some(format!("t{id}")), all: false }
+    fn purge(id: usize) -> ConfiguredPurge {
+        ConfiguredPurge {
+            id: id.to_string(),
+            url: None,
+            prefix: None,
+            tag: Some(format!("t{id}")),
+            all: false,
+        }
     }
 
     fn tag(id: usize) -> Selector {
@@ -152,7 +161,7 @@ mod tests {
 
     #[test]
     fn each_purge_is_carried_out_once() {
-        let purges: Vec<Purge> = (0..300).map(purge).collect();
+        let purges: Vec<ConfiguredPurge> = (0..300).map(purge).collect();
         let known = Known::new(&purges[..2]);
         assert_eq!(known.learn(&purges[..2]), []);
         assert_eq!(known.learn(&purges[..4]), [tag(2), tag(3)]);

@@ -13,6 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use foldhash::quality::RandomState;
 use http::HeaderMap;
+use signalbox_config::Purge;
+use signalbox_plugin::Purgeable;
 
 use super::entry::{Draft, Entry, Shared};
 use super::key::Key;
@@ -232,7 +234,7 @@ impl Store {
     }
 
     /// Removes the responses that `selector` selects, and lets none be stored that is on its way.
-    pub(super) fn purge(&self, selector: &Selector) {
+    pub(super) fn remove_selected(&self, selector: &Selector) {
         if let Selector::Url(url) = selector {
             return self.invalidate(url);
         }
@@ -244,7 +246,7 @@ impl Store {
             shard.urls.retain(|_, url| {
                 url.retain(|_, entries| {
                     let selected = |entry: &Shared| {
-                        selector.selects(&entry.key.url, |tag| entry.tags.iter().any(|one| **one == *tag))
+                        selector.selects(&entry.key, |tag| entry.tags.iter().any(|one| **one == *tag))
                     };
                     removed.extend(entries.extract_if(.., |entry| selected(entry)));
                     !entries.is_empty()
@@ -309,6 +311,12 @@ impl Store {
 
     fn shard(&self, index: usize) -> Option<MutexGuard<'_, Shard>> {
         self.shards.get(index).map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Purgeable for Store {
+    fn purge(&self, purge: &Purge) {
+        self.remove_selected(&Selector::Purge(purge.clone()));
     }
 }
 

@@ -440,7 +440,7 @@ fn settings_that_make_no_sense_are_refused() {
 /// A draft for `url`.
 fn draft(url: &str) -> Draft {
     Draft {
-        key: Key { url: url.into(), partition: Arc::from(&b""[..]) },
+        key: Key { url: url.into(), route: testing::name("r"), partition: Arc::from(&b""[..]) },
         selection: Selection::default(),
         status: StatusCode::OK,
         headers: HeaderMap::new(),
@@ -465,7 +465,7 @@ fn put(store: &Arc<Store>, draft: Draft, size: usize) -> bool {
 }
 
 fn has(store: &Store, url: &str) -> bool {
-    let key = Key { url: url.into(), partition: Arc::from(&b""[..]) };
+    let key = Key { url: url.into(), route: testing::name("r"), partition: Arc::from(&b""[..]) };
     matches!(store.find(&key, &HeaderMap::new(), false), Found::Entry(_))
 }
 
@@ -541,6 +541,41 @@ fn purges_remove_what_they_select_and_what_is_on_its_way() {
         response(200, &[MINUTE], "before the purge")
     });
     assert_eq!(cache.word(get("/"), &[MINUTE]), "Miss");
+}
+
+#[test]
+fn purges_beside_the_configuration_reach_the_cache() {
+    let purge =
+        |cache: &Tested, json: Value| cache.states.purges().carry_out(&serde_json::from_value(json).unwrap());
+    let fill = |cache: &Tested| {
+        for (path, tags) in [("/x", "one"), ("/x?q", "two")] {
+            cache.ask(get(path), |_| response(200, &[MINUTE, ("cache-tag", tags)], "x"));
+        }
+    };
+    let table: &[(Value, &[&str])] = &[
+        (json!({"host": "a.example", "tag": "two"}), &["/x"]),
+        (json!({"path": "/x"}), &[]),
+        (json!({"path": "/x?q"}), &["/x"]),
+        (json!({"route": "route"}), &[]),
+        (json!({"route": "another"}), &["/x", "/x?q"]),
+        (json!({}), &["/x", "/x?q"]),
+        (json!({"all": true}), &[]),
+    ];
+    for (json, left) in table {
+        let cache = Tested::new(json!({}));
+        fill(&cache);
+        purge(&cache, json.clone());
+        for path in ["/x", "/x?q"] {
+            let expected = if left.contains(&path) { "Hit" } else { "Miss" };
+            assert_eq!(cache.word(get(path), &[]), expected, "{json} {path}");
+        }
+    }
+    let cache = Tested::new(json!({}));
+    cache.ask(get("/"), |_| {
+        purge(&cache, json!({"path": "/other"}));
+        response(200, &[MINUTE], "before the purge")
+    });
+    assert_eq!(cache.word(get("/"), &[MINUTE]), "Miss", "it was requested before the purge");
 }
 
 #[test]
