@@ -13,7 +13,7 @@ use signalbox_plugin::{Consumers, Hooks, Outcomes, Plugin};
 use crate::core::map::Map;
 use crate::core::slots::{Slot, SlotTable};
 use crate::telemetry::spans::ListenerTracing;
-use crate::telemetry::{Cells, Histograms, Period};
+use crate::telemetry::{Cells, Histograms, Period, TrafficCounts};
 use crate::upstream::Upstream;
 use crate::wire::tls::ListenerTls;
 
@@ -83,6 +83,7 @@ pub struct RouteStats {
     /// The route's name; empty for requests that matched no route.
     pub name: Arc<str>,
     pub requests: Cells,
+    pub traffic: TrafficCounts,
 }
 
 /// Measurements of a plugin. They are kept when the plugin changes.

@@ -8,8 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use signalbox_config::{Body, Kind, Listener, Name, Snapshot};
-use signalbox_plugin::{Blobs, Clock, Registry, States};
+use signalbox_config::{Body, Kind, Listener, Name, Purge, Snapshot};
+use signalbox_plugin::{Blobs, Clock, Purges, Registry, States};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -24,12 +24,13 @@ use crate::resolve::Resolver;
 use crate::secrets::HostSecrets;
 use crate::services::{Checking, Services};
 use crate::sockets::{BoundSocket, SocketPlan, Wanted};
-use crate::source::{Answers, Candidate, DataPlane, Rejected, Traffic};
 use crate::span_export;
+use crate::source::{Answers, Candidate, DataPlane, Rejected, ScopeTraffic, Traffic, TrafficScope};
 use crate::tasks;
 use crate::telemetry::spans;
 use crate::telemetry::{
-    Cells, Counter, Generations, Histogram, Scope, Series, Totals, WorkerStats, access_log, process_cpu_us,
+    Cells, ConsumerTraffic, Counter, Generations, Histogram, Scope, Series, Totals, TrafficCounts,
+    TrafficGroup, TrafficSums, WorkerStats, access_log, process_cpu_us,
 };
 use crate::worker::{self, Command};
 
@@ -76,6 +77,7 @@ pub struct Proxy {
     stop_spans: CancellationToken,
     overrides: BTreeMap<String, SocketAddr>,
     control: Mutex<Control>,
+    purges: Purges,
     /// Locked after `control`, and only briefly.
     generations: Mutex<Generations>,
     reported: Mutex<ReportedTotals>,
@@ -129,7 +131,12 @@ impl Proxy {
         let shared = Arc::new(Shared {
             active: Arc::clone(&active),
             stats: (0..slots).map(|_| Arc::<WorkerStats>::default()).collect(),
-            unrouted: Arc::new(RouteStats { name: "".into(), requests: Cells::new(slots) }),
+            unrouted: Arc::new(RouteStats {
+                name: "".into(),
+                requests: Cells::new(slots),
+                traffic: TrafficCounts::new(&TrafficGroup::new(slots, 1)),
+            }),
+            consumers: ConsumerTraffic::new(slots),
             epoch,
             clock: clock.clone(),
             log: settings.access_log,
@@ -163,11 +170,13 @@ impl Proxy {
         })?;
         let stop_spans = CancellationToken::new();
         let span_thread = span_export::start(new_sinks, stop_spans.clone())?;
+        let states = States::default();
+        let purges = states.purges().clone();
         let services = Services {
             types: settings.types,
             clock,
             spawner: Arc::new(task_sender),
-            states: States::default(),
+            states,
             blobs: settings.blobs,
             secrets: Box::new(HostSecrets),
             span_sinks,
@@ -175,6 +184,8 @@ impl Proxy {
             checking: Checking::new(handle),
             zone: settings.zone.map(String::into_boxed_str),
             workers: slots,
+            routes: TrafficGroup::new(slots, MAX_ROUTES),
+            upstreams: TrafficGroup::new(slots, MAX_UPSTREAMS),
         };
         let control = Control {
             compiled,
@@ -198,6 +209,7 @@ impl Proxy {
             stop_spans,
             overrides: settings.listener_overrides,
             control: Mutex::new(control),
+            purges,
             generations: Mutex::new(generations),
             reported: Mutex::default(),
         }))
@@ -242,6 +254,25 @@ impl Proxy {
             Some((socket.bound, Arc::clone(sockets)))
         })
         .collect()
+    }
+
+    /// All requests since the start.
+    fn all_traffic(&self) -> TrafficSums {
+        let stats = &self.shared.stats;
+        let sum = |counter: fn(&WorkerStats) -> &Counter| -> u64 {
+            stats.iter().map(|stats| counter(stats).value()).sum()
+        };
+        let failed =
+            [sum(|stats| &stats.client_errors), sum(|stats| &stats.no_route), sum(|stats| &stats.errors)];
+        let durations = Totals::of(stats.iter().map(|stats| &stats.request_duration));
+        let [client_errors, no_route, server_errors] = failed;
+        let succeeded = durations.count().saturating_sub(failed.iter().sum());
+        TrafficSums {
+            ends: [succeeded, client_errors, no_route, server_errors],
+            bytes_in: sum(|stats| &stats.body_in),
+            bytes_out: sum(|stats| &stats.body_out),
+            buckets: durations.buckets().collect(),
+        }
     }
 
     /// Closes inherited sockets that no listener uses.
@@ -393,6 +424,35 @@ impl DataPlane for Proxy {
         Ok(())
     }
 
+    fn scope_traffic(&self) -> Vec<ScopeTraffic> {
+        let control = self.control();
+        let compiled = control.compiled.clone();
+        let [routes, upstreams] = [&control.services.routes, &control.services.upstreams].map(Arc::clone);
+        drop(control);
+        let mut traffic = vec![ScopeTraffic { scope: TrafficScope::All, sums: self.all_traffic() }];
+        let mut add = |scope: fn(Arc<str>) -> TrafficScope, name: Arc<str>, sums: Option<TrafficSums>| {
+            traffic.extend(sums.map(|sums| ScopeTraffic { scope: scope(name), sums }));
+        };
+        for stats in compiled.route_stats() {
+            add(TrafficScope::Route, Arc::clone(&stats.name), stats.traffic.read());
+        }
+        for upstream in compiled.active.upstreams.iter() {
+            add(TrafficScope::Upstream, upstream.name.as_str().into(), upstream.stats.traffic.read());
+        }
+        let (consumers, other_consumers) = self.shared.consumers.read();
+        for (name, sums) in consumers {
+            add(TrafficScope::Consumer, name.as_str().into(), Some(sums));
+        }
+        add(TrafficScope::Route, OTHER.into(), routes.others());
+        add(TrafficScope::Upstream, OTHER.into(), upstreams.others());
+        add(TrafficScope::Consumer, OTHER.into(), other_consumers);
+        traffic
+    }
+
+    fn purge(&self, purge: &Purge) {
+        self.purges.carry_out(purge);
+    }
+
     fn traffic(&self) -> Traffic {
         let stats = &self.shared.stats;
         let durations = Totals::of(stats.iter().map(|stats| &stats.request_duration));
@@ -448,6 +508,13 @@ impl DataPlane for Proxy {
         sockets.map(|socket| (socket.listener.as_str().to_owned(), socket.bound)).collect()
     }
 }
+
+/// The most routes and upstreams whose requests are counted apart for time series. Each takes some 2 KiB for each worker.
+const MAX_ROUTES: usize = 4096;
+const MAX_UPSTREAMS: usize = 4096;
+
+/// The name of those that are not counted apart.
+const OTHER: &str = "_other";
 
 /// Marks the counters of the watched routes and upstreams, as far as `compiled` has them.
 fn mark(compiled: &Compiled, generations: &Generations) {

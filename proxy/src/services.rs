@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use crate::resolve::Resolver;
 use crate::secrets::SecretReader;
 use crate::telemetry::spans::SpanSinks;
+use crate::telemetry::TrafficGroup;
 
 /// Everything that compiling needs besides the revision itself.
 pub struct Services {
@@ -33,6 +34,9 @@ pub struct Services {
     pub zone: Option<Box<str>>,
     /// The number of threads that count: the workers, and the one that runs the tasks of plugins.
     pub workers: usize,
+    /// The routes and the upstreams whose requests are counted apart for time series.
+    pub routes: Arc<TrafficGroup>,
+    pub upstreams: Arc<TrafficGroup>,
 }
 
 /// The runtime on which active health checks run, and the limit on how many run at once.

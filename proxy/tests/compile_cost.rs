@@ -19,6 +19,7 @@ use signalbox_proxy::services::{Checking, Services};
 use signalbox_proxy::source::Candidate;
 use signalbox_proxy::tasks;
 use signalbox_proxy::telemetry::spans;
+use signalbox_proxy::telemetry::TrafficGroup;
 
 struct Counting;
 
@@ -108,6 +109,8 @@ fn the_cost_of_a_change_does_not_grow_with_the_configuration() {
         checking: Checking::new(runtime.handle().clone()),
         zone: None,
         workers: 1,
+        routes: TrafficGroup::new(1, 100),
+        upstreams: TrafficGroup::new(1, 100),
     };
     let costs = [100, 2_000].map(|count| {
         let all = (0..count).flat_map(|index| {

@@ -161,8 +161,7 @@ impl Compiled {
             next.chains.compile(&changes.routes, &changes.plugins, revision, &next.plugins, &plugins);
         next.chains.apply(&chains);
 
-        let routes =
-            next.routes.compile(&changes.routes, revision, &next.chains, &next.upstreams, services.workers);
+        let routes = next.routes.compile(&changes.routes, revision, &next.chains, &next.upstreams, services);
         next.routes.apply(&rejections.delta(routes));
 
         rejections.into_result()?;

@@ -7,8 +7,9 @@ use super::chains::ChainCompiler;
 use super::revision::{Revision, enabled_route, put};
 use super::upstreams::UpstreamCompiler;
 use crate::active::{CompiledRoute, RouteStats, WeightedSlot};
+use crate::services::Services;
 use crate::source::Rejected;
-use crate::telemetry::Cells;
+use crate::telemetry::{Cells, TrafficCounts};
 
 /// Compiles routes: the index that finds them, with their upstreams and chains by slot.
 #[derive(Clone, Default)]
@@ -34,7 +35,7 @@ impl RouteCompiler {
         revision: Revision<'_>,
         chains: &ChainCompiler,
         upstreams: &UpstreamCompiler,
-        workers: usize,
+        services: &Services,
     ) -> Result<RouteDelta, Vec<Rejected>> {
         let mut delta = RouteDelta::default();
         let mut rejections = Vec::new();
@@ -48,7 +49,7 @@ impl RouteCompiler {
             let Some(route) = enabled_route(resource) else { continue };
             let missing = missing_references(resource.key(), route, revision);
             if missing.is_empty() {
-                let stats = self.kept_stats(&route.name, workers);
+                let stats = self.kept_stats(&route.name, services);
                 delta.put.extend(compile_route(resource, route, chains, upstreams, stats));
             }
             rejections.extend(missing);
@@ -83,10 +84,14 @@ impl RouteCompiler {
     }
 
     /// The counters of a route, which are kept when it changes.
-    fn kept_stats(&self, name: &Name, workers: usize) -> Arc<RouteStats> {
+    fn kept_stats(&self, name: &Name, services: &Services) -> Arc<RouteStats> {
         match self.stats_of(name) {
             Some(stats) => Arc::clone(stats),
-            None => Arc::new(RouteStats { name: name.clone().into(), requests: Cells::new(workers) }),
+            None => Arc::new(RouteStats {
+                name: name.clone().into(),
+                requests: Cells::new(services.workers),
+                traffic: TrafficCounts::new(&services.routes),
+            }),
         }
     }
 }

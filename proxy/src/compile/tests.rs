@@ -17,6 +17,7 @@ use crate::resolve::Resolver;
 use crate::secrets::{SecretError, SecretReader, SecretSource};
 use crate::tasks;
 use crate::telemetry::spans;
+use crate::telemetry::TrafficGroup;
 
 /// Compiles one document after another, each as the change from the one before.
 struct Steps {
@@ -70,6 +71,8 @@ impl Steps {
             checking: Checking::new(runtime.handle().clone()),
             zone: None,
             workers: 1,
+            routes: TrafficGroup::new(1, 100),
+            upstreams: TrafficGroup::new(1, 100),
         };
         Self { runtime, services, secrets, compiled: Compiled::empty() }
     }

@@ -29,7 +29,7 @@ use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
 use crate::core::trace_context::{TraceContext, hex_span_id, hex_trace_id};
 use crate::telemetry::access_log::Entry;
-use crate::telemetry::{Flag, Key};
+use crate::telemetry::{End, Ended, Flag, Key, Latency, TrafficCounts};
 use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
 
 /// One request and its response. If it is dropped before it is complete, the client has gone.
@@ -76,6 +76,8 @@ struct Accounting {
     is_aborted: bool,
     /// True once it no longer counts among the worker's running requests.
     load_released: bool,
+    /// The counts of its consumer.
+    consumer: Option<Rc<Arc<TrafficCounts>>>,
     /// The data for the access log, if there is one.
     log: Option<Logged>,
 }
@@ -110,6 +112,7 @@ impl Exchange {
             is_over: false,
             is_aborted: false,
             load_released: false,
+            consumer: None,
             log,
         };
         Box::new(Self { request, attempts, trace: None, accounting, plugged: OnceCell::new() })
@@ -237,8 +240,10 @@ impl Exchange {
         }
     }
 
-    /// Records the client's consumer for the log.
+    /// Records the client's consumer.
     pub fn set_consumer(&mut self, consumer: &Name) {
+        let worker = &self.request.downstream.worker;
+        self.accounting.consumer = Some(worker.shared.consumers.of(&worker.consumers, consumer));
         if let Some(log) = &mut self.accounting.log {
             log.consumer = Some(consumer.clone());
         }
@@ -373,7 +378,8 @@ impl Exchange {
         let now = self.attempts.ended.unwrap_or_else(Instant::now);
         let worker = Rc::clone(&self.request.downstream.worker);
         let duration = now.saturating_duration_since(self.request.started);
-        worker.stats.request_duration.record(duration);
+        let latency = Latency::of(duration);
+        worker.stats.request_duration.record_latency(latency);
         // The counted status differs for gRPC, where 200 says nothing.
         let status = problem::counted_status(self.accounting.status, self.accounting.grpc_status.get());
         if status >= 400 {
@@ -386,18 +392,31 @@ impl Exchange {
             counter.add(1);
         }
         let counts = &self.request.serving.counts;
-        counts.count(duration, status);
+        counts.count(latency, status);
         let key = Key::new(self.request.listener.label, status, self.accounting.flag);
         let stats = self.request.route.as_ref().map_or(&worker.shared.unrouted, |route| &route.stats);
         stats.requests.count(worker.index, key);
+        let ended = Ended {
+            latency,
+            end: End::of(status, self.accounting.flag),
+            bytes_in: self.request.progress.as_ref().map_or(0, |progress| progress.bytes.get()),
+            bytes_out: self.accounting.bytes_out,
+        };
+        worker.stats.body_in.add(ended.bytes_in);
+        worker.stats.body_out.add(ended.bytes_out);
+        stats.traffic.count(worker.index, ended);
+        if let Some(consumer) = &self.accounting.consumer {
+            consumer.count(worker.index, ended);
+        }
         if let Some(mark) = stats.requests.mark() {
-            counts.count_watched(mark, duration, status);
+            counts.count_watched(mark, latency, status);
         }
         if let Some(upstream) = &self.attempts.upstream {
             let requests = &upstream.stats.requests;
             requests.count(worker.index, key.without_listener());
+            upstream.stats.traffic.count(worker.index, ended);
             if let Some(mark) = requests.mark() {
-                counts.count_watched(mark, duration, status);
+                counts.count_watched(mark, latency, status);
             }
         }
         if let Some(took) = self.attempts.took {

@@ -18,7 +18,7 @@ use crate::core::identify::Identifier;
 use crate::overload::Overload;
 use crate::telemetry::access_log::{self, Log};
 use crate::telemetry::spans::{SpanBuffers, SpanCounts};
-use crate::telemetry::{PeriodCounts, WorkerStats};
+use crate::telemetry::{ConsumerTraffic, PeriodCounts, WorkerConsumers, WorkerStats};
 use crate::upstream::Pool;
 use crate::wire::splice::Pipes;
 
@@ -28,6 +28,7 @@ pub struct Shared {
     pub stats: Box<[Arc<WorkerStats>]>,
     /// The counters of requests without a route.
     pub unrouted: Arc<RouteStats>,
+    pub consumers: ConsumerTraffic,
     /// A moment before all requests, from which times are measured.
     pub epoch: Instant,
     /// The time that plugins see.
@@ -52,6 +53,7 @@ pub struct WorkerContext {
     pub index: usize,
     pub shared: Arc<Shared>,
     pub stats: Arc<WorkerStats>,
+    pub consumers: WorkerConsumers,
     pub deadlines: Rc<Deadlines>,
     pub pool: Pool,
     pub pipes: Rc<Pipes>,
@@ -101,6 +103,7 @@ impl WorkerContext {
             index,
             pool: Pool::new(index, Arc::clone(&shared.connections_wanted), Arc::clone(&stats)),
             stats,
+            consumers: WorkerConsumers::default(),
             pipes: Pipes::new(shared.pipes),
             deadlines: Rc::default(),
             identifier: RefCell::default(),

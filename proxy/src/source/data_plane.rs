@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use signalbox_config::{Change, ResourceKey, Snapshot};
+use signalbox_config::{Change, Purge, ResourceKey, Snapshot};
 
-use crate::telemetry::{Scope, Series};
+use crate::telemetry::{Scope, Series, TrafficSums};
 
 /// The data plane as a source of configuration sees it.
 pub trait DataPlane: Send + Sync + 'static {
@@ -33,6 +34,16 @@ pub trait DataPlane: Send + Sync + 'static {
     ///
     /// [`Generations::read`]: crate::telemetry::Generations::read
     fn series(&self) -> Vec<Series>;
+
+    /// Returns the requests since the start: all, and those of the routes, upstreams and consumers that had any.
+    ///
+    /// May block for some milliseconds if there are many.
+    fn scope_traffic(&self) -> Vec<ScopeTraffic>;
+
+    /// Removes the responses that `purge` selects from all caches.
+    ///
+    /// Blocks for as long as it takes to look at all stored responses.
+    fn purge(&self, purge: &Purge);
 
     /// Maps each listener's name to the address that it is bound to.
     fn listeners(&self) -> BTreeMap<String, SocketAddr>;
@@ -77,6 +88,28 @@ pub struct Answers {
     pub requests: u64,
     /// The number of responses with a status of 500 and above.
     pub errors: u64,
+}
+
+/// The requests of a scope since the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScopeTraffic {
+    /// The scope.
+    pub scope: TrafficScope,
+    /// The requests.
+    pub sums: TrafficSums,
+}
+
+/// The requests of which there is a time series.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TrafficScope {
+    /// All.
+    All,
+    /// Those of a route. `_other` has those that are not counted apart, here and below.
+    Route(Arc<str>),
+    /// Those for an upstream.
+    Upstream(Arc<str>),
+    /// Those of a consumer.
+    Consumer(Arc<str>),
 }
 
 /// Traffic over an interval.

@@ -28,12 +28,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use signalbox_config::Snapshot;
+use signalbox_config::{Purge, Snapshot};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::data_plane::{Answers, Candidate, DataPlane, Rejected, Traffic};
+use super::data_plane::{Answers, Candidate, DataPlane, Rejected, ScopeTraffic, Traffic};
 use super::last_good::{Prover, private};
 use super::proof::{Elapsed, Proof};
 use super::settings::CrashLoops;
@@ -460,6 +460,14 @@ impl DataPlane for Guarded {
 
     fn watch(&self, scopes: &[Scope]) {
         self.guard.data_plane.watch(scopes);
+    }
+
+    fn scope_traffic(&self) -> Vec<ScopeTraffic> {
+        self.guard.data_plane.scope_traffic()
+    }
+
+    fn purge(&self, purge: &Purge) {
+        self.guard.data_plane.purge(purge);
     }
 
     fn series(&self) -> Vec<Series> {

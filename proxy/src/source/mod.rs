@@ -2,7 +2,7 @@
 //!
 //! - [`xds`] exchanges messages between a control plane and [`staging`], which decides what each message means;
 //! - [`last_good`] keeps the last applied revision and the last proven one on disk;
-//! - [`blobs`] fetches and keeps the uploaded files that plugins use;
+//! - [`blobs`] fetches and keeps the uploaded files that plugins use; [`purges`] follows the purges of cached responses;
 //! - [`guard`] notices when revisions crash the proxy; [`starts`] and [`proof`] decide, [`open`] begins with it;
 //! - [`file`] reads a declarative file instead.
 
@@ -17,11 +17,13 @@ mod guard;
 mod last_good;
 mod open;
 mod proof;
+mod purges;
 mod report;
 mod selector;
 mod settings;
 mod staging;
 mod starts;
+mod stats;
 mod status;
 mod xds;
 
@@ -31,7 +33,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use blobs::BlobDir;
-pub use data_plane::{Answers, Candidate, DataPlane, Rejected, Traffic};
+pub use data_plane::{Answers, Candidate, DataPlane, Rejected, ScopeTraffic, Traffic, TrafficScope};
 pub use settings::{ControlPlanes, CrashLoops, Source, Tls};
 pub use starts::ExactRevision;
 pub use status::{CrashedRevision, Persistence, Serving, StartError, Status};

@@ -37,11 +37,13 @@ use super::data_plane::{Candidate, DataPlane};
 use super::guard::Guard;
 use super::last_good::{Journal, Writer};
 use super::open::{self, Opened};
+use super::purges::{CarriedOut, PurgeFollower};
 use super::report::Reporter;
 use super::selector::Selector;
 use super::settings::{ControlPlanes, Tls};
 use super::staging::{self, Staging, Step};
 use super::starts::{Origin, Start};
+use super::stats::{StatsLedger, StatsReporter};
 use super::status::{StartError, Status};
 
 /// Serves the last good snapshot, and then the revisions of the control planes.
@@ -93,6 +95,8 @@ pub(super) async fn run(
         shutdown: shutdown.clone(),
         process: process(),
         numbering: Arc::new(Numbering::new()),
+        purged: Arc::default(),
+        stats: Arc::new(StatsLedger::new()),
         served: None,
         on_disk: snapshot,
         writer,
@@ -134,6 +138,8 @@ struct Client {
     /// Identifies this run of the program, see [`PROCESS_HEADER`].
     process: MetadataValue<Ascii>,
     numbering: Arc<Numbering>,
+    purged: Arc<CarriedOut>,
+    stats: Arc<StatsLedger>,
     served: Option<Snapshot>,
     /// The snapshot from the data directory, until it is served, or another is.
     on_disk: Option<Snapshot>,
@@ -353,8 +359,23 @@ impl Client {
             data_plane: self.data_plane.clone(),
             numbering: Arc::clone(&self.numbering),
         };
+        let purge_follower = PurgeFollower {
+            node_id: self.node.id.clone(),
+            token: self.token.clone(),
+            data_plane: self.data_plane.clone(),
+            carried_out: Arc::clone(&self.purged),
+        };
+        let stats_reporter = StatsReporter {
+            node_id: self.node.id.clone(),
+            token: self.token.clone(),
+            data_plane: self.data_plane.clone(),
+            status: self.status.subscribe(),
+            ledger: Arc::clone(&self.stats),
+        };
         let _reporting = AbortOnDropHandle::new(tokio::spawn(reporter.run(channel.clone())));
         let _counting = AbortOnDropHandle::new(tokio::spawn(counts_reporter.run(channel.clone())));
+        let _series = AbortOnDropHandle::new(tokio::spawn(stats_reporter.run(channel.clone())));
+        let _purging = AbortOnDropHandle::new(tokio::spawn(purge_follower.run(channel.clone())));
         let staging = Staging::on(self.served.clone(), &self.types);
         let fetcher = BlobFetcher { channel, token: self.token.clone(), dir: Arc::clone(&self.blobs) };
         let mut session = Session { client: self, address, staging, requests, fetcher, refused: None };

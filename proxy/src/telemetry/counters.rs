@@ -33,6 +33,10 @@ pub struct WorkerStats {
     pub handshake_failures: [Counter; HandshakeFailure::ALL.len()],
     /// Connections made to targets.
     pub upstream_connections: Counter,
+    /// Bytes of the bodies of requests that have ended.
+    pub body_in: Counter,
+    /// Bytes of the bodies of their responses.
+    pub body_out: Counter,
     /// Bytes read from clients, heads and framing included.
     pub downstream_in: Counter,
     /// Bytes written to clients.

@@ -233,8 +233,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::telemetry::Latency;
 
-    const MS: Duration = Duration::from_millis(1);
+    fn ms() -> Latency {
+        Latency::of(Duration::from_millis(1))
+    }
 
     fn route(name: &str) -> Scope {
         Scope::Route(name.parse().unwrap())
@@ -246,9 +249,9 @@ mod tests {
 
     /// Counts a request that ends with `status` on worker 0.
     fn count(generations: &Generations, period: &Period, status: u16, scopes: &[&Scope]) {
-        period.of_worker(0).count(MS, status);
+        period.of_worker(0).count(ms(), status);
         for (_, mark) in generations.watched().filter(|(watched, _)| scopes.contains(watched)) {
-            period.of_worker(0).count_watched(mark, MS, status);
+            period.of_worker(0).count_watched(mark, ms(), status);
         }
     }
 

@@ -3,13 +3,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Four buckets per power of two of microseconds, up to 2^27 (134 s).
-const BUCKETS: usize = 4 * 26;
+use super::latencies::{Latencies, Latency};
 
-/// Durations that one thread records and any thread reads. Each bucket is at most a quarter wider than its lower bound.
-#[derive(Debug)]
+/// Durations that one thread records and any thread reads, with their sum.
+#[derive(Debug, Default)]
 pub struct Histogram {
-    buckets: [AtomicU64; BUCKETS],
+    latencies: Latencies,
     sum_us: AtomicU64,
 }
 
@@ -23,19 +22,13 @@ pub struct Histograms {
 /// The contents of histograms at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Totals {
-    buckets: [u64; BUCKETS],
+    buckets: [u64; Latencies::BUCKETS],
     pub sum_us: u64,
-}
-
-impl Default for Histogram {
-    fn default() -> Self {
-        Self { buckets: array::from_fn(|_| AtomicU64::new(0)), sum_us: AtomicU64::new(0) }
-    }
 }
 
 impl Default for Totals {
     fn default() -> Self {
-        Self { buckets: [0; BUCKETS], sum_us: 0 }
+        Self { buckets: [0; Latencies::BUCKETS], sum_us: 0 }
     }
 }
 
@@ -43,12 +36,14 @@ impl Histogram {
     /// Records a duration. Only the owning worker may call this.
     #[inline]
     pub fn record(&self, duration: Duration) {
-        let us = duration.as_micros() as u64;
-        let add = |cell: &AtomicU64, n| cell.store(cell.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-        if let Some(bucket) = self.buckets.get(bucket_of(us)) {
-            add(bucket, 1);
-        }
-        add(&self.sum_us, us);
+        self.record_latency(Latency::of(duration));
+    }
+
+    /// Likewise, one whose bucket is known.
+    #[inline]
+    pub fn record_latency(&self, latency: Latency) {
+        self.latencies.record(latency);
+        self.sum_us.store(self.sum_us.load(Ordering::Relaxed) + latency.us(), Ordering::Relaxed);
     }
 }
 
@@ -76,8 +71,10 @@ impl Totals {
     pub fn of<'a>(histograms: impl IntoIterator<Item = &'a Histogram>) -> Self {
         let mut totals = Self::default();
         for histogram in histograms {
-            for (total, bucket) in totals.buckets.iter_mut().zip(&histogram.buckets) {
-                *total += bucket.load(Ordering::Relaxed);
+            for (bucket, count) in histogram.latencies.buckets() {
+                if let Some(total) = totals.buckets.get_mut(usize::from(bucket)) {
+                    *total += count;
+                }
             }
             totals.sum_us += histogram.sum_us.load(Ordering::Relaxed);
         }
@@ -97,58 +94,37 @@ impl Totals {
         self.buckets.iter().sum()
     }
 
-    /// The duration, in microseconds, that a share of `q` (0 to 1) does not exceed, to the accuracy of a bucket; 0 if
-    /// nothing was recorded.
+    /// The duration, in microseconds, that a share of `q` (0 to 1) does not exceed: at most 9 % too high; 0 if nothing was recorded.
     pub fn quantile_us(&self, q: f64) -> u64 {
         let rank = (self.count() as f64 * q).ceil().max(1.0) as u64;
         let mut seen = 0;
         for (index, count) in self.buckets.iter().enumerate() {
             seen += count;
             if seen >= rank {
-                return (lower_bound(index) + lower_bound(index + 1)) / 2;
+                return (Latencies::upper_bound(index) as u64).max(1);
             }
         }
         0
     }
 
-    /// Yields powers of two of microseconds, and the number of durations below each.
+    /// Yields powers of two of microseconds, and the number of durations up to each.
     pub fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut below = 0;
-        self.buckets.chunks(4).enumerate().map(move |(octave, buckets)| {
+        self.buckets.chunks(Latencies::PER_OCTAVE).zip(1..).map(move |(buckets, octave)| {
             below += buckets.iter().sum::<u64>();
-            (lower_bound(4 * octave + 4), below)
+            (1 << octave, below)
         })
     }
-}
 
-/// The bucket of a duration: below 4 µs one per microsecond, then by the highest three bits.
-#[inline]
-fn bucket_of(us: u64) -> usize {
-    if us < 4 {
-        return us as usize;
+    /// The buckets that are not empty, with their counts; see [`Latencies`].
+    pub fn buckets(&self) -> impl Iterator<Item = (u8, u64)> + '_ {
+        (0..=u8::MAX).zip(self.buckets).filter(|(_, count)| *count > 0)
     }
-    let exponent = 63 - us.leading_zeros();
-    let index = (exponent - 1) * 4 + (us >> (exponent - 2) & 3) as u32;
-    (index as usize).min(BUCKETS - 1)
-}
-
-fn lower_bound(index: usize) -> u64 {
-    let index = index as u64;
-    if index < 4 { index } else { (4 + index % 4) << (index / 4 - 1) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_duration_falls_between_the_bounds_of_its_bucket() {
-        for us in (0..10_000).chain([99_999, 1_000_000, 60_000_000]) {
-            let bucket = bucket_of(us);
-            assert!(lower_bound(bucket) <= us && us < lower_bound(bucket + 1), "{us} in {bucket}");
-        }
-        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
-    }
 
     #[test]
     fn quantiles_are_near_the_truth() {

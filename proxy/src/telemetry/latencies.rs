@@ -21,11 +21,32 @@ const BOUNDS: [u64; PER_OCTAVE] = [
     0xeac0_c6e7_dd24_392e,
 ];
 
+/// A latency with its bucket in [`Latencies`], which is looked for once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Latency {
+    us: u64,
+    bucket: u8,
+}
+
 /// Latencies that one thread records and any thread reads: OpenTelemetry's exponential histogram at scale 3.
 ///
 /// Bucket `i` has the microseconds in (2^(i/8), 2^((i+1)/8)]. The first bucket also has those below, the last those above.
 #[derive(Debug)]
 pub struct Latencies([AtomicU64; BUCKETS]);
+
+impl Latency {
+    #[inline]
+    pub fn of(duration: Duration) -> Self {
+        let us = duration.as_micros() as u64;
+        Self { us, bucket: bucket_of(us) }
+    }
+
+    /// Microseconds.
+    #[inline]
+    pub fn us(self) -> u64 {
+        self.us
+    }
+}
 
 impl Default for Latencies {
     fn default() -> Self {
@@ -34,11 +55,21 @@ impl Default for Latencies {
 }
 
 impl Latencies {
+    /// The number of buckets.
+    pub const BUCKETS: usize = BUCKETS;
+
+    /// The number of buckets between a power of two and the next.
+    pub const PER_OCTAVE: usize = PER_OCTAVE;
+
+    /// The greatest latency of a bucket, in microseconds.
+    pub fn upper_bound(bucket: usize) -> f64 {
+        ((bucket + 1) as f64 / PER_OCTAVE as f64).exp2()
+    }
+
     /// Records a latency. Only the owning worker may call this.
     #[inline]
-    pub fn record(&self, latency: Duration) {
-        let us = latency.as_micros() as u64;
-        if let Some(bucket) = self.0.get(usize::from(bucket_of(us))) {
+    pub fn record(&self, latency: Latency) {
+        if let Some(bucket) = self.0.get(usize::from(latency.bucket)) {
             bucket.store(bucket.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
     }
@@ -90,7 +121,7 @@ mod tests {
     fn only_buckets_with_latencies_are_read() {
         let latencies = Latencies::default();
         for us in [2, 1000, 2, u64::MAX] {
-            latencies.record(Duration::from_micros(us));
+            latencies.record(Latency::of(Duration::from_micros(us)));
         }
         assert_eq!(latencies.buckets().collect::<Vec<_>>(), [(7, 2), (79, 1), (255, 1)]);
     }

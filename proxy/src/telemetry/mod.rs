@@ -8,6 +8,7 @@
 
 pub mod access_log;
 mod cells;
+mod consumers;
 mod counters;
 mod cpu_time;
 mod flag;
@@ -17,13 +18,16 @@ mod histogram;
 mod latencies;
 mod period;
 pub mod spans;
+mod traffic;
 
 pub use cells::{Cells, Class, Counted, Key};
+pub use consumers::{ConsumerTraffic, WorkerConsumers};
 pub use counters::{Counter, WorkerStats};
 pub use cpu_time::process_cpu_us;
 pub use flag::Flag;
 pub use generations::{Generations, Scope, Series};
 pub use handshake::HandshakeFailure;
 pub use histogram::{Histogram, Histograms, Totals};
-pub use latencies::Latencies;
+pub use latencies::{Latencies, Latency};
 pub use period::{Mark, Period, PeriodCounts, RequestSums};
+pub use traffic::{End, Ended, TrafficCounts, TrafficGroup, TrafficSums};

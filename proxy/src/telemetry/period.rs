@@ -2,10 +2,9 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use super::counters::Counter;
-use super::latencies::Latencies;
+use super::latencies::{Latencies, Latency};
 
 /// The counts of the requests that began in one period, by worker. A period lasts until the fleet's generation or the watched
 /// scopes change; its requests may end later, and still count in it.
@@ -97,12 +96,12 @@ impl Period {
 impl PeriodCounts {
     /// Counts a request. Only the owning worker may call this, and [`PeriodCounts::count_watched`].
     #[inline]
-    pub fn count(&self, latency: Duration, status: u16) {
+    pub fn count(&self, latency: Latency, status: u16) {
         self.all.count(latency, status);
     }
 
     /// Counts a request of the scope with `mark`, if it is watched in this period.
-    pub fn count_watched(&self, mark: Mark, latency: Duration, status: u16) {
+    pub fn count_watched(&self, mark: Mark, latency: Latency, status: u16) {
         if let Some(watched) = self.watched_at(mark) {
             watched.counts.get_or_init(Box::default).count(latency, status);
         }
@@ -115,7 +114,7 @@ impl PeriodCounts {
 
 impl RequestCounts {
     #[inline]
-    fn count(&self, latency: Duration, status: u16) {
+    fn count(&self, latency: Latency, status: u16) {
         self.latencies.record(latency);
         if status >= 400 {
             // A reader that sees the failure sees the request, too.
@@ -186,16 +185,18 @@ impl RequestSums {
 mod tests {
     use super::*;
 
-    const MS: Duration = Duration::from_millis(1);
+    fn ms(count: u64) -> Latency {
+        Latency::of(std::time::Duration::from_millis(count))
+    }
 
     #[test]
     fn counts_are_summed_over_workers() {
         let mark = Mark::new(1, 0);
         let period = Period::new(2, [mark]);
         for (worker, status) in [(0, 200), (1, 404), (1, 499), (1, 500), (0, 503)] {
-            period.of_worker(worker).count(MS, status);
+            period.of_worker(worker).count(ms(1), status);
         }
-        period.of_worker(1).count_watched(mark, 2 * MS, 503);
+        period.of_worker(1).count_watched(mark, ms(2), 503);
         let buckets = BTreeMap::from([(79, 5)]);
         assert_eq!(period.sums(), RequestSums { errors: 2, not_found: 2, buckets });
         assert_eq!(period.sums().requests(), 5);
@@ -210,10 +211,10 @@ mod tests {
         let (before, now) = (Mark::new(0, 0), Mark::new(0, 1));
         let period = Period::new(1, [before]);
         // It began before another scope took the place of this one.
-        period.of_worker(0).count_watched(now, MS, 200);
-        period.of_worker(0).count_watched(Mark::new(7, 0), MS, 200);
+        period.of_worker(0).count_watched(now, ms(1), 200);
+        period.of_worker(0).count_watched(Mark::new(7, 0), ms(1), 200);
         assert_eq!(period.sums_of(now).requests() + period.sums_of(before).requests(), 0);
-        period.of_worker(0).count_watched(before, MS, 200);
+        period.of_worker(0).count_watched(before, ms(1), 200);
         assert_eq!(period.sums_of(before).requests(), 1);
     }
 

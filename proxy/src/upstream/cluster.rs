@@ -14,7 +14,7 @@ use super::target::Target;
 use super::transport::Transport;
 use crate::core::outcome::Outcome;
 use crate::services::{Checking, Services};
-use crate::telemetry::Cells;
+use crate::telemetry::{Cells, TrafficCounts};
 use crate::wire::tls::UpstreamTls;
 
 /// An upstream, ready for requests. It is replaced as a whole when its resource changes; the state of the targets that
@@ -46,6 +46,7 @@ struct Observations {
 pub struct UpstreamStats {
     pub name: Name,
     pub requests: Cells,
+    pub traffic: TrafficCounts,
     pub errors: UpstreamErrors,
 }
 
@@ -77,6 +78,7 @@ impl Upstream {
                     Arc::new(UpstreamStats {
                         name: name.clone(),
                         requests: Cells::new(services.workers),
+                        traffic: TrafficCounts::new(&services.upstreams),
                         errors: UpstreamErrors::new(Instant::now()),
                     })
                 },

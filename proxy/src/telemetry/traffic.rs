@@ -1,0 +1,256 @@
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+
+use super::counters::Counter;
+use super::flag::Flag;
+use super::latencies::{Latencies, Latency};
+
+/// The requests of a route, an upstream or a consumer, for time series. Memory is allocated on the first request.
+#[derive(Debug)]
+pub struct TrafficCounts {
+    group: Arc<TrafficGroup>,
+    /// `None`: it counts among the others of its group.
+    cells: OnceLock<Option<Cells>>,
+}
+
+/// All routes, all upstreams, or all consumers.
+#[derive(Debug)]
+pub struct TrafficGroup {
+    workers: usize,
+    /// How many more may be counted apart.
+    left: AtomicUsize,
+    /// The requests of those that are not counted apart.
+    others: OnceLock<Cells>,
+}
+
+/// One part for each worker.
+type Cells = Box<[WorkerTraffic]>;
+
+/// One worker's counts.
+///
+/// They are aligned so that no two workers write to one cache line.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct WorkerTraffic {
+    ends: [Counter; 4],
+    bytes_in: Counter,
+    bytes_out: Counter,
+    latencies: Latencies,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With a status below 400.
+    Success,
+    /// With a status from 400 to 499, but for [`End::NoRoute`].
+    ClientError,
+    /// It matched no route.
+    NoRoute,
+    /// With a status of 500 and above.
+    ServerError,
+}
+
+/// A request that has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    pub latency: Latency,
+    pub end: End,
+    /// Bytes of its body.
+    pub bytes_in: u64,
+    /// Bytes of the response's body.
+    pub bytes_out: u64,
+}
+
+/// Requests that have ended, summed over workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrafficSums {
+    /// By [`End`].
+    pub ends: [u64; 4],
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// The buckets of [`Latencies`] that are not empty, in their order.
+    pub buckets: Vec<(u8, u64)>,
+}
+
+impl End {
+    /// The end of a request with a status and a flag.
+    #[inline]
+    pub fn of(status: u16, flag: Flag) -> Self {
+        match status {
+            0..400 => Self::Success,
+            500.. => Self::ServerError,
+            _ if flag == Flag::NoRoute => Self::NoRoute,
+            _ => Self::ClientError,
+        }
+    }
+}
+
+impl TrafficGroup {
+    /// A group of which `most` are counted apart.
+    pub fn new(workers: usize, most: usize) -> Arc<Self> {
+        Arc::new(Self { workers, left: AtomicUsize::new(most), others: OnceLock::new() })
+    }
+
+    /// The requests of those that are not counted apart; `None`: there were none.
+    pub fn others(&self) -> Option<TrafficSums> {
+        self.others.get().map(|cells| TrafficSums::of(cells))
+    }
+
+    fn cells(&self) -> Cells {
+        (0..self.workers).map(|_| WorkerTraffic::default()).collect()
+    }
+
+    /// Takes the place of one that is counted apart. `false`: there is none left.
+    fn take_place(&self) -> bool {
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+impl TrafficCounts {
+    pub fn new(group: &Arc<TrafficGroup>) -> Self {
+        Self { group: Arc::clone(group), cells: OnceLock::new() }
+    }
+
+    /// Counts a request. Only worker number `worker` may call this with that number.
+    #[inline]
+    pub fn count(&self, worker: usize, request: Ended) {
+        let apart = self.cells.get_or_init(|| self.group.take_place().then(|| self.group.cells()));
+        let cells = apart.as_ref().unwrap_or_else(|| self.group.others.get_or_init(|| self.group.cells()));
+        if let Some(cell) = cells.get(worker) {
+            cell.count(request);
+        }
+    }
+
+    /// The sums over all workers; `None`: there was no request, or it is not counted apart.
+    pub fn read(&self) -> Option<TrafficSums> {
+        self.cells.get()?.as_ref().map(|cells| TrafficSums::of(cells))
+    }
+}
+
+impl Drop for TrafficCounts {
+    fn drop(&mut self) {
+        if matches!(self.cells.get(), Some(Some(_))) {
+            self.group.left.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl WorkerTraffic {
+    #[inline]
+    fn count(&self, request: Ended) {
+        self.latencies.record(request.latency);
+        // A reader that sees the end sees the latency, too.
+        fence(Ordering::Release);
+        if let Some(counter) = self.ends.get(request.end as usize) {
+            counter.add(1);
+        }
+        self.bytes_in.add(request.bytes_in);
+        self.bytes_out.add(request.bytes_out);
+    }
+}
+
+impl TrafficSums {
+    fn of(cells: &[WorkerTraffic]) -> Self {
+        let mut sums = Self::default();
+        let mut buckets = [0_u64; Latencies::BUCKETS];
+        for cell in cells {
+            for (sum, counter) in sums.ends.iter_mut().zip(&cell.ends) {
+                *sum += counter.value();
+            }
+            sums.bytes_in += cell.bytes_in.value();
+            sums.bytes_out += cell.bytes_out.value();
+            fence(Ordering::Acquire);
+            for (bucket, count) in cell.latencies.buckets() {
+                if let Some(sum) = buckets.get_mut(usize::from(bucket)) {
+                    *sum += count;
+                }
+            }
+        }
+        sums.buckets = (0..=u8::MAX).zip(buckets).filter(|(_, count)| *count > 0).collect();
+        sums
+    }
+
+    /// The number of requests.
+    pub fn requests(&self) -> u64 {
+        self.ends.iter().sum()
+    }
+
+    /// The requests since an earlier state. If that was of something else by the same name, which had more requests, it is all.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        if earlier.requests() > self.requests() {
+            return self.clone();
+        }
+        let mut sums = self.clone();
+        for (sum, before) in sums.ends.iter_mut().zip(earlier.ends) {
+            *sum = sum.saturating_sub(before);
+        }
+        sums.bytes_in = sums.bytes_in.saturating_sub(earlier.bytes_in);
+        sums.bytes_out = sums.bytes_out.saturating_sub(earlier.bytes_out);
+        let before = |bucket: u8| {
+            let place = earlier.buckets.binary_search_by_key(&bucket, |(known, _)| *known);
+            place.ok().and_then(|place| earlier.buckets.get(place)).map_or(0, |(_, count)| *count)
+        };
+        for (bucket, count) in &mut sums.buckets {
+            *count = count.saturating_sub(before(*bucket));
+        }
+        sums.buckets.retain(|(_, count)| *count > 0);
+        sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn ended(status: u16, flag: Flag) -> Ended {
+        let latency = Latency::of(Duration::from_millis(1));
+        Ended { latency, end: End::of(status, flag), bytes_in: 1, bytes_out: 10 }
+    }
+
+    #[test]
+    fn requests_are_summed_over_workers_by_their_end() {
+        let traffic = TrafficCounts::new(&TrafficGroup::new(2, 10));
+        assert_eq!(traffic.read(), None);
+        for (worker, status, flag) in [
+            (0, 200, Flag::None),
+            (1, 304, Flag::None),
+            (1, 404, Flag::None),
+            (0, 404, Flag::NoRoute),
+            (0, 503, Flag::NoRoute),
+            (1, 500, Flag::None),
+        ] {
+            traffic.count(worker, ended(status, flag));
+        }
+        let sums = traffic.read().unwrap();
+        let expected = TrafficSums { ends: [2, 1, 1, 2], bytes_in: 6, bytes_out: 60, buckets: vec![(79, 6)] };
+        assert_eq!(sums, expected);
+        traffic.count(0, ended(200, Flag::None));
+        let later = traffic.read().unwrap();
+        let expected = TrafficSums { ends: [1, 0, 0, 0], bytes_in: 1, bytes_out: 10, buckets: vec![(79, 1)] };
+        assert_eq!(later.since(&sums), expected);
+        assert_eq!(sums.since(&later), sums, "another of the same name");
+        assert_eq!(later.since(&later), TrafficSums::default());
+    }
+
+    #[test]
+    fn those_beyond_the_most_are_counted_together_until_another_goes() {
+        let group = TrafficGroup::new(1, 2);
+        let mut all: Vec<_> = (0..4).map(|_| TrafficCounts::new(&group)).collect();
+        for traffic in &all {
+            traffic.count(0, ended(200, Flag::None));
+        }
+        let apart = all.iter().filter_map(TrafficCounts::read).map(|sums| sums.requests());
+        assert_eq!(apart.sum::<u64>() + group.others().unwrap().requests(), 4);
+        assert_eq!(group.others().unwrap().requests(), 2);
+        all.remove(0);
+        let next = TrafficCounts::new(&group);
+        next.count(0, ended(200, Flag::None));
+        assert!(next.read().is_some());
+        drop((all, next));
+        assert_eq!(group.left.load(Ordering::Relaxed), 2);
+    }
+}
