@@ -1,0 +1,14 @@
+//! What is wrong, in plain words: rules over the state of the proxies, the database and the traffic.
+//!
+//! [`facts`] is what the rules look at, [`rules`] has the rules, in their order, and [`incidents`] joins what they find over time.
+//! [`service`] looks every ten seconds.
+
+mod facts;
+mod incidents;
+mod rules;
+mod service;
+mod significance;
+
+pub use incidents::{Incident, Report};
+pub use rules::{Resource, Rule};
+pub use service::HealthReports;

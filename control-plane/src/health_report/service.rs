@@ -1,0 +1,172 @@
+//! Looks at everything again and again, and keeps what was found.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::facts::{Facts, RevisionFacts, sums};
+use super::incidents::{Incidents, Report, Turn};
+use super::rules::look;
+use crate::board::Board;
+use crate::clock::now_us;
+use crate::publish::{Health, Publisher};
+use crate::stats::{Answer, Dimension, Query, Select, Stats};
+use crate::store::Store;
+
+/// Keeps the present report of what is wrong.
+pub struct HealthReports {
+    store: Arc<dyn Store>,
+    publisher: Arc<Publisher>,
+    board: Arc<Board>,
+    stats: Arc<Stats>,
+    report: Mutex<Report>,
+    /// The last revisions, for as long as there is no later one.
+    revisions: Mutex<(u64, Vec<RevisionFacts>)>,
+}
+
+/// The time between two looks.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// The requests of this time are judged, in seconds.
+const WINDOW: u64 = 60;
+
+/// The requests of this time before are what is usual, in seconds.
+const USUAL: u64 = 1800;
+
+/// Reports come up to this much later than the requests, in seconds.
+const DELAY: u64 = 10;
+
+/// The revisions that may be to blame.
+const REVISIONS: u32 = 10;
+
+/// The most parts of a kind that are looked at.
+const PARTS: usize = 1000;
+
+impl HealthReports {
+    /// Has no report yet.
+    pub fn new(
+        store: Arc<dyn Store>,
+        publisher: Arc<Publisher>,
+        board: Arc<Board>,
+        stats: Arc<Stats>,
+    ) -> Arc<Self> {
+        let (report, revisions) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { store, publisher, board, stats, report, revisions })
+    }
+
+    /// Looks every ten seconds until `shutdown`.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut interval = tokio::time::interval(INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut incidents = Incidents::default();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = interval.tick() => {}
+            }
+            let facts = self.facts().await;
+            let findings = look(&facts);
+            for turn in incidents.fold(now_s(), findings) {
+                match turn {
+                    Turn::Opened(incident) => tracing::warn!(rule = ?incident.rule, "{}", incident.sentence),
+                    Turn::Ended(incident) => {
+                        tracing::info!(rule = ?incident.rule, "this has ended: {}", incident.sentence);
+                    }
+                }
+            }
+            let report = report(&facts, &incidents);
+            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
+        }
+    }
+
+    /// The present report.
+    pub fn report(&self) -> Report {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn facts(&self) -> Facts {
+        let proxies = self.board.proxies();
+        let database = match self.publisher.health() {
+            Health::InSync => None,
+            Health::Away(reason) | Health::Behind(reason) => Some(reason),
+            Health::ReadOnly => Some("it is read-only".to_owned()),
+        };
+        let (mut now, mut before) = (BTreeMap::new(), BTreeMap::new());
+        let end = now_s().saturating_sub(DELAY);
+        let mut fleets: Vec<Arc<str>> = proxies.iter().map(|proxy| proxy.fleet.as_str().into()).collect();
+        fleets.sort_unstable();
+        fleets.dedup();
+        for fleet in &fleets {
+            let ask = |select: Select, from: u64, to: u64| -> Answer {
+                let fleet = Some(Arc::clone(fleet));
+                self.stats.answer(&Query { fleet, select, from, to, step: Some(10), limit: PARTS })
+            };
+            let kinds = ["route", "upstream", "proxy", "revision"].map(Select::Each);
+            for select in kinds.into_iter().chain([Select::One(Dimension::All)]) {
+                let begin = end.saturating_sub(WINDOW);
+                sums(fleet, ask(select.clone(), begin, end + 2 * DELAY), &mut now);
+                sums(fleet, ask(select, begin.saturating_sub(USUAL), begin), &mut before);
+            }
+        }
+        Facts { proxies, database, now, before, revisions: self.revisions().await }
+    }
+
+    /// The last revisions. Without the database, those that were known.
+    async fn revisions(&self) -> Vec<RevisionFacts> {
+        let head = self.publisher.current().snapshot.id().number;
+        let (known, mut revisions) = self.revisions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = now_us();
+        if known != head
+            && let Ok(mut read) =
+                self.store.revisions_after(head.saturating_sub(REVISIONS.into()), REVISIONS).await
+        {
+            read.reverse();
+            let facts = read.into_iter().map(|revision| RevisionFacts {
+                number: revision.summary.number,
+                author: revision.summary.author.clone(),
+                committed_at_us: revision.summary.committed_at_us,
+                age_s: 0,
+                changed: revision.changes.into_iter().map(|change| change.key).take(1000).collect(),
+            });
+            revisions = facts.collect();
+            *self.revisions.lock().unwrap_or_else(PoisonError::into_inner) = (head, revisions.clone());
+        }
+        for revision in &mut revisions {
+            revision.age_s = u64::try_from((now - revision.committed_at_us) / 1_000_000).unwrap_or(0);
+        }
+        revisions
+    }
+}
+
+fn report(facts: &Facts, incidents: &Incidents) -> Report {
+    let incidents = incidents.open();
+    if let Some(worst) = incidents.first() {
+        let score = Some(100_u32.saturating_sub(worst.penalty));
+        return Report { score, sentence: worst.sentence.clone(), incidents };
+    }
+    let count = facts.present().count();
+    let requests: u64 = facts
+        .fleets()
+        .iter()
+        .filter_map(|fleet| {
+            facts.now.get(&(Arc::clone(fleet), Dimension::All)).map(crate::stats::Point::requests)
+        })
+        .sum();
+    if count == 0 {
+        return Report {
+            score: None,
+            sentence: "No proxy is connected, so there is nothing to judge.".into(),
+            incidents,
+        };
+    }
+    let proxies = if count == 1 { "1 proxy is".to_owned() } else { format!("{count} proxies are") };
+    let sentence =
+        format!("All is well: {proxies} connected, and answered {requests} requests in the last minute.");
+    Report { score: Some(100), sentence, incidents }
+}
+
+fn now_s() -> u64 {
+    u64::try_from(now_us() / 1_000_000).unwrap_or(0)
+}
