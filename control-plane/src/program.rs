@@ -8,11 +8,13 @@ use std::time::Duration;
 use crate::args::Args;
 use crate::auth::{Credentials, TokenFlags};
 use crate::board::{Board, Sharing};
+use crate::health_report::HealthReports;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::rest::{self, Services};
 use crate::rollout::Rollouts;
 use crate::serve::{self, Site};
+use crate::stats::Stats;
 use crate::store::{self, FileLock, KeySource, Store, StoreError};
 use crate::writer::{Author, Mode, Operation, WriteError, Writer};
 use crate::xds::{Limits, Xds};
@@ -213,10 +215,20 @@ async fn start(
     let rollouts =
         Rollouts::new(Arc::clone(&store), Arc::clone(&publisher), Arc::clone(&board), Arc::clone(&metrics));
 
+    let stats = Stats::new(Arc::clone(&store), Arc::clone(board.instance()), sharing);
+
     part(tasks, Arc::clone(&publisher).follow(shutdown.clone()));
     part(tasks, Arc::clone(&credentials).follow(shutdown.clone()));
     part(tasks, Arc::clone(&board).run(shutdown.clone()));
     part(tasks, Arc::clone(&rollouts).run(shutdown.clone()));
+    part(tasks, Arc::clone(&stats).run(shutdown.clone()));
+    let health = HealthReports::new(
+        Arc::clone(&store),
+        Arc::clone(&publisher),
+        Arc::clone(&board),
+        Arc::clone(&stats),
+    );
+    part(tasks, Arc::clone(&health).run(shutdown.clone()));
 
     // Bound only now: who has not loaded the set must not be connected to.
     let listener = {
@@ -230,6 +242,7 @@ async fn start(
         Arc::clone(&board),
         Arc::clone(&credentials),
         Arc::clone(&rollouts),
+        Arc::clone(&stats),
         Arc::clone(&metrics),
         Limits::default(),
     );
@@ -242,6 +255,8 @@ async fn start(
         credentials,
         board,
         rollouts,
+        stats,
+        health,
         metrics,
         replica,
         tls: is_tls,

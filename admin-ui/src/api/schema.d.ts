@@ -75,6 +75,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/cache/purge": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Remove cached responses on every proxy. The answer comes when all connected proxies have removed them */
+        post: operations["purgeCache"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/certificates": {
         parameters: {
             query?: never;
@@ -304,6 +321,23 @@ export interface paths {
         };
         /** Read what a fleet serves, and what holds it */
         get: operations["getFleetRollouts"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/health-report": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read how healthy the whole is, and what is wrong, in plain words */
+        get: operations["getHealthReport"];
         put?: never;
         post?: never;
         delete?: never;
@@ -845,8 +879,25 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Read the traffic that the connected proxies report, and the number of resources of each kind */
+        /** Read traffic as time series. At most one of route, upstream, consumer, proxy and revision may be given; `*` asks for one series for each */
         get: operations["getStats"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/summary": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read the traffic that the connected proxies report, and the number of resources of each kind */
+        get: operations["getSummary"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1206,6 +1257,29 @@ export interface components {
             error_rate?: components["schemas"]["ErrorRateSpec"] | null;
             /** @description Limits on what is sent at once, over all workers of a proxy. */
             limits?: components["schemas"]["UpstreamLimitsSpec"] | null;
+        };
+        /** @description Requests by the class of their status. */
+        Classes: {
+            /**
+             * Format: uint64
+             * @description Below 400.
+             */
+            "2xx": number;
+            /**
+             * Format: uint64
+             * @description From 400 to 499, but for those without a route.
+             */
+            "4xx": number;
+            /**
+             * Format: uint64
+             * @description 500 and above.
+             */
+            "5xx": number;
+            /**
+             * Format: uint64
+             * @description Without a route.
+             */
+            no_route: number;
         };
         /** @description The requirement for clients' certificates. */
         ClientAuthMode: "none" | "optional" | "required";
@@ -1665,6 +1739,18 @@ export interface components {
             /** @description Passive checks: the proxy watches the results of requests, and ejects targets that fail. */
             passive?: components["schemas"]["PassiveCheckSpec"] | null;
         };
+        /** @description The state of the whole. */
+        HealthReport: {
+            /** @description The open incidents, the worst first. */
+            incidents: components["schemas"]["Incident"][];
+            /**
+             * Format: uint32
+             * @description From 0 to 100: 100 minus the penalty of the worst incident. Null: there is nothing to judge by.
+             */
+            score?: number | null;
+            /** @description The worst incident, or that all is well. */
+            sentence: string;
+        };
         /** @description A secret by which requests are signed. */
         HmacAuthSpec: {
             /**
@@ -1676,6 +1762,21 @@ export interface components {
             key_id: string;
             /** @description The secret, at least 16 bytes, or a reference: `{env: NAME}` or `{file: PATH}` on the proxy's host. */
             secret: components["schemas"]["SharedSecret"];
+        };
+        /** @description Something that is wrong. */
+        Incident: {
+            /** @description Calls of the admin API that may help: method and path. */
+            actions: string[];
+            /** @description The numbers that the rule looked at. */
+            evidence: unknown;
+            /** @description What it is about. */
+            resource: components["schemas"]["Resource"];
+            /** @description The rule that found it. */
+            rule: components["schemas"]["Rule"];
+            /** @description What is wrong, in plain words. */
+            sentence: string;
+            /** @description The time since when it goes on, RFC 3339. */
+            since: string;
         };
         /** @description A key that verifies tokens. */
         JwtSpec: {
@@ -2312,6 +2413,43 @@ export interface components {
              */
             requests_per_second: number;
         };
+        /** @description The cached responses that are to be removed: those that every given field selects. */
+        Purge: {
+            /** @description Selects all responses. No other field may be given with it. */
+            all?: boolean;
+            /**
+             * @description Selects the responses of this host: `www.example.com`, with any port and over HTTP and HTTPS. `*.example.com` selects those of
+             *     all hosts below it.
+             */
+            host?: string | null;
+            /**
+             * @description Selects the responses of this path, `/shop/list`, with any query. `/shop/*` selects those of all paths that begin with
+             *     `/shop/`, and `/shop/list?page=2` those with exactly this query.
+             */
+            path?: string | null;
+            /** @description Selects the responses to requests that took this route. */
+            route?: string | null;
+            /** @description Selects the responses with this tag. */
+            tag?: string | null;
+        };
+        /** @description A purge that every connected proxy has carried out. */
+        PurgeOutcome: {
+            /**
+             * Format: uint
+             * @description The number of known proxies without a connection. They remove the responses as soon as they have one.
+             */
+            disconnected: number;
+            /**
+             * Format: uint64
+             * @description The number of the purge. Later purges have greater ones.
+             */
+            number: number;
+            /**
+             * Format: uint
+             * @description The number of proxies that have removed the responses.
+             */
+            proxies: number;
+        };
         /** @description A request to be explained. */
         Question: {
             /**
@@ -2397,6 +2535,13 @@ export interface components {
              * @description The status: 400, 404 or 501.
              */
             status: number;
+        };
+        /** @description The resource, proxy or fleet that an incident is about. */
+        Resource: {
+            /** @description `route`, `upstream`, `proxy`, `fleet`, `revision`, `database`, or another kind of resource. */
+            kind: string;
+            /** @description The name. */
+            name: string;
         };
         /** @description Answers with a fixed response. */
         RespondSpec: {
@@ -2959,6 +3104,8 @@ export interface components {
              */
             tell_not_sampled?: boolean | null;
         };
+        /** @description A rule. */
+        Rule: "rejected" | "database" | "lost" | "revision" | "proxy" | "upstream" | "route" | "fleet" | "no_route" | "client_errors";
         /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns "<redacted>" in its place */
         Secret: string | {
             /**
@@ -2981,6 +3128,55 @@ export interface components {
              * @example 0000000000000000000000000000000000000000000000000000000000000000
              */
             sha256: string;
+        };
+        /** @description A time series. */
+        Series: {
+            /**
+             * @description The fleet, and the name of the route, upstream, consumer, proxy or revision, if the request names them. `_other` has those that are not
+             *     counted apart.
+             */
+            labels: {
+                [key: string]: string;
+            };
+            /** @description A point for each step in which requests have ended. */
+            points: components["schemas"]["SeriesPoint"][];
+        };
+        /** @description The requests that ended within a step. */
+        SeriesPoint: {
+            /** @description The begin of the step, RFC 3339. */
+            at: string;
+            /**
+             * Format: uint64
+             * @description Bytes of the bodies of requests.
+             */
+            bytes_in: number;
+            /**
+             * Format: uint64
+             * @description Bytes of the bodies of responses.
+             */
+            bytes_out: number;
+            /** @description The requests by the class of their status. */
+            classes: components["schemas"]["Classes"];
+            /**
+             * Format: double
+             * @description The median of the latencies in milliseconds, at most 9 % too high.
+             */
+            p50_ms: number;
+            /**
+             * Format: double
+             * @description The 90th percentile of the latencies in milliseconds, at most 9 % too high.
+             */
+            p90_ms: number;
+            /**
+             * Format: double
+             * @description The 99th percentile of the latencies in milliseconds, at most 9 % too high.
+             */
+            p99_ms: number;
+            /**
+             * Format: uint64
+             * @description The number of requests.
+             */
+            requests: number;
         };
         /** @description A session of the UI. */
         Session: {
@@ -3015,32 +3211,16 @@ export interface components {
         };
         /** @description The change of the path that `strict_slash` asks for. */
         Slash: "add" | "remove";
-        /** @description Where it all stands. */
-        Stats: {
-            /**
-             * Format: uint
-             * @description Those with a stream.
-             */
-            connected_proxies: number;
-            /** @description By fleet. */
-            fleets: {
-                [key: string]: components["schemas"]["Traffic"];
-            };
-            /**
-             * Format: uint
-             * @description Known proxies.
-             */
-            proxies: number;
-            /** @description Plural kind to number. */
-            resources: {
-                [key: string]: number;
-            };
-            /**
-             * Format: uint64
-             * @description The revision that is published.
-             */
-            revision: number;
-            traffic: components["schemas"]["Traffic"];
+        /** @description Time series of traffic. */
+        StatsAnswer: {
+            /** @description RFC 3339. */
+            from: string;
+            /** @description The series, those with the most requests first. */
+            series: components["schemas"]["Series"][];
+            /** @description The time between two points. */
+            step: components["schemas"]["Duration"];
+            /** @description RFC 3339. */
+            to: string;
         };
         /** @description One step, as people write it: exactly one of `percent`, `count` and `labels`. */
         StepSpec: {
@@ -3071,6 +3251,33 @@ export interface components {
         };
         /** @description The strategy by which revisions reach a fleet. */
         Strategy: "immediate" | "progressive";
+        /** @description Where it all stands. */
+        Summary: {
+            /**
+             * Format: uint
+             * @description Those with a stream.
+             */
+            connected_proxies: number;
+            /** @description By fleet. */
+            fleets: {
+                [key: string]: components["schemas"]["Traffic"];
+            };
+            /**
+             * Format: uint
+             * @description Known proxies.
+             */
+            proxies: number;
+            /** @description Plural kind to number. */
+            resources: {
+                [key: string]: number;
+            };
+            /**
+             * Format: uint64
+             * @description The revision that is published.
+             */
+            revision: number;
+            traffic: components["schemas"]["Traffic"];
+        };
         /** @description A target of an upstream. */
         TargetShare: {
             /** @description Host and port. */
@@ -3845,6 +4052,73 @@ export interface operations {
             429: components["responses"]["TooManyRequests"];
             /** @description The database cannot be reached */
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    purgeCache: {
+        parameters: {
+            query?: {
+                /** @description The longest wait, at most 5m */
+                timeout?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Purge"];
+            };
+        };
+        responses: {
+            /** @description Every connected proxy has removed the responses */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PurgeOutcome"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -6149,6 +6423,30 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+        };
+    };
+    getHealthReport: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The report */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HealthReport"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
         };
     };
     listListeners: {
@@ -9135,6 +9433,51 @@ export interface operations {
     };
     getStats: {
         parameters: {
+            query?: {
+                /** @description The fleet. Absent: all fleets */
+                fleet?: string;
+                /** @description The requests that took this route; `*`: a series for each route */
+                route?: string;
+                /** @description The requests for this upstream; `*`: a series for each upstream */
+                upstream?: string;
+                /** @description The requests of this consumer; `*`: a series for each consumer */
+                consumer?: string;
+                /** @description The requests of this proxy; `*`: a series for each proxy */
+                proxy?: string;
+                /** @description The requests that ended while their proxy served this revision; `*`: a series for each revision */
+                revision?: string;
+                /** @description The begin, at most seven days ago. Absent: 15 minutes before the end */
+                from?: string;
+                /** @description The end. Absent: now */
+                to?: string;
+                /** @description The time between two points: 10s or more for the last hour, 1m for the last day, 10m before. Absent: the range has some 90 points */
+                step?: string;
+                /** @description The most series */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The series, those with the most requests first */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StatsAnswer"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    getSummary: {
+        parameters: {
             query?: never;
             header?: never;
             path?: never;
@@ -9148,7 +9491,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Stats"];
+                    "application/json": components["schemas"]["Summary"];
                 };
             };
             400: components["responses"]["BadRequest"];

@@ -13,9 +13,11 @@ use super::event_ring::EventRing;
 use super::problem::{Problem, unauthorized};
 use crate::auth::Credentials;
 use crate::board::Board;
+use crate::health_report::HealthReports;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::rollout::Rollouts;
+use crate::stats::Stats;
 use crate::store::Store;
 use crate::writer::Writer;
 
@@ -31,6 +33,10 @@ pub struct Services {
     pub board: Arc<Board>,
     /// Progressive rollouts.
     pub rollouts: Arc<Rollouts>,
+    /// Traffic as time series.
+    pub stats: Arc<Stats>,
+    /// What is wrong.
+    pub health: Arc<HealthReports>,
     /// To be counted and shown.
     pub metrics: Arc<Metrics>,
     /// The name of this control plane, as proxies' `connected_to` has it.

@@ -227,6 +227,14 @@ pub(super) const CURSOR: Parameter = Parameter {
     text: "The `next_cursor` of the previous page",
 };
 
+/// The end of a wait.
+pub(super) const TIMEOUT: Parameter = Parameter {
+    name: "timeout",
+    place: Place::Query,
+    schema: || json!({"type": "string", "default": "10s"}),
+    text: "The longest wait, at most 5m",
+};
+
 /// A fleet.
 pub(super) const FLEET: Parameter = Parameter {
     name: "fleet",

@@ -40,12 +40,12 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
         })
         .text("fleets", "List the state of the fleets that have or had a proxy, or that a resource names")
         .answer::<FleetStatusList>(200, "The fleets"),
-        Endpoint::new(Method::GET, "/stats", "getStats", |call| async move { stats(&call) }.boxed())
+        Endpoint::new(Method::GET, "/summary", "getSummary", |call| async move { summary(&call) }.boxed())
             .text(
                 "proxies",
                 "Read the traffic that the connected proxies report, and the number of resources of each kind",
             )
-            .answer::<Stats>(200, "The figures"),
+            .answer::<Summary>(200, "The figures"),
     ]
 }
 
@@ -110,7 +110,7 @@ impl Traffic {
 
 /// Where it all stands.
 #[derive(Debug, Serialize, JsonSchema)]
-struct Stats {
+struct Summary {
     /// The revision that is published.
     revision: u64,
     /// Plural kind to number.
@@ -179,7 +179,7 @@ fn list_fleet_statuses(call: &Call) -> Result<Response, Problem> {
     ok(&FleetStatusList { items })
 }
 
-fn stats(call: &Call) -> Result<Response, Problem> {
+fn summary(call: &Call) -> Result<Response, Problem> {
     let published = call.app.publisher.current();
     let mut resources: BTreeMap<&'static str, usize> =
         signalbox_config::Kind::ALL.iter().map(|kind| (kind.plural(), 0)).collect();
@@ -197,7 +197,7 @@ fn stats(call: &Call) -> Result<Response, Problem> {
         traffic.add(report);
         fleet.add(report);
     }
-    ok(&Stats {
+    ok(&Summary {
         revision: published.snapshot.id().number,
         resources,
         proxies: proxies.len(),

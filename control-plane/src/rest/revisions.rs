@@ -16,7 +16,7 @@ use signalbox_plugin::Registry;
 
 use super::access::while_permitted;
 use super::call::{Call, ok};
-use super::endpoint::{Access, CURSOR, Endpoint, FLEET, LIMIT, Parameter, Place, WAIT_FOR, WRITE};
+use super::endpoint::{Access, CURSOR, Endpoint, FLEET, LIMIT, Parameter, Place, TIMEOUT, WAIT_FOR, WRITE};
 use super::problem::Problem;
 use super::resources::{Action, ChangeView, Revised, outcome_problem, set_revision, wait_for_fleet, write};
 use super::rollouts::wait_for_rollouts;
@@ -66,13 +66,6 @@ const FROM: Parameter = Parameter {
     place: Place::Query,
     schema: || json!({"type": "integer", "minimum": 0}),
     text: "The revision to compare with. Absent: the one before",
-};
-
-const TIMEOUT: Parameter = Parameter {
-    name: "timeout",
-    place: Place::Query,
-    schema: || json!({"type": "string", "default": "10s"}),
-    text: "The longest wait, at most 5m",
 };
 
 /// A revision.

@@ -15,7 +15,9 @@ use signalbox_rollout::{Because, Plan};
 
 use super::access::while_permitted;
 use super::call::{Call, json_response, ok};
-use super::endpoint::{Access, Endpoint, FLEET, LIMIT, Media, Parameter, Place, RESOURCE_LIMIT, Run};
+use super::endpoint::{
+    Access, Endpoint, FLEET, LIMIT, Media, Parameter, Place, RESOURCE_LIMIT, Run, TIMEOUT,
+};
 use super::problem::Problem;
 use super::whole_set::gave_up;
 use crate::board::{ProxyStatus, Rollout, RolloutReason, RolloutState};
@@ -120,13 +122,6 @@ const WAIT_FOR: Parameter = Parameter {
     place: Place::Query,
     schema: || json!({"type": "string", "enum": ["step", "applied", "succeeded"], "default": "succeeded"}),
     text: "The end of the wait. `step`: the proxies of the present step serve the revision. `applied`: the whole fleet serves it. `succeeded`: the rollout has ended with success",
-};
-
-const TIMEOUT: Parameter = Parameter {
-    name: "timeout",
-    place: Place::Query,
-    schema: || json!({"type": "string", "default": "10s"}),
-    text: "The longest wait, at most 5m",
 };
 
 /// The longest reason of a command, in bytes.

@@ -12,10 +12,12 @@ use super::access_row::{AuditRow, SessionRow, TokenRow};
 use super::blob_row::BlobRow;
 use super::hint::ProxyHints;
 use super::proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
+use super::purge_row::PurgeRow;
 use super::revision::{Committed, Loaded, NewChange, NewRevision, Revision, RevisionSummary, StoredSet};
 use super::rollout_row::{
     Command, CountsRow, Decided, Decisions, FleetState, FleetTargets, RolloutRun, Term, UrgentRevision,
 };
+use super::stats_row::StatsRow;
 
 /// Where everything is kept.
 ///
@@ -23,7 +25,7 @@ use super::rollout_row::{
 /// 60 s), after which it is [`StoreError::Unavailable`]. Dropping a call's future is safe: what it was to write is
 /// written wholly or not at all.
 #[async_trait]
-pub trait Store: RolloutStore + BlobStore {
+pub trait Store: RolloutStore + BlobStore + PurgeStore + StatsStore {
     /// Epoch and number of the last revision.
     async fn head(&self) -> Result<RevisionId, StoreError>;
 
@@ -79,6 +81,9 @@ pub trait Store: RolloutStore + BlobStore {
 
     /// Likewise, when another process may have changed tokens or sessions.
     fn access_hint(&self) -> Arc<Notify>;
+
+    /// Likewise, when another process may have stored a purge.
+    fn purge_hint(&self) -> Arc<Notify>;
 
     /// Starts a new epoch: for a database whose disk was put back to an earlier state. (On Postgres a promotion, a
     /// restore to a point in time and a restore into another cluster change the epoch by themselves.)
@@ -230,6 +235,46 @@ pub trait BlobStore: Send + Sync {
 
     /// Deletes a file; whether it was there. Who does it holds the head, so that no revision begins to use the file meanwhile.
     async fn delete_blob(&self, held: Held, id: BlobId) -> Result<bool, StoreError>;
+}
+
+/// The part of a store that has the purges of cached responses. Deadlines and errors are those of [`Store`].
+#[async_trait]
+pub trait PurgeStore: Send + Sync {
+    /// Stores a purge, JSON, and tells the other control planes. Its number, which is returned, is `at_us` (microseconds since 1970), or
+    /// the one after the last number if that is not smaller. Only the newest [`MAX_PURGES`](super::MAX_PURGES) are kept.
+    async fn add_purge(&self, at_us: i64, purge: &str, created_by: &str) -> Result<u64, StoreError>;
+
+    /// The number of the last purge; 0: there is none.
+    async fn last_purge(&self) -> Result<u64, StoreError>;
+
+    /// The purges after the number `after`, the oldest first.
+    async fn purges_after(&self, after: u64) -> Result<Vec<PurgeRow>, StoreError>;
+}
+
+/// The part of a store that has the traffic of the last days. Deadlines and errors are those of [`Store`]; many rows are read within 60 s.
+#[async_trait]
+pub trait StatsStore: Send + Sync {
+    /// Stores a row, under a number of its own.
+    async fn save_stats_row(&self, row: &StatsRow) -> Result<(), StoreError>;
+
+    /// The rows with slots of `resolution` seconds after the number `after`, in the order of their numbers; at most `limit`.
+    async fn stats_rows_of(
+        &self,
+        resolution: u64,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<StatsRow>, StoreError>;
+
+    /// The rows of others than the instance `except` after the number `after`, in the order of their numbers; at most `limit`.
+    async fn stats_rows_after(
+        &self,
+        after: i64,
+        except: &str,
+        limit: u32,
+    ) -> Result<Vec<StatsRow>, StoreError>;
+
+    /// Deletes the rows with slots of `resolution` seconds that were made before the second `before`.
+    async fn delete_stats_rows(&self, resolution: u64, before: u64) -> Result<(), StoreError>;
 }
 
 /// The head, held by one who is about to commit.

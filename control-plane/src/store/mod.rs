@@ -16,6 +16,8 @@ mod postgres_listener;
 mod postgres_migrations;
 mod postgres_rollouts;
 mod proxy_row;
+mod purge_row;
+mod purges;
 mod revision;
 mod rollout_row;
 mod rollout_sql;
@@ -25,6 +27,8 @@ mod sealed;
 mod sqlite;
 mod sqlite_error;
 mod sqlite_rollouts;
+mod stats;
+mod stats_row;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,8 +37,10 @@ pub use access_row::{AuditRow, Role, SessionRow, StoredRole, TokenRow, TokenSour
 pub use blob_row::BlobRow;
 pub use file_lock::FileLock;
 pub use hint::{Hinted, ProxyHints};
-pub use interface::{BlobStore, Held, RolloutStore, Store, StoreError};
+pub use interface::{BlobStore, Held, PurgeStore, RolloutStore, StatsStore, Store, StoreError};
 pub use proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
+pub use purge_row::PurgeRow;
+pub use purges::MAX_PURGES;
 pub use revision::{
     Committed, Loaded, Meta, NewChange, NewRevision, Revision, RevisionSummary, StoredChange, StoredResource,
     StoredSet, UnknownChange, UnknownKey, UnknownResource,
@@ -44,6 +50,7 @@ pub use rollout_row::{
     UrgentMode, UrgentRevision,
 };
 pub use sealed::{KeySource, SecretsKey, seal};
+pub use stats_row::StatsRow;
 
 /// Opens the store of a URL: `sqlite://PATH`, the path relative to the working directory unless it starts with a
 /// slash, or `postgres://…`, which may name several servers (`hosts`). Makes what is not there yet (the file and its directory; the tables) and brings older

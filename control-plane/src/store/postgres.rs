@@ -288,6 +288,10 @@ impl Store for Postgres {
         self.hints.access.clone()
     }
 
+    fn purge_hint(&self) -> Arc<Notify> {
+        self.hints.purges.clone()
+    }
+
     async fn new_epoch(&self) -> Result<RevisionId, StoreError> {
         within(CALL, async {
             let mut connection = self.pool.acquire().await.map_err(failed)?;

@@ -19,6 +19,7 @@ use super::postgres_error::failed;
 pub(super) struct Hints {
     pub(super) revisions: Arc<Notify>,
     pub(super) access: Arc<Notify>,
+    pub(super) purges: Arc<Notify>,
     pub(super) proxies: Arc<ProxyHints>,
 }
 
@@ -57,11 +58,15 @@ async fn listen_once(
         .connect_lazy_with(hosts.current());
     let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
     listener.eager_reconnect(false);
-    listener.listen_all([REVISION_CHANNEL, ACCESS_CHANNEL, PROXY_CHANNEL]).await.map_err(failed)?;
+    listener
+        .listen_all([REVISION_CHANNEL, ACCESS_CHANNEL, PROXY_CHANNEL, PURGE_CHANNEL])
+        .await
+        .map_err(failed)?;
     *pause = RECONNECT_FIRST;
     // Notifications that came while nobody listened are lost.
     hints.revisions.notify_one();
     hints.access.notify_one();
+    hints.purges.notify_one();
     hints.proxies.notify_all();
     let (prove_alive, answer) =
         if hosts.are_several() { (PROVE_ALIVE_OF_SEVERAL, ACQUIRE_TIMEOUT) } else { (PROVE_ALIVE, CALL) };
@@ -69,6 +74,7 @@ async fn listen_once(
         match timeout(prove_alive, listener.try_recv()).await {
             Ok(Ok(Some(notification))) => match notification.channel() {
                 ACCESS_CHANNEL => hints.access.notify_one(),
+                PURGE_CHANNEL => hints.purges.notify_one(),
                 PROXY_CHANNEL => hints.proxies.notify(notification.payload()),
                 _ => hints.revisions.notify_one(),
             },
@@ -88,6 +94,7 @@ async fn listen_once(
 const REVISION_CHANNEL: &str = "signalbox_revision";
 pub(super) const ACCESS_CHANNEL: &str = "signalbox_access";
 const PROXY_CHANNEL: &str = "signalbox_proxies";
+const PURGE_CHANNEL: &str = "signalbox_purges";
 
 /// To get a connection, from the pool or a new one.
 pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -67,13 +67,15 @@ pub(super) async fn migrate(connection: &mut PgConnection) -> Result<(), StoreEr
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 8] = [
     include_str!("../../../migrations/postgres/0001_store.sql"),
     include_str!("../../../migrations/postgres/0002_secrets.sql"),
     include_str!("../../../migrations/postgres/0003_sessions.sql"),
     include_str!("../../../migrations/postgres/0004_replicas.sql"),
     include_str!("../../../migrations/postgres/0005_fleet_targets.sql"),
     include_str!("../../../migrations/postgres/0006_blobs.sql"),
+    include_str!("../../../migrations/postgres/0007_purges.sql"),
+    include_str!("../../../migrations/postgres/0008_stats.sql"),
 ];
 
 /// "signalbx"

@@ -19,14 +19,16 @@ use tokio::sync::Notify;
 use super::access_row::{AuditRow, SessionRow, TokenRow};
 use super::blob_row::BlobRow;
 use super::hint::ProxyHints;
-use super::interface::{BlobStore, Held, RolloutStore, Store, StoreError};
+use super::interface::{BlobStore, Held, PurgeStore, RolloutStore, StatsStore, Store, StoreError};
 use super::proxy_row::{ProxyRow, ProxyRows, ReplicaRow, RolloutRow, Stamp};
+use super::purge_row::PurgeRow;
 use super::revision::{
     Committed, Loaded, NewChange, NewRevision, Revision, RevisionSummary, StoredResource, StoredSet,
 };
 use super::rollout_row::{
     Command, CountsRow, Decided, Decisions, FleetState, FleetTargets, RolloutRun, Term, UrgentRevision,
 };
+use super::stats_row::StatsRow;
 
 /// A key for secrets: 256 bits.
 pub struct SecretsKey(LessSafeKey);
@@ -282,6 +284,50 @@ impl BlobStore for Sealed {
 }
 
 #[async_trait]
+impl PurgeStore for Sealed {
+    async fn add_purge(&self, at_us: i64, purge: &str, created_by: &str) -> Result<u64, StoreError> {
+        self.inner.add_purge(at_us, purge, created_by).await
+    }
+
+    async fn last_purge(&self) -> Result<u64, StoreError> {
+        self.inner.last_purge().await
+    }
+
+    async fn purges_after(&self, after: u64) -> Result<Vec<PurgeRow>, StoreError> {
+        self.inner.purges_after(after).await
+    }
+}
+
+#[async_trait]
+impl StatsStore for Sealed {
+    async fn save_stats_row(&self, row: &StatsRow) -> Result<(), StoreError> {
+        self.inner.save_stats_row(row).await
+    }
+
+    async fn stats_rows_of(
+        &self,
+        resolution: u64,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<StatsRow>, StoreError> {
+        self.inner.stats_rows_of(resolution, after, limit).await
+    }
+
+    async fn stats_rows_after(
+        &self,
+        after: i64,
+        except: &str,
+        limit: u32,
+    ) -> Result<Vec<StatsRow>, StoreError> {
+        self.inner.stats_rows_after(after, except, limit).await
+    }
+
+    async fn delete_stats_rows(&self, resolution: u64, before: u64) -> Result<(), StoreError> {
+        self.inner.delete_stats_rows(resolution, before).await
+    }
+}
+
+#[async_trait]
 impl Store for Sealed {
     async fn head(&self) -> Result<RevisionId, StoreError> {
         self.inner.head().await
@@ -351,6 +397,10 @@ impl Store for Sealed {
 
     fn access_hint(&self) -> Arc<Notify> {
         self.inner.access_hint()
+    }
+
+    fn purge_hint(&self) -> Arc<Notify> {
+        self.inner.purge_hint()
     }
 
     async fn new_epoch(&self) -> Result<RevisionId, StoreError> {

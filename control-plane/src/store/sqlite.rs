@@ -276,6 +276,10 @@ impl Store for Sqlite {
         self.hint.clone()
     }
 
+    fn purge_hint(&self) -> Arc<Notify> {
+        self.hint.clone()
+    }
+
     async fn new_epoch(&self) -> Result<RevisionId, StoreError> {
         within(CALL, async {
             let (epoch, revision): (String, i64) =
@@ -764,13 +768,15 @@ async fn migrate(options: &SqliteConnectOptions) -> Result<(), StoreError> {
 }
 
 /// Schema version N is made by the first N.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 8] = [
     include_str!("../../../migrations/sqlite/0001_store.sql"),
     include_str!("../../../migrations/sqlite/0002_secrets.sql"),
     include_str!("../../../migrations/sqlite/0003_sessions.sql"),
     include_str!("../../../migrations/sqlite/0004_replicas.sql"),
     include_str!("../../../migrations/sqlite/0005_fleet_targets.sql"),
     include_str!("../../../migrations/sqlite/0006_blobs.sql"),
+    include_str!("../../../migrations/sqlite/0007_purges.sql"),
+    include_str!("../../../migrations/sqlite/0008_stats.sql"),
 ];
 
 /// The mark of this program's files: "Sgbx".

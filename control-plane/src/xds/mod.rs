@@ -17,11 +17,13 @@ pub mod frames;
 mod grpc;
 mod limits;
 mod node;
+mod purges;
 mod refusal;
 mod report;
 mod service;
 mod set;
 mod shared;
+mod stats;
 mod stream;
 mod token;
 
@@ -41,6 +43,7 @@ use crate::board::{Board, Event};
 use crate::metrics::Metrics;
 use crate::publish::{OnPublish, Publisher};
 use crate::rollout::Rollouts;
+use crate::stats::Stats;
 pub use limits::Limits;
 use shared::Shared;
 
@@ -91,12 +94,15 @@ impl Xds {
         board: Arc<Board>,
         credentials: Arc<Credentials>,
         rollouts: Arc<Rollouts>,
+        stats: Arc<Stats>,
         metrics: Arc<Metrics>,
         limits: Limits,
     ) -> Self {
         // The board knows a revision before a proxy can have it.
         publisher.on_publish(TellBoard(board.clone()));
-        Self { shared: Arc::new(Shared::new(publisher, board, credentials, rollouts, metrics, limits)) }
+        Self {
+            shared: Arc::new(Shared::new(publisher, board, credentials, rollouts, stats, metrics, limits)),
+        }
     }
 
     /// How many streams are open.

@@ -11,7 +11,7 @@ use super::grpc::Call;
 use super::shared::Shared;
 use super::stream::{self, Peer};
 use super::token::authorize;
-use super::{blobs, counts, report};
+use super::{blobs, counts, purges, report, stats};
 
 /// Serves a call to its end.
 pub(super) async fn serve(shared: Arc<Shared>, call: Call) {
@@ -20,6 +20,8 @@ pub(super) async fn serve(shared: Arc<Shared>, call: Call) {
         REPORT => report::serve(&shared, call).await,
         COUNT => counts::serve(&shared, call).await,
         FETCH_BLOB => blobs::serve(&shared, call).await,
+        PURGE => purges::serve(&shared, call).await,
+        STATS => stats::serve(&shared, call).await,
         _ => call.refuse(Status::unimplemented("this control plane serves DeltaAggregatedResources alone")),
     }
 }
@@ -68,6 +70,8 @@ const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/Delt
 const REPORT: &str = "/signalbox.report.v1.ReportService/Report";
 const COUNT: &str = "/signalbox.report.v1.ReportService/Count";
 const FETCH_BLOB: &str = "/signalbox.report.v1.ReportService/FetchBlob";
+const PURGE: &str = "/signalbox.report.v1.ReportService/Purge";
+const STATS: &str = "/signalbox.report.v1.ReportService/Stats";
 
 const ZSTD: &str = "zstd";
 

@@ -16,6 +16,7 @@ use crate::board::Board;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::rollout::Rollouts;
+use crate::stats::Stats;
 
 /// The state that all streams share.
 pub(super) struct Shared {
@@ -23,6 +24,7 @@ pub(super) struct Shared {
     pub(super) board: Arc<Board>,
     pub(super) credentials: Arc<Credentials>,
     pub(super) rollouts: Arc<Rollouts>,
+    pub(super) stats: Arc<Stats>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limits: Limits,
     pub(super) refusals: Refusals,
@@ -39,6 +41,7 @@ impl Shared {
         board: Arc<Board>,
         credentials: Arc<Credentials>,
         rollouts: Arc<Rollouts>,
+        stats: Arc<Stats>,
         metrics: Arc<Metrics>,
         limits: Limits,
     ) -> Self {
@@ -48,6 +51,7 @@ impl Shared {
             board,
             credentials,
             rollouts,
+            stats,
             metrics,
             streams: Streams::default(),
             admission: Admission::new(&limits),

@@ -7,11 +7,13 @@ use http::Method;
 use serde_json::{Value, json};
 use signalbox_control_plane::auth::{Credentials, TokenFlags, TokenText};
 use signalbox_control_plane::board::{Board, Sharing};
+use signalbox_control_plane::health_report::HealthReports;
 use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rest::Services;
 use signalbox_control_plane::rollout::Rollouts;
 use signalbox_control_plane::serve::Site;
+use signalbox_control_plane::stats::Stats;
 use signalbox_control_plane::store::{KeySource, Role, Store};
 use signalbox_control_plane::xds::{Limits, Xds};
 use signalbox_control_plane::{rest, serve, store};
@@ -29,6 +31,7 @@ pub(crate) struct Admin {
     pub(crate) url: String,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) board: Arc<Board>,
+    pub(crate) stats: Arc<Stats>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) database: PathBuf,
@@ -97,11 +100,13 @@ impl Admin {
             Arc::clone(&board),
             Arc::clone(&metrics),
         );
+        let stats = Stats::new(Arc::clone(&store), Arc::clone(board.instance()), Sharing::Alone);
         let xds = Xds::new(
             serves,
             tells,
             Arc::clone(&credentials),
             Arc::clone(&rollouts),
+            Arc::clone(&stats),
             Arc::clone(&metrics),
             Limits::default(),
         );
@@ -114,6 +119,13 @@ impl Admin {
             credentials: Arc::clone(&credentials),
             board: Arc::clone(&board),
             rollouts: Arc::clone(&rollouts),
+            stats: Arc::clone(&stats),
+            health: HealthReports::new(
+                Arc::clone(&store),
+                Arc::clone(&publisher),
+                Arc::clone(&board),
+                Arc::clone(&stats),
+            ),
             metrics,
             replica: "here".to_owned(),
             tls: false,
@@ -127,7 +139,7 @@ impl Admin {
         tokio::spawn(rollouts.run(shutdown.clone()));
         tokio::spawn(serve::serve(listener, None, site, shutdown.clone()));
         let api = Api::new(url.clone(), ADMIN).unwrap();
-        Self { api, url, publisher, board, store, shutdown, database, _dir: dir }
+        Self { api, url, publisher, board, stats, store, shutdown, database, _dir: dir }
     }
 
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> ApiAnswer {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod access;
+mod cache;
 mod certificates;
 mod consumers;
 mod documents;
@@ -16,4 +17,5 @@ mod history;
 mod ocsp;
 mod proxies;
 mod resources;
+mod stats;
 mod writes;

@@ -99,7 +99,7 @@ async fn a_write_can_wait_until_it_is_served() {
     assert_eq!(admin.get("/proxies").await.body["items"], json!([]));
     let fleets = admin.get("/fleet-statuses").await;
     assert_eq!(fleets.body["items"][0]["name"], "default", "{fleets}");
-    assert_eq!(admin.get("/stats").await.body["resources"]["upstreams"], 2);
+    assert_eq!(admin.get("/summary").await.body["resources"]["upstreams"], 2);
 }
 
 /// The first `count` events of an event stream.

@@ -55,6 +55,8 @@ on_both! {
     rollouts_that_ran_are_kept_by_id,
     tokens_are_kept_by_name,
     uploaded_files_are_kept_by_their_digest,
+    purges_are_numbered_in_order_and_the_newest_are_kept,
+    rows_of_traffic_are_read_in_their_order_and_deleted_by_age,
     sessions_are_kept_and_end_with_their_token,
     what_a_newer_version_wrote_is_kept_as_unknown,
     the_audit_trail_has_commits_and_notes,

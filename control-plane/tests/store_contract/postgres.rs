@@ -20,7 +20,7 @@ async fn control_planes_that_start_at_once_make_the_tables_once() {
     for head in &heads {
         assert_eq!(head.as_ref().unwrap(), heads[0].as_ref().unwrap());
     }
-    assert_eq!(place.sql("SELECT version FROM signalbox_schema ORDER BY 1"), "1\n2\n3\n4\n5\n6");
+    assert_eq!(place.sql("SELECT version FROM signalbox_schema ORDER BY 1"), "1\n2\n3\n4\n5\n6\n7\n8");
 }
 
 #[tokio::test]
@@ -29,7 +29,7 @@ async fn a_newer_schema_is_refused_unless_it_says_that_this_version_can_use_it()
     place.open().await;
     let refused = async || match store::open(&place.url()).await {
         Err(StoreError::Broken(message)) => {
-            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 6");
+            assert_eq!(message, "it has schema version 99, made by a newer Signalbox; this one knows 8");
         }
         other => panic!("{:?}", other.err()),
     };

@@ -13,7 +13,8 @@ const CONTROL_PLANE: &[Layer] = &[
     ("the store", &["store"]),
     ("what is in memory", &["auth", "board", "publish"]),
     ("the writer", &["writer"]),
-    ("rollouts", &["rollout"]),
+    ("rollouts and traffic", &["rollout", "stats"]),
+    ("the explanation", &["health_report"]),
     ("the servers", &["rest", "serve", "xds"]),
     ("the program", &["program"]),
 ];

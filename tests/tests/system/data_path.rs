@@ -279,6 +279,6 @@ async fn requests_without_a_route_are_reported_apart_from_other_failures() {
     });
     assert!(apart.await, "{traffic}");
     assert_eq!(traffic["classes"]["5xx"], traffic["error_ratio"]);
-    let all = &api.get("/stats").await.unwrap()["traffic"];
+    let all = &api.get("/summary").await.unwrap()["traffic"];
     assert!(all["classes"]["no_route"].as_f64().is_some_and(|share| share > 0.0), "{all}");
 }

@@ -11,7 +11,8 @@ use signalbox_plugins::builtin;
 use signalbox_proto::NODE_HEADER;
 use signalbox_proto::signalbox::report::v1::report_service_server::{ReportService, ReportServiceServer};
 use signalbox_proto::signalbox::report::v1::{
-    BlobPart, BlobRequest, Counts, CountsRequest, ProxyReport, ReportSummary,
+    BlobPart, BlobRequest, Counts, CountsRequest, ProxyReport, Purged, Purges, ReportSummary, StatsReport,
+    StatsRequest,
 };
 use signalbox_tests::{Backend, Proxy, free_port, get};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -42,6 +43,8 @@ struct CountsStream {
 impl ReportService for Reports {
     type CountStream = ReceiverStream<Result<CountsRequest, Status>>;
     type FetchBlobStream = ReceiverStream<Result<BlobPart, Status>>;
+    type PurgeStream = ReceiverStream<Result<Purges, Status>>;
+    type StatsStream = ReceiverStream<Result<StatsRequest, Status>>;
 
     async fn report(
         &self,
@@ -68,6 +71,14 @@ impl ReportService for Reports {
 
     async fn fetch_blob(&self, _: Request<BlobRequest>) -> Result<Response<Self::FetchBlobStream>, Status> {
         Err(Status::unimplemented("no plugin of these tests uses a file"))
+    }
+
+    async fn purge(&self, _: Request<Streaming<Purged>>) -> Result<Response<Self::PurgeStream>, Status> {
+        Err(Status::unimplemented("an older version"))
+    }
+
+    async fn stats(&self, _: Request<Streaming<StatsReport>>) -> Result<Response<Self::StatsStream>, Status> {
+        Err(Status::unimplemented("an older version"))
     }
 }
 

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use prost::Message;
 use serde_json::{Value, json};
-use signalbox_config::{Change, Fingerprint, Resource, ResourceKey, Snapshot};
+use signalbox_config::{Change, Fingerprint, Purge, Resource, ResourceKey, Snapshot};
 use signalbox_control_plane::auth::{Credentials, TokenFlags, TokenText};
 use signalbox_control_plane::board::{Board, ProxyStatus, Sharing};
 use signalbox_control_plane::metrics::Metrics;
 use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rollout::Rollouts;
+use signalbox_control_plane::stats::Stats;
 use signalbox_control_plane::store::{self, Role, Store};
 use signalbox_control_plane::writer::{Author, Mode, Operation, Precondition, Prune, Writer};
 use signalbox_control_plane::xds::{Limits, Turns, Xds, XdsTls};
@@ -27,8 +28,8 @@ use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Delt
 use signalbox_proto::google::rpc;
 use signalbox_proto::signalbox::config::v1::{Resource as WireResource, Revision, resource::Kind};
 use signalbox_proxy::source::{
-    self, Answers, BlobDir, Candidate, ControlPlanes, CrashLoops, DataPlane, Rejected, Source, StartError,
-    Status, Tls, Traffic,
+    self, Answers, BlobDir, Candidate, ControlPlanes, CrashLoops, DataPlane, Rejected, ScopeTraffic, Source,
+    StartError, Status, Tls, Traffic,
 };
 use signalbox_proxy::telemetry::{Scope, Series};
 use signalbox_tests::Postgres;
@@ -87,6 +88,7 @@ pub(crate) struct Plane {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) board: Arc<Board>,
+    pub(crate) stats: Arc<Stats>,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) address: SocketAddr,
     pub(crate) open_streams: Box<dyn Fn() -> usize + Send + Sync>,
@@ -155,11 +157,13 @@ impl Plane {
         let listener = runtime.spawn(listen(settings.address)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let rollouts = Rollouts::new(store.clone(), publisher.clone(), board.clone(), metrics.clone());
+        let stats = Stats::new(store.clone(), board.instance().clone(), settings.sharing);
         let xds = Xds::new(
             publisher.clone(),
             board.clone(),
             credentials.clone(),
             rollouts,
+            stats.clone(),
             metrics,
             settings.limits,
         );
@@ -167,12 +171,17 @@ impl Plane {
         let turns = xds.turns();
         let shutdown = CancellationToken::new();
         let serving = xds.serve(listener, settings.tls, shutdown.clone());
-        let tasks = vec![runtime.spawn(serving), tokio::spawn(board.clone().run(shutdown.clone()))];
+        let tasks = vec![
+            runtime.spawn(serving),
+            tokio::spawn(board.clone().run(shutdown.clone())),
+            tokio::spawn(stats.clone().run(shutdown.clone())),
+        ];
         let writer = Writer::new(publisher.clone());
         let mut plane = Self {
             store,
             publisher,
             board,
+            stats,
             credentials,
             address,
             open_streams,
@@ -506,6 +515,10 @@ pub(crate) struct Recorded {
     pub(crate) applied: Vec<(u64, usize)>,
     /// With what it refuses everything.
     pub(crate) refuse: Option<Vec<Rejected>>,
+    /// The traffic that it reports.
+    pub(crate) traffic: Vec<ScopeTraffic>,
+    /// The purges that it carried out.
+    pub(crate) purges: Vec<Purge>,
     /// How often it refused.
     pub(crate) refused: usize,
 }
@@ -552,6 +565,14 @@ impl DataPlane for Recorder {
 
     fn answers(&self) -> Answers {
         Answers::default()
+    }
+
+    fn scope_traffic(&self) -> Vec<ScopeTraffic> {
+        self.with(|recorded| recorded.traffic.clone())
+    }
+
+    fn purge(&self, purge: &Purge) {
+        self.with(|recorded| recorded.purges.push(purge.clone()));
     }
 
     fn watch(&self, _: &[Scope]) {}

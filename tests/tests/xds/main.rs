@@ -13,6 +13,8 @@ mod model;
 mod planes;
 mod plugin_types;
 mod protocol;
+mod purges;
 mod reader;
 mod scripted;
+mod stats;
 mod tls;

@@ -1,0 +1,331 @@
+//! Takes in the reports of proxies, stores what was taken in, and answers queries.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use signalbox_proto::signalbox::report::v1::StatsReport;
+use signalbox_proto::signalbox::report::v1::traffic_series::Scope;
+use tokio_util::sync::CancellationToken;
+
+use super::journal::{Row, Unsaved, decode, encode};
+use super::point::Point;
+use super::query::{Answer, Query};
+use super::rings::{KEPT, RESOLUTIONS, Rings};
+use super::series::{Dimension, SeriesKey};
+use crate::board::Sharing;
+use crate::clock::now_us;
+use crate::store::{StatsRow, Store, StoreError};
+
+/// The traffic of the last seven days.
+pub struct Stats {
+    store: Arc<dyn Store>,
+    /// This process among all that use the database.
+    instance: Arc<str>,
+    sharing: Sharing,
+    state: Mutex<State>,
+}
+
+struct State {
+    rings: Rings,
+    /// The last report of each proxy that was taken in.
+    taken: HashMap<Arc<str>, Taken>,
+    /// The traffic since the last part was numbered.
+    part: Unsaved,
+    /// The traffic since the last row of a minute, and of ten minutes.
+    minute: Unsaved,
+    ten_minutes: Unsaved,
+    /// The number of the last part.
+    parts: u64,
+    /// Rows that are to be written, the oldest first.
+    unwritten: VecDeque<StatsRow>,
+    /// The number of the last row that was read.
+    read: i64,
+}
+
+/// The last report of a proxy that was taken in.
+struct Taken {
+    boot: u64,
+    number: u64,
+    at: Instant,
+    /// The series that it had.
+    series: usize,
+}
+
+/// The shortest time between two reports of a proxy.
+pub const MIN_INTERVAL: Duration = Duration::from_secs(10);
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The series that are taken in each second at most: reports of larger fleets come less often.
+const SERIES_PER_SECOND: usize = 100_000;
+
+/// A proxy that has not reported for this time is not counted, and is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
+/// The time between two parts.
+const PART: Duration = Duration::from_secs(10);
+
+/// The most rows that wait for the database; beyond, the oldest are lost.
+const MAX_UNWRITTEN: usize = 400;
+
+/// How many rows are read at once.
+const BATCH: u32 = 100;
+
+/// The most rows that may become visible after one with a greater number.
+const OVERLAP: i64 = 20;
+
+/// The time that a row for ten seconds is kept for the other control planes, in seconds.
+const SHORT_KEPT: u64 = 180;
+
+impl Stats {
+    /// Has no traffic yet. `instance` is this process among all that use the database.
+    pub fn new(store: Arc<dyn Store>, instance: Arc<str>, sharing: Sharing) -> Arc<Self> {
+        let state = State {
+            rings: Rings::new(now_s()),
+            taken: HashMap::new(),
+            part: Unsaved::default(),
+            minute: Unsaved::default(),
+            ten_minutes: Unsaved::default(),
+            parts: 0,
+            unwritten: VecDeque::new(),
+            read: 0,
+        };
+        Arc::new(Self { store, instance, sharing, state: Mutex::new(state) })
+    }
+
+    /// Takes in a report, unless it was taken in before. Returns the number of the last one of the process.
+    pub fn take(&self, fleet: &Arc<str>, node: &Arc<str>, report: &StatsReport) -> u64 {
+        let now_ms = u64::try_from(now_us() / 1000).unwrap_or(0);
+        let mut state = self.state();
+        let before = state.taken.get(node).filter(|taken| taken.boot == report.boot);
+        if let Some(before) = before.filter(|before| before.number >= report.number) {
+            return before.number;
+        }
+        let (boot, number, series) = (report.boot, report.number, report.series.len());
+        state.taken.insert(Arc::clone(node), Taken { boot, number, at: Instant::now(), series });
+        let slots = slots_of(now_ms, report);
+        for series in &report.series {
+            let Ok(scope) = Scope::try_from(series.scope) else { continue };
+            let point = Point::from(series);
+            let mut keys = vec![Dimension::of(scope, &series.name)];
+            if scope == Scope::All {
+                keys.push(Dimension::Proxy(Arc::clone(node)));
+                keys.extend((report.revision > 0).then_some(Dimension::Revision(report.revision)));
+            }
+            let points = match slots.len() {
+                1 => vec![point],
+                parts => point.split(parts as u64),
+            };
+            for dimension in keys {
+                let key = SeriesKey { fleet: Arc::clone(fleet), dimension };
+                for (at, point) in slots.iter().zip(&points) {
+                    state.rings.add(now_ms / 1000, *at, &key, point);
+                    state.part.add(*at, &key, point);
+                }
+            }
+        }
+        number
+    }
+
+    /// The time between two reports of a proxy.
+    pub fn interval(&self) -> Duration {
+        let state = self.state();
+        let recent = state.taken.values().filter(|taken| taken.at.elapsed() < 2 * MAX_INTERVAL);
+        let series: usize = recent.map(|taken| taken.series).sum();
+        Duration::from_secs((series / SERIES_PER_SECOND) as u64).clamp(MIN_INTERVAL, MAX_INTERVAL)
+    }
+
+    /// Answers a query.
+    pub fn answer(&self, query: &Query) -> Answer {
+        self.state().rings.answer(now_s(), query)
+    }
+
+    /// Reads what is stored, then stores what is taken in and reads what others store, until `shutdown`. While the database is away,
+    /// everything stays in memory.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let following = async {
+            while let Err(error) = self.read_all().await {
+                tracing::debug!(%error, "the stored traffic was not read; trying again");
+                tokio::time::sleep(PART).await;
+            }
+            let mut interval = tokio::time::interval(PART);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            interval.tick().await;
+            loop {
+                interval.tick().await;
+                self.end_part(false);
+                if let Err(error) = self.synchronize().await {
+                    tracing::debug!(%error, "traffic was not stored, or that of others was not read; it is kept in memory");
+                }
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = following => {}
+        }
+        self.end_part(true);
+        if !matches!(tokio::time::timeout(END_DEADLINE, self.write()).await, Ok(Ok(()))) {
+            tracing::warn!("the traffic of the last minutes was not stored");
+        }
+    }
+
+    /// Reads all rows, from the coarsest to the finest.
+    async fn read_all(&self) -> Result<(), StoreError> {
+        for resolution in RESOLUTIONS.into_iter().rev() {
+            let mut after = 0;
+            loop {
+                let rows = self.store.stats_rows_of(resolution, after, BATCH).await?;
+                let Some(last) = rows.last() else { break };
+                after = last.id;
+                self.add_rows(&rows);
+            }
+        }
+        Ok(())
+    }
+
+    async fn synchronize(&self) -> Result<(), StoreError> {
+        self.write().await?;
+        if self.sharing == Sharing::Shared {
+            loop {
+                let before = self.state().read;
+                let rows = self
+                    .store
+                    .stats_rows_after(before - OVERLAP, &self.instance, BATCH + OVERLAP as u32)
+                    .await?;
+                self.add_rows(&rows);
+                if self.state().read == before {
+                    break;
+                }
+            }
+        }
+        if self.state().parts % 6 == 0 {
+            let [_, day, week] = KEPT;
+            let now = now_s();
+            let before = [SHORT_KEPT, day, week].map(|kept| now.saturating_sub(kept));
+            for (resolution, before) in RESOLUTIONS.into_iter().zip(before) {
+                self.store.delete_stats_rows(resolution, before).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_rows(&self, rows: &[StatsRow]) {
+        for row in rows {
+            {
+                let mut state = self.state();
+                state.read = state.read.max(row.id);
+                if *row.instance == *self.instance || state.rings.has(row) {
+                    continue;
+                }
+            }
+            let cells = match decode(&row.content) {
+                Ok(cells) => cells,
+                Err(error) => {
+                    tracing::warn!(%error, id = row.id, "stored traffic cannot be read");
+                    continue;
+                }
+            };
+            let row = Row {
+                instance: Arc::clone(&row.instance),
+                resolution: row.resolution,
+                first: row.first,
+                last: row.last,
+                cells,
+            };
+            self.state().rings.add_row(now_s(), &row);
+        }
+    }
+
+    /// Ends the present part, and makes the rows that end with it. `is_last`: all rows end.
+    fn end_part(&self, is_last: bool) {
+        let now = now_s();
+        let mut state = self.state();
+        let State { rings, taken, part, minute, ten_minutes, parts, unwritten, .. } = &mut *state;
+        rings.expire(now);
+        taken.retain(|_, taken| taken.at.elapsed() < FORGOTTEN);
+        *parts += 1;
+        let part = std::mem::take(part);
+        minute.extend(&part);
+        ten_minutes.extend(&part);
+        let last = *parts;
+        // Nobody else reads the rows of ten seconds of a control plane that is alone.
+        let mut rows = vec![(RESOLUTIONS[0], 1, part)];
+        if self.sharing == Sharing::Alone || is_last {
+            rows.clear();
+        }
+        for (resolution, length, unsaved) in [(RESOLUTIONS[1], 6, minute), (RESOLUTIONS[2], 60, ten_minutes)]
+        {
+            let begun = (last - 1) % length + 1;
+            if begun == length || is_last {
+                rows.push((resolution, begun, std::mem::take(unsaved)));
+            }
+        }
+        for (resolution, length, unsaved) in rows {
+            let cells = unsaved.cells(resolution);
+            if cells.is_empty() {
+                continue;
+            }
+            match encode(&cells) {
+                Ok(content) => unwritten.push_back(StatsRow {
+                    id: 0,
+                    instance: Arc::clone(&self.instance),
+                    resolution,
+                    first: last + 1 - length,
+                    last,
+                    at: now,
+                    content: content.into(),
+                }),
+                Err(error) => tracing::error!(%error, "traffic cannot be written for the database"),
+            }
+        }
+        let surplus = unwritten.len().saturating_sub(MAX_UNWRITTEN);
+        unwritten.drain(..surplus);
+    }
+
+    /// Writes the rows that wait for it.
+    async fn write(&self) -> Result<(), StoreError> {
+        loop {
+            let Some(row) = self.state().unwritten.front().cloned() else { return Ok(()) };
+            self.store.save_stats_row(&row).await?;
+            // The oldest may have been dropped meanwhile.
+            let mut state = self.state();
+            if state
+                .unwritten
+                .front()
+                .is_some_and(|front| front.last == row.last && front.resolution == row.resolution)
+            {
+                state.unwritten.pop_front();
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long the end of the program may wait for the last rows.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The seconds, since 1970, of the slots to which the requests of a report belong: they are spread evenly over its length.
+fn slots_of(now_ms: u64, report: &StatsReport) -> Vec<u64> {
+    let length = report.length_ms.min(KEPT[2] * 1000);
+    let end = now_ms.saturating_sub(report.age_ms);
+    let start = end.saturating_sub(length);
+    // A proxy that was without a control plane for long has one long report.
+    let part_s = match length / 1000 {
+        0..=600 => RESOLUTIONS[0],
+        601..=7200 => RESOLUTIONS[1],
+        _ => RESOLUTIONS[2],
+    };
+    let parts = (length / (part_s * 1000)).max(1);
+    // The middle of each part.
+    (0..parts).map(|part| (start + (2 * part + 1) * length / (2 * parts)) / 1000).collect()
+}
+
+fn now_s() -> u64 {
+    u64::try_from(now_us() / 1_000_000).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;
