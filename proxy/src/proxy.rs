@@ -24,8 +24,8 @@ use crate::resolve::Resolver;
 use crate::secrets::HostSecrets;
 use crate::services::{Checking, Services};
 use crate::sockets::{BoundSocket, SocketPlan, Wanted};
-use crate::span_export;
 use crate::source::{Answers, Candidate, DataPlane, Rejected, ScopeTraffic, Traffic, TrafficScope};
+use crate::span_export;
 use crate::tasks;
 use crate::telemetry::spans;
 use crate::telemetry::{

@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 
 use crate::resolve::Resolver;
 use crate::secrets::SecretReader;
-use crate::telemetry::spans::SpanSinks;
 use crate::telemetry::TrafficGroup;
+use crate::telemetry::spans::SpanSinks;
 
 /// Everything that compiling needs besides the revision itself.
 pub struct Services {

@@ -18,8 +18,8 @@ use signalbox_proxy::secrets::HostSecrets;
 use signalbox_proxy::services::{Checking, Services};
 use signalbox_proxy::source::Candidate;
 use signalbox_proxy::tasks;
-use signalbox_proxy::telemetry::spans;
 use signalbox_proxy::telemetry::TrafficGroup;
+use signalbox_proxy::telemetry::spans;
 
 struct Counting;
 

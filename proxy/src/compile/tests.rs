@@ -16,8 +16,8 @@ use crate::core::clock::SystemClock;
 use crate::resolve::Resolver;
 use crate::secrets::{SecretError, SecretReader, SecretSource};
 use crate::tasks;
-use crate::telemetry::spans;
 use crate::telemetry::TrafficGroup;
+use crate::telemetry::spans;
 
 /// Compiles one document after another, each as the change from the one before.
 struct Steps {

@@ -29,7 +29,7 @@ use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
 use crate::core::trace_context::{TraceContext, hex_span_id, hex_trace_id};
 use crate::telemetry::access_log::Entry;
-use crate::telemetry::{End, Ended, Flag, Key, Latency, TrafficCounts};
+use crate::telemetry::{End, EndedRequest, Flag, Key, Latency, TrafficCounts};
 use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
 
 /// One request and its response. If it is dropped before it is complete, the client has gone.
@@ -396,7 +396,7 @@ impl Exchange {
         let key = Key::new(self.request.listener.label, status, self.accounting.flag);
         let stats = self.request.route.as_ref().map_or(&worker.shared.unrouted, |route| &route.stats);
         stats.requests.count(worker.index, key);
-        let ended = Ended {
+        let ended = EndedRequest {
             latency,
             end: End::of(status, self.accounting.flag),
             bytes_in: self.request.progress.as_ref().map_or(0, |progress| progress.bytes.get()),

@@ -104,7 +104,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::{End, Ended, Latency};
+    use crate::telemetry::{End, EndedRequest, Latency};
 
     #[test]
     fn quiet_consumers_make_room_for_others_and_no_request_is_lost() {
@@ -113,7 +113,7 @@ mod tests {
         let count = |number: usize| {
             let name: Name = format!("c{number}").parse().unwrap();
             let latency = Latency::of(Duration::from_millis(1));
-            let request = Ended { latency, end: End::Success, bytes_in: 0, bytes_out: 0 };
+            let request = EndedRequest { latency, end: End::Success, bytes_in: 0, bytes_out: 0 };
             consumers.of(&worker, &name).count(0, request);
         };
         let requests = || {

@@ -30,4 +30,4 @@ pub use handshake::HandshakeFailure;
 pub use histogram::{Histogram, Histograms, Totals};
 pub use latencies::{Latencies, Latency};
 pub use period::{Mark, Period, PeriodCounts, RequestSums};
-pub use traffic::{End, Ended, TrafficCounts, TrafficGroup, TrafficSums};
+pub use traffic::{End, EndedRequest, TrafficCounts, TrafficGroup, TrafficSums};

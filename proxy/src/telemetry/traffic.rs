@@ -53,7 +53,7 @@ pub enum End {
 
 /// A request that has ended.
 #[derive(Debug, Clone, Copy)]
-pub struct Ended {
+pub struct EndedRequest {
     pub latency: Latency,
     pub end: End,
     /// Bytes of its body.
@@ -114,7 +114,7 @@ impl TrafficCounts {
 
     /// Counts a request. Only worker number `worker` may call this with that number.
     #[inline]
-    pub fn count(&self, worker: usize, request: Ended) {
+    pub fn count(&self, worker: usize, request: EndedRequest) {
         let apart = self.cells.get_or_init(|| self.group.take_place().then(|| self.group.cells()));
         let cells = apart.as_ref().unwrap_or_else(|| self.group.others.get_or_init(|| self.group.cells()));
         if let Some(cell) = cells.get(worker) {
@@ -138,7 +138,7 @@ impl Drop for TrafficCounts {
 
 impl WorkerTraffic {
     #[inline]
-    fn count(&self, request: Ended) {
+    fn count(&self, request: EndedRequest) {
         self.latencies.record(request.latency);
         // A reader that sees the end sees the latency, too.
         fence(Ordering::Release);
@@ -206,9 +206,9 @@ mod tests {
 
     use super::*;
 
-    fn ended(status: u16, flag: Flag) -> Ended {
+    fn ended(status: u16, flag: Flag) -> EndedRequest {
         let latency = Latency::of(Duration::from_millis(1));
-        Ended { latency, end: End::of(status, flag), bytes_in: 1, bytes_out: 10 }
+        EndedRequest { latency, end: End::of(status, flag), bytes_in: 1, bytes_out: 10 }
     }
 
     #[test]
