@@ -1,13 +1,13 @@
 //! What the rules look at.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use signalbox_config::ResourceKey;
 
 use super::significance::Share;
 use crate::board::{ProxyState, ProxyStatus};
-use crate::stats::{Answer, Dimension, Point};
+use crate::stats::{Dimension, Point, SeriesKey};
 
 /// What the rules look at, of one fleet or of all.
 #[derive(Debug, Default)]
@@ -16,9 +16,9 @@ pub(super) struct Facts {
     /// Why the database cannot be used; `None`: it can.
     pub(super) database: Option<String>,
     /// The requests of the last minute, by the fleet and what they have in common.
-    pub(super) now: BTreeMap<(Arc<str>, Dimension), Point>,
+    pub(super) now: HashMap<SeriesKey, Point>,
     /// Likewise, of the half hour before.
-    pub(super) before: BTreeMap<(Arc<str>, Dimension), Point>,
+    pub(super) before: HashMap<SeriesKey, Point>,
     /// The last revisions, the newest first.
     pub(super) revisions: Vec<RevisionFacts>,
 }
@@ -60,13 +60,15 @@ impl Failures {
 impl Facts {
     /// The fleets that have traffic.
     pub(super) fn fleets(&self) -> Vec<Arc<str>> {
-        let all = self.now.keys().filter(|(_, dimension)| *dimension == Dimension::All);
-        all.map(|(fleet, _)| Arc::clone(fleet)).collect()
+        let all = self.now.keys().filter(|key| key.dimension == Dimension::All);
+        let mut fleets: Vec<_> = all.map(|key| Arc::clone(&key.fleet)).collect();
+        fleets.sort_unstable();
+        fleets
     }
 
     /// The share of failures of a fleet, or a part of it: now, and before.
     pub(super) fn shares(&self, failures: Failures, fleet: &Arc<str>, dimension: &Dimension) -> [Share; 2] {
-        let key = (Arc::clone(fleet), dimension.clone());
+        let key = SeriesKey { fleet: Arc::clone(fleet), dimension: dimension.clone() };
         [&self.now, &self.before]
             .map(|points| points.get(&key).map(|point| failures.of(point)).unwrap_or_default())
     }
@@ -78,20 +80,12 @@ impl Facts {
         fleet: &Arc<str>,
         is_kind: fn(&Dimension) -> bool,
     ) -> Vec<(Dimension, Share)> {
-        let all = self.now.iter().filter(|((of, dimension), _)| of == fleet && is_kind(dimension));
-        all.map(|((_, dimension), point)| (dimension.clone(), failures.of(point))).collect()
+        let all = self.now.iter().filter(|(key, _)| key.fleet == *fleet && is_kind(&key.dimension));
+        all.map(|(key, point)| (key.dimension.clone(), failures.of(point))).collect()
     }
 
     /// The proxies that are connected, or of which that is not known.
     pub(super) fn present(&self) -> impl Iterator<Item = &ProxyStatus> {
         self.proxies.iter().filter(|proxy| proxy.state != ProxyState::Disconnected)
-    }
-}
-
-/// Adds up the points of an answer.
-pub(super) fn sums(fleet: &Arc<str>, answer: Answer, into: &mut BTreeMap<(Arc<str>, Dimension), Point>) {
-    for series in answer.series {
-        let sum = into.entry((Arc::clone(fleet), series.dimension)).or_default();
-        series.points.iter().for_each(|(_, point)| sum.add(point));
     }
 }

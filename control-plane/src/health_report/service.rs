@@ -1,18 +1,17 @@
 //! Looks at everything again and again, and keeps what was found.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::facts::{Facts, RevisionFacts, sums};
+use super::facts::{Facts, RevisionFacts};
 use super::incidents::{Incidents, Report, Turn};
 use super::rules::look;
 use crate::board::Board;
 use crate::clock::now_us;
 use crate::publish::{Health, Publisher};
-use crate::stats::{Answer, Dimension, Query, Select, Stats};
+use crate::stats::{Dimension, Point, SeriesKey, Stats};
 use crate::store::Store;
 
 /// Keeps the present report of what is wrong.
@@ -40,9 +39,6 @@ const DELAY: u64 = 10;
 
 /// The revisions that may be to blame.
 const REVISIONS: u32 = 10;
-
-/// The most parts of a kind that are looked at.
-const PARTS: usize = 1000;
 
 impl HealthReports {
     /// Has no report yet.
@@ -93,23 +89,9 @@ impl HealthReports {
             Health::Away(reason) | Health::Behind(reason) => Some(reason),
             Health::ReadOnly => Some("it is read-only".to_owned()),
         };
-        let (mut now, mut before) = (BTreeMap::new(), BTreeMap::new());
-        let end = now_s().saturating_sub(DELAY);
-        let mut fleets: Vec<Arc<str>> = proxies.iter().map(|proxy| proxy.fleet.as_str().into()).collect();
-        fleets.sort_unstable();
-        fleets.dedup();
-        for fleet in &fleets {
-            let ask = |select: Select, from: u64, to: u64| -> Answer {
-                let fleet = Some(Arc::clone(fleet));
-                self.stats.answer(&Query { fleet, select, from, to, step: Some(10), limit: PARTS })
-            };
-            let kinds = ["route", "upstream", "proxy", "revision"].map(Select::Each);
-            for select in kinds.into_iter().chain([Select::One(Dimension::All)]) {
-                let begin = end.saturating_sub(WINDOW);
-                sums(fleet, ask(select.clone(), begin, end + 2 * DELAY), &mut now);
-                sums(fleet, ask(select, begin.saturating_sub(USUAL), begin), &mut before);
-            }
-        }
+        let begin = now_s().saturating_sub(DELAY + WINDOW);
+        let now = self.stats.counts(begin, u64::MAX, 10);
+        let before = self.stats.counts(begin.saturating_sub(USUAL), begin.saturating_sub(WINDOW), 60);
         Facts { proxies, database, now, before, revisions: self.revisions().await }
     }
 
@@ -151,7 +133,8 @@ fn report(facts: &Facts, incidents: &Incidents) -> Report {
         .fleets()
         .iter()
         .filter_map(|fleet| {
-            facts.now.get(&(Arc::clone(fleet), Dimension::All)).map(crate::stats::Point::requests)
+            let key = SeriesKey { fleet: Arc::clone(fleet), dimension: Dimension::All };
+            facts.now.get(&key).map(Point::requests)
         })
         .sum();
     if count == 0 {

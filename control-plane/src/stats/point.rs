@@ -30,8 +30,8 @@ impl Point {
             .fold(0, u64::saturating_add)
     }
 
-    /// Adds the requests of another point.
-    pub fn add(&mut self, other: &Self) {
+    /// Adds the requests of another point, but not their latencies.
+    pub fn add_counts(&mut self, other: &Self) {
         let add = |sum: &mut u64, count: u64| *sum = sum.saturating_add(count);
         add(&mut self.succeeded, other.succeeded);
         add(&mut self.client_errors, other.client_errors);
@@ -39,6 +39,11 @@ impl Point {
         add(&mut self.server_errors, other.server_errors);
         add(&mut self.bytes_in, other.bytes_in);
         add(&mut self.bytes_out, other.bytes_out);
+    }
+
+    /// Adds the requests of another point.
+    pub fn add(&mut self, other: &Self) {
+        self.add_counts(other);
         self.latency.merge(&other.latency);
     }
 

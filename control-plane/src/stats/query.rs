@@ -98,6 +98,18 @@ impl Rings {
         Answer { step, series: series.into_iter().map(|(_, series)| series).collect() }
     }
 
+    /// The requests of each series from the second `from` to before `to`, without their latencies, in slots of at most `step` seconds.
+    pub(super) fn counts(&self, now: u64, from: u64, to: u64, step: u64) -> HashMap<SeriesKey, Point> {
+        let mut counts = HashMap::<SeriesKey, Point>::new();
+        for (_, key, point) in self.ring_for(now, from, step).points(from..to) {
+            match counts.get_mut(key) {
+                Some(sum) => sum.add_counts(point),
+                None => counts.entry(key.clone()).or_default().add_counts(point),
+            }
+        }
+        counts
+    }
+
     /// The coarsest resolution that is not coarser than `step`, among those that go back to `from`. If only coarser ones do, the finest of them.
     fn ring_for(&self, now: u64, from: u64, step: u64) -> &Ring {
         let [finest, .., coarsest] = &self.rings;

@@ -30,6 +30,8 @@ struct State {
     rings: Rings,
     /// The last report of each proxy that was taken in.
     taken: HashMap<Arc<str>, Taken>,
+    /// The time between two reports of a proxy.
+    interval: Duration,
     /// The traffic since the last part was numbered.
     part: Unsaved,
     /// The traffic since the last row of a minute, and of ten minutes.
@@ -83,6 +85,7 @@ impl Stats {
         let state = State {
             rings: Rings::new(now_s()),
             taken: HashMap::new(),
+            interval: MIN_INTERVAL,
             part: Unsaved::default(),
             minute: Unsaved::default(),
             ten_minutes: Unsaved::default(),
@@ -129,10 +132,12 @@ impl Stats {
 
     /// The time between two reports of a proxy.
     pub fn interval(&self) -> Duration {
-        let state = self.state();
-        let recent = state.taken.values().filter(|taken| taken.at.elapsed() < 2 * MAX_INTERVAL);
-        let series: usize = recent.map(|taken| taken.series).sum();
-        Duration::from_secs((series / SERIES_PER_SECOND) as u64).clamp(MIN_INTERVAL, MAX_INTERVAL)
+        self.state().interval
+    }
+
+    /// The requests of each series from the second `from` to before `to`, without their latencies, in slots of at most `step` seconds.
+    pub fn counts(&self, from: u64, to: u64, step: u64) -> HashMap<SeriesKey, Point> {
+        self.state().rings.counts(now_s(), from, to, step)
     }
 
     /// Answers a query.
@@ -240,9 +245,13 @@ impl Stats {
     fn end_part(&self, is_last: bool) {
         let now = now_s();
         let mut state = self.state();
-        let State { rings, taken, part, minute, ten_minutes, parts, unwritten, .. } = &mut *state;
+        let State { rings, taken, interval, part, minute, ten_minutes, parts, unwritten, .. } = &mut *state;
         rings.expire(now);
         taken.retain(|_, taken| taken.at.elapsed() < FORGOTTEN);
+        let recent = taken.values().filter(|taken| taken.at.elapsed() < 2 * MAX_INTERVAL);
+        let series: usize = recent.map(|taken| taken.series).sum();
+        *interval =
+            Duration::from_secs((series / SERIES_PER_SECOND) as u64).clamp(MIN_INTERVAL, MAX_INTERVAL);
         *parts += 1;
         let part = std::mem::take(part);
         minute.extend(&part);

@@ -1,8 +1,10 @@
+use std::collections::HashMap;
+
 use signalbox_config::ResourceKey;
 
 use super::*;
 use crate::board::{ProxyError, ProxyResourceError, ProxyRevision};
-use crate::stats::Point;
+use crate::stats::{Point, SeriesKey};
 
 /// A part of a fleet with its requests: succeeded, refused with 4xx, without a route, failed.
 type Part = (Dimension, [u64; 4]);
@@ -19,7 +21,7 @@ fn proxy_part(name: &str) -> Dimension {
     Dimension::Proxy(name.into())
 }
 
-fn points(parts: &[Part]) -> BTreeMap<(Arc<str>, Dimension), Point> {
+fn points(parts: &[Part]) -> HashMap<SeriesKey, Point> {
     let point = |[succeeded, client_errors, no_route, server_errors]: [u64; 4]| Point {
         succeeded,
         client_errors,
@@ -27,7 +29,8 @@ fn points(parts: &[Part]) -> BTreeMap<(Arc<str>, Dimension), Point> {
         server_errors,
         ..Point::default()
     };
-    parts.iter().map(|(dimension, counts)| (("edge".into(), dimension.clone()), point(*counts))).collect()
+    let key = |dimension: &Dimension| SeriesKey { fleet: "edge".into(), dimension: dimension.clone() };
+    parts.iter().map(|(dimension, counts)| (key(dimension), point(*counts))).collect()
 }
 
 fn revision(number: u64, age_s: u64, changed: &[&str]) -> RevisionFacts {
