@@ -20,6 +20,10 @@ pub struct ProcessArgs {
     #[arg(long, env = "SIGNALBOX_LOG_FORMAT", value_name = "FORMAT", value_enum)]
     pub log_format: Option<log::LogFormat>,
 
+    /// Serve the debugging pages of the admin address: CPU profiles at /debug/pprof/profile, /debug/memory and /debug/tasks.
+    #[arg(long, env = "SIGNALBOX_PROFILING")]
+    pub profiling: bool,
+
     /// Ask the program that runs with the same flags whether it is ready, and exit. Health checks of containers use this
     /// flag.
     #[arg(long)]

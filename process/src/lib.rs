@@ -1,5 +1,5 @@
 //! The parts that the control plane and the proxy have in common: arguments from flags, environment and a file, the
-//! log, metrics as text, limits of the operating system, certificate files, the connections of their own servers, and an
+//! log, metrics as text, debugging pages, limits of the operating system, certificate files, the connections of their own servers, and an
 //! orderly error when the start fails.
 //!
 //! It lies below both planes and knows neither.
@@ -7,13 +7,17 @@
 #![warn(missing_docs)]
 
 pub mod accept;
+pub mod allocator;
 mod args;
 pub mod arguments;
+pub mod debug;
 mod error_chain;
 pub mod health;
 pub mod limits;
 pub mod liveness;
 pub mod log;
+pub mod procfs;
+pub mod profile;
 pub mod prometheus;
 mod run;
 pub mod stream;

@@ -20,8 +20,23 @@ const CONTROL_PLANE: &[Layer] = &[
 ];
 
 const PROCESS: &[Layer] = &[
-    ("the foundation", &["error_chain", "limits", "liveness", "log", "prometheus", "run", "stream"]),
-    ("a program's parts", &["accept", "args", "arguments", "health", "tls"]),
+    (
+        "the foundation",
+        &[
+            "admin_address",
+            "allocator",
+            "error_chain",
+            "limits",
+            "liveness",
+            "log",
+            "procfs",
+            "prometheus",
+            "run",
+            "stream",
+        ],
+    ),
+    ("profiles", &["profile"]),
+    ("a program's parts", &["accept", "args", "arguments", "debug", "health", "tls"]),
 ];
 
 const PROXY: &[Layer] = &[
