@@ -53,7 +53,7 @@ fn start_and_run(args: Args, types: &Registry) -> Result<()> {
         return Ok(writeln!(std::io::stdout(), "{}", rest::openapi_json())?);
     }
     if args.process.check_health {
-        return health::check(args.admin_address, args.admin_tls_cert.as_deref());
+        return health::check(&args.admin_address.into(), args.admin_tls_cert.as_deref());
     }
     log::start(&args.process.log_level, args.process.log_format);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -156,18 +156,16 @@ async fn start(
             alpn: b"http/1.1",
         });
     let tls = admin_files.map(Reloading::server).transpose().context("--admin-tls-cert, --admin-tls-key")?;
-    if tls.is_none() && !args.admin_address.ip().is_loopback() {
+    let is_tls = tls.is_some();
+    if !is_tls && !args.admin_address.ip().is_loopback() {
         tracing::warn!(address = %args.admin_address, "the admin address is open to other hosts without TLS");
     }
-    let is_tls = tls.is_some();
     let xds_files = args.xds_tls_cert.clone().zip(args.xds_tls_key.clone()).map(|(certificate, key)| {
         let client_ca = args.xds_tls_client_ca.clone().map(|path| ("xds_client_ca", path));
         ServerFiles { name: "xds", certificate, key, client_ca, alpn: b"h2" }
     });
-    let xds_tls = xds_files
-        .map(Reloading::server)
-        .transpose()
-        .context("--xds-tls-cert, --xds-tls-key, --xds-tls-client-ca")?;
+    let xds_tls = xds_files.map(Reloading::server).transpose();
+    let xds_tls = xds_tls.context("--xds-tls-cert, --xds-tls-key, --xds-tls-client-ca")?;
     if xds_tls.is_none() && !args.xds_address.ip().is_loopback() {
         tracing::warn!(address = %args.xds_address, "the xDS address is open to other hosts without TLS");
     }
@@ -260,6 +258,7 @@ async fn start(
         metrics,
         replica,
         tls: is_tls,
+        profiling: args.process.profiling,
         shutdown: shutdown.clone(),
     });
     part(tasks, feed);

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,17 +14,28 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
+use crate::admin_address::AdminAddress;
+
 /// Asks `/readyz` of the admin server at `address`; with TLS, where it has the certificate of this file. An error unless the
 /// answer is 200.
-pub fn check(address: SocketAddr, certificate: Option<&Path>) -> Result<()> {
-    let address = reachable(address);
-    let stream = TcpStream::connect_timeout(&address, DEADLINE)
-        .with_context(|| format!("nothing answers at the admin address {address}"))?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    stream.set_write_timeout(Some(DEADLINE))?;
-    let answer = match certificate {
-        Some(certificate) => ask(&mut StreamOwned::new(secure(certificate)?, stream)),
-        None => ask(&mut { stream }),
+pub fn check(address: &AdminAddress, certificate: Option<&Path>) -> Result<()> {
+    let nothing = || format!("nothing answers at the admin address {address}");
+    let answer = match address {
+        AdminAddress::Tcp(tcp) => {
+            let stream = TcpStream::connect_timeout(&reachable(*tcp), DEADLINE).with_context(nothing)?;
+            stream.set_read_timeout(Some(DEADLINE))?;
+            stream.set_write_timeout(Some(DEADLINE))?;
+            match certificate {
+                Some(certificate) => ask(&mut StreamOwned::new(secure(certificate)?, stream)),
+                None => ask(&mut { stream }),
+            }
+        }
+        AdminAddress::Unix(path) => {
+            let mut stream = UnixStream::connect(path).with_context(nothing)?;
+            stream.set_read_timeout(Some(DEADLINE))?;
+            stream.set_write_timeout(Some(DEADLINE))?;
+            ask(&mut stream)
+        }
     };
     let answer = answer.with_context(|| format!("the admin address {address} does not answer"))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));

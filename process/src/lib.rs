@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod accept;
+pub mod admin_address;
 pub mod allocator;
 mod args;
 pub mod arguments;

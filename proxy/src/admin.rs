@@ -1,5 +1,8 @@
 //! The admin server: a small HTTP server beside the data path.
 
+mod access;
+mod listen;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::pin::pin;
@@ -14,15 +17,21 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use signalbox_config::Kind;
-use tokio::net::TcpListener;
+use signalbox_process::debug::{self, DebugRequest, Page, Refusal};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+pub use self::access::Access;
+use self::access::{Denied, Peer};
+pub use self::listen::AdminListener;
+use self::listen::AdminStream;
 use crate::http::problem;
 use crate::metrics::render;
 use crate::proxy::Proxy;
 use crate::source::{CrashedRevision, DataPlane, ExactRevision, Status};
+use crate::tasks::RunningTask;
 use crate::upstream::{LastError, Target, Upstream};
 
 /// The state that the admin server exposes.
@@ -33,21 +42,25 @@ pub struct Admin {
     pub drain: CancellationToken,
     /// Notified to try a refused revision again, by `POST /revision/retry`.
     pub retry: Arc<Notify>,
+    /// The rules for clients.
+    pub access: Access,
+    /// True if the debugging pages of the process are served.
+    pub profiling: bool,
 }
 
 /// The maximum number of concurrent connections; more wait.
 const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The lifetime of a connection; a response that has begun is finished.
-const LIFETIME: Duration = Duration::from_secs(60);
+/// The lifetime of a connection: the longest profile takes 60 s.
+const LIFETIME: Duration = Duration::from_secs(90);
 
 /// Serves until it is dropped.
-pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+pub async fn serve(listener: AdminListener, admin: Arc<Admin>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "cannot accept on the admin address");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -57,24 +70,39 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
         let admin = Arc::clone(&admin);
         tokio::spawn(async move {
             let _permit = permit;
-            let service = service_fn(|request| {
-                let (admin, head) = (Arc::clone(&admin), request.into_parts().0);
-                // This may wait for a revision that is being applied, which in turn may wait for other tasks of this
-                // runtime.
-                let answer = tokio::task::spawn_blocking(move || admin.answer(&head));
-                async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|_| internal_error())) }
-            });
-            let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-            let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-            // Errors of a connection concern only its client. A client that does not read must not hold its permit
-            // forever.
-            if tokio::time::timeout(LIFETIME, &mut connection).await.is_err() {
-                connection.as_mut().graceful_shutdown();
-                let _ = tokio::time::timeout(HEAD_TIMEOUT, connection).await;
+            match stream {
+                AdminStream::Tcp(stream) => serve_connection(stream, peer, &admin).await,
+                AdminStream::Unix(stream) => serve_connection(stream, peer, &admin).await,
             }
         });
     }
+}
+
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, admin: &Arc<Admin>) {
+    let service = service_fn(|request| {
+        let (admin, head) = (Arc::clone(admin), request.into_parts().0);
+        async move { Ok::<_, Infallible>(admin.respond(head, peer).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    // Errors of a connection concern only its client. A client that does not read must not hold its permit forever.
+    if tokio::time::timeout(LIFETIME, &mut connection).await.is_err() {
+        connection.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(HEAD_TIMEOUT, connection).await;
+    }
+}
+
+fn refuse(denied: Denied) -> Response<Full<Bytes>> {
+    let status = match denied {
+        Denied::NoToken | Denied::WrongToken => StatusCode::UNAUTHORIZED,
+        Denied::NotLocal => StatusCode::FORBIDDEN,
+    };
+    let mut response = problem::response(status, denied.detail(), b"");
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response.map(Full::new)
 }
 
 /// The response if handling the request panicked.
@@ -89,6 +117,51 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 }
 
 impl Admin {
+    async fn respond(self: Arc<Self>, head: request::Parts, peer: Peer) -> Response<Full<Bytes>> {
+        if let Err(denied) = self.access.check(head.uri.path(), peer, &head.headers) {
+            return refuse(denied);
+        }
+        if let Some(wanted) = self.debug_request(&head) {
+            return self.debug(wanted).await;
+        }
+        // This may wait for a revision that is being applied, which in turn may wait for other tasks of this runtime.
+        let answer = tokio::task::spawn_blocking(move || self.answer(&head));
+        answer.await.unwrap_or_else(|_| internal_error())
+    }
+
+    /// The debugging page that is asked for, if such pages are served.
+    fn debug_request(&self, head: &request::Parts) -> Option<Result<DebugRequest, Refusal>> {
+        let wanted = DebugRequest::parse(head.uri.path(), head.uri.query()).filter(|_| self.profiling)?;
+        if matches!(head.method, Method::GET | Method::HEAD) {
+            return Some(wanted);
+        }
+        Some(Err(Refusal { status: StatusCode::METHOD_NOT_ALLOWED.as_u16(), detail: "Use GET.".to_owned() }))
+    }
+
+    async fn debug(&self, wanted: Result<DebugRequest, Refusal>) -> Response<Full<Bytes>> {
+        let page = match wanted {
+            Ok(request) => debug::answer(request, self.plugin_tasks()).await,
+            Err(refusal) => Err(refusal),
+        };
+        match page {
+            Ok(Page { content_type, body }) => {
+                let mut response = Response::new(Full::from(body));
+                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+                response
+            }
+            Err(Refusal { status, detail }) => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                problem::response(status, &detail, b"").map(Full::new)
+            }
+        }
+    }
+
+    fn plugin_tasks(&self) -> Vec<Value> {
+        let tasks = self.proxy.plugin_tasks().into_iter();
+        let report = |task: RunningTask| json!({"plugin": task.plugin, "task": task.name, "panics": task.panics, "waits_after_panic": task.waits});
+        tasks.map(report).collect()
+    }
+
     fn answer(&self, request: &request::Parts) -> Response<Full<Bytes>> {
         let get = matches!(request.method, Method::GET | Method::HEAD);
         match request.uri.path() {

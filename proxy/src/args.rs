@@ -11,7 +11,9 @@ use clap::Parser;
 use signalbox_config::node::{MAX_LABELS, check_label};
 use signalbox_config::{HumanDuration, Name, NodeId};
 use signalbox_process::ProcessArgs;
+use signalbox_process::admin_address::AdminAddress;
 
+use crate::admin_token::AdminToken;
 use crate::telemetry::access_log::AccessLog;
 
 /// The proxy of Signalbox. It serves the revisions of a control plane, or a declarative file.
@@ -64,10 +66,25 @@ pub struct Args {
     #[arg(long = "listener", env = "SIGNALBOX_LISTENER", value_name = "NAME=ADDRESS", value_delimiter = ',')]
     pub listeners: Vec<ListenerOverride>,
 
-    /// Address of the admin server: /healthz, /readyz, /metrics, /config, /revision, /drain, /debug/upstreams. The admin
-    /// server has no authentication.
+    /// Address of the admin server, or unix:PATH: /healthz, /readyz, /metrics, /config, /revision, /drain, /debug/upstreams.
+    /// Without --admin-token, other hosts can read only the first three.
     #[arg(long, env = "SIGNALBOX_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:9082")]
-    pub admin_address: SocketAddr,
+    pub admin_address: AdminAddress,
+
+    /// Token of the admin server, at least 16 characters. With it, all paths but /healthz, /readyz and /metrics need it:
+    /// `Authorization: Bearer TOKEN`. The flag can be repeated; each token is valid.
+    #[arg(
+        long,
+        env = "SIGNALBOX_PROXY_ADMIN_TOKEN",
+        value_name = "TOKEN",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub admin_token: Vec<AdminToken>,
+
+    /// Ask for the token of the admin server at /metrics, too.
+    #[arg(long, env = "SIGNALBOX_GUARD_METRICS", requires = "admin_token")]
+    pub guard_metrics: bool,
 
     /// Directory of the last good snapshot, the last proven one, the proxy's identity, and the uploaded files that plugins use.
     #[arg(long, env = "SIGNALBOX_DATA_DIR", value_name = "DIR", default_value = "signalbox-proxy-data")]
@@ -276,6 +293,10 @@ mod tests {
             "--dns-server=dns.example",
             "--config=a.yaml --control-plane=http://a:1",
             "--config=a.yaml --tls-ca=ca.pem",
+            "--admin-address=localhost:9082",
+            "--admin-address=unix:",
+            "--admin-token=short",
+            "--guard-metrics",
         ] {
             let bad = bad.split(' ');
             let bad: Vec<_> = std::iter::once("signalbox-proxy").chain(bad).collect();

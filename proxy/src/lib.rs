@@ -7,6 +7,7 @@
 
 pub mod active;
 pub mod admin;
+pub mod admin_token;
 pub mod args;
 pub mod compile;
 pub mod core;

@@ -24,10 +24,11 @@ use crate::resolve::Resolver;
 use crate::secrets::HostSecrets;
 use crate::services::{Checking, Services};
 use crate::sockets::{BoundSocket, SocketPlan, Wanted};
-use crate::source::{Answers, Candidate, DataPlane, Rejected, ScopeTraffic, Traffic, TrafficScope};
 use crate::span_export;
 use crate::tasks;
 use crate::telemetry::spans;
+use crate::source::{Answers, Candidate, DataPlane, Rejected, Traffic};
+use crate::tasks::{self, RunningTask, RunningTasks};
 use crate::telemetry::{
     Cells, ConsumerTraffic, Counter, Generations, Histogram, Scope, Series, Totals, TrafficCounts,
     TrafficGroup, TrafficSums, WorkerStats, access_log, process_cpu_us,
@@ -75,6 +76,7 @@ pub struct Proxy {
     /// The thread that exports spans, and what ends it.
     span_thread: Option<JoinHandle<()>>,
     stop_spans: CancellationToken,
+    running_tasks: RunningTasks,
     overrides: BTreeMap<String, SocketAddr>,
     control: Mutex<Control>,
     purges: Purges,
@@ -163,8 +165,10 @@ impl Proxy {
         let (task_sender, task_receiver) = tasks::channel();
         let stop_tasks = CancellationToken::new();
         let (shared_by_tasks, stop) = (Arc::clone(&shared), stop_tasks.clone());
+        let running_tasks = RunningTasks::default();
+        let known = running_tasks.clone();
         let task_thread = thread::Builder::new().name("plugin-tasks".to_owned()).spawn(move || {
-            if let Err(error) = tasks::run(slots - 1, shared_by_tasks, task_receiver, &stop) {
+            if let Err(error) = tasks::run(slots - 1, shared_by_tasks, task_receiver, &known, &stop) {
                 error!(%error, "the thread for the tasks of plugins cannot start");
             }
         })?;
@@ -207,6 +211,7 @@ impl Proxy {
             stop_tasks,
             span_thread: Some(span_thread),
             stop_spans,
+            running_tasks,
             overrides: settings.listener_overrides,
             control: Mutex::new(control),
             purges,
@@ -227,6 +232,11 @@ impl Proxy {
         let applies = Totals::of([&control.applies]);
         drop(control);
         read(&self.shared, &compiled, &labels, &applies)
+    }
+
+    /// The tasks of plugins that run.
+    pub fn plugin_tasks(&self) -> Vec<RunningTask> {
+        self.running_tasks.all()
     }
 
     /// Drops replaced revisions that are no longer in use. To be called periodically.

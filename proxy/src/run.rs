@@ -1,6 +1,5 @@
 //! The proxy process: from its arguments to its exit.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use signalbox_plugin::{Blobs, Registry};
+use signalbox_process::admin_address::AdminAddress;
 use signalbox_process::limits::{self, OpenFiles};
 use signalbox_process::{health, log};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Access, Admin, AdminListener};
 use crate::args::Args;
 use crate::hot_restart::{self, InheritedSockets, Predecessor};
 use crate::proxy::{Proxy, Settings};
@@ -56,7 +55,7 @@ const MAX_WANTED_CONNECTIONS: u64 = 32_768;
 /// Runs a proxy until it is told to end and has drained.
 pub fn run(args: Args, types: Registry) -> Result<()> {
     if args.process.check_health {
-        return health::check(args.admin_address, None);
+        return health::check(&args.admin_address, None);
     }
     log::start(&args.process.log_level, args.process.log_format);
     args.check()?;
@@ -89,7 +88,7 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
         None => None,
     };
     let (mut inherited, predecessor) = taken.unzip();
-    let admin_socket = inherited.as_mut().and_then(|inherited| admin_socket(inherited, args.admin_address));
+    let admin_socket = inherited.as_mut().and_then(|inherited| admin_socket(inherited, &args.admin_address));
     let blobs = Arc::new(BlobDir::new(args.data_dir.join("blobs")));
     let proxy = Proxy::start(Settings {
         types: types.clone(),
@@ -108,15 +107,22 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     })
     .context("cannot start the workers")?;
     let is_successor = admin_socket.is_some();
-    let (listener, admin_copy) = listen_for_admin(admin_socket, args.admin_address)
+    let (listener, admin_copy) = AdminListener::open(admin_socket, &args.admin_address)
         .with_context(|| format!("cannot listen on the admin address {}", args.admin_address))?;
-    info!(address = %listener.local_addr()?, workers, max_connections, "admin server");
+    info!(address = %listener.address(&args.admin_address), workers, max_connections, "admin server");
+    let access = access(&args, &listener);
     let (status, watched) = watch::channel(Status::default());
     let serving = watched.clone();
     let drain = CancellationToken::new();
     let retry = Arc::new(Notify::new());
-    let admin =
-        Admin { proxy: Arc::clone(&proxy), status: watched, drain: drain.clone(), retry: Arc::clone(&retry) };
+    let admin = Admin {
+        proxy: Arc::clone(&proxy),
+        status: watched,
+        drain: drain.clone(),
+        retry: Arc::clone(&retry),
+        access,
+        profiling: args.process.profiling,
+    };
     let mut readable = serving.clone();
     let admin = tokio::spawn(async move {
         // Until this proxy serves, its predecessor answers.
@@ -171,6 +177,17 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     Ok(())
 }
 
+/// The rules for clients of the admin server.
+fn access(args: &Args, listener: &AdminListener) -> Access {
+    let access = Access { tokens: args.admin_token.clone(), guards_metrics: args.guard_metrics };
+    if access.tokens.is_empty() && listener.is_open_to_other_hosts() {
+        warn!(
+            "the admin server has no token (--admin-token): other hosts can read health and metrics, and nothing else"
+        );
+    }
+    access
+}
+
 /// How long writing the last lines of the access log may take.
 const LOG_CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -186,25 +203,6 @@ async fn log_written(thread: Option<&std::thread::JoinHandle<()>>) {
     }
 }
 
-/// Returns the admin server's socket, the inherited one if there is one, and a copy for a successor.
-fn listen_for_admin(
-    inherited: Option<std::net::TcpListener>,
-    address: SocketAddr,
-) -> std::io::Result<(TcpListener, std::net::TcpListener)> {
-    let listener = match inherited {
-        Some(socket) => socket,
-        None => std::net::TcpListener::bind(address)?,
-    };
-    listener.set_nonblocking(true)?;
-    let copy = listener.try_clone()?;
-    if !listener.local_addr()?.ip().is_loopback() {
-        warn!(
-            "the admin server has no authentication: anyone who reaches it can read the configuration and drain this proxy"
-        );
-    }
-    Ok((TcpListener::from_std(listener)?, copy))
-}
-
 /// The number of tries to tell the predecessor that it is replaced.
 const REPLACED_TRIES: usize = 3;
 
@@ -212,7 +210,8 @@ const REPLACED_TRIES: usize = 3;
 struct HotRestart {
     path: PathBuf,
     predecessor: Option<Predecessor>,
-    admin_copy: std::net::TcpListener,
+    /// `None`: the admin server has a Unix socket, which each process makes anew.
+    admin_copy: Option<std::net::TcpListener>,
     /// Cancelled once a successor serves.
     replaced: CancellationToken,
 }
@@ -252,7 +251,9 @@ impl HotRestart {
         };
         offer.serve(|| {
             let mut sockets = proxy.upgrade().map(|proxy| proxy.sockets()).unwrap_or_default();
-            if let (Ok(address), Ok(copy)) = (self.admin_copy.local_addr(), self.admin_copy.try_clone()) {
+            if let Some(admin) = &self.admin_copy
+                && let (Ok(address), Ok(copy)) = (admin.local_addr(), admin.try_clone())
+            {
                 sockets.push((address, Arc::new([copy])));
             }
             sockets
@@ -262,8 +263,12 @@ impl HotRestart {
 }
 
 /// Takes the admin server's socket out of the inherited ones.
-fn admin_socket(inherited: &mut Vec<InheritedSockets>, address: SocketAddr) -> Option<std::net::TcpListener> {
-    let index = inherited.iter().position(|inherited| inherited.address == address)?;
+fn admin_socket(
+    inherited: &mut Vec<InheritedSockets>,
+    address: &AdminAddress,
+) -> Option<std::net::TcpListener> {
+    let AdminAddress::Tcp(address) = address else { return None };
+    let index = inherited.iter().position(|inherited| inherited.address == *address)?;
     inherited.swap_remove(index).sockets.pop()
 }
 

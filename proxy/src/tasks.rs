@@ -1,9 +1,10 @@
 //! The thread that runs the tasks of plugins, with connections of its own.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -33,6 +34,65 @@ pub struct TaskSender(mpsc::UnboundedSender<NewTask>);
 
 /// The tasks that wait for the thread.
 pub type TaskReceiver = mpsc::UnboundedReceiver<NewTask>;
+
+/// A task that runs, as people see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningTask {
+    /// The plugin that has started it.
+    pub plugin: String,
+    pub name: String,
+    /// How often it has panicked.
+    pub panics: u64,
+    /// True while it waits to be started anew after a panic.
+    pub waits: bool,
+}
+
+/// The tasks that run.
+#[derive(Debug, Clone, Default)]
+pub struct RunningTasks(Arc<Mutex<TaskTable>>);
+
+#[derive(Debug, Default)]
+struct TaskTable {
+    next: u64,
+    tasks: BTreeMap<u64, RunningTask>,
+}
+
+/// The entry of a task, which ends with it.
+struct Entry {
+    tasks: RunningTasks,
+    number: u64,
+}
+
+impl RunningTasks {
+    /// All of them, the oldest first.
+    pub fn all(&self) -> Vec<RunningTask> {
+        self.table().tasks.values().cloned().collect()
+    }
+
+    fn add(&self, plugin: String, name: String) -> Entry {
+        let mut table = self.table();
+        let number = table.next;
+        table.next += 1;
+        table.tasks.insert(number, RunningTask { plugin, name, panics: 0, waits: false });
+        Entry { tasks: self.clone(), number }
+    }
+
+    fn table(&self) -> MutexGuard<'_, TaskTable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn change(&self, change: impl FnOnce(&mut RunningTask)) {
+        self.tasks.table().tasks.get_mut(&self.number).map(change);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.tasks.table().tasks.remove(&self.number);
+    }
+}
 
 /// A running task; dropping it tells the task to end.
 struct Handle {
@@ -71,6 +131,7 @@ pub fn run(
     index: usize,
     shared: Arc<Shared>,
     mut tasks: TaskReceiver,
+    known: &RunningTasks,
     stop: &CancellationToken,
 ) -> io::Result<()> {
     let runtime =
@@ -86,7 +147,8 @@ pub fn run(
                 () = stop.cancelled() => break,
                 task = tasks.recv() => match task {
                     Some(task) => {
-                        running.spawn_local(supervise(task, Rc::clone(&context), ending.clone()));
+                        let entry = known.add(task.log.plugin().to_string(), task.name.clone());
+                        running.spawn_local(supervise(task, entry, Rc::clone(&context), ending.clone()));
                     }
                     None => break,
                 },
@@ -100,7 +162,7 @@ pub fn run(
 }
 
 /// Runs a task until it returns or has ended as it was told, and starts it anew when it panics.
-async fn supervise(task: NewTask, context: Rc<WorkerContext>, ending: CancellationToken) {
+async fn supervise(task: NewTask, entry: Entry, context: Rc<WorkerContext>, ending: CancellationToken) {
     let NewTask { name, log, grace, work, cancelled } = task;
     let end = async move {
         tokio::select! {
@@ -125,10 +187,15 @@ async fn supervise(task: NewTask, context: Rc<WorkerContext>, ending: Cancellati
             ended = &mut attempt => if ended.is_ok() { return },
         }
         error!(plugin = %log.plugin(), task = name, again_in = ?pause, "a task of a plugin panicked");
+        entry.change(|task| {
+            task.panics += 1;
+            task.waits = true;
+        });
         tokio::select! {
             () = end.clone() => return,
             () = tokio::time::sleep(pause) => {}
         }
+        entry.change(|task| task.waits = false);
         pause = if began.elapsed() > RECOVERED { FIRST_PAUSE } else { (2 * pause).min(LONGEST_PAUSE) };
     }
 }

@@ -43,6 +43,8 @@ pub struct Services {
     pub replica: String,
     /// True if clients come by TLS.
     pub tls: bool,
+    /// True if the debugging pages of the process are served.
+    pub profiling: bool,
     /// Ends what goes on for long.
     pub shutdown: CancellationToken,
 }

@@ -5,11 +5,13 @@
 
 mod access;
 mod app;
+mod authorize;
 mod bad_tokens;
 mod blobs;
 mod cache;
 mod call;
 mod conditions;
+mod debugging;
 mod documents;
 mod endpoint;
 mod event_ring;
@@ -38,21 +40,19 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{MethodFilter, MethodRouter, get, on};
+use axum::routing::{MethodFilter, MethodRouter, any, get, on};
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
 
 pub use self::app::Services;
 
 use self::app::App;
-use self::call::{Call, Caller};
+use self::authorize::authorize;
+use self::call::Call;
 use self::endpoint::{Access, Endpoint};
-use self::presented::{Means, check_origin, presented};
-use self::problem::{Problem, unauthorized};
+use self::problem::Problem;
 use self::request::{check_content_type, query, read};
-use self::roles::suffices;
-use crate::auth::Use;
 use crate::metrics::Gauges;
 use crate::publish::Health;
 use crate::serve::Peer;
@@ -108,12 +108,11 @@ pub fn router(services: Services) -> (Router, impl Future<Output = ()> + Send + 
     }
     let router = Router::new()
         .nest("/api/v1", api)
-        .route(
-            "/api/{*rest}",
-            axum::routing::any(|| async { Problem::not_found("the API is at /api/v1").into_response() }),
-        )
+        .route("/api/{*rest}", any(|| async { Problem::not_found("the API is at /api/v1").into_response() }))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|State(app): State<Arc<App>>| async move { readiness(&app) }))
+        .route("/debug", any(debugging::answer))
+        .route("/debug/{*rest}", any(debugging::answer))
         .route("/metrics", get(|State(app): State<Arc<App>>| async move { metrics(&app) }))
         .fallback(|request: Request| async move {
             ui::answer(request.method(), request.uri().path(), request.headers())
@@ -171,7 +170,7 @@ async fn answer(app: Arc<App>, endpoint: &'static Endpoint, request: Request) ->
 async fn run(app: &Arc<App>, endpoint: &'static Endpoint, request: Request) -> Result<Response, Problem> {
     let (mut parts, body) = request.into_parts();
     let peer = parts.extensions.get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip());
-    let caller = authorize(app, endpoint, &parts.headers, peer)?;
+    let caller = authorize(app, endpoint.access, &endpoint.method, &parts.headers, peer)?;
     let path = if endpoint.path.contains('{') {
         use axum::extract::FromRequestParts as _;
         Path::<Vec<(String, String)>>::from_request_parts(&mut parts, &())
@@ -203,38 +202,6 @@ async fn run(app: &Arc<App>, endpoint: &'static Endpoint, request: Request) -> R
         body,
     };
     (endpoint.run)(call).await
-}
-
-/// The caller, if it may call the endpoint. `None`: the endpoint is open to all.
-fn authorize(
-    app: &App,
-    endpoint: &Endpoint,
-    headers: &HeaderMap,
-    peer: IpAddr,
-) -> Result<Option<Caller>, Problem> {
-    let Access::Role(needed) = endpoint.access else { return Ok(None) };
-    let Some(presented) = presented(headers) else {
-        return Err(unauthorized("this needs a token: Authorization: Bearer TOKEN"));
-    };
-    let caller = presented.caller(&app.credentials, Use::Counts).ok_or_else(|| match presented.by {
-        // Browsers go on presenting what has ended: that is no guess.
-        Means::Cookie => unauthorized("the session has ended; log in again"),
-        Means::Header => app.bad_token(peer, "the token is not known"),
-    })?;
-    let principal = &caller.principal;
-    if presented.by == Means::Cookie && endpoint.method != Method::GET {
-        check_origin(headers)?;
-    }
-    if !suffices(&principal.role, needed) {
-        let detail = format!(
-            "the token {:?} has the role {}; this needs {}",
-            principal.name,
-            json!(principal.role.as_str()),
-            json!(needed)
-        );
-        return Err(Problem::new(StatusCode::FORBIDDEN, detail.replace("\"", "'")));
-    }
-    Ok(Some(caller))
 }
 
 fn readiness(app: &App) -> Response {

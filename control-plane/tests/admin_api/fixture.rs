@@ -129,6 +129,7 @@ impl Admin {
             metrics,
             replica: "here".to_owned(),
             tls: false,
+            profiling: false,
             shutdown: shutdown.clone(),
         });
         site.open(router);

@@ -43,6 +43,7 @@ const PROXY: &[Layer] = &[
     (
         "the foundation",
         &[
+            "admin_token",
             "args",
             "core",
             "hot_restart",

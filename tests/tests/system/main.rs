@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod admin_server;
 mod authority;
 mod bad_input;
 mod certificates;
@@ -26,6 +27,7 @@ mod persistence;
 mod planes_tls;
 mod pooler;
 mod process;
+mod profiling;
 mod progressive;
 mod purge;
 mod replica_model;
