@@ -109,6 +109,7 @@ struct Control {
 #[derive(Default)]
 struct ReportedTotals {
     durations: Totals,
+    requests: u64,
     errors: u64,
     no_route: u64,
     client_errors: u64,
@@ -474,8 +475,9 @@ impl DataPlane for Proxy {
         let client_errors = sum(|stats| &stats.client_errors);
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         let since = durations.since(&reported.durations);
+        let requests = stats.iter().map(|stats| stats.requests()).sum::<u64>();
         let traffic = Traffic {
-            requests: since.count(),
+            requests: requests.saturating_sub(reported.requests),
             errors: errors.saturating_sub(reported.errors),
             no_route: no_route.saturating_sub(reported.no_route),
             client_errors: client_errors.saturating_sub(reported.client_errors),
@@ -483,7 +485,7 @@ impl DataPlane for Proxy {
             p99_us: since.quantile_us(0.99),
             active_connections: self.active_connections(),
         };
-        *reported = ReportedTotals { durations, errors, no_route, client_errors };
+        *reported = ReportedTotals { durations, requests, errors, no_route, client_errors };
         traffic
     }
 
@@ -507,7 +509,7 @@ impl DataPlane for Proxy {
     fn answers(&self) -> Answers {
         let stats = &self.shared.stats;
         Answers {
-            requests: Totals::of(stats.iter().map(|stats| &stats.request_duration)).count(),
+            requests: stats.iter().map(|stats| stats.requests()).sum(),
             errors: stats.iter().map(|stats| stats.errors.value()).sum(),
         }
     }

@@ -29,7 +29,7 @@ use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
 use crate::core::trace_context::{TraceContext, hex_span_id, hex_trace_id};
 use crate::telemetry::access_log::Entry;
-use crate::telemetry::{End, EndedRequest, Flag, Key, Latency, TrafficCounts};
+use crate::telemetry::{End, EndedRequest, Flag, Key, Latency, StreamKind, TrafficCounts};
 use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
 
 /// One request and its response. If it is dropped before it is complete, the client has gone.
@@ -78,6 +78,8 @@ struct Accounting {
     load_released: bool,
     /// The counts of its consumer.
     consumer: Option<Rc<Arc<TrafficCounts>>>,
+    /// For an exchange that lasts as long as its client likes: its kind, and the time until that began.
+    stream: Option<(StreamKind, Duration)>,
     /// The data for the access log, if there is one.
     log: Option<Logged>,
 }
@@ -113,6 +115,7 @@ impl Exchange {
             is_aborted: false,
             load_released: false,
             consumer: None,
+            stream: None,
             log,
         };
         Box::new(Self { request, attempts, trace: None, accounting, plugged: OnceCell::new() })
@@ -346,6 +349,11 @@ impl Exchange {
         }
     }
 
+    /// Records that it lasts as long as its client likes from now on, so that its duration is no latency.
+    pub(super) fn becomes_stream(&mut self, kind: StreamKind) {
+        self.accounting.stream = Some((kind, self.request.started.elapsed()));
+    }
+
     /// Completes the exchange: the last byte of the response was written.
     #[inline]
     pub fn complete(mut self: Box<Self>) {
@@ -378,8 +386,17 @@ impl Exchange {
         let now = self.attempts.ended.unwrap_or_else(Instant::now);
         let worker = Rc::clone(&self.request.downstream.worker);
         let duration = now.saturating_duration_since(self.request.started);
-        let latency = Latency::of(duration);
-        worker.stats.request_duration.record_latency(latency);
+        let latency = match self.accounting.stream {
+            None => {
+                let latency = Latency::of(duration);
+                worker.stats.request_duration.record_latency(latency);
+                latency
+            }
+            Some((kind, until_begun)) => {
+                worker.stats.record_stream(kind, duration);
+                Latency::of(until_begun)
+            }
+        };
         // The counted status differs for gRPC, where 200 says nothing.
         let status = problem::counted_status(self.accounting.status, self.accounting.grpc_status.get());
         if status >= 400 {

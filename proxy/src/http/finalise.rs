@@ -15,6 +15,7 @@ use super::response_body::ResponseBody;
 use super::switch::{self, Switch};
 use super::tunnel::Tunnel;
 use crate::core::filters::Filters;
+use crate::telemetry::StreamKind;
 use crate::upstream::{Switched, TargetBody};
 
 /// The maximum number of empty frames that a target may send where no body is allowed.
@@ -83,7 +84,7 @@ fn add_headers(headers: &mut HeaderMap, exchange: &Exchange) {
 pub(super) fn frame(
     reply: Reply,
     filters: Option<Box<Filters>>,
-    exchange: Box<Exchange>,
+    mut exchange: Box<Exchange>,
     is_head: bool,
 ) -> Response<ResponseBody> {
     let Reply { mut parts, content, .. } = reply;
@@ -95,10 +96,23 @@ pub(super) fn frame(
             frame_whole(&mut parts, &mut body, is_head, !may_change);
             ResponseBody::whole(body, filters, exchange)
         }
-        Content::Target(body) => ResponseBody::target(body, filters, exchange),
+        Content::Target(body) => {
+            // Most responses have a length, and then no header has to be found.
+            if body.size_hint().exact().is_none() && is_event_stream(&parts.headers) {
+                exchange.becomes_stream(StreamKind::Events);
+            }
+            ResponseBody::target(body, filters, exchange)
+        }
         Content::Switched(target) => ResponseBody::tunnel(tunnel(*target, exchange)),
     };
     Response::from_parts(parts, body)
+}
+
+/// True for the type of server-sent events.
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let media = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    let essence = media.split(|byte| *byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// Sets the length of a response in memory, unless a filter may change it, and drops the body where none is allowed (RFC 9112,
@@ -132,6 +146,7 @@ pub(super) async fn read_end(exchange: &Exchange, body: &mut TargetBody) {
 /// Builds the tunnel after both sides have agreed to switch to another protocol, which `target` speaks.
 fn tunnel(target: Switched, mut exchange: Box<Exchange>) -> Box<Tunnel> {
     exchange.release_load();
+    exchange.becomes_stream(StreamKind::Tunnel);
     let idle_timeout = exchange.request.route().and_then(|route| match &route.route().action {
         Action::Forward(forward) => forward.idle_timeout,
         Action::Redirect(_) | Action::Respond(_) => None,

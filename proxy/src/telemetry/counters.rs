@@ -1,6 +1,7 @@
 //! The unlabelled counters of one worker.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::handshake::HandshakeFailure;
 use super::histogram::Histogram;
@@ -11,8 +12,11 @@ use super::histogram::Histogram;
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct WorkerStats {
-    /// From the last byte of a request's head until the last byte of the response is handed to the socket.
+    /// From the last byte of a request's head until the last byte of the response is handed to the socket. Streams are not among
+    /// them.
     pub request_duration: Histogram,
+    /// The same for streams, which last as long as their clients like, indexed by [`StreamKind`].
+    pub stream_duration: [Histogram; StreamKind::ALL.len()],
     /// From sending the request to the target until the head of its response.
     pub upstream_duration: Histogram,
     /// Requests answered with a status of 500 and above.
@@ -49,6 +53,43 @@ pub struct WorkerStats {
     pub log_dropped: Counter,
     /// Mirrored requests that were given up before they were sent.
     pub mirrors_dropped: Counter,
+}
+
+/// The kind of an exchange that lasts as long as its client likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum StreamKind {
+    /// A WebSocket, another upgrade, or CONNECT.
+    Tunnel,
+    /// A response of the type `text/event-stream`.
+    Events,
+}
+
+impl StreamKind {
+    pub const ALL: [Self; 2] = [Self::Tunnel, Self::Events];
+
+    /// The name in the metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Events => "event_stream",
+        }
+    }
+}
+
+impl WorkerStats {
+    /// The number of requests that are over, streams among them.
+    pub fn requests(&self) -> u64 {
+        let streams: u64 = self.stream_duration.iter().map(Histogram::count).sum();
+        self.request_duration.count() + streams
+    }
+
+    /// Records how long a stream lasted. Only the owning worker may call this.
+    pub fn record_stream(&self, kind: StreamKind, duration: Duration) {
+        if let Some(histogram) = self.stream_duration.get(kind as usize) {
+            histogram.record(duration);
+        }
+    }
 }
 
 /// A number that one thread writes and any thread reads.

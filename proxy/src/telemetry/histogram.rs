@@ -45,6 +45,11 @@ impl Histogram {
         self.latencies.record(latency);
         self.sum_us.store(self.sum_us.load(Ordering::Relaxed) + latency.us(), Ordering::Relaxed);
     }
+
+    /// The number of durations that were recorded.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+    }
 }
 
 impl Histograms {

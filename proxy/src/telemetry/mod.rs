@@ -22,7 +22,7 @@ mod traffic;
 
 pub use cells::{Cells, Class, Counted, Key};
 pub use consumers::{ConsumerTraffic, WorkerConsumers};
-pub use counters::{Counter, WorkerStats};
+pub use counters::{Counter, StreamKind, WorkerStats};
 pub use cpu_time::process_cpu_us;
 pub use flag::Flag;
 pub use generations::{Generations, Scope, Series};
