@@ -1,13 +1,18 @@
 //! The control plane's metrics.
 
+pub mod described;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use signalbox_process::prometheus::{Exposition, Family, Labels};
+use signalbox_process::process_metrics;
+use signalbox_process::prometheus::{Exposition, Family, Labels, Metric};
 use signalbox_process::tls::Reloading;
 use tokio_rustls::rustls::ServerConfig;
+
+use self::described as metric;
 
 /// All counters of one control plane. What is a state (connected proxies, the head revision) is read when it is
 /// written, and is not here.
@@ -114,8 +119,12 @@ struct HttpCalls {
 }
 
 /// Values that are read from elsewhere when the metrics are written.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Gauges {
+    /// True if the debugging pages are served.
+    pub profiling: bool,
+    /// Proxies by fleet and state.
+    pub proxies: BTreeMap<(String, &'static str), u64>,
     /// Proxies with a stream to this control plane.
     pub connected_proxies: u64,
     /// The revision that is published.
@@ -176,51 +185,35 @@ impl Metrics {
 
     /// All of it, in Prometheus' text format.
     pub fn write(&self, gauges: &Gauges) -> String {
-        let mut page = Exposition::with_capacity(8 << 10);
+        let mut page = Exposition::default();
+        process_metrics::write(&mut page, env!("CARGO_PKG_VERSION"), gauges.profiling);
         gauges.write(&mut page);
-        for (name, help, counter) in [
-            ("signalbox_xds_nacks_total", "Revisions rejected by proxies.", &self.xds_nacks),
-            (
-                "signalbox_unreadable_resources_total",
-                "Failed attempts to read a stored resource.",
-                &self.unreadable_resources,
-            ),
-        ] {
-            page.counter(name, help).sample(&[], counter.value());
-        }
-        let help = "Lines of the program's own log that could not be written.";
-        page.counter("signalbox_log_lines_lost_total", help)
-            .sample(&[], signalbox_process::log::lines_lost());
-        let help = "Connections, streams and reports of proxies that were refused, by reason.";
-        self.xds_refused.write(&mut page.counter("signalbox_xds_refused_total", help));
-        let name = "signalbox_tls_certificate_expiry_timestamp_seconds";
-        let help = "Time at which a certificate of this process expires, in seconds since 1970.";
-        let mut expiries = page.gauge(name, help);
+        page.single(&metric::NACKS, self.xds_nacks.value());
+        page.single(&metric::UNREADABLE, self.unreadable_resources.value());
+        self.xds_refused.write(&mut page.family(&metric::REFUSED));
+        let mut expiries = page.family(&metric::TLS_EXPIRY);
         for files in self.certificates.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             for expiry in files.expiries() {
                 expiries.sample(&[("use", expiry.name)], expiry.not_after);
             }
         }
-        let help = "Time from a revision's commit to a proxy's ACK.";
-        self.propagation.write(&mut page.histogram("signalbox_propagation_seconds", help), &[]);
+        self.propagation.write(&mut page.family(&metric::PROPAGATION), &[]);
         self.write_calls(&mut page);
         page.into_text()
     }
 
     fn write_calls(&self, page: &mut Exposition) {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut took =
-            page.histogram("signalbox_store_duration_seconds", "Duration of the calls of the store.");
+        let mut took = page.family(&metric::STORE_DURATION);
         for (operation, calls) in store.iter() {
             calls.took.write(&mut took, &[("operation", operation)]);
         }
-        let mut errors = page.counter("signalbox_store_errors_total", "Calls of the store that failed.");
+        let mut errors = page.family(&metric::STORE_ERRORS);
         for (operation, calls) in store.iter() {
             errors.sample(&[("operation", operation)], calls.failed);
         }
         drop(store);
-        let name = "signalbox_http_request_duration_seconds";
-        let mut took = page.histogram(name, "Duration of the requests to the admin API.");
+        let mut took = page.family(&metric::HTTP_DURATION);
         let http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
         for ((method, path, class), calls) in http.iter() {
             calls.took.write(&mut took, &[("method", method), ("path", path), ("code_class", class)]);
@@ -230,56 +223,25 @@ impl Metrics {
 
 impl Gauges {
     fn write(&self, page: &mut Exposition) {
-        for (name, help, value) in [
-            (
-                "signalbox_connected_proxies",
-                "Proxies with a stream to this control plane.",
-                self.connected_proxies,
-            ),
-            ("signalbox_head_revision", "Number of the published revision.", self.head_revision),
-            ("signalbox_resources", "Resources of the published revision.", self.resources),
-            (
-                "signalbox_database_up",
-                "1 if the database answered the last call, else 0.",
-                u64::from(self.database_up),
-            ),
-            (
-                "signalbox_leads_rollouts",
-                "1 if this control plane decides about rollouts, else 0.",
-                u64::from(self.leads_rollouts),
-            ),
-            (
-                "signalbox_rollouts_under_way",
-                "Progressive rollouts that part of a fleet, or all of it, has, and that are not proven yet.",
-                self.rollouts_under_way,
-            ),
-            (
-                "signalbox_rollouts_held",
-                "Progressive rollouts that need a decision of a person.",
-                self.rollouts_held,
-            ),
-            (
-                "signalbox_rollouts_taken_back",
-                "Rollouts that were taken back, and hold their fleets at an earlier revision; known to the leader.",
-                self.rollouts_taken_back,
-            ),
-            (
-                "signalbox_unreadable_resources",
-                "Stored resources that this version cannot read.",
-                self.unreadable_now,
-            ),
-            (
-                "signalbox_unknown_resources",
-                "Stored resources of a kind that this version does not know.",
-                self.unknown_resources,
-            ),
-            (
-                "signalbox_unknown_role_tokens",
-                "Stored tokens with a role that this version does not know.",
-                self.unknown_roles,
-            ),
-        ] {
-            page.gauge(name, help).sample(&[], value);
+        let mut proxies = page.family(&metric::PROXIES);
+        for ((fleet, state), count) in &self.proxies {
+            proxies.sample(&[("fleet", fleet), ("state", state)], count);
+        }
+        let gauges: [(&'static Metric, u64); 11] = [
+            (&metric::CONNECTED_PROXIES, self.connected_proxies),
+            (&metric::HEAD_REVISION, self.head_revision),
+            (&metric::RESOURCES, self.resources),
+            (&metric::DATABASE_UP, u64::from(self.database_up)),
+            (&metric::LEADS, u64::from(self.leads_rollouts)),
+            (&metric::UNDER_WAY, self.rollouts_under_way),
+            (&metric::HELD, self.rollouts_held),
+            (&metric::TAKEN_BACK, self.rollouts_taken_back),
+            (&metric::UNREADABLE_NOW, self.unreadable_now),
+            (&metric::UNKNOWN, self.unknown_resources),
+            (&metric::UNKNOWN_ROLES, self.unknown_roles),
+        ];
+        for (metric, value) in gauges {
+            page.single(metric, value);
         }
     }
 }
@@ -295,12 +257,24 @@ mod tests {
             histogram.observe(Duration::from_micros(micros));
         }
         let mut page = Exposition::default();
-        histogram.write(&mut page.histogram("x", ""), &[("a", "b")]);
+        histogram.write(&mut page.family(&metric::STORE_DURATION), &[("operation", "b")]);
         let out = page.into_text();
-        assert!(out.contains("x_bucket{a=\"b\",le=\"0.0005\"} 1\n"), "{out}");
-        assert!(out.contains("x_bucket{a=\"b\",le=\"0.001\"} 2\n"), "{out}");
-        assert!(out.contains("x_bucket{a=\"b\",le=\"10\"} 2\n"), "{out}");
-        assert!(out.contains("x_bucket{a=\"b\",le=\"+Inf\"} 3\n"), "{out}");
-        assert!(out.contains("x_sum{a=\"b\"} 11.001001\nx_count{a=\"b\"} 3\n"), "{out}");
+        assert!(
+            out.contains("signalbox_store_duration_seconds_bucket{operation=\"b\",le=\"0.0005\"} 1\n"),
+            "{out}"
+        );
+        assert!(
+            out.contains("signalbox_store_duration_seconds_bucket{operation=\"b\",le=\"0.001\"} 2\n"),
+            "{out}"
+        );
+        assert!(
+            out.contains("signalbox_store_duration_seconds_bucket{operation=\"b\",le=\"10\"} 2\n"),
+            "{out}"
+        );
+        assert!(
+            out.contains("signalbox_store_duration_seconds_bucket{operation=\"b\",le=\"+Inf\"} 3\n"),
+            "{out}"
+        );
+        assert!(out.contains("signalbox_store_duration_seconds_sum{operation=\"b\"} 11.001001\nsignalbox_store_duration_seconds_count{operation=\"b\"} 3\n"), "{out}");
     }
 }

@@ -6,6 +6,10 @@
 
 #![warn(missing_docs)]
 
+// First, for its macro.
+#[macro_use]
+pub mod prometheus;
+
 pub mod accept;
 pub mod admin_address;
 pub mod allocator;
@@ -17,9 +21,9 @@ pub mod health;
 pub mod limits;
 pub mod liveness;
 pub mod log;
+pub mod process_metrics;
 pub mod procfs;
 pub mod profile;
-pub mod prometheus;
 mod run;
 pub mod stream;
 pub mod tls;

@@ -13,7 +13,7 @@ use signalbox_plugin::{Consumers, Hooks, Outcomes, Plugin};
 use crate::core::map::Map;
 use crate::core::slots::{Slot, SlotTable};
 use crate::telemetry::spans::ListenerTracing;
-use crate::telemetry::{Cells, Histograms, Period, TrafficCounts};
+use crate::telemetry::{Cells, Histograms, Period, SeriesCell, TrafficCounts, TrafficGroup};
 use crate::upstream::Upstream;
 use crate::wire::tls::ListenerTls;
 
@@ -84,6 +84,8 @@ pub struct RouteStats {
     pub name: Arc<str>,
     pub requests: Cells,
     pub traffic: TrafficCounts,
+    /// The place of its counts in the metrics.
+    pub series: SeriesCell,
 }
 
 /// Measurements of a plugin. They are kept when the plugin changes.
@@ -324,6 +326,14 @@ impl Attached for Step {
     #[inline]
     fn is_shadow(&self) -> bool {
         self.is_shadow
+    }
+}
+
+impl RouteStats {
+    /// The counters of a route that has served nothing yet.
+    pub fn new(name: Arc<str>, workers: usize, group: &Arc<TrafficGroup>) -> Self {
+        let (requests, traffic) = (Cells::new(workers), TrafficCounts::new(group));
+        Self { name, requests, traffic, series: SeriesCell::default() }
     }
 }
 

@@ -11,15 +11,19 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request};
-use http_body_util::Full;
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use signalbox_config::Kind;
 use signalbox_process::debug::{self, DebugRequest, Page, Refusal};
+use signalbox_process::prometheus::Exposition;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -28,7 +32,7 @@ use self::access::{Denied, Peer};
 pub use self::listen::AdminListener;
 use self::listen::AdminStream;
 use crate::http::problem;
-use crate::metrics::render;
+use crate::metrics::{self, ProcessState};
 use crate::proxy::Proxy;
 use crate::source::{CrashedRevision, DataPlane, ExactRevision, Status};
 use crate::tasks::RunningTask;
@@ -47,6 +51,9 @@ pub struct Admin {
     /// True if the debugging pages of the process are served.
     pub profiling: bool,
 }
+
+/// The body of a response.
+type Body = BoxBody<Bytes, Infallible>;
 
 /// The maximum number of concurrent connections; more wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -93,7 +100,18 @@ async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Pee
     }
 }
 
-fn refuse(denied: Denied) -> Response<Full<Bytes>> {
+fn metrics_page(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).boxed()
+}
+
+fn refuse(denied: Denied) -> Response<Body> {
     let status = match denied {
         Denied::NoToken | Denied::WrongToken => StatusCode::UNAUTHORIZED,
         Denied::NotLocal => StatusCode::FORBIDDEN,
@@ -102,13 +120,13 @@ fn refuse(denied: Denied) -> Response<Full<Bytes>> {
     if status == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    response.map(Full::new)
+    response.map(whole)
 }
 
 /// The response if handling the request panicked.
-fn internal_error() -> Response<Full<Bytes>> {
+fn internal_error() -> Response<Body> {
     let detail = "The answer could not be made.";
-    problem::response(StatusCode::INTERNAL_SERVER_ERROR, detail, b"").map(Full::new)
+    problem::response(StatusCode::INTERNAL_SERVER_ERROR, detail, b"").map(whole)
 }
 
 /// True if a browser sent it on behalf of a page.
@@ -117,12 +135,20 @@ fn is_from_browser(headers: &HeaderMap) -> bool {
 }
 
 impl Admin {
-    async fn respond(self: Arc<Self>, head: request::Parts, peer: Peer) -> Response<Full<Bytes>> {
+    async fn respond(self: Arc<Self>, head: request::Parts, peer: Peer) -> Response<Body> {
         if let Err(denied) = self.access.check(head.uri.path(), peer, &head.headers) {
             return refuse(denied);
         }
         if let Some(wanted) = self.debug_request(&head) {
             return self.debug(wanted).await;
+        }
+        if head.uri.path() == "/metrics" {
+            return match head.method {
+                Method::GET => self.metrics(),
+                // Counts of deleted routes are not shown by it.
+                Method::HEAD => metrics_page(whole(Bytes::new())),
+                _ => not_allowed("GET, HEAD"),
+            };
         }
         // This may wait for a revision that is being applied, which in turn may wait for other tasks of this runtime.
         let answer = tokio::task::spawn_blocking(move || self.answer(&head));
@@ -138,20 +164,20 @@ impl Admin {
         Some(Err(Refusal { status: StatusCode::METHOD_NOT_ALLOWED.as_u16(), detail: "Use GET.".to_owned() }))
     }
 
-    async fn debug(&self, wanted: Result<DebugRequest, Refusal>) -> Response<Full<Bytes>> {
+    async fn debug(&self, wanted: Result<DebugRequest, Refusal>) -> Response<Body> {
         let page = match wanted {
             Ok(request) => debug::answer(request, self.plugin_tasks()).await,
             Err(refusal) => Err(refusal),
         };
         match page {
             Ok(Page { content_type, body }) => {
-                let mut response = Response::new(Full::from(body));
+                let mut response = Response::new(whole(body.into()));
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
                 response
             }
             Err(Refusal { status, detail }) => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                problem::response(status, &detail, b"").map(Full::new)
+                problem::response(status, &detail, b"").map(whole)
             }
         }
     }
@@ -162,7 +188,7 @@ impl Admin {
         tasks.map(report).collect()
     }
 
-    fn answer(&self, request: &request::Parts) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &request::Parts) -> Response<Body> {
         let get = matches!(request.method, Method::GET | Method::HEAD);
         match request.uri.path() {
             // A page that is open in a browser on this host may send this request; headers that browsers add reveal
@@ -172,7 +198,7 @@ impl Admin {
             {
                 let response =
                     problem::response(StatusCode::FORBIDDEN, "Pages may not control a proxy.", b"");
-                response.map(Full::new)
+                response.map(whole)
             }
             "/drain" if request.method == Method::POST => {
                 self.drain.cancel();
@@ -187,7 +213,7 @@ impl Admin {
             "/drain" => not_allowed("GET, HEAD, POST"),
             "/revision/retry" if request.method == Method::POST => self.retry(),
             "/revision/retry" => not_allowed("POST"),
-            "/healthz" | "/readyz" | "/metrics" | "/config" | "/revision" | "/debug/upstreams" if !get => {
+            "/healthz" | "/readyz" | "/config" | "/revision" | "/debug/upstreams" if !get => {
                 not_allowed("GET, HEAD")
             }
             "/healthz" => {
@@ -195,18 +221,17 @@ impl Admin {
                 json_response(StatusCode::OK, &body)
             }
             "/readyz" => self.readiness(),
-            "/metrics" => self.metrics(),
             "/config" => json_response(StatusCode::OK, &self.config()),
             "/revision" => json_response(StatusCode::OK, &self.revision()),
             "/debug/upstreams" => json_response(StatusCode::OK, &self.upstreams()),
             _ => {
                 let response = problem::response(StatusCode::NOT_FOUND, "There is nothing here.", b"");
-                response.map(Full::new)
+                response.map(whole)
             }
         }
     }
 
-    fn readiness(&self) -> Response<Full<Bytes>> {
+    fn readiness(&self) -> Response<Body> {
         let (status, state) = if self.drain.is_cancelled() {
             (StatusCode::SERVICE_UNAVAILABLE, "draining")
         } else if self.status.borrow().serving.is_none() {
@@ -223,25 +248,24 @@ impl Admin {
     }
 
     /// Ends the refusal of a revision that the proxy crashed on.
-    fn retry(&self) -> Response<Full<Bytes>> {
+    fn retry(&self) -> Response<Body> {
         let Some(crashed) = self.status.borrow().crashed.as_ref().map(crashed_report) else {
-            return problem::response(StatusCode::CONFLICT, "No revision is refused.", b"").map(Full::new);
+            return problem::response(StatusCode::CONFLICT, "No revision is refused.", b"").map(whole);
         };
         self.retry.notify_one();
         json_response(StatusCode::ACCEPTED, &json!({"retried": crashed}))
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
-        let text = {
+    /// Writes the metrics in chunks, each when the client has taken the one before: there may be many upstreams.
+    fn metrics(self: Arc<Self>) -> Response<Body> {
+        let (sender, chunks) = mpsc::channel(2);
+        tokio::task::spawn_blocking(move || {
+            let sink = move |chunk: String| sender.blocking_send(Ok(Frame::data(Bytes::from(chunk)))).is_ok();
             let status = self.status.borrow().clone();
-            self.proxy.counted(|shared, compiled, labels, applies| {
-                render(shared, compiled, labels, applies, &status)
-            })
-        };
-        let mut response = Response::new(Full::from(text));
-        let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-        response
+            let process = ProcessState { draining: self.drain.is_cancelled(), profiling: self.profiling };
+            metrics::write(Exposition::chunked(Box::new(sink)), &self.proxy, &status, process);
+        });
+        metrics_page(StreamBody::new(ReceiverStream::new(chunks)).boxed())
     }
 
     /// The served configuration, with secrets redacted.
@@ -366,15 +390,15 @@ fn error_report(error: &LastError) -> Value {
     json!({"reason": error.reason.as_str(), "error": error.detail, "at": error.at.to_string()})
 }
 
-fn json_response(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(body.to_string()));
+fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
+    let mut response = Response::new(whole(body.to_string().into()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-fn not_allowed(allow: &'static str) -> Response<Full<Bytes>> {
+fn not_allowed(allow: &'static str) -> Response<Body> {
     let mut response = problem::response(StatusCode::METHOD_NOT_ALLOWED, "Use another method.", b"");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
-    response.map(Full::new)
+    response.map(whole)
 }

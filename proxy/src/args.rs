@@ -138,6 +138,10 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_TAKEOVER", value_name = "PATH")]
     pub takeover: Option<PathBuf>,
 
+    /// Maximum number of routes with series of their own at /metrics. Further routes are counted together as `_other`.
+    #[arg(long, env = "SIGNALBOX_METRICS_ROUTES", value_name = "COUNT", default_value = "4096")]
+    pub metrics_routes: usize,
+
     /// Destination of the access log: `stdout`, `off` or the path of a file.
     #[arg(long, env = "SIGNALBOX_ACCESS_LOG", value_name = "WHERE", default_value = "stdout")]
     pub access_log: AccessLog,

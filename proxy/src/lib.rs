@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod overload;
 pub mod proxy;
 pub mod resolve;
+pub mod route_series;
 pub mod run;
 pub mod secrets;
 pub mod services;

@@ -1,71 +1,109 @@
 //! Metrics in Prometheus' text format.
 
-use signalbox_config::{Body, Kind, Name, RevisionId};
-use signalbox_process::prometheus::{Exposition, Family, Labels};
+pub mod described;
 
+use signalbox_config::{Body, Kind, Name, RevisionId};
+use signalbox_process::process_metrics;
+use signalbox_process::prometheus::{Exposition, Family, Labels, Metric};
+
+use self::described as metric;
 use crate::compile::Compiled;
 use crate::http::worker_context::Shared;
+use crate::proxy::Proxy;
+use crate::route_series::{OTHERS, ShownRoutes};
 use crate::source::Status;
 use crate::telemetry::spans::SpanResult;
-use crate::telemetry::{Class, Flag, HandshakeFailure, Totals, WorkerStats};
+use crate::telemetry::{Class, Counted, Flag, HandshakeFailure, StreamKind, Totals, WorkerStats};
 
-/// Writes all metrics of the proxy. `labels` are the listeners' names by their number.
-pub fn render(
-    shared: &Shared,
-    compiled: &Compiled,
-    labels: &[Name],
-    applies: &Totals,
-    status: &Status,
-) -> String {
-    let mut page = Exposition::with_capacity(16 << 10);
-    requests(&mut page, shared, compiled, labels);
-    upstreams(&mut page, compiled);
+/// The state of the process beside its data plane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProcessState {
+    /// True while the proxy drains.
+    pub draining: bool,
+    /// True if the debugging pages are served.
+    pub profiling: bool,
+}
+
+/// Writes all metrics of `proxy`. Returns the page, unless it is passed on in chunks.
+pub fn write(mut page: Exposition, proxy: &Proxy, status: &Status, process: ProcessState) -> String {
+    proxy.counted(|shared, compiled, listeners, applies| {
+        let routes = &proxy.shown_routes(compiled);
+        write_all(&mut page, &Shown { shared, compiled, listeners, applies, status, routes, process });
+    });
+    if !page.is_abandoned() {
+        proxy.counts_were_shown();
+    }
+    page.into_text()
+}
+
+/// The state that metrics are written from.
+struct Shown<'s> {
+    shared: &'s Shared,
+    compiled: &'s Compiled,
+    /// The listeners' names by their number.
+    listeners: &'s [Name],
+    applies: &'s Totals,
+    status: &'s Status,
+    routes: &'s ShownRoutes,
+    process: ProcessState,
+}
+
+fn write_all(page: &mut Exposition, shown: &Shown<'_>) {
+    let Shown { shared, compiled, status, .. } = shown;
+    process_metrics::write(page, env!("CARGO_PKG_VERSION"), shown.process.profiling);
+    state(page, shown);
+    requests(page, shown);
+    upstreams(page, compiled);
     let stats = || shared.stats.iter().map(|stats| &**stats);
-    durations(
-        &mut page.histogram(
-            "signalbox_request_duration_seconds",
-            "Time from the head of a request to the last byte of its response.",
-        ),
-        &[],
-        &Totals::of(stats().map(|stats| &stats.request_duration)),
-    );
-    durations(
-        &mut page.histogram(
-            "signalbox_upstream_duration_seconds",
-            "Time from forwarding a request to the head of the target's response.",
-        ),
-        &[],
-        &Totals::of(stats().map(|stats| &stats.upstream_duration)),
-    );
-    plugins(&mut page, compiled);
-    workers(&mut page, shared);
-    let help = "Revisions that the proxy rejected.";
-    page.counter("signalbox_config_rejected_total", help).sample(&[], status.rejected_total);
-    let help = "Failed writes of the last good snapshot to disk.";
-    page.counter("signalbox_proxy_persist_failures_total", help).sample(&[], status.persistence.failures);
-    let help = "1 while the last good snapshot cannot be written to disk, else 0.";
-    let failing = u64::from(status.persistence.failing.is_some());
-    page.gauge("signalbox_proxy_persist_failing", help).sample(&[], failing);
-    traffic(&mut page, shared);
-    certificates(&mut page, compiled, status);
+    let all = Totals::of(stats().map(|stats| &stats.request_duration));
+    durations(&mut page.family(&metric::REQUEST_DURATION), &[], &all);
+    let mut streams = page.family(&metric::STREAM_DURATION);
+    for kind in StreamKind::ALL {
+        let totals = Totals::of(stats().filter_map(|stats| stats.stream_duration.get(kind as usize)));
+        durations(&mut streams, &[("kind", kind.as_str())], &totals);
+    }
+    let all = Totals::of(stats().map(|stats| &stats.upstream_duration));
+    durations(&mut page.family(&metric::UPSTREAM_DURATION), &[], &all);
+    plugins(page, compiled);
+    workers(page, shared);
+    traffic(page, shared);
+    certificates(page, compiled, status);
+    configuration(page, shown);
+}
+
+fn state(page: &mut Exposition, shown: &Shown<'_>) {
+    let Shown { status, process: ProcessState { draining, .. }, .. } = *shown;
+    page.single(&metric::READY, u8::from(status.serving.is_some() && !draining));
+    page.single(&metric::DRAINING, u8::from(draining));
+    // With a file there is no control plane, and no identity.
+    if !status.node_id.is_empty() {
+        page.single(&metric::CONTROL_PLANE_CONNECTED, u8::from(status.connected));
+        if let Some(at_us) = status.last_contact_us() {
+            page.single(&metric::LAST_CONTACT, at_us as f64 / 1e6);
+        }
+    }
+}
+
+fn configuration(page: &mut Exposition, shown: &Shown<'_>) {
+    let Shown { compiled, status, applies, .. } = *shown;
+    page.single(&metric::REJECTED, status.rejected_total);
+    page.single(&metric::PERSIST_FAILURES, status.persistence.failures);
+    page.single(&metric::PERSIST_FAILING, u8::from(status.persistence.failing.is_some()));
+    if let Some(revision) = status.persistence.revision {
+        page.single(&metric::REVISION_PERSISTED, revision);
+    }
     let id = compiled.snapshot.id();
-    let help = "Number of the revision that the proxy serves.";
-    page.gauge("signalbox_revision", help).sample(&[("epoch", &id.epoch)], id.number);
+    page.family(&metric::REVISION).sample(&[("epoch", &id.epoch)], id.number);
     let number = |revision: Option<&RevisionId>| revision.map_or(0, |revision| revision.number);
-    let help = "Number of the revision that the proxy crashed on and refuses, or 0.";
     let crashed = status.crashed.as_ref().map(|crashed| &crashed.exact.revision);
-    page.gauge("signalbox_revision_crashed", help).sample(&[], number(crashed));
-    let help = "Number of the last proven revision, or 0.";
+    page.single(&metric::REVISION_CRASHED, number(crashed));
     let proven = status.proven.as_ref().map(|exact| &exact.revision);
-    page.gauge("signalbox_revision_proven", help).sample(&[], number(proven));
-    let mut resources =
-        page.gauge("signalbox_resources", "Resources of the revision that the proxy serves, by kind.");
+    page.single(&metric::REVISION_PROVEN, number(proven));
+    let mut resources = page.family(&metric::RESOURCES);
     for kind in Kind::ALL.into_iter().filter(|kind| kind.is_for_proxies()) {
         resources.sample(&[("kind", kind.as_str())], compiled.counts[kind as usize]);
     }
-    let help = "Time to compile a revision and to begin to serve it.";
-    durations(&mut page.histogram("signalbox_config_apply_duration_seconds", help), &[], applies);
-    page.into_text()
+    durations(&mut page.family(&metric::APPLY_DURATION), &[], applies);
 }
 
 /// Reads one counter of a worker.
@@ -77,44 +115,24 @@ fn sum(shared: &Shared, counter: CounterOf) -> u64 {
 }
 
 fn workers(page: &mut Exposition, shared: &Shared) {
-    let help = "Open connections of clients.";
-    let open = sum(shared, |stats| stats.active_connections.value());
-    page.gauge("signalbox_active_connections", help).sample(&[], open);
-    let counters: [(_, _, CounterOf); 4] = [
-        ("signalbox_connections_total", "Connections that clients have opened.", |stats| {
-            stats.connections.value()
-        }),
-        (
-            "signalbox_upstream_connections_total",
-            "Connections that the proxy has opened to targets.",
-            |stats| stats.upstream_connections.value(),
-        ),
-        (
-            "signalbox_access_log_dropped_total",
-            "Lines of the access log that were dropped because they could not be written, or not fast enough.",
-            |stats| stats.log_dropped.value(),
-        ),
-        (
-            "signalbox_mirrors_dropped_total",
-            "Mirrored requests that were dropped because there were too many at once, or they were too large.",
-            |stats| stats.mirrors_dropped.value(),
-        ),
+    let counters: [(&'static Metric, CounterOf); 5] = [
+        (&metric::ACTIVE_CONNECTIONS, |stats| stats.active_connections.value()),
+        (&metric::CONNECTIONS, |stats| stats.connections.value()),
+        (&metric::UPSTREAM_CONNECTIONS, |stats| stats.upstream_connections.value()),
+        (&metric::LOG_DROPPED, |stats| stats.log_dropped.value()),
+        (&metric::MIRRORS_DROPPED, |stats| stats.mirrors_dropped.value()),
     ];
-    for (name, help, counter) in counters {
-        page.counter(name, help).sample(&[], sum(shared, counter));
+    for (metric, counter) in counters {
+        page.single(metric, sum(shared, counter));
     }
-    let help = "Spans by what became of them.";
-    let mut spans = page.counter("signalbox_trace_spans_total", help);
+    let mut spans = page.family(&metric::TRACE_SPANS);
     for result in SpanResult::ALL {
         spans.sample(&[("result", result.as_str())], shared.span_counts.of(result));
     }
-    let help = "Lines of the program's own log that could not be written.";
-    page.counter("signalbox_log_lines_lost_total", help).sample(&[], signalbox_process::log::lines_lost());
 }
 
 fn traffic(page: &mut Exposition, shared: &Shared) {
-    let help = "Bytes on the network, heads and framing included.";
-    let mut bytes = page.counter("signalbox_bytes_total", help);
+    let mut bytes = page.family(&metric::BYTES);
     for (side, direction, value) in [
         ("downstream", "in", sum(shared, |stats| stats.downstream_in.value())),
         ("downstream", "out", sum(shared, |stats| stats.downstream_out.value())),
@@ -125,11 +143,10 @@ fn traffic(page: &mut Exposition, shared: &Shared) {
     }
     let all = sum(shared, |stats| stats.handshakes.value());
     let resumed = sum(shared, |stats| stats.handshakes_resumed.value());
-    let mut handshakes = page.counter("signalbox_tls_handshakes_total", "TLS handshakes with clients.");
+    let mut handshakes = page.family(&metric::HANDSHAKES);
     handshakes.sample(&[("resumed", "false")], all.saturating_sub(resumed));
     handshakes.sample(&[("resumed", "true")], resumed);
-    let help = "TLS handshakes with clients that failed, by reason.";
-    let mut failures = page.counter("signalbox_tls_handshake_failures_total", help);
+    let mut failures = page.family(&metric::HANDSHAKE_FAILURES);
     for reason in HandshakeFailure::ALL {
         let counters = shared.stats.iter().filter_map(|stats| stats.handshake_failures.get(reason as usize));
         failures.sample(&[("reason", reason.as_str())], counters.map(|it| it.value()).sum::<u64>());
@@ -137,14 +154,11 @@ fn traffic(page: &mut Exposition, shared: &Shared) {
 }
 
 fn certificates(page: &mut Exposition, compiled: &Compiled, status: &Status) {
-    let name = "signalbox_tls_certificate_expiry_timestamp_seconds";
-    let help = "Time at which a certificate for the control planes expires, in seconds since 1970.";
-    let mut expiries = page.gauge(name, help);
+    let mut expiries = page.family(&metric::TLS_EXPIRY);
     for expiry in &status.certificates {
         expiries.sample(&[("use", expiry.name)], u64::try_from(expiry.not_after).unwrap_or(0));
     }
-    let help = "Time at which a certificate of the configuration expires, in seconds since 1970.";
-    let mut expiries = page.gauge("signalbox_certificate_not_after_seconds", help);
+    let mut expiries = page.family(&metric::CERTIFICATE_EXPIRY);
     for resource in compiled.snapshot.of_kind(Kind::Certificate, None) {
         if let Body::Certificate(certificate) = resource.body() {
             let until = u64::try_from(certificate.facts.not_after).unwrap_or(0);
@@ -153,40 +167,37 @@ fn certificates(page: &mut Exposition, compiled: &Compiled, status: &Status) {
     }
 }
 
-fn requests(page: &mut Exposition, shared: &Shared, compiled: &Compiled, labels: &[Name]) {
-    let help = "Requests answered, by route and outcome.";
-    let mut family = page.counter("signalbox_requests_total", help);
-    for stats in compiled.route_stats().chain([&shared.unrouted]) {
-        for counted in stats.requests.read() {
-            let listener = labels.get(usize::from(counted.listener)).map_or("", Name::as_str);
-            let labels = [("listener", listener), ("route", &*stats.name)];
-            outcome(&mut family, &labels, counted.class, counted.flag, counted.count);
+fn requests(page: &mut Exposition, shown: &Shown<'_>) {
+    let mut family = page.family(&metric::REQUESTS);
+    let own = shown.routes.own.iter().map(|(name, counted)| (&**name, counted));
+    for (route, counted) in own.chain([(OTHERS, &shown.routes.others)]) {
+        for Counted { listener, class, flag, count } in counted.iter().copied() {
+            let listener = shown.listeners.get(usize::from(listener)).map_or("", Name::as_str);
+            outcome(&mut family, &[("listener", listener), ("route", route)], class, flag, count);
         }
     }
 }
 
 fn upstreams(page: &mut Exposition, compiled: &Compiled) {
     let upstreams = || compiled.active.upstreams.iter();
-    let help = "Requests for an upstream, by outcome.";
-    let mut family = page.counter("signalbox_upstream_requests_total", help);
+    let mut family = page.family(&metric::UPSTREAM_REQUESTS);
     for upstream in upstreams() {
         for counted in upstream.stats.requests.read() {
             let labels = [("upstream", upstream.name.as_str())];
             outcome(&mut family, &labels, counted.class, counted.flag, counted.count);
         }
     }
-    let help = "Requests without a complete response of a target, by reason.";
-    let mut family = page.counter("signalbox_upstream_errors_total", help);
+    let mut family = page.family(&metric::UPSTREAM_ERRORS);
     for upstream in upstreams() {
         for (reason, count) in upstream.stats.errors.counted() {
             family.sample(&[("upstream", upstream.name.as_str()), ("reason", reason.as_str())], count);
         }
     }
-    let mut family = page.gauge("signalbox_upstream_healthy_targets", "Healthy targets.");
+    let mut family = page.family(&metric::HEALTHY_TARGETS);
     for upstream in upstreams() {
         family.sample(&[("upstream", upstream.name.as_str())], upstream.members.view().healthy);
     }
-    let mut family = page.counter("signalbox_upstream_retries_total", "Retries, by outcome.");
+    let mut family = page.family(&metric::RETRIES);
     for upstream in upstreams() {
         for (outcome, count) in upstream.transport.load.retries().into_iter().filter(|(_, count)| *count > 0)
         {
@@ -194,13 +205,11 @@ fn upstreams(page: &mut Exposition, compiled: &Compiled) {
         }
     }
     breakers(page, compiled);
-    let help = "All targets, healthy or not. A DNS name counts once for each of its addresses.";
-    let mut family = page.gauge("signalbox_upstream_targets", help);
+    let mut family = page.family(&metric::TARGETS);
     for upstream in upstreams() {
         family.sample(&[("upstream", upstream.name.as_str())], upstream.members.view().targets.len());
     }
-    let help = "Ejections of targets because requests to them failed.";
-    let mut family = page.counter("signalbox_upstream_ejections_total", help);
+    let mut family = page.family(&metric::EJECTIONS);
     for upstream in upstreams() {
         family.sample(&[("upstream", upstream.name.as_str())], upstream.members.ejections());
     }
@@ -210,31 +219,25 @@ fn breakers(page: &mut Exposition, compiled: &Compiled) {
     let upstreams = || compiled.active.upstreams.iter();
     let breakers =
         || upstreams().filter_map(|upstream| Some((upstream.name.as_str(), upstream.breaker.as_ref()?)));
-    let mut family = page.gauge(
-        "signalbox_upstream_breaker_state",
-        "State of the circuit breaker: 0 is closed, 1 is half-open, 2 is open.",
-    );
+    let mut family = page.family(&metric::BREAKER_STATE);
     for (upstream, breaker) in breakers() {
         family.sample(&[("upstream", upstream)], breaker.position() as u64);
     }
-    let help = "Times that the circuit breaker opened.";
-    let mut family = page.counter("signalbox_upstream_breaker_opened_total", help);
+    let mut family = page.family(&metric::BREAKER_OPENED);
     for (upstream, breaker) in breakers() {
         family.sample(&[("upstream", upstream)], breaker.opened());
     }
 }
 
 fn plugins(page: &mut Exposition, compiled: &Compiled) {
-    let help = "Time that a plugin takes for a request, its waiting included. Of a plugin that never waits, one request in 64 is measured.";
-    let mut family = page.histogram("signalbox_plugin_duration_seconds", help);
+    let mut family = page.family(&metric::PLUGIN_DURATION);
     for stats in compiled.plugin_stats() {
         let totals = stats.durations.read();
         if totals.count() > 0 {
             durations(&mut family, &[("plugin", stats.name.as_str())], &totals);
         }
     }
-    let help = "What plugins have done with requests, by outcome. Every plugin counts those that it answered and those that it failed.";
-    let mut family = page.counter("signalbox_plugin_outcomes_total", help);
+    let mut family = page.family(&metric::PLUGIN_OUTCOMES);
     for stats in compiled.plugin_stats() {
         for (outcome, count) in stats.outcomes.read() {
             family.sample(&[("plugin", stats.name.as_str()), ("outcome", outcome)], count);
@@ -269,12 +272,20 @@ mod tests {
             durations.record(Duration::from_micros(us));
         }
         let mut page = Exposition::default();
-        super::durations(&mut page.histogram("x", ""), &[("plugin", "a\"b")], &Totals::of([&durations]));
+        let totals = Totals::of([&durations]);
+        super::durations(&mut page.family(&metric::PLUGIN_DURATION), &[("plugin", "a\"b")], &totals);
         let text = page.into_text();
         let (_, out) = text.split_once("histogram\n").unwrap();
-        assert!(out.starts_with("x_bucket{plugin=\"a\\\"b\",le=\"0.000016\"} 1\n"), "{out}");
-        assert!(out.contains("x_bucket{plugin=\"a\\\"b\",le=\"0.000128\"} 2\n"));
-        assert!(out.contains("x_bucket{plugin=\"a\\\"b\",le=\"+Inf\"} 3\n"));
-        assert!(out.ends_with("x_sum{plugin=\"a\\\"b\"} 90.000103\nx_count{plugin=\"a\\\"b\"} 3\n"));
+        assert!(
+            out.starts_with(
+                "signalbox_plugin_duration_seconds_bucket{plugin=\"a\\\"b\",le=\"0.000016\"} 1\n"
+            ),
+            "{out}"
+        );
+        assert!(
+            out.contains("signalbox_plugin_duration_seconds_bucket{plugin=\"a\\\"b\",le=\"0.000128\"} 2\n")
+        );
+        assert!(out.contains("signalbox_plugin_duration_seconds_bucket{plugin=\"a\\\"b\",le=\"+Inf\"} 3\n"));
+        assert!(out.ends_with("signalbox_plugin_duration_seconds_sum{plugin=\"a\\\"b\"} 90.000103\nsignalbox_plugin_duration_seconds_count{plugin=\"a\\\"b\"} 3\n"));
     }
 }

@@ -21,17 +21,17 @@ use crate::core::clock::SystemClock;
 use crate::hot_restart::InheritedSockets;
 use crate::http::worker_context::Shared;
 use crate::resolve::Resolver;
+use crate::route_series::{RouteSeries, ShownRoutes};
 use crate::secrets::HostSecrets;
 use crate::services::{Checking, Services};
 use crate::sockets::{BoundSocket, SocketPlan, Wanted};
 use crate::span_export;
-use crate::tasks;
 use crate::telemetry::spans;
-use crate::source::{Answers, Candidate, DataPlane, Rejected, Traffic};
+use crate::source::{Answers, Candidate, DataPlane, Rejected, ScopeTraffic, Traffic, TrafficScope};
 use crate::tasks::{self, RunningTask, RunningTasks};
 use crate::telemetry::{
-    Cells, ConsumerTraffic, Counter, Generations, Histogram, Scope, Series, Totals, TrafficCounts,
-    TrafficGroup, TrafficSums, WorkerStats, access_log, process_cpu_us,
+    ConsumerTraffic, Counter, Generations, Histogram, Scope, Series, Totals, TrafficGroup, TrafficSums, WorkerStats,
+    access_log, process_cpu_us,
 };
 use crate::worker::{self, Command};
 
@@ -62,6 +62,8 @@ pub struct Settings {
     pub inherited: Vec<InheritedSockets>,
     /// True if sockets may be handed over: see [`Proxy::sockets`].
     pub hands_over: bool,
+    /// The number of routes with series of their own in the metrics.
+    pub metrics_routes: usize,
 }
 
 /// The data plane. Dropping it ends the workers without waiting for requests; see [`Proxy::drain`].
@@ -83,6 +85,8 @@ pub struct Proxy {
     /// Locked after `control`, and only briefly.
     generations: Mutex<Generations>,
     reported: Mutex<ReportedTotals>,
+    /// Locked after `control`, and only briefly.
+    series: Mutex<RouteSeries>,
 }
 
 /// The state that only the control side sees.
@@ -134,11 +138,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             active: Arc::clone(&active),
             stats: (0..slots).map(|_| Arc::<WorkerStats>::default()).collect(),
-            unrouted: Arc::new(RouteStats {
-                name: "".into(),
-                requests: Cells::new(slots),
-                traffic: TrafficCounts::new(&TrafficGroup::new(slots, 1)),
-            }),
+            unrouted: Arc::new(RouteStats::new("".into(), slots, &TrafficGroup::new(slots, 1))),
             consumers: ConsumerTraffic::new(slots),
             epoch,
             clock: clock.clone(),
@@ -218,6 +218,7 @@ impl Proxy {
             purges,
             generations: Mutex::new(generations),
             reported: Mutex::default(),
+            series: Mutex::new(RouteSeries::new(settings.metrics_routes)),
         }))
     }
 
@@ -247,8 +248,31 @@ impl Proxy {
             .into_iter()
             .partition(|active: &Arc<Active>| Arc::strong_count(active) == 1);
         control.retired = used;
+        self.forget_routes(&mut control, false);
         drop(control);
         drop::<Vec<_>>(unused);
+    }
+
+    /// The counts of routes, as the metrics show them.
+    pub fn shown_routes(&self, compiled: &Compiled) -> ShownRoutes {
+        self.series().read(compiled.route_stats().chain([&self.shared.unrouted]))
+    }
+
+    /// Records that all counts were shown: those of deleted routes are shown twice.
+    pub fn counts_were_shown(&self) {
+        self.forget_routes(&mut self.control(), true);
+    }
+
+    fn forget_routes(&self, control: &mut Control, shown: bool) {
+        let mut series = self.series();
+        for route in control.compiled.forget_routes(shown) {
+            series.forget(&route);
+        }
+    }
+
+    fn series(&self) -> MutexGuard<'_, RouteSeries> {
+        // A panic can leave nothing worse behind than wrong counts.
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The number of replaced revisions that are not dropped yet.
@@ -277,7 +301,9 @@ impl Proxy {
             [sum(|stats| &stats.client_errors), sum(|stats| &stats.no_route), sum(|stats| &stats.errors)];
         let durations = Totals::of(stats.iter().map(|stats| &stats.request_duration));
         let [client_errors, no_route, server_errors] = failed;
-        let succeeded = durations.count().saturating_sub(failed.iter().sum());
+        // Tunnels and event streams are requests, too, and have no latency.
+        let requests: u64 = stats.iter().map(|stats| stats.requests()).sum();
+        let succeeded = requests.saturating_sub(failed.iter().sum());
         TrafficSums {
             ends: [succeeded, client_errors, no_route, server_errors],
             bytes_in: sum(|stats| &stats.body_in),

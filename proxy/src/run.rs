@@ -104,6 +104,7 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
         dns_servers: args.dns_servers.clone(),
         inherited: inherited.unwrap_or_default(),
         hands_over: args.takeover.is_some(),
+        metrics_routes: args.metrics_routes,
     })
     .context("cannot start the workers")?;
     let is_successor = admin_socket.is_some();

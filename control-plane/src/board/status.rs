@@ -60,6 +60,20 @@ pub enum ProxyState {
     Disconnected,
 }
 
+impl ProxyState {
+    /// The name in the API and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InSync => "in_sync",
+            Self::Pending => "pending",
+            Self::Rejected => "rejected",
+            Self::Drifted => "drifted",
+            Self::Unknown => "unknown",
+            Self::Disconnected => "disconnected",
+        }
+    }
+}
+
 /// The revisions that a proxy should serve, was sent, and serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProxyRevision {

@@ -232,15 +232,16 @@ fn json_with(status: StatusCode, body: &Value) -> Response {
 
 fn metrics(app: &App) -> Response {
     let published = app.publisher.current();
-    let connected = app
-        .board
-        .proxies()
-        .iter()
-        .filter(|proxy| proxy.connected && proxy.connected_to == app.replica)
-        .count();
+    let (mut connected, mut proxies) = (0, BTreeMap::new());
+    for proxy in app.board.proxies() {
+        connected += u64::from(proxy.connected && proxy.connected_to == app.replica);
+        *proxies.entry((proxy.fleet, proxy.state.as_str())).or_default() += 1;
+    }
     let open = app.rollouts.open();
     let text = app.metrics.write(&Gauges {
-        connected_proxies: connected as u64,
+        profiling: app.profiling,
+        proxies,
+        connected_proxies: connected,
         head_revision: published.snapshot.id().number,
         resources: published.snapshot.len() as u64,
         leads_rollouts: app.rollouts.leads(),

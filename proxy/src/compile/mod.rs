@@ -194,9 +194,14 @@ impl Compiled {
         self.listeners.span_sinks()
     }
 
-    /// The counters of the routes.
+    /// The counters of the routes, and of deleted ones whose counts are still to be shown.
     pub fn route_stats(&self) -> impl Iterator<Item = &Arc<RouteStats>> {
-        self.routes.stats()
+        self.routes.stats().chain(self.routes.retired())
+    }
+
+    /// Forgets deleted routes, see [`RouteCompiler::forget_retired`].
+    pub fn forget_routes(&mut self, shown: bool) -> Vec<Arc<RouteStats>> {
+        self.routes.forget_retired(shown)
     }
 
     /// The counters of a route or an upstream; `None`: this revision does not have it.

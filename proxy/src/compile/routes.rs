@@ -9,7 +9,6 @@ use super::upstreams::UpstreamCompiler;
 use crate::active::{CompiledRoute, RouteStats, WeightedSlot};
 use crate::services::Services;
 use crate::source::Rejected;
-use crate::telemetry::{Cells, TrafficCounts};
 
 /// Compiles routes: the index that finds them, with their upstreams and chains by slot.
 #[derive(Clone, Default)]
@@ -17,7 +16,23 @@ pub(super) struct RouteCompiler {
     index: RouteIndex<Arc<CompiledRoute>>,
     /// An ordered map takes a third of the memory of a hash map.
     stats: OrdMap<Name, Arc<RouteStats>>,
+    /// The counters of deleted routes, until they were shown.
+    retired: OrdMap<Name, RetiredRoute>,
 }
+
+/// The counters of a deleted route.
+#[derive(Clone)]
+struct RetiredRoute {
+    stats: Arc<RouteStats>,
+    /// How often its final counts were shown.
+    shown: u8,
+}
+
+/// The number of times that the final counts of a deleted route are shown: a collector may miss one.
+const SHOWN: u8 = 2;
+
+/// The number of deleted routes whose counts are kept at most. Without a collector nobody asks for them.
+const MAX_RETIRED: usize = 4096;
 
 #[derive(Default)]
 pub(super) struct RouteDelta {
@@ -64,9 +79,12 @@ impl RouteCompiler {
         for route in &delta.put {
             self.index.insert(route.route(), Arc::clone(route));
             self.stats.insert(route.route().name.clone(), Arc::clone(&route.stats));
+            self.retired.remove(&route.route().name);
         }
         for name in &delta.deleted {
-            self.stats.remove(name);
+            if let Some(stats) = self.stats.remove(name) {
+                self.retired.insert(name.clone(), RetiredRoute { stats, shown: 0 });
+            }
         }
     }
 
@@ -78,6 +96,34 @@ impl RouteCompiler {
         self.stats.values()
     }
 
+    /// The counters of deleted routes.
+    pub(super) fn retired(&self) -> impl Iterator<Item = &Arc<RouteStats>> {
+        self.retired.values().map(|retired| &retired.stats)
+    }
+
+    /// Forgets the deleted routes that no request uses any more, once their final counts were shown twice, or if they have none.
+    /// `shown`: all counts were shown just now. Returns those that are forgotten.
+    pub(super) fn forget_retired(&mut self, shown: bool) -> Vec<Arc<RouteStats>> {
+        let mut forgotten = Vec::new();
+        let names: Vec<Name> = self.retired.keys().cloned().collect();
+        let mut kept = names.len();
+        for name in names {
+            let Some(retired) = self.retired.get(&name) else { continue };
+            // Revisions that requests use hold it, too.
+            if Arc::strong_count(&retired.stats) > 1 {
+                continue;
+            }
+            let shown = retired.shown + u8::from(shown);
+            if shown >= SHOWN || kept > MAX_RETIRED || retired.stats.requests.read().is_empty() {
+                forgotten.extend(self.retired.remove(&name).map(|retired| retired.stats));
+                kept -= 1;
+            } else if let Some(retired) = self.retired.get_mut(&name) {
+                retired.shown = shown;
+            }
+        }
+        forgotten
+    }
+
     /// The counters of a route; `None`: there is no such route.
     pub(super) fn stats_of(&self, name: &Name) -> Option<&Arc<RouteStats>> {
         self.stats.get(name)
@@ -85,13 +131,10 @@ impl RouteCompiler {
 
     /// The counters of a route, which are kept when it changes.
     fn kept_stats(&self, name: &Name, services: &Services) -> Arc<RouteStats> {
-        match self.stats_of(name) {
+        let retired = || self.retired.get(name).map(|retired| &retired.stats);
+        match self.stats_of(name).or_else(retired) {
             Some(stats) => Arc::clone(stats),
-            None => Arc::new(RouteStats {
-                name: name.clone().into(),
-                requests: Cells::new(services.workers),
-                traffic: TrafficCounts::new(&services.routes),
-            }),
+            None => Arc::new(RouteStats::new(name.clone().into(), services.workers, &services.routes)),
         }
     }
 }

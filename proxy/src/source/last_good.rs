@@ -312,8 +312,8 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// A callback that is called after every write: with `None` on success, else with the error.
-pub(super) type WriteCallback = Box<dyn Fn(Option<&io::Error>) + Send>;
+/// A callback that is called after every write, with the number of the revision or the error.
+pub(super) type WriteCallback = Box<dyn Fn(Result<u64, &io::Error>) + Send>;
 
 /// A callback that is called with each revision that was written as proven.
 pub(super) type ProvenCallback = Box<dyn Fn(ExactRevision) + Send>;
@@ -411,8 +411,9 @@ impl WriterShared {
         while let Some(work) = self.next() {
             let goes_on = match work {
                 Work::Write(snapshot, changes) => {
+                    let revision = snapshot.id().number;
                     let result = self.write(&mut journal, snapshot, changes, &mut failing);
-                    on_write(result.as_ref().err());
+                    on_write(result.as_ref().map(|()| revision));
                     result.is_ok() || self.wait_retry()
                 }
                 Work::Prove(snapshot) => match journal.write_proven(&snapshot) {

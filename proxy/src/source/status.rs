@@ -18,6 +18,8 @@ pub struct Status {
     pub origin: Option<String>,
     /// True if a control plane's stream is open, or the file could be read.
     pub connected: bool,
+    /// The time at which the last stream to a control plane ended, in microseconds since 1970; `None`: there was none.
+    pub disconnected_at_us: Option<i64>,
     /// The number of candidates that were rejected since the start.
     pub rejected_total: u64,
     /// The reasons why the last candidate was rejected; empty once a later one is served.
@@ -52,9 +54,17 @@ pub struct Persistence {
     pub failures: u64,
     /// The error, if writing fails now.
     pub failing: Option<String>,
+    /// The number of the revision that was written last; `None`: none was written since the start.
+    pub revision: Option<u64>,
 }
 
 impl Persistence {
+    /// Records a write. Returns true if the ones before failed.
+    pub(super) fn written(&mut self, revision: u64) -> bool {
+        self.revision = Some(revision);
+        self.failing.take().is_some()
+    }
+
     pub(super) fn failed(&mut self, reason: String) {
         self.failures = self.failures.saturating_add(1);
         self.failing = Some(reason);
@@ -62,6 +72,17 @@ impl Persistence {
 }
 
 impl Status {
+    /// The time of the last contact with a control plane, in microseconds since 1970; the present while there is a stream.
+    pub fn last_contact_us(&self) -> Option<i64> {
+        if self.connected { Some(jiff::Timestamp::now().as_microsecond()) } else { self.disconnected_at_us }
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        if std::mem::replace(&mut self.connected, false) {
+            self.disconnected_at_us = Some(jiff::Timestamp::now().as_microsecond());
+        }
+    }
+
     /// Conditions that the operator should know about although the proxy serves.
     pub fn warnings(&self) -> Vec<String> {
         let persistence = self.persistence.failing.iter().map(|reason| {

@@ -119,9 +119,9 @@ fn start_writer(
     guard: &Arc<Guard>,
 ) -> std::io::Result<Writer> {
     let (status, guard) = (status.clone(), Arc::clone(guard));
-    let on_write = move |error: Option<&std::io::Error>| match error {
-        Some(error) => status.send_modify(|status| status.persistence.failed(error.to_string())),
-        None => drop(status.send_if_modified(|status| status.persistence.failing.take().is_some())),
+    let on_write = move |written: Result<u64, &std::io::Error>| match written {
+        Ok(revision) => drop(status.send_if_modified(|status| status.persistence.written(revision))),
+        Err(error) => status.send_modify(|status| status.persistence.failed(error.to_string())),
     };
     Writer::start(journal, Box::new(on_write), Box::new(move |exact| guard.on_proven(exact)))
 }
@@ -209,7 +209,7 @@ impl Client {
             let mut heard = false;
             let began = Instant::now();
             let ended = self.stream(endpoint, &mut heard).await;
-            self.status.send_modify(|status| status.connected = false);
+            self.status.send_modify(Status::disconnected);
             // A control plane whose streams always end soon, for instance because another proxy uses the same node id,
             // is not reconnected at once.
             if heard && began.elapsed() >= STABLE {

@@ -20,7 +20,7 @@ pub struct Cells {
 pub struct Key(u32);
 
 /// The class of a status code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Class(u8);
 
 /// A counter and its labels.

@@ -2,7 +2,7 @@
 
 /// The reason why a request went wrong, in the access log and the metrics. The values are Envoy's; see "response
 /// flags" in its access log documentation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Flag {
     #[default]

@@ -17,6 +17,7 @@ mod handshake;
 mod histogram;
 mod latencies;
 mod period;
+mod series;
 pub mod spans;
 mod traffic;
 
@@ -30,4 +31,5 @@ pub use handshake::HandshakeFailure;
 pub use histogram::{Histogram, Histograms, Totals};
 pub use latencies::{Latencies, Latency};
 pub use period::{Mark, Period, PeriodCounts, RequestSums};
+pub use series::{SeriesCell, SeriesPlace};
 pub use traffic::{End, EndedRequest, TrafficCounts, TrafficGroup, TrafficSums};

@@ -115,6 +115,7 @@ impl Harness {
             access_log: None,
             zone: None,
             dns_servers: Vec::new(),
+            metrics_routes: 4096,
         };
         change(&mut settings);
         let types = settings.types.clone();

@@ -1,16 +1,15 @@
 use std::sync::mpsc::Receiver;
 
 use http::Request;
-use signalbox_proxy::metrics::render;
+use signalbox_process::prometheus::Exposition;
+use signalbox_proxy::metrics::{ProcessState, write};
 use signalbox_proxy::source::{DataPlane as _, Status, Traffic};
 use signalbox_proxy::telemetry::access_log;
 
 use crate::harness::{Backend, Client, Harness, block_on, forward_to, full, nobody, raw, until};
 
 pub(crate) fn metrics(harness: &Harness) -> String {
-    harness.proxy.counted(|shared, compiled, labels, applies| {
-        render(shared, compiled, labels, applies, &Status::default())
-    })
+    write(Exposition::default(), &harness.proxy, &Status::default(), ProcessState::default())
 }
 
 /// The access log's lines, once there are `count`.

@@ -161,9 +161,7 @@ impl Tls {
 
 /// The value of a series in the metrics.
 fn metric(harness: &Harness, series: &str) -> u64 {
-    let text = harness.proxy.counted(|shared, compiled, labels, applies| {
-        signalbox_proxy::metrics::render(shared, compiled, labels, applies, &Default::default())
-    });
+    let text = crate::telling::metrics(harness);
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{series} is not in {text}")).parse().unwrap()
 }

@@ -35,7 +35,7 @@ const PROCESS: &[Layer] = &[
             "stream",
         ],
     ),
-    ("profiles", &["profile"]),
+    ("profiles and metrics", &["process_metrics", "profile"]),
     ("a program's parts", &["accept", "args", "arguments", "debug", "health", "tls"]),
 ];
 
@@ -61,7 +61,7 @@ const PROXY: &[Layer] = &[
     ("a revision's active form", &["active", "compile"]),
     ("requests", &["http"]),
     ("workers", &["span_export", "tasks", "worker"]),
-    ("the data plane as a whole", &["metrics", "proxy", "sockets"]),
+    ("the data plane as a whole", &["metrics", "proxy", "route_series", "sockets"]),
     ("the program", &["admin", "run"]),
 ];
 

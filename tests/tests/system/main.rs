@@ -20,6 +20,7 @@ mod fixture;
 mod full_disk;
 mod health_report;
 mod limits;
+mod metrics;
 mod newer;
 mod outage;
 mod peers;
