@@ -25,13 +25,13 @@ use crate::route_series::{RouteSeries, ShownRoutes};
 use crate::secrets::HostSecrets;
 use crate::services::{Checking, Services};
 use crate::sockets::{BoundSocket, SocketPlan, Wanted};
-use crate::span_export;
-use crate::telemetry::spans;
 use crate::source::{Answers, Candidate, DataPlane, Rejected, ScopeTraffic, Traffic, TrafficScope};
+use crate::span_export;
 use crate::tasks::{self, RunningTask, RunningTasks};
+use crate::telemetry::spans;
 use crate::telemetry::{
-    ConsumerTraffic, Counter, Generations, Histogram, Scope, Series, Totals, TrafficGroup, TrafficSums, WorkerStats,
-    access_log, process_cpu_us,
+    ConsumerTraffic, Counter, Generations, Histogram, Scope, Series, Totals, TrafficGroup, TrafficSums,
+    WorkerStats, access_log, process_cpu_us,
 };
 use crate::worker::{self, Command};
 

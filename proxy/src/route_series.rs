@@ -110,9 +110,10 @@ impl Labels {
 mod tests {
     use super::*;
     use crate::telemetry::Key;
+    use crate::telemetry::TrafficGroup;
 
     fn route(name: &str) -> Arc<RouteStats> {
-        Arc::new(RouteStats::new(name.into(), 1))
+        Arc::new(RouteStats::new(name.into(), 1, &TrafficGroup::new(1, 1)))
     }
 
     fn serve(route: &RouteStats, requests: u64) {

@@ -48,7 +48,7 @@ impl Histogram {
 
     /// The number of durations that were recorded.
     pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+        self.latencies.buckets().map(|(_, count)| count).sum()
     }
 }
 
