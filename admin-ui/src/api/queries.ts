@@ -74,6 +74,15 @@ export function useProxies() {
   return useQuery({ queryKey: PROXIES_KEY, queryFn: readProxies, staleTime: Number.POSITIVE_INFINITY });
 }
 
+/** What is wrong. The control plane looks every ten seconds. */
+export function useHealthReport() {
+  return useQuery({
+    queryKey: ["health-report"] as const,
+    queryFn: () => read(api.GET("/health-report")),
+    refetchInterval: 10_000,
+  });
+}
+
 async function readProxies(): Promise<ProxyStatus[]> {
   const all: ProxyStatus[] = [];
   let cursor: string | undefined;

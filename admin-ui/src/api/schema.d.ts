@@ -3073,6 +3073,8 @@ export interface components {
              */
             ratio?: number | null;
         };
+        /** @description A rule. */
+        Rule: "rejected" | "database" | "lost" | "revision" | "proxy" | "upstream" | "route" | "fleet" | "no_route" | "client_errors";
         /**
          * @description The requests whose spans are exported. The first rule that applies decides: `force_header`, the caller's decision, the ratio. What
          *     they let through is then limited by `per_second`, except for forced requests.
@@ -3104,8 +3106,6 @@ export interface components {
              */
             tell_not_sampled?: boolean | null;
         };
-        /** @description A rule. */
-        Rule: "rejected" | "database" | "lost" | "revision" | "proxy" | "upstream" | "route" | "fleet" | "no_route" | "client_errors";
         /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns "<redacted>" in its place */
         Secret: string | {
             /**

@@ -26,6 +26,7 @@ export type Change = Omit<Schemas["Change"], "before" | "after"> & {
   after?: JsonObject;
 };
 export type PluginType = Omit<Schemas["PluginType"], "schema"> & { schema: JsonObject };
+export type Incident = Schemas["Incident"];
 export type Session = Schemas["Caller"];
 export type Role = Schemas["Role"];
 export type Meta = Schemas["Meta"];

@@ -7,6 +7,7 @@ import { Age } from "../components/Age";
 import { ConvergenceTable, PropagationChart } from "../components/Convergence";
 import { FleetLines } from "../components/FleetLines";
 import { FleetDots, StateCounts } from "../components/Fleet";
+import { Incidents } from "../components/Incidents";
 import { ProxyTable } from "../components/ProxyTable";
 import { Rejections } from "../components/Rejections";
 import { Failed, Loading } from "../components/states";
@@ -63,6 +64,7 @@ export function BoardPage() {
     <Stack gap="lg">
       <h1 className="visually-hidden">Rollout board</h1>
       <Rejections proxies={sorted} />
+      <Incidents />
       <div className="stats">
         <HeadCard head={log[0]} convergence={convergence[0]} />
         <Paper p="md">
