@@ -1769,6 +1769,8 @@ export interface components {
             actions: string[];
             /** @description The numbers that the rule looked at. */
             evidence: unknown;
+            /** @description The fleet whose requests it is about; null: it is about something else. */
+            fleet?: string | null;
             /** @description What it is about. */
             resource: components["schemas"]["Resource"];
             /** @description The rule that found it. */

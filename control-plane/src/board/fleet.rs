@@ -70,10 +70,10 @@ impl Fleet {
     }
 
     /// The counts that a wait depends on.
-    pub(super) fn convergence_inputs(&self) -> (Option<u64>, Option<u64>, u32, u32) {
+    pub(super) fn convergence_inputs(&self) -> (Option<u64>, Option<u64>, u32, u32, u32) {
         let lowest = self.applied.first_key_value().map(|(number, _)| *number);
         let highest = self.applied.last_key_value().map(|(number, _)| *number);
-        (lowest, highest, self.unknown, self.rejected.values().sum())
+        (lowest, highest, self.unknown, self.rejected.values().sum(), self.connected)
     }
 
     pub(super) fn counts(&self, revision: u64) -> RolloutCounts {

@@ -52,7 +52,7 @@ impl State {
                 if let Some(proxy) = proxy.filter(|proxy| proxy.purged != number) {
                     proxy.purged = number;
                     self.progress = true;
-                    self.mark_changed(&id);
+                    self.mark_advanced(&id);
                 }
             }
             Event::Sent { stream, id, revision } => {

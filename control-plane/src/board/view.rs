@@ -171,6 +171,15 @@ impl State {
         done.then_some(WaitResult::Done)
     }
 
+    /// True if a proxy that is connected, or of which that is not known, has yet to carry out the purge of this number.
+    pub(super) fn is_purge_pending(&self, number: u64) -> bool {
+        self.proxies.values().any(|proxy| match self.connection(proxy) {
+            Connection::Disconnected => false,
+            Connection::Connected { .. } => proxy.purged < number,
+            Connection::Unknown => true,
+        })
+    }
+
     /// How the proxies stand to the purge of this number.
     pub(super) fn purge_progress(&self, number: u64, limit: usize) -> PurgeProgress {
         let mut progress = PurgeProgress::default();

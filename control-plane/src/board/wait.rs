@@ -57,13 +57,19 @@ impl Board {
     /// Waits until every connected proxy has carried out the purge of this number, or `deadline` passes. Returns how the proxies stand
     /// to it, and why that could not be known. Proxies without a stream hold nothing up; those of unknown state do. Cancel safe.
     pub async fn wait_purged(&self, number: u64, deadline: Instant) -> (PurgeProgress, Option<String>) {
-        let progress = |state: &State| state.purge_progress(number, Self::SHOWN_WAITING);
-        let look = |state: &State| match progress(state) {
-            PurgeProgress { pending: 0, .. } => Look::EndedHere(()),
-            _ => Look::Pending,
+        let look = |state: &State| match state.is_purge_pending(number) {
+            true => Look::Pending,
+            false => Look::EndedHere(state.purge_progress(number, Self::SHOWN_WAITING)),
         };
-        let (_, unknown) = self.wait_until(deadline, look).await;
-        (progress(&self.state()), unknown)
+        let (done, unknown) = self.wait_until(deadline, look).await;
+        if let Some(done) = done {
+            return (done, None);
+        }
+        let progress = self.state().purge_progress(number, Self::SHOWN_WAITING);
+        let incomplete =
+            || "a control plane was lost a moment ago, and its proxies may not be known yet".to_owned();
+        let unknown = unknown.or_else(|| (progress.pending == 0).then(incomplete));
+        (progress, unknown)
     }
 
     /// How many proxies are named that a wait waited for in vain.

@@ -21,6 +21,10 @@ pub(super) struct Facts {
     pub(super) before: HashMap<SeriesKey, Point>,
     /// The last revisions, the newest first.
     pub(super) revisions: Vec<RevisionFacts>,
+    /// For each fleet whose requests fail: when that was seen first, in seconds since 1970.
+    pub(super) failing_since: HashMap<Arc<str>, u64>,
+    /// The present second.
+    pub(super) at: u64,
 }
 
 /// A revision.
@@ -45,6 +49,9 @@ pub(super) enum Failures {
     /// Requests without a route.
     NoRoute,
 }
+
+/// A revision is blamed for what was seen first at most this long after it, in seconds.
+const BLAMED_FOR: u64 = 600;
 
 impl Failures {
     pub(super) fn of(self, point: &Point) -> Share {
@@ -82,6 +89,15 @@ impl Facts {
     ) -> Vec<(Dimension, Share)> {
         let all = self.now.iter().filter(|(key, _)| key.fleet == *fleet && is_kind(&key.dimension));
         all.map(|(key, point)| (key.dimension.clone(), failures.of(point))).collect()
+    }
+
+    /// The last revisions that may be the reason of what is wrong with a fleet: those shortly before it was seen first.
+    pub(super) fn suspects(&self, fleet: &Arc<str>) -> impl Iterator<Item = &RevisionFacts> {
+        let since = self.failing_since.get(fleet).copied().unwrap_or(self.at);
+        self.revisions.iter().filter(move |revision| {
+            let committed = u64::try_from(revision.committed_at_us / 1_000_000).unwrap_or(0);
+            committed <= since && committed + BLAMED_FOR >= since
+        })
     }
 
     /// The proxies that are connected, or of which that is not known.

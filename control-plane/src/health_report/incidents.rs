@@ -1,6 +1,7 @@
 //! Incidents: what rules find again and again about the same resource.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -13,6 +14,8 @@ pub struct Incident {
     pub rule: Rule,
     /// What it is about.
     pub resource: Resource,
+    /// The fleet whose requests it is about; `None`: it is about something else.
+    pub fleet: Option<Arc<str>>,
     /// What is wrong, in plain words, as it was seen last.
     pub sentence: String,
     /// When it was seen first, in seconds since 1970.
@@ -38,7 +41,7 @@ pub struct Report {
 
 /// The incidents that are open, or may become so.
 #[derive(Debug, Default)]
-pub(super) struct Incidents(BTreeMap<(Rule, Resource), Seen>);
+pub(super) struct Incidents(BTreeMap<(Rule, Resource, Option<Arc<str>>), Seen>);
 
 #[derive(Debug)]
 struct Seen {
@@ -68,8 +71,8 @@ impl Incidents {
     /// Takes in what the rules have found at a moment. Returns what opened and ended.
     pub(super) fn fold(&mut self, now: u64, findings: Vec<Finding>) -> Vec<Turn> {
         let mut turns = Vec::new();
-        for Finding { rule, resource, sentence, evidence, actions, penalty } in findings {
-            let key = (rule, resource.clone());
+        for Finding { rule, resource, fleet, sentence, evidence, actions, penalty } in findings {
+            let key = (rule, resource.clone(), fleet.clone());
             if self.0.len() >= MOST && !self.0.contains_key(&key) {
                 continue;
             }
@@ -77,6 +80,7 @@ impl Incidents {
                 let incident = Incident {
                     rule,
                     resource,
+                    fleet,
                     sentence: String::new(),
                     since: now,
                     evidence: Value::Null,
@@ -124,6 +128,7 @@ mod tests {
         Finding {
             rule: Rule::Route,
             resource: Resource { kind: "route".into(), name: name.into() },
+            fleet: None,
             sentence: format!("{name} fails at {penalty}"),
             evidence: json!(penalty),
             actions: Vec::new(),

@@ -53,6 +53,8 @@ pub struct Resource {
 pub(super) struct Finding {
     pub(super) rule: Rule,
     pub(super) resource: Resource,
+    /// The fleet whose requests it is about; `None`: it is about something else.
+    pub(super) fleet: Option<Arc<str>>,
     pub(super) sentence: String,
     pub(super) evidence: Value,
     /// The calls that may help: method and path.
@@ -64,8 +66,8 @@ pub(super) struct Finding {
 /// The share of the failures that a part must have to be named.
 const MOST: f64 = 0.9;
 
-/// A revision is blamed for what began at most this long after it, in seconds.
-const BLAMED_FOR: u64 = 600;
+/// Proxies that were not seen for this time are gone, and not lost, in seconds.
+const GONE_AFTER: i64 = 3600;
 
 /// Looks at the facts by all rules.
 pub(super) fn look(facts: &Facts) -> Vec<Finding> {
@@ -106,6 +108,7 @@ fn rejected(facts: &Facts) -> Vec<Finding> {
         Some(Finding {
             rule: Rule::Rejected,
             resource: Resource { kind: "revision".into(), name: revision.to_string() },
+            fleet: None,
             sentence,
             evidence: json!({"proxies": ids, "count": proxies.len(), "of": all, "error": error}),
             actions: vec![format!("GET /api/v1/revisions/{revision}")],
@@ -120,6 +123,7 @@ fn database(facts: &Facts) -> Option<Finding> {
     Some(Finding {
         rule: Rule::Database,
         resource: Resource { kind: "database".into(), name: String::new() },
+        fleet: None,
         sentence: format!(
             "The database cannot be used, so nothing can be changed: {reason}. Proxies serve what they have"
         ),
@@ -132,7 +136,12 @@ fn database(facts: &Facts) -> Option<Finding> {
 /// Proxies without a connection: one finding for each fleet.
 fn lost(facts: &Facts) -> Vec<Finding> {
     let mut fleets: BTreeMap<&str, (usize, Vec<&str>)> = BTreeMap::new();
-    for proxy in &facts.proxies {
+    let now = i64::try_from(facts.at).unwrap_or(i64::MAX);
+    let is_gone = |proxy: &ProxyStatus| {
+        let seen = proxy.last_seen.parse::<jiff::Timestamp>().map_or(now, jiff::Timestamp::as_second);
+        proxy.state == ProxyState::Disconnected && seen + GONE_AFTER < now
+    };
+    for proxy in facts.proxies.iter().filter(|proxy| !is_gone(proxy)) {
         let (all, lost) = fleets.entry(&proxy.fleet).or_default();
         *all += 1;
         if proxy.state == ProxyState::Disconnected {
@@ -146,6 +155,7 @@ fn lost(facts: &Facts) -> Vec<Finding> {
         Finding {
             rule: Rule::Lost,
             resource: Resource { kind: "fleet".into(), name: fleet.into() },
+            fleet: None,
             sentence: format!(
                 "{} of {} of fleet `{fleet}` {are} not connected: {names}{more}",
                 lost.len(),
@@ -199,10 +209,12 @@ fn failing(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
             format!("GET /api/v1/revisions/{}/diff", revision.number),
             format!("POST /api/v1/revisions/{}/rollback", revision.number.saturating_sub(1)),
         ];
-        return Some(Finding { rule: Rule::Revision, resource, sentence, evidence, actions, penalty });
+        let (rule, fleet) = (Rule::Revision, Some(Arc::clone(fleet)));
+        return Some(Finding { rule, resource, fleet, sentence, evidence, actions, penalty });
     }
     let sentence = format!("{what} (before: {})", ratio(before));
-    Some(Finding { rule, resource, sentence, evidence, actions: Vec::new(), penalty })
+    let (fleet, actions) = (Some(Arc::clone(fleet)), Vec::new());
+    Some(Finding { rule, resource, fleet, sentence, evidence, actions, penalty })
 }
 
 /// The narrowest part of a fleet with most of its failures; `None`: they are everywhere.
@@ -216,7 +228,11 @@ fn narrowest(facts: &Facts, failures: Failures, fleet: &Arc<str>) -> Option<(Rul
     kinds.into_iter().find_map(|(rule, is_kind)| {
         let parts = facts.parts(failures, fleet, is_kind);
         let requests: u64 = parts.iter().map(|(_, share)| share.requests).sum();
-        let (dimension, share) = parts.iter().max_by_key(|(_, share)| share.failures)?;
+        // Those that are not counted apart have nothing in common.
+        let is_one =
+            |dimension: &Dimension| dimension.label().is_some_and(|(_, name)| name != Dimension::OTHER);
+        let ones = parts.iter().filter(|(dimension, _)| is_one(dimension));
+        let (dimension, share) = ones.max_by_key(|(_, share)| share.failures)?;
         let has_most = share.failures as f64 >= MOST * total.failures as f64 && share.failures > 0;
         // Whoever has most of the requests has most of the failures anyway.
         let is_narrow = share.requests as f64 <= MOST * requests as f64;
@@ -239,8 +255,7 @@ fn culprit<'a>(
         );
         of.fold(Share::default(), |sum, (_, share)| sum.plus(*share))
     };
-    let recent = facts.revisions.iter().filter(|revision| revision.age_s <= BLAMED_FOR);
-    for revision in recent {
+    for revision in facts.suspects(fleet) {
         let [new, old] = [true, false].map(|newest| share_of(newest, revision.number));
         if new.requests < MIN_REQUESTS {
             continue;
@@ -258,7 +273,8 @@ fn culprit<'a>(
             );
             return Some((revision, why));
         }
-        if !are_both_served && !changed.is_empty() {
+        // Where all serve the same, it is no reason why one proxy fails.
+        if !are_both_served && !changed.is_empty() && resource.kind != "proxy" {
             let why = format!("{} changed {changed}, {} s ago", capitalized(&by), revision.age_s);
             return Some((revision, why));
         }
@@ -293,10 +309,9 @@ fn unmatched(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
     if !now.is_worse_than(before) {
         return None;
     }
-    let deleted = facts.revisions.iter().find(|revision| {
-        revision.age_s <= BLAMED_FOR
-            && revision.changed.iter().any(|key| matches!(key.kind, Kind::Route | Kind::Listener))
-    });
+    let is_routing = |kind: Kind| matches!(kind, Kind::Route | Kind::Listener);
+    let deleted =
+        facts.suspects(fleet).find(|revision| revision.changed.iter().any(|key| is_routing(key.kind)));
     let why = deleted.map(|revision| {
         format!(
             ". Revision {} of {} changed routes or listeners, {} s ago",
@@ -307,6 +322,7 @@ fn unmatched(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
     Some(Finding {
         rule: Rule::NoRoute,
         resource: Resource { kind: "fleet".into(), name: fleet.to_string() },
+        fleet: Some(Arc::clone(fleet)),
         sentence: format!(
             "{} of the requests of fleet `{fleet}` match no route (before: {}){}",
             ratio(now),
@@ -330,9 +346,8 @@ fn refused(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
         format!(", most of them of route `{}`", resource_of(fleet, dimension).name)
     });
     let is_access = |kind: Kind| matches!(kind, Kind::Plugin | Kind::Consumer | Kind::ConsumerGroup);
-    let changed = facts.revisions.iter().find(|revision| {
-        revision.age_s <= BLAMED_FOR && revision.changed.iter().any(|key| is_access(key.kind))
-    });
+    let changed =
+        facts.suspects(fleet).find(|revision| revision.changed.iter().any(|key| is_access(key.kind)));
     let why = changed.map(|revision| {
         let names: Vec<String> = revision
             .changed
@@ -356,6 +371,7 @@ fn refused(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
     Some(Finding {
         rule: Rule::ClientErrors,
         resource,
+        fleet: Some(Arc::clone(fleet)),
         sentence: format!(
             "{} of the requests of fleet `{fleet}` are refused with 4xx (before: {}){where_}{}",
             ratio(now),

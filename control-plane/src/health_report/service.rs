@@ -1,5 +1,6 @@
 //! Looks at everything again and again, and keeps what was found.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::facts::{Facts, RevisionFacts};
 use super::incidents::{Incidents, Report, Turn};
-use super::rules::look;
+use super::rules::{Finding, look};
 use crate::board::Board;
 use crate::clock::now_us;
 use crate::publish::{Health, Publisher};
@@ -57,13 +58,16 @@ impl HealthReports {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut incidents = Incidents::default();
+        let mut failing = FailingFleets::default();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 _ = interval.tick() => {}
             }
-            let facts = self.facts().await;
+            let mut facts = self.facts().await;
+            failing.apply(&mut facts);
             let findings = look(&facts);
+            failing.note(&facts, &findings);
             for turn in incidents.fold(now_s(), findings) {
                 match turn {
                     Turn::Opened(incident) => tracing::warn!(rule = ?incident.rule, "{}", incident.sentence),
@@ -92,7 +96,10 @@ impl HealthReports {
         let begin = now_s().saturating_sub(DELAY + WINDOW);
         let now = self.stats.counts(begin, u64::MAX, 10);
         let before = self.stats.counts(begin.saturating_sub(USUAL), begin.saturating_sub(WINDOW), 60);
-        Facts { proxies, database, now, before, revisions: self.revisions().await }
+        // Until the traffic of before is read, nothing is known to be unusual.
+        let now = if self.stats.is_complete() { now } else { HashMap::new() };
+        let (revisions, at) = (self.revisions().await, now_s());
+        Facts { proxies, database, now, before, revisions, at, ..Facts::default() }
     }
 
     /// The last revisions. Without the database, those that were known.
@@ -119,6 +126,49 @@ impl HealthReports {
             revision.age_s = u64::try_from((now - revision.committed_at_us) / 1_000_000).unwrap_or(0);
         }
         revisions
+    }
+}
+
+/// The fleets whose requests fail. What was usual before is kept for them, because after half an hour the failures would be usual.
+#[derive(Default)]
+struct FailingFleets(HashMap<Arc<str>, Failing>);
+
+struct Failing {
+    /// When it was seen first and last, in seconds since 1970.
+    since: u64,
+    last: u64,
+    /// The requests of the half hour before.
+    usual: HashMap<SeriesKey, Point>,
+}
+
+/// After this time without a finding, a fleet is as usual again, in seconds.
+const USUAL_AFTER: u64 = 300;
+
+/// After this time, in seconds, whatever goes on is usual.
+const LONGEST: u64 = 24 * 3600;
+
+impl FailingFleets {
+    /// Gives the facts what was usual, and since when it is not.
+    fn apply(&mut self, facts: &mut Facts) {
+        let at = facts.at;
+        self.0.retain(|_, failing| at < failing.last + USUAL_AFTER && at < failing.since + LONGEST);
+        facts.before.retain(|key, _| !self.0.contains_key(&key.fleet));
+        for (fleet, failing) in &self.0 {
+            facts.failing_since.insert(Arc::clone(fleet), failing.since);
+            facts.before.extend(failing.usual.iter().map(|(key, point)| (key.clone(), point.clone())));
+        }
+    }
+
+    /// Notes what was found.
+    fn note(&mut self, facts: &Facts, findings: &[Finding]) {
+        for fleet in findings.iter().filter_map(|finding| finding.fleet.as_ref()) {
+            let failing = self.0.entry(Arc::clone(fleet)).or_insert_with(|| {
+                let usual = facts.before.iter().filter(|(key, _)| key.fleet == *fleet);
+                let usual = usual.map(|(key, point)| (key.clone(), point.clone())).collect();
+                Failing { since: facts.at, last: facts.at, usual }
+            });
+            failing.last = facts.at;
+        }
     }
 }
 
@@ -152,4 +202,35 @@ fn report(facts: &Facts, incidents: &Incidents) -> Report {
 
 fn now_s() -> u64 {
     u64::try_from(now_us() / 1_000_000).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(at: u64, failures: u64, usual_failures: u64) -> Facts {
+        let key = SeriesKey { fleet: "edge".into(), dimension: Dimension::All };
+        let point = |server_errors| Point { succeeded: 1000, server_errors, ..Point::default() };
+        let [now, before] =
+            [failures, usual_failures].map(|count| HashMap::from([(key.clone(), point(count))]));
+        Facts { now, before, at, ..Facts::default() }
+    }
+
+    #[test]
+    fn an_outage_does_not_become_usual_while_it_lasts() {
+        let mut failing = FailingFleets::default();
+        let mut found = |at, failures, usual| {
+            let mut facts = facts(at, failures, usual);
+            failing.apply(&mut facts);
+            let findings = look(&facts);
+            failing.note(&facts, &findings);
+            findings.len()
+        };
+        assert_eq!(found(1000, 500, 0), 1);
+        // Half an hour later, all that is before has failed as well.
+        assert_eq!(found(1200, 500, 100), 1);
+        assert_eq!(found(1400, 500, 500), 1);
+        assert_eq!(found(1600, 0, 500), 0);
+        assert_eq!(found(1899, 500, 500), 0, "it was quiet for five minutes, and this is usual");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use signalbox_config::Purge;
@@ -15,6 +16,8 @@ use crate::store::{MAX_PURGES, PurgeRow, Store, StoreError};
 pub struct StoredPurges {
     store: Arc<dyn Store>,
     log: watch::Sender<Arc<PurgeLog>>,
+    /// The greatest number that was seen.
+    highest: AtomicU64,
 }
 
 /// The last purges, the oldest first.
@@ -35,12 +38,15 @@ pub enum Due {
 /// How soon a purge is known here that another control plane took, when no hint comes.
 const REFRESH: Duration = Duration::from_secs(1);
 
+/// Microseconds.
+const DAY_US: u64 = 24 * 3600 * 1_000_000;
+
 /// The most purges that a proxy gets at once.
 const BATCH: usize = 100;
 
 impl StoredPurges {
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, log: watch::Sender::default() }
+        Self { store, log: watch::Sender::default(), highest: AtomicU64::new(0) }
     }
 
     /// The purges as they are, and as they change.
@@ -48,10 +54,20 @@ impl StoredPurges {
         self.log.subscribe()
     }
 
+    /// Notes a number that a proxy has carried out. One of the far future is ignored.
+    pub(crate) fn note(&self, number: u64) {
+        let latest = u64::try_from(now_us()).unwrap_or(0).saturating_add(DAY_US);
+        if number <= latest {
+            self.highest.fetch_max(number, Ordering::Relaxed);
+        }
+    }
+
     /// Stores a purge, for all proxies. Returns its number.
     pub async fn add(&self, purge: &Purge, created_by: &str) -> Result<u64, StoreError> {
         let text = serde_json::to_string(purge).map_err(|error| StoreError::Broken(error.to_string()))?;
-        let number = self.store.add_purge(now_us(), &text, created_by).await?;
+        // Numbers never fall below one that a proxy has carried out, also if the database has lost it.
+        let highest = i64::try_from(self.highest.load(Ordering::Relaxed)).unwrap_or(0);
+        let number = self.store.add_purge(now_us().max(highest + 1), &text, created_by).await?;
         // It is stored. If this fails, it is read a moment later.
         if let Err(error) = self.refresh().await {
             tracing::debug!(%error, "a new purge was not read");
@@ -79,6 +95,7 @@ impl StoredPurges {
     async fn refresh(&self) -> Result<(), StoreError> {
         let known = self.log.borrow().last();
         let last = self.store.last_purge().await?;
+        self.note(last);
         if last == known {
             return Ok(());
         }

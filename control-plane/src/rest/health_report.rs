@@ -42,6 +42,8 @@ struct IncidentView {
     rule: Rule,
     /// What it is about.
     resource: Resource,
+    /// The fleet whose requests it is about; null: it is about something else.
+    fleet: Option<String>,
     /// What is wrong, in plain words.
     sentence: String,
     /// The time since when it goes on, RFC 3339.
@@ -54,9 +56,10 @@ struct IncidentView {
 
 impl From<Incident> for IncidentView {
     fn from(incident: Incident) -> Self {
-        let Incident { rule, resource, sentence, since, evidence, actions, penalty: _ } = incident;
+        let Incident { rule, resource, fleet, sentence, since, evidence, actions, penalty: _ } = incident;
+        let fleet = fleet.map(|fleet| fleet.to_string());
         let since = rfc3339(i64::try_from(since).unwrap_or(0).saturating_mul(1_000_000));
-        Self { rule, resource, sentence, since, evidence, actions }
+        Self { rule, resource, fleet, sentence, since, evidence, actions }
     }
 }
 

@@ -33,35 +33,45 @@ pub(super) struct Cell {
     pub(super) point: Point,
 }
 
-/// The traffic that is not stored yet.
-#[derive(Debug, Default)]
-pub(super) struct Unsaved(HashMap<(u64, SeriesKey), Point>);
+/// The traffic that is not stored yet, in slots of one length.
+#[derive(Debug)]
+pub(super) struct Unsaved {
+    resolution: u64,
+    points: HashMap<(u64, SeriesKey), Point>,
+}
 
 /// The most points that wait to be stored while the database is away; beyond, further series are not stored.
 const MAX_UNSAVED: usize = 200_000;
 
 impl Unsaved {
+    /// None, in slots of `resolution` seconds.
+    pub(super) fn new(resolution: u64) -> Self {
+        Self { resolution, points: HashMap::new() }
+    }
+
+    /// Takes all that is in it.
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::new(self.resolution))
+    }
+
     pub(super) fn add(&mut self, at: u64, key: &SeriesKey, point: &Point) {
-        let is_full = self.0.len() >= MAX_UNSAVED;
-        if let Some(sum) = self.0.get_mut(&(at, key.clone())) {
+        let is_full = self.points.len() >= MAX_UNSAVED;
+        let at = at - at % self.resolution;
+        if let Some(sum) = self.points.get_mut(&(at, key.clone())) {
             sum.add(point);
         } else if !is_full {
-            self.0.insert((at, key.clone()), point.clone());
+            self.points.insert((at, key.clone()), point.clone());
         }
     }
 
-    /// The points in slots of `resolution` seconds.
-    pub(super) fn cells(&self, resolution: u64) -> Vec<Cell> {
-        let mut cells = HashMap::<(u64, &SeriesKey), Point>::with_capacity(self.0.len());
-        for ((at, key), point) in &self.0 {
-            cells.entry((at - at % resolution, key)).or_default().add(point);
-        }
-        cells.into_iter().map(|((at, key), point)| Cell { at, key: key.clone(), point }).collect()
+    /// The points.
+    pub(super) fn cells(self) -> Vec<Cell> {
+        self.points.into_iter().map(|((at, key), point)| Cell { at, key, point }).collect()
     }
 
     /// Adds the points of others.
     pub(super) fn extend(&mut self, other: &Self) {
-        for ((at, key), point) in &other.0 {
+        for ((at, key), point) in &other.points {
             self.add(*at, key, point);
         }
     }
@@ -216,17 +226,18 @@ mod tests {
 
     #[test]
     fn unsaved_points_are_joined_in_coarser_slots() {
-        let mut unsaved = Unsaved::default();
         let key = SeriesKey { fleet: "f".into(), dimension: Dimension::All };
         let point = Point { succeeded: 1, ..Point::default() };
-        for at in [60, 70, 70, 120] {
+        let mut unsaved = Unsaved::new(10);
+        for at in [61, 70, 75, 120] {
             unsaved.add(at, &key, &point);
         }
-        let mut all = Unsaved::default();
+        assert_eq!(unsaved.points.len(), 3);
+        let mut all = Unsaved::new(60);
         all.extend(&unsaved);
-        all.extend(&unsaved);
-        let mut cells: Vec<_> =
-            all.cells(60).into_iter().map(|cell| (cell.at, cell.point.succeeded)).collect();
+        all.extend(&unsaved.take());
+        assert!(unsaved.cells().is_empty());
+        let mut cells: Vec<_> = all.cells().into_iter().map(|cell| (cell.at, cell.point.succeeded)).collect();
         cells.sort_unstable();
         assert_eq!(cells, [(60, 6), (120, 2)]);
     }

@@ -58,7 +58,9 @@ impl Ring {
         if let Some(sum) = series.get_mut(key) {
             return sum.add(point);
         }
-        let key = match key.dimension.other().filter(|_| series.len() >= MAX_SERIES) {
+        // Thousands of proxies must leave places for the rest.
+        let most = if matches!(key.dimension, Dimension::Proxy(_)) { MAX_SERIES / 2 } else { MAX_SERIES };
+        let key = match key.dimension.other().filter(|_| series.len() >= most) {
             Some(dimension) => SeriesKey { dimension, ..key.clone() },
             None => key.clone(),
         };
@@ -72,9 +74,10 @@ impl Ring {
         self.slots = self.slots.split_off(&oldest);
         let mut points: usize = self.slots.values().map(HashMap::len).sum();
         while points > MAX_POINTS
-            && let Some((_, series)) = self.slots.pop_first()
+            && let Some((at, series)) = self.slots.pop_first()
         {
             points -= series.len();
+            self.since = self.since.max(at + self.resolution);
         }
         for (_, series) in self.slots.range_mut(..oldest_of_proxies) {
             series.retain(|key, _| !matches!(key.dimension, Dimension::Proxy(_)));

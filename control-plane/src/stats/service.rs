@@ -43,6 +43,8 @@ struct State {
     unwritten: VecDeque<StatsRow>,
     /// The number of the last row that was read.
     read: i64,
+    /// True once everything that was stored is read.
+    is_complete: bool,
 }
 
 /// The last report of a proxy that was taken in.
@@ -63,6 +65,12 @@ const SERIES_PER_SECOND: usize = 100_000;
 
 /// A proxy that has not reported for this time is not counted, and is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
+
+/// The points that are added at once, while others wait.
+const PIECE: usize = 1000;
+
+/// The most points of a report: one of a long time with many series is spread over fewer slots.
+const MAX_SPREAD: u64 = 20_000;
 
 /// The time between two parts.
 const PART: Duration = Duration::from_secs(10);
@@ -86,12 +94,13 @@ impl Stats {
             rings: Rings::new(now_s()),
             taken: HashMap::new(),
             interval: MIN_INTERVAL,
-            part: Unsaved::default(),
-            minute: Unsaved::default(),
-            ten_minutes: Unsaved::default(),
+            part: Unsaved::new(RESOLUTIONS[0]),
+            minute: Unsaved::new(RESOLUTIONS[1]),
+            ten_minutes: Unsaved::new(RESOLUTIONS[2]),
             parts: 0,
             unwritten: VecDeque::new(),
             read: 0,
+            is_complete: false,
         };
         Arc::new(Self { store, instance, sharing, state: Mutex::new(state) })
     }
@@ -99,14 +108,17 @@ impl Stats {
     /// Takes in a report, unless it was taken in before. Returns the number of the last one of the process.
     pub fn take(&self, fleet: &Arc<str>, node: &Arc<str>, report: &StatsReport) -> u64 {
         let now_ms = u64::try_from(now_us() / 1000).unwrap_or(0);
-        let mut state = self.state();
-        let before = state.taken.get(node).filter(|taken| taken.boot == report.boot);
-        if let Some(before) = before.filter(|before| before.number >= report.number) {
-            return before.number;
-        }
         let (boot, number, series) = (report.boot, report.number, report.series.len());
-        state.taken.insert(Arc::clone(node), Taken { boot, number, at: Instant::now(), series });
+        {
+            let mut state = self.state();
+            let before = state.taken.get(node).filter(|taken| taken.boot == boot);
+            if let Some(before) = before.filter(|before| before.number >= number) {
+                return before.number;
+            }
+            state.taken.insert(Arc::clone(node), Taken { boot, number, at: Instant::now(), series });
+        }
         let slots = slots_of(now_ms, report);
+        let mut points = Vec::with_capacity(PIECE);
         for series in &report.series {
             let Ok(scope) = Scope::try_from(series.scope) else { continue };
             let point = Point::from(series);
@@ -115,19 +127,29 @@ impl Stats {
                 keys.push(Dimension::Proxy(Arc::clone(node)));
                 keys.extend((report.revision > 0).then_some(Dimension::Revision(report.revision)));
             }
-            let points = match slots.len() {
+            let parts = match slots.len() {
                 1 => vec![point],
                 parts => point.split(parts as u64),
             };
             for dimension in keys {
                 let key = SeriesKey { fleet: Arc::clone(fleet), dimension };
-                for (at, point) in slots.iter().zip(&points) {
-                    state.rings.add(now_ms / 1000, *at, &key, point);
-                    state.part.add(*at, &key, point);
-                }
+                points.extend(slots.iter().zip(&parts).map(|(at, point)| (*at, key.clone(), point.clone())));
+            }
+            if points.len() >= PIECE {
+                self.add(now_ms / 1000, points.drain(..));
             }
         }
+        self.add(now_ms / 1000, points.drain(..));
         number
+    }
+
+    /// Adds points that were taken in.
+    fn add(&self, now: u64, points: impl Iterator<Item = (u64, SeriesKey, Point)>) {
+        let mut state = self.state();
+        for (at, key, point) in points {
+            state.rings.add(now, at, &key, &point);
+            state.part.add(at, &key, &point);
+        }
     }
 
     /// The time between two reports of a proxy.
@@ -138,6 +160,11 @@ impl Stats {
     /// The requests of each series from the second `from` to before `to`, without their latencies, in slots of at most `step` seconds.
     pub fn counts(&self, from: u64, to: u64, step: u64) -> HashMap<SeriesKey, Point> {
         self.state().rings.counts(now_s(), from, to, step)
+    }
+
+    /// True once everything that was stored is read.
+    pub fn is_complete(&self) -> bool {
+        self.state().is_complete
     }
 
     /// Answers a query.
@@ -153,6 +180,7 @@ impl Stats {
                 tracing::debug!(%error, "the stored traffic was not read; trying again");
                 tokio::time::sleep(PART).await;
             }
+            self.state().is_complete = true;
             let mut interval = tokio::time::interval(PART);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             interval.tick().await;
@@ -237,7 +265,9 @@ impl Stats {
                 last: row.last,
                 cells,
             };
-            self.state().rings.add_row(now_s(), &row);
+            let mut state = self.state();
+            state.rings.add_row(now_s(), &row);
+            state.rings.expire(now_s());
         }
     }
 
@@ -245,7 +275,7 @@ impl Stats {
     fn end_part(&self, is_last: bool) {
         let now = now_s();
         let mut state = self.state();
-        let State { rings, taken, interval, part, minute, ten_minutes, parts, unwritten, .. } = &mut *state;
+        let State { rings, taken, interval, part, minute, ten_minutes, parts, .. } = &mut *state;
         rings.expire(now);
         taken.retain(|_, taken| taken.at.elapsed() < FORGOTTEN);
         let recent = taken.values().filter(|taken| taken.at.elapsed() < 2 * MAX_INTERVAL);
@@ -253,7 +283,7 @@ impl Stats {
         *interval =
             Duration::from_secs((series / SERIES_PER_SECOND) as u64).clamp(MIN_INTERVAL, MAX_INTERVAL);
         *parts += 1;
-        let part = std::mem::take(part);
+        let part = part.take();
         minute.extend(&part);
         ten_minutes.extend(&part);
         let last = *parts;
@@ -266,16 +296,17 @@ impl Stats {
         {
             let begun = (last - 1) % length + 1;
             if begun == length || is_last {
-                rows.push((resolution, begun, std::mem::take(unsaved)));
+                rows.push((resolution, begun, unsaved.take()));
             }
         }
+        drop(state);
         for (resolution, length, unsaved) in rows {
-            let cells = unsaved.cells(resolution);
+            let cells = unsaved.cells();
             if cells.is_empty() {
                 continue;
             }
             match encode(&cells) {
-                Ok(content) => unwritten.push_back(StatsRow {
+                Ok(content) => self.state().unwritten.push_back(StatsRow {
                     id: 0,
                     instance: Arc::clone(&self.instance),
                     resolution,
@@ -287,6 +318,9 @@ impl Stats {
                 Err(error) => tracing::error!(%error, "traffic cannot be written for the database"),
             }
         }
+        let unwritten = &mut self.state().unwritten;
+        // Nobody can use these any more.
+        unwritten.retain(|row| row.resolution != RESOLUTIONS[0] || row.at + SHORT_KEPT > now);
         let surplus = unwritten.len().saturating_sub(MAX_UNWRITTEN);
         unwritten.drain(..surplus);
     }
@@ -327,7 +361,8 @@ fn slots_of(now_ms: u64, report: &StatsReport) -> Vec<u64> {
         601..=7200 => RESOLUTIONS[1],
         _ => RESOLUTIONS[2],
     };
-    let parts = (length / (part_s * 1000)).max(1);
+    let most = MAX_SPREAD / report.series.len().max(1) as u64;
+    let parts = (length / (part_s * 1000)).min(most).max(1);
     // The middle of each part.
     (0..parts).map(|part| (start + (2 * part + 1) * length / (2 * parts)) / 1000).collect()
 }

@@ -61,6 +61,7 @@ async fn exchange(
             report = reports.message() => {
                 let Some(report) = report? else { return Ok(()) };
                 carried_out = Some(report.number);
+                shared.publisher.purges().note(report.number);
                 is_noted = false;
             }
         }

@@ -34,8 +34,10 @@ async fn exchange(
     let mut access = shared.credentials.token_changes();
     let id: Arc<str> = node.as_str().into();
     let mut taken = 0;
+    let mut taken_at = tokio::time::Instant::now();
     loop {
-        let interval = u32::try_from(shared.stats.interval().as_millis()).unwrap_or(u32::MAX);
+        let pace = shared.stats.interval();
+        let interval = u32::try_from(pace.as_millis()).unwrap_or(u32::MAX);
         outbound.begin(Message::of(&StatsRequest { interval_ms: interval, taken }))?;
         let sent = tokio::time::timeout(SEND_TIMEOUT, outbound.written()).await;
         sent.map_err(|_| Status::aborted("the proxy does not read what it is asked for"))??;
@@ -66,7 +68,18 @@ async fn exchange(
         };
         let fleet = tokio::time::timeout(UNKNOWN_LIMIT, fleet).await;
         let fleet = fleet.map_err(|_| Status::unavailable("the proxy has no discovery stream"))?;
+        let taken_before = taken;
         taken = shared.stats.take(&fleet, &id, &report);
+        if taken_before > 0 {
+            // One that reports without a pause is read no faster than twice as often as it is asked to.
+            tokio::select! {
+                () = shared.shutdown.cancelled() => {
+                    return Err(Status::unavailable("this control plane shuts down"));
+                }
+                () = tokio::time::sleep_until(taken_at + pace / 2) => {}
+            }
+        }
+        taken_at = tokio::time::Instant::now();
     }
 }
 

@@ -9,6 +9,9 @@ use crate::stats::{Point, SeriesKey};
 /// A part of a fleet with its requests: succeeded, refused with 4xx, without a route, failed.
 type Part = (Dimension, [u64; 4]);
 
+/// The present second.
+const NOW: u64 = 1_000_000;
+
 fn route(name: &str) -> Dimension {
     Dimension::Route(name.into())
 }
@@ -35,7 +38,8 @@ fn points(parts: &[Part]) -> HashMap<SeriesKey, Point> {
 
 fn revision(number: u64, age_s: u64, changed: &[&str]) -> RevisionFacts {
     let changed: Vec<ResourceKey> = changed.iter().map(|key| key.parse().unwrap()).collect();
-    RevisionFacts { number, author: "alice".into(), committed_at_us: 0, age_s, changed }
+    let committed_at_us = i64::try_from(NOW - age_s).unwrap() * 1_000_000;
+    RevisionFacts { number, author: "alice".into(), committed_at_us, age_s, changed }
 }
 
 fn proxy(id: &str, state: ProxyState) -> ProxyStatus {
@@ -47,7 +51,7 @@ fn proxy(id: &str, state: ProxyState) -> ProxyStatus {
         address: String::new(),
         connected: state != ProxyState::Disconnected,
         connected_to: String::new(),
-        last_seen: String::new(),
+        last_seen: jiff::Timestamp::from_second(NOW as i64).unwrap().to_string(),
         state,
         revision: ProxyRevision {
             assigned: 1,
@@ -91,7 +95,7 @@ fn found(facts: &Facts) -> Vec<(Rule, String, String)> {
 const FINE: [u64; 4] = [3000, 10, 5, 1];
 
 fn facts(now: &[Part], before: &[Part], revisions: Vec<RevisionFacts>) -> Facts {
-    Facts { now: points(now), before: points(before), revisions, ..Facts::default() }
+    Facts { now: points(now), before: points(before), revisions, at: NOW, ..Facts::default() }
 }
 
 #[test]
@@ -110,7 +114,7 @@ fn nothing_is_found_where_nothing_is_wrong() {
 
 #[test]
 fn proxies_that_refuse_are_counted_by_revision_and_lost_ones_by_fleet() {
-    let mut facts = Facts::default();
+    let mut facts = Facts { at: NOW, ..Facts::default() };
     facts.proxies = vec![
         rejecting("a", 18),
         rejecting("b", 18),
@@ -118,6 +122,9 @@ fn proxies_that_refuse_are_counted_by_revision_and_lost_ones_by_fleet() {
         proxy("d", ProxyState::Disconnected),
     ];
     facts.proxies.push(proxy("e", ProxyState::InSync));
+    // A pod of an earlier deployment is gone, and not lost.
+    let last_seen = jiff::Timestamp::from_second(NOW as i64 - 4000).unwrap().to_string();
+    facts.proxies.push(ProxyStatus { last_seen, ..proxy("f", ProxyState::Disconnected) });
     let sentences: Vec<_> = found(&facts);
     let expected = [
         (
@@ -212,6 +219,10 @@ fn a_revision_is_blamed_if_only_its_proxies_fail_or_it_changed_what_fails() {
         (Rule::Revision, true),
         "{sentence}"
     );
+    // It came after the failures.
+    let mut earlier = facts(&after, &before, vec![revision(18, 30, &["upstream/u"])]);
+    earlier.failing_since.insert("edge".into(), NOW - 60);
+    assert_eq!(found(&earlier)[0].0, Rule::Fleet);
     // It is too long ago, or cannot have to do with it.
     assert_eq!(blame(&after, vec![revision(18, 3600, &["upstream/u"])]).0, Rule::Fleet);
     assert_eq!(blame(&after, vec![revision(18, 30, &["consumer/c"])]).0, Rule::Fleet);
