@@ -23,9 +23,10 @@ use signalbox_process::debug::{self, DebugRequest, Page, Refusal};
 use signalbox_process::prometheus::Exposition;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
 pub use self::access::Access;
 use self::access::{Denied, Peer};
@@ -63,9 +64,15 @@ const LIFETIME: Duration = Duration::from_secs(90);
 
 /// Serves until it is dropped.
 pub async fn serve(listener: AdminListener, admin: Arc<Admin>) {
+    if let Err(error) = listener.publish() {
+        error!(%error, "the socket of the admin server cannot be put in its place");
+    }
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // They end with the server: each holds the proxy.
+    let mut connections = JoinSet::new();
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        while connections.try_join_next().is_some() {}
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -75,7 +82,7 @@ pub async fn serve(listener: AdminListener, admin: Arc<Admin>) {
             }
         };
         let admin = Arc::clone(&admin);
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let _permit = permit;
             match stream {
                 AdminStream::Tcp(stream) => serve_connection(stream, peer, &admin).await,

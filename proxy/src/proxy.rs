@@ -189,8 +189,8 @@ impl Proxy {
             checking: Checking::new(handle),
             zone: settings.zone.map(String::into_boxed_str),
             workers: slots,
-            routes: TrafficGroup::new(slots, MAX_ROUTES),
-            upstreams: TrafficGroup::new(slots, MAX_UPSTREAMS),
+            routes: TrafficGroup::new(slots, most_counted_apart(slots)),
+            upstreams: TrafficGroup::new(slots, most_counted_apart(slots)),
         };
         let control = Control {
             compiled,
@@ -297,12 +297,13 @@ impl Proxy {
         let sum = |counter: fn(&WorkerStats) -> &Counter| -> u64 {
             stats.iter().map(|stats| counter(stats).value()).sum()
         };
+        // A request is counted before it is known as failed, and is read so: it never counts as two.
+        let requests: u64 = stats.iter().map(|stats| stats.requests()).sum();
         let failed =
             [sum(|stats| &stats.client_errors), sum(|stats| &stats.no_route), sum(|stats| &stats.errors)];
         let durations = Totals::of(stats.iter().map(|stats| &stats.request_duration));
         let [client_errors, no_route, server_errors] = failed;
         // Tunnels and event streams are requests, too, and have no latency.
-        let requests: u64 = stats.iter().map(|stats| stats.requests()).sum();
         let succeeded = requests.saturating_sub(failed.iter().sum());
         TrafficSums {
             ends: [succeeded, client_errors, no_route, server_errors],
@@ -547,9 +548,11 @@ impl DataPlane for Proxy {
     }
 }
 
-/// The most routes and upstreams whose requests are counted apart for time series. Each takes some 2 KiB for each worker.
-const MAX_ROUTES: usize = 4096;
-const MAX_UPSTREAMS: usize = 4096;
+/// The most routes, and the most upstreams, whose requests are counted apart for time series: at most 4,096, and at most 256 MiB. Each takes
+/// some 2,300 bytes for each worker.
+fn most_counted_apart(workers: usize) -> usize {
+    ((256 << 20) / (workers.max(1) * 2304)).min(4096)
+}
 
 /// The name of those that are not counted apart.
 const OTHER: &str = "_other";

@@ -70,8 +70,8 @@ impl RouteSeries {
     pub fn forget(&mut self, route: &RouteStats) {
         match route.series.place() {
             SeriesPlace::Own => self.own = self.own.saturating_sub(1),
-            SeriesPlace::Others => add(&mut self.ended, &route.requests.read()),
-            SeriesPlace::Undecided | SeriesPlace::Ended => {}
+            SeriesPlace::Others | SeriesPlace::Undecided => add(&mut self.ended, &route.requests.read()),
+            SeriesPlace::Ended => {}
         }
         route.series.set(SeriesPlace::Ended);
     }

@@ -88,6 +88,7 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
         None => None,
     };
     let (mut inherited, predecessor) = taken.unzip();
+    let is_successor = predecessor.is_some();
     let admin_socket = inherited.as_mut().and_then(|inherited| admin_socket(inherited, &args.admin_address));
     let blobs = Arc::new(BlobDir::new(args.data_dir.join("blobs")));
     let proxy = Proxy::start(Settings {
@@ -107,8 +108,7 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
         metrics_routes: args.metrics_routes,
     })
     .context("cannot start the workers")?;
-    let is_successor = admin_socket.is_some();
-    let (listener, admin_copy) = AdminListener::open(admin_socket, &args.admin_address)
+    let (listener, admin_copy) = AdminListener::open(admin_socket, &args.admin_address, is_successor)
         .with_context(|| format!("cannot listen on the admin address {}", args.admin_address))?;
     info!(address = %listener.address(&args.admin_address), workers, max_connections, "admin server");
     let access = access(&args, &listener);
@@ -171,12 +171,20 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     }
     // Once the workers have ended, nothing writes to the access log.
     let _ = (forgetting.await, admin.await);
+    // The connections of the admin server end with it, but not within the same moment.
+    let until = Instant::now() + LAST_CONNECTIONS;
+    while Arc::strong_count(&proxy) > 1 && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     if let Some(proxy) = Arc::into_inner(proxy) {
         drop(proxy);
         log_written(log_thread.as_ref()).await;
     }
     Ok(())
 }
+
+/// How long the connections of the admin server may take to end.
+const LAST_CONNECTIONS: Duration = Duration::from_secs(1);
 
 /// The rules for clients of the admin server.
 fn access(args: &Args, listener: &AdminListener) -> Access {

@@ -108,11 +108,11 @@ impl Sampling {
             Some(buffer) => buffer,
             None => {
                 let made = Buffer::new()?;
-                let buffer = BUFFER.get_or_init(|| made);
-                install_handler()?;
-                buffer
+                BUFFER.get_or_init(|| made)
             }
         };
+        // Before each profile, because without it the first signal would end the process.
+        install_handler()?;
         buffer.clear();
         buffer.lost.store(0, Ordering::Relaxed);
         buffer.active.store(true, Ordering::Release);
@@ -135,7 +135,9 @@ impl Sampling {
             match Timer::start(thread, self.interval) {
                 Ok(timer) => drop(self.timers.insert(thread, timer)),
                 // The thread has just ended.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ESRCH)) => {}
+                // No more timers are to be had. The others go on.
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && !self.timers.is_empty() => break,
                 Err(error) => return Err(error),
             }
         }

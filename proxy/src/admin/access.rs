@@ -9,8 +9,9 @@ use crate::admin_token::AdminToken;
 /// The client of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// A client with this address.
-    Tcp(IpAddr),
+    /// A client with the address `ip`, connected to our address `own_ip`. Something on this host may pass on the connections of others, but hardly to
+    /// the loopback address.
+    Tcp { ip: IpAddr, own_ip: IpAddr },
     /// A process of this host, which may open the Unix socket.
     Unix,
 }
@@ -68,7 +69,7 @@ impl Denied {
 impl Peer {
     fn is_local(self) -> bool {
         match self {
-            Self::Tcp(ip) => ip.to_canonical().is_loopback(),
+            Self::Tcp { ip, own_ip } => [ip, own_ip].iter().all(|ip| ip.to_canonical().is_loopback()),
             Self::Unix => true,
         }
     }
@@ -99,14 +100,15 @@ mod tests {
         HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap())])
     }
 
-    const FAR: Peer = Peer::Tcp(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
-    const NEAR: Peer = Peer::Tcp(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const FAR: Peer = Peer::Tcp { ip: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), own_ip: LOCALHOST };
+    const NEAR: Peer = Peer::Tcp { ip: LOCALHOST, own_ip: LOCALHOST };
 
     #[test]
     fn without_a_token_only_this_host_may_change_or_read() {
         let access = access(&[], false);
         let none = HeaderMap::new();
-        let mapped = Peer::Tcp("::ffff:127.0.0.1".parse().unwrap());
+        let mapped = Peer::Tcp { ip: "::ffff:127.0.0.1".parse().unwrap(), own_ip: LOCALHOST };
         for peer in [NEAR, Peer::Unix, mapped] {
             assert_eq!(access.check("/drain", peer, &none), Ok(()), "{peer:?}");
         }

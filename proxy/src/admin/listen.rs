@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use signalbox_process::admin_address::AdminAddress;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -13,8 +13,8 @@ use super::access::Peer;
 pub enum AdminListener {
     /// An IP address and a port.
     Tcp(TcpListener),
-    /// A path.
-    Unix(UnixListener),
+    /// A socket that is at `made_at` until [`AdminListener::publish`] puts it at `path`.
+    Unix { listener: UnixListener, made_at: PathBuf, path: PathBuf },
 }
 
 /// A connection to the admin server.
@@ -26,13 +26,20 @@ pub enum AdminStream {
 }
 
 impl AdminListener {
-    /// Listens on `address`, or uses the inherited socket. Returns a copy for a successor, if it is one that can be handed over.
+    /// Listens on `address`, or uses the inherited socket. Returns a copy for a successor, if it is one that can be handed over. A path at which a
+    /// process listens is taken from it only by its successor.
     pub fn open(
         inherited: Option<std::net::TcpListener>,
         address: &AdminAddress,
+        is_successor: bool,
     ) -> io::Result<(Self, Option<std::net::TcpListener>)> {
         let socket = match (inherited, address) {
-            (_, AdminAddress::Unix(path)) => return Ok((Self::Unix(listen_at(path)?), None)),
+            (_, AdminAddress::Unix(path)) => {
+                if !is_successor && std::os::unix::net::UnixStream::connect(path).is_ok() {
+                    return Err(io::ErrorKind::AddrInUse.into());
+                }
+                return Ok((listen_for(path)?, None));
+            }
             (Some(socket), AdminAddress::Tcp(_)) => socket,
             (None, AdminAddress::Tcp(address)) => std::net::TcpListener::bind(address)?,
         };
@@ -46,9 +53,10 @@ impl AdminListener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                Ok((AdminStream::Tcp(stream), Peer::Tcp(peer.ip())))
+                let own_ip = stream.local_addr()?.ip();
+                Ok((AdminStream::Tcp(stream), Peer::Tcp { ip: peer.ip(), own_ip }))
             }
-            Self::Unix(listener) => {
+            Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
                 Ok((AdminStream::Unix(stream), Peer::Unix))
             }
@@ -61,7 +69,7 @@ impl AdminListener {
             Self::Tcp(listener) => {
                 listener.local_addr().map_or_else(|_| configured.clone(), AdminAddress::Tcp)
             }
-            Self::Unix(_) => configured.clone(),
+            Self::Unix { .. } => configured.clone(),
         }
     }
 
@@ -69,22 +77,29 @@ impl AdminListener {
     pub fn is_open_to_other_hosts(&self) -> bool {
         match self {
             Self::Tcp(listener) => listener.local_addr().is_ok_and(|address| !address.ip().is_loopback()),
-            Self::Unix(_) => false,
+            Self::Unix { .. } => false,
+        }
+    }
+
+    /// Puts a socket at its path. The rename is atomic: clients find the old socket or the new one.
+    pub fn publish(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(_) => Ok(()),
+            Self::Unix { made_at, path, .. } => std::fs::rename(made_at, path),
         }
     }
 }
 
-/// Listens at `path`, in place of a socket that another process has left or is about to leave. Only this user may connect.
-fn listen_at(path: &Path) -> io::Result<UnixListener> {
-    // The rename is atomic: clients find the old socket or the new one.
-    let mut next = path.as_os_str().to_owned();
-    next.push(".new");
-    match std::fs::remove_file(&next) {
+/// Listens beside `path`, which a process may use that is about to leave, or has left its socket there. Only this user may connect.
+fn listen_for(path: &Path) -> io::Result<AdminListener> {
+    let mut made_at = path.as_os_str().to_owned();
+    made_at.push(".new");
+    let made_at = PathBuf::from(made_at);
+    match std::fs::remove_file(&made_at) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&next)?;
-    std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&next, path)?;
-    Ok(listener)
+    let listener = UnixListener::bind(&made_at)?;
+    std::fs::set_permissions(&made_at, std::fs::Permissions::from_mode(0o600))?;
+    Ok(AdminListener::Unix { listener, made_at, path: path.to_owned() })
 }

@@ -78,7 +78,8 @@ impl ForeignContexts {
 }
 
 impl Form {
-    fn names(self) -> &'static [HeaderName] {
+    /// The fields of this form.
+    pub fn names(self) -> &'static [HeaderName] {
         static NAMES: [HeaderName; 8] =
             [B3, B3_TRACE_ID, B3_SPAN_ID, B3_PARENT, B3_SAMPLED, B3_FLAGS, JAEGER, XRAY];
         match self {

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use super::worker_context::WorkerContext;
 use crate::active::CompiledRoute;
-use crate::core::foreign_context::{Claim, ForeignContexts};
+use crate::core::foreign_context::{Claim, ForeignContexts, Form};
 use crate::core::identify::Identifier;
 use crate::core::trace_context::{
     RANDOM, SAMPLED, SpanId, TRACEPARENT, TRACESTATE, TraceContext, TraceId, Traceparent, hex_span_id,
@@ -77,6 +77,8 @@ pub struct TraceFields {
     traceparent: Traceparent,
     state: Option<SmallVec<[u8; 24]>>,
     foreign: Vec<(HeaderName, Vec<u8>)>,
+    /// The forms that these are of.
+    forms: Vec<Form>,
 }
 
 /// A request at its end.
@@ -234,7 +236,8 @@ impl Trace {
         for form in &self.foreign.forms {
             form.write(&context, |name, value| foreign.push((name, value)));
         }
-        Some(TraceFields { traceparent: context.traceparent(), state: threshold.map(state), foreign })
+        let forms = self.foreign.forms.to_vec();
+        Some(TraceFields { traceparent: context.traceparent(), state: threshold.map(state), foreign, forms })
     }
 
     /// Gives the next attempt an id of its own. Returns the id before and the new one, if targets get them.
@@ -434,7 +437,8 @@ impl TraceFields {
         if self.state.is_some() {
             headers.remove(TRACESTATE);
         }
-        for (name, _) in &self.foreign {
+        // A form may have fields that are not written, and that would tell of another span.
+        for name in self.forms.iter().flat_map(|form| form.names()) {
             headers.remove(name);
         }
     }

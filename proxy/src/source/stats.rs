@@ -53,6 +53,9 @@ struct Ledger {
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_INTERVAL: Duration = Duration::from_secs(300);
 
+/// The shortest time between two reports, also on different streams.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+
 /// The time until a stream that has ended is opened again: at first, and after it ended again and again.
 const REOPEN_FIRST: Duration = Duration::from_secs(1);
 const REOPEN_LAST: Duration = Duration::from_secs(60);
@@ -126,7 +129,7 @@ impl StatsReporter {
         }
         // On another connection, there may have been one a moment ago.
         let made_at = self.ledger.state.lock().await.made_at;
-        tokio::time::sleep_until(due.min(made_at + interval)).await;
+        tokio::time::sleep_until(due.max(made_at + interval.min(MIN_PAUSE))).await;
         let data_plane = Arc::clone(&self.data_plane);
         let read = tokio::task::spawn_blocking(move || data_plane.scope_traffic()).await;
         let read = read.map_err(|error| tonic::Status::internal(error.to_string()))?;

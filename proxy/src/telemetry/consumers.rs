@@ -55,6 +55,9 @@ impl ConsumerTraffic {
         if let Some(traffic) = known.get(name) {
             return Rc::clone(traffic);
         }
+        if known.len() >= MOST {
+            known.clear();
+        }
         let traffic = Rc::new(self.shared(name));
         known.insert(name.clone(), Rc::clone(&traffic));
         traffic
@@ -75,19 +78,23 @@ impl ConsumerTraffic {
 
     /// The sums since the start of each consumer that had requests lately, and of the others.
     pub fn read(&self) -> (Vec<(Name, TrafficSums)>, Option<TrafficSums>) {
+        // They are summed without the lock, which a worker may want for the next request.
+        let shared: Vec<(Name, Arc<TrafficCounts>)> = {
+            let recent = self.recent();
+            recent.iter().map(|(name, entry)| (name.clone(), Arc::clone(&entry.traffic))).collect()
+        };
+        let read = |(name, traffic): (Name, Arc<TrafficCounts>)| (name, traffic.read().unwrap_or_default());
+        let sums: Vec<(Name, TrafficSums)> = shared.into_iter().map(read).collect();
         let mut recent = self.recent();
-        let mut sums = Vec::new();
-        recent.retain(|name, entry| {
-            let read = entry.traffic.read().unwrap_or_default();
+        for (name, read) in &sums {
+            let Some(entry) = recent.get_mut(name) else { continue };
             entry.quiet = if read.requests() == entry.requests { entry.quiet + 1 } else { 0 };
             entry.requests = read.requests();
             // A worker that still has it may count one more request.
             if entry.quiet > QUIET_READS && Arc::strong_count(&entry.traffic) == 1 {
-                return false;
+                recent.remove(name);
             }
-            sums.push((name.clone(), read));
-            true
-        });
+        }
         if recent.len() > MOST / 2 {
             self.sweeps.fetch_add(1, Ordering::Relaxed);
         }
