@@ -106,7 +106,7 @@ pub struct SamplingSpec {
     #[schemars(range(max = 1_000_000), example = 100)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_second: Option<u32>,
-    /// What follows from the caller's decision about a trace that is continued. Default `follow`.
+    /// Says if the caller's decision about a trace is followed. Default `follow`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<ParentSampling>,
     /// A header by which trusted proxies have a request sampled, whatever its value. It is removed from requests of all others.
@@ -120,7 +120,7 @@ pub struct SamplingSpec {
     pub tell_not_sampled: Option<bool>,
 }
 
-/// What follows from the caller's decision about a trace.
+/// The effect of the caller's decision about a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ParentSampling {
@@ -225,7 +225,7 @@ pub struct Sampling {
     pub ratio: SampleRatio,
     /// The most requests per second; `None`: no limit.
     pub per_second: Option<u32>,
-    /// What follows from the caller's decision.
+    /// The effect of the caller's decision.
     pub parent: ParentSampling,
     /// The header by which trusted proxies force sampling.
     pub force_header: Option<HeaderName>,

@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
 /// How long the parts may take to end.
@@ -136,17 +137,8 @@ async fn on_hangup(mut signals: Signal) {
     }
 }
 
-/// Starts every part as a task; `opened` is to be closed when they have ended.
-async fn start(
-    args: Args,
-    token_flags: TokenFlags,
-    types: &Registry,
-    streams: &Handle,
-    shutdown: &CancellationToken,
-    tasks: &mut JoinSet<Result<()>>,
-    opened: &mut Option<Arc<dyn Store>>,
-) -> Result<()> {
-    let metrics = Arc::new(Metrics::default());
+/// Loads the certificates of the admin address and of the xDS address, and warns where there are none.
+fn load_tls(args: &Args) -> Result<[Option<Arc<Reloading<ServerConfig>>>; 2]> {
     let admin_files =
         args.admin_tls_cert.clone().zip(args.admin_tls_key.clone()).map(|(certificate, key)| ServerFiles {
             name: "admin",
@@ -156,8 +148,7 @@ async fn start(
             alpn: b"http/1.1",
         });
     let tls = admin_files.map(Reloading::server).transpose().context("--admin-tls-cert, --admin-tls-key")?;
-    let is_tls = tls.is_some();
-    if !is_tls && !args.admin_address.ip().is_loopback() {
+    if tls.is_none() && !args.admin_address.ip().is_loopback() {
         tracing::warn!(address = %args.admin_address, "the admin address is open to other hosts without TLS");
     }
     let xds_files = args.xds_tls_cert.clone().zip(args.xds_tls_key.clone()).map(|(certificate, key)| {
@@ -169,6 +160,22 @@ async fn start(
     if xds_tls.is_none() && !args.xds_address.ip().is_loopback() {
         tracing::warn!(address = %args.xds_address, "the xDS address is open to other hosts without TLS");
     }
+    Ok([tls, xds_tls])
+}
+
+/// Starts every part as a task; `opened` is to be closed when they have ended.
+async fn start(
+    args: Args,
+    token_flags: TokenFlags,
+    types: &Registry,
+    streams: &Handle,
+    shutdown: &CancellationToken,
+    tasks: &mut JoinSet<Result<()>>,
+    opened: &mut Option<Arc<dyn Store>>,
+) -> Result<()> {
+    let metrics = Arc::new(Metrics::default());
+    let [tls, xds_tls] = load_tls(&args)?;
+    let is_tls = tls.is_some();
     for files in [&tls, &xds_tls].into_iter().flatten() {
         metrics.watch_certificates(Arc::clone(files));
         let files = Arc::clone(files);

@@ -61,7 +61,7 @@ mod tests {
         purges.add(&other);
         purges.carry_out(&Purge::everything());
         drop(other);
-        purges.clone().carry_out(&Purge::everything());
+        purges.carry_out(&Purge::everything());
         assert_eq!(one.0.load(Ordering::Relaxed), 2);
         purges.add(&one);
         assert_eq!(purges.0.lock().unwrap().len(), 2, "a cache that nobody holds is forgotten");

@@ -1,4 +1,4 @@
-//! What the operating system says about this process (proc(5)).
+//! The figures of the operating system about this process (proc(5)).
 
 use std::fs;
 use std::io;

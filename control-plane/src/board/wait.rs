@@ -24,7 +24,7 @@ pub struct WaitOutcome {
     pub unknown: Option<String>,
 }
 
-/// What the board shows about something that is waited for.
+/// The state of something that is waited for, as the board shows it.
 enum Look<T> {
     /// It goes on.
     Pending,

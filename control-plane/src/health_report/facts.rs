@@ -1,4 +1,4 @@
-//! What the rules look at.
+//! The facts that the rules look at.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::significance::Share;
 use crate::board::{ProxyState, ProxyStatus};
 use crate::stats::{Dimension, Point, SeriesKey};
 
-/// What the rules look at, of one fleet or of all.
+/// The facts that the rules look at.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) proxies: Vec<ProxyStatus>,

@@ -12,11 +12,11 @@ use super::rules::{Finding, Resource, Rule};
 pub struct Incident {
     /// The rule that found it.
     pub rule: Rule,
-    /// What it is about.
+    /// The resource, proxy or fleet that it is about.
     pub resource: Resource,
     /// The fleet whose requests it is about; `None`: it is about something else.
     pub fleet: Option<Arc<str>>,
-    /// What is wrong, in plain words, as it was seen last.
+    /// A sentence that says what is wrong, as it was seen last.
     pub sentence: String,
     /// When it was seen first, in seconds since 1970.
     pub since: u64,
@@ -24,7 +24,7 @@ pub struct Incident {
     pub evidence: Value,
     /// The calls that may help: method and path.
     pub actions: Vec<String>,
-    /// What it takes away from the score.
+    /// The part of the score that it takes away.
     pub penalty: u32,
 }
 
@@ -33,7 +33,7 @@ pub struct Incident {
 pub struct Report {
     /// 100 minus the largest penalty; `None`: there is nothing to judge by.
     pub score: Option<u32>,
-    /// What is wrong most, or that all is well.
+    /// A sentence about the worst incident, or that all is well.
     pub sentence: String,
     /// The open incidents, the worst first.
     pub incidents: Vec<Incident>,
@@ -60,7 +60,7 @@ const CLOSES_AFTER: u64 = 300;
 /// The most incidents.
 const MOST: usize = 200;
 
-/// What opened or ended.
+/// An incident that opened or ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Turn {
     Opened(Incident),

@@ -1,4 +1,4 @@
-//! What is wrong, in plain words: rules over the state of the proxies, the database and the traffic.
+//! Rules over the state of the proxies, the database and the traffic, which say in plain words what is wrong.
 //!
 //! [`facts`] is what the rules look at, [`rules`] has the rules, in their order, and [`incidents`] joins what they find over time.
 //! [`service`] looks every ten seconds.

@@ -48,7 +48,7 @@ pub struct Resource {
     pub name: String,
 }
 
-/// What a rule has found.
+/// The result of a rule that has found something.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Finding {
     pub(super) rule: Rule,
@@ -68,6 +68,9 @@ const MOST: f64 = 0.9;
 
 /// Proxies that were not seen for this time are gone, and not lost, in seconds.
 const GONE_AFTER: i64 = 3600;
+
+/// Says if a part is of a kind.
+type IsKind = fn(&Dimension) -> bool;
 
 /// Looks at the facts by all rules.
 pub(super) fn look(facts: &Facts) -> Vec<Finding> {
@@ -219,7 +222,7 @@ fn failing(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
 
 /// The narrowest part of a fleet with most of its failures; `None`: they are everywhere.
 fn narrowest(facts: &Facts, failures: Failures, fleet: &Arc<str>) -> Option<(Rule, Dimension)> {
-    let kinds: [(Rule, fn(&Dimension) -> bool); 3] = [
+    let kinds: [(Rule, IsKind); 3] = [
         (Rule::Proxy, |dimension| matches!(dimension, Dimension::Proxy(_))),
         (Rule::Upstream, |dimension| matches!(dimension, Dimension::Upstream(_))),
         (Rule::Route, |dimension| matches!(dimension, Dimension::Route(name) if !name.is_empty())),
@@ -392,7 +395,7 @@ fn resource_of(fleet: &Arc<str>, dimension: &Dimension) -> Resource {
     Resource { kind: kind.into(), name }
 }
 
-/// What failures take away from the score: 20, and more the more requests fail.
+/// The part of the score that failures take away: 20, and more the more requests fail.
 fn penalty(share: Share) -> u32 {
     (20.0 + 200.0 * share.ratio()).min(95.0) as u32
 }

@@ -35,7 +35,7 @@ pub struct Services {
     pub rollouts: Arc<Rollouts>,
     /// Traffic as time series.
     pub stats: Arc<Stats>,
-    /// What is wrong.
+    /// The reports of what is wrong.
     pub health: Arc<HealthReports>,
     /// To be counted and shown.
     pub metrics: Arc<Metrics>,

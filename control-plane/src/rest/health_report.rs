@@ -40,11 +40,11 @@ struct HealthReport {
 struct IncidentView {
     /// The rule that found it.
     rule: Rule,
-    /// What it is about.
+    /// The resource, proxy or fleet that it is about.
     resource: Resource,
     /// The fleet whose requests it is about; null: it is about something else.
     fleet: Option<String>,
-    /// What is wrong, in plain words.
+    /// A sentence that says what is wrong.
     sentence: String,
     /// The time since when it goes on, RFC 3339.
     since: String,

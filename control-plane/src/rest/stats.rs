@@ -167,7 +167,7 @@ fn stats(call: &Call) -> Result<Response, Problem> {
         from: seconds(from),
         to: seconds(to),
         step: HumanDuration(Duration::from_secs(answer.step)),
-        series: answer.series.into_iter().map(|series| view(series, fleet)).collect(),
+        series: answer.series.iter().map(|series| view(series, fleet)).collect(),
     })
 }
 
@@ -216,7 +216,7 @@ fn select(call: &Call) -> Result<Select, Problem> {
     }
 }
 
-fn view(series: AnsweredSeries, fleet: Option<&str>) -> Series {
+fn view(series: &AnsweredSeries, fleet: Option<&str>) -> Series {
     let mut labels: BTreeMap<_, _> = series.dimension.label().into_iter().collect();
     labels.extend(fleet.map(|fleet| ("fleet", fleet.to_owned())));
     Series { labels, points: series.points.iter().map(|(at, point)| point_view(*at, point)).collect() }

@@ -116,7 +116,7 @@ impl Rings {
         let mut reaching = self.rings.iter().filter(|ring| ring.begin(now) <= from);
         let first = reaching.next().unwrap_or(if finest.begin(now) <= from { finest } else { coarsest });
         reaching
-            .take_while(|ring| ring.resolution <= step && step % ring.resolution == 0)
+            .take_while(|ring| ring.resolution <= step && step.is_multiple_of(ring.resolution))
             .last()
             .unwrap_or(first)
     }

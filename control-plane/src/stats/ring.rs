@@ -148,7 +148,7 @@ mod tests {
         ring.expire(3600);
         assert_eq!(ring.slots.len(), MAX_POINTS / MAX_SERIES);
         assert_eq!(ring.slots.last_key_value().map(|(at, _)| *at), Some(3590));
-        assert_eq!(counts(&ring, 5..1), []);
+        assert_eq!(counts(&ring, Range { start: 5, end: 1 }), []);
     }
 
     #[test]

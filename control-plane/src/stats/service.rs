@@ -231,7 +231,7 @@ impl Stats {
                 }
             }
         }
-        if self.state().parts % 6 == 0 {
+        if self.state().parts.is_multiple_of(6) {
             let [_, day, week] = KEPT;
             let now = now_s();
             let before = [SHORT_KEPT, day, week].map(|kept| now.saturating_sub(kept));

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod contract;
+mod kept;
 mod places;
 mod postgres;
 mod rollouts;

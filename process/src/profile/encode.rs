@@ -49,7 +49,7 @@ pub struct Profile {
 /// The meaning of a value.
 #[derive(Clone, PartialEq, Message)]
 pub struct ValueType {
-    /// What is measured.
+    /// The meaning of the value.
     #[prost(int64, tag = "1")]
     pub r#type: i64,
     /// The unit.

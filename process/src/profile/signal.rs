@@ -73,7 +73,7 @@ struct Slot {
     sample: UnsafeCell<Sample>,
 }
 
-/// What the handler uses. It is made by the first profile and never freed, because a signal may arrive late.
+/// The memory of the handler. It is made by the first profile and never freed, because a signal may arrive late.
 struct Buffer {
     slots: Box<[Slot]>,
     next: AtomicUsize,

@@ -29,7 +29,7 @@ use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
 use crate::core::trace_context::{TraceContext, hex_span_id, hex_trace_id};
 use crate::telemetry::access_log::Entry;
-use crate::telemetry::{End, EndedRequest, Flag, Key, Latency, StreamKind, TrafficCounts};
+use crate::telemetry::{End, EndedRequest, Flag, Key, Latency, SharedCounts, StreamKind};
 use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
 
 /// One request and its response. If it is dropped before it is complete, the client has gone.
@@ -77,7 +77,7 @@ struct Accounting {
     /// True once it no longer counts among the worker's running requests.
     load_released: bool,
     /// The counts of its consumer.
-    consumer: Option<Rc<Arc<TrafficCounts>>>,
+    consumer: Option<Rc<SharedCounts>>,
     /// For an exchange that lasts as long as its client likes: its kind, and the time until that began.
     stream: Option<(StreamKind, Duration)>,
     /// The data for the access log, if there is one.
@@ -423,7 +423,7 @@ impl Exchange {
         worker.stats.body_out.add(ended.bytes_out);
         stats.traffic.count(worker.index, ended);
         if let Some(consumer) = &self.accounting.consumer {
-            consumer.count(worker.index, ended);
+            consumer.0.count(worker.index, ended);
         }
         if let Some(mark) = stats.requests.mark() {
             counts.count_watched(mark, latency, status);

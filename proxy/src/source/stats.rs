@@ -31,7 +31,7 @@ pub(super) struct StatsReporter {
     pub(super) ledger: Arc<StatsLedger>,
 }
 
-/// What this process has reported, over all connections.
+/// The reports of this process, over all connections.
 #[derive(Debug)]
 pub(super) struct StatsLedger {
     boot: u64,
@@ -178,7 +178,7 @@ impl Ledger {
                 reported.insert(scope, before);
                 continue;
             }
-            let series = encoded(&scope, new);
+            let series = encoded(&scope, &new);
             let length = series.encoded_len();
             size += 1 + prost::length_delimiter_len(length) + length;
             if size > MAX_REPORT {
@@ -194,7 +194,7 @@ impl Ledger {
     }
 }
 
-fn encoded(scope: &TrafficScope, sums: TrafficSums) -> TrafficSeries {
+fn encoded(scope: &TrafficScope, sums: &TrafficSums) -> TrafficSeries {
     let (scope, name) = match scope {
         TrafficScope::All => (Scope::All, ""),
         TrafficScope::Route(name) => (Scope::Route, &**name),

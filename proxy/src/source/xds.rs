@@ -1,5 +1,7 @@
 //! The xDS stream to a control plane, and the switch to another one when it ends.
 
+mod reports;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -32,18 +34,17 @@ use super::apply::{self, RefusedCandidate};
 use super::authorize::authorize;
 use super::blobs::{BlobDir, BlobFetcher};
 use super::connect::{Connector, PING_AFTER, Progress};
-use super::counts::{CountsReporter, Numbering};
+use super::counts::Numbering;
 use super::data_plane::{Candidate, DataPlane};
 use super::guard::Guard;
 use super::last_good::{Journal, Writer};
 use super::open::{self, Opened};
-use super::purges::{CarriedOut, PurgeFollower};
-use super::report::Reporter;
+use super::purges::CarriedOut;
 use super::selector::Selector;
 use super::settings::{ControlPlanes, Tls};
 use super::staging::{self, Staging, Step};
 use super::starts::{Origin, Start};
-use super::stats::{StatsLedger, StatsReporter};
+use super::stats::StatsLedger;
 use super::status::{StartError, Status};
 
 /// Serves the last good snapshot, and then the revisions of the control planes.
@@ -347,35 +348,7 @@ impl Client {
             Ok(Err(status)) => return StreamEnd::Status(Box::new(status)),
             Err(_) => return StreamEnd::Silent { waits_for: progress.waits_for() },
         };
-        let reporter = Reporter {
-            node_id: self.node.id.clone(),
-            token: self.token.clone(),
-            data_plane: self.data_plane.clone(),
-            status: self.status.subscribe(),
-        };
-        let counts_reporter = CountsReporter {
-            node_id: self.node.id.clone(),
-            token: self.token.clone(),
-            data_plane: self.data_plane.clone(),
-            numbering: Arc::clone(&self.numbering),
-        };
-        let purge_follower = PurgeFollower {
-            node_id: self.node.id.clone(),
-            token: self.token.clone(),
-            data_plane: self.data_plane.clone(),
-            carried_out: Arc::clone(&self.purged),
-        };
-        let stats_reporter = StatsReporter {
-            node_id: self.node.id.clone(),
-            token: self.token.clone(),
-            data_plane: self.data_plane.clone(),
-            status: self.status.subscribe(),
-            ledger: Arc::clone(&self.stats),
-        };
-        let _reporting = AbortOnDropHandle::new(tokio::spawn(reporter.run(channel.clone())));
-        let _counting = AbortOnDropHandle::new(tokio::spawn(counts_reporter.run(channel.clone())));
-        let _series = AbortOnDropHandle::new(tokio::spawn(stats_reporter.run(channel.clone())));
-        let _purging = AbortOnDropHandle::new(tokio::spawn(purge_follower.run(channel.clone())));
+        let _reporting = self.start_reports(&channel);
         let staging = Staging::on(self.served.clone(), &self.types);
         let fetcher = BlobFetcher { channel, token: self.token.clone(), dir: Arc::clone(&self.blobs) };
         let mut session = Session { client: self, address, staging, requests, fetcher, refused: None };

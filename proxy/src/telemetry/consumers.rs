@@ -29,9 +29,14 @@ struct Recent {
 /// The consumers whose requests a worker counted lately, so that it need not lock anything for the next one.
 #[derive(Debug, Default)]
 pub struct WorkerConsumers {
-    known: RefCell<HashMap<Name, Rc<Arc<TrafficCounts>>, RandomState>>,
+    known: RefCell<HashMap<Name, Rc<SharedCounts>, RandomState>>,
     sweep: Cell<u64>,
 }
+
+/// The counts of a consumer, which all workers share. A worker counts its own uses of them, so that no two workers write to one counter for each
+/// request.
+#[derive(Debug)]
+pub struct SharedCounts(pub Arc<TrafficCounts>);
 
 /// The most consumers that are counted apart.
 const MOST: usize = 4096;
@@ -46,7 +51,7 @@ impl ConsumerTraffic {
     }
 
     /// The counts of a consumer.
-    pub fn of(&self, worker: &WorkerConsumers, name: &Name) -> Rc<Arc<TrafficCounts>> {
+    pub fn of(&self, worker: &WorkerConsumers, name: &Name) -> Rc<SharedCounts> {
         let sweep = self.sweeps.load(Ordering::Relaxed);
         let mut known = worker.known.borrow_mut();
         if worker.sweep.replace(sweep) != sweep {
@@ -58,7 +63,7 @@ impl ConsumerTraffic {
         if known.len() >= MOST {
             known.clear();
         }
-        let traffic = Rc::new(self.shared(name));
+        let traffic = Rc::new(SharedCounts(self.shared(name)));
         known.insert(name.clone(), Rc::clone(&traffic));
         traffic
     }
@@ -121,7 +126,7 @@ mod tests {
             let name: Name = format!("c{number}").parse().unwrap();
             let latency = Latency::of(Duration::from_millis(1));
             let request = EndedRequest { latency, end: End::Success, bytes_in: 0, bytes_out: 0 };
-            consumers.of(&worker, &name).count(0, request);
+            consumers.of(&worker, &name).0.count(0, request);
         };
         let requests = || {
             let (apart, others) = consumers.read();

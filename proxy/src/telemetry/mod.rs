@@ -22,7 +22,7 @@ pub mod spans;
 mod traffic;
 
 pub use cells::{Cells, Class, Counted, Key};
-pub use consumers::{ConsumerTraffic, WorkerConsumers};
+pub use consumers::{ConsumerTraffic, SharedCounts, WorkerConsumers};
 pub use counters::{Counter, StreamKind, WorkerStats};
 pub use cpu_time::process_cpu_us;
 pub use flag::Flag;

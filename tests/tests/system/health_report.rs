@@ -1,4 +1,4 @@
-//! What is wrong, in plain words, with real proxies and traffic.
+//! The health report with real proxies and traffic.
 
 use std::time::Duration;
 

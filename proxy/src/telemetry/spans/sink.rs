@@ -59,7 +59,7 @@ pub struct Memory(Mutex<Vec<Vec<u8>>>);
 #[derive(Debug, Default)]
 pub struct SpanCounts([AtomicU64; SpanResult::ALL.len()]);
 
-/// What became of a span.
+/// The fate of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SpanResult {

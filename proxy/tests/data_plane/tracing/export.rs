@@ -113,7 +113,7 @@ fn a_revision_changes_the_exporter_while_the_collector_hangs() {
         harness.get("/").await;
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
         collector.wait(1).await;
-        // What was on its way to the old one is given up in time.
+        // Spans on their way to the old one are given up in time.
         until("the old exporter has ended", || {
             tokio::task::block_in_place(|| harness.proxy.drop_retired());
             count(&harness, "failed") + count(&harness, "ended") == 1

@@ -173,7 +173,7 @@ fn a_context_is_continued_for_those_who_are_trusted() {
             }
             collector.clear();
         }
-        // What is no context begins a trace for everybody.
+        // A value that is no context begins a trace for everybody.
         let document = traced(collector.address, TRUSTED, "") + &forward_to(backend.address);
         let harness = Harness::start(&document);
         let mut client = Client::connect(harness.address()).await;
@@ -237,7 +237,7 @@ fn no_parent_is_one_that_nobody_exported() {
                         "the caller's decision is unchanged"
                     );
                 }
-                // What is known is told to be sampled.
+                // A known context is told to be sampled.
                 assert!(!is_known || parent.ends_with("-01") || parent.ends_with("-03"));
             }
             // The parents among the spans are spans of the proxy, or of the caller.

@@ -1,4 +1,4 @@
-//! What the spans say.
+//! Tests of the content of spans.
 
 use std::collections::HashSet;
 use std::time::Duration;
