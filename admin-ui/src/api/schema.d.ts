@@ -1771,11 +1771,11 @@ export interface components {
             evidence: unknown;
             /** @description The fleet whose requests it is about; null: it is about something else. */
             fleet?: string | null;
-            /** @description What it is about. */
+            /** @description The resource, proxy or fleet that it is about. */
             resource: components["schemas"]["Resource"];
             /** @description The rule that found it. */
             rule: components["schemas"]["Rule"];
-            /** @description What is wrong, in plain words. */
+            /** @description A sentence that says what is wrong. */
             sentence: string;
             /** @description The time since when it goes on, RFC 3339. */
             since: string;
@@ -2088,7 +2088,7 @@ export interface components {
         OtlpProtocol: "http/protobuf" | "grpc";
         /** @description The value of a condition. */
         Outcome: "met" | "unmet" | "error" | "unknown";
-        /** @description What follows from the caller's decision about a trace. */
+        /** @description The effect of the caller's decision about a trace. */
         ParentSampling: "follow" | "ignore";
         /** @description Passive checks as people write them. */
         PassiveCheckSpec: {
@@ -3088,7 +3088,7 @@ export interface components {
              * @example x-signalbox-trace
              */
             force_header?: string | null;
-            /** @description What follows from the caller's decision about a trace that is continued. Default `follow`. */
+            /** @description Says if the caller's decision about a trace is followed. Default `follow`. */
             parent?: components["schemas"]["ParentSampling"] | null;
             /**
              * Format: uint32

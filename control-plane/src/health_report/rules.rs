@@ -287,15 +287,19 @@ fn culprit<'a>(
 
 /// The resources that a revision changed and that may be the reason: the resource itself, or such as many requests pass.
 fn concerned(revision: &RevisionFacts, resource: &Resource) -> String {
-    let is_concerned = |kind: Kind, name: &str| match kind {
-        Kind::Route | Kind::Upstream => {
-            name == resource.name && kind.as_str() == resource.kind
-                || kind == Kind::Route && resource.kind == "upstream"
-                || kind == Kind::Upstream && resource.kind == "route"
-                || matches!(resource.kind.as_str(), "fleet" | "proxy")
+    let is_concerned = |kind: Kind, name: &str| {
+        if kind == Kind::Plugin || kind == Kind::Listener {
+            return true;
         }
-        Kind::Plugin | Kind::Listener | Kind::Certificate => true,
-        _ => false,
+        let is_route = kind == Kind::Route;
+        if !is_route && kind != Kind::Upstream {
+            return false;
+        }
+        match resource.kind.as_str() {
+            "route" => !is_route || name == resource.name,
+            "upstream" => is_route || name == resource.name,
+            _ => true,
+        }
     };
     let changed = revision.changed.iter().filter(|key| is_concerned(key.kind, key.name.as_str()));
     let names: BTreeSet<String> = changed.map(|key| format!("{} `{}`", key.kind, key.name)).collect();
@@ -312,7 +316,7 @@ fn unmatched(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
     if !now.is_worse_than(before) {
         return None;
     }
-    let is_routing = |kind: Kind| matches!(kind, Kind::Route | Kind::Listener);
+    let is_routing = |kind: Kind| kind == Kind::Route || kind == Kind::Listener;
     let deleted =
         facts.suspects(fleet).find(|revision| revision.changed.iter().any(|key| is_routing(key.kind)));
     let why = deleted.map(|revision| {
@@ -348,7 +352,7 @@ fn refused(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
     let where_ = route.as_ref().map_or_else(String::new, |(_, dimension)| {
         format!(", most of them of route `{}`", resource_of(fleet, dimension).name)
     });
-    let is_access = |kind: Kind| matches!(kind, Kind::Plugin | Kind::Consumer | Kind::ConsumerGroup);
+    let is_access = |kind: Kind| kind == Kind::Plugin || kind == Kind::Consumer;
     let changed =
         facts.suspects(fleet).find(|revision| revision.changed.iter().any(|key| is_access(key.kind)));
     let why = changed.map(|revision| {

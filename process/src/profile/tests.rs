@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::thread;
 
@@ -75,13 +76,16 @@ fn a_profile_has_the_names_of_functions_and_their_callers() {
 fn the_values_of_a_profile_are_the_cpu_time_of_its_threads() {
     let _one = ONE_TEST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     beside_busy_threads(1, || {
-        let busy = || -> u64 {
+        let busy = || -> BTreeMap<_, u64> {
             let threads = procfs::threads().unwrap();
-            threads.iter().filter(|thread| thread.name.starts_with("busy-")).map(|thread| thread.cpu_ms).sum()
+            let busy = threads.iter().filter(|thread| thread.name.starts_with("busy-"));
+            busy.map(|thread| (thread.id, thread.cpu_ms)).collect()
         };
         let before = busy();
         let profile = take_for(1000);
-        let spent = busy() - before;
+        // Those of the test before may just be ending.
+        let spent: u64 =
+            busy().iter().filter_map(|(id, cpu_ms)| Some(cpu_ms.saturating_sub(*before.get(id)?))).sum();
         let is_busy =
             |sample: &&Sample| sample.label.iter().any(|it| profile.text(it.str).starts_with("busy-"));
         let counted: i64 = profile.sample.iter().filter(is_busy).map(|sample| sample.value[1]).sum();

@@ -144,6 +144,6 @@ mod tests {
         requests();
         assert!(requests().0 <= 1, "{:?}", requests());
         count(MOST + 30);
-        assert_eq!(requests().0, 1, "there is room again");
+        assert!((1..=2).contains(&requests().0), "there is room again");
     }
 }
