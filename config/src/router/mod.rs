@@ -62,14 +62,14 @@ impl<T: Clone> RouteIndex<T> {
             return;
         }
         let rule = Arc::new(Rule::new(route, value));
-        self.modify(route, true, &mut |bucket, pattern| {
-            bucket.insert(&Entry { rule: rule.clone(), pattern });
+        self.modify(route, true, &mut |bucket, pattern, path| {
+            bucket.insert(&Entry { rule: rule.clone(), pattern, path });
         });
     }
 
     /// Takes out a route, given as it was inserted.
     pub fn remove(&mut self, route: &Route) {
-        self.modify(route, false, &mut |bucket, _| bucket.remove(&route.name));
+        self.modify(route, false, &mut |bucket, _, _| bucket.remove(&route.name));
     }
 
     /// The route that takes the request, by the precedence of the design.
@@ -156,11 +156,17 @@ impl<T: Clone> RouteIndex<T> {
         search.finish()
     }
 
-    /// Changes every bucket that a route has an entry in.
-    fn modify(&mut self, route: &Route, create: bool, change: &mut dyn FnMut(&mut Bucket<T>, Pattern)) {
+    /// Changes every bucket that a route has an entry in: with the entry's pattern, and the number of the path that it is of.
+    fn modify(
+        &mut self,
+        route: &Route,
+        create: bool,
+        change: &mut dyn FnMut(&mut Bucket<T>, Pattern, usize),
+    ) {
         let mut change_host = |host: &mut Host<T>| {
-            for path in &route.matches.paths {
-                change_path(host, path, route.strict_slash, create, change);
+            for (index, path) in route.matches.paths.iter().enumerate() {
+                let mut change_bucket = |bucket: &mut Bucket<T>, pattern| change(bucket, pattern, index);
+                change_path(host, path, route.strict_slash, create, &mut change_bucket);
             }
         };
         for host in &route.matches.hosts {

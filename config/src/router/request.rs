@@ -26,6 +26,8 @@ pub struct RequestParts<'a> {
 pub struct Found<'i, T> {
     /// The value that was stored with the route.
     pub value: &'i T,
+    /// The number of the path among the route's that matched.
+    pub path: usize,
     /// The length of the part of the path that a prefix of the route matched (`/a` of `/a/b`: 2); 0 when it was no prefix, or `/`.
     pub prefix_len: usize,
     /// With `strict_slash`: the request's path has a slash at the end that the route's has not, or lacks it.

@@ -160,11 +160,13 @@ fn bit_of(method: &Method) -> u16 {
 pub(super) struct Entry<T> {
     pub(super) rule: Arc<Rule<T>>,
     pub(super) pattern: Pattern,
+    /// The number of the path among the route's.
+    pub(super) path: usize,
 }
 
 impl<T> Clone for Entry<T> {
     fn clone(&self) -> Self {
-        Self { rule: self.rule.clone(), pattern: self.pattern.clone() }
+        Self { rule: self.rule.clone(), pattern: self.pattern.clone(), path: self.path }
     }
 }
 

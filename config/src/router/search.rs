@@ -49,14 +49,15 @@ pub(super) enum HostPattern<'i> {
 /// The best entry so far, and how it was reached.
 pub(super) struct Best<'i, T> {
     pub(super) rule: &'i Rule<T>,
+    path: usize,
     prefix_len: usize,
     slash: Option<Slash>,
 }
 
 impl<'i, T> Best<'i, T> {
     pub(super) fn found(self) -> Found<'i, T> {
-        let Self { rule, prefix_len, slash } = self;
-        Found { value: &rule.value, prefix_len, slash, is_preflight_only: false }
+        let Self { rule, path, prefix_len, slash } = self;
+        Found { value: &rule.value, path, prefix_len, slash, is_preflight_only: false }
     }
 }
 
@@ -223,7 +224,7 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
                 None => true,
             };
             if outcome.is_ok() && wins {
-                self.best = Some(Best { rule: &entry.rule, prefix_len, slash });
+                self.best = Some(Best { rule: &entry.rule, path: entry.path, prefix_len, slash });
             }
         }
     }

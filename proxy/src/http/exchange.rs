@@ -264,9 +264,9 @@ impl Exchange {
         }
     }
 
-    /// Decides whether its spans are exported: its route is known. `path` is the path that was routed.
+    /// Decides whether its spans are exported: its route is known. `path` is the number of the route's path that matched.
     #[inline]
-    pub(super) fn decide_trace(&mut self, path: &str) {
+    pub(super) fn decide_trace(&mut self, path: usize) {
         if let Some(trace) = &mut self.trace {
             trace.decide(self.request.route.as_deref(), path, &self.request.downstream.worker);
         }

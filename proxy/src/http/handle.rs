@@ -201,14 +201,14 @@ async fn decide<'a>(
         Err(Failure::NoRoute) => return answer_unrouted(exchange, serving, head, plugins),
         found => found?,
     };
-    let Found { value: route, prefix_len, slash, is_preflight_only } = found;
+    let Found { value: route, path, prefix_len, slash, is_preflight_only } = found;
     let forward = match &route.route().action {
         Action::Forward(forward) => Some(forward),
         Action::Redirect(_) | Action::Respond(_) => None,
     };
     exchange.request.switch = Switch::requested(connect.as_ref(), head, *flags, forward)?;
     exchange.request.set_route(route, head::grpc_timeout(&head.headers, *flags));
-    exchange.decide_trace(head.uri.path());
+    exchange.decide_trace(path);
     // Browsers follow no redirect of a preflight.
     if let Some(slash) = slash
         && !(serving.answers_preflights(route, &exchange.request.listener)

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
-use signalbox_config::template::Segment;
 use signalbox_config::{ParentSampling, PathMatch, TraceContextTrust};
+use signalbox_plugin::grpc;
 use signalbox_plugin::otlp::nanoseconds;
 use smallvec::SmallVec;
 
@@ -177,7 +177,7 @@ impl Trace {
     }
 
     /// Decides whether the spans are exported, once the route is known, or known to be none. `path` is the path that was routed.
-    pub(super) fn decide(&mut self, route: Option<&CompiledRoute>, path: &str, worker: &WorkerContext) {
+    pub(super) fn decide(&mut self, route: Option<&CompiledRoute>, path: usize, worker: &WorkerContext) {
         if let Decision::Open(decided) = self.decision {
             let tracing = &self.tracing;
             let own = route.and_then(|route| route.route().sample_ratio);
@@ -199,11 +199,7 @@ impl Trace {
                 None => Decision::NotSampled,
             };
         }
-        if self.may_be_exported()
-            && let Some([_, _, ..]) = route.map(|route| &*route.route().matches.paths)
-        {
-            self.path = matching_path(route, path);
-        }
+        self.path = path;
     }
 
     fn is_sampled(&self) -> bool {
@@ -283,7 +279,7 @@ impl Trace {
     pub(super) fn finish(mut self: Box<Self>, ended: &Ended<'_>, worker: &WorkerContext) -> Option<Recorded> {
         if let Decision::Open(_) = self.decision {
             // There was no route.
-            self.decide(None, "", worker);
+            self.decide(None, 0, worker);
         }
         let error = ended.error();
         let is_late = !self.is_sampled();
@@ -478,8 +474,7 @@ impl Ended<'_> {
     fn error(&self) -> Option<ErrorType> {
         match self.grpc_status {
             _ if self.flag == Flag::DownstreamClosed => None,
-            // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
-            Some(status @ (2 | 4 | 12..=15)) => Some(ErrorType::Grpc(status)),
+            Some(status) if grpc::http_of_status(status) >= 500 => Some(ErrorType::Grpc(status)),
             _ if self.status >= 500 => Some(ErrorType::Status(self.status)),
             _ if self.is_broken => Some(ErrorType::Reason(self.reason())),
             _ => None,
@@ -572,35 +567,6 @@ fn pattern(route: &CompiledRoute, index: usize) -> [&str; 2] {
         Some(PathMatch::Regex(_, source)) => [cut(source, MAX_PATTERN), ""],
         None => [""; 2],
     }
-}
-
-/// The number of the first path of a route that matches. Where none does, because of a slash at its end, there is no number.
-fn matching_path(route: Option<&CompiledRoute>, path: &str) -> usize {
-    let is_match = |pattern: &PathMatch| match pattern {
-        PathMatch::Exact(exact) => **exact == *path,
-        PathMatch::Prefix(prefix) => {
-            path.strip_prefix(&*prefix.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        }
-        PathMatch::Template(template) => matches_template(template.segments(), path),
-        PathMatch::Regex(regex, _) => regex.is_match(path),
-    };
-    let paths = route.map_or(&[][..], |route| &route.route().matches.paths);
-    paths.iter().position(is_match).unwrap_or(usize::MAX)
-}
-
-fn matches_template(segments: &[Segment], path: &str) -> bool {
-    let Some(path) = path.strip_prefix('/') else { return false };
-    let mut parts = path.split('/');
-    for segment in segments {
-        let Some(part) = parts.next() else { return false };
-        match segment {
-            Segment::Literal(text) if **text == *part => {}
-            Segment::Any if !part.is_empty() => {}
-            Segment::Rest => return true,
-            Segment::Literal(_) | Segment::Any => return false,
-        }
-    }
-    parts.next().is_none()
 }
 
 #[cfg(test)]

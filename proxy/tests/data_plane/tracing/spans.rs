@@ -303,6 +303,24 @@ fn the_names_of_spans_stay_few() {
 }
 
 #[test]
+fn a_span_has_the_path_by_which_the_route_was_found() {
+    block_on(async {
+        let collector = Collector::http();
+        let document = traced(collector.address, "", ", sampling: {per_second: 0}")
+            + "routes: [{name: r, match: {paths: [{regex: /.*}, {prefix: /a}, {template: '/a/{x}'}, {exact: /a/b}]}, respond: {body: ok}}]";
+        let harness = Harness::start(&document);
+        let mut client = Client::connect(harness.address()).await;
+        for path in ["/a/b", "/a/c", "/a/c/d", "/x"] {
+            client.get(path).await;
+        }
+        tokio::task::block_in_place(|| drop(harness));
+        let spans = collector.spans();
+        let names: Vec<_> = spans.iter().map(|span| &*span.name).collect();
+        assert_eq!(names, ["GET /a/b", "GET /a/{x}", "GET /a/*", "GET /.*"]);
+    });
+}
+
+#[test]
 fn errors_and_slow_requests_are_exported_late() {
     block_on(async {
         let collector = Collector::http();
