@@ -3,71 +3,48 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use signalbox_config::NodeId;
 use signalbox_proto::signalbox::report::v1::{Counts, CountsRequest, Series};
 use tonic::Status;
 
-use super::grpc::{Call, Inbound, Message, Outbound};
-use super::refusal::Refusal;
+use super::grpc::Call;
+use super::node_stream::NodeStream;
 use super::shared::Shared;
-use super::token::{TokenHash, authorize_node, may_stream};
 
 /// Serves one proxy until it ends the stream, does not read what it is asked for, or its token is revoked.
 pub(super) async fn serve(shared: &Shared, call: Call) {
-    let (token, node) = match authorize_node(&call, shared) {
-        Ok(checked) => checked,
-        Err(status) => return call.refuse(status),
-    };
-    // The client is gone if it cannot be answered.
-    let Ok((mut counts, mut outbound)) = call.open(MAX_COUNTS, None) else { return };
-    let ended = exchange(shared, &mut counts, token, &node, &mut outbound).await;
-    outbound.end(&ended.err().unwrap_or_else(|| Status::ok("")));
+    let Some(mut stream) = NodeStream::open(shared, call, MAX_COUNTS) else { return };
+    let ended = exchange(shared, &mut stream).await;
+    stream.end(ended);
 }
 
-async fn exchange(
-    shared: &Shared,
-    counts: &mut Inbound<Counts>,
-    token: TokenHash,
-    node: &NodeId,
-    outbound: &mut Outbound,
-) -> Result<(), Status> {
-    let mut access = shared.credentials.token_changes();
+async fn exchange(shared: &Shared, stream: &mut NodeStream<'_, Counts>) -> Result<(), Status> {
+    let node = Arc::clone(&stream.node);
     let mut wanted = shared.rollouts.counts_wanted();
     let mut asked = CountsRequest::default();
     loop {
-        access.mark_unchanged();
-        if !may_stream(&shared.credentials, &token) {
-            return Err(Status::unauthenticated(Refusal::RevokedToken.to_string()));
-        }
         // The discovery stream of a proxy may come a moment later.
-        let fleet = shared.board.fleet_of(node.as_str());
+        let fleet = shared.board.fleet_of(&node);
         let is_known = fleet.is_some();
         let request = {
             let wanted = Arc::clone(&wanted.borrow_and_update());
             fleet.map_or_else(CountsRequest::default, |(fleet, proxies)| {
-                wanted.request(&fleet, proxies, node.as_str())
+                wanted.request(&fleet, proxies, &node)
             })
         };
         if request != asked {
-            outbound.begin(Message::of(&request))?;
-            let sent = tokio::time::timeout(SEND_TIMEOUT, outbound.written()).await;
-            sent.map_err(|_| Status::aborted("the proxy does not read what it is asked for"))??;
+            stream.send(&request).await?;
             asked = request;
         }
         tokio::select! {
-            () = shared.shutdown.cancelled() => {
-                return Err(Status::unavailable("this control plane shuts down"));
-            }
-            _ = access.changed() => {}
             _ = wanted.changed() => {}
             () = tokio::time::sleep(LOOK_AGAIN), if !is_known => {}
-            message = counts.message() => {
+            message = stream.next() => {
                 let Some(mut message) = message? else { return Ok(()) };
                 message.series.retain(|series| is_asked(&asked, series));
-                if message.node_id != node.as_str() || asked.interval_ms == 0 {
+                if *message.node_id != *node || asked.interval_ms == 0 {
                     continue;
                 }
-                if let Some((fleet, _)) = shared.board.fleet_of(node.as_str()) {
+                if let Some((fleet, _)) = shared.board.fleet_of(&node) {
                     shared.rollouts.report(&fleet, message);
                 }
             }
@@ -80,9 +57,6 @@ fn is_asked(asked: &CountsRequest, series: &Series) -> bool {
     let names = |list: &[String], name: &String| name.is_empty() || list.binary_search(name).is_ok();
     names(&asked.routes, &series.route) && names(&asked.upstreams, &series.upstream)
 }
-
-/// How long a proxy may take to read what it is asked for.
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest message of a proxy: counts of a thousand scopes under eight generations.
 const MAX_COUNTS: usize = 1 << 20;

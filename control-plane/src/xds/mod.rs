@@ -17,6 +17,7 @@ pub mod frames;
 mod grpc;
 mod limits;
 mod node;
+mod node_stream;
 mod purges;
 mod refusal;
 mod report;

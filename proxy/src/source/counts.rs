@@ -6,25 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prost::Message;
-use signalbox_proto::NODE_HEADER;
 use signalbox_proto::signalbox::report::v1::report_service_client::ReportServiceClient;
 use signalbox_proto::signalbox::report::v1::{Counts, CountsRequest, Series};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{Ascii, MetadataValue};
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
 
-use super::authorize::authorize;
-use super::data_plane::DataPlane;
+use super::side_stream::{Caller, keep_open};
 use crate::telemetry::{self, Scope};
 
 /// Sends counts as often as the control plane of this connection wants them.
 pub(super) struct CountsReporter {
-    pub(super) node_id: String,
-    pub(super) token: Option<MetadataValue<Ascii>>,
-    pub(super) data_plane: Arc<dyn DataPlane>,
+    pub(super) caller: Caller,
     pub(super) numbering: Arc<Numbering>,
 }
 
@@ -40,10 +34,6 @@ pub(super) struct Numbering {
 const MIN_INTERVAL: Duration = Duration::from_millis(200);
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The time until a stream that has ended is opened again: at first, and after it ended again and again.
-const REOPEN_FIRST: Duration = Duration::from_secs(1);
-const REOPEN_LAST: Duration = Duration::from_secs(60);
-
 /// A message is smaller than this, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
 
@@ -56,35 +46,13 @@ impl Numbering {
 impl CountsReporter {
     /// Reports for as long as the connection is there, which whoever calls this ends.
     pub(super) async fn run(self, channel: Channel) {
-        let mut wait = REOPEN_FIRST;
-        loop {
-            let opened = Instant::now();
-            let ended = self.report(channel.clone()).await;
-            match ended {
-                Ok(()) => tracing::debug!("counts ended"),
-                Err(status) if status.code() == Code::Unimplemented => {
-                    tracing::debug!(%status, "counts ended: this control plane wants none");
-                    return;
-                }
-                Err(status) => tracing::debug!(%status, "counts ended"),
-            }
-            if opened.elapsed() >= REOPEN_LAST {
-                wait = REOPEN_FIRST;
-            }
-            // At random, for the streams of a whole fleet may have ended together.
-            tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64())).await;
-            wait = (wait * 2).min(REOPEN_LAST);
-        }
+        keep_open("counts", || self.report(channel.clone())).await;
     }
 
     /// Reports until the control plane ends the stream.
     async fn report(&self, channel: Channel) -> Result<(), Status> {
         let (counts, outbound) = mpsc::channel(1);
-        let mut request = Request::new(ReceiverStream::new(outbound));
-        authorize(&mut request, self.token.as_ref());
-        let node =
-            self.node_id.parse().map_err(|_| Status::invalid_argument("the node id is no header text"))?;
-        request.metadata_mut().insert(NODE_HEADER, node);
+        let request = self.caller.request(outbound)?;
         let mut requests = ReportServiceClient::new(channel).count(request).await?.into_inner();
         let mut interval = None;
         let mut due = None;
@@ -115,30 +83,20 @@ impl CountsReporter {
 
     async fn watch(&self, request: &CountsRequest) -> Result<(), Status> {
         let scopes = scopes_of(request);
-        self.on_data_plane(move |data_plane| data_plane.watch(&scopes)).await
+        self.caller.on_data_plane(move |data_plane| data_plane.watch(&scopes)).await
     }
 
     async fn counts(&self) -> Result<Counts, Status> {
-        let series = self.on_data_plane(|data_plane| data_plane.series()).await?;
+        let series = self.caller.on_data_plane(|data_plane| data_plane.series()).await?;
         let Numbering { boot, started, next } = &*self.numbering;
         let counts = Counts {
-            node_id: self.node_id.clone(),
+            node_id: self.caller.node_id.clone(),
             boot: *boot,
             sequence: next.fetch_add(1, Ordering::Relaxed),
             uptime_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             series: Vec::new(),
         };
         Ok(with_series(counts, series.into_iter().map(encoded)))
-    }
-
-    /// Runs `call` on a thread that may block.
-    async fn on_data_plane<T: Send + 'static>(
-        &self,
-        call: impl FnOnce(&dyn DataPlane) -> T + Send + 'static,
-    ) -> Result<T, Status> {
-        let data_plane = Arc::clone(&self.data_plane);
-        let called = tokio::task::spawn_blocking(move || call(&*data_plane)).await;
-        called.map_err(|error| Status::internal(error.to_string()))
     }
 }
 

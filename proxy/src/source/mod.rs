@@ -21,6 +21,7 @@ mod purges;
 mod report;
 mod selector;
 mod settings;
+mod side_stream;
 mod staging;
 mod starts;
 mod stats;

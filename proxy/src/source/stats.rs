@@ -2,32 +2,27 @@
 //! again, before the next one is made.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prost::Message;
-use signalbox_proto::NODE_HEADER;
 use signalbox_proto::signalbox::report::v1::report_service_client::ReportServiceClient;
 use signalbox_proto::signalbox::report::v1::traffic_series::Scope;
 use signalbox_proto::signalbox::report::v1::{StatsReport, StatsRequest, TrafficSeries};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Streaming};
+use tonic::{Status, Streaming};
 
-use super::authorize::authorize;
-use super::data_plane::{DataPlane, ScopeTraffic, TrafficScope};
-use super::status::Status;
+use super::data_plane::{ScopeTraffic, TrafficScope};
+use super::side_stream::{Caller, keep_open};
+use super::status;
 use crate::telemetry::TrafficSums;
 
 /// Reports as often as the control plane of this connection wants it.
 pub(super) struct StatsReporter {
-    pub(super) node_id: String,
-    pub(super) token: Option<MetadataValue<Ascii>>,
-    pub(super) data_plane: Arc<dyn DataPlane>,
-    pub(super) status: watch::Receiver<Status>,
+    pub(super) caller: Caller,
+    pub(super) status: watch::Receiver<status::Status>,
     pub(super) ledger: Arc<StatsLedger>,
 }
 
@@ -49,16 +44,9 @@ struct Ledger {
     untaken: Option<StatsReport>,
 }
 
-/// The limits of the interval between two reports.
+/// The limits of the interval between two reports, also on different streams.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_INTERVAL: Duration = Duration::from_secs(300);
-
-/// The shortest time between two reports, also on different streams.
-const MIN_PAUSE: Duration = Duration::from_secs(1);
-
-/// The time until a stream that has ended is opened again: at first, and after it ended again and again.
-const REOPEN_FIRST: Duration = Duration::from_secs(1);
-const REOPEN_LAST: Duration = Duration::from_secs(60);
 
 /// The largest report, in bytes. Series beyond come with a later one.
 const MAX_REPORT: usize = 4 << 20;
@@ -69,74 +57,55 @@ impl StatsLedger {
         let state = Mutex::new(Ledger { reported, made: 0, made_at, untaken: None });
         Self { boot: fastrand::u64(..), state }
     }
+
+    fn state(&self) -> MutexGuard<'_, Ledger> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl StatsReporter {
     /// Reports for as long as the connection is there, which whoever calls this ends.
     pub(super) async fn run(self, channel: Channel) {
-        let mut wait = REOPEN_FIRST;
-        loop {
-            let opened = Instant::now();
-            match self.report(channel.clone()).await {
-                Ok(()) => tracing::debug!("the stream of traffic ended"),
-                Err(status) if status.code() == Code::Unimplemented => {
-                    tracing::debug!(%status, "this control plane keeps no traffic");
-                    return;
-                }
-                Err(status) => tracing::debug!(%status, "the stream of traffic ended"),
-            }
-            if opened.elapsed() >= REOPEN_LAST {
-                wait = REOPEN_FIRST;
-            }
-            // At random, for the streams of a whole fleet may have ended together.
-            tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64())).await;
-            wait = (wait * 2).min(REOPEN_LAST);
-        }
+        keep_open("traffic", || self.report(channel.clone())).await;
     }
 
     /// Reports until the control plane ends the stream.
-    async fn report(&self, channel: Channel) -> Result<(), tonic::Status> {
+    async fn report(&self, channel: Channel) -> Result<(), Status> {
         let (reports, outbound) = mpsc::channel(1);
-        let mut request = Request::new(ReceiverStream::new(outbound));
-        authorize(&mut request, self.token.as_ref());
-        let node = self
-            .node_id
-            .parse()
-            .map_err(|_| tonic::Status::invalid_argument("the node id is no header text"))?;
-        request.metadata_mut().insert(NODE_HEADER, node);
+        let request = self.caller.request(outbound)?;
         let mut answers = ReportServiceClient::new(channel).stats(request).await?.into_inner();
-        let Some(mut wanted) = answers.message().await? else { return Ok(()) };
+        // It asks, and has taken none yet.
+        if answers.message().await?.is_none() {
+            return Ok(());
+        }
         let mut due = Instant::now();
         loop {
-            let report = self.next_report(due, interval_of(&wanted)).await?;
+            let report = self.next_report(due).await?;
             let number = report.number;
             if reports.send(report).await.is_err() {
                 return Ok(());
             }
             let Some(answer) = self.until_taken(&mut answers, number).await? else { return Ok(()) };
-            wanted = answer;
-            due = Instant::now() + interval_of(&wanted);
+            due = Instant::now() + interval_of(&answer);
         }
     }
 
-    /// The report that no control plane has taken, at once, or the one that is due.
-    async fn next_report(&self, due: Instant, interval: Duration) -> Result<StatsReport, tonic::Status> {
-        let untaken = self.ledger.state.lock().await.untaken.clone();
-        if let Some(mut report) = untaken {
-            let state = self.ledger.state.lock().await;
-            report.age_ms = millis(state.made_at.elapsed());
-            return Ok(report);
-        }
-        // On another connection, there may have been one a moment ago.
-        let made_at = self.ledger.state.lock().await.made_at;
-        tokio::time::sleep_until(due.max(made_at + interval.min(MIN_PAUSE))).await;
-        let data_plane = Arc::clone(&self.data_plane);
-        let read = tokio::task::spawn_blocking(move || data_plane.scope_traffic()).await;
-        let read = read.map_err(|error| tonic::Status::internal(error.to_string()))?;
+    /// The report that no control plane has taken, at once, or the next one when it is due.
+    async fn next_report(&self, due: Instant) -> Result<StatsReport, Status> {
+        let made_at = {
+            let ledger = self.ledger.state();
+            if let Some(mut report) = ledger.untaken.clone() {
+                report.age_ms = millis(ledger.made_at.elapsed());
+                return Ok(report);
+            }
+            ledger.made_at
+        };
+        tokio::time::sleep_until(due.max(made_at + MIN_INTERVAL)).await;
+        let read = self.caller.on_data_plane(|data_plane| data_plane.scope_traffic()).await?;
         let revision = self.status.borrow().serving.as_ref().map_or(0, |serving| serving.revision.number);
-        let mut state = self.ledger.state.lock().await;
-        let report = state.make(self.ledger.boot, revision, read);
-        state.untaken = Some(report.clone());
+        let mut ledger = self.ledger.state();
+        let report = ledger.make(self.ledger.boot, revision, read);
+        ledger.untaken = Some(report.clone());
         Ok(report)
     }
 
@@ -145,10 +114,10 @@ impl StatsReporter {
         &self,
         answers: &mut Streaming<StatsRequest>,
         number: u64,
-    ) -> Result<Option<StatsRequest>, tonic::Status> {
+    ) -> Result<Option<StatsRequest>, Status> {
         while let Some(answer) = answers.message().await? {
             if answer.taken >= number {
-                self.ledger.state.lock().await.untaken = None;
+                self.ledger.state().untaken = None;
                 return Ok(Some(answer));
             }
         }
@@ -241,10 +210,10 @@ mod tests {
         report.series.iter().map(|series| (series.name.as_str(), series.succeeded)).collect()
     }
 
-    #[tokio::test]
-    async fn each_report_has_what_was_counted_since_the_one_before() {
+    #[test]
+    fn each_report_has_what_was_counted_since_the_one_before() {
         let ledger = StatsLedger::new();
-        let mut state = ledger.state.lock().await;
+        let mut state = ledger.state();
         let route = |name: &str| TrafficScope::Route(name.into());
         let first = state.make(1, 7, vec![traffic(route("a"), 5), traffic(route("b"), 1)]);
         assert_eq!((first.number, first.revision, requests(&first)), (1, 7, vec![("a", 5), ("b", 1)]));
@@ -256,10 +225,10 @@ mod tests {
         assert_eq!(requests(&state.make(1, 9, vec![traffic(route("a"), 3)])), [("a", 3)]);
     }
 
-    #[tokio::test]
-    async fn a_report_is_bounded_and_the_rest_comes_with_the_next() {
+    #[test]
+    fn a_report_is_bounded_and_the_rest_comes_with_the_next() {
         let ledger = StatsLedger::new();
-        let mut state = ledger.state.lock().await;
+        let mut state = ledger.state();
         let all = || {
             let scope = |number: usize| TrafficScope::Consumer(format!("{number:0>120}").into());
             (0..40_000).map(|number| traffic(scope(number), 1)).collect::<Vec<_>>()

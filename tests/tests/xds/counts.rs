@@ -420,8 +420,13 @@ async fn a_control_plane_that_wants_no_counts_gets_all_else() {
     let mut all = resources(&backend);
     serve(&mut stream, &revision(1, 1, &all), &all).await;
     proxy.wait_ready().await.unwrap();
-    eventually("the call was refused", || proxy.log().contains("counts ended")).await;
-    assert!(!proxy.log().lines().any(|line| line.contains("counts ended") && !line.contains("DEBUG")));
+    eventually("the call was refused", || proxy.log().contains("the stream of counts ended")).await;
+    assert!(
+        !proxy
+            .log()
+            .lines()
+            .any(|line| line.contains("the stream of counts ended") && !line.contains("DEBUG"))
+    );
     two_reports(&reports).await;
     let later = forward("later", "u");
     all.push(Arc::clone(&later));

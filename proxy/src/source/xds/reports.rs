@@ -9,6 +9,7 @@ use super::Client;
 use crate::source::counts::CountsReporter;
 use crate::source::purges::PurgeFollower;
 use crate::source::report::Reporter;
+use crate::source::side_stream::Caller;
 use crate::source::stats::StatsReporter;
 
 impl Client {
@@ -20,25 +21,16 @@ impl Client {
             data_plane: self.data_plane.clone(),
             status: self.status.subscribe(),
         };
-        let counts_reporter = CountsReporter {
+        let caller = Caller {
             node_id: self.node.id.clone(),
             token: self.token.clone(),
             data_plane: self.data_plane.clone(),
-            numbering: Arc::clone(&self.numbering),
         };
-        let purge_follower = PurgeFollower {
-            node_id: self.node.id.clone(),
-            token: self.token.clone(),
-            data_plane: self.data_plane.clone(),
-            carried_out: Arc::clone(&self.purged),
-        };
-        let stats_reporter = StatsReporter {
-            node_id: self.node.id.clone(),
-            token: self.token.clone(),
-            data_plane: self.data_plane.clone(),
-            status: self.status.subscribe(),
-            ledger: Arc::clone(&self.stats),
-        };
+        let counts_reporter =
+            CountsReporter { caller: caller.clone(), numbering: Arc::clone(&self.numbering) };
+        let purge_follower = PurgeFollower { caller: caller.clone(), carried_out: Arc::clone(&self.purged) };
+        let stats_reporter =
+            StatsReporter { caller, status: self.status.subscribe(), ledger: Arc::clone(&self.stats) };
         [
             tokio::spawn(reporter.run(channel.clone())),
             tokio::spawn(counts_reporter.run(channel.clone())),
