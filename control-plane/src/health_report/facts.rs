@@ -34,8 +34,6 @@ pub(super) struct RevisionFacts {
     pub(super) author: Arc<str>,
     /// When it was committed, in microseconds since 1970.
     pub(super) committed_at_us: i64,
-    /// How long ago that was, in seconds.
-    pub(super) age_s: u64,
     pub(super) changed: Vec<ResourceKey>,
 }
 
@@ -52,6 +50,12 @@ pub(super) enum Failures {
 
 /// A revision is blamed for what was seen first at most this long after it, in seconds.
 const BLAMED_FOR: u64 = 600;
+
+impl RevisionFacts {
+    fn committed_s(&self) -> u64 {
+        u64::try_from(self.committed_at_us / 1_000_000).unwrap_or(0)
+    }
+}
 
 impl Failures {
     pub(super) fn of(self, point: &Point) -> Share {
@@ -95,9 +99,14 @@ impl Facts {
     pub(super) fn suspects(&self, fleet: &Arc<str>) -> impl Iterator<Item = &RevisionFacts> {
         let since = self.failing_since.get(fleet).copied().unwrap_or(self.at);
         self.revisions.iter().filter(move |revision| {
-            let committed = u64::try_from(revision.committed_at_us / 1_000_000).unwrap_or(0);
+            let committed = revision.committed_s();
             committed <= since && committed + BLAMED_FOR >= since
         })
+    }
+
+    /// How long ago a revision was committed, in seconds.
+    pub(super) fn age_s(&self, revision: &RevisionFacts) -> u64 {
+        self.at.saturating_sub(revision.committed_s())
     }
 
     /// The proxies that are connected, or of which that is not known.

@@ -278,7 +278,7 @@ fn culprit<'a>(
         }
         // Where all serve the same, it is no reason why one proxy fails.
         if !are_both_served && !changed.is_empty() && resource.kind != "proxy" {
-            let why = format!("{} changed {changed}, {} s ago", capitalized(&by), revision.age_s);
+            let why = format!("{} changed {changed}, {} s ago", capitalized(&by), facts.age_s(revision));
             return Some((revision, why));
         }
     }
@@ -322,7 +322,9 @@ fn unmatched(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
     let why = deleted.map(|revision| {
         format!(
             ". Revision {} of {} changed routes or listeners, {} s ago",
-            revision.number, revision.author, revision.age_s
+            revision.number,
+            revision.author,
+            facts.age_s(revision)
         )
     });
     let actions = deleted.map(|revision| format!("GET /api/v1/revisions/{}/diff", revision.number));
@@ -368,7 +370,7 @@ fn refused(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
             revision.number,
             revision.author,
             names.join(", "),
-            revision.age_s
+            facts.age_s(revision)
         )
     });
     let resource = match &route {

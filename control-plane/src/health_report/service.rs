@@ -106,7 +106,6 @@ impl HealthReports {
     async fn revisions(&self) -> Vec<RevisionFacts> {
         let head = self.publisher.current().snapshot.id().number;
         let (known, mut revisions) = self.revisions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let now = now_us();
         if known != head
             && let Ok(mut read) =
                 self.store.revisions_after(head.saturating_sub(REVISIONS.into()), REVISIONS).await
@@ -116,14 +115,10 @@ impl HealthReports {
                 number: revision.summary.number,
                 author: revision.summary.author.clone(),
                 committed_at_us: revision.summary.committed_at_us,
-                age_s: 0,
                 changed: revision.changes.into_iter().map(|change| change.key).take(1000).collect(),
             });
             revisions = facts.collect();
             *self.revisions.lock().unwrap_or_else(PoisonError::into_inner) = (head, revisions.clone());
-        }
-        for revision in &mut revisions {
-            revision.age_s = u64::try_from((now - revision.committed_at_us) / 1_000_000).unwrap_or(0);
         }
         revisions
     }

@@ -57,14 +57,9 @@ const USUAL_POINTS: u64 = 90;
 
 impl Select {
     fn matches(&self, dimension: &Dimension) -> bool {
-        match (self, dimension) {
-            (Self::One(wanted), dimension) => wanted == dimension,
-            (Self::Each("route"), Dimension::Route(_))
-            | (Self::Each("upstream"), Dimension::Upstream(_))
-            | (Self::Each("consumer"), Dimension::Consumer(_))
-            | (Self::Each("proxy"), Dimension::Proxy(_))
-            | (Self::Each("revision"), Dimension::Revision(_)) => true,
-            (Self::Each(_), _) => false,
+        match self {
+            Self::One(wanted) => wanted == dimension,
+            Self::Each(kind) => dimension.kind() == Some(*kind),
         }
     }
 }

@@ -55,16 +55,28 @@ impl Dimension {
         }
     }
 
-    /// The kind, as queries and labels call it, and the name; `None`: all requests.
-    pub fn label(&self) -> Option<(&'static str, String)> {
+    /// The kind, as queries and labels call it; `None`: all requests.
+    pub fn kind(&self) -> Option<&'static str> {
         match self {
             Self::All => None,
-            Self::Route(name) => Some(("route", name.to_string())),
-            Self::Upstream(name) => Some(("upstream", name.to_string())),
-            Self::Consumer(name) => Some(("consumer", name.to_string())),
-            Self::Proxy(name) => Some(("proxy", name.to_string())),
-            Self::Revision(number) => Some(("revision", number.to_string())),
+            Self::Route(_) => Some("route"),
+            Self::Upstream(_) => Some("upstream"),
+            Self::Consumer(_) => Some("consumer"),
+            Self::Proxy(_) => Some("proxy"),
+            Self::Revision(_) => Some("revision"),
         }
+    }
+
+    /// The kind and the name; `None`: all requests.
+    pub fn label(&self) -> Option<(&'static str, String)> {
+        let name = match self {
+            Self::All => return None,
+            Self::Route(name) | Self::Upstream(name) | Self::Consumer(name) | Self::Proxy(name) => {
+                name.to_string()
+            }
+            Self::Revision(number) => number.to_string(),
+        };
+        Some((self.kind()?, name))
     }
 
     /// The dimension of this kind and name; `None`: there is no such kind, or the name cannot be one.
