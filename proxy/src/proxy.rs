@@ -21,7 +21,7 @@ use crate::core::clock::SystemClock;
 use crate::hot_restart::InheritedSockets;
 use crate::http::worker_context::Shared;
 use crate::resolve::Resolver;
-use crate::route_series::{RouteSeries, ShownRoutes};
+use crate::route_series::{OTHERS, RouteSeries, ShownRoutes};
 use crate::secrets::HostSecrets;
 use crate::services::{Checking, Services};
 use crate::sockets::{BoundSocket, SocketPlan, Wanted};
@@ -100,6 +100,8 @@ struct Control {
     /// Revisions that were replaced. A worker must not drop the last reference to one: that could take longer than a
     /// request may.
     retired: Vec<Arc<Active>>,
+    /// Deleted routes that the metrics no longer show, until their last requests are read for the time series.
+    forgotten: Vec<Arc<RouteStats>>,
     /// How long applying revisions took.
     applies: Histogram,
     /// True if no socket is opened any more.
@@ -198,6 +200,7 @@ impl Proxy {
             sockets: Vec::new(),
             labels: Vec::new(),
             retired: Vec::new(),
+            forgotten: Vec::new(),
             applies: Histogram::default(),
             draining: false,
             inherited: settings.inherited,
@@ -267,6 +270,10 @@ impl Proxy {
         let mut series = self.series();
         for route in control.compiled.forget_routes(shown) {
             series.forget(&route);
+            // Its last requests may not be in the time series yet.
+            if route.traffic.read().is_some() && control.forgotten.len() < MAX_FORGOTTEN {
+                control.forgotten.push(route);
+            }
         }
     }
 
@@ -463,15 +470,16 @@ impl DataPlane for Proxy {
     }
 
     fn scope_traffic(&self) -> Vec<ScopeTraffic> {
-        let control = self.control();
-        let compiled = control.compiled.clone();
+        let mut control = self.control();
+        let (compiled, forgotten) = (control.compiled.clone(), std::mem::take(&mut control.forgotten));
         let [routes, upstreams] = [&control.services.routes, &control.services.upstreams].map(Arc::clone);
         drop(control);
         let mut traffic = vec![ScopeTraffic { scope: TrafficScope::All, sums: self.all_traffic() }];
         let mut add = |scope: fn(Arc<str>) -> TrafficScope, name: Arc<str>, sums: Option<TrafficSums>| {
             traffic.extend(sums.map(|sums| ScopeTraffic { scope: scope(name), sums }));
         };
-        for stats in compiled.route_stats() {
+        // Another route may have the name of a forgotten one by now, and comes after it.
+        for stats in forgotten.iter().chain(compiled.route_stats()) {
             add(TrafficScope::Route, Arc::clone(&stats.name), stats.traffic.read());
         }
         for upstream in compiled.active.upstreams.iter() {
@@ -481,9 +489,9 @@ impl DataPlane for Proxy {
         for (name, sums) in consumers {
             add(TrafficScope::Consumer, name.as_str().into(), Some(sums));
         }
-        add(TrafficScope::Route, OTHER.into(), routes.others());
-        add(TrafficScope::Upstream, OTHER.into(), upstreams.others());
-        add(TrafficScope::Consumer, OTHER.into(), other_consumers);
+        add(TrafficScope::Route, OTHERS.into(), routes.others());
+        add(TrafficScope::Upstream, OTHERS.into(), upstreams.others());
+        add(TrafficScope::Consumer, OTHERS.into(), other_consumers);
         traffic
     }
 
@@ -548,14 +556,14 @@ impl DataPlane for Proxy {
     }
 }
 
+/// The most deleted routes whose last requests are kept for the time series, which nobody may read.
+const MAX_FORGOTTEN: usize = 4096;
+
 /// The most routes, and the most upstreams, whose requests are counted apart for time series: at most 4,096, and at most 256 MiB. Each takes
 /// some 2,300 bytes for each worker.
 fn most_counted_apart(workers: usize) -> usize {
     ((256 << 20) / (workers.max(1) * 2304)).min(4096)
 }
-
-/// The name of those that are not counted apart.
-const OTHER: &str = "_other";
 
 /// Marks the counters of the watched routes and upstreams, as far as `compiled` has them.
 fn mark(compiled: &Compiled, generations: &Generations) {

@@ -175,6 +175,14 @@ async fn a_deleted_routes_counts_are_kept_until_its_last_request_was_shown_twice
     assert_eq!(requests(proxy, &of_route).await, 1.0, "its last request counts");
     // The old revision is released within a second or two, and then its counts are shown twice.
     assert!(eventually(DEADLINE, async || requests(proxy, &of_route).await == 0.0).await);
+    // The request is in the time series, although the metrics have forgotten the route before the next report.
+    let in_series = async || {
+        let answer = api.get("/stats?route=gone").await.unwrap();
+        let points =
+            answer["series"].as_array().unwrap().iter().flat_map(|one| one["points"].as_array().unwrap());
+        points.map(|point| point["requests"].as_u64().unwrap()).sum::<u64>() == 1
+    };
+    assert!(eventually(Duration::from_secs(30), in_series).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
