@@ -8,13 +8,13 @@ use mimalloc as _;
 
 /// Figures of the allocator, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Allocator {
+pub(crate) struct Allocator {
     /// The memory that it has from the system now, used or kept for later.
-    pub committed: u64,
+    pub(crate) committed: u64,
     /// The most that it ever had.
-    pub peak_committed: u64,
+    pub(crate) peak_committed: u64,
     /// The most that the process ever had in memory.
-    pub peak_resident: u64,
+    pub(crate) peak_resident: u64,
 }
 
 unsafe extern "C" {
@@ -31,7 +31,7 @@ unsafe extern "C" {
 }
 
 /// Reads the figures.
-pub fn figures() -> Allocator {
+pub(crate) fn figures() -> Allocator {
     let (mut peak_rss, mut commit, mut peak_commit) = (0_usize, 0_usize, 0_usize);
     let none = ptr::null_mut();
     // SAFETY: mimalloc writes to the pointers that are not null, which are to values of this function.

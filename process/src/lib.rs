@@ -12,7 +12,7 @@ pub mod prometheus;
 
 pub mod accept;
 pub mod admin_address;
-pub mod allocator;
+mod allocator;
 mod args;
 pub mod arguments;
 pub mod debug;
@@ -22,7 +22,7 @@ pub mod limits;
 pub mod liveness;
 pub mod log;
 pub mod process_metrics;
-pub mod procfs;
+mod procfs;
 pub mod profile;
 mod run;
 pub mod stream;

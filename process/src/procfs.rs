@@ -6,53 +6,53 @@ use std::sync::OnceLock;
 
 /// A thread of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Thread {
+pub(crate) struct Thread {
     /// Its number.
-    pub id: i32,
+    pub(crate) id: i32,
     /// Its name, of which the system keeps 15 bytes.
-    pub name: String,
+    pub(crate) name: String,
     /// The CPU time that it has used, in milliseconds.
-    pub cpu_ms: u64,
+    pub(crate) cpu_ms: u64,
     /// Its state: `R` runs, `S` sleeps, `D` waits for a disk.
-    pub state: char,
+    pub(crate) state: char,
 }
 
 /// Figures of this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// The files that are open.
-    pub open_files: u64,
+    pub(crate) open_files: u64,
     /// The number of files that may be open; `None`: there is no limit.
-    pub max_files: Option<u64>,
+    pub(crate) max_files: Option<u64>,
     /// The memory in use, in bytes.
-    pub resident_bytes: u64,
+    pub(crate) resident_bytes: u64,
     /// The address space in use, in bytes.
-    pub virtual_bytes: u64,
+    pub(crate) virtual_bytes: u64,
     /// The threads.
-    pub threads: u64,
+    pub(crate) threads: u64,
     /// The CPU time of all threads, in milliseconds.
-    pub cpu_ms: u64,
+    pub(crate) cpu_ms: u64,
     /// The start, in milliseconds since 1970.
-    pub started_at_ms: u64,
+    pub(crate) started_at_ms: u64,
 }
 
 /// The number of threads that are listed at most.
 const MAX_THREADS: usize = 10_000;
 
 /// The numbers of the threads of this process.
-pub fn thread_ids() -> io::Result<Vec<i32>> {
+pub(crate) fn thread_ids() -> io::Result<Vec<i32>> {
     let names =
         fs::read_dir("/proc/self/task")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     Ok(names.filter_map(|name| name.parse().ok()).take(MAX_THREADS).collect())
 }
 
 /// The name of a thread; empty if it is gone.
-pub fn thread_name(id: i32) -> String {
+pub(crate) fn thread_name(id: i32) -> String {
     fs::read_to_string(format!("/proc/self/task/{id}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
 /// The threads of this process, by number.
-pub fn threads() -> io::Result<Vec<Thread>> {
+pub(crate) fn threads() -> io::Result<Vec<Thread>> {
     let mut threads: Vec<_> = thread_ids()?
         .into_iter()
         .filter_map(|id| {
@@ -65,7 +65,7 @@ pub fn threads() -> io::Result<Vec<Thread>> {
 }
 
 /// Reads the figures of this process. A figure that cannot be read is 0.
-pub fn figures() -> Figures {
+pub(crate) fn figures() -> Figures {
     let stat = fs::read_to_string("/proc/self/stat").ok().and_then(|text| Stat::parse(&text));
     let stat = stat.unwrap_or_default();
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -95,7 +95,7 @@ fn open_files() -> u64 {
 }
 
 /// The figures of `/proc/self/smaps_rollup`, in bytes by name.
-pub fn memory() -> io::Result<Vec<(String, u64)>> {
+pub(crate) fn memory() -> io::Result<Vec<(String, u64)>> {
     let text = fs::read_to_string("/proc/self/smaps_rollup")?;
     let line = |line: &str| {
         let (name, rest) = line.split_once(':')?;

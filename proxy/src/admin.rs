@@ -146,8 +146,10 @@ impl Admin {
         if let Err(denied) = self.access.check(head.uri.path(), peer, &head.headers) {
             return refuse(denied);
         }
-        if let Some(wanted) = self.debug_request(&head) {
-            return self.debug(wanted).await;
+        let wanted = DebugRequest::parse(head.uri.path(), head.uri.query()).filter(|_| self.profiling);
+        if let Some(wanted) = wanted {
+            // A profile takes a minute, so none is taken for its head.
+            return if head.method == Method::GET { self.debug(wanted).await } else { not_allowed("GET") };
         }
         if head.uri.path() == "/metrics" {
             return match head.method {
@@ -160,15 +162,6 @@ impl Admin {
         // This may wait for a revision that is being applied, which in turn may wait for other tasks of this runtime.
         let answer = tokio::task::spawn_blocking(move || self.answer(&head));
         answer.await.unwrap_or_else(|_| internal_error())
-    }
-
-    /// The debugging page that is asked for, if such pages are served.
-    fn debug_request(&self, head: &request::Parts) -> Option<Result<DebugRequest, Refusal>> {
-        let wanted = DebugRequest::parse(head.uri.path(), head.uri.query()).filter(|_| self.profiling)?;
-        if matches!(head.method, Method::GET | Method::HEAD) {
-            return Some(wanted);
-        }
-        Some(Err(Refusal { status: StatusCode::METHOD_NOT_ALLOWED.as_u16(), detail: "Use GET.".to_owned() }))
     }
 
     async fn debug(&self, wanted: Result<DebugRequest, Refusal>) -> Response<Body> {

@@ -76,7 +76,9 @@ impl AdminListener {
     /// True if other hosts may reach it.
     pub fn is_open_to_other_hosts(&self) -> bool {
         match self {
-            Self::Tcp(listener) => listener.local_addr().is_ok_and(|address| !address.ip().is_loopback()),
+            Self::Tcp(listener) => {
+                listener.local_addr().is_ok_and(|address| !address.ip().to_canonical().is_loopback())
+            }
             Self::Unix { .. } => false,
         }
     }

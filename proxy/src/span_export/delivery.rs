@@ -102,7 +102,9 @@ impl Exporter {
                 }
             }
             Err(error) => {
-                counts.add(SpanResult::Failed, underway.spans);
+                let result =
+                    if matches!(error, CallError::Ended) { SpanResult::Ended } else { SpanResult::Failed };
+                counts.add(result, underway.spans);
                 underway.spans = 0;
                 // The counters tell of the rest.
                 if !std::mem::replace(&mut self.is_failing, true) {

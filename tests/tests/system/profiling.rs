@@ -106,6 +106,16 @@ async fn debugging_pages_need_an_administrator() {
         assert!(threads.iter().any(|thread| thread["name"] == name), "{name} is not in {tasks}");
     }
     assert!(tasks["plugin_tasks"].is_array());
+    for (url, token) in
+        [(of_proxy(&proxy, PAGES[0]), TOKEN), (of_control_plane(&control_plane, PAGES[0]), ADMIN_TOKEN)]
+    {
+        let head = Client::new().head(&url).bearer_auth(token).send().await.unwrap();
+        assert_eq!(
+            (head.status().as_u16(), head.headers()["allow"].to_str().unwrap()),
+            (405, "GET"),
+            "{url}"
+        );
+    }
     let wrong = of_proxy(&proxy, "/debug/pprof/profile?seconds=61");
     assert_eq!(status(&wrong, Some(TOKEN)).await, 400);
 }
