@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use signalbox_process::process_metrics;
-use signalbox_process::prometheus::{Exposition, Family, Labels, Metric};
+use signalbox_process::prometheus::{Durations, Exposition, Family, Format, Labels, Metric};
 use signalbox_process::tls::Reloading;
 use tokio_rustls::rustls::ServerConfig;
 
@@ -99,8 +99,12 @@ impl Histogram {
             total += bucket.load(Ordering::Relaxed);
             *below = total;
         }
-        let buckets = BOUNDS_US.into_iter().zip(cumulated);
-        family.durations(labels, buckets, self.sum_us.load(Ordering::Relaxed), total);
+        let mut buckets = [(0.0, 0); BOUNDS_US.len()];
+        for ((bucket, bound), below) in buckets.iter_mut().zip(BOUNDS_US).zip(cumulated) {
+            *bucket = (bound as f64 / 1e6, below);
+        }
+        let sum = self.sum_us.load(Ordering::Relaxed) as f64 / 1e6;
+        family.durations(labels, &Durations { buckets: &buckets, sum, count: total, ..Durations::default() });
     }
 }
 
@@ -183,9 +187,9 @@ impl Metrics {
         self.certificates.lock().unwrap_or_else(PoisonError::into_inner).push(files);
     }
 
-    /// All of it, in Prometheus' text format.
-    pub fn write(&self, gauges: &Gauges) -> String {
-        let mut page = Exposition::default();
+    /// All of it.
+    pub fn write(&self, format: Format, gauges: &Gauges) -> Vec<u8> {
+        let mut page = Exposition::new(format);
         process_metrics::write(&mut page, env!("CARGO_PKG_VERSION"), gauges.profiling);
         gauges.write(&mut page);
         page.single(&metric::NACKS, self.xds_nacks.value());
@@ -199,7 +203,7 @@ impl Metrics {
         }
         self.propagation.write(&mut page.family(&metric::PROPAGATION), &[]);
         self.write_calls(&mut page);
-        page.into_text()
+        page.finish()
     }
 
     fn write_calls(&self, page: &mut Exposition) {
@@ -258,7 +262,7 @@ mod tests {
         }
         let mut page = Exposition::default();
         histogram.write(&mut page.family(&metric::STORE_DURATION), &[("operation", "b")]);
-        let out = page.into_text();
+        let out = String::from_utf8(page.finish()).unwrap();
         assert!(
             out.contains("signalbox_store_duration_seconds_bucket{operation=\"b\",le=\"0.0005\"} 1\n"),
             "{out}"

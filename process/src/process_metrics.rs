@@ -19,7 +19,7 @@ metrics! {
 /// Writes them.
 pub fn write(page: &mut Exposition, version: &str, profiling: bool) {
     let debug = if cfg!(debug_assertions) { "true" } else { "false" };
-    page.family(&BUILD).sample(&[("version", version), ("debug", debug)], 1);
+    page.family(&BUILD).sample(&[("version", version), ("debug", debug)], 1_u8);
     page.single(&PROFILING, u8::from(profiling));
     page.single(&LOG_LOST, log::lines_lost());
     let figures = procfs::figures();
@@ -30,7 +30,7 @@ pub fn write(page: &mut Exposition, version: &str, profiling: bool) {
     page.single(&OPEN_FILES, figures.open_files);
     match figures.max_files {
         Some(limit) => page.single(&MAX_FILES, limit),
-        None => page.single(&MAX_FILES, "+Inf"),
+        None => page.single(&MAX_FILES, f64::INFINITY),
     }
     page.single(&THREADS, figures.threads);
 }

@@ -13,7 +13,7 @@ use signalbox_plugin::{Consumers, Hooks, Outcomes, Plugin};
 use crate::core::map::Map;
 use crate::core::slots::{Slot, SlotTable};
 use crate::telemetry::spans::ListenerTracing;
-use crate::telemetry::{Cells, Histograms, Period, SeriesCell, TrafficCounts, TrafficGroup};
+use crate::telemetry::{Cells, Exemplars, Histograms, Period, SeriesCell, TrafficCounts, TrafficGroup};
 use crate::upstream::Upstream;
 use crate::wire::tls::ListenerTls;
 
@@ -84,6 +84,8 @@ pub struct RouteStats {
     pub name: Arc<str>,
     pub requests: Cells,
     pub traffic: TrafficCounts,
+    /// Requests whose traces are exported.
+    pub exemplars: Exemplars,
     /// The place of its counts in the metrics.
     pub series: SeriesCell,
 }
@@ -333,7 +335,7 @@ impl RouteStats {
     /// The counters of a route that has served nothing yet.
     pub fn new(name: Arc<str>, workers: usize, group: &Arc<TrafficGroup>) -> Self {
         let (requests, traffic) = (Cells::new(workers), TrafficCounts::new(group));
-        Self { name, requests, traffic, series: SeriesCell::default() }
+        Self { name, requests, traffic, exemplars: Exemplars::default(), series: SeriesCell::default() }
     }
 }
 

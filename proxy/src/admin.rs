@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use signalbox_config::Kind;
 use signalbox_process::debug::{self, DebugRequest, Page, Refusal};
-use signalbox_process::prometheus::Exposition;
+use signalbox_process::prometheus::{Exposition, Format};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -107,11 +107,16 @@ async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Pee
     }
 }
 
-fn metrics_page(body: Body) -> Response<Body> {
+fn metrics_page(format: Format, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
-    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    let content_type = HeaderValue::from_static(format.content_type());
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
+}
+
+/// The format of metrics that a client likes best.
+fn accepted(headers: &HeaderMap) -> Format {
+    Format::accepted(headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()))
 }
 
 fn whole(bytes: Bytes) -> Body {
@@ -153,9 +158,9 @@ impl Admin {
         }
         if head.uri.path() == "/metrics" {
             return match head.method {
-                Method::GET => self.metrics(),
+                Method::GET => self.metrics(accepted(&head.headers)),
                 // Counts of deleted routes are not shown by it.
-                Method::HEAD => metrics_page(whole(Bytes::new())),
+                Method::HEAD => metrics_page(accepted(&head.headers), whole(Bytes::new())),
                 _ => not_allowed("GET, HEAD"),
             };
         }
@@ -257,15 +262,16 @@ impl Admin {
     }
 
     /// Writes the metrics in chunks, each when the client has taken the one before: there may be many upstreams.
-    fn metrics(self: Arc<Self>) -> Response<Body> {
+    fn metrics(self: Arc<Self>, format: Format) -> Response<Body> {
         let (sender, chunks) = mpsc::channel(2);
         tokio::task::spawn_blocking(move || {
-            let sink = move |chunk: String| sender.blocking_send(Ok(Frame::data(Bytes::from(chunk)))).is_ok();
+            let sink =
+                move |chunk: Vec<u8>| sender.blocking_send(Ok(Frame::data(Bytes::from(chunk)))).is_ok();
             let status = self.status.borrow().clone();
             let process = ProcessState { draining: self.drain.is_cancelled(), profiling: self.profiling };
-            metrics::write(Exposition::chunked(Box::new(sink)), &self.proxy, &status, process);
+            metrics::write(Exposition::chunked(format, Box::new(sink)), &self.proxy, &status, process);
         });
-        metrics_page(StreamBody::new(ReceiverStream::new(chunks)).boxed())
+        metrics_page(format, StreamBody::new(ReceiverStream::new(chunks)).boxed())
     }
 
     /// The served configuration, with secrets redacted.

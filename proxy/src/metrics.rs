@@ -1,19 +1,25 @@
-//! Metrics in Prometheus' text format.
+//! The metrics of a proxy.
 
 pub mod described;
 
+use std::ops::Range;
+
 use signalbox_config::{Body, Kind, Name, RevisionId};
 use signalbox_process::process_metrics;
-use signalbox_process::prometheus::{Exposition, Family, Labels, Metric};
+use signalbox_process::prometheus::{Durations, Exemplar, Exposition, Family, Labels, Metric, Native};
 
 use self::described as metric;
 use crate::compile::Compiled;
+use crate::core::trace_context::hex_trace_id;
 use crate::http::worker_context::Shared;
 use crate::proxy::Proxy;
 use crate::route_series::{OTHERS, ShownRoutes};
 use crate::source::Status;
 use crate::telemetry::spans::SpanResult;
-use crate::telemetry::{Class, Counted, Flag, HandshakeFailure, StreamKind, Totals, WorkerStats};
+use crate::telemetry::{
+    Class, Counted, Flag, HandshakeFailure, Latencies, StreamKind, Totals, TracedLatency, TrafficSums,
+    WorkerStats,
+};
 
 /// The state of the process beside its data plane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,7 +31,7 @@ pub struct ProcessState {
 }
 
 /// Writes all metrics of `proxy`. Returns the page, unless it is passed on in chunks.
-pub fn write(mut page: Exposition, proxy: &Proxy, status: &Status, process: ProcessState) -> String {
+pub fn write(mut page: Exposition, proxy: &Proxy, status: &Status, process: ProcessState) -> Vec<u8> {
     proxy.counted(|shared, compiled, listeners, applies| {
         let routes = &proxy.shown_routes(compiled);
         write_all(&mut page, &Shown { shared, compiled, listeners, applies, status, routes, process });
@@ -33,7 +39,7 @@ pub fn write(mut page: Exposition, proxy: &Proxy, status: &Status, process: Proc
     if !page.is_abandoned() {
         proxy.counts_were_shown();
     }
-    page.into_text()
+    page.finish()
 }
 
 /// The state that metrics are written from.
@@ -53,10 +59,11 @@ fn write_all(page: &mut Exposition, shown: &Shown<'_>) {
     process_metrics::write(page, env!("CARGO_PKG_VERSION"), shown.process.profiling);
     state(page, shown);
     requests(page, shown);
+    route_durations(page, shown);
     upstreams(page, compiled);
     let stats = || shared.stats.iter().map(|stats| &**stats);
     let all = Totals::of(stats().map(|stats| &stats.request_duration));
-    durations(&mut page.family(&metric::REQUEST_DURATION), &[], &all);
+    traced_durations(&mut page.family(&metric::REQUEST_DURATION), &[], &all, &shared.exemplars.read());
     let mut streams = page.family(&metric::STREAM_DURATION);
     for kind in StreamKind::ALL {
         let totals = Totals::of(stats().filter_map(|stats| stats.stream_duration.get(kind as usize)));
@@ -169,13 +176,71 @@ fn certificates(page: &mut Exposition, compiled: &Compiled, status: &Status) {
 
 fn requests(page: &mut Exposition, shown: &Shown<'_>) {
     let mut family = page.family(&metric::REQUESTS);
-    let own = shown.routes.own.iter().map(|(name, counted)| (&**name, counted));
+    let own = shown.routes.own.iter().map(|(route, counted)| (&*route.name, counted));
     for (route, counted) in own.chain([(OTHERS, &shown.routes.others)]) {
         for Counted { listener, class, flag, count } in counted.iter().copied() {
             let listener = shown.listeners.get(usize::from(listener)).map_or("", Name::as_str);
             outcome(&mut family, &[("listener", listener), ("route", route)], class, flag, count);
         }
     }
+}
+
+fn route_durations(page: &mut Exposition, shown: &Shown<'_>) {
+    let ShownRoutes { own, others_traffic, .. } = shown.routes;
+    let mut family = page.family(&metric::ROUTE_DURATION);
+    for (route, _) in own {
+        if let Some(sums) = route.traffic.read() {
+            let exemplars = exemplars(&route.exemplars.read());
+            route_duration(&mut family, &route.name, &sums, &exemplars);
+        }
+    }
+    if others_traffic.requests() > 0 {
+        route_duration(&mut family, OTHERS, others_traffic, &[]);
+    }
+    let mut family = page.family(&metric::ROUTE_FIRST_BYTE);
+    for (route, _) in own {
+        if let Some(sums) = route.traffic.read() {
+            route_first_byte(&mut family, &route.name, &sums);
+        }
+    }
+    if others_traffic.requests() > 0 {
+        route_first_byte(&mut family, OTHERS, others_traffic);
+    }
+}
+
+fn route_duration(family: &mut Family<'_>, route: &str, sums: &TrafficSums, exemplars: &[Exemplar]) {
+    let mut octaves = [0; Latencies::OCTAVES];
+    for &(bucket, count) in &sums.buckets {
+        if let Some(octave) = octaves.get_mut(usize::from(bucket) / Latencies::PER_OCTAVE) {
+            *octave += count;
+        }
+    }
+    let buckets = native(sums.buckets.iter().copied());
+    family.durations(
+        &[("route", route)],
+        &Durations {
+            buckets: &cumulated(&octaves, ROUTE_OCTAVES),
+            sum: sums.latency_us as f64 / 1e6,
+            count: octaves.iter().sum(),
+            native: Some(Native { schema: 3, buckets: &buckets }),
+            exemplars,
+        },
+    );
+}
+
+fn route_first_byte(family: &mut Family<'_>, route: &str, sums: &TrafficSums) {
+    let octaves = (0..).zip(sums.first_bytes).filter(|(_, count)| *count > 0);
+    let buckets: Vec<_> = octaves.map(|(octave, count)| (Latencies::native_octave(octave), count)).collect();
+    family.durations(
+        &[("route", route)],
+        &Durations {
+            buckets: &cumulated(&sums.first_bytes, ROUTE_OCTAVES),
+            sum: sums.first_byte_us as f64 / 1e6,
+            count: sums.first_bytes.iter().sum(),
+            native: Some(Native { schema: 0, buckets: &buckets }),
+            exemplars: &[],
+        },
+    );
 }
 
 fn upstreams(page: &mut Exposition, compiled: &Compiled) {
@@ -252,10 +317,51 @@ fn outcome(family: &mut Family<'_>, labels: Labels<'_>, class: Class, flag: Flag
     family.sample(&all, count);
 }
 
-/// Writes durations with buckets from 16 microseconds to 34 seconds.
+/// The octaves whose bounds are those of buckets: from 15 microseconds, 2^-16 s, to 32 seconds.
+const OCTAVES: Range<usize> = 3..25;
+
+/// Likewise for each route, as there may be thousands: from 0.2 milliseconds, 2^-12 s, in steps of four, to 16 seconds.
+const ROUTE_OCTAVES: [usize; 9] = [7, 9, 11, 13, 15, 17, 19, 21, 23];
+
 fn durations(family: &mut Family<'_>, labels: Labels<'_>, totals: &Totals) {
-    let buckets = totals.cumulative().filter(|(us, _)| (16..=1 << 25).contains(us));
-    family.durations(labels, buckets, totals.sum_us, totals.count());
+    traced_durations(family, labels, totals, &[]);
+}
+
+/// Writes durations, with the traces of some.
+fn traced_durations(family: &mut Family<'_>, labels: Labels<'_>, totals: &Totals, traced: &[TracedLatency]) {
+    let buckets = native(totals.buckets());
+    family.durations(
+        labels,
+        &Durations {
+            buckets: &cumulated(&totals.octaves(), OCTAVES),
+            sum: totals.sum_us as f64 / 1e6,
+            count: totals.count(),
+            native: Some(Native { schema: 3, buckets: &buckets }),
+            exemplars: &exemplars(traced),
+        },
+    );
+}
+
+/// The bounds of some octaves, in seconds, with the number of durations up to each.
+fn cumulated(
+    counts: &[u64; Latencies::OCTAVES],
+    octaves: impl IntoIterator<Item = usize>,
+) -> Vec<(f64, u64)> {
+    let upto = |octave| (Latencies::octave_bound(octave), counts.iter().take(octave + 1).sum());
+    octaves.into_iter().map(upto).collect()
+}
+
+fn native(buckets: impl Iterator<Item = (u8, u64)>) -> Vec<(i32, u64)> {
+    buckets.map(|(bucket, count)| (Latencies::native_index(bucket), count)).collect()
+}
+
+fn exemplars(traced: &[TracedLatency]) -> Vec<Exemplar> {
+    let exemplar = |traced: &TracedLatency| Exemplar {
+        trace_id: String::from_utf8_lossy(&hex_trace_id(&traced.trace_id)).into_owned(),
+        value: traced.latency.us() as f64 / 1e6,
+        at: traced.at,
+    };
+    traced.iter().map(exemplar).collect()
 }
 
 #[cfg(test)]
@@ -274,16 +380,20 @@ mod tests {
         let mut page = Exposition::default();
         let totals = Totals::of([&durations]);
         super::durations(&mut page.family(&metric::PLUGIN_DURATION), &[("plugin", "a\"b")], &totals);
-        let text = page.into_text();
+        let text = String::from_utf8(page.finish()).unwrap();
         let (_, out) = text.split_once("histogram\n").unwrap();
         assert!(
             out.starts_with(
-                "signalbox_plugin_duration_seconds_bucket{plugin=\"a\\\"b\",le=\"0.000016\"} 1\n"
+                "signalbox_plugin_duration_seconds_bucket{plugin=\"a\\\"b\",le=\"0.0000152587890625\"} 1\n"
             ),
             "{out}"
         );
+        assert!(out.contains(
+            "signalbox_plugin_duration_seconds_bucket{plugin=\"a\\\"b\",le=\"0.0001220703125\"} 2\n"
+        ));
         assert!(
-            out.contains("signalbox_plugin_duration_seconds_bucket{plugin=\"a\\\"b\",le=\"0.000128\"} 2\n")
+            out.contains("signalbox_plugin_duration_seconds_bucket{plugin=\"a\\\"b\",le=\"32\"} 2\n"),
+            "{out}"
         );
         assert!(out.contains("signalbox_plugin_duration_seconds_bucket{plugin=\"a\\\"b\",le=\"+Inf\"} 3\n"));
         assert!(out.ends_with("signalbox_plugin_duration_seconds_sum{plugin=\"a\\\"b\"} 90.000103\nsignalbox_plugin_duration_seconds_count{plugin=\"a\\\"b\"} 3\n"));

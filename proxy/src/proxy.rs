@@ -30,8 +30,8 @@ use crate::span_export;
 use crate::tasks::{self, RunningTask, RunningTasks};
 use crate::telemetry::spans;
 use crate::telemetry::{
-    ConsumerTraffic, Counter, Generations, Histogram, Scope, Series, Totals, TrafficGroup, TrafficSums,
-    WorkerStats, access_log, process_cpu_us,
+    ConsumerTraffic, Counter, Exemplars, Generations, Histogram, Scope, Series, Totals, TrafficGroup,
+    TrafficSums, WorkerStats, access_log, process_cpu_us,
 };
 use crate::worker::{self, Command};
 
@@ -146,6 +146,7 @@ impl Proxy {
             clock: clock.clone(),
             log: settings.access_log,
             span_counts: Arc::clone(span_sinks.counts()),
+            exemplars: Exemplars::default(),
             max_requests: settings.max_requests,
             max_queue_delay: settings.max_queue_delay,
             connections_wanted: (0..slots).map(|_| Notify::new()).collect(),
@@ -194,6 +195,7 @@ impl Proxy {
             routes: TrafficGroup::new(slots, most_counted_apart(slots)),
             upstreams: TrafficGroup::new(slots, most_counted_apart(slots)),
         };
+        let series = Mutex::new(RouteSeries::new(settings.metrics_routes, &services.routes));
         let control = Control {
             compiled,
             services,
@@ -221,7 +223,7 @@ impl Proxy {
             purges,
             generations: Mutex::new(generations),
             reported: Mutex::default(),
-            series: Mutex::new(RouteSeries::new(settings.metrics_routes)),
+            series,
         }))
     }
 
@@ -317,6 +319,7 @@ impl Proxy {
             bytes_in: sum(|stats| &stats.body_in),
             bytes_out: sum(|stats| &stats.body_out),
             buckets: durations.buckets().collect(),
+            ..TrafficSums::default()
         }
     }
 

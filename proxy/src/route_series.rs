@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::active::RouteStats;
-use crate::telemetry::{Class, Counted, Flag, SeriesPlace};
+use crate::telemetry::{Class, Counted, Flag, SeriesPlace, TrafficGroup, TrafficSums};
 
 /// The routes that have series of their own in the metrics, up to a limit; others are counted together. A route keeps its place
 /// as long as it exists, so no counter goes back, and the sum over all series is the number of requests.
@@ -15,6 +15,10 @@ pub struct RouteSeries {
     own: usize,
     /// The final counts of routes that were counted together and are gone.
     ended: BTreeMap<Labels, u64>,
+    /// Likewise their traffic, without that of the group's others.
+    ended_traffic: TrafficSums,
+    /// Which routes' traffic is counted apart.
+    group: Arc<TrafficGroup>,
 }
 
 /// The labels of a count, without the route.
@@ -28,25 +32,29 @@ struct Labels {
 /// The counts of routes, as the metrics show them.
 #[derive(Debug, Default)]
 pub struct ShownRoutes {
-    /// The routes with series of their own, by name.
-    pub own: Vec<(Arc<str>, Vec<Counted>)>,
+    /// The routes with series of their own.
+    pub own: Vec<(Arc<RouteStats>, Vec<Counted>)>,
     /// All others together.
     pub others: Vec<Counted>,
+    /// The traffic of all routes whose traffic is not shown apart.
+    pub others_traffic: TrafficSums,
 }
 
 /// The name under which routes beyond the limit are counted. No route can have it.
 pub const OTHERS: &str = "_other";
 
 impl RouteSeries {
-    /// At most `limit` routes have series of their own.
-    pub fn new(limit: usize) -> Self {
-        Self { limit, own: 0, ended: BTreeMap::new() }
+    /// At most `limit` routes of a group have series of their own.
+    pub fn new(limit: usize, group: &Arc<TrafficGroup>) -> Self {
+        let group = Arc::clone(group);
+        Self { limit, own: 0, ended: BTreeMap::new(), ended_traffic: TrafficSums::default(), group }
     }
 
     /// Reads the counts of routes.
     pub fn read<'r>(&mut self, routes: impl Iterator<Item = &'r Arc<RouteStats>>) -> ShownRoutes {
         let mut shown = ShownRoutes::default();
         let mut others = self.ended.clone();
+        let mut others_traffic = self.ended_traffic.clone();
         for route in routes {
             let place = route.series.place();
             if place == SeriesPlace::Ended {
@@ -57,11 +65,14 @@ impl RouteSeries {
                 continue;
             }
             if self.place(route) == SeriesPlace::Own {
-                shown.own.push((Arc::clone(&route.name), counted));
+                shown.own.push((Arc::clone(route), counted));
             } else {
                 add(&mut others, &counted);
+                route.traffic.read().into_iter().for_each(|sums| others_traffic.add(&sums));
             }
         }
+        self.group.others().into_iter().for_each(|sums| others_traffic.add(&sums));
+        shown.others_traffic = others_traffic;
         shown.others = others.into_iter().map(|(labels, count)| labels.with(count)).collect();
         shown
     }
@@ -70,7 +81,10 @@ impl RouteSeries {
     pub fn forget(&mut self, route: &RouteStats) {
         match route.series.place() {
             SeriesPlace::Own => self.own = self.own.saturating_sub(1),
-            SeriesPlace::Others | SeriesPlace::Undecided => add(&mut self.ended, &route.requests.read()),
+            SeriesPlace::Others | SeriesPlace::Undecided => {
+                add(&mut self.ended, &route.requests.read());
+                route.traffic.read().into_iter().for_each(|sums| self.ended_traffic.add(&sums));
+            }
             SeriesPlace::Ended => {}
         }
         route.series.set(SeriesPlace::Ended);
@@ -109,8 +123,9 @@ impl Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::Key;
-    use crate::telemetry::TrafficGroup;
+    use std::time::Duration;
+
+    use crate::telemetry::{End, EndedRequest, Key, Latency};
 
     fn route(name: &str) -> Arc<RouteStats> {
         Arc::new(RouteStats::new(name.into(), 1, &TrafficGroup::new(1, 1)))
@@ -119,6 +134,10 @@ mod tests {
     fn serve(route: &RouteStats, requests: u64) {
         for _ in 0..requests {
             route.requests.count(0, Key::new(0, 200, Flag::None));
+            let latency = Latency::of(Duration::from_millis(1));
+            let ended =
+                EndedRequest { latency, first_byte: latency, end: End::Success, bytes_in: 0, bytes_out: 0 };
+            route.traffic.count(0, ended);
         }
     }
 
@@ -129,14 +148,17 @@ mod tests {
     /// The names of the routes with series of their own, and the number of requests of all others.
     fn read(series: &mut RouteSeries, routes: &[Arc<RouteStats>]) -> (Vec<String>, u64, u64) {
         let shown = series.read(routes.iter());
-        let names = shown.own.iter().map(|(name, _)| name.to_string()).collect();
+        let names = shown.own.iter().map(|(route, _)| route.name.to_string()).collect();
         let own: u64 = shown.own.iter().map(|(_, counted)| sum(counted)).sum();
+        let apart = shown.own.iter().filter_map(|(route, _)| route.traffic.read());
+        let traffic = apart.map(|sums| sums.requests()).sum::<u64>() + shown.others_traffic.requests();
+        assert_eq!(traffic, own + sum(&shown.others), "durations agree with requests");
         (names, sum(&shown.others), own + sum(&shown.others))
     }
 
     #[test]
     fn routes_beyond_the_limit_are_counted_together_and_sums_agree() {
-        let mut series = RouteSeries::new(2);
+        let mut series = RouteSeries::new(2, &TrafficGroup::new(1, 1));
         let routes: Vec<_> = ["a", "b", "c", "d"].map(route).into();
         serve(&routes[3], 5);
         assert_eq!(
@@ -152,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_route_that_is_gone_frees_its_place_and_no_counter_goes_back() {
-        let mut series = RouteSeries::new(1);
+        let mut series = RouteSeries::new(1, &TrafficGroup::new(1, 1));
         let mut routes: Vec<_> = ["a", "b"].map(route).into();
         for route in &routes {
             serve(route, 3);

@@ -67,6 +67,11 @@ impl AttemptRecord {
         self.ended = Some(now);
     }
 
+    /// The time at which the head of the response arrived that the client gets.
+    pub(super) fn answered_at(&self) -> Option<Instant> {
+        self.took.map(|took| self.sends.last() + took)
+    }
+
     /// Keeps `attempt`, whose response the client gets; its outcome so far is `outcome`.
     #[inline]
     pub fn keep(&mut self, attempt: Attempt, outcome: Outcome) {

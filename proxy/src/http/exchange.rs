@@ -29,7 +29,7 @@ use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
 use crate::core::trace_context::{TraceContext, hex_span_id, hex_trace_id};
 use crate::telemetry::access_log::Entry;
-use crate::telemetry::{End, EndedRequest, Flag, Key, Latency, SharedCounts, StreamKind};
+use crate::telemetry::{End, EndedRequest, Flag, Key, Latency, SharedCounts, StreamKind, TracedLatency};
 use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
 
 /// One request and its response. If it is dropped before it is complete, the client has gone.
@@ -386,15 +386,18 @@ impl Exchange {
         let now = self.attempts.ended.unwrap_or_else(Instant::now);
         let worker = Rc::clone(&self.request.downstream.worker);
         let duration = now.saturating_duration_since(self.request.started);
-        let latency = match self.accounting.stream {
+        let (latency, first_byte) = match self.accounting.stream {
             None => {
                 let latency = Latency::of(duration);
                 worker.stats.request_duration.record_latency(latency);
-                latency
+                let answered = self.attempts.answered_at();
+                let until = |answered: Instant| answered.saturating_duration_since(self.request.started);
+                (latency, answered.map_or(latency, |answered| Latency::of(until(answered))))
             }
             Some((kind, until_begun)) => {
                 worker.stats.record_stream(kind, duration);
-                Latency::of(until_begun)
+                let until_begun = Latency::of(until_begun);
+                (until_begun, until_begun)
             }
         };
         // The counted status differs for gRPC, where 200 says nothing.
@@ -415,6 +418,7 @@ impl Exchange {
         stats.requests.count(worker.index, key);
         let ended = EndedRequest {
             latency,
+            first_byte,
             end: End::of(status, self.accounting.flag),
             bytes_in: self.request.progress.as_ref().map_or(0, |progress| progress.bytes.get()),
             bytes_out: self.accounting.bytes_out,
@@ -441,7 +445,7 @@ impl Exchange {
         }
         self.attempts.end(worker.index, now);
         if let Some(trace) = self.trace.take() {
-            self.end_trace(trace, now, duration);
+            self.end_trace(trace, now, duration, latency);
         }
         let plugged = self.plugged.take();
         if let Some(entry) = self.accounting.log.take() {
@@ -467,7 +471,7 @@ impl Exchange {
     }
 
     /// Exports the spans, and records for the log where they are.
-    fn end_trace(&mut self, trace: Box<Trace>, now: Instant, duration: Duration) {
+    fn end_trace(&mut self, trace: Box<Trace>, now: Instant, duration: Duration, latency: Latency) {
         let Self { request, attempts, accounting, .. } = self;
         let worker = &request.downstream.worker;
         let (status, flag) = (accounting.status, accounting.flag);
@@ -488,8 +492,18 @@ impl Exchange {
             https: request.downstream.https,
             revision: request.serving.id.number,
         };
-        let recorded = trace.finish(&ended, worker);
-        if let (Some(log), Some(recorded)) = (&mut accounting.log, recorded) {
+        let at = ended.time;
+        let Some(recorded) = trace.finish(&ended, worker) else { return };
+        if recorded.span_id.is_some() {
+            let traced = TracedLatency { latency, trace_id: recorded.trace_id, at };
+            if accounting.stream.is_none() {
+                worker.shared.exemplars.record(traced);
+            }
+            if let Some(route) = &request.route {
+                route.stats.exemplars.record(traced);
+            }
+        }
+        if let Some(log) = &mut accounting.log {
             log.trace_id = Some(hex_trace_id(&recorded.trace_id));
             log.span_id = recorded.span_id.map(|id| hex_span_id(&id));
         }

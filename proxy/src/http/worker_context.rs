@@ -18,7 +18,7 @@ use crate::core::identify::Identifier;
 use crate::overload::Overload;
 use crate::telemetry::access_log::{self, Log};
 use crate::telemetry::spans::{SpanBuffers, SpanCounts};
-use crate::telemetry::{ConsumerTraffic, PeriodCounts, WorkerConsumers, WorkerStats};
+use crate::telemetry::{ConsumerTraffic, Exemplars, PeriodCounts, WorkerConsumers, WorkerStats};
 use crate::upstream::Pool;
 use crate::wire::splice::Pipes;
 
@@ -36,6 +36,8 @@ pub struct Shared {
     pub log: Option<access_log::Sender>,
     /// The spans by what became of them.
     pub span_counts: Arc<SpanCounts>,
+    /// Requests whose traces are exported.
+    pub exemplars: Exemplars,
     /// The maximum number of concurrent requests per worker.
     pub max_requests: u32,
     /// How long requests may wait for their turn before some are refused; `None`: no limit.

@@ -125,7 +125,8 @@ mod tests {
         let count = |number: usize| {
             let name: Name = format!("c{number}").parse().unwrap();
             let latency = Latency::of(Duration::from_millis(1));
-            let request = EndedRequest { latency, end: End::Success, bytes_in: 0, bytes_out: 0 };
+            let request =
+                EndedRequest { latency, first_byte: latency, end: End::Success, bytes_in: 0, bytes_out: 0 };
             consumers.of(&worker, &name).0.count(0, request);
         };
         let requests = || {

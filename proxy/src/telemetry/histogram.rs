@@ -112,13 +112,10 @@ impl Totals {
         0
     }
 
-    /// Yields powers of two of microseconds, and the number of durations up to each.
-    pub fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let mut below = 0;
-        self.buckets.chunks(Latencies::PER_OCTAVE).zip(1..).map(move |(buckets, octave)| {
-            below += buckets.iter().sum::<u64>();
-            (1 << octave, below)
-        })
+    /// The number of durations in each octave; see [`Latencies::OCTAVES`].
+    pub fn octaves(&self) -> [u64; Latencies::OCTAVES] {
+        let (octaves, _) = self.buckets.as_chunks::<{ Latencies::PER_OCTAVE }>();
+        array::from_fn(|octave| octaves.get(octave).into_iter().flatten().sum())
     }
 
     /// The buckets that are not empty, with their counts; see [`Latencies`].
@@ -149,14 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn cumulative_counts_end_with_all() {
+    fn octaves_have_all() {
         let histogram = Histogram::default();
         for us in [1, 5, 100, 5_000_000] {
             histogram.record(Duration::from_micros(us));
         }
-        let totals = Totals::of([&histogram]);
-        let below: Vec<_> = totals.cumulative().collect();
-        assert!(below.contains(&(4, 1)) && below.contains(&(8, 2)) && below.contains(&(128, 3)));
-        assert_eq!(below.last().unwrap().1, 4);
+        let octaves = Totals::of([&histogram]).octaves();
+        let counted: Vec<_> = (0..).zip(octaves).filter(|(_, count)| *count > 0).collect();
+        // 5 s are in (4 s, 8 s].
+        assert_eq!(counted, [(0, 1), (2, 1), (6, 1), (22, 1)]);
     }
 }

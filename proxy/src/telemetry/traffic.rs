@@ -35,7 +35,11 @@ struct WorkerTraffic {
     ends: [Counter; 4],
     bytes_in: Counter,
     bytes_out: Counter,
+    latency_us: Counter,
     latencies: Latencies,
+    first_byte_us: Counter,
+    /// By octave, which takes an eighth of the memory.
+    first_bytes: [Counter; Latencies::OCTAVES],
 }
 
 /// How a request ended.
@@ -55,6 +59,8 @@ pub enum End {
 #[derive(Debug, Clone, Copy)]
 pub struct EndedRequest {
     pub latency: Latency,
+    /// The time to the first byte of the response.
+    pub first_byte: Latency,
     pub end: End,
     /// Bytes of its body.
     pub bytes_in: u64,
@@ -69,8 +75,14 @@ pub struct TrafficSums {
     pub ends: [u64; 4],
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// The sum of all latencies, in microseconds.
+    pub latency_us: u64,
     /// The buckets of [`Latencies`] that are not empty, in their order.
     pub buckets: Vec<(u8, u64)>,
+    /// The sum of the times to the first byte, in microseconds.
+    pub first_byte_us: u64,
+    /// The number of times to the first byte in each octave; see [`Latencies::OCTAVES`].
+    pub first_bytes: [u64; Latencies::OCTAVES],
 }
 
 impl End {
@@ -140,6 +152,11 @@ impl WorkerTraffic {
     #[inline]
     fn count(&self, request: EndedRequest) {
         self.latencies.record(request.latency);
+        self.latency_us.add(request.latency.us());
+        if let Some(counter) = self.first_bytes.get(request.first_byte.octave()) {
+            counter.add(1);
+        }
+        self.first_byte_us.add(request.first_byte.us());
         // A reader that sees the end sees the latency, too.
         fence(Ordering::Release);
         if let Some(counter) = self.ends.get(request.end as usize) {
@@ -161,6 +178,11 @@ impl TrafficSums {
             sums.bytes_in += cell.bytes_in.value();
             sums.bytes_out += cell.bytes_out.value();
             fence(Ordering::Acquire);
+            sums.latency_us += cell.latency_us.value();
+            sums.first_byte_us += cell.first_byte_us.value();
+            for (sum, counter) in sums.first_bytes.iter_mut().zip(&cell.first_bytes) {
+                *sum += counter.value();
+            }
             for (bucket, count) in cell.latencies.buckets() {
                 if let Some(sum) = buckets.get_mut(usize::from(bucket)) {
                     *sum += count;
@@ -169,6 +191,26 @@ impl TrafficSums {
         }
         sums.buckets = (0..=u8::MAX).zip(buckets).filter(|(_, count)| *count > 0).collect();
         sums
+    }
+
+    /// Adds the requests of another.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, count) in self.ends.iter_mut().zip(other.ends) {
+            *sum += count;
+        }
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.latency_us += other.latency_us;
+        self.first_byte_us += other.first_byte_us;
+        for (sum, count) in self.first_bytes.iter_mut().zip(other.first_bytes) {
+            *sum += count;
+        }
+        for &(bucket, count) in &other.buckets {
+            match self.buckets.binary_search_by_key(&bucket, |(known, _)| *known) {
+                Ok(place) => self.buckets.get_mut(place).into_iter().for_each(|(_, sum)| *sum += count),
+                Err(place) => self.buckets.insert(place, (bucket, count)),
+            }
+        }
     }
 
     /// The number of requests.
@@ -188,6 +230,11 @@ impl TrafficSums {
         }
         sums.bytes_in = sums.bytes_in.saturating_sub(earlier.bytes_in);
         sums.bytes_out = sums.bytes_out.saturating_sub(earlier.bytes_out);
+        sums.latency_us = sums.latency_us.saturating_sub(earlier.latency_us);
+        sums.first_byte_us = sums.first_byte_us.saturating_sub(earlier.first_byte_us);
+        for (sum, before) in sums.first_bytes.iter_mut().zip(earlier.first_bytes) {
+            *sum = sum.saturating_sub(before);
+        }
         let before = |bucket: u8| {
             let place = earlier.buckets.binary_search_by_key(&bucket, |(known, _)| *known);
             place.ok().and_then(|place| earlier.buckets.get(place)).map_or(0, |(_, count)| *count)
@@ -208,7 +255,23 @@ mod tests {
 
     fn ended(status: u16, flag: Flag) -> EndedRequest {
         let latency = Latency::of(Duration::from_millis(1));
-        EndedRequest { latency, end: End::of(status, flag), bytes_in: 1, bytes_out: 10 }
+        let first_byte = Latency::of(Duration::from_micros(500));
+        EndedRequest { latency, first_byte, end: End::of(status, flag), bytes_in: 1, bytes_out: 10 }
+    }
+
+    /// The sums of some requests of a millisecond.
+    fn sums_of(ends: [u64; 4], requests: u64) -> TrafficSums {
+        let mut first_bytes = [0; Latencies::OCTAVES];
+        first_bytes[9] = requests;
+        TrafficSums {
+            ends,
+            bytes_in: requests,
+            bytes_out: 10 * requests,
+            latency_us: 1000 * requests,
+            buckets: vec![(80, requests)],
+            first_byte_us: 500 * requests,
+            first_bytes,
+        }
     }
 
     #[test]
@@ -226,14 +289,17 @@ mod tests {
             traffic.count(worker, ended(status, flag));
         }
         let sums = traffic.read().unwrap();
-        let expected = TrafficSums { ends: [2, 1, 1, 2], bytes_in: 6, bytes_out: 60, buckets: vec![(79, 6)] };
+        let expected = sums_of([2, 1, 1, 2], 6);
         assert_eq!(sums, expected);
         traffic.count(0, ended(200, Flag::None));
         let later = traffic.read().unwrap();
-        let expected = TrafficSums { ends: [1, 0, 0, 0], bytes_in: 1, bytes_out: 10, buckets: vec![(79, 1)] };
+        let expected = sums_of([1, 0, 0, 0], 1);
         assert_eq!(later.since(&sums), expected);
         assert_eq!(sums.since(&later), sums, "another of the same name");
         assert_eq!(later.since(&later), TrafficSums::default());
+        let mut sum = later.since(&sums);
+        sum.add(&sums);
+        assert_eq!(sum, later);
     }
 
     #[test]

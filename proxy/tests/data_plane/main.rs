@@ -14,6 +14,7 @@ mod compress;
 mod concurrency_limit;
 mod conditions;
 mod cors;
+mod durations;
 mod edge;
 mod ext_auth;
 mod filters;

@@ -9,7 +9,8 @@ use signalbox_proxy::telemetry::access_log;
 use crate::harness::{Backend, Client, Harness, block_on, forward_to, full, nobody, raw, until};
 
 pub(crate) fn metrics(harness: &Harness) -> String {
-    write(Exposition::default(), &harness.proxy, &Status::default(), ProcessState::default())
+    let page = write(Exposition::default(), &harness.proxy, &Status::default(), ProcessState::default());
+    String::from_utf8(page).unwrap()
 }
 
 /// The access log's lines, once there are `count`.

@@ -19,10 +19,14 @@ const WITHIN_OCTAVE: [f64; PER_OCTAVE - 1] = [
     1.834_008_086_409_342_4,
 ];
 
-/// Counts of latencies in microseconds: the exponential histogram of OpenTelemetry at scale 3, so a bucket is 9 % wide.
+/// A tick, the unit of the buckets' bounds, in microseconds: 2^-20 seconds. So a bound is one of Prometheus' native histograms of
+/// seconds, too.
+const TICK: f64 = 1e6 / 1_048_576.0;
+
+/// Counts of latencies: the exponential histogram of OpenTelemetry at scale 3, so a bucket is 9 % wide.
 ///
-/// Bucket `i` counts the values in (2^(i/8), 2^((i+1)/8)]. There are 256 buckets: values of 1 µs and below are in the first,
-/// values above 71 minutes in the last. Only buckets that are not empty are stored, sorted by their index.
+/// Bucket `i` counts the ticks in (2^(i/8), 2^((i+1)/8)]; a tick is 2^-20 seconds. There are 256 buckets: values of a tick and below are in
+/// the first, values above 68 minutes in the last. Only buckets that are not empty are stored, sorted by their index.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<(i32, u64)>", into = "Vec<(i32, u64)>")]
 pub struct Histogram {
@@ -164,10 +168,11 @@ impl From<Histogram> for Vec<(i32, u64)> {
 }
 
 fn bucket_of(micros: f64) -> u8 {
-    if micros <= 1.0 {
+    let ticks = micros / TICK;
+    if ticks <= 1.0 {
         return 0;
     }
-    let bits = micros.to_bits();
+    let bits = ticks.to_bits();
     let octave = usize::try_from((bits >> 52) & 0x7ff).unwrap_or(0).saturating_sub(1023);
     let significand = f64::from_bits((bits & ((1 << 52) - 1)) | (1023 << 52));
     // A power of two is the upper bound of the octave below.
@@ -180,7 +185,7 @@ fn bucket_of(micros: f64) -> u8 {
 }
 
 fn upper_bound(bucket: u8) -> f64 {
-    f64::exp2((f64::from(bucket) + 1.0) / PER_OCTAVE as f64)
+    f64::exp2((f64::from(bucket) + 1.0) / PER_OCTAVE as f64) * TICK
 }
 
 #[cfg(test)]
@@ -197,7 +202,7 @@ mod tests {
     fn a_value_lies_within_its_bucket() {
         for value in [1.5, 2.0, 2.1, 3.0, 4.0, 1000.0, 1024.0, 1_048_576.0, 123_456_789.0] {
             let bucket = bucket_of(value);
-            let lower = f64::exp2(f64::from(bucket) / PER_OCTAVE as f64);
+            let lower = f64::exp2(f64::from(bucket) / PER_OCTAVE as f64) * TICK;
             assert!(
                 lower < value && value <= upper_bound(bucket),
                 "{value} in {lower}..{}",
@@ -226,7 +231,10 @@ mod tests {
         for (value, bucket) in [
             (0.0, 0),
             (-5.0, 0),
+            (TICK, 0),
             (1.0, 0),
+            (2.0 * TICK, 7),
+            (1e6, 159),
             (f64::MIN_POSITIVE, 0),
             (f64::NEG_INFINITY, 0),
             (f64::INFINITY, 255),

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use self::collector::{CLIENT, Collector, SERVER};
+pub(crate) use self::collector::Collector;
+use self::collector::{CLIENT, SERVER};
 use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, forward_over, forward_to, full};
 use crate::trace_context::{PARENT, ask, got};
 
@@ -19,7 +20,7 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
 
 /// A listener with tracing to a collector: further fields of the listener, and of its tracing.
-fn traced(collector: SocketAddr, listener: &str, tracing: &str) -> String {
+pub(crate) fn traced(collector: SocketAddr, listener: &str, tracing: &str) -> String {
     format!(
         "listeners: [{{name: http, address: '127.0.0.1:8080'{listener}, \
          tracing: {{exporter: {{endpoint: 'http://{collector}'}}{tracing}}}}}]\n"
