@@ -110,7 +110,8 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     .context("cannot start the workers")?;
     let (listener, admin_copy) = AdminListener::open(admin_socket, &args.admin_address, is_successor)
         .with_context(|| format!("cannot listen on the admin address {}", args.admin_address))?;
-    info!(address = %listener.address(&args.admin_address), workers, max_connections, "admin server");
+    let admin_address = listener.address(&args.admin_address).to_string();
+    info!(address = admin_address, workers, max_connections, "admin server");
     let access = access(&args, &listener);
     let (status, watched) = watch::channel(Status::default());
     let serving = watched.clone();
@@ -143,7 +144,7 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     }
     // From here on a signal is an orderly end, before the first start marker is written.
     let end_signal = end_signal()?;
-    let source = source_of(args, types, blobs, retry);
+    let source = source_of(args, admin_address, types, blobs, retry);
     let mut source = tokio::spawn(source::run(source, data_plane, status, stop_source.clone()));
     tokio::select! {
         () = end_signal => drain.cancel(),
@@ -356,7 +357,13 @@ async fn drop_retired(proxy: Arc<Proxy>) {
     }
 }
 
-fn source_of(args: Args, types: Registry, blobs: Arc<BlobDir>, retry: Arc<Notify>) -> Source {
+fn source_of(
+    args: Args,
+    admin_address: String,
+    types: Registry,
+    blobs: Arc<BlobDir>,
+    retry: Arc<Notify>,
+) -> Source {
     match args.config {
         Some(path) => Source::File { path, fleet: args.fleet.as_str().to_owned(), types },
         None => Source::ControlPlanes(Box::new(ControlPlanes {
@@ -367,6 +374,7 @@ fn source_of(args: Args, types: Registry, blobs: Arc<BlobDir>, retry: Arc<Notify
             fleet: args.fleet.as_str().to_owned(),
             types,
             labels: args.labels.into_iter().map(|label| (label.key, label.value)).collect(),
+            admin_address,
             data_dir: args.data_dir,
             blobs,
             crash_loops: CrashLoops {

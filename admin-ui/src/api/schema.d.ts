@@ -456,6 +456,23 @@ export interface paths {
         patch: operations["patchPlugin"];
         trace?: never;
     };
+    "/prometheus-targets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List the admin addresses of the proxies for Prometheus' service discovery (http_sd_configs) */
+        get: operations["listPrometheusTargets"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/proxies": {
         parameters: {
             query?: never;
@@ -2357,6 +2374,11 @@ export interface components {
             /** @description The address that its stream comes from. */
             address: string;
             /**
+             * @description The address of its admin server on that host: IP and port, or `unix:` and a path. Empty: the proxy has not reported it.
+             * @default
+             */
+            admin_address: string;
+            /**
              * Format: double
              * @description The time that the proxy took to apply the last revision, in milliseconds.
              */
@@ -3279,6 +3301,15 @@ export interface components {
              */
             revision: number;
             traffic: components["schemas"]["Traffic"];
+        };
+        /** @description A proxy as Prometheus reads it. */
+        TargetGroup: {
+            /** @description The proxy's id, fleet, version and labels, by names that begin with `__meta_signalbox_`. */
+            labels: {
+                [key: string]: string;
+            };
+            /** @description The address of its admin server. */
+            targets: string[];
         };
         /** @description A target of an upstream. */
         TargetShare: {
@@ -7532,6 +7563,33 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+        };
+    };
+    listPrometheusTargets: {
+        parameters: {
+            query?: {
+                /** @description The fleet. Absent: all fleets */
+                fleet?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The proxies that can be reached, connected or not */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TargetGroup"][];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
         };
     };
     listProxies: {

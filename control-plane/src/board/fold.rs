@@ -287,10 +287,13 @@ impl State {
         proxy.last_seen_us = now_us;
         let reported = Some((report.revision, report.applied_at_us, report.apply_us));
         let listeners: BTreeMap<_, _> = report.listeners.into_iter().collect();
-        let lasting =
-            proxy.reported != reported || proxy.listeners != listeners || proxy.warnings != report.warnings;
+        let lasting = proxy.reported != reported
+            || proxy.listeners != listeners
+            || proxy.admin_address != report.admin_address
+            || proxy.warnings != report.warnings;
         proxy.reported = reported;
         proxy.listeners = listeners;
+        proxy.admin_address = report.admin_address;
         proxy.warnings = report.warnings;
         proxy.traffic = report.traffic.map(|traffic| {
             let share = |count: u64| ratio(count as f64, traffic.requests as f64);

@@ -46,6 +46,8 @@ pub(super) struct Proxy {
     pub(super) drifted: bool,
     pub(super) traffic: Option<ProxyTraffic>,
     pub(super) listeners: BTreeMap<String, String>,
+    /// The address of its admin server, as it reported it; empty: it did not.
+    pub(super) admin_address: String,
     /// The number of the last purge that it carried out.
     #[serde(default)]
     pub(super) purged: u64,
@@ -146,6 +148,7 @@ impl Proxy {
             drifted: false,
             traffic: None,
             listeners: BTreeMap::new(),
+            admin_address: String::new(),
             purged: 0,
             warnings: Vec::new(),
             process: "".into(),

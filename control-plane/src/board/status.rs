@@ -37,6 +37,9 @@ pub struct ProxyStatus {
     pub traffic: Option<ProxyTraffic>,
     /// The addresses that listeners are bound to on that host, by name of the listener.
     pub listeners: BTreeMap<String, String>,
+    /// The address of its admin server on that host: IP and port, or `unix:` and a path. Empty: the proxy has not reported it.
+    #[serde(default)]
+    pub admin_address: String,
     /// Problems that do not keep the proxy from serving: a full disk, or a node id that another proxy has, too.
     pub warnings: Vec<String>,
 }

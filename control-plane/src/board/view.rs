@@ -276,6 +276,7 @@ impl State {
             error: proxy.error.clone(),
             traffic: proxy.traffic.clone().filter(|_| connected),
             listeners: proxy.listeners.clone(),
+            admin_address: proxy.admin_address.clone(),
             warnings: proxy
                 .duplicate
                 .iter()

@@ -22,6 +22,7 @@ mod health_report;
 mod openapi;
 mod presented;
 mod problem;
+mod prometheus_targets;
 mod request;
 mod resources;
 mod revisions;
@@ -42,7 +43,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodFilter, MethodRouter, any, get, on};
 use futures_util::FutureExt as _;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
 
 pub use self::app::Services;
@@ -53,6 +54,8 @@ use self::call::Call;
 use self::endpoint::{Access, Endpoint};
 use self::problem::Problem;
 use self::request::{check_content_type, query, read};
+use signalbox_process::prometheus::Format;
+
 use crate::metrics::Gauges;
 use crate::publish::Health;
 use crate::serve::Peer;
@@ -73,6 +76,7 @@ static TABLE: LazyLock<Vec<Endpoint>> = LazyLock::new(|| {
     table.extend(documents::endpoints());
     table.extend(revisions::endpoints());
     table.extend(fleet::endpoints());
+    table.extend(prometheus_targets::endpoints());
     table.extend(rollouts::endpoints());
     table.extend(explain::endpoints());
     table.extend(blobs::endpoints());
@@ -113,7 +117,10 @@ pub fn router(services: Services) -> (Router, impl Future<Output = ()> + Send + 
         .route("/readyz", get(|State(app): State<Arc<App>>| async move { readiness(&app) }))
         .route("/debug", any(debugging::answer))
         .route("/debug/{*rest}", any(debugging::answer))
-        .route("/metrics", get(|State(app): State<Arc<App>>| async move { metrics(&app) }))
+        .route(
+            "/metrics",
+            get(|State(app): State<Arc<App>>, headers: HeaderMap| async move { metrics(&app, &headers) }),
+        )
         .fallback(|request: Request| async move {
             ui::answer(request.method(), request.uri().path(), request.headers())
         })
@@ -230,7 +237,9 @@ fn json_with(status: StatusCode, body: &Value) -> Response {
     call::json_response(status, body).unwrap_or_else(|problem| problem.into_response())
 }
 
-fn metrics(app: &App) -> Response {
+fn metrics(app: &App, headers: &HeaderMap) -> Response {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Format::accepted(accept);
     let published = app.publisher.current();
     let (mut connected, mut proxies) = (0, BTreeMap::new());
     for proxy in app.board.proxies() {
@@ -238,23 +247,26 @@ fn metrics(app: &App) -> Response {
         *proxies.entry((proxy.fleet, proxy.state.as_str())).or_default() += 1;
     }
     let open = app.rollouts.open();
-    let text = app.metrics.write(&Gauges {
-        profiling: app.profiling,
-        proxies,
-        connected_proxies: connected,
-        head_revision: published.snapshot.id().number,
-        resources: published.snapshot.len() as u64,
-        leads_rollouts: app.rollouts.leads(),
-        rollouts_under_way: open.under_way,
-        rollouts_held: open.held,
-        rollouts_taken_back: open.taken_back,
-        database_up: app.publisher.health() == Health::InSync,
-        unreadable_now: published.unreadable.len() as u64,
-        unknown_resources: published.unknown.len() as u64,
-        unknown_roles: app.credentials.unknown_roles().len() as u64,
-    });
-    let mut response = Response::new(Body::from(text));
-    let media = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    let page = app.metrics.write(
+        format,
+        &Gauges {
+            profiling: app.profiling,
+            proxies,
+            connected_proxies: connected,
+            head_revision: published.snapshot.id().number,
+            resources: published.snapshot.len() as u64,
+            leads_rollouts: app.rollouts.leads(),
+            rollouts_under_way: open.under_way,
+            rollouts_held: open.held,
+            rollouts_taken_back: open.taken_back,
+            database_up: app.publisher.health() == Health::InSync,
+            unreadable_now: published.unreadable.len() as u64,
+            unknown_resources: published.unknown.len() as u64,
+            unknown_roles: app.credentials.unknown_roles().len() as u64,
+        },
+    );
+    let mut response = Response::new(Body::from(page));
+    let media = HeaderValue::from_static(format.content_type());
     response.headers_mut().insert(header::CONTENT_TYPE, media);
     response
 }

@@ -42,6 +42,7 @@ async fn take(shared: &Shared, reports: &mut Inbound<ProxyReport>, token: TokenH
         if report.node_id.parse::<NodeId>().is_err() || report.listeners.len() > MAX_LISTENERS {
             return Err(Status::invalid_argument("not a report of a proxy"));
         }
+        report.admin_address.truncate(report.admin_address.floor_char_boundary(MAX_ADDRESS));
         report.warnings.truncate(MAX_WARNINGS);
         for warning in &mut report.warnings {
             warning.truncate(warning.floor_char_boundary(MAX_WARNING));
@@ -55,6 +56,9 @@ async fn take(shared: &Shared, reports: &mut Inbound<ProxyReport>, token: TokenH
 
 /// Thirty intervals between reports.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// Bytes: more than the path of a Unix socket can have.
+const MAX_ADDRESS: usize = 128;
 
 /// Bytes.
 const MAX_REPORT: usize = 1 << 20;

@@ -20,6 +20,7 @@ use super::status::Status;
 /// Reports every two seconds, and as soon as another revision is served.
 pub(super) struct Reporter {
     pub(super) node_id: String,
+    pub(super) admin_address: String,
     pub(super) token: Option<MetadataValue<Ascii>>,
     pub(super) data_plane: Arc<dyn DataPlane>,
     pub(super) status: watch::Receiver<Status>,
@@ -97,6 +98,7 @@ impl Reporter {
             listeners: (self.data_plane.listeners().into_iter())
                 .map(|(name, address)| (name, address.to_string()))
                 .collect(),
+            admin_address: self.admin_address.clone(),
             warnings,
             crashed: crashed.map(|crashed| Crashed {
                 epoch: crashed.exact.revision.epoch.to_string(),

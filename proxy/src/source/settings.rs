@@ -43,6 +43,8 @@ pub struct ControlPlanes {
     pub types: Registry,
     /// The labels that selectors match.
     pub labels: BTreeMap<String, String>,
+    /// The address of the admin server, as it is reported.
+    pub admin_address: String,
     /// The directory of the last good snapshot. No two proxies share one.
     pub data_dir: PathBuf,
     /// The uploaded files that plugins use.

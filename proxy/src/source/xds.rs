@@ -88,6 +88,7 @@ pub(super) async fn run(
     let client = Client {
         types: config.types.clone(),
         blobs: Arc::clone(&config.blobs),
+        admin_address: config.admin_address.clone(),
         node: node(&config, &node_id),
         token,
         data_plane: guard.data_plane(Origin::ControlPlane),
@@ -131,6 +132,8 @@ struct Client {
     node: Node,
     types: Registry,
     blobs: Arc<BlobDir>,
+    /// The address of the admin server, for reports.
+    admin_address: String,
     token: Option<MetadataValue<Ascii>>,
     data_plane: Arc<dyn DataPlane>,
     guard: Arc<Guard>,

@@ -25,13 +25,23 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const PAGE: [&str; 4] = [
     "# Metrics
 
-Both programs have metrics in Prometheus' text format at `/metrics` of their admin address. This page is made from the tables in the
+Both programs have metrics for Prometheus at `/metrics` of their admin address. This page is made from the tables in the
 code (`described.rs`); `SIGNALBOX_RENEW=1 cargo test -p signalbox-tests --test system metrics::the_page` writes it anew.
 
 Counters begin with 0 when the process starts. A series appears with its first count: a route without requests has none. At most
 `--metrics-routes` (4096) routes of a proxy have series of their own; further ones are counted together as `_other`, so sums over all
 series are right. A route keeps its place while it exists. The counts of a deleted route stay until its last request has ended and
 they were shown twice after that.
+
+The header `Accept` of the scraper chooses the format: Prometheus' text (the default), OpenMetrics 1.0, or protobuf. OpenMetrics and
+protobuf name traces beside the durations of requests (exemplars): of each power of two of a duration, the last request whose trace is
+exported. Protobuf has the durations of proxies as native histograms too, whose buckets are 9 % wide (those of the time to the first byte
+double). Prometheus asks for it where native histograms are turned on.
+
+`GET /api/v1/prometheus-targets` of a control plane lists the admin addresses of the proxies, for `http_sd_configs`. It needs a token of the
+role viewer; `?fleet=` picks a fleet. Labels say which proxy it is: `__meta_signalbox_proxy`, `_fleet`, `_version`, `_connected` and
+`_label_KEY`. A proxy is left out if its admin server listens for its own host alone, as it does by default: start proxies with
+`--admin-address 0.0.0.0:9082`, and an `--admin-token`.
 
 Three kinds of figures are bounded by the configuration alone: those by upstream, by plugin and by certificate. The page is sent in chunks
 while it is made, so its size needs no memory. Health and metrics need no token; `--guard-metrics` asks for one at a proxy.

@@ -663,6 +663,7 @@ impl Proxy {
             fleet: "default".to_owned(),
             types: types.clone(),
             labels: BTreeMap::new(),
+            admin_address: String::new(),
             data_dir: data_dir.to_owned(),
             blobs: Arc::new(BlobDir::new(data_dir.join("blobs"))),
             crash_loops,

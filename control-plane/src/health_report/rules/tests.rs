@@ -65,6 +65,7 @@ fn proxy(id: &str, state: ProxyState) -> ProxyStatus {
         error: None,
         traffic: None,
         listeners: BTreeMap::new(),
+        admin_address: String::new(),
         warnings: Vec::new(),
     }
 }

@@ -17,6 +17,7 @@ impl Client {
     pub(super) fn start_reports(&self, channel: &Channel) -> [AbortOnDropHandle<()>; 4] {
         let reporter = Reporter {
             node_id: self.node.id.clone(),
+            admin_address: self.admin_address.clone(),
             token: self.token.clone(),
             data_plane: self.data_plane.clone(),
             status: self.status.subscribe(),
