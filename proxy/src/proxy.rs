@@ -1,5 +1,6 @@
 //! The data plane as a whole: its workers, its sockets, and the revision they serve.
 
+use std::array;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -318,6 +319,9 @@ impl Proxy {
             ends: [succeeded, client_errors, no_route, server_errors],
             bytes_in: sum(|stats| &stats.body_in),
             bytes_out: sum(|stats| &stats.body_out),
+            flags: array::from_fn(|flag| {
+                stats.iter().filter_map(|stats| Some(stats.flags.get(flag)?.value())).sum()
+            }),
             buckets: durations.buckets().collect(),
             ..TrafficSums::default()
         }
@@ -486,7 +490,13 @@ impl DataPlane for Proxy {
             add(TrafficScope::Route, Arc::clone(&stats.name), stats.traffic.read());
         }
         for upstream in compiled.active.upstreams.iter() {
-            add(TrafficScope::Upstream, upstream.name.as_str().into(), upstream.stats.traffic.read());
+            let sums = upstream.stats.traffic.read().map(|mut sums| {
+                let view = upstream.members.view();
+                let failed = view.targets.iter().map(|target| ((&*target.label).into(), target.failed()));
+                sums.failed_targets = failed.filter(|(_, count)| *count > 0).collect();
+                sums
+            });
+            add(TrafficScope::Upstream, upstream.name.as_str().into(), sums);
         }
         let (consumers, other_consumers) = self.shared.consumers.read();
         for (name, sums) in consumers {

@@ -135,8 +135,8 @@ mod tests {
         for _ in 0..requests {
             route.requests.count(0, Key::new(0, 200, Flag::None));
             let latency = Latency::of(Duration::from_millis(1));
-            let ended =
-                EndedRequest { latency, first_byte: latency, end: End::Success, bytes_in: 0, bytes_out: 0 };
+            let (end, flag) = (End::Success, Flag::None);
+            let ended = EndedRequest { latency, first_byte: latency, end, flag, bytes_in: 0, bytes_out: 0 };
             route.traffic.count(0, ended);
         }
     }

@@ -2562,9 +2562,9 @@ export interface components {
         };
         /** @description The resource, proxy or fleet that an incident is about. */
         Resource: {
-            /** @description `route`, `upstream`, `proxy`, `fleet`, `revision`, `database`, or another kind of resource. */
+            /** @description `route`, `upstream`, `target`, `proxy`, `fleet`, `revision`, `database`, or another kind of resource. */
             kind: string;
-            /** @description The name. */
+            /** @description The name; of a target, its upstream's name and its address. */
             name: string;
         };
         /** @description Answers with a fixed response. */
@@ -3098,7 +3098,7 @@ export interface components {
             ratio?: number | null;
         };
         /** @description A rule. */
-        Rule: "rejected" | "database" | "lost" | "revision" | "proxy" | "upstream" | "route" | "fleet" | "no_route" | "client_errors";
+        Rule: "rejected" | "database" | "lost" | "overload" | "revision" | "target" | "proxy" | "upstream" | "route" | "fleet" | "slow" | "no_route" | "client_errors" | "clients";
         /**
          * @description The requests whose spans are exported. The first rule that applies decides: `force_header`, the caller's decision, the ratio. What
          *     they let through is then limited by `per_second`, except for forced requests.
@@ -3181,6 +3181,10 @@ export interface components {
             bytes_out: number;
             /** @description The requests by the class of their status. */
             classes: components["schemas"]["Classes"];
+            /** @description The requests that went wrong, by the reason: the flags of the access log, without `URX`. A request that a target refused has none. */
+            flags: {
+                [key: string]: number;
+            };
             /**
              * Format: double
              * @description The median of the latencies in milliseconds, at most 9 % too high.

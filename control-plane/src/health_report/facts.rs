@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use signalbox_config::ResourceKey;
+use signalbox_rollout::gate::histogram::Histogram;
 
-use super::significance::Share;
+use super::significance::{MIN_REQUESTS, Share};
 use crate::board::{ProxyState, ProxyStatus};
 use crate::stats::{Dimension, Point, SeriesKey};
 
@@ -42,11 +43,26 @@ pub(super) struct RevisionFacts {
 pub(super) enum Failures {
     /// Responses with a status of 500 and above.
     Server,
-    /// Responses with a status from 400 to 499.
+    /// Responses with a status from 400 to 499, but for those that clients gave up.
     Client,
     /// Requests without a route.
     NoRoute,
+    /// Requests that were refused because a proxy had too much to do: the flag `OM`.
+    Overload,
+    /// Requests that the client gave up or sent wrong: the flags `DC` and `DPE`.
+    Aborted,
+    /// Requests with a latency in a bucket above this one.
+    Slow(u8),
 }
+
+/// The flags of requests that clients gave up or sent wrong.
+const ABORTED: [&str; 2] = ["DC", "DPE"];
+
+/// The buckets from a latency to twice that.
+const BUCKETS_PER_OCTAVE: u8 = 8;
+
+/// Nobody minds this much, in microseconds.
+const SLACK_US: f64 = 5000.0;
 
 /// A revision is blamed for what was seen first at most this long after it, in seconds.
 const BLAMED_FOR: u64 = 600;
@@ -61,11 +77,22 @@ impl Failures {
     pub(super) fn of(self, point: &Point) -> Share {
         let failures = match self {
             Self::Server => point.server_errors,
-            Self::Client => point.client_errors,
+            Self::Client => point.client_errors.saturating_sub(flagged(point, &ABORTED)),
             Self::NoRoute => point.no_route,
+            Self::Overload => flagged(point, &["OM"]),
+            Self::Aborted => flagged(point, &ABORTED),
+            Self::Slow(bucket) => {
+                let (requests, [failures]) = point.latency.count_above([bucket]);
+                return Share { requests, failures };
+            }
         };
         Share { requests: point.requests(), failures }
     }
+}
+
+fn flagged(point: &Point, flags: &[&str]) -> u64 {
+    let counts = point.flags.iter().filter(|(flag, _)| flags.contains(flag));
+    counts.fold(0, |sum, (_, count)| sum.saturating_add(count))
 }
 
 impl Facts {
@@ -82,6 +109,22 @@ impl Facts {
         let key = SeriesKey { fleet: Arc::clone(fleet), dimension: dimension.clone() };
         [&self.now, &self.before]
             .map(|points| points.get(&key).map(|point| failures.of(point)).unwrap_or_default())
+    }
+
+    /// The requests of a part of a fleet now; `None`: there were none.
+    pub(super) fn point(&self, fleet: &Arc<str>, dimension: &Dimension) -> Option<&Point> {
+        self.now.get(&SeriesKey { fleet: Arc::clone(fleet), dimension: dimension.clone() })
+    }
+
+    /// The bucket above which the latencies of a fleet are unusual: twice its 90th percentile of before, and five milliseconds.
+    pub(super) fn usual_latency(&self, fleet: &Arc<str>) -> Option<u8> {
+        let key = SeriesKey { fleet: Arc::clone(fleet), dimension: Dimension::All };
+        let before = &self.before.get(&key)?.latency;
+        if before.count() < MIN_REQUESTS {
+            return None;
+        }
+        let usual = before.quantile_bucket(0.9)?;
+        Some(Histogram::above(usual.saturating_add(BUCKETS_PER_OCTAVE), SLACK_US))
     }
 
     /// The parts of a kind, with their shares of failures now.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::rules::{Finding, Resource, Rule};
+use super::finding::{Finding, Resource, Rule};
 
 /// An incident.
 #[derive(Debug, Clone, PartialEq)]

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::facts::{Facts, RevisionFacts};
+use super::finding::Finding;
 use super::incidents::{Incidents, Report, Turn};
-use super::rules::{Finding, look};
+use super::rules::look;
 use crate::board::Board;
 use crate::clock::now_us;
 use crate::publish::{Health, Publisher};
@@ -94,8 +95,10 @@ impl HealthReports {
             Health::ReadOnly => Some("it is read-only".to_owned()),
         };
         let begin = now_s().saturating_sub(DELAY + WINDOW);
-        let now = self.stats.counts(begin, u64::MAX, 10);
-        let before = self.stats.counts(begin.saturating_sub(USUAL), begin.saturating_sub(WINDOW), 60);
+        let now = self.stats.counts((begin, u64::MAX), 10, |_| true);
+        // The parts of a fleet are compared with the whole, so their latencies of half an hour are not needed.
+        let usual = (begin.saturating_sub(USUAL), begin.saturating_sub(WINDOW));
+        let before = self.stats.counts(usual, 60, |dimension| *dimension == Dimension::All);
         // Until the traffic of before is read, nothing is known to be unusual.
         let now = if self.stats.is_complete() { now } else { HashMap::new() };
         let (revisions, at) = (self.revisions().await, now_s());

@@ -111,6 +111,8 @@ struct SeriesPoint {
     p90_ms: f64,
     /// The 99th percentile of the latencies in milliseconds, at most 9 % too high.
     p99_ms: f64,
+    /// The requests that went wrong, by the reason: the flags of the access log, without `URX`. A request that a target refused has none.
+    flags: BTreeMap<String, u64>,
     /// Bytes of the bodies of requests.
     bytes_in: u64,
     /// Bytes of the bodies of responses.
@@ -236,6 +238,7 @@ fn point_view(at: u64, point: &Point) -> SeriesPoint {
         p50_ms: quantile(0.5),
         p90_ms: quantile(0.9),
         p99_ms: quantile(0.99),
+        flags: point.flags.iter().map(|(flag, count)| (flag.to_owned(), count)).collect(),
         bytes_in: point.bytes_in,
         bytes_out: point.bytes_out,
     }

@@ -189,12 +189,15 @@ fn counts(point: &Point) -> TrafficSeries {
         bytes_out: point.bytes_out,
         buckets,
         bucket_counts,
+        flags: (&point.flags).into(),
+        failed_targets: (&point.failed_targets).into(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::tally::Tally;
 
     #[test]
     fn cells_are_read_as_they_were_written() {
@@ -213,6 +216,8 @@ mod tests {
                 key: SeriesKey { fleet: format!("f{}", index % 2).into(), dimension },
                 point: Point {
                     succeeded: index as u64,
+                    flags: Tally::from(&[("UT".to_owned(), 1)].into()),
+                    failed_targets: Tally::from(&[("10.0.0.1:80".to_owned(), 7)].into()),
                     bytes_in: u64::MAX,
                     latency: vec![(0, 1), (255, index as u64 + 1)].into(),
                     ..Point::default()

@@ -11,8 +11,10 @@ mod ring;
 mod rings;
 mod series;
 mod service;
+mod tally;
 
 pub use point::Point;
 pub use query::{Answer, AnsweredSeries, Query, Select};
 pub use series::{Dimension, SeriesKey};
 pub use service::{MIN_INTERVAL, Stats};
+pub use tally::Tally;

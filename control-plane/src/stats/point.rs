@@ -3,6 +3,8 @@
 use signalbox_proto::signalbox::report::v1::TrafficSeries;
 use signalbox_rollout::gate::histogram::Histogram;
 
+use super::tally::Tally;
+
 /// The requests of a series that ended in a slot of time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Point {
@@ -20,6 +22,10 @@ pub struct Point {
     pub bytes_out: u64,
     /// Latencies in microseconds.
     pub latency: Histogram,
+    /// Requests that went wrong, by flag.
+    pub flags: Tally,
+    /// Attempts of an upstream that failed, by target.
+    pub failed_targets: Tally,
 }
 
 impl Point {
@@ -39,6 +45,8 @@ impl Point {
         add(&mut self.server_errors, other.server_errors);
         add(&mut self.bytes_in, other.bytes_in);
         add(&mut self.bytes_out, other.bytes_out);
+        self.flags.add(&other.flags);
+        self.failed_targets.add(&other.failed_targets);
     }
 
     /// Adds the requests of another point.
@@ -63,6 +71,8 @@ impl Point {
                 server_errors: share(self.server_errors, part),
                 bytes_in: share(self.bytes_in, part),
                 bytes_out: share(self.bytes_out, part),
+                flags: self.flags.map(|count| share(count, part)),
+                failed_targets: self.failed_targets.map(|count| share(count, part)),
                 latency: buckets
                     .iter()
                     .map(|(bucket, count)| (*bucket, share(*count, part)))
@@ -85,6 +95,8 @@ impl From<&TrafficSeries> for Point {
             bytes_in: series.bytes_in,
             bytes_out: series.bytes_out,
             latency: buckets.collect::<Vec<_>>().into(),
+            flags: Tally::from(&series.flags),
+            failed_targets: Tally::from(&series.failed_targets),
         }
     }
 }
@@ -100,7 +112,8 @@ mod tests {
     #[test]
     fn parts_add_up_to_the_whole() {
         for (count, parts) in [(0, 3), (1, 3), (7, 3), (9, 3), (1000, 1), (5, 0), (u64::MAX, 7)] {
-            let whole = Point { no_route: count / 2, ..point(count, &[(3, count), (200, count / 3)]) };
+            let flags = Tally::from(&[("UT".to_owned(), count / 2), ("UH".to_owned(), 1)].into());
+            let whole = Point { no_route: count / 2, flags, ..point(count, &[(3, count), (200, count / 3)]) };
             let split = whole.split(parts);
             assert_eq!(split.len() as u64, parts.max(1));
             let mut sum = Point::default();

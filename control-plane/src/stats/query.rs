@@ -93,13 +93,21 @@ impl Rings {
         Answer { step, series: series.into_iter().map(|(_, series)| series).collect() }
     }
 
-    /// The requests of each series from the second `from` to before `to`, without their latencies, in slots of at most `step` seconds.
-    pub(super) fn counts(&self, now: u64, from: u64, to: u64, step: u64) -> HashMap<SeriesKey, Point> {
+    /// The requests of each series from the second `from` to before `to`, in slots of at most `step` seconds. Latencies take longer, and are
+    /// those of the series that are `timed`.
+    pub(super) fn counts(
+        &self,
+        now: u64,
+        (from, to): (u64, u64),
+        step: u64,
+        timed: fn(&Dimension) -> bool,
+    ) -> HashMap<SeriesKey, Point> {
         let mut counts = HashMap::<SeriesKey, Point>::new();
         for (_, key, point) in self.ring_for(now, from, step).points(from..to) {
+            let add = if timed(&key.dimension) { Point::add } else { Point::add_counts };
             match counts.get_mut(key) {
-                Some(sum) => sum.add_counts(point),
-                None => counts.entry(key.clone()).or_default().add_counts(point),
+                Some(sum) => add(sum, point),
+                None => add(counts.entry(key.clone()).or_default(), point),
             }
         }
         counts

@@ -157,9 +157,15 @@ impl Stats {
         self.state().interval
     }
 
-    /// The requests of each series from the second `from` to before `to`, without their latencies, in slots of at most `step` seconds.
-    pub fn counts(&self, from: u64, to: u64, step: u64) -> HashMap<SeriesKey, Point> {
-        self.state().rings.counts(now_s(), from, to, step)
+    /// The requests of each series from the second `from` to before `to`, in slots of at most `step` seconds. Latencies are those of the
+    /// series that are `timed`.
+    pub fn counts(
+        &self,
+        range: (u64, u64),
+        step: u64,
+        timed: fn(&Dimension) -> bool,
+    ) -> HashMap<SeriesKey, Point> {
+        self.state().rings.counts(now_s(), range, step, timed)
     }
 
     /// True once everything that was stored is read.

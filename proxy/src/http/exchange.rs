@@ -420,9 +420,11 @@ impl Exchange {
             latency,
             first_byte,
             end: End::of(status, self.accounting.flag),
+            flag: self.accounting.flag,
             bytes_in: self.request.progress.as_ref().map_or(0, |progress| progress.bytes.get()),
             bytes_out: self.accounting.bytes_out,
         };
+        worker.stats.count_flag(ended.flag);
         worker.stats.body_in.add(ended.bytes_in);
         worker.stats.body_out.add(ended.bytes_out);
         stats.traffic.count(worker.index, ended);

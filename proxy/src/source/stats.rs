@@ -1,7 +1,7 @@
 //! The traffic for time series, on a stream of its own. What was counted is reported once: a report that no control plane has taken is sent
 //! again, before the next one is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tonic::{Status, Streaming};
 use super::data_plane::{ScopeTraffic, TrafficScope};
 use super::side_stream::{Caller, keep_open};
 use super::status;
-use crate::telemetry::TrafficSums;
+use crate::telemetry::{Flag, TrafficSums};
 
 /// Reports as often as the control plane of this connection wants it.
 pub(super) struct StatsReporter {
@@ -50,6 +50,9 @@ const MAX_INTERVAL: Duration = Duration::from_secs(300);
 
 /// The largest report, in bytes. Series beyond come with a later one.
 const MAX_REPORT: usize = 4 << 20;
+
+/// The most targets of an upstream whose failures are told.
+const MAX_TARGETS: usize = 8;
 
 impl StatsLedger {
     pub(super) fn new() -> Self {
@@ -170,6 +173,14 @@ fn encoded(scope: &TrafficScope, sums: &TrafficSums) -> TrafficSeries {
         TrafficScope::Upstream(name) => (Scope::Upstream, &**name),
         TrafficScope::Consumer(name) => (Scope::Consumer, &**name),
     };
+    let mut flags = HashMap::new();
+    for (flag, count) in Flag::ALL.iter().zip(sums.flags).filter(|(_, count)| *count > 0) {
+        *flags.entry(flag.cause().to_owned()).or_default() += count;
+    }
+    let mut targets = sums.failed_targets.clone();
+    targets.sort_by(|(_, one), (_, other)| other.cmp(one));
+    let failed_targets =
+        targets.into_iter().take(MAX_TARGETS).map(|(target, count)| (target.to_string(), count)).collect();
     let [succeeded, client_errors, no_route, server_errors] = sums.ends;
     TrafficSeries {
         scope: scope.into(),
@@ -182,6 +193,8 @@ fn encoded(scope: &TrafficScope, sums: &TrafficSums) -> TrafficSeries {
         bytes_out: sums.bytes_out,
         buckets: sums.buckets.iter().map(|(bucket, _)| u32::from(*bucket)).collect(),
         bucket_counts: sums.buckets.iter().map(|(_, count)| *count).collect(),
+        flags,
+        failed_targets,
     }
 }
 

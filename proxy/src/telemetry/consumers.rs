@@ -116,7 +116,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::{End, EndedRequest, Latency};
+    use crate::telemetry::{End, EndedRequest, Flag, Latency};
 
     #[test]
     fn quiet_consumers_make_room_for_others_and_no_request_is_lost() {
@@ -125,8 +125,14 @@ mod tests {
         let count = |number: usize| {
             let name: Name = format!("c{number}").parse().unwrap();
             let latency = Latency::of(Duration::from_millis(1));
-            let request =
-                EndedRequest { latency, first_byte: latency, end: End::Success, bytes_in: 0, bytes_out: 0 };
+            let request = EndedRequest {
+                latency,
+                first_byte: latency,
+                end: End::Success,
+                flag: Flag::None,
+                bytes_in: 0,
+                bytes_out: 0,
+            };
             consumers.of(&worker, &name).0.count(0, request);
         };
         let requests = || {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::flag::Flag;
 use super::handshake::HandshakeFailure;
 use super::histogram::Histogram;
 
@@ -25,6 +26,8 @@ pub struct WorkerStats {
     pub no_route: Counter,
     /// Other requests answered with a status from 400 to 499.
     pub client_errors: Counter,
+    /// Requests that went wrong, by the place of their flag in [`Flag::ALL`].
+    pub flags: [Counter; Flag::ALL.len()],
     /// Client connections open now.
     pub active_connections: Counter,
     /// Client connections accepted.
@@ -82,6 +85,16 @@ impl WorkerStats {
     pub fn requests(&self) -> u64 {
         let streams: u64 = self.stream_duration.iter().map(Histogram::count).sum();
         self.request_duration.count() + streams
+    }
+
+    /// Counts a request that went wrong. Only the owning worker may call this.
+    #[inline]
+    pub fn count_flag(&self, flag: Flag) {
+        if flag != Flag::None
+            && let Some(counter) = self.flags.get(flag as usize)
+        {
+            counter.add(1);
+        }
     }
 
     /// Records how long a stream lasted. Only the owning worker may call this.

@@ -63,6 +63,12 @@ impl Flag {
         }
     }
 
+    /// The name of the failure, whether it was the last after retries or not.
+    pub fn cause(self) -> &'static str {
+        let text = self.as_str();
+        text.split_once(',').map_or(text, |(cause, _)| cause)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Flag::None => "",

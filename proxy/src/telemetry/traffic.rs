@@ -33,6 +33,8 @@ type Cells = Box<[WorkerTraffic]>;
 #[repr(align(128))]
 struct WorkerTraffic {
     ends: [Counter; 4],
+    /// Of those that went wrong.
+    flags: [Counter; Flag::ALL.len()],
     bytes_in: Counter,
     bytes_out: Counter,
     latency_us: Counter,
@@ -62,6 +64,7 @@ pub struct EndedRequest {
     /// The time to the first byte of the response.
     pub first_byte: Latency,
     pub end: End,
+    pub flag: Flag,
     /// Bytes of its body.
     pub bytes_in: u64,
     /// Bytes of the response's body.
@@ -73,6 +76,10 @@ pub struct EndedRequest {
 pub struct TrafficSums {
     /// By [`End`].
     pub ends: [u64; 4],
+    /// By the place of the flag in [`Flag::ALL`]. Requests that went well are not among them.
+    pub flags: [u64; Flag::ALL.len()],
+    /// Targets to which requests failed, by address, and the number of these attempts.
+    pub failed_targets: Vec<(Arc<str>, u64)>,
     pub bytes_in: u64,
     pub bytes_out: u64,
     /// The sum of all latencies, in microseconds.
@@ -162,6 +169,11 @@ impl WorkerTraffic {
         if let Some(counter) = self.ends.get(request.end as usize) {
             counter.add(1);
         }
+        if request.flag != Flag::None
+            && let Some(counter) = self.flags.get(request.flag as usize)
+        {
+            counter.add(1);
+        }
         self.bytes_in.add(request.bytes_in);
         self.bytes_out.add(request.bytes_out);
     }
@@ -173,6 +185,9 @@ impl TrafficSums {
         let mut buckets = [0_u64; Latencies::BUCKETS];
         for cell in cells {
             for (sum, counter) in sums.ends.iter_mut().zip(&cell.ends) {
+                *sum += counter.value();
+            }
+            for (sum, counter) in sums.flags.iter_mut().zip(&cell.flags) {
                 *sum += counter.value();
             }
             sums.bytes_in += cell.bytes_in.value();
@@ -196,6 +211,9 @@ impl TrafficSums {
     /// Adds the requests of another.
     pub fn add(&mut self, other: &Self) {
         for (sum, count) in self.ends.iter_mut().zip(other.ends) {
+            *sum += count;
+        }
+        for (sum, count) in self.flags.iter_mut().zip(other.flags) {
             *sum += count;
         }
         self.bytes_in += other.bytes_in;
@@ -228,6 +246,15 @@ impl TrafficSums {
         for (sum, before) in sums.ends.iter_mut().zip(earlier.ends) {
             *sum = sum.saturating_sub(before);
         }
+        for (sum, before) in sums.flags.iter_mut().zip(earlier.flags) {
+            *sum = sum.saturating_sub(before);
+        }
+        for (target, count) in &mut sums.failed_targets {
+            let before = earlier.failed_targets.iter().find(|(known, _)| known == target);
+            // Another target may have the address of one that is gone.
+            *count = before.and_then(|(_, before)| count.checked_sub(*before)).unwrap_or(*count);
+        }
+        sums.failed_targets.retain(|(_, count)| *count > 0);
         sums.bytes_in = sums.bytes_in.saturating_sub(earlier.bytes_in);
         sums.bytes_out = sums.bytes_out.saturating_sub(earlier.bytes_out);
         sums.latency_us = sums.latency_us.saturating_sub(earlier.latency_us);
@@ -256,7 +283,7 @@ mod tests {
     fn ended(status: u16, flag: Flag) -> EndedRequest {
         let latency = Latency::of(Duration::from_millis(1));
         let first_byte = Latency::of(Duration::from_micros(500));
-        EndedRequest { latency, first_byte, end: End::of(status, flag), bytes_in: 1, bytes_out: 10 }
+        EndedRequest { latency, first_byte, end: End::of(status, flag), flag, bytes_in: 1, bytes_out: 10 }
     }
 
     /// The sums of some requests of a millisecond.
@@ -265,6 +292,8 @@ mod tests {
         first_bytes[9] = requests;
         TrafficSums {
             ends,
+            flags: [0; Flag::ALL.len()],
+            failed_targets: Vec::new(),
             bytes_in: requests,
             bytes_out: 10 * requests,
             latency_us: 1000 * requests,
@@ -289,7 +318,8 @@ mod tests {
             traffic.count(worker, ended(status, flag));
         }
         let sums = traffic.read().unwrap();
-        let expected = sums_of([2, 1, 1, 2], 6);
+        let mut expected = sums_of([2, 1, 1, 2], 6);
+        expected.flags[Flag::NoRoute as usize] = 2;
         assert_eq!(sums, expected);
         traffic.count(0, ended(200, Flag::None));
         let later = traffic.read().unwrap();
@@ -300,6 +330,20 @@ mod tests {
         let mut sum = later.since(&sums);
         sum.add(&sums);
         assert_eq!(sum, later);
+    }
+
+    #[test]
+    fn failures_of_targets_are_those_since_an_earlier_state() {
+        let sums = |targets: &[(&str, u64)]| TrafficSums {
+            failed_targets: targets.iter().map(|(target, count)| ((*target).into(), *count)).collect(),
+            ..TrafficSums::default()
+        };
+        let earlier = sums(&[("a", 3), ("b", 7), ("c", 5)]);
+        let later = sums(&[("a", 5), ("b", 7), ("c", 2), ("d", 1)]);
+        assert_eq!(
+            later.since(&earlier).failed_targets,
+            sums(&[("a", 2), ("c", 2), ("d", 1)]).failed_targets
+        );
     }
 
     #[test]

@@ -149,6 +149,9 @@ impl Attempt {
         now: Instant,
     ) {
         self.answered(worker, outcome);
+        if outcome.is_success() == Some(false) {
+            upstream.count_failed(self.endpoint);
+        }
         if let Some(in_flight) = &self.in_flight {
             upstream.end(in_flight, outcome, took, now);
         }

@@ -9,7 +9,7 @@ use signalbox_process::ErrorChain;
 use super::breaker::Breaker;
 use super::endpoint::Endpoint;
 use super::failure::{LastError, UpstreamError, UpstreamErrors};
-use super::members::{Members, Pick, Picked};
+use super::members::{Members, Pick, Picked, View};
 use super::target::Target;
 use super::transport::Transport;
 use crate::core::outcome::Outcome;
@@ -142,6 +142,20 @@ impl Upstream {
         }
     }
 
+    /// Counts a failed request at the target at `endpoint`.
+    #[cold]
+    pub fn count_failed(&self, endpoint: Endpoint) {
+        if let Some(target) = self.target_at(&self.members.view(), endpoint) {
+            target.count_failed();
+        }
+    }
+
+    fn target_at<'v>(&self, view: &'v View, endpoint: Endpoint) -> Option<&'v Arc<Target>> {
+        let is_it =
+            |it: &&Arc<Target>| it.address == endpoint.address && self.transport.endpoint(it) == endpoint;
+        view.targets.iter().find(is_it)
+    }
+
     /// Records why the target at `endpoint` did not answer a request: in the metrics, in `/debug/upstreams`, and, at a
     /// limited rate, in the log.
     #[cold]
@@ -153,9 +167,7 @@ impl Upstream {
         }
         let now = Instant::now();
         let view = self.members.view();
-        let is_it =
-            |it: &&Arc<Target>| it.address == endpoint.address && self.transport.endpoint(it) == endpoint;
-        let target = view.targets.iter().find(is_it);
+        let target = self.target_at(&view, endpoint);
         let detail = || ErrorChain(error).to_string();
         let is_news =
             target.is_none_or(|target| LastError::note(&mut target.last_error(), reason, now, detail));

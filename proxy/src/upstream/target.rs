@@ -19,6 +19,8 @@ pub struct Target {
     latency: Latency,
     /// Consecutive failures, if a policy needs the count.
     failures: AtomicU32,
+    /// The number of requests that failed.
+    failed: AtomicU64,
     health: Mutex<Health>,
     /// The most recent reason why a request got no response.
     last_error: Mutex<Option<LastError>>,
@@ -95,6 +97,7 @@ impl Target {
             in_flight: AtomicU32::new(0),
             latency: Latency { average: AtomicU64::new(0), at: AtomicU64::new(0), born: now },
             failures: AtomicU32::new(0),
+            failed: AtomicU64::new(0),
             health: Mutex::new(Health {
                 checks: Checks::default(),
                 checked_by: None,
@@ -157,6 +160,16 @@ impl Target {
                 self.failures.fetch_add(1, Ordering::Relaxed).wrapping_add(1) == limit
             }
         }
+    }
+
+    /// Counts a request to it that failed.
+    pub fn count_failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number of requests to it that failed since it is known.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// The number of consecutive failures.

@@ -118,6 +118,12 @@ impl Histogram {
         bucket_of(upper_bound(bucket) + micros)
     }
 
+    /// The upper bound of a bucket, in microseconds.
+    #[must_use]
+    pub fn bound(bucket: u8) -> f64 {
+        upper_bound(bucket)
+    }
+
     /// The quantile `q` (0 to 1) in microseconds, as the upper bound of its bucket: at most 9 % too high. `None` without values.
     #[must_use]
     pub fn quantile(&self, q: f64) -> Option<f64> {

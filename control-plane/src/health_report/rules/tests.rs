@@ -1,10 +1,14 @@
-use std::collections::HashMap;
+mod faults;
+
+use std::collections::{BTreeMap, HashMap};
 
 use signalbox_config::ResourceKey;
 
-use super::*;
-use crate::board::{ProxyError, ProxyResourceError, ProxyRevision};
-use crate::stats::{Point, SeriesKey};
+use super::look;
+use crate::board::{ProxyError, ProxyResourceError, ProxyRevision, ProxyState, ProxyStatus};
+use crate::health_report::facts::{Facts, RevisionFacts};
+use crate::health_report::finding::{Finding, Rule};
+use crate::stats::{Dimension, Point, SeriesKey};
 
 /// A part of a fleet with its requests: succeeded, refused with 4xx, without a route, failed.
 type Part = (Dimension, [u64; 4]);
