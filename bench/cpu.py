@@ -44,6 +44,8 @@ def scenarios():
 
     plugins = with_and_without(["signalbox", "before"], "key-auth + rate-limit", plugins=True)
     logging = with_and_without(["signalbox", "before", "nginx"], "access log", access_log=True)
+    tracing = with_and_without(["signalbox", "before", "envoy"], "tracing, not sampled", tracing="unsampled")
+    tracing |= with_and_without(["signalbox", "before", "envoy"], "tracing, sampled", tracing="sampled")
     megabytes = {"unit": "MiB", "rate": "MiB"}
     return [
         Scenario("http1-one-url", "HTTP/1.1, one URL", wrk_one_url, every()),
@@ -51,6 +53,7 @@ def scenarios():
         Scenario("http2", "HTTP/2, one URL", h2load, every(http2=True)),
         Scenario("plugins", "HTTP/1.1, key-auth and rate-limit", wrk_with_key, plugins, difference=True),
         Scenario("access-log", "HTTP/1.1, access log to a file", wrk_one_url, logging, difference=True),
+        Scenario("tracing", "HTTP/1.1, spans to a collector by OTLP over HTTP", wrk_one_url, tracing, difference=True),
         Scenario("tls", "HTTP/1.1 over TLS 1.3, kept alive", wrk_tls, every(tls=True)),
         Scenario("handshakes-full", "TLS 1.3, full handshakes, a request on each", full, every(tls=True), "handshake", "handshakes"),
         Scenario("handshakes-resumed", "TLS 1.3, resumed handshakes, a request on each", resumed, every(tls=True), "handshake", "handshakes"),

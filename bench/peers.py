@@ -36,6 +36,8 @@ class Setup:
     backend: str = "static"
     plugins: bool = False
     access_log: bool = False
+    # sampled: two spans of each request go to a collector; unsampled: none do. Empty: it is off.
+    tracing: str = ""
 
 
 class Bench:
@@ -96,6 +98,9 @@ class Bench:
                         location ~ /big$ {{ alias {directory}/big; sendfile on; }}
                     }}"""
                 self.program(1, nginx_command(directory, server), directory)
+            elif kind == "collector":
+                server = f"server {{ listen 127.0.0.1:{port}; client_max_body_size 0; return 200; }}"
+                self.program(1, nginx_command(directory, server), directory)
             else:
                 self.program(1, [self.options.peer, kind, f"127.0.0.1:{port}"], directory)
             self.wait_for(port)
@@ -144,6 +149,10 @@ class Bench:
                 for prefix in range(PREFIXES)
             ],
         }
+        if setup.tracing:
+            exporter = {"endpoint": f"http://127.0.0.1:{self.backend('collector')}"}
+            sampling = {"ratio": int(setup.tracing == "sampled"), "per_second": 0}
+            listener["tracing"] = {"exporter": exporter, "sampling": sampling}
         if setup.tls:
             certificate, key = self.certificate()
             listener |= {"protocol": "https", "tls": {"default_certificate": "all"}}
@@ -265,6 +274,23 @@ backend none
                 {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{envoy}filters.http.router.v3.Router"}}
             ],
         }
+        clusters = []
+        if setup.tracing:
+            collector = self.backend("collector")
+            uri = {"uri": f"http://127.0.0.1:{collector}/v1/traces", "cluster": "collector", "timeout": "5s"}
+            provider = {
+                "name": "envoy.tracers.opentelemetry",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
+                    "http_service": {"http_uri": uri},
+                    "service_name": "envoy",
+                },
+            }
+            sampled = {"value": 100 * (setup.tracing == "sampled")}
+            manager["tracing"] = {"provider": provider, "random_sampling": sampled, "spawn_upstream_span": True}
+            endpoint = {"endpoint": {"address": address(collector)}}
+            assignment = {"cluster_name": "collector", "endpoints": [{"lb_endpoints": [endpoint]}]}
+            clusters.append({"name": "collector", "type": "STATIC", "load_assignment": assignment})
         thresholds = {"max_connections": CONNECTIONS, "max_pending_requests": CONNECTIONS, "max_requests": CONNECTIONS}
         endpoint = {"endpoint": {"address": address(self.backend(setup.backend))}}
         cluster = {
@@ -298,7 +324,7 @@ backend none
                 },
             }
         listener = {"name": "http", "address": address(port), "filter_chains": [chain]}
-        document = {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+        document = {"static_resources": {"listeners": [listener], "clusters": [cluster, *clusters]}}
         (directory / "envoy.json").write_text(json.dumps(document))
         command = [self.find_envoy(), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
         return self.program(0, [*command, "-c", directory / "envoy.json"], directory)

@@ -33,7 +33,6 @@ pub(super) fn narrowest(
     let total = facts.shares(failures, fleet, &Dimension::All)[0];
     let candidates = kinds.iter().filter_map(|(rule, is_kind)| {
         let parts = facts.parts(failures, fleet, *is_kind);
-        let requests: u64 = parts.iter().map(|(_, share)| share.requests).sum();
         // Those that are not counted apart have nothing in common.
         let is_one =
             |dimension: &Dimension| dimension.label().is_some_and(|(_, name)| name != Dimension::OTHER);
@@ -41,7 +40,7 @@ pub(super) fn narrowest(
         let (dimension, share) = ones.max_by_key(|(_, share)| share.failures)?;
         let has_most = share.failures as f64 >= MOST * total.failures as f64 && share.failures > 0;
         // Whoever has most of the requests has most of the failures anyway.
-        let is_narrow = share.requests as f64 <= MOST * requests as f64;
+        let is_narrow = share.requests as f64 <= MOST * total.requests as f64;
         (has_most && is_narrow).then_some((*rule, dimension, share.requests))
     });
     // A route is named in the place of its upstream only if it has a clear part of the upstream's requests.

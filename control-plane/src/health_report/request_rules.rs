@@ -12,7 +12,7 @@ use super::facts::{Facts, Failures};
 use super::finding::{Finding, Resource, Rule, capitalized, counted, penalty, ratio};
 use super::parts::{MOST, PARTS, ROUTES, narrowest, resource_of};
 use super::significance::{MIN_REQUESTS, Share};
-use crate::stats::{Dimension, Point};
+use crate::stats::{Dimension, Point, Tally};
 
 /// Requests that proxies refuse because they have too much to do.
 pub(super) fn overloaded(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
@@ -74,7 +74,8 @@ pub(super) fn failing(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
     };
     let evidence = json!({
         "fleet": fleet, "requests": now.requests, "failures": now.failures, "before": {"requests": before.requests, "failures": before.failures},
-        "fleet_requests": all[0].requests, "fleet_failures": all[0].failures, "flags": point.map(flags),
+        "fleet_requests": all[0].requests, "fleet_failures": all[0].failures, "flags": point.map(|point| by_name(&point.flags)),
+        "failed_targets": point.map(|point| by_name(&point.failed_targets)),
     });
     let penalty = penalty(all[0]);
     let cause = point.and_then(cause).map_or_else(String::new, |cause| format!(". {cause}"));
@@ -84,20 +85,30 @@ pub(super) fn failing(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
         let (rule, fleet, actions) = (Rule::Revision, Some(Arc::clone(fleet)), ways_back(revision));
         return Some(Finding { rule, resource, fleet, sentence, evidence, actions, penalty });
     }
+    let is_wide = matches!(rule, Rule::Upstream | Rule::Fleet);
+    let failing_target = failing_target(facts, fleet).filter(|_| is_wide);
     let (fleet, actions) = (Some(Arc::clone(fleet)), Vec::new());
-    if let Some((target, failures)) = point.and_then(worst_target) {
-        let sentence = format!("{what}. {failures} attempts failed at its target {target}");
-        let resource = Resource { kind: "target".into(), name: format!("{} {target}", resource.name) };
+    if let Some((upstream, target, failures)) = failing_target {
+        let sentence =
+            format!("{what}. {failures} attempts failed at the target {target} of upstream `{upstream}`");
+        let resource = Resource { kind: "target".into(), name: format!("{upstream} {target}") };
         return Some(Finding { rule: Rule::Target, resource, fleet, sentence, evidence, actions, penalty });
     }
     let sentence = what;
     Some(Finding { rule, resource, fleet, sentence, evidence, actions, penalty })
 }
 
-/// The target with most of the failed attempts of an upstream, and the number of these.
-fn worst_target(upstream: &Point) -> Option<(&str, u64)> {
-    let (target, failures) = upstream.failed_targets.iter().max_by_key(|(_, failures)| *failures)?;
-    (failures as f64 >= MOST * upstream.failed_targets.sum() as f64).then_some((target, failures))
+/// The target at which most of the failed attempts of an upstream with most of the failures were made: the upstream, the target, and the number
+/// of these.
+fn failing_target(facts: &Facts, fleet: &Arc<str>) -> Option<(String, String, u64)> {
+    let [total, _] = facts.shares(Failures::Server, fleet, &Dimension::All);
+    let upstreams = facts.parts(Failures::Server, fleet, |it| matches!(it, Dimension::Upstream(_)));
+    let (dimension, share) = upstreams.into_iter().max_by_key(|(_, share)| share.failures)?;
+    let failed = &facts.point(fleet, &dimension)?.failed_targets;
+    let (target, failures) = failed.iter().max_by_key(|(_, failures)| *failures)?;
+    let has_most = share.failures as f64 >= MOST * total.failures as f64
+        && failures as f64 >= MOST * failed.sum() as f64;
+    has_most.then(|| (resource_of(fleet, &dimension).name, target.to_owned(), failures))
 }
 
 /// The reason why most requests fail, as a sentence without its end; `None`: they have several, or their targets answered so.
@@ -121,8 +132,8 @@ fn cause(point: &Point) -> Option<&'static str> {
     })
 }
 
-fn flags(point: &Point) -> BTreeMap<&str, u64> {
-    point.flags.iter().collect()
+fn by_name(tally: &Tally) -> BTreeMap<&str, u64> {
+    tally.iter().collect()
 }
 
 /// Requests that take much longer than usual.
@@ -264,7 +275,7 @@ pub(super) fn given_up(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
             ratio(now),
             ratio(before)
         ),
-        evidence: json!({"fleet": fleet, "requests": now.requests, "given_up": now.failures, "flags": point.map(flags)}),
+        evidence: json!({"fleet": fleet, "requests": now.requests, "given_up": now.failures, "flags": point.map(|point| by_name(&point.flags))}),
         actions: Vec::new(),
         penalty: 5,
     })

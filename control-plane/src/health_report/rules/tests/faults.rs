@@ -296,7 +296,7 @@ fn faults_of_upstreams() -> Vec<Fault> {
                 "Upstream `shop`",
                 "30 %",
                 "No connection to a target can be made (UF)",
-                "2400 attempts failed at its target 10.0.0.7:80",
+                "2400 attempts failed at the target 10.0.0.7:80 of upstream `shop`",
             ],
         ),
         (
