@@ -1,7 +1,7 @@
 # `make run` and `make test` install what they need on a fresh machine.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: run test soak lint bench ui clean
+.PHONY: run test soak lint bench dashboards ui clean
 
 # Builds and starts a control plane on SQLite, three proxies, two backends and a client that sends some requests. `make run` and
 # `make test` share one build: tests/layers.rs checks that both build packages with the same features.
@@ -30,6 +30,10 @@ lint: setup-test ui
 # Compares Signalbox with other proxies; see bench/README.md.
 bench: setup-test ui
 	bench/run
+
+# Makes Grafana's dashboards from observability/grafana/dashboards.py.
+dashboards:
+	python3 -B observability/grafana/generate.py
 
 ui: setup-run
 	scripts/ui.sh

