@@ -37,9 +37,9 @@ if [ "$purpose" = test ]; then
     need python3 python3
 fi
 
+as_root=()
+[ "$(id -u)" = 0 ] || as_root=(sudo)
 if [ ${#packages[@]} -gt 0 ]; then
-    as_root=()
-    [ "$(id -u)" = 0 ] || as_root=(sudo)
     if ! have apt-get || { [ "$(id -u)" != 0 ] && ! have sudo; }; then
         echo "Please install: ${packages[*]} (names of Debian packages), then try again." >&2
         exit 1
@@ -78,6 +78,13 @@ if [ "$purpose" = test ]; then
             mkdir -p "$cache"
             mv "$unpacking/root" "$cache/$package"
             rm -r "$unpacking"
+        fi
+    done
+    # Debian's Alertmanager has no flag for the path of its templates.
+    for template in default.tmpl email.tmpl; do
+        path=usr/share/prometheus/alertmanager/$template
+        if [ ! -e "/$path" ] && [ -e "$cache/prometheus-alertmanager/$path" ]; then
+            "${as_root[@]}" install -D -m 644 "$cache/prometheus-alertmanager/$path" "/$path"
         fi
     done
 fi

@@ -8,6 +8,7 @@ pub mod nginx;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod redis;
 
@@ -18,5 +19,6 @@ pub use nginx::Nginx;
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use postgres::Postgres;
 pub use process::{Daemon, find_program, free_port, program, wait_until};
+pub use prometheus::{Alertmanager, Prometheus};
 pub use proxy::Proxy;
 pub use redis::Redis;

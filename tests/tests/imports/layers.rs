@@ -67,6 +67,6 @@ const PROXY: &[Layer] = &[
 
 const TESTS: &[Layer] = &[
     ("one process", &["client", "process"]),
-    ("the programs", &["backend", "control_plane", "nginx", "pgbouncer", "postgres", "redis"]),
+    ("the programs", &["backend", "control_plane", "nginx", "pgbouncer", "postgres", "prometheus", "redis"]),
     ("a whole system", &["proxy"]),
 ];

@@ -22,6 +22,7 @@ mod health_report;
 mod limits;
 mod metrics;
 mod newer;
+mod observability;
 mod outage;
 mod peers;
 mod persistence;
