@@ -79,12 +79,13 @@ if [ "$purpose" = test ]; then
             mv "$unpacking/root" "$cache/$package"
             rm -r "$unpacking"
         fi
+        have $package || [ -x "$cache/$package/usr/bin/$package" ] || echo "Some tests need $package (name of a Debian package)." >&2
     done
     # Debian's Alertmanager has no flag for the path of its templates.
     for template in default.tmpl email.tmpl; do
         path=usr/share/prometheus/alertmanager/$template
         if [ ! -e "/$path" ] && [ -e "$cache/prometheus-alertmanager/$path" ]; then
-            "${as_root[@]}" install -D -m 644 "$cache/prometheus-alertmanager/$path" "/$path"
+            "${as_root[@]}" install -D -m 644 "$cache/prometheus-alertmanager/$path" "/$path" || echo "A test needs /$path." >&2
         fi
     done
 fi
