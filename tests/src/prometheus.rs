@@ -41,7 +41,12 @@ const CALL_DEADLINE: Duration = Duration::from_secs(30);
 impl Prometheus {
     /// Starts it with this configuration; returns when it is ready.
     pub async fn start(configuration: &Path) -> Result<Self> {
-        let server = Server::start("prometheus", configuration, "--storage.tsdb.path", &[]).await?;
+        Self::start_with(configuration, &[]).await
+    }
+
+    /// Likewise, with further arguments.
+    pub async fn start_with(configuration: &Path, arguments: &[&str]) -> Result<Self> {
+        let server = Server::start("prometheus", configuration, "--storage.tsdb.path", arguments).await?;
         Ok(Self { server })
     }
 

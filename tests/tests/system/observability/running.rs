@@ -31,24 +31,6 @@ impl Configuration {
         });
         configuration
     }
-
-    /// Names the proxies itself, with the labels that service discovery would give them.
-    fn list_proxies(&self, proxies: &[Proxy]) {
-        self.edit("prometheus.yml", |text| {
-            let (before, after) = text.split_once("    http_sd_configs:\n").unwrap();
-            let (_, after) = after.split_once("    # Proxies ask").unwrap();
-            let mut listed = format!("{before}    static_configs:\n");
-            for proxy in proxies {
-                listed.push_str(&format!(
-                    "      - {{targets: ['{}'], labels: {{__meta_signalbox_proxy: {}, __meta_signalbox_fleet: default, \
-                     __meta_signalbox_label_zone: a}}}}\n",
-                    proxy.admin(),
-                    proxy.id()
-                ));
-            }
-            format!("{listed}    # Proxies ask{after}")
-        });
-    }
 }
 
 async fn requests(gateway: &Gateway) {
@@ -75,7 +57,6 @@ async fn prometheus_scrapes_a_system_and_answers_the_dashboards() {
     route["match"]["hosts"] = json!(["a.example"]);
     gateway.put("routes", "all", &route).await;
     let configuration = Configuration::of_system(&gateway);
-    configuration.list_proxies(&gateway.proxies);
     let prometheus = Prometheus::start(&configuration.file()).await.unwrap();
 
     // A rate needs two samples of a series, and some requests between them.
@@ -123,6 +104,53 @@ async fn prometheus_scrapes_a_system_and_answers_the_dashboards() {
     for rule in &rules {
         assert_ne!(rule["state"], "firing", "{rule}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prometheus_reads_native_histograms_and_the_traces_beside_them() {
+    let gateway = Gateway::start(1).await;
+    // Nobody takes the spans, but they are exported as far as the proxy knows.
+    let listener =
+        json!({"address": "0.0.0.0:8080", "tracing": {"exporter": {"endpoint": "http://127.0.0.1:9"}}});
+    gateway.put("listeners", "http", &listener).await;
+    gateway.put("routes", "all", &forward("/")).await;
+    let proxy = &gateway.proxies[0];
+    for _ in 0..5 {
+        assert_eq!(get(proxy.http(), "a.example", "/").await.unwrap().status, 200);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("prometheus.yml");
+    let scrape = format!(
+        "scrape_configs:\n  - {{job_name: proxy, scrape_interval: 1s, static_configs: [{{targets: ['{}']}}]}}\n",
+        proxy.admin()
+    );
+    std::fs::write(&file, scrape).unwrap();
+    let features = ["--enable-feature=native-histograms,exemplar-storage"];
+    let prometheus = Prometheus::start_with(&file, &features).await.unwrap();
+    let value = async |expression: &str| -> f64 {
+        let series = prometheus.query(expression).await.unwrap();
+        series.first().map_or(0.0, |series| text(&series["value"][1]).parse().unwrap())
+    };
+    for name in ["signalbox_route_duration_seconds", "signalbox_route_time_to_first_byte_seconds"] {
+        let count = format!("histogram_count({name}{{route=\"all\"}})");
+        let is_read = eventually(DEADLINE, async || value(&count).await == 5.0).await;
+        assert!(is_read, "{count}: {}\n{}", value(&count).await, prometheus.log());
+        // All were answered at once, so all are between the bounds of the histogram.
+        let within = format!("histogram_fraction(0, 32, {name}{{route=\"all\"}})");
+        assert_eq!(value(&within).await, 1.0, "{within}");
+        let mean =
+            format!("histogram_sum({name}{{route=\"all\"}}) / histogram_count({name}{{route=\"all\"}})");
+        let median = format!("histogram_quantile(0.5, {name}{{route=\"all\"}})");
+        assert!(value(&mean).await > 0.0 && value(&median).await > 0.0);
+    }
+    let exemplars = "/query_exemplars?query=signalbox_request_duration_seconds&start=0&end=99999999999";
+    let mut answer = Value::Null;
+    let has_traces = eventually(DEADLINE, async || {
+        answer = prometheus.get(exemplars).await.unwrap();
+        let mut all = array(&answer["data"]).flat_map(|series| array(&series["exemplars"]));
+        all.any(|exemplar| text(&exemplar["labels"]["trace_id"]).len() == 32)
+    });
+    assert!(has_traces.await, "{answer}");
 }
 
 fn alert(name: &str, severity: &str, cause: &str, more: &Value) -> Value {
