@@ -158,8 +158,8 @@ pub use specification::Audience;
 pub use structure::check_structure;
 pub use table::Body;
 pub use tracing::{
-    HeaderTextSpec, LateSampling, OtlpProtocol, ParentSampling, PlaceSpec, SampleRatio, Sampling,
-    TraceContextTrust, TraceExporter, TraceFormat, Tracing, TracingSpec,
+    BaggageTrust, HeaderTextSpec, LateSampling, OtlpProtocol, ParentSampling, PlaceSpec, SampleRatio,
+    Sampling, TraceContextTrust, TraceExporter, TraceFormat, Tracing, TracingSpec,
 };
 pub use upstream::{ResponseLimits, Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
 pub use values::{ByteSize, HumanDuration};

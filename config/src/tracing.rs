@@ -29,6 +29,9 @@ pub struct TracingSpec {
     /// W3C's `traceparent`, and the formats that the request came with. Default `[w3c]`, which is always among them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub propagation: Option<Vec<TraceFormat>>,
+    /// The callers whose `baggage` header targets get, unless it has more than 64 members or 8192 bytes. Default `all`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baggage: Option<BaggageTrust>,
     /// Exports requests at their end which sampling has left out. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub late: Option<LateSpec>,
@@ -144,6 +147,19 @@ pub enum TraceContextTrust {
     Restart,
 }
 
+/// The callers whose baggage is passed on: what a trace carries along, by W3C's Baggage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BaggageTrust {
+    /// All.
+    #[default]
+    All,
+    /// Those of the listener's `trusted_proxies`.
+    TrustedProxies,
+    /// None.
+    None,
+}
+
 /// A format of trace contexts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -197,6 +213,8 @@ pub struct Tracing {
     pub sampling: Sampling,
     /// The callers whose trace context is continued.
     pub trace_context: TraceContextTrust,
+    /// The callers whose baggage is passed on.
+    pub baggage: BaggageTrust,
     /// The formats besides W3C's, in the order in which they are read.
     pub foreign_formats: Box<[TraceFormat]>,
     /// The requests that are exported late; `None`: none.
@@ -298,6 +316,7 @@ impl TracingSpec {
             exporter: exporter?,
             sampling,
             trace_context: self.trace_context.unwrap_or_default(),
+            baggage: self.baggage.unwrap_or_default(),
             foreign_formats: foreign.into(),
             late,
         })

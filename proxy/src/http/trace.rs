@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
-use signalbox_config::{ParentSampling, PathMatch, TraceContextTrust};
+use signalbox_config::{BaggageTrust, ParentSampling, PathMatch, TraceContextTrust};
 use signalbox_plugin::grpc;
 use signalbox_plugin::otlp::nanoseconds;
 use smallvec::SmallVec;
@@ -113,6 +113,13 @@ pub(super) struct Recorded {
 /// The longest pattern of a path in the name of a span, in bytes.
 const MAX_PATTERN: usize = 256;
 
+/// <https://www.w3.org/TR/baggage/>
+static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+
+/// The limits within which everybody must pass baggage on, by W3C's Baggage, 3.3.2.
+const MAX_BAGGAGE: usize = 8192;
+const MAX_MEMBERS: usize = 64;
+
 impl Trace {
     /// Begins the trace of a request. `context` is what it brings in W3C's format, and `is_trusted` says that its peer is a trusted
     /// proxy. A context that is not continued is removed. `None`: the request is not traced.
@@ -150,6 +157,14 @@ impl Trace {
             }
             foreign.remove_from(&mut head.headers);
             (foreign, claim) = (ForeignContexts::default(), None);
+        }
+        let gets_baggage = match settings.baggage {
+            BaggageTrust::All => true,
+            BaggageTrust::TrustedProxies => is_trusted,
+            BaggageTrust::None => false,
+        };
+        if !(gets_baggage && is_baggage_small(&head.headers)) {
+            head.headers.remove(&BAGGAGE);
         }
         let parent = claim.and_then(|claim| claim.context);
         let follows = settings.sampling.parent == ParentSampling::Follow;
@@ -450,6 +465,14 @@ impl TraceFields {
             field(name, value);
         }
     }
+}
+
+/// True if the baggage of a request is within the limits. More is not cut: the rest could mean something else.
+fn is_baggage_small(headers: &HeaderMap) -> bool {
+    let values = || headers.get_all(&BAGGAGE).iter();
+    let size = values().map(|value| value.len() + 1).sum::<usize>().saturating_sub(1);
+    let members = |value: &HeaderValue| value.as_bytes().iter().filter(|byte| **byte == b',').count() + 1;
+    size <= MAX_BAGGAGE && values().map(members).sum::<usize>() <= MAX_MEMBERS
 }
 
 /// The `tracestate` that tells a threshold: 14 hexadecimal digits without zeros at their end.

@@ -399,3 +399,33 @@ fn other_formats_are_continued_beside_w3cs_which_wins() {
         assert!(collector.spans().is_empty());
     });
 }
+
+#[test]
+fn baggage_is_passed_on_within_limits_and_to_whom_it_may() {
+    block_on(async {
+        let collector = Collector::http();
+        let backend = Backend::echo();
+        let many = |count: usize| (0..count).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",");
+        let long = |length: usize| format!("key={}", "v".repeat(length - 4));
+        for (listener, tracing, baggage, is_passed) in [
+            ("", "", vec!["a=1,b=2;p=3".to_owned()], true),
+            ("", "", vec![many(64)], true),
+            ("", "", vec![many(32), many(32)], true),
+            ("", "", vec![many(33), many(32)], false),
+            ("", "", vec![long(8192)], true),
+            ("", "", vec![long(8193)], false),
+            ("", "", vec![long(4096), long(4096)], false),
+            ("", ", baggage: trusted_proxies", vec![many(1)], false),
+            (TRUSTED, ", baggage: trusted_proxies", vec![many(1)], true),
+            (TRUSTED, ", baggage: none", vec![many(1)], false),
+        ] {
+            let document = traced(collector.address, listener, tracing) + &forward_to(backend.address);
+            let harness = Harness::start(&document);
+            let mut client = Client::connect(harness.address()).await;
+            let fields: Vec<_> = baggage.iter().map(|value| ("baggage", &**value)).collect();
+            let told = ask(&mut client, "/", &fields).await;
+            let expected = if is_passed { baggage.clone() } else { Vec::new() };
+            assert!(got(&told, "baggage") == expected, "{listener} {tracing} {}", baggage[0].len());
+        }
+    });
+}
