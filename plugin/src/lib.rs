@@ -18,6 +18,7 @@ mod exchange;
 mod facts;
 mod flow;
 pub mod grpc;
+pub mod hex;
 mod hooks;
 pub mod host;
 mod log;
@@ -32,6 +33,7 @@ mod registry;
 mod request;
 pub mod tasks;
 pub mod testing;
+pub mod trace_context;
 
 pub use blobs::Blobs;
 pub use body::{Abort, BodyFilter, BodyObserver, BodyWish, Output};

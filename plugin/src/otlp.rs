@@ -1,6 +1,8 @@
 //! The parts of OpenTelemetry's protocol (OTLP) that its signals share: the envelope of records, attributes, and the rules for
 //! answers. Records are written as they are sent, without a message in between.
 
+pub mod span;
+
 use std::time::Duration;
 
 use bytes::Bytes;

@@ -10,7 +10,6 @@ use signalbox_process::prometheus::{Durations, Exemplar, Exposition, Family, Lab
 
 use self::described as metric;
 use crate::compile::Compiled;
-use crate::core::trace_context::hex_trace_id;
 use crate::http::worker_context::Shared;
 use crate::proxy::Proxy;
 use crate::route_series::{OTHERS, ShownRoutes};
@@ -20,6 +19,7 @@ use crate::telemetry::{
     Class, Counted, Flag, HandshakeFailure, Latencies, StreamKind, Totals, TracedLatency, TrafficSums,
     WorkerStats,
 };
+use signalbox_plugin::trace_context::hex_trace_id;
 
 /// The state of the process beside its data plane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use http::header::HeaderName;
 use signalbox_config::TraceFormat;
 use smallvec::SmallVec;
 
-use super::trace_context::{SAMPLED, TraceContext, hex_span_id, hex_trace_id, unhex};
+use signalbox_plugin::trace_context::{SAMPLED, TraceContext, hex_span_id, hex_trace_id, unhex};
 
 /// The contexts that a request brings, in the formats that are configured.
 #[derive(Debug, Default)]

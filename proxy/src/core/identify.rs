@@ -4,8 +4,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
 
-use super::hex::hex;
-use super::trace_context::{SpanId, TraceId};
+use signalbox_plugin::hex::hex;
+use signalbox_plugin::trace_context::{SpanId, TraceId};
 
 /// Creates identifiers, and computes the time of day without a system call each time.
 pub struct Identifier {

@@ -27,10 +27,10 @@ use crate::active::Step;
 use crate::core::failure::Failure;
 use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
-use crate::core::trace_context::{TraceContext, hex_span_id, hex_trace_id};
 use crate::telemetry::access_log::Entry;
 use crate::telemetry::{End, EndedRequest, Flag, Key, Latency, SharedCounts, StreamKind, TracedLatency};
 use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
+use signalbox_plugin::trace_context::{TraceContext, hex_span_id, hex_trace_id};
 
 /// One request and its response. If it is dropped before it is complete, the client has gone.
 pub struct Exchange {

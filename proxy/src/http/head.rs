@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use super::trace::TraceFields;
 use crate::core::failure::Failure;
 use crate::core::fields::{KEEP_ALIVE, PROXY_CONNECTION};
-use crate::core::trace_context::{self, TRACEPARENT, TRACESTATE, TraceContext};
+use signalbox_plugin::trace_context::{self, TRACEPARENT, TRACESTATE, TraceContext};
 
 /// Request fields whose values rarely repeat, or that identify a client.
 const SELDOM_REPEATED: [HeaderName; 4] = [X_REQUEST_ID, TRACEPARENT, TRACESTATE, X_FORWARDED_FOR];

@@ -10,20 +10,19 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request};
 use signalbox_config::{BaggageTrust, ParentSampling, PathMatch, TraceContextTrust};
 use signalbox_plugin::grpc;
 use signalbox_plugin::otlp::nanoseconds;
+use signalbox_plugin::otlp::span::{Attributes, Kind, MAX_TEXT, Parent, SpanHead, Status, cut, encode};
 use smallvec::SmallVec;
 
 use super::worker_context::WorkerContext;
 use crate::active::CompiledRoute;
 use crate::core::foreign_context::{Claim, ForeignContexts, Form};
 use crate::core::identify::Identifier;
-use crate::core::trace_context::{
+use crate::telemetry::Flag;
+use crate::telemetry::spans::{ListenerTracing, Sampled};
+use crate::upstream::{Target, Upstream};
+use signalbox_plugin::trace_context::{
     RANDOM, SAMPLED, SpanId, TRACEPARENT, TRACESTATE, TraceContext, TraceId, Traceparent, hex_span_id,
 };
-use crate::telemetry::Flag;
-use crate::telemetry::spans::{
-    Attributes, Kind, ListenerTracing, MAX_TEXT, Parent, Sampled, SpanHead, Status, cut, encode,
-};
-use crate::upstream::{Target, Upstream};
 
 /// The trace of a request that came by a listener with tracing.
 pub(super) struct Trace {

@@ -4,11 +4,9 @@
 //! the queue of its sink, from which the exporter's thread takes it. A worker never waits: when the queue is full, the buffer's spans
 //! are dropped and counted.
 
-mod encode;
 mod sampling;
 mod sink;
 
-pub use encode::{Attributes, Kind, MAX_TEXT, Parent, SpanHead, Status, cut, encode};
 pub use sampling::{ListenerTracing, Sampled};
 pub use sink::{
     Batch, EXPORTER, Memory, NewSink, SpanBuffers, SpanCounts, SpanResult, SpanSink, SpanSinks, channel,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use signalbox_config::{SampleRatio, Tracing};
 
 use super::sink::SpanSink;
-use crate::core::trace_context::TraceId;
+use signalbox_plugin::trace_context::TraceId;
 
 /// The tracing of a listener, as requests see it. It is kept while its configuration stays.
 #[derive(Debug)]

@@ -1,9 +1,8 @@
 //! Writes spans as fields of `opentelemetry.proto.trace.v1.ScopeSpans`.
 
+use crate::otlp::{self, AttributeValue, RECORD};
+use crate::trace_context::{SpanId, TraceContext};
 use http::HeaderValue;
-use signalbox_plugin::otlp::{self, AttributeValue, RECORD};
-
-use crate::core::trace_context::{SpanId, TraceContext};
 
 /// The numbers of the fields of `Span`, and of its `Status`.
 mod tag {
@@ -25,22 +24,29 @@ mod tag {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
+    /// Work of its own.
+    Internal = 1,
+    /// A request that is answered.
     Server = 2,
+    /// A request that is made.
     Client = 3,
 }
 
 /// The status of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
+    /// Nothing is wrong, as far as it is known.
     Unset,
+    /// It failed.
     Error,
 }
 
 /// The parent of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parent {
+    /// It begins the trace.
     None,
-    /// A span of this proxy.
+    /// A span of this process.
     Local(SpanId),
     /// A span of the caller.
     Remote(SpanId),
@@ -51,19 +57,24 @@ pub enum Parent {
 pub struct SpanHead<'a> {
     /// The trace and the span itself.
     pub context: TraceContext,
+    /// The span that it is part of.
     pub parent: Parent,
     /// The caller's `tracestate`.
     pub state: &'a [HeaderValue],
     /// The name, in parts.
     pub name: [&'a str; 4],
+    /// The side of a call.
     pub kind: Kind,
-    /// Nanoseconds since 1970.
+    /// The begin, in nanoseconds since 1970.
     pub start: u64,
+    /// The end, likewise.
     pub end: u64,
+    /// Whether it failed.
     pub status: Status,
 }
 
 /// The attributes of a span that is being written.
+#[derive(Debug)]
 pub struct Attributes<'b>(&'b mut Vec<u8>);
 
 /// The bits of a span's flags that say whether its parent is remote (`SpanFlags` of OTLP).
@@ -131,6 +142,7 @@ fn put_state(out: &mut Vec<u8>, state: &[HeaderValue]) {
 }
 
 impl Attributes<'_> {
+    /// A text.
     #[inline]
     pub fn text(&mut self, key: &str, text: &str) {
         self.put(key, &AttributeValue::Text([cut(text, MAX_TEXT), ""]));
@@ -142,11 +154,13 @@ impl Attributes<'_> {
         self.put(key, &AttributeValue::Joined(parts));
     }
 
+    /// A number.
     #[inline]
     pub fn number(&mut self, key: &str, number: u64) {
         self.put(key, &AttributeValue::Number(number));
     }
 
+    /// A fact.
     #[inline]
     pub fn flag(&mut self, key: &str) {
         self.put(key, &AttributeValue::Bool(true));

@@ -3,9 +3,11 @@
 use http::HeaderMap;
 use http::header::{GetAll, HeaderName, HeaderValue};
 
-use super::hex::hex;
+use crate::hex::hex;
 
+/// The header with the caller's span.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The header with what systems add to it.
 pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// A span of a trace, and the decision of its maker about the trace.
@@ -72,6 +74,7 @@ impl TraceContext {
         text
     }
 
+    /// True if its maker records the trace.
     #[inline]
     pub fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
@@ -102,11 +105,15 @@ fn is_state(values: &GetAll<'_, HeaderValue>) -> bool {
 }
 
 fn is_member(member: &[u8]) -> bool {
-    let Some(at) = memchr::memchr(b'=', member) else { return false };
+    let Some(at) = position(b'=', member) else { return false };
     let (key, value) = (&member[..at], &member[at + 1..]);
     let is_value_byte = |byte: &u8| matches!(byte, 0x20..=0x7e) && !matches!(byte, b',' | b'=');
     let is_value = (1..=MAX_VALUE).contains(&value.len()) && value.iter().all(is_value_byte);
     is_key(key) && is_value
+}
+
+fn position(wanted: u8, bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| *byte == wanted)
 }
 
 fn is_key(key: &[u8]) -> bool {
@@ -115,7 +122,7 @@ fn is_key(key: &[u8]) -> bool {
         part.len() <= longest && part.first().is_some_and(may_begin) && part.iter().all(is_byte)
     };
     let letter: fn(&u8) -> bool = |byte| byte.is_ascii_lowercase();
-    match memchr::memchr(b'@', key) {
+    match position(b'@', key) {
         None => is_part(key, MAX_KEY, letter),
         Some(at) => {
             let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
