@@ -61,6 +61,7 @@ mod error;
 mod fleet;
 mod freeze;
 mod gates;
+mod header_text;
 mod health;
 pub mod host;
 mod key;
@@ -128,6 +129,7 @@ pub use fleet::{
 };
 pub use freeze::{FreezeWindow, ZoneName};
 pub use gates::{Gates, RateGate};
+pub use header_text::{HeaderTextSpec, PlaceSpec};
 pub use health::{ActiveCheck, HealthCheck, PassiveCheck, Probe};
 pub use key::{Name, ResourceKey};
 pub use kind::Kind;
@@ -158,8 +160,8 @@ pub use specification::Audience;
 pub use structure::check_structure;
 pub use table::Body;
 pub use tracing::{
-    BaggageTrust, HeaderTextSpec, LateSampling, OtlpProtocol, ParentSampling, PlaceSpec, SampleRatio,
-    Sampling, TraceContextTrust, TraceExporter, TraceFormat, Tracing, TracingSpec,
+    BaggageTrust, LateSampling, OtlpProtocol, ParentSampling, SampleRatio, Sampling, TraceContextTrust, TraceExporter,
+    TraceFormat, Tracing, TracingSpec,
 };
 pub use upstream::{ResponseLimits, Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
 pub use values::{ByteSize, HumanDuration};

@@ -1,4 +1,5 @@
-//! Secrets that a proxy must know in clear, for it computes with them what its clients compute: the keys of HMACs.
+//! Secrets that a program must know in clear, for it computes with them what others compute: the keys of HMACs. The program is a proxy;
+//! for the secret of a webhook, it is the control plane.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,13 +19,13 @@ pub enum SharedSecretSpec {
     Reference(SharedSecretReference),
 }
 
-/// The place where a proxy finds the secret.
+/// The place where a program finds the secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum SharedSecretReference {
-    /// An environment variable of the proxy; a line break at its end is not part of the secret.
+    /// An environment variable of the program; a line break at its end is not part of the secret.
     Env(String),
-    /// A file on the proxy's host; likewise.
+    /// A file on its host; likewise.
     File(String),
 }
 
@@ -33,9 +34,9 @@ pub enum SharedSecretReference {
 pub enum SharedSecret {
     /// The secret.
     Text(Box<str>),
-    /// An environment variable of the proxy that holds it.
+    /// An environment variable of the program that holds it.
     Env(String),
-    /// A file on the proxy's host that holds it.
+    /// A file on its host that holds it.
     File(String),
 }
 
@@ -114,7 +115,7 @@ impl JsonSchema for SharedSecretSpec {
             })
         };
         json_schema!({
-            "description": "The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns \"<redacted>\" in its place",
+            "description": "The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host; for a webhook, on the control plane's host. The API returns \"<redacted>\" in its place",
             "anyOf": [
                 {"type": "string", "format": "password"},
                 reference("env", "NAME"),

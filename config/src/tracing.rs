@@ -1,15 +1,14 @@
 //! The tracing of a listener's requests: which are sampled, and where their spans go.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, COOKIE, HOST, PROXY_AUTHORIZATION};
-use http::{HeaderName, HeaderValue, Uri};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use http::{HeaderName, Uri};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Errors;
+use crate::header_text::{HeaderTextSpec, parse_headers};
 use crate::values::{HumanDuration, millionths};
 
 /// Tracing of a listener's requests: spans by OpenTelemetry's protocol (OTLP). Absent: no spans, and a caller's trace context
@@ -74,26 +73,6 @@ pub enum OtlpProtocol {
     /// gRPC over HTTP/2, with prior knowledge where there is no TLS.
     #[serde(rename = "grpc")]
     Grpc,
-}
-
-/// The value of a header: a text, or the place of a secret on the proxy's host.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum HeaderTextSpec {
-    /// The text itself.
-    Text(String),
-    /// The place of a secret.
-    Place(PlaceSpec),
-}
-
-/// The place of a secret on the proxy's host.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub enum PlaceSpec {
-    /// An environment variable of the proxy; a line break at its end is not part of the secret.
-    Env(String),
-    /// A file on the proxy's host; likewise.
-    File(String),
 }
 
 /// The requests whose spans are exported. The first rule that applies decides: `force_header`, the caller's decision, the ratio. What
@@ -270,7 +249,11 @@ pub struct SampleRatio(Option<u64>);
 /// The most attributes of a resource, and the longest name or value of one.
 const MAX_ATTRIBUTES: usize = 64;
 const MAX_ATTRIBUTE: usize = 1024;
-const MAX_HEADERS: usize = 32;
+
+/// The headers that the exporter sets itself.
+const OWN_HEADERS: [&str; 6] =
+    ["content-length", "content-type", "connection", "transfer-encoding", "te", "grpc-timeout"];
+
 const SERVICE_NAME: &str = "service.name";
 
 impl SampleRatio {
@@ -332,7 +315,7 @@ impl TracingSpec {
         if !(Duration::from_millis(10)..=Duration::from_secs(60)).contains(&timeout) {
             errors.push("tracing.exporter.timeout", "must be from 10ms to 1m");
         }
-        let headers = headers(&spec.headers, errors);
+        let headers = parse_headers(&spec.headers, "tracing.exporter.headers", "proxy", &OWN_HEADERS, errors);
         let resource = self.resource(errors);
         Some(TraceExporter { url: url?, protocol, headers, timeout, resource })
     }
@@ -391,45 +374,6 @@ fn url(endpoint: &str, protocol: OtlpProtocol) -> Result<Uri, String> {
     Uri::from_parts(parts).map_err(|error| error.to_string())
 }
 
-fn headers(
-    specs: &BTreeMap<String, HeaderTextSpec>,
-    errors: &mut Errors,
-) -> Box<[(HeaderName, HeaderTextSpec)]> {
-    if specs.len() > MAX_HEADERS {
-        errors.push("tracing.exporter.headers", format_args!("has more than {MAX_HEADERS} headers"));
-    }
-    // The exporter sets them itself.
-    let own = ["content-length", "content-type", "connection", "transfer-encoding", "te", "grpc-timeout"];
-    let mut headers = Vec::new();
-    for (text, value) in specs {
-        let field = format!("tracing.exporter.headers.{text}");
-        let Ok(name) = HeaderName::try_from(text.as_str()) else {
-            errors.push(field, "is not the name of a header");
-            continue;
-        };
-        if own.contains(&name.as_str()) || name == HOST {
-            errors.push(&field, "is set by the exporter");
-        }
-        match value {
-            HeaderTextSpec::Text(_) if [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE].contains(&name) => {
-                errors.push(
-                    &field,
-                    "must be a reference: {\"env\": \"NAME\"} or {\"file\": \"PATH\"} of the proxy",
-                );
-            }
-            HeaderTextSpec::Text(text) if HeaderValue::from_str(text).is_err() => {
-                errors.push(&field, "cannot be the value of a header");
-            }
-            HeaderTextSpec::Place(PlaceSpec::Env(place) | PlaceSpec::File(place)) if place.is_empty() => {
-                errors.push(&field, "must name a place");
-            }
-            HeaderTextSpec::Text(_) | HeaderTextSpec::Place(_) => {}
-        }
-        headers.push((name, value.clone()));
-    }
-    headers.into()
-}
-
 impl SamplingSpec {
     fn parse(&self, errors: &mut Errors) -> Sampling {
         let ratio = SampleRatio::parse(self.ratio, "tracing.sampling.ratio", errors);
@@ -480,33 +424,6 @@ impl LateSpec {
 impl RouteTracingSpec {
     pub(crate) fn parse(&self, errors: &mut Errors) -> Option<SampleRatio> {
         SampleRatio::parse(self.ratio, "tracing.ratio", errors)
-    }
-}
-
-impl JsonSchema for HeaderTextSpec {
-    fn schema_name() -> Cow<'static, str> {
-        "HeaderText".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let place = |name: &str, title: &str, description: &str, example: &str| {
-            json_schema!({
-                "type": "object",
-                "properties": {
-                    name: {"type": "string", "title": title, "description": description, "examples": [example]},
-                },
-                "required": [name],
-                "additionalProperties": false,
-            })
-        };
-        json_schema!({
-            "description": "A text, or a reference to a secret: {env: NAME} or {file: PATH} on the proxy's host",
-            "anyOf": [
-                {"type": "string"},
-                place("env", "Environment variable", "The name of an environment variable of the proxy.", "NAME"),
-                place("file", "File", "The path of a file on the proxy's host.", "/run/secrets/name"),
-            ],
-        })
     }
 }
 
