@@ -31,6 +31,9 @@ pub(crate) trait Specification: Serialize + DeserializeOwned + JsonSchema + Size
     /// The audience of the resources of the kind.
     const AUDIENCE: Audience;
 
+    /// True if only administrators may write resources of the kind.
+    const FOR_ADMINISTRATORS: bool = false;
+
     /// The fields of a specification in which a secret may stand as it is: `private_key`, or `credentials[].jwt.secret` for a field of
     /// the entries of a list. A specification with one is encrypted in the store, and an export hides it.
     const CLEAR_SECRETS: &'static [&'static str] = &[];

@@ -21,6 +21,7 @@ pub(crate) struct Row {
     titles: &'static str,
     about: &'static str,
     audience: Audience,
+    for_administrators: bool,
     clear_secrets: &'static [&'static str],
     hash_passwords: fn(&mut Value, Option<&[u8]>),
     schema: fn() -> &'static Schema,
@@ -43,6 +44,7 @@ impl Row {
             titles: S::TITLES,
             about: S::ABOUT,
             audience: S::AUDIENCE,
+            for_administrators: S::FOR_ADMINISTRATORS,
             clear_secrets: S::CLEAR_SECRETS,
             hash_passwords: hash_passwords::<S>,
             schema: S::schema,
@@ -133,6 +135,11 @@ impl Kind {
     /// True if proxies get resources of the kind.
     pub fn is_for_proxies(self) -> bool {
         matches!(self.audience(), Audience::Proxies { .. })
+    }
+
+    /// True if only administrators may write resources of the kind.
+    pub fn is_for_administrators(self) -> bool {
+        self.row().for_administrators
     }
 
     /// The kind whose specifications the field `tag` holds on the wire.

@@ -16,7 +16,7 @@ use crate::rollout::Rollouts;
 use crate::serve::{self, Site};
 use crate::stats::Stats;
 use crate::store::{self, FileLock, KeySource, Store, StoreError};
-use crate::writer::{Author, Mode, Operation, WriteError, Writer};
+use crate::writer::{Author, Mode, Operation, Rights, WriteError, Writer};
 use crate::xds::{Limits, Xds};
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
@@ -178,14 +178,7 @@ async fn start(
     let is_tls = tls.is_some();
     for files in [&tls, &xds_tls].into_iter().flatten() {
         metrics.watch_certificates(Arc::clone(files));
-        let files = Arc::clone(files);
-        let shutdown = shutdown.clone();
-        part(tasks, async move {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = files.follow(|_| {}) => {}
-            }
-        });
+        part(tasks, follow_files(Arc::clone(files), shutdown.clone()));
     }
 
     // Answers probes while the database is opened.
@@ -273,6 +266,14 @@ async fn start(
     Ok(())
 }
 
+/// Reads certificate files again when they change, until `shutdown`.
+async fn follow_files(files: Arc<Reloading<ServerConfig>>, shutdown: CancellationToken) {
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = files.follow(|_| {}) => {}
+    }
+}
+
 /// Runs a part that cannot fail.
 fn part(tasks: &mut JoinSet<Result<()>>, running: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(async {
@@ -322,6 +323,7 @@ async fn create_first_listener(publisher: &Arc<Publisher>) -> Result<()> {
         message: "The default listener".to_owned(),
         action: "first start".to_owned(),
         urgent: None,
+        rights: Rights::Administrator,
     };
     let spec = json!({"name": "http", "address": "0.0.0.0:8080"});
     let create = Operation::Create { kind: Kind::Listener, spec };

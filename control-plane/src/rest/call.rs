@@ -21,7 +21,7 @@ use super::problem::Problem;
 use super::roles::suffices;
 use crate::auth::{Principal, Session};
 use crate::store::{Role, Urgent, UrgentMode};
-use crate::writer::{Author, Mode, Precondition};
+use crate::writer::{Author, Mode, Precondition, Rights};
 
 /// One request, after its caller and its parameters were checked.
 pub(super) struct Call {
@@ -167,7 +167,12 @@ impl Call {
             };
             action.push_str(&format!(" ({mode}: {})", urgent.reason));
         }
-        Ok(Author { name, message: self.message()?, action, urgent })
+        let rights = if self.is_administrator() { Rights::Administrator } else { Rights::Editor };
+        Ok(Author { name, message: self.message()?, action, urgent, rights })
+    }
+
+    fn is_administrator(&self) -> bool {
+        self.caller.as_ref().is_some_and(|caller| suffices(&caller.principal.role, Role::Admin))
     }
 
     /// The way around the steps of progressive fleets, with its reason, if the write asks for one.
@@ -182,9 +187,7 @@ impl Call {
                 return Err(Problem::parameter("rollout", message));
             }
         };
-        let is_admin =
-            self.caller.as_ref().is_some_and(|caller| suffices(&caller.principal.role, Role::Admin));
-        if !is_admin {
+        if !self.is_administrator() {
             let detail = "only administrators may leave out the steps of a rollout";
             return Err(Problem::new(StatusCode::FORBIDDEN, detail));
         }

@@ -186,6 +186,7 @@ impl From<WriteError> for Problem {
                     None => problem,
                 }
             }
+            WriteError::NotPermitted { .. } => Self::new(StatusCode::FORBIDDEN, detail),
             WriteError::Unreadable(_) => Self::new(StatusCode::CONFLICT, detail),
             WriteError::Invalid(errors) => Self::invalid(errors),
             WriteError::Conflict { errors, .. } => Self::new(StatusCode::CONFLICT, detail).errors(errors),

@@ -71,7 +71,7 @@ fn create_endpoint(kind: Kind) -> Endpoint {
     let id = format!("create{}", kind.schema_name());
     let summary = format!("Create {}", with_article(kind));
     collection(kind, Method::POST, id, |call| create(call).boxed(), summary)
-        .access(EDITOR)
+        .access(writers(kind))
         .parameters(&WRITE)
         .body(Media::Json, spec_of(kind), RESOURCE_LIMIT)
         .answer_as(201, "The resource was created", JSON, view_of(kind))
@@ -91,7 +91,7 @@ fn get_endpoint(kind: Kind) -> Endpoint {
 fn put_endpoint(kind: Kind) -> Endpoint {
     let summary = format!("Create or replace {}", with_article(kind));
     item(kind, Method::PUT, "put", |call| put(call).boxed(), summary)
-        .access(EDITOR)
+        .access(writers(kind))
         .parameters(&WRITE)
         .parameters(&[IF_MATCH, IF_ABSENT])
         .body(Media::Json, spec_of(kind), RESOURCE_LIMIT)
@@ -108,7 +108,7 @@ fn put_endpoint(kind: Kind) -> Endpoint {
 fn patch_endpoint(kind: Kind) -> Endpoint {
     let summary = format!("Change fields of {} by a JSON merge patch (RFC 7396)", with_article(kind));
     item(kind, Method::PATCH, "patch", |call| patch(call).boxed(), summary)
-        .access(EDITOR)
+        .access(writers(kind))
         .parameters(&WRITE)
         .parameters(&[IF_MATCH])
         .body(Media::MergePatch, |_| Schema::from(json_object()), RESOURCE_LIMIT)
@@ -124,7 +124,7 @@ fn patch_endpoint(kind: Kind) -> Endpoint {
 fn delete_endpoint(kind: Kind) -> Endpoint {
     let summary = format!("Delete {}", with_article(kind));
     item(kind, Method::DELETE, "delete", |call| delete(call).boxed(), summary)
-        .access(EDITOR)
+        .access(writers(kind))
         .parameters(&WRITE)
         .parameters(&[IF_MATCH])
         .empty(204, "The resource was deleted")
@@ -139,7 +139,10 @@ fn with_article(kind: Kind) -> String {
     format!("{article} {name}")
 }
 
-const EDITOR: Access = Access::Role(Role::Editor);
+/// Those who may write resources of a kind.
+fn writers(kind: Kind) -> Access {
+    Access::Role(if kind.is_for_administrators() { Role::Admin } else { Role::Editor })
+}
 
 const JSON: &str = "application/json";
 

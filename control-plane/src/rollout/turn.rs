@@ -14,7 +14,7 @@ use super::service::{Answer, Order, Rollouts};
 use crate::clock::now_us;
 use crate::publish::Published;
 use crate::store::{Command, Decisions, StoreError, Term, UrgentMode};
-use crate::writer::{Author, Mode, Operation, WriteError};
+use crate::writer::{Author, Mode, Operation, Rights, WriteError};
 
 /// The fleet, and the means to decide about it.
 pub(super) struct Turn<'a> {
@@ -182,6 +182,7 @@ impl Turn<'_> {
                 message: format!("Take back {id}"),
                 action: format!("revert of rollout {id}"),
                 urgent: None,
+                rights: Rights::Administrator,
             };
             writer.write(author, Operation::TakeBack { before, after, fleet }, Mode::Store).await
         });

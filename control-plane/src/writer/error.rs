@@ -1,6 +1,6 @@
 //! Why a write was not made.
 
-use signalbox_config::{FieldError, ResourceKey};
+use signalbox_config::{FieldError, Kind, ResourceKey};
 
 use super::deletions::Deletions;
 use crate::store::StoreError;
@@ -21,6 +21,14 @@ pub enum WriteError {
         key: ResourceKey,
         /// Its version; `None`: it is not there.
         current: Option<String>,
+    },
+    /// It changes a resource of a kind that only administrators may write.
+    #[error("only administrators may write {}, and this would change {key}", kind.plural())]
+    NotPermitted {
+        /// The kind.
+        kind: Kind,
+        /// Which resource.
+        key: ResourceKey,
     },
     /// The specification is wrong.
     #[error("the specification is not valid")]

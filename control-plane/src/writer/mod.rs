@@ -6,6 +6,7 @@ mod error;
 mod files;
 mod operation;
 mod plan;
+mod rights;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use signalbox_config::{BlobId, Change, Name, Resource, ResourceKey};
 pub use deletions::Deletions;
 pub use error::WriteError;
 pub use operation::{Document, MassDelete, Operation, Precondition, Prune};
+pub use rights::Rights;
 
 use self::files::{CheckedFiles, FilesOfPlugin};
 use crate::compute::compute;
@@ -39,6 +41,8 @@ pub struct Author {
     pub action: String,
     /// Set if progressive fleets are to get the write otherwise than by their policy.
     pub urgent: Option<Urgent>,
+    /// The kinds that the author may write.
+    pub rights: Rights,
 }
 
 /// Says if a write is stored.
@@ -165,6 +169,7 @@ async fn write(
         let size = operation.size(&current);
         let plan = compute(size, || -> Result<_, WriteError> {
             let plan = operation.plan(&current)?;
+            plan.refuse_kinds(author.rights)?;
             // A rollback brings back what was, even if it is good for less than it was.
             if !matches!(operation, Operation::Restore(_)) {
                 plan.refuse_unfit_certificates(jiff::Timestamp::now())?;
@@ -207,7 +212,7 @@ async fn write(
                 return Ok(Attempt::NeedsFiles(files));
             }
         }
-        let Author { name, message, action, urgent } = author.clone();
+        let Author { name, message, action, urgent, rights: _ } = author.clone();
         match guard.commit(name, message, action, changes.clone(), relations, urgent).await {
             Ok(committed) => {
                 tracing::info!(

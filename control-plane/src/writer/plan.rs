@@ -11,6 +11,7 @@ use signalbox_config::{
 use super::deletions::Deletions;
 use super::error::WriteError;
 use super::files::FilesOfPlugin;
+use super::rights::Rights;
 use crate::publish::Published;
 
 /// The changes of an operation: each resource once, and only those that differ.
@@ -87,6 +88,15 @@ impl Plan {
             last_listener: deleted > 0 && deleted >= listeners && !is_listener_put,
             by_kind,
         }
+    }
+
+    /// Refuses changes of kinds that the author may not write. What stays as it is may be in what was sent.
+    pub(super) fn refuse_kinds(&self, rights: Rights) -> Result<(), WriteError> {
+        if rights == Rights::Administrator {
+            return Ok(());
+        }
+        let refused = self.changes.iter().map(Change::key).find(|key| key.kind.is_for_administrators());
+        refused.map_or(Ok(()), |key| Err(WriteError::NotPermitted { kind: key.kind, key: key.clone() }))
     }
 
     /// A proxy goes on with a certificate that has expired, but nobody should begin to; likewise with what is stapled to it.

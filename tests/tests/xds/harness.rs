@@ -17,7 +17,7 @@ use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rollout::Rollouts;
 use signalbox_control_plane::stats::Stats;
 use signalbox_control_plane::store::{self, Role, Store};
-use signalbox_control_plane::writer::{Author, Mode, Operation, Precondition, Prune, Writer};
+use signalbox_control_plane::writer::{Author, Mode, Operation, Precondition, Prune, Rights, Writer};
 use signalbox_control_plane::xds::{Limits, Turns, Xds, XdsTls};
 use signalbox_plugin::Registry;
 use signalbox_plugins::builtin;
@@ -277,7 +277,13 @@ impl Plane {
 }
 
 fn author() -> Author {
-    Author { name: "test".into(), message: String::new(), action: "test".into(), urgent: None }
+    Author {
+        name: "test".into(),
+        message: String::new(),
+        action: "test".into(),
+        urgent: None,
+        rights: Rights::Administrator,
+    }
 }
 
 async fn listen(address: SocketAddr) -> TcpListener {
