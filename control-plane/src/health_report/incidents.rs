@@ -60,17 +60,19 @@ const CLOSES_AFTER: u64 = 300;
 /// The most incidents.
 const MOST: usize = 200;
 
-/// An incident that opened or ended.
+/// The opening or the end of an incident.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Turn {
+pub enum IncidentChange {
+    /// It opened.
     Opened(Incident),
-    Ended(Incident),
+    /// It has not been seen for some minutes.
+    Closed(Incident),
 }
 
 impl Incidents {
-    /// Takes in what the rules have found at a moment. Returns what opened and ended.
-    pub(super) fn fold(&mut self, now: u64, findings: Vec<Finding>) -> Vec<Turn> {
-        let mut turns = Vec::new();
+    /// Takes in what the rules have found at a moment. Returns what opened and closed.
+    pub(super) fn fold(&mut self, now: u64, findings: Vec<Finding>) -> Vec<IncidentChange> {
+        let mut changes = Vec::new();
         for Finding { rule, resource, fleet, sentence, evidence, actions, penalty } in findings {
             let key = (rule, resource.clone(), fleet.clone());
             if self.0.len() >= MOST && !self.0.contains_key(&key) {
@@ -95,18 +97,18 @@ impl Incidents {
             seen.last = now;
             seen.times += 1;
             if seen.times == OPENS_AFTER {
-                turns.push(Turn::Opened(seen.incident.clone()));
+                changes.push(IncidentChange::Opened(seen.incident.clone()));
             }
         }
         self.0.retain(|_, seen| {
             let is_open = seen.times >= OPENS_AFTER;
             let stays = seen.last == now || is_open && now.saturating_sub(seen.last) < CLOSES_AFTER;
             if is_open && !stays {
-                turns.push(Turn::Ended(seen.incident.clone()));
+                changes.push(IncidentChange::Closed(seen.incident.clone()));
             }
             stays
         });
-        turns
+        changes
     }
 
     /// The open ones, the worst first.
@@ -143,15 +145,15 @@ mod tests {
         assert_eq!(incidents.fold(10, Vec::new()), [], "it was seen once");
         assert_eq!(incidents.fold(20, vec![finding("a", 20)]), []);
         assert!(incidents.open().is_empty());
-        let turns = incidents.fold(30, vec![finding("a", 30), finding("b", 50)]);
-        assert!(matches!(&turns[..], [Turn::Opened(incident)] if incident.since == 20));
+        let changes = incidents.fold(30, vec![finding("a", 30), finding("b", 50)]);
+        assert!(matches!(&changes[..], [IncidentChange::Opened(incident)] if incident.since == 20));
         assert_eq!(incidents.fold(40, vec![finding("a", 40), finding("b", 50)]).len(), 1);
         let open: Vec<_> =
             incidents.open().into_iter().map(|incident| (incident.sentence, incident.since)).collect();
         assert_eq!(open, [("b fails at 50".to_owned(), 30), ("a fails at 40".to_owned(), 20)]);
         assert_eq!(incidents.fold(339, vec![finding("b", 50)]), [], "it flaps");
-        let turns = incidents.fold(340, vec![finding("b", 50)]);
-        assert!(matches!(&turns[..], [Turn::Ended(incident)] if incident.resource.name == "a"));
+        let changes = incidents.fold(340, vec![finding("b", 50)]);
+        assert!(matches!(&changes[..], [IncidentChange::Closed(incident)] if incident.resource.name == "a"));
         assert_eq!(incidents.open().len(), 1);
     }
 

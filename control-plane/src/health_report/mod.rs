@@ -13,7 +13,9 @@ mod request_rules;
 mod rules;
 mod service;
 mod significance;
+mod view;
 
 pub use finding::{Resource, Rule};
-pub use incidents::{Incident, Report};
+pub use incidents::{Incident, IncidentChange, Report};
 pub use service::HealthReports;
+pub use view::{IncidentEvent, IncidentView};

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::facts::{Facts, RevisionFacts};
 use super::finding::Finding;
-use super::incidents::{Incidents, Report, Turn};
+use super::incidents::{IncidentChange, Incidents, Report};
 use super::rules::look;
 use crate::board::Board;
 use crate::clock::now_us;
@@ -23,6 +24,7 @@ pub struct HealthReports {
     board: Arc<Board>,
     stats: Arc<Stats>,
     report: Mutex<Report>,
+    changes: broadcast::Sender<Arc<IncidentChange>>,
     /// The last revisions, for as long as there is no later one.
     revisions: Mutex<(u64, Vec<RevisionFacts>)>,
 }
@@ -39,6 +41,9 @@ const USUAL: u64 = 1800;
 /// Reports come up to this much later than the requests, in seconds.
 const DELAY: u64 = 10;
 
+/// Changes of incidents that a subscriber may be behind before it loses some: all incidents open and close at once.
+const CHANGES: usize = 512;
+
 /// The revisions that may be to blame.
 const REVISIONS: u32 = 10;
 
@@ -51,7 +56,8 @@ impl HealthReports {
         stats: Arc<Stats>,
     ) -> Arc<Self> {
         let (report, revisions) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { store, publisher, board, stats, report, revisions })
+        let changes = broadcast::Sender::new(CHANGES);
+        Arc::new(Self { store, publisher, board, stats, report, changes, revisions })
     }
 
     /// Looks every ten seconds until `shutdown`.
@@ -69,22 +75,32 @@ impl HealthReports {
             failing.apply(&mut facts);
             let findings = look(&facts);
             failing.note(&facts, &findings);
-            for turn in incidents.fold(now_s(), findings) {
-                match turn {
-                    Turn::Opened(incident) => tracing::warn!(rule = ?incident.rule, "{}", incident.sentence),
-                    Turn::Ended(incident) => {
+            let changes = incidents.fold(now_s(), findings);
+            let report = report(&facts, &incidents);
+            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
+            for change in changes {
+                match &change {
+                    IncidentChange::Opened(incident) => {
+                        tracing::warn!(rule = ?incident.rule, "{}", incident.sentence);
+                    }
+                    IncidentChange::Closed(incident) => {
                         tracing::info!(rule = ?incident.rule, "this has ended: {}", incident.sentence);
                     }
                 }
+                // Nobody may be listening.
+                let _ = self.changes.send(Arc::new(change));
             }
-            let report = report(&facts, &incidents);
-            *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
         }
     }
 
     /// The present report.
     pub fn report(&self) -> Report {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sees every incident that opens or closes.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<IncidentChange>> {
+        self.changes.subscribe()
     }
 
     async fn facts(&self) -> Facts {

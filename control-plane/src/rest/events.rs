@@ -25,12 +25,13 @@ use super::revisions::event_data;
 use super::roles::suffices;
 use crate::auth::Use;
 use crate::board::BoardEvent;
+use crate::health_report::IncidentEvent;
 use crate::store::Role;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
         Endpoint::new(Method::GET, "/events", "events", |call| async move { Ok(listen(&call)) }.boxed())
-            .text("events", "Follow events: `revision`, `rollout`, `proxy` and `forgotten`. `reset`: events were missed, so the client reads everything again. `heartbeat`: the stream is alive")
+            .text("events", "Follow events: `revision`, `rollout`, `incident`, `proxy` and `forgotten`. `incident` is one of the health report with `change`, which is `opened` or `closed`; each control plane tells of those that it finds itself. `reset`: events were missed, so the client reads everything again. `heartbeat`: the stream is alive")
             .parameters(&[LAST_EVENT_ID])
             .answer_as(200, "Server-sent events, with a heartbeat every 5 seconds", "text/event-stream", |_| {
                 schemars::json_schema!({"type": "string"})
@@ -57,6 +58,7 @@ pub(super) async fn feed(app: Arc<App>) {
     let mut revisions = app.publisher.revisions();
     let mut board = app.board.subscribe();
     let mut rollouts = app.rollouts.subscribe();
+    let mut incidents = app.health.subscribe();
     loop {
         tokio::select! {
             () = app.shutdown.cancelled() => return,
@@ -67,6 +69,11 @@ pub(super) async fn feed(app: Arc<App>) {
             },
             rollout = rollouts.recv() => match rollout {
                 Ok(rollout) => app.events.push_json("rollout", &*rollout),
+                Err(RecvError::Lagged(_)) => app.events.push("reset", "{}"),
+                Err(RecvError::Closed) => return,
+            },
+            change = incidents.recv() => match change {
+                Ok(change) => app.events.push_json("incident", &IncidentEvent::from((*change).clone())),
                 Err(RecvError::Lagged(_)) => app.events.push("reset", "{}"),
                 Err(RecvError::Closed) => return,
             },

@@ -5,13 +5,11 @@ use futures_util::FutureExt as _;
 use http::Method;
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::call::{Call, ok};
 use super::endpoint::Endpoint;
 use super::problem::Problem;
-use crate::clock::rfc3339;
-use crate::health_report::{Incident, Resource, Rule};
+use crate::health_report::IncidentView;
 
 pub(super) fn endpoints() -> Vec<Endpoint> {
     vec![
@@ -32,35 +30,6 @@ struct HealthReport {
     sentence: String,
     /// The open incidents, the worst first.
     incidents: Vec<IncidentView>,
-}
-
-/// Something that is wrong.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Incident")]
-struct IncidentView {
-    /// The rule that found it.
-    rule: Rule,
-    /// The resource, proxy or fleet that it is about.
-    resource: Resource,
-    /// The fleet whose requests it is about; null: it is about something else.
-    fleet: Option<String>,
-    /// A sentence that says what is wrong.
-    sentence: String,
-    /// The time since when it goes on, RFC 3339.
-    since: String,
-    /// The numbers that the rule looked at.
-    evidence: Value,
-    /// Calls of the admin API that may help: method and path.
-    actions: Vec<String>,
-}
-
-impl From<Incident> for IncidentView {
-    fn from(incident: Incident) -> Self {
-        let Incident { rule, resource, fleet, sentence, since, evidence, actions, penalty: _ } = incident;
-        let fleet = fleet.map(|fleet| fleet.to_string());
-        let since = rfc3339(i64::try_from(since).unwrap_or(0).saturating_mul(1_000_000));
-        Self { rule, resource, fleet, sentence, since, evidence, actions }
-    }
 }
 
 fn health_report(call: &Call) -> Result<Response, Problem> {
