@@ -120,6 +120,16 @@ const VIEWS: { [plural in KindPlural]?: View } = {
     unstored: (name) => <FleetWithoutPolicy name={name} />,
     below: <FleetsWithoutPolicy />,
   },
+  webhooks: {
+    switchable: true,
+    columns: [
+      { title: "URL", mono: true, cell: (spec) => webhookUrl(spec.url) },
+      { title: "Format", cell: (spec) => text(spec.format, "json") },
+      { title: "Events", cell: (spec) => few(texts(spec.events), "–") },
+      { title: "Fleets", minor: true, cell: (spec) => few(texts(spec.fleets), "all") },
+    ],
+    initial: { name: "", url: "", events: ["incident"] },
+  },
   certificates: {
     columns: [
       {
@@ -207,6 +217,13 @@ function steps(spec: JsonObject): string[] {
     const labels = isObject(step.labels) ? Object.entries(step.labels) : [];
     return labels.map(([key, value]) => `${key}=${text(value)}`).join(" ");
   });
+}
+
+/** The URL of a webhook as far as the API shows it, or the place where the control plane finds it. */
+function webhookUrl(value: Json | undefined): string {
+  if (!isObject(value)) return text(value);
+  const [place, name] = Object.entries(value)[0] ?? ["", ""];
+  return `${place}: ${text(name)}`;
 }
 
 function addresses(spec: JsonObject): string[] {

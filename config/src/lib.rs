@@ -32,6 +32,8 @@ macro_rules! for_each_kind {
             Certificate "certificate" "certificates" certificate::CertificateSpec;
             /// A named set of proxies and the policy by which revisions reach them.
             Fleet "fleet" "fleets" fleet::FleetSpec;
+            /// An address to which the control plane sends events.
+            Webhook "webhook" "webhooks" webhook::WebhookSpec;
             /// A text for operators, which only the tests of this crate know.
             Note "note" "notes" note::NoteSpec, cfg(test);
         }
@@ -99,6 +101,7 @@ pub mod template;
 mod tracing;
 mod upstream;
 mod values;
+mod webhook;
 
 /// The bytes of resources and commit markers on the wire and on a proxy's disk: see `config.proto`.
 pub mod wire {
@@ -165,3 +168,7 @@ pub use tracing::{
 };
 pub use upstream::{ResponseLimits, Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
 pub use values::{ByteSize, HumanDuration};
+pub use webhook::{
+    Webhook, WebhookFormat, WebhookKey, WebhookRolloutEvent, WebhookSpec, WebhookTopic, WebhookUrl,
+    parse_webhook_url,
+};

@@ -151,12 +151,12 @@ fn what_is_no_document_is_refused_with_its_place() {
         ("kind: 5\n", "kind: must be a string"),
         (
             "kind: rout\n",
-            "kind: unknown kind \"rout\"; known are listener, route, upstream, plugin, consumer, consumer-group, certificate, fleet",
+            "kind: unknown kind \"rout\"; known are listener, route, upstream, plugin, consumer, consumer-group, certificate, fleet, webhook",
         ),
         ("routes: {a: b}\n", "routes: must be a list"),
         (
             "name: a\n",
-            "name: unknown field; known are kind (of a single resource), listeners, routes, upstreams, plugins, consumers, consumer_groups, certificates, fleets",
+            "name: unknown field; known are kind (of a single resource), listeners, routes, upstreams, plugins, consumers, consumer_groups, certificates, fleets, webhooks",
         ),
     ] {
         refused(text, &[error]);
@@ -168,9 +168,9 @@ fn all_errors_of_a_document_come_at_once() {
     refused(
         "routes: 5\nfoo: []\n---\nkind: x\n---\n- kind: route\n  name: a\n- 7\n---\nkind: route\nname: a\n",
         &[
-            "document[0].foo: unknown field; known are kind (of a single resource), listeners, routes, upstreams, plugins, consumers, consumer_groups, certificates, fleets",
+            "document[0].foo: unknown field; known are kind (of a single resource), listeners, routes, upstreams, plugins, consumers, consumer_groups, certificates, fleets, webhooks",
             "document[0].routes: must be a list",
-            "document[1].kind: unknown kind \"x\"; known are listener, route, upstream, plugin, consumer, consumer-group, certificate, fleet",
+            "document[1].kind: unknown kind \"x\"; known are listener, route, upstream, plugin, consumer, consumer-group, certificate, fleet, webhook",
             "document[2][1]: must be an object with a kind, or with a list for each kind",
             "document[3].name: route \"a\" is in the document twice, first at document[2][0]",
         ],
