@@ -16,6 +16,7 @@ pub mod rollout;
 pub mod serve;
 pub mod stats;
 pub mod store;
+pub mod webhook;
 pub mod writer;
 pub mod xds;
 

@@ -122,6 +122,17 @@ struct HttpCalls {
     took: Histogram,
 }
 
+/// The deliveries of a webhook.
+#[derive(Debug, Clone)]
+pub struct WebhookCounts {
+    /// Its name.
+    pub webhook: String,
+    /// Events that are still to be delivered.
+    pub queue: u64,
+    /// Events and attempts, by result.
+    pub results: [(&'static str, u64); 5],
+}
+
 /// Values that are read from elsewhere when the metrics are written.
 #[derive(Debug, Clone)]
 pub struct Gauges {
@@ -151,6 +162,8 @@ pub struct Gauges {
     pub unknown_resources: u64,
     /// Stored tokens with a role that this version does not know.
     pub unknown_roles: u64,
+    /// The deliveries of each webhook.
+    pub webhooks: Vec<WebhookCounts>,
 }
 
 impl Metrics {
@@ -246,6 +259,16 @@ impl Gauges {
         ];
         for (metric, value) in gauges {
             page.single(metric, value);
+        }
+        let mut deliveries = page.family(&metric::WEBHOOK_DELIVERIES);
+        for WebhookCounts { webhook, results, .. } in &self.webhooks {
+            for (result, count) in results {
+                deliveries.sample(&[("webhook", webhook), ("result", result)], count);
+            }
+        }
+        let mut queue = page.family(&metric::WEBHOOK_QUEUE);
+        for WebhookCounts { webhook, queue: waiting, .. } in &self.webhooks {
+            queue.sample(&[("webhook", webhook)], waiting);
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::rollout::Rollouts;
 use crate::serve::{self, Site};
 use crate::stats::Stats;
 use crate::store::{self, FileLock, KeySource, Store, StoreError};
+use crate::webhook::Webhooks;
 use crate::writer::{Author, Mode, Operation, Rights, WriteError, Writer};
 use crate::xds::{Limits, Xds};
 use anyhow::{Context as _, Result, bail};
@@ -227,6 +228,15 @@ async fn start(
         Arc::clone(&stats),
     );
     part(tasks, Arc::clone(&health).run(shutdown.clone()));
+    let webhooks = Webhooks::new(
+        Arc::clone(&publisher),
+        Arc::clone(&board),
+        Arc::clone(&rollouts),
+        Arc::clone(&health),
+        replica.clone(),
+        shutdown.clone(),
+    );
+    part(tasks, Arc::clone(&webhooks).run());
 
     // Bound only now: who has not loaded the set must not be connected to.
     let listener = {
@@ -255,6 +265,7 @@ async fn start(
         rollouts,
         stats,
         health,
+        webhooks,
         metrics,
         replica,
         tls: is_tls,

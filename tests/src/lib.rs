@@ -10,6 +10,7 @@ pub mod postgres;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;
+pub mod receiver;
 pub mod redis;
 
 pub use backend::{Backend, Behaviour, Echo};
@@ -21,4 +22,5 @@ pub use postgres::Postgres;
 pub use process::{Daemon, find_program, free_port, program, wait_until};
 pub use prometheus::{Alertmanager, Prometheus};
 pub use proxy::Proxy;
+pub use receiver::{Received, Receiver, Reply};
 pub use redis::Redis;

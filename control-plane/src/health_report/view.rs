@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::incidents::{Incident, IncidentChange};
-use super::rules::{Resource, Rule};
+use super::finding::{Resource, Rule};
 use crate::clock::rfc3339;
 
 /// Something that is wrong.

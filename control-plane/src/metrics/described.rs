@@ -6,13 +6,15 @@ signalbox_process::metrics! {
     HEAD_REVISION: Gauge "signalbox_head_revision" [] "revision", "Number of the published revision.", "Alert if the control planes of a database differ for longer than some seconds.";
     RESOURCES: Gauge "signalbox_resources" [] "resources", "Resources of the published revision.", "";
     DATABASE_UP: Gauge "signalbox_database_up" [] "0 or 1", "1 if the database answered the last call, else 0.", "Alert on 0: there are no writes; docs/OPERATIONS.md, outages.";
-    LEADS: Gauge "signalbox_leads_rollouts" [] "0 or 1", "1 if this control plane decides about rollouts, else 0.", "Alert if the sum over the control planes is not 1 for a minute.";
+    LEADS: Gauge "signalbox_leads_rollouts" [] "0 or 1", "1 if this control plane decides about rollouts and sends to webhooks, else 0.", "Alert if the sum over the control planes is not 1 for a minute while there are progressive rollouts or webhooks.";
     UNDER_WAY: Gauge "signalbox_rollouts_under_way" [] "rollouts", "Progressive rollouts that part of a fleet, or all of it, has, and that are not proven yet.", "Alert if one takes longer than its policy lets you expect.";
     HELD: Gauge "signalbox_rollouts_held" [] "rollouts", "Progressive rollouts that need a decision of a person.", "Alert if it is not 0: docs/ROLLOUTS.md has the commands.";
     TAKEN_BACK: Gauge "signalbox_rollouts_taken_back" [] "rollouts", "Rollouts that were taken back, and hold their fleets at an earlier revision; known to the leader.", "Read the reason at the rollout, and correct the revision.";
     UNREADABLE_NOW: Gauge "signalbox_unreadable_resources" [] "resources", "Stored resources that this version cannot read.", "Finish the upgrade of all control planes.";
     UNKNOWN: Gauge "signalbox_unknown_resources" [] "resources", "Stored resources of a kind that this version does not know.", "Finish the upgrade of all control planes.";
     UNKNOWN_ROLES: Gauge "signalbox_unknown_role_tokens" [] "tokens", "Stored tokens with a role that this version does not know.", "Finish the upgrade of all control planes.";
+    WEBHOOK_DELIVERIES: Counter "signalbox_webhook_deliveries_total" ["webhook", "result"] "events", "Events of webhooks by result: `delivered`, `refused` by the receiver, `gave_up` after an hour, `dropped` because the queue was full, and `retried` for each attempt that another one followed.", "Alert on `refused`, `gave_up` and `dropped`: docs/WEBHOOKS.md; `GET /api/v1/webhooks/NAME/deliveries` has the reason.";
+    WEBHOOK_QUEUE: Gauge "signalbox_webhook_queue" ["webhook"] "events", "Events that this control plane is still to deliver to a webhook; at most 1000.", "If it stays above 0, look at the receiver.";
     NACKS: Counter "signalbox_xds_nacks_total" [] "revisions", "Revisions rejected by proxies.", "The board shows the reason beside the proxy.";
     UNREADABLE: Counter "signalbox_unreadable_resources_total" [] "attempts", "Failed attempts to read a stored resource.", "";
     REFUSED: Counter "signalbox_xds_refused_total" ["reason"] "connections", "Connections, streams and reports of proxies that were refused, by reason.", "The log has the address; docs/OPERATIONS.md, TLS between the planes, has the reasons.";

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 use signalbox_config::{
     Assignment, BlobId, Body, Change, FieldError, Kind, Name, Relations, Resource, ResourceKey, RevisionId,
-    RolloutPolicy, RouteIndex, Snapshot, Strategy,
+    RolloutPolicy, RouteIndex, Snapshot, Strategy, Webhook,
 };
 use signalbox_plugin::Registry;
 use signalbox_rollout::FleetTarget;
@@ -277,6 +277,19 @@ impl Published {
         };
         let fleets = self.snapshot.of_kind(Kind::Fleet, None).filter(is_progressive);
         fleets.map(|resource| resource.key().name.as_str().into())
+    }
+
+    /// The webhooks, enabled or not, by name.
+    pub fn webhooks(&self) -> impl Iterator<Item = &Webhook> + '_ {
+        self.snapshot.of_kind(Kind::Webhook, None).filter_map(|resource| match resource.body() {
+            Body::Webhook(webhook) => Some(&**webhook),
+            _ => None,
+        })
+    }
+
+    /// True if events are to be sent to a webhook.
+    pub fn has_webhooks(&self) -> bool {
+        self.webhooks().any(|webhook| webhook.enabled)
     }
 
     /// True if the decision about the fleet refers to the revision.

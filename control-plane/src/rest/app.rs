@@ -19,6 +19,7 @@ use crate::publish::Publisher;
 use crate::rollout::Rollouts;
 use crate::stats::Stats;
 use crate::store::Store;
+use crate::webhook::Webhooks;
 use crate::writer::Writer;
 
 /// The parts of the control plane that the admin API works on.
@@ -37,6 +38,8 @@ pub struct Services {
     pub stats: Arc<Stats>,
     /// The reports of what is wrong.
     pub health: Arc<HealthReports>,
+    /// What is sent to webhooks.
+    pub webhooks: Arc<Webhooks>,
     /// To be counted and shown.
     pub metrics: Arc<Metrics>,
     /// The name of this control plane, as proxies' `connected_to` has it.

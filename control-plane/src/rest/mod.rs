@@ -30,6 +30,7 @@ mod roles;
 mod rollouts;
 mod stats;
 mod ui;
+mod webhooks;
 mod whole_set;
 
 use std::collections::BTreeMap;
@@ -83,6 +84,7 @@ static TABLE: LazyLock<Vec<Endpoint>> = LazyLock::new(|| {
     table.extend(cache::endpoints());
     table.extend(stats::endpoints());
     table.extend(health_report::endpoints());
+    table.extend(webhooks::endpoints());
     table.extend(events::endpoints());
     table.extend(access::endpoints());
     table.push(document);
@@ -263,6 +265,7 @@ fn metrics(app: &App, headers: &HeaderMap) -> Response {
             unreadable_now: published.unreadable.len() as u64,
             unknown_resources: published.unknown.len() as u64,
             unknown_roles: app.credentials.unknown_roles().len() as u64,
+            webhooks: app.webhooks.counts(),
         },
     );
     let mut response = Response::new(Body::from(page));

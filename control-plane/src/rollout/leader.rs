@@ -78,9 +78,11 @@ impl Rollouts {
         let mut leader = Leader::default();
         while !shutdown.is_cancelled() {
             let current = published.borrow_and_update().clone();
-            let is_needed = led_fleets(&current).next().is_some();
+            let has_fleets = led_fleets(&current).next().is_some();
+            // Events are announced by one control plane as well.
+            let is_needed = has_fleets || current.has_webhooks();
             needed.send_if_modified(|known| std::mem::replace(known, is_needed) != is_needed);
-            if !is_needed {
+            if !has_fleets {
                 leader = Leader::default();
                 self.show(BTreeMap::new(), CountsWanted::default()).await;
                 tokio::select! {

@@ -35,18 +35,20 @@ impl Rollouts {
                     Ok(term) => {
                         (renewed, failing) = (began, false);
                         self.set_term(&held, term);
+                        self.set_announces(term.is_some());
                     }
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
                             tracing::error!(error = %ErrorChain(&error), "the lease for rollouts cannot be renewed");
                         }
                         if renewed.elapsed() >= LEASE {
+                            // It announces further, until it learns that another one leads.
                             self.set_term(&held, None);
                         }
                     }
                 }
             } else {
-                // Nobody is to pay for rollouts that has none.
+                // Nobody is to pay for a lease who has neither progressive rollouts nor webhooks.
                 self.step_down(&held).await;
             }
             tokio::select! {
@@ -70,8 +72,13 @@ impl Rollouts {
         }
     }
 
+    fn set_announces(&self, announces: bool) {
+        self.announces.send_if_modified(|known| std::mem::replace(known, announces) != announces);
+    }
+
     async fn step_down(&self, held: &watch::Sender<Option<Term>>) {
         let term = *held.borrow();
+        self.set_announces(false);
         self.set_term(held, None);
         if let Some(term) = term
             && let Err(error) = self.store.step_down(self.board.instance(), term).await

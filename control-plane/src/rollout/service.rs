@@ -49,6 +49,8 @@ pub struct Rollouts {
     pub(super) ordered: Notify,
     /// True while this control plane has the lease, as far as it knows.
     pub(super) is_leader: AtomicBool,
+    /// See [`Rollouts::announces`].
+    pub(super) announces: watch::Sender<bool>,
     wanted: watch::Sender<Arc<CountsWanted>>,
     /// The rollouts that have not ended, as this control plane saw them last.
     shown: Mutex<BTreeMap<Arc<str>, Run>>,
@@ -132,6 +134,7 @@ impl Rollouts {
             counts: Counts::default(),
             ordered: Notify::new(),
             is_leader: AtomicBool::new(false),
+            announces: watch::Sender::new(false),
             wanted: watch::Sender::default(),
             shown: Mutex::default(),
             changes: watch::Sender::default(),
@@ -144,6 +147,21 @@ impl Rollouts {
     /// True if this control plane decides about rollouts.
     pub fn leads(&self) -> bool {
         self.is_leader.load(Ordering::Relaxed)
+    }
+
+    /// Sees if this control plane is the one that announces events to webhooks: it has the lease, or had it last and cannot reach the
+    /// database. An outage of the database must be announced, too, and nobody has a lease then.
+    pub fn announces(&self) -> watch::Receiver<bool> {
+        self.announces.subscribe()
+    }
+
+    /// The name of the control plane that has the lease; `None`: none has it, or it has just begun.
+    pub async fn leader_name(&self) -> Result<Option<String>, StoreError> {
+        let Some(holder) = self.metrics.store_call("leader", self.store.leader()).await? else {
+            return Ok(None);
+        };
+        let replicas = self.metrics.store_call("replicas", self.store.replicas()).await?;
+        Ok(replicas.into_iter().find(|replica| replica.instance == holder).map(|replica| replica.name))
     }
 
     /// Takes in what a proxy of `fleet` has counted.

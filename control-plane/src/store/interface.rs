@@ -175,6 +175,9 @@ pub trait RolloutStore: Send + Sync {
     /// a term of its own, and so has a renewal that comes after the lease expired.
     async fn lead(&self, holder: &str, lease: Duration) -> Result<Option<Term>, StoreError>;
 
+    /// The holder of the lease; `None`: nobody has it.
+    async fn leader(&self) -> Result<Option<String>, StoreError>;
+
     /// Gives the lease back, if `holder` has it under this term.
     async fn step_down(&self, holder: &str, term: Term) -> Result<(), StoreError>;
 

@@ -57,6 +57,10 @@ impl RolloutStore for Postgres {
         .await
     }
 
+    async fn leader(&self) -> Result<Option<String>, StoreError> {
+        within(CALL, async { query_scalar(LEADER).fetch_optional(self.pool()).await.map_err(failed) }).await
+    }
+
     async fn step_down(&self, holder: &str, term: Term) -> Result<(), StoreError> {
         within(CALL, async {
             query("UPDATE leader SET expires_at_us = 0 WHERE holder = $1 AND term = $2")
@@ -237,6 +241,10 @@ const LEAD: &str = "
         expires_at_us = (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint + $2
     WHERE holder = $1 OR expires_at_us <= (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint
     RETURNING term";
+
+const LEADER: &str = "
+    SELECT holder FROM leader
+    WHERE expires_at_us > (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::bigint";
 
 const LEADS: &str = "
     SELECT term FROM leader

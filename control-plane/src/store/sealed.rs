@@ -207,6 +207,10 @@ impl RolloutStore for Sealed {
         self.inner.lead(holder, lease).await
     }
 
+    async fn leader(&self) -> Result<Option<String>, StoreError> {
+        self.inner.leader().await
+    }
+
     async fn step_down(&self, holder: &str, term: Term) -> Result<(), StoreError> {
         self.inner.step_down(holder, term).await
     }

@@ -55,6 +55,13 @@ impl RolloutStore for Sqlite {
         .await
     }
 
+    async fn leader(&self) -> Result<Option<String>, StoreError> {
+        within(CALL, async {
+            query_scalar(LEADER).bind(now_us()).fetch_optional(self.readers()).await.map_err(failed)
+        })
+        .await
+    }
+
     async fn step_down(&self, holder: &str, term: Term) -> Result<(), StoreError> {
         within(CALL, async {
             query("UPDATE leader SET expires_at_us = 0 WHERE holder = $1 AND term = $2")
@@ -225,5 +232,7 @@ const LEAD: &str = "
         expires_at_us = $2
     WHERE holder = $1 OR expires_at_us <= $3 OR expires_at_us > $3 + 600000000
     RETURNING term";
+
+const LEADER: &str = "SELECT holder FROM leader WHERE expires_at_us > $1";
 
 const LEADS: &str = "SELECT term FROM leader WHERE holder = $1 AND term = $2 AND expires_at_us > $3";

@@ -15,6 +15,7 @@ use signalbox_control_plane::rollout::Rollouts;
 use signalbox_control_plane::serve::Site;
 use signalbox_control_plane::stats::Stats;
 use signalbox_control_plane::store::{KeySource, Role, Store};
+use signalbox_control_plane::webhook::Webhooks;
 use signalbox_control_plane::xds::{Limits, Xds};
 use signalbox_control_plane::{rest, serve, store};
 use signalbox_plugin::Registry;
@@ -112,6 +113,21 @@ impl Admin {
         );
         let proxies = TcpListener::bind("127.0.0.1:0").await.unwrap();
         tokio::spawn(xds.serve(proxies, None, shutdown.clone()));
+        let health = HealthReports::new(
+            Arc::clone(&store),
+            Arc::clone(&publisher),
+            Arc::clone(&board),
+            Arc::clone(&stats),
+        );
+        let webhooks = Webhooks::new(
+            Arc::clone(&publisher),
+            Arc::clone(&board),
+            Arc::clone(&rollouts),
+            Arc::clone(&health),
+            "here".to_owned(),
+            shutdown.clone(),
+        );
+        tokio::spawn(Arc::clone(&webhooks).run());
         let site = Site::default();
         let (router, feed) = rest::router(Services {
             publisher: Arc::clone(&publisher),
@@ -120,12 +136,8 @@ impl Admin {
             board: Arc::clone(&board),
             rollouts: Arc::clone(&rollouts),
             stats: Arc::clone(&stats),
-            health: HealthReports::new(
-                Arc::clone(&store),
-                Arc::clone(&publisher),
-                Arc::clone(&board),
-                Arc::clone(&stats),
-            ),
+            health,
+            webhooks,
             metrics,
             replica: "here".to_owned(),
             tls: false,

@@ -18,4 +18,5 @@ mod ocsp;
 mod proxies;
 mod resources;
 mod stats;
+mod webhooks;
 mod writes;

@@ -31,8 +31,10 @@ async fn targets(store: &dyn Store) -> Vec<FleetTarget> {
 
 pub(crate) async fn one_control_plane_leads_and_each_lead_has_its_own_term(place: &dyn Place) {
     let store = place.open().await;
+    assert_eq!(store.leader().await.unwrap(), None);
     let first = store.lead("one", LEASE).await.unwrap().unwrap();
     assert_eq!(store.lead("one", LEASE).await.unwrap(), Some(first), "a renewal is no new term");
+    assert_eq!(place.open().await.leader().await.unwrap().as_deref(), Some("one"));
     assert_eq!(place.open().await.lead("two", LEASE).await.unwrap(), None);
     // A lease of no time has expired when it is looked at.
     assert_eq!(store.lead("one", Duration::ZERO).await.unwrap(), Some(first));
@@ -43,6 +45,7 @@ pub(crate) async fn one_control_plane_leads_and_each_lead_has_its_own_term(place
     store.step_down("two", second).await.unwrap();
     assert_eq!(store.lead("two", LEASE).await.unwrap(), None, "nor does another holder");
     store.step_down("one", second).await.unwrap();
+    assert_eq!(store.leader().await.unwrap(), None);
     let third = store.lead("two", LEASE).await.unwrap().unwrap();
     assert!(third > second);
 }

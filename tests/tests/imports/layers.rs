@@ -15,6 +15,7 @@ const CONTROL_PLANE: &[Layer] = &[
     ("the writer", &["writer"]),
     ("rollouts and traffic", &["rollout", "stats"]),
     ("the explanation", &["health_report"]),
+    ("what is sent to others", &["webhook"]),
     ("the servers", &["rest", "serve", "xds"]),
     ("the program", &["program"]),
 ];
@@ -67,6 +68,9 @@ const PROXY: &[Layer] = &[
 
 const TESTS: &[Layer] = &[
     ("one process", &["client", "process"]),
-    ("the programs", &["backend", "control_plane", "nginx", "pgbouncer", "postgres", "prometheus", "redis"]),
+    (
+        "the programs",
+        &["backend", "control_plane", "nginx", "pgbouncer", "postgres", "prometheus", "receiver", "redis"],
+    ),
     ("a whole system", &["proxy"]),
 ];
