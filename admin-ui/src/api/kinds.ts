@@ -71,5 +71,14 @@ export const KIND_FACTS = [
     "singular": "fleet",
     "title": "Fleet",
     "titles": "Fleets"
+  },
+  {
+    "about": "A webhook is an address to which the control plane sends revisions, rollouts and incidents.",
+    "for_proxies": false,
+    "plural": "webhooks",
+    "schema": "WebhookSpec",
+    "singular": "webhook",
+    "title": "Webhook",
+    "titles": "Webhooks"
   }
 ] as const;

@@ -213,7 +213,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** Follow events: `revision`, `rollout`, `proxy` and `forgotten`. `reset`: events were missed, so the client reads everything again. `heartbeat`: the stream is alive */
+        /** Follow events: `revision`, `rollout`, `incident`, `proxy` and `forgotten`. `incident` is one of the health report with `change`, which is `opened` or `closed`; each control plane tells of those that it finds itself. `reset`: events were missed, so the client reads everything again. `heartbeat`: the stream is alive */
         get: operations["events"];
         put?: never;
         post?: never;
@@ -996,6 +996,78 @@ export interface paths {
         patch: operations["patchUpstream"];
         trace?: never;
     };
+    "/webhooks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** List webhooks, sorted by name */
+        get: operations["listWebhooks"];
+        put?: never;
+        /** Create a webhook */
+        post: operations["createWebhook"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/webhooks/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read a webhook */
+        get: operations["getWebhook"];
+        /** Create or replace a webhook */
+        put: operations["putWebhook"];
+        post?: never;
+        /** Delete a webhook */
+        delete: operations["deleteWebhook"];
+        options?: never;
+        head?: never;
+        /** Change fields of a webhook by a JSON merge patch (RFC 7396) */
+        patch: operations["patchWebhook"];
+        trace?: never;
+    };
+    "/webhooks/{name}/deliveries": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read the last attempts to deliver events to a webhook, as the control plane that answers knows them. One control plane sends, and `sender` names it */
+        get: operations["listWebhookDeliveries"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/webhooks/{name}/test": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Send a test event to a webhook at once, and answer with what the receiver said */
+        post: operations["testWebhook"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -1041,6 +1113,8 @@ export interface components {
         };
         /** @description The way a plugin is attached. */
         Attachment: "route" | "upstream" | "listener" | "global";
+        /** @description The result of an attempt. */
+        AttemptResult: "delivered" | "retried" | "refused" | "gave_up" | "failed";
         /** @description One entry of the audit trail. */
         AuditEntry: {
             /** @description The operation that was called. */
@@ -1725,18 +1799,18 @@ export interface components {
         } | {
             query: string;
         } | "source_ip" | "consumer";
-        /** @description A text, or a reference to a secret: {env: NAME} or {file: PATH} on the proxy's host */
+        /** @description A text, or a reference to a secret: {env: NAME} or {file: PATH} on the proxy's host; for a webhook, on the control plane's host */
         HeaderText: string | {
             /**
              * Environment variable
-             * @description The name of an environment variable of the proxy.
+             * @description The name of an environment variable of the program that sends the header.
              * @example NAME
              */
             env: string;
         } | {
             /**
              * File
-             * @description The path of a file on the proxy's host.
+             * @description The path of a file on the host of that program.
              * @example /run/secrets/name
              */
             file: string;
@@ -1788,6 +1862,11 @@ export interface components {
             evidence: unknown;
             /** @description The fleet whose requests it is about; null: it is about something else. */
             fleet?: string | null;
+            /**
+             * Format: uint32
+             * @description The part of the score that it takes away, from 0 to 100.
+             */
+            penalty: number;
             /** @description The resource, proxy or fleet that it is about. */
             resource: components["schemas"]["Resource"];
             /** @description The rule that found it. */
@@ -1832,7 +1911,7 @@ export interface components {
             key: components["schemas"]["Secret"];
         };
         /** @description The kind of a resource. */
-        Kind: "listener" | "route" | "upstream" | "plugin" | "consumer" | "consumer-group" | "certificate" | "fleet";
+        Kind: "listener" | "route" | "upstream" | "plugin" | "consumer" | "consumer-group" | "certificate" | "fleet" | "webhook";
         /**
          * @description Exports requests at their end which sampling has left out. Only the proxy's own spans are exported then, marked by the attribute
          *     `signalbox.late`: its targets were not told to record theirs.
@@ -3229,7 +3308,7 @@ export interface components {
         SessionList: {
             items: components["schemas"]["Session"][];
         };
-        /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns "<redacted>" in its place */
+        /** @description The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host; for a webhook, on the control plane's host. The API returns "<redacted>" in its place */
         SharedSecret: string | {
             /** @example NAME */
             env: string;
@@ -3613,6 +3692,184 @@ export interface components {
             /** @description Its rollouts, one for each fleet that was waited for and has one. */
             rollouts: components["schemas"]["Rollout"][];
         };
+        /** @description A webhook as the API returns it: its specification without secrets, and its meta. */
+        Webhook: {
+            /** @description A description for people. */
+            description?: string | null;
+            /** @description Enables the webhook. One that is not enabled is sent nothing but tests. */
+            enabled?: boolean;
+            /** @description The events that are sent; at least one. */
+            events: components["schemas"]["WebhookTopic"][];
+            /**
+             * @description The fleets whose rollouts and incidents are sent. Revisions, and incidents that concern no fleet, are sent in any case. Absent: all
+             *     fleets.
+             */
+            fleets?: string[] | null;
+            /** @description The format of what is sent. */
+            format?: components["schemas"]["WebhookFormat"];
+            /**
+             * @description Further headers of requests, at most 32: a text, which everybody who may read the webhook sees, or a reference to a secret on the
+             *     control plane's host.
+             */
+            headers?: {
+                [key: string]: components["schemas"]["HeaderText"];
+            };
+            /** @description Labels, by which people find it and lists are filtered. */
+            labels?: {
+                [key: string]: string;
+            };
+            meta: components["schemas"]["Meta"];
+            /**
+             * Format: uint32
+             * @description Only incidents are sent that take at least so much from the score of the health report, from 0 to 100; default 0.
+             * @example 20
+             */
+            min_penalty?: number | null;
+            /** @description The name of the webhook, unique among webhooks. */
+            name: string;
+            /** @description What is sent of a rollout. Absent: all that happens to it. */
+            rollout_events?: components["schemas"]["WebhookRolloutEvent"][] | null;
+            /**
+             * @description The secret by which requests are signed as Standard Webhooks says: `whsec_` and the key in base64, or at least 16 bytes that are the
+             *     key themselves. Or a reference: `{env: NAME}` or `{file: PATH}` on the control plane's host. Absent: requests are not signed.
+             */
+            secret?: components["schemas"]["SharedSecret"] | null;
+            /**
+             * @description The time to wait for an answer, from 100ms to 1m; default 5s.
+             * @example 5s
+             */
+            timeout?: components["schemas"]["Duration"] | null;
+            /**
+             * @description The address that events are sent to: `https://…` with a certificate that the control plane's host trusts, or `http://…`. What follows
+             *     the host may be a secret, so the API returns `<redacted>` in its place. Or a reference: `{env: NAME}` or `{file: PATH}` on the control
+             *     plane's host.
+             */
+            url: components["schemas"]["WebhookUrl"];
+        };
+        /** @description An attempt to deliver an event. */
+        WebhookAttempt: {
+            /** @description The time when it began, RFC 3339. */
+            at: string;
+            /**
+             * Format: uint32
+             * @description The number of the attempt for this event, from 1.
+             */
+            attempt: number;
+            /** @description The reason why there was no answer. */
+            error?: string | null;
+            /** @description The id of the event, as the receiver gets it in `webhook-id`. */
+            id: string;
+            /**
+             * Format: uint64
+             * @description The time until the next attempt, in milliseconds. Null: there is none.
+             */
+            next_ms?: number | null;
+            /** @description What became of it. */
+            result: components["schemas"]["AttemptResult"];
+            /**
+             * Format: uint16
+             * @description The status of the receiver's answer. Null: there was no answer.
+             */
+            status?: number | null;
+            /**
+             * Format: uint64
+             * @description The time until the answer, or until the attempt failed, in milliseconds.
+             */
+            took_ms: number;
+            /** @description The type of the event: `incident.opened`. */
+            type: string;
+        };
+        /** @description The deliveries of a webhook, as one control plane knows them. */
+        WebhookDeliveries: {
+            /** @description The last attempts, at most 50, the newest first. */
+            attempts: components["schemas"]["WebhookAttempt"][];
+            /**
+             * Format: uint
+             * @description The number of events that this control plane is still to deliver.
+             */
+            queued: number;
+            /** @description The name of the control plane that answers. It knows only of its own attempts, since its start. */
+            replica: string;
+            /** @description The name of the control plane that sends. Null: that is not known at the moment. */
+            sender?: string | null;
+            /** @description True if it is the one that sends events at present. */
+            sends: boolean;
+        };
+        /** @description The format of what a webhook is sent. */
+        WebhookFormat: "json" | "slack";
+        /** @description Something that happens to a rollout. */
+        WebhookRolloutEvent: "waiting" | "started" | "step" | "baking" | "command" | "paused" | "held" | "succeeded" | "failed" | "aborted" | "superseded";
+        /** @description A webhook as people write it. */
+        WebhookSpec: {
+            /** @description A description for people. */
+            description?: string | null;
+            /** @description Enables the webhook. One that is not enabled is sent nothing but tests. */
+            enabled?: boolean;
+            /** @description The events that are sent; at least one. */
+            events: components["schemas"]["WebhookTopic"][];
+            /**
+             * @description The fleets whose rollouts and incidents are sent. Revisions, and incidents that concern no fleet, are sent in any case. Absent: all
+             *     fleets.
+             */
+            fleets?: string[] | null;
+            /** @description The format of what is sent. */
+            format?: components["schemas"]["WebhookFormat"];
+            /**
+             * @description Further headers of requests, at most 32: a text, which everybody who may read the webhook sees, or a reference to a secret on the
+             *     control plane's host.
+             */
+            headers?: {
+                [key: string]: components["schemas"]["HeaderText"];
+            };
+            /** @description Labels, by which people find it and lists are filtered. */
+            labels?: {
+                [key: string]: string;
+            };
+            /**
+             * Format: uint32
+             * @description Only incidents are sent that take at least so much from the score of the health report, from 0 to 100; default 0.
+             * @example 20
+             */
+            min_penalty?: number | null;
+            /** @description The name of the webhook, unique among webhooks. */
+            name: string;
+            /** @description What is sent of a rollout. Absent: all that happens to it. */
+            rollout_events?: components["schemas"]["WebhookRolloutEvent"][] | null;
+            /**
+             * @description The secret by which requests are signed as Standard Webhooks says: `whsec_` and the key in base64, or at least 16 bytes that are the
+             *     key themselves. Or a reference: `{env: NAME}` or `{file: PATH}` on the control plane's host. Absent: requests are not signed.
+             */
+            secret?: components["schemas"]["SharedSecret"] | null;
+            /**
+             * @description The time to wait for an answer, from 100ms to 1m; default 5s.
+             * @example 5s
+             */
+            timeout?: components["schemas"]["Duration"] | null;
+            /**
+             * @description The address that events are sent to: `https://…` with a certificate that the control plane's host trusts, or `http://…`. What follows
+             *     the host may be a secret, so the API returns `<redacted>` in its place. Or a reference: `{env: NAME}` or `{file: PATH}` on the control
+             *     plane's host.
+             */
+            url: components["schemas"]["WebhookUrl"];
+        };
+        /** @description A topic of events. */
+        WebhookTopic: "revision" | "rollout" | "incident";
+        /** @description The URL, or a reference: {env: NAME} or {file: PATH} on the control plane's host. The API returns "<redacted>" in the place of what follows the host */
+        WebhookUrl: string | {
+            /**
+             * Environment variable
+             * @description The name of an environment variable of the control plane.
+             * @example NAME
+             */
+            env: string;
+        } | {
+            /**
+             * File
+             * @description The path of a file on the control plane's host.
+             * @example /run/secrets/name
+             */
+            file: string;
+        };
         /** @description An upstream and its weight. */
         WeightedSpec: {
             /** @description The name of the upstream. */
@@ -3710,6 +3967,7 @@ export interface operations {
                     plugins?: components["schemas"]["PluginSpec"][];
                     routes?: components["schemas"]["RouteSpec"][];
                     upstreams?: components["schemas"]["UpstreamSpec"][];
+                    webhooks?: components["schemas"]["WebhookSpec"][];
                 };
                 "application/yaml": {
                     certificates?: components["schemas"]["CertificateSpec"][];
@@ -3720,6 +3978,7 @@ export interface operations {
                     plugins?: components["schemas"]["PluginSpec"][];
                     routes?: components["schemas"]["RouteSpec"][];
                     upstreams?: components["schemas"]["UpstreamSpec"][];
+                    webhooks?: components["schemas"]["WebhookSpec"][];
                 };
             };
         };
@@ -5838,6 +6097,7 @@ export interface operations {
                         plugins?: components["schemas"]["PluginSpec"][];
                         routes?: components["schemas"]["RouteSpec"][];
                         upstreams?: components["schemas"]["UpstreamSpec"][];
+                        webhooks?: components["schemas"]["WebhookSpec"][];
                     };
                     "application/yaml": {
                         certificates?: components["schemas"]["CertificateSpec"][];
@@ -5848,6 +6108,7 @@ export interface operations {
                         plugins?: components["schemas"]["PluginSpec"][];
                         routes?: components["schemas"]["RouteSpec"][];
                         upstreams?: components["schemas"]["UpstreamSpec"][];
+                        webhooks?: components["schemas"]["WebhookSpec"][];
                     };
                 };
             };
@@ -10220,6 +10481,595 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+        };
+    };
+    listWebhooks: {
+        parameters: {
+            query?: {
+                /** @description The most entries of one page */
+                limit?: number;
+                /** @description The `next_cursor` of the previous page */
+                cursor?: string;
+                /** @description Lists only resources with this text in their name or in another field, in upper or lower case */
+                q?: string;
+                /** @description Lists only resources with this label, `KEY=VALUE`. Repeated: with all of these labels */
+                label?: string[];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description One page of the list */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        items: components["schemas"]["Webhook"][];
+                        /** @description The `cursor` of the next page. Null: this is the last page. */
+                        next_cursor: string | null;
+                    };
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    createWebhook: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WebhookSpec"];
+            };
+        };
+        responses: {
+            /** @description With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Revised"];
+                };
+            };
+            /** @description The resource was created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Webhook"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getWebhook: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Answers 304 without a body if the resource has this ETag */
+                "If-None-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The resource */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Webhook"];
+                };
+            };
+            /** @description The resource still has the version of If-None-Match */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    putWebhook: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
+                "If-Match"?: string;
+                /** @description `*`: writes only if the resource does not exist */
+                "If-None-Match"?: "*";
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WebhookSpec"];
+            };
+        };
+        responses: {
+            /** @description The resource was replaced, or nothing differed. With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Webhook"] | components["schemas"]["Revised"];
+                };
+            };
+            /** @description The resource was created */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Webhook"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The condition of If-Match or If-None-Match is not met */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    deleteWebhook: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
+                "If-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Revised"];
+                };
+            };
+            /** @description The resource was deleted */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The condition of If-Match or If-None-Match is not met */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    patchWebhook: {
+        parameters: {
+            query?: {
+                /** @description Checks the write and returns the changes that would be made, but stores nothing */
+                dry_run?: boolean;
+                /** @description Answers only when every connected proxy serves the revision, after at most 5m; of a progressive fleet, the proxies of the first step. 409 if a proxy rejects it or the rollout does not go on, 504 if that takes longer. The revision stays in any case */
+                wait?: string;
+                /** @description The end of the wait for progressive fleets: the first step, or the whole rollout */
+                wait_for?: "step" | "succeeded";
+                /** @description The way to progressive fleets. `emergency`: over one proxy, for some seconds. `break-glass`: to all proxies at once. Both need X-Signalbox-Reason */
+                rollout?: "normal" | "emergency" | "break-glass";
+            };
+            header?: {
+                /** @description The reason for `rollout=emergency` and `rollout=break-glass`, for the audit trail */
+                "X-Signalbox-Reason"?: string;
+                /** @description The message of the revision: up to 1024 bytes of UTF-8, percent-encoded or not */
+                "X-Signalbox-Message"?: string;
+                /** @description Writes only if the resource has this ETag. `*`: only if the resource exists */
+                "If-Match"?: string;
+            };
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/merge-patch+json": Record<string, never>;
+            };
+        };
+        responses: {
+            /** @description The resource after the change. With `dry_run`: the changes that would be made */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Webhook"] | components["schemas"]["Revised"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The write conflicts with the current resources */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The condition of If-Match or If-None-Match is not met */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body has another media type than this operation takes */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body is not valid. The response lists all errors with their fields */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+            /** @description The database cannot be reached */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The wait timed out */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listWebhookDeliveries: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The last attempts, newest first */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WebhookDeliveries"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
+        };
+    };
+    testWebhook: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The attempt was made; `result` says if the receiver took the event */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WebhookAttempt"];
+                };
+            };
+            400: components["responses"]["BadRequest"];
+            401: components["responses"]["Unauthorized"];
+            403: components["responses"]["Forbidden"];
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            429: components["responses"]["TooManyRequests"];
         };
     };
 }
