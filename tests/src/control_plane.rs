@@ -20,6 +20,7 @@ use crate::process::{Daemon, free_port, program};
 pub struct ControlPlaneBuilder {
     database: Option<String>,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     program: Option<PathBuf>,
 }
 
@@ -30,6 +31,7 @@ pub struct ControlPlane {
     daemon: Option<Daemon>,
     program: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     admin_port: u16,
     xds_port: u16,
     dir: Arc<TempDir>,
@@ -58,6 +60,13 @@ impl ControlPlaneBuilder {
     #[must_use]
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -95,6 +104,7 @@ impl ControlPlaneBuilder {
             daemon: None,
             program: self.program.map_or_else(|| program("signalbox-control-plane"), Ok)?,
             arguments,
+            environment: self.environment,
             admin_port,
             xds_port,
             dir: Arc::new(dir),
@@ -134,6 +144,7 @@ impl ControlPlane {
     pub fn start_unready(&mut self) -> Result<()> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).env_remove("RUST_LOG").current_dir(self.dir.path());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.daemon = Some(Daemon::spawn("signalbox-control-plane", &command, &self.dir.path().join("log"))?);
         Ok(())
     }

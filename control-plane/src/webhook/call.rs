@@ -14,6 +14,7 @@ use signalbox_config::Webhook;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -163,6 +164,8 @@ fn tls_config() -> Result<Arc<ClientConfig>, String> {
             .map_err(|error| error.to_string())?;
         let mut config = builder.with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // A resumed session would not look at the certificate again.
+        config.resumption = Resumption::disabled();
         Ok(Arc::new(config))
     });
     CONFIG.clone()

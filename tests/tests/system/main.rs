@@ -41,3 +41,4 @@ mod speakers;
 mod targets;
 mod waiting;
 mod wasm;
+mod webhooks;

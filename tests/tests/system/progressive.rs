@@ -2,7 +2,7 @@
 
 mod approval;
 mod commands;
-mod fleet;
+pub(crate) mod fleet;
 mod leaders;
 mod model;
 mod scenarios;
