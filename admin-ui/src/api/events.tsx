@@ -4,6 +4,7 @@ import { noteHeard } from "../lib/liveness";
 import { newestFirst } from "../lib/rollout";
 import {
   FLEET_KEY,
+  HEALTH_REPORT_KEY,
   KEPT_ROLLOUTS,
   onRevision,
   PROXIES_KEY,
@@ -131,6 +132,10 @@ function follow(queries: QueryClient, tell: (connection: Connection) => void): (
     on<RevisionSummary>("revision", (gathered, revision) =>
       gathered.revisions.set(revision.number, revision),
     );
+    source.addEventListener("incident", () => {
+      heard();
+      void queries.invalidateQueries({ queryKey: HEALTH_REPORT_KEY });
+    });
     source.addEventListener("heartbeat", heard);
     source.addEventListener("reset", () => {
       heard();

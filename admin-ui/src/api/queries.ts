@@ -30,6 +30,7 @@ export const SESSION_KEY = ["session"] as const;
 export const PROXIES_KEY = ["proxies"] as const;
 export const ROLLOUTS_KEY = ["rollouts"] as const;
 export const ROLLOUT_KEY = ["rollout"] as const;
+export const HEALTH_REPORT_KEY = ["health-report"] as const;
 export const FLEET_KEY = ["fleet"] as const;
 export const REVISIONS_KEY = ["revisions"] as const;
 const RESOURCES_KEY = ["resources"] as const;
@@ -77,7 +78,7 @@ export function useProxies() {
 /** What is wrong. The control plane looks every ten seconds. */
 export function useHealthReport() {
   return useQuery({
-    queryKey: ["health-report"] as const,
+    queryKey: HEALTH_REPORT_KEY,
     queryFn: () => read(api.GET("/health-report")),
     refetchInterval: 10_000,
   });
