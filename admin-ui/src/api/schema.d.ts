@@ -1142,6 +1142,8 @@ export interface components {
             /** @description For the next page; null: there is none. */
             next_cursor?: string | null;
         };
+        /** @description The callers whose baggage is passed on: what a trace carries along, by W3C's Baggage. */
+        BaggageTrust: "all" | "trusted_proxies" | "none";
         /** @description A user name and a password, for HTTP Basic authentication. */
         BasicAuthSpec: {
             /**
@@ -3468,6 +3470,8 @@ export interface components {
          *     passes unchanged.
          */
         TracingSpec: {
+            /** @description The callers whose `baggage` header targets get, unless it has more than 64 members or 8192 bytes. Default `all`. */
+            baggage?: components["schemas"]["BaggageTrust"] | null;
             /** @description The collector that gets the spans. */
             exporter: components["schemas"]["TraceExporterSpec"];
             /** @description Exports requests at their end which sampling has left out. Absent: none. */
