@@ -163,8 +163,8 @@ pub use specification::Audience;
 pub use structure::check_structure;
 pub use table::Body;
 pub use tracing::{
-    BaggageTrust, LateSampling, OtlpProtocol, ParentSampling, SampleRatio, Sampling, TraceContextTrust, TraceExporter,
-    TraceFormat, Tracing, TracingSpec,
+    BaggageTrust, LateSampling, OtlpProtocol, ParentSampling, SampleRatio, Sampling, TraceContextTrust,
+    TraceExporter, TraceFormat, Tracing, TracingSpec,
 };
 pub use upstream::{ResponseLimits, Target, Upstream, UpstreamProtocol, UpstreamSpec, UpstreamTls};
 pub use values::{ByteSize, HumanDuration};

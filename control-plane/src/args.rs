@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser};
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Uri};
 use signalbox_process::ProcessArgs;
+
+use crate::outbound::Collector;
 
 /// The control plane of Signalbox. It stores the resources and sends them to the proxies.
 ///
@@ -81,6 +85,15 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_REPLICA_NAME")]
     pub replica_name: Option<String>,
 
+    /// URL of an OpenTelemetry collector, like http://collector:4318, that gets spans of the admin API's requests and of rollouts by
+    /// OTLP over HTTP; /v1/traces is added to its path. Without this flag OTEL_EXPORTER_OTLP_ENDPOINT counts
+    #[arg(long, env = "SIGNALBOX_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
+    /// Headers of these calls: NAME=VALUE, comma-separated. Without this flag OTEL_EXPORTER_OTLP_HEADERS counts
+    #[arg(long, env = "SIGNALBOX_OTLP_HEADERS", hide_env_values = true)]
+    pub otlp_headers: Option<String>,
+
     /// Start a new epoch, after a database was restored by hand and revision numbers are used again
     #[arg(long, env = "SIGNALBOX_NEW_EPOCH", action = ArgAction::SetTrue)]
     pub new_epoch: bool,
@@ -92,6 +105,57 @@ pub struct Args {
     /// Print the OpenAPI document of the admin API, and exit
     #[arg(long)]
     pub openapi: bool,
+}
+
+/// The most headers of calls to a collector.
+const MAX_HEADERS: usize = 32;
+
+impl Args {
+    /// The collector of spans; `None`: there is none. The error names what is wrong, and quotes no header's value.
+    pub fn collector(&self) -> Result<Option<Collector>, String> {
+        let or_standard = |given: &Option<String>, name| given.clone().or_else(|| std::env::var(name).ok());
+        let endpoint = or_standard(&self.otlp_endpoint, "OTEL_EXPORTER_OTLP_ENDPOINT");
+        let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_empty()) else { return Ok(None) };
+        let headers = or_standard(&self.otlp_headers, "OTEL_EXPORTER_OTLP_HEADERS").unwrap_or_default();
+        let url =
+            collector_url(&endpoint).map_err(|reason| format!("--otlp-endpoint {endpoint:?}: {reason}"))?;
+        let headers = collector_headers(&headers).map_err(|reason| format!("--otlp-headers: {reason}"))?;
+        Ok(Some(Collector { url, headers }))
+    }
+}
+
+fn collector_url(endpoint: &str) -> Result<Uri, String> {
+    let url: Uri = endpoint.parse().map_err(|error| format!("it is no URL: {error}"))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err("it must begin with http:// or https://".to_owned());
+    }
+    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) || url.query().is_some() {
+        return Err("it must have no user, no password and no query".to_owned());
+    }
+    let path = url.path().trim_end_matches('/');
+    let path = if path.ends_with("/v1/traces") { path.to_owned() } else { format!("{path}/v1/traces") };
+    let mut parts = url.into_parts();
+    parts.path_and_query = Some(path.parse().map_err(|_| "its path cannot be used".to_owned())?);
+    Uri::from_parts(parts).map_err(|error| error.to_string())
+}
+
+fn collector_headers(text: &str) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').ok_or("each must be NAME=VALUE")?;
+        let name = name.trim();
+        let key =
+            HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is no header's name"))?;
+        let decoded = percent_encoding::percent_decode_str(value.trim()).collect::<Vec<_>>();
+        let mut value = HeaderValue::from_bytes(&decoded)
+            .map_err(|_| format!("{name} has a value that no header can have"))?;
+        value.set_sensitive(true);
+        headers.insert(key, value);
+    }
+    if headers.len() > MAX_HEADERS {
+        return Err(format!("there are more than {MAX_HEADERS}"));
+    }
+    Ok(headers)
 }
 
 #[cfg(test)]
@@ -111,6 +175,34 @@ mod tests {
             let Some(long) = argument.get_long().filter(|long| !ENDS.contains(long)) else { continue };
             let expected = format!("SIGNALBOX_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(&*expected), "--{long}");
+        }
+    }
+
+    #[test]
+    fn a_collector_is_a_url_and_headers() {
+        for (endpoint, expected) in [
+            ("http://collector:4318", Ok("http://collector:4318/v1/traces")),
+            ("https://c.example/otlp/", Ok("https://c.example/otlp/v1/traces")),
+            ("https://c.example/v1/traces", Ok("https://c.example/v1/traces")),
+            ("collector:4318", Err("must begin with")),
+            ("ftp://collector", Err("must begin with")),
+            ("http://user:secret@collector", Err("no user")),
+            ("http://", Err("no URL")),
+        ] {
+            let found = collector_url(endpoint).map(|url| url.to_string());
+            match expected {
+                Ok(url) => assert_eq!(found.as_deref(), Ok(url)),
+                Err(part) => assert!(found.as_ref().is_err_and(|error| error.contains(part)), "{found:?}"),
+            }
+        }
+        let headers = collector_headers("api-key=a%20b, X-Team = shop ,").unwrap();
+        assert_eq!(
+            (&headers["api-key"], &headers["x-team"]),
+            (&"a b".parse().unwrap(), &"shop".parse().unwrap())
+        );
+        for wrong in ["api-key", "a b=c", "key=secret%0Avalue"] {
+            let error = collector_headers(wrong).unwrap_err();
+            assert!(!error.contains("secret"), "{error}");
         }
     }
 

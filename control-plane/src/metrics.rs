@@ -32,6 +32,17 @@ pub struct Metrics {
     certificates: Mutex<Vec<Arc<Reloading<ServerConfig>>>>,
 }
 
+/// Spans by what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpanTotals {
+    /// The collector has them.
+    pub sent: u64,
+    /// The collector did not take them.
+    pub failed: u64,
+    /// The queue was full.
+    pub dropped: u64,
+}
+
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -162,6 +173,8 @@ pub struct Gauges {
     pub unknown_resources: u64,
     /// Stored tokens with a role that this version does not know.
     pub unknown_roles: u64,
+    /// Spans; `None`: there is no collector.
+    pub spans: Option<SpanTotals>,
     /// The deliveries of each webhook.
     pub webhooks: Vec<WebhookCounts>,
 }
@@ -259,6 +272,12 @@ impl Gauges {
         ];
         for (metric, value) in gauges {
             page.single(metric, value);
+        }
+        if let Some(SpanTotals { sent, failed, dropped }) = self.spans {
+            let mut spans = page.family(&metric::TRACE_SPANS);
+            for (result, count) in [("sent", sent), ("failed", failed), ("dropped", dropped)] {
+                spans.sample(&[("result", result)], count);
+            }
         }
         let mut deliveries = page.family(&metric::WEBHOOK_DELIVERIES);
         for WebhookCounts { webhook, results, .. } in &self.webhooks {

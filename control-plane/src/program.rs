@@ -14,6 +14,7 @@ use crate::publish::Publisher;
 use crate::rest::{self, Services};
 use crate::rollout::Rollouts;
 use crate::serve::{self, Site};
+use crate::spans::{Spans, follow_rollouts};
 use crate::stats::Stats;
 use crate::store::{self, FileLock, KeySource, Store, StoreError};
 use crate::webhook::Webhooks;
@@ -175,6 +176,7 @@ async fn start(
     opened: &mut Option<Arc<dyn Store>>,
 ) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
+    let collector = args.collector().map_err(anyhow::Error::msg)?;
     let [tls, xds_tls] = load_tls(&args)?;
     let is_tls = tls.is_some();
     for files in [&tls, &xds_tls].into_iter().flatten() {
@@ -237,6 +239,11 @@ async fn start(
         shutdown.clone(),
     );
     part(tasks, Arc::clone(&webhooks).run());
+    let (spans, exporter) = Spans::new(collector, &replica);
+    if let Some(exporter) = exporter {
+        part(tasks, exporter.run(shutdown.clone()));
+    }
+    part(tasks, follow_rollouts(Arc::clone(&spans), Arc::clone(&rollouts), shutdown.clone()));
 
     // Bound only now: who has not loaded the set must not be connected to.
     let listener = {
@@ -266,6 +273,7 @@ async fn start(
         stats,
         health,
         webhooks,
+        spans,
         metrics,
         replica,
         tls: is_tls,

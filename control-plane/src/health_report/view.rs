@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::incidents::{Incident, IncidentChange};
 use super::finding::{Resource, Rule};
+use super::incidents::{Incident, IncidentChange};
 use crate::clock::rfc3339;
 
 /// Something that is wrong.

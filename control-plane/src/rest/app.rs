@@ -17,6 +17,7 @@ use crate::health_report::HealthReports;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::rollout::Rollouts;
+use crate::spans::Spans;
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::webhook::Webhooks;
@@ -40,6 +41,8 @@ pub struct Services {
     pub health: Arc<HealthReports>,
     /// What is sent to webhooks.
     pub webhooks: Arc<Webhooks>,
+    /// Takes the spans of requests.
+    pub spans: Arc<Spans>,
     /// To be counted and shown.
     pub metrics: Arc<Metrics>,
     /// The name of this control plane, as proxies' `connected_to` has it.

@@ -36,7 +36,7 @@ mod whole_set;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
@@ -46,6 +46,7 @@ use axum::routing::{MethodFilter, MethodRouter, any, get, on};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
+use signalbox_plugin::trace_context::{TRACEPARENT, TraceContext};
 
 pub use self::app::Services;
 
@@ -60,6 +61,7 @@ use signalbox_process::prometheus::Format;
 use crate::metrics::Gauges;
 use crate::publish::Health;
 use crate::serve::Peer;
+use crate::spans::{RequestSpan, Spans};
 
 /// Every endpoint below `/api/v1`.
 static TABLE: LazyLock<Vec<Endpoint>> = LazyLock::new(|| {
@@ -152,6 +154,7 @@ fn methods(endpoints: &[&'static Endpoint]) -> MethodRouter<Arc<App>> {
 /// Answers a request to an endpoint, and counts it.
 async fn answer(app: Arc<App>, endpoint: &'static Endpoint, request: Request) -> Response {
     let started = Instant::now();
+    let traced = app.spans.is_on().then(|| Traced::of(&request));
     let mut response = match run(&app, endpoint, request).await {
         Ok(response) => response,
         Err(problem) => {
@@ -173,7 +176,46 @@ async fn answer(app: Arc<App>, endpoint: &'static Endpoint, request: Request) ->
         _ => "other",
     };
     app.metrics.http(method, &endpoint.path, response.status().as_u16(), started.elapsed());
+    if let Some(traced) = traced {
+        traced.end(&app.spans, endpoint, &response, started.elapsed());
+    }
     response
+}
+
+/// The parts of a request that its span needs.
+struct Traced {
+    parent: Option<TraceContext>,
+    method: Method,
+    path: String,
+    began: Duration,
+}
+
+impl Traced {
+    fn of(request: &Request) -> Self {
+        let mut parents = request.headers().get_all(&TRACEPARENT).iter();
+        let only = parents.next().filter(|_| parents.next().is_none());
+        Self {
+            parent: only.and_then(|parent| TraceContext::parse(parent.as_bytes())),
+            method: request.method().clone(),
+            path: format!("/api/v1{}", request.uri().path()),
+            began: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        }
+    }
+
+    fn end(self, spans: &Spans, endpoint: &Endpoint, response: &Response, took: Duration) {
+        let revision = response.headers().get(resources::REVISION).and_then(|value| value.to_str().ok());
+        spans.request(&RequestSpan {
+            parent: self.parent,
+            method: self.method.as_str(),
+            route: &format!("/api/v1{}", endpoint.path),
+            operation: &endpoint.id,
+            path: &self.path,
+            status: response.status().as_u16(),
+            revision: revision.and_then(|number| number.parse().ok()),
+            began: self.began,
+            took,
+        });
+    }
 }
 
 async fn run(app: &Arc<App>, endpoint: &'static Endpoint, request: Request) -> Result<Response, Problem> {
@@ -266,6 +308,7 @@ fn metrics(app: &App, headers: &HeaderMap) -> Response {
             unknown_resources: published.unknown.len() as u64,
             unknown_roles: app.credentials.unknown_roles().len() as u64,
             webhooks: app.webhooks.counts(),
+            spans: app.spans.is_on().then(|| app.spans.totals()),
         },
     );
     let mut response = Response::new(Body::from(page));

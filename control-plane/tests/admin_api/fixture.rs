@@ -13,6 +13,7 @@ use signalbox_control_plane::publish::Publisher;
 use signalbox_control_plane::rest::Services;
 use signalbox_control_plane::rollout::Rollouts;
 use signalbox_control_plane::serve::Site;
+use signalbox_control_plane::spans::Spans;
 use signalbox_control_plane::stats::Stats;
 use signalbox_control_plane::store::{KeySource, Role, Store};
 use signalbox_control_plane::webhook::Webhooks;
@@ -138,6 +139,7 @@ impl Admin {
             stats: Arc::clone(&stats),
             health,
             webhooks,
+            spans: Spans::new(None, "here").0,
             metrics,
             replica: "here".to_owned(),
             tls: false,

@@ -19,6 +19,8 @@ fn report(admin: &Admin, fleet: &str, node: &str) {
         bytes_out: 1000,
         buckets: vec![79, 100],
         bucket_counts: vec![9, 1],
+        flags: [("UT".to_owned(), 1)].into(),
+        failed_targets: [].into(),
     };
     let report = StatsReport {
         boot: 1,

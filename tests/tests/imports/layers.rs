@@ -9,13 +9,13 @@ pub(crate) const CRATES: &[(&str, &[Layer])] =
     &[("control-plane", CONTROL_PLANE), ("process", PROCESS), ("proxy", PROXY), ("tests", TESTS)];
 
 const CONTROL_PLANE: &[Layer] = &[
-    ("the foundation", &["args", "clock", "compute", "locked", "metrics"]),
+    ("the foundation", &["args", "clock", "compute", "locked", "metrics", "outbound"]),
     ("the store", &["store"]),
     ("what is in memory", &["auth", "board", "publish"]),
     ("the writer", &["writer"]),
     ("rollouts and traffic", &["rollout", "stats"]),
     ("the explanation", &["health_report"]),
-    ("what is sent to others", &["webhook"]),
+    ("what is sent to others", &["spans", "webhook"]),
     ("the servers", &["rest", "serve", "xds"]),
     ("the program", &["program"]),
 ];

@@ -37,6 +37,7 @@ mod replicas;
 mod rollout;
 mod runbooks;
 mod soak;
+mod spans;
 mod speakers;
 mod targets;
 mod waiting;

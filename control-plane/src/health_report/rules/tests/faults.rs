@@ -8,7 +8,7 @@ use super::{NOW, proxy, rejecting, revision};
 use crate::board::ProxyState;
 use crate::health_report::facts::Facts;
 use crate::health_report::finding::Rule;
-use crate::health_report::incidents::{Incidents, Turn};
+use crate::health_report::incidents::{IncidentChange, Incidents};
 use crate::health_report::rules::look;
 use crate::stats::{Dimension, Point, SeriesKey, Tally};
 
@@ -181,13 +181,13 @@ impl World {
         let mut incidents = Incidents::default();
         let mut opened = Vec::new();
         for look_number in 0..3 {
-            for turn in incidents.fold(NOW + 10 * look_number, look(&self.facts)) {
-                match turn {
-                    Turn::Opened(incident) => {
+            for change in incidents.fold(NOW + 10 * look_number, look(&self.facts)) {
+                match change {
+                    IncidentChange::Opened(incident) => {
                         let resource = format!("{}/{}", incident.resource.kind, incident.resource.name);
                         opened.push((incident.rule, resource, incident.sentence));
                     }
-                    Turn::Ended(incident) => panic!("it has ended: {}", incident.sentence),
+                    IncidentChange::Closed(incident) => panic!("it has ended: {}", incident.sentence),
                 }
             }
         }
