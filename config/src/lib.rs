@@ -40,6 +40,7 @@ macro_rules! for_each_kind {
     };
 }
 
+mod access_log;
 pub mod address_range;
 pub mod arrival;
 mod authorities;
@@ -55,6 +56,7 @@ mod client_authorities;
 mod consumer;
 mod consumer_group;
 mod credential;
+mod credential_header;
 mod cron;
 mod digest;
 pub mod document;
@@ -69,6 +71,7 @@ pub mod host;
 mod key;
 mod kind;
 mod listener;
+mod log_format;
 mod marker;
 mod matchable;
 mod names;
@@ -109,6 +112,7 @@ pub mod wire {
     pub use crate::marker::{MarkerVersion, encode_marker, marker_version, parse_marker_version};
 }
 
+pub use access_log::{AccessLog, AccessLogSpec, LogFormat, LogFormatSpec, LogSample};
 pub use balancing::{HashOn, LoadBalancing};
 pub use blob::{BlobId, NotABlobId};
 pub use breaker::{CircuitBreaker, CircuitBreakerSpec, ErrorRate, UpstreamLimits};
@@ -140,6 +144,7 @@ pub use listener::{
     ClientAuth, Edge, HalfClose, Limits, LimitsSpec, Listener, ListenerProtocol, ListenerSpec, ListenerTls,
     ProxyProtocol, TlsVersion,
 };
+pub use log_format::{LogPart, LogValue, RequestValue, TimePart};
 pub use node::NodeId;
 pub use ocsp::{NotCurrent, Staple, StapleSignature};
 pub use password::{Password, PasswordHash, PasswordSpec, check_password};

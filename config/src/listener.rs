@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::access_log::{AccessLog, AccessLogSpec};
 use crate::address_range::{contains, parse_range};
 use crate::authorities::parse_authorities;
 use crate::error::{Errors, FieldError};
@@ -69,6 +70,9 @@ pub struct ListenerSpec {
     /// Tracing of requests: spans by OpenTelemetry's protocol. Absent: no spans.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracing: Option<TracingSpec>,
+    /// The access log of requests: which of them have a line, and what it shows. Absent: a line of JSON for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLogSpec>,
     /// The names of plugins that run on requests by this listener. They replace global plugins of the same type; those of the
     /// upstream, the route or the consumer replace them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -203,6 +207,8 @@ pub struct Listener {
     pub edge: Edge,
     /// Tracing of its requests; `None`: there are no spans.
     pub tracing: Option<Tracing>,
+    /// The access log of its requests; `None`: a line of JSON for each.
+    pub access_log: Option<AccessLog>,
     /// Plugins that run on its requests.
     pub plugins: Box<[Name]>,
 }
@@ -351,6 +357,7 @@ impl Specification for ListenerSpec {
         };
         let edge = self.edge(&mut errors);
         let tracing = self.tracing.as_ref().and_then(|tracing| tracing.parse(&mut errors));
+        let access_log = self.access_log.as_ref().and_then(|log| log.parse(&mut errors));
         let plugins = parse_names(&self.plugins, "plugins", &mut errors);
         let protocol = self.protocol;
         errors.finish(address.map(|address| Listener {
@@ -360,6 +367,7 @@ impl Specification for ListenerSpec {
             limits,
             edge,
             tracing,
+            access_log,
             plugins,
         }))
     }
