@@ -12,6 +12,7 @@ use signalbox_plugin::{Consumers, Hooks, Outcomes, Plugin};
 
 use crate::core::map::Map;
 use crate::core::slots::{Slot, SlotTable};
+use crate::telemetry::access_log::ListenerLog;
 use crate::telemetry::spans::ListenerTracing;
 use crate::telemetry::{Cells, Exemplars, Histograms, Period, SeriesCell, TrafficCounts, TrafficGroup};
 use crate::upstream::Upstream;
@@ -114,6 +115,8 @@ pub struct ActiveListener {
     pub tls: Option<Arc<ListenerTls>>,
     /// `None`: its requests have no spans.
     pub tracing: Option<Arc<ListenerTracing>>,
+    /// `None`: each of its requests has a line of JSON in the access log.
+    pub access_log: Option<Arc<ListenerLog>>,
 }
 
 /// Plugins in the order in which they run.

@@ -14,7 +14,7 @@ use signalbox_process::ProcessArgs;
 use signalbox_process::admin_address::AdminAddress;
 
 use crate::admin_token::AdminToken;
-use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::access_log::Destination;
 
 /// The proxy of Signalbox. It serves the revisions of a control plane, or a declarative file.
 ///
@@ -144,7 +144,7 @@ pub struct Args {
 
     /// Destination of the access log: `stdout`, `off` or the path of a file.
     #[arg(long, env = "SIGNALBOX_ACCESS_LOG", value_name = "WHERE", default_value = "stdout")]
-    pub access_log: AccessLog,
+    pub access_log: Destination,
 
     /// Flags that both programs have.
     #[command(flatten)]
@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(args.labels, [Label { key: "zone".into(), value: "a".into() }]);
         assert_eq!(args.listener_overrides()["http"], "127.0.0.1:0".parse().unwrap());
         assert_eq!(args.drain_timeout, Duration::from_millis(800));
-        assert_eq!(args.access_log, AccessLog::Off);
+        assert_eq!(args.access_log, Destination::Off);
         assert_eq!(args.zone(), Some("a"));
         assert_eq!(args.max_queue_delay, QueueDelay(Some(Duration::from_millis(250))));
         let never = Args::try_parse_from(["signalbox-proxy", "--max-queue-delay=0s"]).unwrap();

@@ -412,7 +412,9 @@ impl Proxy {
                 let address = self.overrides.get(name.as_str()).copied().unwrap_or(listener.address);
                 let tls = compiled.listener_tls(&name).cloned();
                 let tracing = compiled.listener_tracing(&name).cloned();
-                Some(Wanted { address, listener: Listener::clone(listener), tls, tracing, name })
+                let access_log = compiled.listener_log(&name).cloned();
+                let listener = Listener::clone(listener);
+                Some(Wanted { name, address, listener, tls, tracing, access_log })
             })
             .collect()
     }

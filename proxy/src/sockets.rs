@@ -12,6 +12,7 @@ use crate::active::ActiveListener;
 use crate::hot_restart::InheritedSockets;
 use crate::listener;
 use crate::source::Rejected;
+use crate::telemetry::access_log::ListenerLog;
 use crate::telemetry::spans::ListenerTracing;
 use crate::wire::tls::ListenerTls;
 
@@ -32,6 +33,7 @@ pub struct Wanted {
     pub listener: Listener,
     pub tls: Option<Arc<ListenerTls>>,
     pub tracing: Option<Arc<ListenerTracing>>,
+    pub access_log: Option<Arc<ListenerLog>>,
 }
 
 /// The sockets of a revision, derived from those of the one before.
@@ -58,7 +60,7 @@ impl SocketPlan {
         let mut kept = BTreeSet::new();
         let mut to_bind = Vec::new();
         let mut listeners: Vec<(usize, ActiveListener)> = Vec::new();
-        for Wanted { name, address: configured, listener, tls, tracing } in wanted {
+        for Wanted { name, address: configured, listener, tls, tracing, access_log } in wanted {
             let known = sockets.iter().enumerate().find_map(|(index, socket)| {
                 let socket = socket.as_ref()?;
                 // Any free port is another one for each listener.
@@ -70,7 +72,7 @@ impl SocketPlan {
             let Listener { limits, edge, .. } = listener;
             let bound =
                 known.and_then(|index| sockets.get(index)?.as_ref()).map_or(configured, |it| it.bound);
-            let settings = ActiveListener { name, bound, label, limits, edge, tls, tracing };
+            let settings = ActiveListener { name, bound, label, limits, edge, tls, tracing, access_log };
             match known {
                 Some(index) => {
                     kept.insert(index);

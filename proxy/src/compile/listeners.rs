@@ -8,16 +8,19 @@ use crate::core::map::Map;
 use crate::secrets::header_value;
 use crate::services::Services;
 use crate::source::Rejected;
+use crate::telemetry::access_log::ListenerLog;
 use crate::telemetry::spans::{ListenerTracing, SpanSink};
 use crate::wire::tls::ListenerTls;
 
-/// Compiles how listeners speak TLS, and how they trace. Their sockets are not its concern.
+/// Compiles how listeners speak TLS, trace and log. Their sockets are not its concern.
 #[derive(Clone, Default)]
 pub(super) struct ListenerCompiler {
     /// The listeners that speak TLS.
     tls: Map<Name, Arc<ListenerTls>>,
     /// The listeners that trace.
     tracing: Map<Name, Arc<ListenerTracing>>,
+    /// The listeners with settings of the access log.
+    logs: Map<Name, Arc<ListenerLog>>,
 }
 
 #[derive(Default)]
@@ -26,6 +29,8 @@ pub(super) struct ListenerDelta {
     changed: Vec<(Name, Option<Arc<ListenerTls>>)>,
     /// The same for listeners that trace.
     traced: Vec<(Name, Option<Arc<ListenerTracing>>)>,
+    /// The same for listeners with settings of the access log.
+    logged: Vec<(Name, Option<Arc<ListenerLog>>)>,
 }
 
 impl ListenerCompiler {
@@ -60,6 +65,8 @@ impl ListenerCompiler {
                 Ok(tracing) => delta.traced.push((change.key().name.clone(), tracing.flatten())),
                 Err(rejected) => rejections.push(rejected),
             }
+            let log = put(change).and_then(|listener| self.compile_log(listener, services));
+            delta.logged.push((change.key().name.clone(), log));
         }
         if rejections.is_empty() { Ok(delta) } else { Err(rejections) }
     }
@@ -83,9 +90,15 @@ impl ListenerCompiler {
             }
         }
         let sink = services.span_sinks.sink(&settings.exporter);
-        // The thread for the tasks of plugins has no requests.
-        let workers = services.workers.saturating_sub(1);
-        Ok(Some(Arc::new(ListenerTracing::new(settings.clone(), sink, workers))))
+        Ok(Some(Arc::new(ListenerTracing::new(settings.clone(), sink, workers(services)))))
+    }
+
+    fn compile_log(&self, listener: &Resource, services: &Services) -> Option<Arc<ListenerLog>> {
+        let Body::Listener(settings) = listener.body() else { return None };
+        let settings = settings.access_log.as_ref()?;
+        let before = self.logs.get(&listener.key().name);
+        let same = before.filter(|before| before.settings == *settings);
+        Some(same.map_or_else(|| Arc::new(ListenerLog::new(settings.clone(), workers(services))), Arc::clone))
     }
 
     fn compile_tls(
@@ -126,11 +139,22 @@ impl ListenerCompiler {
                 None => self.tracing.remove(name),
             };
         }
+        for (name, log) in &delta.logged {
+            match log {
+                Some(log) => self.logs.insert(name.clone(), Arc::clone(log)),
+                None => self.logs.remove(name),
+            };
+        }
     }
 
     /// The tracing of a listener; `None`: there is none.
     pub(super) fn tracing(&self, name: &Name) -> Option<&Arc<ListenerTracing>> {
         self.tracing.get(name)
+    }
+
+    /// The access log of a listener; `None`: it has no settings of its own.
+    pub(super) fn access_log(&self, name: &Name) -> Option<&Arc<ListenerLog>> {
+        self.logs.get(name)
     }
 
     pub(super) fn span_sinks(&self) -> impl Iterator<Item = &Arc<SpanSink>> {
@@ -141,4 +165,9 @@ impl ListenerCompiler {
     pub(super) fn tls(&self, name: &Name) -> Option<&Arc<ListenerTls>> {
         self.tls.get(name)
     }
+}
+
+/// The number of threads with requests: that for the tasks of plugins has none.
+fn workers(services: &Services) -> usize {
+    services.workers.saturating_sub(1)
 }

@@ -30,6 +30,7 @@ use crate::core::map::Map;
 use crate::core::slots::SlotTable;
 use crate::services::{Checking, Services};
 use crate::source::{Candidate, Rejected};
+use crate::telemetry::access_log::ListenerLog;
 use crate::telemetry::spans::{ListenerTracing, SpanSink};
 use crate::telemetry::{Cells, Scope};
 use crate::upstream::Upstream;
@@ -182,6 +183,11 @@ impl Compiled {
     /// The TLS settings of a listener; `None`: cleartext.
     pub fn listener_tls(&self, name: &Name) -> Option<&Arc<ListenerTls>> {
         self.listeners.tls(name)
+    }
+
+    /// The access log of a listener; `None`: it has no settings of its own.
+    pub fn listener_log(&self, name: &Name) -> Option<&Arc<ListenerLog>> {
+        self.listeners.access_log(name)
     }
 
     /// The tracing of a listener; `None`: there is none.

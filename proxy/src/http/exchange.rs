@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, StatusCode, request};
 use signalbox_config::Name;
 use signalbox_plugin::host::{self, Kept};
-use signalbox_plugin::{Hooks, Outcomes};
+use signalbox_plugin::trace_context::{TraceContext, hex_span_id, hex_trace_id};
+use signalbox_plugin::{Exchange as PluginNotes, Hooks, Outcomes};
 
 use super::attempt_record::AttemptRecord;
 use super::downstream::Downstream;
@@ -27,10 +28,9 @@ use crate::active::Step;
 use crate::core::failure::Failure;
 use crate::core::filters::FilterError;
 use crate::core::outcome::Outcome;
-use crate::telemetry::access_log::Entry;
+use crate::telemetry::access_log::{Entry, View};
 use crate::telemetry::{End, EndedRequest, Flag, Key, Latency, SharedCounts, StreamKind, TracedLatency};
 use crate::upstream::{ExchangeError, Target, TargetBody, UpstreamError};
-use signalbox_plugin::trace_context::{TraceContext, hex_span_id, hex_trace_id};
 
 /// One request and its response. If it is dropped before it is complete, the client has gone.
 pub struct Exchange {
@@ -88,22 +88,23 @@ impl Exchange {
     /// Begins an exchange with a request's head. It is boxed, because it moves often.
     #[inline]
     pub fn begin(downstream: Rc<Downstream>, head: &request::Parts) -> Box<Self> {
-        let worker = &downstream.worker;
-        let log = worker.log.is_some().then(|| Logged::new(worker.buffer(), head));
-        Self::new(downstream, log)
+        let request = RequestContext::new(downstream);
+        let (worker, own) = (&request.downstream.worker, request.listener.access_log.as_deref());
+        let is_logged = worker.log.is_some() && own.is_none_or(|own| own.settings.enabled);
+        let log = is_logged.then(|| Logged::new(worker.buffer(), head, own));
+        Self::new(request, log)
     }
 
     /// Begins an exchange for input that is not a valid request head.
     pub fn begin_refused(downstream: Rc<Downstream>, failure: Failure) -> Box<Self> {
         let log = downstream.worker.log.is_some().then(Logged::without_head);
-        let mut exchange = Self::new(downstream, log);
+        let mut exchange = Self::new(RequestContext::new(downstream), log);
         exchange.accounting.status = failure.status().as_u16();
         exchange.accounting.flag = failure.flag();
         exchange
     }
 
-    fn new(downstream: Rc<Downstream>, log: Option<Logged>) -> Box<Self> {
-        let request = RequestContext::new(downstream);
+    fn new(request: RequestContext, log: Option<Logged>) -> Box<Self> {
         let attempts = AttemptRecord::new(request.started);
         let accounting = Accounting {
             status: 0,
@@ -295,6 +296,16 @@ impl Exchange {
         }
     }
 
+    /// Records the response's headers, as far as the access log shows them. `notes` have those that plugins add.
+    #[inline]
+    pub(super) fn note_headers(&mut self, headers: &HeaderMap, notes: Option<&PluginNotes>) {
+        if let Some(own) = &self.request.listener.access_log
+            && let Some(log) = &mut self.accounting.log
+        {
+            log.keep_response(own, headers, notes);
+        }
+    }
+
     /// Records the response's status and flag.
     #[inline]
     pub fn set_answer(&mut self, status: u16, flag: Flag) {
@@ -456,20 +467,34 @@ impl Exchange {
             let culprit = culprit.as_ref().map_or("", Name::as_str);
             let shadow = plugged.as_ref().map(|plugged| plugged.shadow_answers.take()).unwrap_or_default();
             let shown = self.entry(&entry, time, duration, (culprit, &shadow));
-            if let Some(log) = &worker.log {
-                log.write(&worker.stats, &shown);
-            }
+            self.write_line(&entry, &shown);
             if let Some(plugged) = &plugged
                 && let Some(watch) = plugged.watch.take()
             {
                 watch.show(&shown, &plugged.kept.borrow(), worker.index);
             }
-            worker.keep_buffer(entry.head.into_memory());
+            worker.keep_buffer(entry.into_memory());
         }
         if let Some(plugged) = plugged {
             drop_kept(plugged.kept.take());
         }
         self.request.downstream.request_ends(now);
+    }
+
+    /// Writes its line of the access log, if it has one.
+    #[inline]
+    fn write_line(&self, logged: &Logged, entry: &Entry<'_>) {
+        let worker = &self.request.downstream.worker;
+        let Some(log) = &worker.log else { return };
+        match &self.request.listener.access_log {
+            None => log.write(&worker.stats, &logged.head, entry),
+            Some(own) => {
+                if let Some(weight) = own.weight(entry, worker.index) {
+                    let (settings, parts) = (&own.settings, logged.parts.as_deref());
+                    log.write_as(&worker.stats, View { settings, parts, entry, weight });
+                }
+            }
+        }
     }
 
     /// Exports the spans, and records for the log where they are.
@@ -525,9 +550,9 @@ impl Exchange {
             trace_id: log.trace_id.as_ref().map_or(b"", |id| id),
             span_id: log.span_id.as_ref().map_or(b"", |id| id),
             client: request.client().text.as_bytes(),
-            head: &log.head,
             status: accounting.status,
             flags: accounting.flag.as_str(),
+            grpc_status: accounting.grpc_status.get(),
             route: request.route.as_ref().map_or("", |route| &route.stats.name),
             upstream: attempts.upstream.as_ref().map_or("", |upstream| upstream.name.as_str()),
             upstream_error: attempts.error.map_or("", UpstreamError::as_str),

@@ -106,6 +106,7 @@ pub async fn handle(
         exchange.request.downstream.worker.keep_headers(std::mem::take(&mut head.headers));
         notes
     });
+    exchange.note_headers(&reply.parts.headers, notes.as_deref());
     if let Content::Target(body) = &mut reply.content
         && !body.is_end()
         && (method.is_head || has_no_body(reply.parts.status))

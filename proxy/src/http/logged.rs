@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, Uri, Version, header, request};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request};
 use signalbox_config::Name;
-use signalbox_plugin::LogRecord;
+use signalbox_plugin::{Exchange as PluginNotes, LogRecord};
 
-use crate::telemetry::access_log;
+use crate::telemetry::access_log::{self, ListenerLog, Parts};
 use crate::upstream::Target;
 
 /// The data that is kept for the access log alone.
 #[derive(Default)]
 pub(super) struct Logged {
     pub(super) head: access_log::Head,
+    /// The parts of heads, in the place of `head`, for a listener with settings of its own.
+    pub(super) parts: Option<Box<Parts>>,
     /// In hexadecimal digits.
     pub(super) trace_id: Option<[u8; 32]>,
     /// The same of the request's span, if that is exported.
@@ -22,8 +24,8 @@ pub(super) struct Logged {
 }
 
 impl Logged {
-    /// Copies the logged parts of `head` into `memory`.
-    pub(super) fn new(memory: Vec<u8>, head: &request::Parts) -> Self {
+    /// Copies the logged parts of `head` into `memory`. `own` are the listener's settings, if it has any.
+    pub(super) fn new(memory: Vec<u8>, head: &request::Parts, own: Option<&ListenerLog>) -> Self {
         let (mut host, mut user_agent) = (None, None);
         // One pass takes less time than two look-ups.
         for (name, value) in &head.headers {
@@ -44,8 +46,42 @@ impl Logged {
         };
         let user_agent = user_agent.map_or(&b""[..], HeaderValue::as_bytes);
         let (method, path) = (head.method.as_str(), head.uri.path());
-        let head = access_log::Head::new(memory, method, host, path, protocol, user_agent);
-        Self { head, ..Self::default() }
+        let Some(own) = own else {
+            let head = access_log::Head::new(memory, method, host, path, protocol, user_agent);
+            return Self { head, ..Self::default() };
+        };
+        let whole = head.uri.path_and_query().filter(|_| own.settings.query.is_some());
+        let path = whole.map_or(path, |whole| whole.as_str());
+        let mut parts = Parts::new(memory, method, host, path, protocol, user_agent);
+        for name in &own.settings.request_headers {
+            parts.push_header(head.headers.get_all(name).iter().map(HeaderValue::as_bytes));
+        }
+        Self { parts: Some(Box::new(parts)), ..Self::default() }
+    }
+
+    /// Copies the response headers that `own` shows. Those of plugins are in their notes.
+    pub(super) fn keep_response(
+        &mut self,
+        own: &ListenerLog,
+        headers: &HeaderMap,
+        notes: Option<&PluginNotes>,
+    ) {
+        let Some(parts) = &mut self.parts else { return };
+        for name in &own.settings.response_headers {
+            let is_replaced = notes.is_some_and(|notes| notes.replaces(name));
+            let targets = headers.get_all(name).iter().filter(|_| !is_replaced);
+            let added = notes.into_iter().flat_map(PluginNotes::response_headers);
+            let added = added.filter(|(added, _)| *added == name).map(|(_, value)| value);
+            parts.push_header(targets.chain(added).map(HeaderValue::as_bytes));
+        }
+    }
+
+    /// Returns its memory, for the next head.
+    pub(super) fn into_memory(self) -> Vec<u8> {
+        match self.parts {
+            Some(parts) => parts.into_memory(),
+            None => self.head.into_memory(),
+        }
     }
 
     /// Creates the entry of an exchange without a head.

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests to all but clippy")]
 
+mod access_log;
 mod answers;
 mod attacks;
 mod balancing;

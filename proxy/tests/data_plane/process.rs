@@ -29,7 +29,7 @@ impl Process {
         Self::start_by(Command::new(PROGRAM), document, more).await
     }
 
-    async fn start_by(command: Command, document: &str, more: &[&str]) -> Self {
+    pub(crate) async fn start_by(command: Command, document: &str, more: &[&str]) -> Self {
         Self::start_with(command, "", document, more).await
     }
 
@@ -123,7 +123,7 @@ impl Drop for Process {
     }
 }
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_signalbox-proxy");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_signalbox-proxy");
 
 fn spawn(mut command: Command, file: &Path, admin: SocketAddr, more: &[&str]) -> Child {
     command
