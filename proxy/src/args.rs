@@ -142,7 +142,8 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_METRICS_ROUTES", value_name = "COUNT", default_value = "4096")]
     pub metrics_routes: usize,
 
-    /// Destination of the access log: `stdout`, `off` or the path of a file.
+    /// Destination of the access log: `stdout`, `off`, the path of a file, or a collector of syslog: `syslog:udp://HOST:PORT`,
+    /// `syslog:tcp://HOST:PORT` or `syslog:unix:/dev/log`.
     #[arg(long, env = "SIGNALBOX_ACCESS_LOG", value_name = "WHERE", default_value = "stdout")]
     pub access_log: Destination,
 
@@ -301,6 +302,7 @@ mod tests {
             "--admin-address=unix:",
             "--admin-token=short",
             "--guard-metrics",
+            "--access-log=syslog:tcp://logs.example",
         ] {
             let bad = bad.split(' ');
             let bad: Vec<_> = std::iter::once("signalbox-proxy").chain(bad).collect();

@@ -27,9 +27,9 @@ use crate::telemetry::access_log;
 /// The interval at which unused state is released.
 const FORGET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Threads that are not workers: the control runtime's, those that may block, the access log's, that of plugins' tasks, and the one
-/// that exports spans.
-const OTHER_THREADS: u64 = 6;
+/// Threads that are not workers: the control runtime's, those that may block, the access log's and its look-up of a name, that of plugins'
+/// tasks, and the one that exports spans.
+const OTHER_THREADS: u64 = 7;
 
 /// Open files that are not connections of clients or to targets: the admin server's connections, logs, name lookups.
 const OTHER_FILES: u64 = 128;

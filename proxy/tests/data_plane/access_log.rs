@@ -1,6 +1,8 @@
-//! The access log of listeners with settings of their own, and of outputs that fail.
+//! The access log of listeners with settings of their own, and its destinations.
 
-use std::net::SocketAddr;
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -12,7 +14,7 @@ use serde_json::Value;
 use signalbox_proxy::telemetry::access_log;
 
 use crate::harness::{
-    AnyBody, Backend, Client, Harness, Wire, block_on, forward_over, forward_to, full, raw, until,
+    AnyBody, Backend, Client, Harness, Wire, block_on, forward_over, forward_to, full, nobody, raw, until,
 };
 use crate::process::{PROGRAM, Process};
 use crate::telling::{lines, metrics};
@@ -252,6 +254,76 @@ fn the_status_of_a_grpc_call_is_logged_wherever_it_stands() {
     });
 }
 
+/// Sends a request with a path of its own until the collector has a message of it.
+async fn arrives(process: &Process, mut receive: impl FnMut() -> Vec<u8>) -> String {
+    let mut client = Client::connect(process.address).await;
+    let mut received = Vec::new();
+    client.get("/ok/syslog").await;
+    until("the message arrives", || {
+        received.extend(receive());
+        String::from_utf8_lossy(&received).contains("/ok/syslog")
+    })
+    .await;
+    String::from_utf8(received).unwrap()
+}
+
+fn check_message(message: &str) {
+    let fields: Vec<_> = message.splitn(8, ' ').collect();
+    assert_eq!((fields[0], fields[3], fields[5], fields[6]), ("<134>1", "signalbox-proxy", "access", "-"));
+    let line: Value = serde_json::from_str(fields[7]).unwrap();
+    assert_eq!(line["path"], "/ok/syslog");
+}
+
+#[test]
+fn lines_go_to_a_collector_of_syslog() {
+    block_on(async {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp.set_nonblocking(true).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let unix = UnixDatagram::bind(&path).unwrap();
+        unix.set_nonblocking(true).unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let datagram = |received: std::io::Result<usize>, mut bytes: Vec<u8>| {
+            bytes.truncate(received.unwrap_or(0));
+            bytes
+        };
+        let to = format!("syslog:udp://{}", udp.local_addr().unwrap());
+        let process = Process::start(ROUTES, &["--access-log", &to]).await;
+        let message = arrives(&process, || {
+            let mut bytes = vec![0; 9000];
+            datagram(udp.recv(&mut bytes), bytes)
+        });
+        check_message(&message.await);
+        let to = format!("syslog:unix:{}", path.display());
+        let process = Process::start(ROUTES, &["--access-log", &to]).await;
+        let message = arrives(&process, || {
+            let mut bytes = vec![0; 9000];
+            datagram(unix.recv(&mut bytes), bytes)
+        });
+        check_message(&message.await);
+        let to = format!("syslog:tcp://{}", tcp.local_addr().unwrap());
+        let process = Process::start(ROUTES, &["--access-log", &to]).await;
+        let mut stream = None;
+        let message = arrives(&process, || {
+            if stream.is_none() {
+                stream = tcp.accept().ok().map(|(stream, _)| {
+                    stream.set_nonblocking(true).unwrap();
+                    stream
+                });
+            }
+            let mut bytes = vec![0; 9000];
+            let received = stream.as_mut().map_or(Ok(0), |stream| stream.read(&mut bytes));
+            datagram(received, bytes)
+        });
+        let counted = message.await;
+        let (length, message) = counted.split_once(' ').unwrap();
+        assert_eq!(length.parse::<usize>().unwrap(), message.len());
+        check_message(message);
+    });
+}
+
 /// The lines that the proxy counts as dropped.
 async fn dropped(admin: SocketAddr) -> f64 {
     let metrics = Client::connect(admin).await.get("/metrics").await;
@@ -268,6 +340,58 @@ async fn lose(process: &Process, count: f64) {
         assert_eq!(client.get("/ok").await.status, 200);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[test]
+fn a_collector_that_is_away_harms_no_request_and_gets_lines_once_it_is_back() {
+    block_on(async {
+        let address = nobody();
+        let to = format!("syslog:tcp://{address}");
+        let process = Process::start(ROUTES, &["--access-log", &to]).await;
+        lose(&process, 10.0).await;
+        let tcp = TcpListener::bind(address).unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let mut client = Client::connect(process.address).await;
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let mut stream = loop {
+            assert!(std::time::Instant::now() < deadline, "it is not connected to again");
+            assert_eq!(client.get("/ok").await.status, 200);
+            if let Ok((stream, _)) = tcp.accept() {
+                break stream;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut begin = [0; 11];
+        tokio::task::block_in_place(|| stream.read_exact(&mut begin)).unwrap();
+        assert!(std::str::from_utf8(&begin).unwrap().contains(" <134>1 "), "{begin:?}");
+    });
+}
+
+#[test]
+fn a_collector_that_never_reads_slows_no_request_and_takes_no_memory() {
+    block_on(async {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = format!("syslog:tcp://{}", tcp.local_addr().unwrap());
+        let listener = ", limits: {header_size: 128KiB}";
+        let mut process = Process::listening_with(listener, ROUTES, &["--access-log", &to]).await;
+        // Lines of 60 KiB fill the sockets' buffers, the queue and all that may be kept, several times over.
+        let agent = "x".repeat(60 << 10);
+        let mut client = Client::connect(process.address).await;
+        client.send(get("/ok", &[("user-agent", &agent)])).await;
+        let before = process.peak_memory();
+        for _ in 0..2000 {
+            assert_eq!(client.send(get("/ok", &[("user-agent", &agent)])).await.status, 200);
+        }
+        let grown = process.peak_memory() - before;
+        assert!(grown < 64 << 20, "{grown} bytes");
+        // The writer has given up meanwhile, or does soon.
+        lose(&process, 1.0).await;
+        process.terminate();
+        assert!(process.ended().await.success());
+        drop(tcp);
+    });
 }
 
 #[test]

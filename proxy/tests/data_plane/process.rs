@@ -35,7 +35,12 @@ impl Process {
 
     /// Runs a file whose listener has further fields.
     pub(crate) async fn listening(listener: &str, document: &str) -> Self {
-        Self::start_with(Command::new(PROGRAM), listener, document, &[]).await
+        Self::listening_with(listener, document, &[]).await
+    }
+
+    /// The same with further arguments.
+    pub(crate) async fn listening_with(listener: &str, document: &str, more: &[&str]) -> Self {
+        Self::start_with(Command::new(PROGRAM), listener, document, more).await
     }
 
     async fn start_with(command: Command, listener: &str, document: &str, more: &[&str]) -> Self {

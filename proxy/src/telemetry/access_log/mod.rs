@@ -17,10 +17,12 @@ mod lost;
 mod parts;
 mod queue;
 mod redact;
+mod resolve;
+mod syslog;
 mod text;
 mod writer;
 
-pub use destination::Destination;
+pub use destination::{Destination, HostPort, SyslogAddress};
 pub use entry::Entry;
 pub use json::Head;
 pub use listener_log::ListenerLog;

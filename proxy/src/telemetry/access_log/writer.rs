@@ -10,6 +10,7 @@ use tracing::{error, info};
 use super::destination::Destination;
 use super::lost::Lost;
 use super::queue::{Returned, Sender, channel};
+use super::syslog::Syslog;
 
 /// The number of buffers that may wait for the writer; together 16 MiB.
 const QUEUE: usize = 64;
@@ -21,6 +22,7 @@ enum Output {
         /// True if a write that failed may have left a part of a line.
         is_partial: bool,
     },
+    Syslog(Box<Syslog>),
 }
 
 /// Starts the writer; `None` if there is no access log. The thread ends after the last sender is dropped and
@@ -28,7 +30,7 @@ enum Output {
 ///
 /// # Errors
 ///
-/// If the file cannot be opened.
+/// If the file cannot be opened. A collector of syslog may come later.
 pub fn start(destination: &Destination) -> io::Result<Option<(Sender, JoinHandle<()>)>> {
     if *destination == Destination::Off {
         return Ok(None);
@@ -80,12 +82,14 @@ impl Output {
             Destination::Off => Box::new(io::sink()),
             Destination::Stdout => Box::new(io::stdout()),
             Destination::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
+            Destination::Syslog(address) => return Ok(Self::Syslog(Box::new(Syslog::new(address.clone())))),
         };
         Ok(Self::Bytes { bytes, is_partial: false })
     }
 
     fn write(&mut self, buffer: &[u8]) -> Result<(), Lost> {
         match self {
+            Self::Syslog(syslog) => syslog.write(buffer),
             Self::Bytes { bytes, is_partial } => {
                 let begun = if std::mem::take(is_partial) { bytes.write_all(b"\n") } else { Ok(()) };
                 begun.and_then(|()| bytes.write_all(buffer)).and_then(|()| bytes.flush()).map_err(|error| {
