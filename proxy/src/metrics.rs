@@ -5,6 +5,7 @@ pub mod described;
 use std::ops::Range;
 
 use signalbox_config::{Body, Kind, Name, RevisionId};
+use signalbox_plugin::trace_context::hex_trace_id;
 use signalbox_process::process_metrics;
 use signalbox_process::prometheus::{Durations, Exemplar, Exposition, Family, Labels, Metric, Native};
 
@@ -19,7 +20,6 @@ use crate::telemetry::{
     Class, Counted, Flag, HandshakeFailure, Latencies, StreamKind, Totals, TracedLatency, TrafficSums,
     WorkerStats,
 };
-use signalbox_plugin::trace_context::hex_trace_id;
 
 /// The state of the process beside its data plane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1072,6 +1072,35 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /**
+         * @description The access log of a listener's requests. Absent: a line of JSON for every request, without headers and queries. A proxy's
+         *     `--access-log` says where lines go, and if there are any.
+         */
+        AccessLogSpec: {
+            /** @description False: no request has a line. Default true. */
+            enabled?: boolean | null;
+            /**
+             * @description The format of lines: `json` (default), `combined` as nginx writes it, `common` (the Common Log Format), or `{template: TEXT}`, a
+             *     text with Envoy's command operators, such as `%START_TIME% %REQ(:METHOD)% %RESPONSE_CODE%`.
+             */
+            format?: components["schemas"]["LogFormat"] | null;
+            /**
+             * @description Shows the query in `path`, with `REDACTED` in the place of the values of parameters that usually are secrets (`token`, `sig`,
+             *     `code`, …). Default false: the path alone.
+             */
+            query?: boolean | null;
+            /** @description Further secrets that lines must not show. */
+            redact?: components["schemas"]["LogRedactionSpec"] | null;
+            /**
+             * @description The request headers that lines show, as the client sent them; at most 16. Names that tell of credentials are refused, such as
+             *     `authorization`, `cookie` and `x-api-key`. Of a value, 256 bytes are shown. For the format `json`.
+             */
+            request_headers?: string[];
+            /** @description The response headers that lines show; likewise. */
+            response_headers?: string[];
+            /** @description Leaves out most lines of requests that went well. Absent: every request has a line. */
+            sample?: components["schemas"]["LogSampleSpec"] | null;
+        };
         /** @description The action of a route. */
         ActionKind: "forward" | "redirect" | "respond";
         /** @description Active checks as people write them. */
@@ -1956,6 +1985,8 @@ export interface components {
         };
         /** @description A listener as the API returns it: its specification without secrets, and its meta. */
         Listener: {
+            /** @description The access log of requests: which of them have a line, and what it shows. Absent: a line of JSON for each. */
+            access_log?: components["schemas"]["AccessLogSpec"] | null;
             /** @description IP address and port: `0.0.0.0:8080`, `[::]:8080`. A proxy's `--listener NAME=ADDRESS` overrides it. */
             address: string;
             /** @description A description for people. */
@@ -2011,6 +2042,8 @@ export interface components {
         ListenerProtocol: "http" | "https";
         /** @description A listener as people write it. */
         ListenerSpec: {
+            /** @description The access log of requests: which of them have a line, and what it shows. Absent: a line of JSON for each. */
+            access_log?: components["schemas"]["AccessLogSpec"] | null;
             /** @description IP address and port: `0.0.0.0:8080`, `[::]:8080`. A proxy's `--listener NAME=ADDRESS` overrides it. */
             address: string;
             /** @description A description for people. */
@@ -2096,9 +2129,46 @@ export interface components {
              */
             slow_start?: components["schemas"]["Duration"] | null;
         };
+        /** @description `json`: an object a line; `combined`: as nginx writes it; `common`: the Common Log Format; or `{template: TEXT}`, a text with Envoy's command operators */
+        LogFormat: ("json" | "combined" | "common") | {
+            /**
+             * Template
+             * @description A text with Envoy's command operators.
+             * @example %START_TIME% "%REQ(:METHOD)% %REQ(:PATH)%" %RESPONSE_CODE%
+             */
+            template: string;
+        };
         /** @description A token to log in with. */
         LogIn: {
             token: string;
+        };
+        /** @description Further secrets that lines must not show. */
+        LogRedactionSpec: {
+            /**
+             * @description Names of query parameters whose values are shown as `REDACTED`, whatever their case; at most 64. Needs `query`.
+             * @example [
+             *       "invitation"
+             *     ]
+             */
+            query?: string[];
+        };
+        /**
+         * @description The lines that are left out. Every request has its line whose status is not from 200 to 299, that has a response flag, a gRPC status
+         *     other than OK, or was slow; of each `every` others on a worker, one has, chosen at random. A line has the field `weight`, the number
+         *     of requests that it stands for.
+         */
+        LogSampleSpec: {
+            /**
+             * Format: uint32
+             * @description One of this many has a line, from 1 to 1000000.
+             * @example 100
+             */
+            every: number;
+            /**
+             * @description Requests that took this long or longer are slow, from 1ms to 1h; default 1s.
+             * @example 1s
+             */
+            slow?: components["schemas"]["Duration"] | null;
         };
         /** @description The reason why a route does not take a request. */
         LostBy: "fleet" | "listener" | "method" | "header" | "query" | "priority" | "host_rank" | "path_kind" | "path_rank" | "slash_rank" | "method_rank" | "header_count" | "query_count" | "name";

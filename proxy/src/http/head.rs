@@ -12,13 +12,13 @@ pub use signalbox_config::arrival::{Claims, remove_claims};
 pub(super) use signalbox_config::arrival::{X_FORWARDED_PROTO, X_REQUEST_ID};
 use signalbox_config::{ClientCertificate, host};
 use signalbox_plugin::grpc::is_grpc;
+use signalbox_plugin::trace_context::{self, TRACEPARENT, TRACESTATE, TraceContext};
 use signalbox_plugin::{Consumers, Exchange as PluginNotes};
 use smallvec::SmallVec;
 
 use super::trace::TraceFields;
 use crate::core::failure::Failure;
 use crate::core::fields::{KEEP_ALIVE, PROXY_CONNECTION};
-use signalbox_plugin::trace_context::{self, TRACEPARENT, TRACESTATE, TraceContext};
 
 /// Request fields whose values rarely repeat, or that identify a client.
 const SELDOM_REPEATED: [HeaderName; 4] = [X_REQUEST_ID, TRACEPARENT, TRACESTATE, X_FORWARDED_FOR];

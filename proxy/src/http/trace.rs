@@ -11,6 +11,9 @@ use signalbox_config::{BaggageTrust, ParentSampling, PathMatch, TraceContextTrus
 use signalbox_plugin::grpc;
 use signalbox_plugin::otlp::nanoseconds;
 use signalbox_plugin::otlp::span::{Attributes, Kind, MAX_TEXT, Parent, SpanHead, Status, cut, encode};
+use signalbox_plugin::trace_context::{
+    RANDOM, SAMPLED, SpanId, TRACEPARENT, TRACESTATE, TraceContext, TraceId, Traceparent, hex_span_id,
+};
 use smallvec::SmallVec;
 
 use super::worker_context::WorkerContext;
@@ -20,9 +23,6 @@ use crate::core::identify::Identifier;
 use crate::telemetry::Flag;
 use crate::telemetry::spans::{ListenerTracing, Sampled};
 use crate::upstream::{Target, Upstream};
-use signalbox_plugin::trace_context::{
-    RANDOM, SAMPLED, SpanId, TRACEPARENT, TRACESTATE, TraceContext, TraceId, Traceparent, hex_span_id,
-};
 
 /// The trace of a request that came by a listener with tracing.
 pub(super) struct Trace {

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use signalbox_config::{SampleRatio, Tracing};
+use signalbox_plugin::trace_context::TraceId;
 
 use super::sink::SpanSink;
-use signalbox_plugin::trace_context::TraceId;
 
 /// The tracing of a listener, as requests see it. It is kept while its configuration stays.
 #[derive(Debug)]
