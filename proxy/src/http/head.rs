@@ -22,6 +22,7 @@ use crate::core::fields::{KEEP_ALIVE, PROXY_CONNECTION};
 
 /// Request fields whose values rarely repeat, or that identify a client.
 const SELDOM_REPEATED: [HeaderName; 4] = [X_REQUEST_ID, TRACEPARENT, TRACESTATE, X_FORWARDED_FOR];
+
 /// The fields of a head that the proxy has to handle, found in one pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HeaderFlags(u32);
