@@ -10,6 +10,7 @@ use crate::auth::{Credentials, TokenFlags};
 use crate::board::{Board, Sharing};
 use crate::health_report::HealthReports;
 use crate::metrics::Metrics;
+use crate::outbound::Collector;
 use crate::publish::Publisher;
 use crate::rest::{self, Services};
 use crate::rollout::Rollouts;
@@ -239,11 +240,7 @@ async fn start(
         shutdown.clone(),
     );
     part(tasks, Arc::clone(&webhooks).run());
-    let (spans, exporter) = Spans::new(collector, &replica);
-    if let Some(exporter) = exporter {
-        part(tasks, exporter.run(shutdown.clone()));
-    }
-    part(tasks, follow_rollouts(Arc::clone(&spans), Arc::clone(&rollouts), shutdown.clone()));
+    let spans = start_spans(collector, &replica, &rollouts, shutdown, tasks);
 
     // Bound only now: who has not loaded the set must not be connected to.
     let listener = {
@@ -283,6 +280,22 @@ async fn start(
     part(tasks, feed);
     site.open(router);
     Ok(())
+}
+
+/// Starts what sends spans.
+fn start_spans(
+    collector: Option<Collector>,
+    replica: &str,
+    rollouts: &Arc<Rollouts>,
+    shutdown: &CancellationToken,
+    tasks: &mut JoinSet<Result<()>>,
+) -> Arc<Spans> {
+    let (spans, exporter) = Spans::new(collector, replica);
+    if let Some(exporter) = exporter {
+        part(tasks, exporter.run(shutdown.clone()));
+    }
+    part(tasks, follow_rollouts(Arc::clone(&spans), Arc::clone(rollouts), shutdown.clone()));
+    spans
 }
 
 /// Reads certificate files again when they change, until `shutdown`.

@@ -1,7 +1,7 @@
 //! The proxy process: from its arguments to its exit.
 
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -82,12 +82,7 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     let access_log = access_log::start(&args.access_log).context("cannot open the access log")?;
     let (log_sender, log_thread) = access_log.unzip();
     tokio::spawn(reopen_log_on_sighup(log_sender.as_ref().map(access_log::Sender::reopening)));
-    let taken = match &args.takeover {
-        Some(path) => hot_restart::take(path)
-            .with_context(|| format!("cannot take over from the proxy at {}", path.display()))?,
-        None => None,
-    };
-    let (mut inherited, predecessor) = taken.unzip();
+    let (mut inherited, predecessor) = take_over(args.takeover.as_deref())?.unzip();
     let is_successor = predecessor.is_some();
     let admin_socket = inherited.as_mut().and_then(|inherited| admin_socket(inherited, &args.admin_address));
     let blobs = Arc::new(BlobDir::new(args.data_dir.join("blobs")));
@@ -182,6 +177,12 @@ async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
         log_written(log_thread.as_ref()).await;
     }
     Ok(())
+}
+
+/// Takes the sockets of the proxy that runs at this path, if there is one.
+fn take_over(path: Option<&Path>) -> Result<Option<(Vec<InheritedSockets>, Predecessor)>> {
+    let Some(path) = path else { return Ok(None) };
+    hot_restart::take(path).with_context(|| format!("cannot take over from the proxy at {}", path.display()))
 }
 
 /// How long the connections of the admin server may take to end.

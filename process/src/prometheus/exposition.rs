@@ -115,7 +115,7 @@ impl Exposition {
         let name = family_name(metric, self.format).unwrap_or(name);
         match self.format {
             Format::Text => {
-                self.push(format_args!("# HELP {name} {help}\n# TYPE {name} {}\n", kind.as_str()))
+                self.push(format_args!("# HELP {name} {help}\n# TYPE {name} {}\n", kind.as_str()));
             }
             Format::OpenMetrics => {
                 let help = Escaped(help);

@@ -168,7 +168,7 @@ impl World {
 
     /// Only one request in so many comes.
     fn quiet(mut self, one_in: u64) -> Self {
-        for cell in self.now.iter_mut() {
+        for cell in &mut self.now {
             let part = cell.point.split(one_in).swap_remove(0);
             cell.point = part;
         }
@@ -355,6 +355,13 @@ fn faults_of_upstreams() -> Vec<Fault> {
             "upstream/users",
             &["8.0 %"],
         ),
+    ]
+}
+
+/// Routes, proxies and the whole.
+fn faults_of_routes_and_proxies() -> Vec<Fault> {
+    let world = World::new;
+    vec![
         (
             "one route of an upstream fails",
             world().fail(ITEMS, 40, ""),
@@ -580,6 +587,7 @@ fn faults_of_latency_and_clients() -> Vec<Fault> {
 fn each_fault_becomes_one_incident_by_the_right_rule() {
     let mut faults = faults_of_the_fleet();
     faults.extend(faults_of_upstreams());
+    faults.extend(faults_of_routes_and_proxies());
     faults.extend(faults_of_changes());
     faults.extend(faults_of_latency_and_clients());
     assert!(faults.len() >= 40, "{}", faults.len());
