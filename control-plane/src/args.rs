@@ -87,7 +87,7 @@ pub struct Args {
 
     /// URL of an OpenTelemetry collector, like http://collector:4318, that gets spans of the admin API's requests and of rollouts by
     /// OTLP over HTTP; /v1/traces is added to its path. Without this flag OTEL_EXPORTER_OTLP_ENDPOINT counts
-    #[arg(long, env = "SIGNALBOX_OTLP_ENDPOINT")]
+    #[arg(long, env = "SIGNALBOX_OTLP_ENDPOINT", hide_env_values = true)]
     pub otlp_endpoint: Option<String>,
 
     /// Headers of these calls: NAME=VALUE, comma-separated. Without this flag OTEL_EXPORTER_OTLP_HEADERS counts
@@ -111,18 +111,41 @@ pub struct Args {
 const MAX_HEADERS: usize = 32;
 
 impl Args {
-    /// The collector of spans; `None`: there is none. The error names what is wrong, and quotes no header's value.
+    /// The collector of spans; `None`: there is none. An error names what is wrong, and quotes neither URL nor headers, which may hold secrets.
+    /// The standard variables are meant for many programs, so what cannot be used there is only warned about.
     pub fn collector(&self) -> Result<Option<Collector>, String> {
-        let or_standard = |given: &Option<String>, name| given.clone().or_else(|| std::env::var(name).ok());
-        let endpoint = or_standard(&self.otlp_endpoint, "OTEL_EXPORTER_OTLP_ENDPOINT");
-        let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_empty()) else { return Ok(None) };
-        let headers = or_standard(&self.otlp_headers, "OTEL_EXPORTER_OTLP_HEADERS").unwrap_or_default();
-        let url =
-            collector_url(&endpoint).map_err(|reason| format!("--otlp-endpoint {endpoint:?}: {reason}"))?;
-        let headers = collector_headers(&headers).map_err(|reason| format!("--otlp-headers: {reason}"))?;
-        Ok(Some(Collector { url, headers }))
+        let headers = |text: &Option<String>| collector_headers(text.as_deref().unwrap_or_default());
+        if let Some(endpoint) = &self.otlp_endpoint {
+            let url = collector_url(endpoint).map_err(|reason| format!("--otlp-endpoint: {reason}"))?;
+            let headers = match &self.otlp_headers {
+                None => headers(&std::env::var(OTEL_HEADERS).ok())
+                    .map_err(|reason| format!("{OTEL_HEADERS}: {reason}")),
+                given => headers(given).map_err(|reason| format!("--otlp-headers: {reason}")),
+            };
+            return Ok(Some(Collector { url, headers: headers? }));
+        }
+        let standard = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let Some(endpoint) = standard(OTEL_ENDPOINT) else { return Ok(None) };
+        let is_off = standard("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let is_grpc = standard("OTEL_EXPORTER_OTLP_PROTOCOL").is_some_and(|protocol| protocol == "grpc");
+        let found = match (is_off, is_grpc) {
+            (true, _) => return Ok(None),
+            (_, true) => Err("the protocol grpc is not spoken here".to_owned()),
+            _ => collector_url(&endpoint).and_then(|url| {
+                let headers = headers(&self.otlp_headers.clone().or_else(|| standard(OTEL_HEADERS)))?;
+                Ok(Collector { url, headers })
+            }),
+        };
+        let warn = |reason: String| {
+            tracing::warn!(reason, "{OTEL_ENDPOINT} cannot be used: there are no spans of this control plane")
+        };
+        Ok(found.map_err(warn).ok())
     }
 }
+
+/// The variables that programs have in common.
+const OTEL_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const OTEL_HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
 
 fn collector_url(endpoint: &str) -> Result<Uri, String> {
     let url: Uri = endpoint.parse().map_err(|error| format!("it is no URL: {error}"))?;

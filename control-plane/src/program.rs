@@ -240,7 +240,7 @@ async fn start(
         shutdown.clone(),
     );
     part(tasks, Arc::clone(&webhooks).run());
-    let spans = start_spans(collector, &replica, &rollouts, shutdown, tasks);
+    let spans = start_spans(collector, &replica, (&publisher, &rollouts), shutdown, tasks);
 
     // Bound only now: who has not loaded the set must not be connected to.
     let listener = {
@@ -286,7 +286,7 @@ async fn start(
 fn start_spans(
     collector: Option<Collector>,
     replica: &str,
-    rollouts: &Arc<Rollouts>,
+    (publisher, rollouts): (&Arc<Publisher>, &Arc<Rollouts>),
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<Result<()>>,
 ) -> Arc<Spans> {
@@ -294,7 +294,8 @@ fn start_spans(
     if let Some(exporter) = exporter {
         part(tasks, exporter.run(shutdown.clone()));
     }
-    part(tasks, follow_rollouts(Arc::clone(&spans), Arc::clone(rollouts), shutdown.clone()));
+    let (publisher, rollouts) = (Arc::clone(publisher), Arc::clone(rollouts));
+    part(tasks, follow_rollouts(Arc::clone(&spans), publisher, rollouts, shutdown.clone()));
     spans
 }
 

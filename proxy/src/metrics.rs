@@ -187,21 +187,19 @@ fn requests(page: &mut Exposition, shown: &Shown<'_>) {
 
 fn route_durations(page: &mut Exposition, shown: &Shown<'_>) {
     let ShownRoutes { own, others_traffic, .. } = shown.routes;
+    // They are read once: to read them takes the memory from the caches of the workers.
+    let own: Vec<_> = own.iter().filter_map(|(route, _)| Some((route, route.traffic.read()?))).collect();
     let mut family = page.family(&metric::ROUTE_DURATION);
-    for (route, _) in own {
-        if let Some(sums) = route.traffic.read() {
-            let exemplars = exemplars(&route.exemplars.read());
-            route_duration(&mut family, &route.name, &sums, &exemplars);
-        }
+    for (route, sums) in &own {
+        let exemplars = exemplars(&route.exemplars.read());
+        route_duration(&mut family, &route.name, sums, &exemplars);
     }
     if others_traffic.requests() > 0 {
         route_duration(&mut family, OTHERS, others_traffic, &[]);
     }
     let mut family = page.family(&metric::ROUTE_FIRST_BYTE);
-    for (route, _) in own {
-        if let Some(sums) = route.traffic.read() {
-            route_first_byte(&mut family, &route.name, &sums);
-        }
+    for (route, sums) in &own {
+        route_first_byte(&mut family, &route.name, sums);
     }
     if others_traffic.requests() > 0 {
         route_first_byte(&mut family, OTHERS, others_traffic);

@@ -31,8 +31,8 @@ use crate::span_export;
 use crate::tasks::{self, RunningTask, RunningTasks};
 use crate::telemetry::spans;
 use crate::telemetry::{
-    ConsumerTraffic, Counter, Exemplars, Generations, Histogram, Scope, Series, Totals, TrafficGroup,
-    TrafficSums, WorkerStats, access_log, process_cpu_us,
+    ConsumerTraffic, Counter, Exemplars, Generations, Histogram, Scope, Series, Totals, TrafficCounts,
+    TrafficGroup, TrafficSums, WorkerStats, access_log, process_cpu_us,
 };
 use crate::worker::{self, Command};
 
@@ -494,8 +494,9 @@ impl DataPlane for Proxy {
         for upstream in compiled.active.upstreams.iter() {
             let sums = upstream.stats.traffic.read().map(|mut sums| {
                 let view = upstream.members.view();
-                let failed = view.targets.iter().map(|target| ((&*target.label).into(), target.failed()));
-                sums.failed_targets = failed.filter(|(_, count)| *count > 0).collect();
+                let failed = view.targets.iter().filter(|target| target.failed() > 0);
+                sums.failed_targets =
+                    failed.map(|target| (target.to_string().into(), target.failed())).collect();
                 sums
             });
             add(TrafficScope::Upstream, upstream.name.as_str().into(), sums);
@@ -574,10 +575,9 @@ impl DataPlane for Proxy {
 /// The most deleted routes whose last requests are kept for the time series, which nobody may read.
 const MAX_FORGOTTEN: usize = 4096;
 
-/// The most routes, and the most upstreams, whose requests are counted apart for time series: at most 4,096, and at most 256 MiB. Each takes
-/// some 2,300 bytes for each worker.
+/// The most routes, and the most upstreams, whose requests are counted apart for time series: at most 4,096, and at most 256 MiB.
 fn most_counted_apart(workers: usize) -> usize {
-    ((256 << 20) / (workers.max(1) * 2304)).min(4096)
+    ((256 << 20) / (workers.max(1) * TrafficCounts::SIZE)).min(4096)
 }
 
 /// Marks the counters of the watched routes and upstreams, as far as `compiled` has them.

@@ -47,6 +47,7 @@ pub(super) struct Proxy {
     pub(super) traffic: Option<ProxyTraffic>,
     pub(super) listeners: BTreeMap<String, String>,
     /// The address of its admin server, as it reported it; empty: it did not.
+    #[serde(default)]
     pub(super) admin_address: String,
     /// The number of the last purge that it carried out.
     #[serde(default)]

@@ -524,16 +524,31 @@ mod tests {
     use crate::board::{EndedBy, Event, Node};
     use crate::store;
 
-    fn opened(id: &str) -> Event {
-        let node = Node {
+    fn node(id: &str) -> Node {
+        Node {
             plugin_types: None,
             id: id.into(),
             fleet: "default".into(),
             labels: Default::default(),
             version: String::new(),
             address: String::new(),
-        };
-        Event::Opened { stream: 1, node, presented: None, link: Default::default() }
+        }
+    }
+
+    fn opened(id: &str) -> Event {
+        Event::Opened { stream: 1, node: node(id), presented: None, link: Default::default() }
+    }
+
+    #[test]
+    fn the_row_of_an_earlier_version_is_read() {
+        let state = r#"{"node":{"id":"a","fleet":"default","labels":{},"version":"","address":"","plugin_types":null},
+            "replica":"","instance":"","connected":false,"lost":false,"connected_at_us":0,"first_seen_us":0,"last_seen_us":0,
+            "sent":0,"epoch":"","applied":7,"verified":false,"acked_at_us":null,"reported":null,"error":null,
+            "rejections":[],"drifted":false,"traffic":null,"listeners":{},"purged":0,"warnings":[],"process":"",
+            "replaced":[],"duplicate":null}"#;
+        let row = ProxyRow { state: state.to_owned(), ..proxy_row(&Proxy::new(&node("a"))).unwrap() };
+        let proxy = parse_proxy(&row).expect("a row without the fields of later versions");
+        assert_eq!((proxy.applied, proxy.admin_address.as_str()), (7, ""));
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ pub(super) fn culprit<'a>(
         );
         of.fold(Share::default(), |sum, (_, share)| sum.plus(*share))
     };
-    for revision in facts.suspects(fleet) {
+    for revision in facts.suspects(failures, fleet) {
         let [new, old] = [true, false].map(|newest| share_of(newest, revision.number));
         if new.requests < MIN_REQUESTS {
             continue;
@@ -38,7 +38,7 @@ pub(super) fn culprit<'a>(
                 if changed.is_empty() { String::new() } else { format!(", which changed {changed}") };
             let why = format!(
                 "Only proxies that serve {by}{changes}, {} ({}, the others {})",
-                if failures == Failures::Server { "fail so often" } else { "are so slow" },
+                if matches!(failures, Failures::Slow(_)) { "are so slow" } else { "fail so often" },
                 ratio(new),
                 ratio(old)
             );

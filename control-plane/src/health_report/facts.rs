@@ -22,8 +22,8 @@ pub(super) struct Facts {
     pub(super) before: HashMap<SeriesKey, Point>,
     /// The last revisions, the newest first.
     pub(super) revisions: Vec<RevisionFacts>,
-    /// For each fleet whose requests fail: when that was seen first, in seconds since 1970.
-    pub(super) failing_since: HashMap<Arc<str>, u64>,
+    /// For each fleet with requests that go wrong, by how they do: when that was seen first, in seconds since 1970.
+    pub(super) failing_since: HashMap<(Arc<str>, Trouble), u64>,
     /// The present second.
     pub(super) at: u64,
 }
@@ -36,6 +36,21 @@ pub(super) struct RevisionFacts {
     /// When it was committed, in microseconds since 1970.
     pub(super) committed_at_us: i64,
     pub(super) changed: Vec<ResourceKey>,
+}
+
+/// The way in which requests go wrong. Each has a begin of its own, from which the revision before it is blamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Trouble {
+    /// They fail with a status of 500 and above.
+    Failing,
+    /// They are slow.
+    Slow,
+    /// They match no route.
+    Unmatched,
+    /// They are refused with a status from 400 to 499.
+    Refused,
+    /// Clients give them up.
+    GivenUp,
 }
 
 /// The failures that a rule is about.
@@ -74,7 +89,22 @@ impl RevisionFacts {
 }
 
 impl Failures {
+    pub(super) fn trouble(self) -> Trouble {
+        match self {
+            Self::Server | Self::Overload => Trouble::Failing,
+            Self::Client => Trouble::Refused,
+            Self::NoRoute => Trouble::Unmatched,
+            Self::Aborted => Trouble::GivenUp,
+            Self::Slow(_) => Trouble::Slow,
+        }
+    }
+
     pub(super) fn of(self, point: &Point) -> Share {
+        // A version of the proxy that does not tell flags says nothing about them.
+        let has_no_flags = point.flags.is_empty() && (point.server_errors > 0 || point.client_errors > 0);
+        if matches!(self, Self::Overload | Self::Aborted) && has_no_flags {
+            return Share::default();
+        }
         let failures = match self {
             Self::Server => point.server_errors,
             Self::Client => point.client_errors.saturating_sub(flagged(point, &ABORTED)),
@@ -139,8 +169,13 @@ impl Facts {
     }
 
     /// The last revisions that may be the reason of what is wrong with a fleet: those shortly before it was seen first.
-    pub(super) fn suspects(&self, fleet: &Arc<str>) -> impl Iterator<Item = &RevisionFacts> {
-        let since = self.failing_since.get(fleet).copied().unwrap_or(self.at);
+    pub(super) fn suspects(
+        &self,
+        failures: Failures,
+        fleet: &Arc<str>,
+    ) -> impl Iterator<Item = &RevisionFacts> {
+        let key = (Arc::clone(fleet), failures.trouble());
+        let since = self.failing_since.get(&key).copied().unwrap_or(self.at);
         self.revisions.iter().filter(move |revision| {
             let committed = revision.committed_s();
             committed <= since && committed + BLAMED_FOR >= since

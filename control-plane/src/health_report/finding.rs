@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::facts::Trouble;
 use super::significance::Share;
 
 /// A rule.
@@ -49,6 +50,26 @@ pub struct Resource {
     pub kind: String,
     /// The name; of a target, its upstream's name and its address.
     pub name: String,
+}
+
+impl Rule {
+    /// The way in which requests go wrong, if the rule is about requests.
+    pub(super) fn trouble(self) -> Option<Trouble> {
+        Some(match self {
+            Self::Rejected | Self::Database | Self::Lost => return None,
+            Self::Overload
+            | Self::Revision
+            | Self::Target
+            | Self::Proxy
+            | Self::Upstream
+            | Self::Route
+            | Self::Fleet => Trouble::Failing,
+            Self::Slow => Trouble::Slow,
+            Self::NoRoute => Trouble::Unmatched,
+            Self::ClientErrors => Trouble::Refused,
+            Self::Clients => Trouble::GivenUp,
+        })
+    }
 }
 
 /// The result of a rule that has found something.

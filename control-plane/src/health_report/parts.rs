@@ -19,6 +19,9 @@ pub(super) const PARTS: [(Rule, IsKind); 3] = [
     ROUTES[0],
 ];
 
+/// The proxies alone.
+pub(super) const PROXIES: [(Rule, IsKind); 1] = [PARTS[0]];
+
 /// The routes alone.
 pub(super) const ROUTES: [(Rule, IsKind); 1] =
     [(Rule::Route, |dimension| matches!(dimension, Dimension::Route(name) if !name.is_empty()))];

@@ -10,31 +10,44 @@ use signalbox_rollout::gate::histogram::Histogram;
 use super::blame::{culprit, ways_back};
 use super::facts::{Facts, Failures};
 use super::finding::{Finding, Resource, Rule, capitalized, counted, penalty, ratio};
-use super::parts::{MOST, PARTS, ROUTES, narrowest, resource_of};
-use super::significance::{MIN_REQUESTS, Share};
+use super::parts::{MOST, PARTS, PROXIES, ROUTES, narrowest, resource_of};
+use super::significance::{MIN_FAILURES, MIN_REQUESTS, Share};
 use crate::stats::{Dimension, Point, Tally};
 
 /// Requests that proxies refuse because they have too much to do.
 pub(super) fn overloaded(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
-    let [now, before] = facts.shares(Failures::Overload, fleet, &Dimension::All);
+    let failures = Failures::Overload;
+    let [now, before] = facts.shares(failures, fleet, &Dimension::All);
     let [failing, _] = facts.shares(Failures::Server, fleet, &Dimension::All);
     // Where more fails for other reasons, these are the first to know.
-    if !now.is_worse_than(before) || (now.failures as f64) < MOST * failing.failures as f64 {
+    if !is_unusual(now, before) || (now.failures as f64) < MOST * failing.failures as f64 {
         return None;
     }
     let proxies = facts.present().filter(|proxy| *proxy.fleet == **fleet).count();
     let per_second = now.requests / WINDOW_S;
+    let narrowest = narrowest(facts, failures, fleet, &PROXIES);
+    let dimension = narrowest.map_or(Dimension::All, |(_, dimension)| dimension);
+    let resource = resource_of(fleet, &dimension);
+    let whose = match dimension {
+        Dimension::All => String::new(),
+        _ => format!(". Most of them were refused by proxy `{}`", resource.name),
+    };
+    let what = format!(
+        "{} of the requests of fleet `{fleet}` are refused because proxies have too much to do (OM): {} for some {per_second} requests per second{whose}",
+        ratio(now),
+        counted(proxies, "proxy", "proxies"),
+    );
+    let (why, actions) = match culprit(facts, failures, fleet, &resource) {
+        Some((revision, why)) => (format!(". {why}"), ways_back(revision)),
+        None => (String::new(), Vec::new()),
+    };
     Some(Finding {
         rule: Rule::Overload,
-        resource: Resource { kind: "fleet".into(), name: fleet.to_string() },
+        resource,
         fleet: Some(Arc::clone(fleet)),
-        sentence: format!(
-            "{} of the requests of fleet `{fleet}` are refused because proxies have too much to do (OM): {} for some {per_second} requests per second",
-            ratio(now),
-            counted(proxies, "proxy", "proxies"),
-        ),
+        sentence: what + &why,
         evidence: json!({"fleet": fleet, "requests": now.requests, "refused": now.failures, "proxies": proxies}),
-        actions: Vec::new(),
+        actions,
         penalty: penalty(now),
     })
 }
@@ -46,6 +59,9 @@ const WINDOW_S: u64 = 60;
 pub(super) fn failing(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
     let failures = Failures::Server;
     let all = facts.shares(failures, fleet, &Dimension::All);
+    if all[0].failures < MIN_FAILURES {
+        return None;
+    }
     let narrowest = narrowest(facts, failures, fleet, &PARTS);
     let (rule, dimension) = match &narrowest {
         Some((rule, dimension)) => (*rule, dimension.clone()),
@@ -104,16 +120,20 @@ fn failing_target(facts: &Facts, fleet: &Arc<str>) -> Option<(String, String, u6
     let [total, _] = facts.shares(Failures::Server, fleet, &Dimension::All);
     let upstreams = facts.parts(Failures::Server, fleet, |it| matches!(it, Dimension::Upstream(_)));
     let (dimension, share) = upstreams.into_iter().max_by_key(|(_, share)| share.failures)?;
-    let failed = &facts.point(fleet, &dimension)?.failed_targets;
-    let (target, failures) = failed.iter().max_by_key(|(_, failures)| *failures)?;
-    let has_most = share.failures as f64 >= MOST * total.failures as f64
-        && failures as f64 >= MOST * failed.sum() as f64;
+    let point = facts.point(fleet, &dimension)?;
+    let (target, failures) = point.failed_targets.iter().max_by_key(|(_, failures)| *failures)?;
+    let (failed, has_failed) = (share.failures as f64, failures as f64);
+    // A request that never came to a target fails without an attempt, and an attempt fails without its request where another one succeeds.
+    let has_most = failed >= MOST * total.failures as f64
+        && has_failed >= MOST * point.failed_targets.sum() as f64
+        && has_failed >= MOST * failed;
     has_most.then(|| (resource_of(fleet, &dimension).name, target.to_owned(), failures))
 }
 
 /// The reason why most requests fail, as a sentence without its end; `None`: they have several, or their targets answered so.
 fn cause(point: &Point) -> Option<&'static str> {
-    let (flag, count) = point.flags.iter().max_by_key(|(_, count)| *count)?;
+    let of_server = point.flags.iter().filter(|(flag, _)| !matches!(*flag, "NR" | "DC" | "DPE"));
+    let (flag, count) = of_server.max_by_key(|(_, count)| *count)?;
     if (count as f64) < MOST * point.server_errors as f64 {
         return None;
     }
@@ -141,10 +161,10 @@ pub(super) fn slow(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
     let bucket = facts.usual_latency(fleet)?;
     let failures = Failures::Slow(bucket);
     let [now, before] = facts.shares(failures, fleet, &Dimension::All);
-    let narrowest = narrowest(facts, failures, fleet, &PARTS);
     if !now.is_worse_than(before) || now.ratio() < MANY {
         return None;
     }
+    let narrowest = narrowest(facts, failures, fleet, &PARTS);
     let milliseconds = (Histogram::bound(bucket) / 1000.0).round();
     let dimension = narrowest.map_or(Dimension::All, |(_, dimension)| dimension);
     let resource = resource_of(fleet, &dimension);
@@ -174,13 +194,15 @@ pub(super) fn slow(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
 
 /// Requests that match no route.
 pub(super) fn unmatched(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
-    let [now, before] = facts.shares(Failures::NoRoute, fleet, &Dimension::All);
+    let failures = Failures::NoRoute;
+    let [now, before] = facts.shares(failures, fleet, &Dimension::All);
     if !is_unusual(now, before) {
         return None;
     }
     let is_routing = |kind: Kind| kind == Kind::Route || kind == Kind::Listener;
-    let deleted =
-        facts.suspects(fleet).find(|revision| revision.changed.iter().any(|key| is_routing(key.kind)));
+    let deleted = facts
+        .suspects(failures, fleet)
+        .find(|revision| revision.changed.iter().any(|key| is_routing(key.kind)));
     let why = deleted.map(|revision| {
         format!(
             ". Revision {} of {} changed routes or listeners, {} s ago",
@@ -218,8 +240,9 @@ pub(super) fn refused(facts: &Facts, fleet: &Arc<str>) -> Option<Finding> {
         format!(", most of them of route `{}`", resource_of(fleet, dimension).name)
     });
     let is_access = |kind: Kind| kind == Kind::Plugin || kind == Kind::Consumer;
-    let changed =
-        facts.suspects(fleet).find(|revision| revision.changed.iter().any(|key| is_access(key.kind)));
+    let changed = facts
+        .suspects(failures, fleet)
+        .find(|revision| revision.changed.iter().any(|key| is_access(key.kind)));
     let why = changed.map(|revision| {
         let names: Vec<String> = revision
             .changed

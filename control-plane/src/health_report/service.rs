@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use super::facts::{Facts, RevisionFacts};
+use super::facts::{Facts, RevisionFacts, Trouble};
 use super::finding::Finding;
 use super::incidents::{IncidentChange, Incidents, Report};
 use super::rules::look;
@@ -111,10 +111,16 @@ impl HealthReports {
             Health::ReadOnly => Some("it is read-only".to_owned()),
         };
         let begin = now_s().saturating_sub(DELAY + WINDOW);
-        let now = self.stats.counts((begin, u64::MAX), 10, |_| true);
-        // The parts of a fleet are compared with the whole, so their latencies of half an hour are not needed.
         let usual = (begin.saturating_sub(USUAL), begin.saturating_sub(WINDOW));
-        let before = self.stats.counts(usual, 60, |dimension| *dimension == Dimension::All);
+        let stats = Arc::clone(&self.stats);
+        // With thousands of series it takes some hundredths of a second.
+        let counted = tokio::task::spawn_blocking(move || {
+            let now = stats.counts((begin, u64::MAX), 10, |_| true);
+            // The parts of a fleet are compared with the whole, so their latencies of half an hour are not needed.
+            let before = stats.counts(usual, 60, |dimension| *dimension == Dimension::All);
+            (now, before)
+        });
+        let (now, before) = counted.await.unwrap_or_default();
         // Until the traffic of before is read, nothing is known to be unusual.
         let now = if self.stats.is_complete() { now } else { HashMap::new() };
         let (revisions, at) = (self.revisions().await, now_s());
@@ -143,14 +149,13 @@ impl HealthReports {
     }
 }
 
-/// The fleets whose requests fail. What was usual before is kept for them, because after half an hour the failures would be usual.
+/// The fleets whose requests go wrong. What was usual before is kept for them, because after half an hour the failures would be usual.
 #[derive(Default)]
 struct FailingFleets(HashMap<Arc<str>, Failing>);
 
 struct Failing {
-    /// When it was seen first and last, in seconds since 1970.
-    since: u64,
-    last: u64,
+    /// For each way in which they go wrong: when it was seen first and last, in seconds since 1970.
+    seen: HashMap<Trouble, (u64, u64)>,
     /// The requests of the half hour before.
     usual: HashMap<SeriesKey, Point>,
 }
@@ -165,23 +170,29 @@ impl FailingFleets {
     /// Gives the facts what was usual, and since when it is not.
     fn apply(&mut self, facts: &mut Facts) {
         let at = facts.at;
-        self.0.retain(|_, failing| at < failing.last + USUAL_AFTER && at < failing.since + LONGEST);
+        self.0.retain(|_, failing| {
+            failing.seen.retain(|_, (since, last)| at < *last + USUAL_AFTER && at < *since + LONGEST);
+            !failing.seen.is_empty()
+        });
         facts.before.retain(|key, _| !self.0.contains_key(&key.fleet));
         for (fleet, failing) in &self.0 {
-            facts.failing_since.insert(Arc::clone(fleet), failing.since);
+            let since =
+                failing.seen.iter().map(|(trouble, (since, _))| ((Arc::clone(fleet), *trouble), *since));
+            facts.failing_since.extend(since);
             facts.before.extend(failing.usual.iter().map(|(key, point)| (key.clone(), point.clone())));
         }
     }
 
     /// Notes what was found.
     fn note(&mut self, facts: &Facts, findings: &[Finding]) {
-        for fleet in findings.iter().filter_map(|finding| finding.fleet.as_ref()) {
+        let about = findings.iter().filter_map(|it| Some((it.fleet.as_ref()?, it.rule.trouble()?)));
+        for (fleet, trouble) in about {
             let failing = self.0.entry(Arc::clone(fleet)).or_insert_with(|| {
                 let usual = facts.before.iter().filter(|(key, _)| key.fleet == *fleet);
                 let usual = usual.map(|(key, point)| (key.clone(), point.clone())).collect();
-                Failing { since: facts.at, last: facts.at, usual }
+                Failing { seen: HashMap::new(), usual }
             });
-            failing.last = facts.at;
+            failing.seen.entry(trouble).or_insert((facts.at, facts.at)).1 = facts.at;
         }
     }
 }
@@ -221,6 +232,7 @@ fn now_s() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health_report::finding::Rule;
 
     fn facts(at: u64, failures: u64, usual_failures: u64) -> Facts {
         let key = SeriesKey { fleet: "edge".into(), dimension: Dimension::All };
@@ -228,6 +240,45 @@ mod tests {
         let [now, before] =
             [failures, usual_failures].map(|count| HashMap::from([(key.clone(), point(count))]));
         Facts { now, before, at, ..Facts::default() }
+    }
+
+    #[test]
+    fn another_trouble_does_not_keep_a_revision_from_being_blamed() {
+        let mut failing = FailingFleets::default();
+        let key = SeriesKey { fleet: "edge".into(), dimension: Dimension::All };
+        let at = |at, server_errors, client_errors| {
+            let now = Point { succeeded: 1000, server_errors, client_errors, ..Point::default() };
+            let before = Point { succeeded: 1000, ..Point::default() };
+            let revision = RevisionFacts {
+                number: 50,
+                author: "alice".into(),
+                committed_at_us: 7_990_000_000,
+                changed: vec!["plugin/auth".parse().unwrap()],
+            };
+            let (now, before) = (HashMap::from([(key.clone(), now)]), HashMap::from([(key.clone(), before)]));
+            let number = Point { succeeded: 1000, server_errors, ..Point::default() };
+            let mut now = now;
+            now.insert(SeriesKey { fleet: "edge".into(), dimension: Dimension::Revision(50) }, number);
+            Facts { now, before, revisions: vec![revision], at, ..Facts::default() }
+        };
+        for (second, server_errors, client_errors, is_blamed) in
+            [(1000, 0, 200, false), (1200, 0, 200, false), (1400, 0, 200, false), (8000, 300, 200, true)]
+        {
+            let mut facts = at(second, server_errors, client_errors);
+            failing.apply(&mut facts);
+            let findings = look(&facts);
+            failing.note(&facts, &findings);
+            assert!(!findings.is_empty());
+            let blamed = findings.iter().any(|finding| finding.rule == Rule::Revision);
+            assert_eq!(blamed, is_blamed, "{second}: {findings:?}");
+            // It goes on all the time.
+            for second in (second..8000).step_by(200) {
+                let mut facts = at(second, 0, 200);
+                failing.apply(&mut facts);
+                let findings = look(&facts);
+                failing.note(&facts, &findings);
+            }
+        }
     }
 
     #[test]

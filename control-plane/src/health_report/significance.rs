@@ -11,7 +11,7 @@ pub(super) struct Share {
 pub(super) const MIN_REQUESTS: u64 = 50;
 
 /// The fewest failures that say something.
-const MIN_FAILURES: u64 = 5;
+pub(super) const MIN_FAILURES: u64 = 5;
 
 /// The least difference of the shares.
 const MIN_DIFFERENCE: f64 = 0.005;

@@ -39,7 +39,7 @@ pub struct Services {
     pub stats: Arc<Stats>,
     /// The reports of what is wrong.
     pub health: Arc<HealthReports>,
-    /// What is sent to webhooks.
+    /// Sends events to webhooks.
     pub webhooks: Arc<Webhooks>,
     /// Takes the spans of requests.
     pub spans: Arc<Spans>,

@@ -96,12 +96,17 @@ impl Exporter {
         while let Ok(span) = self.queue.try_recv() {
             batch.push(span);
         }
+        let until = Instant::now() + LAST_CALLS;
         for part in batch.chunks(MAX_BATCH) {
-            if timeout(LAST_CALLS, self.deliver(part)).await.is_err() {
+            if timeout_at(until, self.deliver(part)).await.is_err() {
                 self.counts.failed.fetch_add(part.len() as u64, Ordering::Relaxed);
-                return;
             }
         }
+    }
+
+    /// The collector's host. The rest of the URL may hold a secret.
+    fn host(&self) -> &str {
+        self.collector.url.host().unwrap_or_default()
     }
 
     /// Sends a batch, and again where OTLP says so.
@@ -156,14 +161,18 @@ impl Exporter {
         self.counts.sent.fetch_add(spans - rejected, Ordering::Relaxed);
         self.counts.failed.fetch_add(rejected, Ordering::Relaxed);
         if std::mem::take(&mut self.is_failing) {
-            tracing::info!(url = %self.collector.url, "the collector takes spans again");
+            tracing::info!(collector = self.host(), "the collector takes spans again");
         }
     }
 
     fn failed(&mut self, spans: u64, reason: &str) {
         self.counts.failed.fetch_add(spans, Ordering::Relaxed);
         if !std::mem::replace(&mut self.is_failing, true) {
-            tracing::warn!(url = %self.collector.url, reason, "spans cannot be sent; this is not logged again until they can");
+            tracing::warn!(
+                collector = self.host(),
+                reason,
+                "spans cannot be sent; this is not logged again until they can"
+            );
         }
     }
 }

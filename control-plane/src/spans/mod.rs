@@ -81,7 +81,7 @@ impl Spans {
         self.queue.is_some()
     }
 
-    /// What became of the spans.
+    /// The number of spans by their result.
     pub fn totals(&self) -> SpanTotals {
         let [sent, failed, dropped] = [&self.counts.sent, &self.counts.failed, &self.counts.dropped]
             .map(|count| count.load(Ordering::Relaxed));

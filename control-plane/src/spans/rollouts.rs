@@ -11,13 +11,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Spans, context};
 use crate::board::{Rollout, RolloutState, RolloutStep};
+use crate::publish::Publisher;
 use crate::rollout::Rollouts;
 
 /// The ids of the last rollouts whose spans were taken.
 const KNOWN: usize = 256;
 
 /// Takes the spans of progressive rollouts that end while this control plane leads, until `shutdown`.
-pub async fn follow_rollouts(spans: Arc<Spans>, rollouts: Arc<Rollouts>, shutdown: CancellationToken) {
+pub async fn follow_rollouts(
+    spans: Arc<Spans>,
+    publisher: Arc<Publisher>,
+    rollouts: Arc<Rollouts>,
+    shutdown: CancellationToken,
+) {
     if !spans.is_on() {
         return;
     }
@@ -40,16 +46,19 @@ pub async fn follow_rollouts(spans: Arc<Spans>, rollouts: Arc<Rollouts>, shutdow
             known.pop_front();
         }
         known.push_back(rollout.id.clone());
-        spans_of(&rollout).into_iter().for_each(|span| spans.put(span));
+        let current = publisher.current();
+        spans_of(&current.snapshot.id().epoch, &rollout).into_iter().for_each(|span| spans.put(span));
     }
 }
 
-/// The spans of a rollout that has ended. Their ids follow from its id, so a control plane that takes over sends no others.
-fn spans_of(rollout: &Rollout) -> Vec<Buffer> {
+/// The spans of a rollout that has ended. Their ids follow from its id and the epoch, so a control plane that takes over sends no others, and
+/// another installation has others.
+fn spans_of(epoch: &str, rollout: &Rollout) -> Vec<Buffer> {
+    let hashed_id = |part: &str| hashed::<8>(&[epoch, &rollout.id, part]);
     let Some(end) = rollout.finished_at.as_deref().and_then(since_1970) else { return Vec::new() };
     let Some(start) = since_1970(&rollout.started_at) else { return Vec::new() };
-    let trace_id: [u8; 16] = hashed(&rollout.id, "trace");
-    let root: [u8; 8] = hashed(&rollout.id, "rollout");
+    let trace_id: [u8; 16] = hashed(&[epoch, &rollout.id, "trace"]);
+    let root = hashed_id("rollout");
     let has_failed = matches!(rollout.state, RolloutState::Failed | RolloutState::Aborted);
     let whole = SpanHead {
         context: context(trace_id, root),
@@ -78,7 +87,7 @@ fn spans_of(rollout: &Rollout) -> Vec<Buffer> {
         let next = began.iter().skip(index + 1).flatten().next();
         let step_end = next.copied().unwrap_or(end).clamp(start, end.max(start));
         let head = SpanHead {
-            context: context(trace_id, hashed(&rollout.id, &format!("step {index}"))),
+            context: context(trace_id, hashed_id(&format!("step {index}"))),
             parent: Parent::Local(root),
             state: &[],
             name: ["rollout step", "", "", ""],
@@ -111,11 +120,13 @@ fn put_step(attributes: &mut Attributes<'_>, rollout: &Rollout, index: usize, st
     attributes.text("signalbox.rollout.step.state", &step.state);
 }
 
-/// An id that follows from the rollout. All zeros, which no id may be, do not come out of a hash.
-fn hashed<const N: usize>(rollout: &str, part: &str) -> [u8; N] {
+/// An id that follows from these texts. All zeros, which no id may be, do not come out of a hash.
+fn hashed<const N: usize>(parts: &[&str]) -> [u8; N] {
     let mut id = [0; N];
     let mut hasher = blake3::Hasher::new();
-    hasher.update(rollout.as_bytes()).update(b"\0").update(part.as_bytes());
+    for part in parts {
+        hasher.update(part.as_bytes()).update(b"\0");
+    }
     hasher.finalize_xof().fill(&mut id);
     id
 }
@@ -155,8 +166,8 @@ mod tests {
             }))
             .unwrap()
         };
-        assert!(spans_of(&rollout(None, "running")).is_empty());
-        let failed = spans_of(&rollout(Some("2026-12-01T10:06:00Z"), "failed"));
+        assert!(spans_of("epoch", &rollout(None, "running")).is_empty());
+        let failed = spans_of("epoch", &rollout(Some("2026-12-01T10:06:00Z"), "failed"));
         let has = |span: &Buffer, part: &[u8]| span.windows(part.len()).any(|window| window == part);
         let [whole, first, second] = &failed[..] else { panic!("{}", failed.len()) };
         let nanoseconds = |text: &str| nanoseconds(since_1970(text).unwrap()).to_le_bytes();
@@ -166,13 +177,13 @@ mod tests {
             (second, "rollout step", "2026-12-01T10:05:00Z", "2026-12-01T10:06:00Z"),
         ] {
             assert!(has(span, name.as_bytes()) && has(span, b"signalbox.revision"), "{name}");
-            assert!(has(span, &hashed::<16>("41-edge", "trace")), "all are of one trace");
+            assert!(has(span, &hashed::<16>(&["epoch", "41-edge", "trace"])), "all are of one trace");
             assert!(has(span, &nanoseconds(start)) && has(span, &nanoseconds(end)), "{name}");
         }
-        let root = hashed::<8>("41-edge", "rollout");
+        let root = hashed::<8>(&["epoch", "41-edge", "rollout"]);
         assert!(has(first, &root) && has(second, &root), "the whole is their parent");
         assert!(has(whole, b"failed"));
-        let again = spans_of(&rollout(Some("2026-12-01T10:06:00Z"), "failed"));
+        let again = spans_of("epoch", &rollout(Some("2026-12-01T10:06:00Z"), "failed"));
         assert_eq!(again, failed, "whoever takes over sends the same");
     }
 }

@@ -9,6 +9,7 @@ use signalbox_proto::signalbox::report::v1::TrafficSeries;
 use signalbox_proto::signalbox::report::v1::traffic_series::Scope;
 
 use super::point::Point;
+use super::resolutions::RESOLUTIONS;
 use super::series::{Dimension, SeriesKey};
 
 /// The traffic that a control plane took in during a time.
@@ -56,6 +57,8 @@ impl Unsaved {
 
     pub(super) fn add(&mut self, at: u64, key: &SeriesKey, point: &Point) {
         let is_full = self.points.len() >= MAX_UNSAVED;
+        let coarse = if self.resolution > RESOLUTIONS[0] { point.without_targets() } else { None };
+        let point = coarse.as_ref().unwrap_or(point);
         let at = at - at % self.resolution;
         if let Some(sum) = self.points.get_mut(&(at, key.clone())) {
             sum.add(point);

@@ -7,6 +7,7 @@
 mod journal;
 mod point;
 mod query;
+mod resolutions;
 mod ring;
 mod rings;
 mod series;

@@ -55,6 +55,12 @@ impl Point {
         self.latency.merge(&other.latency);
     }
 
+    /// The same without the failures of targets, if it has any: they are for what is judged now.
+    pub fn without_targets(&self) -> Option<Self> {
+        let has_some = !self.failed_targets.is_empty();
+        has_some.then(|| Self { failed_targets: Tally::default(), ..self.clone() })
+    }
+
     /// Splits it into `parts` points that add up to it, as equal as they can be.
     pub fn split(&self, parts: u64) -> Vec<Self> {
         let parts = parts.max(1);
@@ -95,7 +101,7 @@ impl From<&TrafficSeries> for Point {
             bytes_in: series.bytes_in,
             bytes_out: series.bytes_out,
             latency: buckets.collect::<Vec<_>>().into(),
-            flags: Tally::from(&series.flags),
+            flags: Tally::of_flags(&series.flags),
             failed_targets: Tally::from(&series.failed_targets),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::journal::Row;
 use super::point::Point;
+use super::resolutions::{KEPT, RESOLUTIONS};
 use super::ring::Ring;
 use super::series::SeriesKey;
 use crate::store::StatsRow;
@@ -17,14 +18,10 @@ pub(super) struct Rings {
     covered: [HashMap<Arc<str>, u64>; 3],
 }
 
-const HOUR: u64 = 3600;
-const DAY: u64 = 24 * HOUR;
-
-/// The resolutions in seconds.
-pub(super) const RESOLUTIONS: [u64; 3] = [10, 60, 600];
-
-/// The time that rows of each resolution are kept, in seconds.
-pub(super) const KEPT: [u64; 3] = [HOUR, DAY, 7 * DAY];
+/// The part of a point that a ring keeps. Only the finest keeps the failures of targets.
+fn kept<'p>(ring: &Ring, point: &'p Point, coarse: Option<&'p Point>) -> &'p Point {
+    coarse.filter(|_| ring.resolution > RESOLUTIONS[0]).unwrap_or(point)
+}
 
 impl Rings {
     /// `since`: from which second on the finest resolution is complete. The others are read from the database.
@@ -43,8 +40,9 @@ impl Rings {
 
     /// Adds a point in every resolution.
     pub(super) fn add(&mut self, now: u64, at: u64, key: &SeriesKey, point: &Point) {
+        let coarse = point.without_targets();
         for ring in &mut self.rings {
-            ring.add(now, at, key, point);
+            ring.add(now, at, key, kept(ring, point, coarse.as_ref()));
         }
     }
 
@@ -59,7 +57,8 @@ impl Rings {
             }
             *covered = row.last;
             for cell in &row.cells {
-                ring.add(now, cell.at, &cell.key, &cell.point);
+                let coarse = cell.point.without_targets();
+                ring.add(now, cell.at, &cell.key, kept(ring, &cell.point, coarse.as_ref()));
             }
         }
     }

@@ -1,14 +1,14 @@
 //! Counts by name.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-/// Counts by name, of at most [`MOST`] names. Most series have none, and take no memory for it.
+/// Counts by name, of at most [`MOST`] names: beyond, the smallest counts are left out. Most series have none, and take no memory for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally(Vec<(Arc<str>, u64)>);
 
-/// The most names. Further ones are left out.
-const MOST: usize = 32;
+/// The most names.
+const MOST: usize = 16;
 
 /// The longest name, in bytes.
 const LONGEST: usize = 64;
@@ -43,11 +43,45 @@ impl Tally {
             Ok(place) => {
                 self.0.get_mut(place).into_iter().for_each(|(_, sum)| *sum = sum.saturating_add(count));
             }
-            Err(place) if self.0.len() < MOST && count > 0 => self.0.insert(place, (Arc::clone(name), count)),
-            Err(_) => {}
+            Err(_) if count == 0 => {}
+            Err(place) if self.0.len() < MOST => self.0.insert(place, (Arc::clone(name), count)),
+            Err(_) => self.replace_smallest(name, count),
         }
     }
 }
+
+impl Tally {
+    /// Takes the place of the smallest count, if this one is greater.
+    fn replace_smallest(&mut self, name: &Arc<str>, count: u64) {
+        let smallest = self.0.iter_mut().min_by_key(|(_, known)| *known);
+        if let Some(smallest) = smallest.filter(|(_, known)| *known < count) {
+            *smallest = (Arc::clone(name), count);
+            self.0.sort_unstable();
+        }
+    }
+
+    /// True if nothing is counted.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The flags among these counts; what is no flag is left out. Names are shared, as many series have them.
+    pub fn of_flags(counts: &HashMap<String, u64>) -> Self {
+        let mut tally = Self::default();
+        for flag in FLAGS.iter() {
+            if let Some(count) = counts.get(&**flag) {
+                tally.count(flag, *count);
+            }
+        }
+        tally
+    }
+}
+
+/// The flags that proxies tell.
+static FLAGS: LazyLock<Vec<Arc<str>>> = LazyLock::new(|| {
+    let flags = ["NR", "UH", "UF", "UO", "UT", "UC", "UPE", "DC", "DPE", "SI", "OM", "URX", "PP", "PA"];
+    flags.map(Arc::from).into()
+});
 
 impl From<&HashMap<String, u64>> for Tally {
     fn from(counts: &HashMap<String, u64>) -> Self {
@@ -80,8 +114,13 @@ mod tests {
         assert_eq!(sum.sum(), u64::MAX);
         assert_eq!(sum.map(|count| count / 2).iter().count(), 2);
         for number in 0..100 {
-            sum.add(&tally(&[(&format!("flag{number}"), 1)]));
+            sum.add(&tally(&[(&format!("name{number}"), 1)]));
         }
+        sum.add(&tally(&[("late", 2)]));
         assert_eq!(sum.iter().count(), MOST);
+        assert!(sum.iter().any(|(name, _)| name == "late"), "greater counts stay");
+        assert!(sum.iter().map(|(name, _)| name).is_sorted());
+        let flags = Tally::of_flags(&[("UT".to_owned(), 3), ("made up".to_owned(), 9)].into());
+        assert_eq!(flags.iter().collect::<Vec<_>>(), [("UT", 3)]);
     }
 }

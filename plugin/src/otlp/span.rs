@@ -69,7 +69,7 @@ pub struct SpanHead<'a> {
     pub start: u64,
     /// The end, likewise.
     pub end: u64,
-    /// Whether it failed.
+    /// An error if it failed.
     pub status: Status,
 }
 

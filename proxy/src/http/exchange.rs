@@ -431,7 +431,8 @@ impl Exchange {
             latency,
             first_byte,
             end: End::of(status, self.accounting.flag),
-            flag: self.accounting.flag,
+            // A response that broke off counts by its status, and so has no flag here.
+            flag: if status < 400 { Flag::None } else { self.accounting.flag },
             bytes_in: self.request.progress.as_ref().map_or(0, |progress| progress.bytes.get()),
             bytes_out: self.accounting.bytes_out,
         };

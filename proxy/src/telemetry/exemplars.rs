@@ -1,6 +1,6 @@
 //! Traces of requests, for the histograms of their durations.
 
-use std::array;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -8,9 +8,17 @@ use super::latencies::{Latencies, Latency};
 
 /// For each octave of latencies the last request whose trace is exported. Memory is allocated on the first.
 #[derive(Debug, Default)]
-pub struct Exemplars(OnceLock<Box<Mutex<Slots>>>);
+pub struct Exemplars(OnceLock<Box<Kept>>);
 
-type Slots = [Option<TracedLatency>; Latencies::OCTAVES];
+#[derive(Debug, Default)]
+struct Kept {
+    /// The time of the last one of each octave, in milliseconds since 1970.
+    last_ms: [AtomicU64; Latencies::OCTAVES],
+    slots: Mutex<[Option<TracedLatency>; Latencies::OCTAVES]>,
+}
+
+/// The time between two that are kept, in milliseconds.
+const PAUSE_MS: u64 = 100;
 
 /// The latency of a request whose trace is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +30,17 @@ pub struct TracedLatency {
 }
 
 impl Exemplars {
-    /// Keeps a request. It never waits: while another thread writes or reads, the request is left out.
+    /// Keeps a request, at most one of an octave in a tenth of a second. It never waits: while another thread writes or reads, the request is left out.
     pub fn record(&self, traced: TracedLatency) {
-        let slots = self.0.get_or_init(|| Box::new(Mutex::new(array::from_fn(|_| None))));
-        if let Ok(mut slots) = slots.try_lock()
+        let kept = self.0.get_or_init(Box::default);
+        let at = traced.at.as_millis() as u64;
+        let Some(last) = kept.last_ms.get(traced.latency.octave()) else { return };
+        // Workers that write all the time would take the memory from each other. The clock may have been set back.
+        if at.abs_diff(last.load(Ordering::Relaxed)) < PAUSE_MS {
+            return;
+        }
+        last.store(at, Ordering::Relaxed);
+        if let Ok(mut slots) = kept.slots.try_lock()
             && let Some(slot) = slots.get_mut(traced.latency.octave())
         {
             *slot = Some(traced);
@@ -34,8 +49,8 @@ impl Exemplars {
 
     /// The requests that are kept, by ascending latency.
     pub fn read(&self) -> Vec<TracedLatency> {
-        let Some(slots) = self.0.get() else { return Vec::new() };
-        slots.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().flatten().collect()
+        let Some(kept) = self.0.get() else { return Vec::new() };
+        kept.slots.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().flatten().collect()
     }
 }
 

@@ -33,7 +33,7 @@ type Cells = Box<[WorkerTraffic]>;
 #[repr(align(128))]
 struct WorkerTraffic {
     ends: [Counter; 4],
-    /// Of those that went wrong.
+    /// Requests that went wrong, by the place of their flag in [`Flag::ALL`].
     flags: [Counter; Flag::ALL.len()],
     bytes_in: Counter,
     bytes_out: Counter,
@@ -127,6 +127,9 @@ impl TrafficGroup {
 }
 
 impl TrafficCounts {
+    /// The memory for each worker, in bytes.
+    pub const SIZE: usize = size_of::<WorkerTraffic>();
+
     pub fn new(group: &Arc<TrafficGroup>) -> Self {
         Self { group: Arc::clone(group), cells: OnceLock::new() }
     }

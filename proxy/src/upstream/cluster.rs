@@ -54,6 +54,9 @@ pub struct UpstreamStats {
 #[derive(Debug)]
 pub struct InFlight(Arc<Target>);
 
+/// The most targets among which that of a failed request is looked for.
+const MAX_SEARCHED: usize = 256;
+
 impl Upstream {
     pub fn new(
         name: &Name,
@@ -142,10 +145,13 @@ impl Upstream {
         }
     }
 
-    /// Counts a failed request at the target at `endpoint`.
+    /// Counts a failed request at the target at `endpoint`. Of an upstream with very many targets, to find it would take too long.
     #[cold]
     pub fn count_failed(&self, endpoint: Endpoint) {
-        if let Some(target) = self.target_at(&self.members.view(), endpoint) {
+        let view = self.members.view();
+        if view.targets.len() <= MAX_SEARCHED
+            && let Some(target) = self.target_at(&view, endpoint)
+        {
             target.count_failed();
         }
     }

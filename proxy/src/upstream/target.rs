@@ -1,3 +1,4 @@
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -88,6 +89,14 @@ const FORGOTTEN: f64 = 0.05;
 
 /// The longest ejection, unless the base ejection is longer; Envoy's `max_ejection_time`.
 const MAX_EJECTION: Duration = Duration::from_secs(300);
+
+impl fmt::Display for Target {
+    /// Writes the configured form, with the address if that is another: a name may have several.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.address.to_string();
+        if *self.label == *address { f.write_str(&address) } else { write!(f, "{} ({address})", self.label) }
+    }
+}
 
 impl Target {
     pub fn new(label: &str, address: SocketAddr, now: Instant) -> Self {

@@ -6,7 +6,7 @@ use signalbox_config::ResourceKey;
 
 use super::look;
 use crate::board::{ProxyError, ProxyResourceError, ProxyRevision, ProxyState, ProxyStatus};
-use crate::health_report::facts::{Facts, RevisionFacts};
+use crate::health_report::facts::{Facts, RevisionFacts, Trouble};
 use crate::health_report::finding::{Finding, Rule};
 use crate::stats::{Dimension, Point, SeriesKey};
 
@@ -226,7 +226,7 @@ fn a_revision_is_blamed_if_only_its_proxies_fail_or_it_changed_what_fails() {
     );
     // It came after the failures.
     let mut earlier = facts(&after, &before, vec![revision(18, 30, &["upstream/u"])]);
-    earlier.failing_since.insert("edge".into(), NOW - 60);
+    earlier.failing_since.insert(("edge".into(), Trouble::Failing), NOW - 60);
     assert_eq!(found(&earlier)[0].0, Rule::Fleet);
     // It is too long ago, or cannot have to do with it.
     assert_eq!(blame(&after, vec![revision(18, 3600, &["upstream/u"])]).0, Rule::Fleet);

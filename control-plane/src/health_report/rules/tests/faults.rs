@@ -28,7 +28,7 @@ const REQUESTS: u64 = 1000;
 /// The bucket of the usual latencies, 5 ms.
 const USUAL: i32 = 98;
 
-/// What goes on.
+/// The state of the fleet.
 struct World {
     now: Vec<Cell>,
     before: Vec<Cell>,
@@ -160,6 +160,13 @@ impl World {
         self
     }
 
+    /// The same share failed before, when proxies did not tell why.
+    fn before_without_flags(mut self) -> Self {
+        self.before = self.now.clone();
+        self.before.iter_mut().for_each(|cell| cell.point.flags = Tally::default());
+        self
+    }
+
     /// There was no traffic before.
     fn new_fleet(mut self) -> Self {
         self.before.clear();
@@ -265,6 +272,27 @@ fn faults_of_the_fleet() -> Vec<Fault> {
             Rule::Overload,
             "fleet/edge",
             &["20 %", "(OM)", "4 proxies for some 200 requests per second"],
+        ),
+        (
+            "one proxy is too weak",
+            world().fail(P1, 40, "OM"),
+            Rule::Overload,
+            "proxy/p1",
+            &["10 %", "Most of them were refused by proxy `p1`"],
+        ),
+        (
+            "canaries have too much to do",
+            world().revise(P1, &["plugin/wasm"]).fail(NEW, 40, "OM"),
+            Rule::Overload,
+            "proxy/p1",
+            &["Only proxies that serve revision 8 of alice, which changed plugin `wasm`, fail so often"],
+        ),
+        (
+            "a limit is reached, and one attempt failed besides",
+            world().fail(SHOP, 20, "UO").target(ITEMS, 1, "10.0.0.7:80"),
+            Rule::Upstream,
+            "upstream/shop",
+            &["A limit of the upstream is reached"],
         ),
         (
             "few requests are refused for overload",
@@ -609,6 +637,10 @@ fn what_is_usual_or_too_little_is_no_incident() {
     for (name, world) in [
         ("all is well", world()),
         ("the same failures as always", world().fail(USERS, 30, "UT").always()),
+        (
+            "proxies that told no flags before",
+            world().fail(ALL, 2, "").abort(ALL, 3, "DC").before_without_flags(),
+        ),
         ("the same latencies as always", world().slow(ALL, 60, 40).always()),
         (
             "a few failures",
