@@ -293,9 +293,9 @@ fn start_spans(
     let (spans, exporter) = Spans::new(collector, replica);
     if let Some(exporter) = exporter {
         part(tasks, exporter.run(shutdown.clone()));
+        let (publisher, rollouts) = (Arc::clone(publisher), Arc::clone(rollouts));
+        part(tasks, follow_rollouts(Arc::clone(&spans), publisher, rollouts, shutdown.clone()));
     }
-    let (publisher, rollouts) = (Arc::clone(publisher), Arc::clone(rollouts));
-    part(tasks, follow_rollouts(Arc::clone(&spans), publisher, rollouts, shutdown.clone()));
     spans
 }
 

@@ -63,7 +63,8 @@ impl Exporter {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 first = self.queue.recv() => {
-                    let Some(first) = first else { return };
+                    // Nobody has spans any more: the control plane ends.
+                    let Some(first) = first else { return shutdown.cancelled().await };
                     let batch = self.gather(first, &shutdown).await;
                     tokio::select! {
                         () = self.deliver(&batch) => {}

@@ -24,9 +24,6 @@ pub async fn follow_rollouts(
     rollouts: Arc<Rollouts>,
     shutdown: CancellationToken,
 ) {
-    if !spans.is_on() {
-        return;
-    }
     let mut changes = rollouts.subscribe();
     let mut known = VecDeque::new();
     loop {
@@ -37,7 +34,8 @@ pub async fn follow_rollouts(
         let rollout = match change {
             Ok(rollout) => rollout,
             Err(RecvError::Lagged(_)) => continue,
-            Err(RecvError::Closed) => return,
+            // The control plane ends.
+            Err(RecvError::Closed) => return shutdown.cancelled().await,
         };
         if rollout.finished_at.is_none() || !rollouts.leads() || known.contains(&rollout.id) {
             continue;

@@ -197,10 +197,10 @@ mod tests {
             period.of_worker(worker).count(ms(1), status);
         }
         period.of_worker(1).count_watched(mark, ms(2), 503);
-        let buckets = BTreeMap::from([(79, 5)]);
+        let buckets = BTreeMap::from([(80, 5)]);
         assert_eq!(period.sums(), RequestSums { errors: 2, not_found: 2, buckets });
         assert_eq!(period.sums().requests(), 5);
-        let buckets = BTreeMap::from([(87, 1)]);
+        let buckets = BTreeMap::from([(88, 1)]);
         assert_eq!(period.sums_of(mark), RequestSums { errors: 1, not_found: 0, buckets });
         assert_eq!(period.sums_of(Mark::new(0, 0)), RequestSums::default());
         assert_eq!(period.sums_of(Mark::new(2, 0)), RequestSums::default());
