@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser};
-use http::header::{HeaderName, HeaderValue};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use http::{HeaderMap, Uri};
 use signalbox_process::ProcessArgs;
 
@@ -107,6 +109,9 @@ pub struct Args {
     pub openapi: bool,
 }
 
+/// The headers that follow from a call itself.
+const FRAMING: [HeaderName; 5] = [HOST, CONTENT_TYPE, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION];
+
 /// The most headers of calls to a collector.
 const MAX_HEADERS: usize = 32;
 
@@ -137,7 +142,10 @@ impl Args {
             }),
         };
         let warn = |reason: String| {
-            tracing::warn!(reason, "{OTEL_ENDPOINT} cannot be used: there are no spans of this control plane")
+            tracing::warn!(
+                reason,
+                "{OTEL_ENDPOINT} cannot be used: there are no spans of this control plane"
+            );
         };
         Ok(found.map_err(warn).ok())
     }
@@ -154,6 +162,9 @@ fn collector_url(endpoint: &str) -> Result<Uri, String> {
     }
     if url.authority().is_some_and(|authority| authority.as_str().contains('@')) || url.query().is_some() {
         return Err("it must have no user, no password and no query".to_owned());
+    }
+    if url.port().is_some() && url.port_u16().is_none_or(|port| port == 0) {
+        return Err("its port must be from 1 to 65535".to_owned());
     }
     let path = url.path().trim_end_matches('/');
     let path = if path.ends_with("/v1/traces") { path.to_owned() } else { format!("{path}/v1/traces") };
@@ -173,6 +184,9 @@ fn collector_headers(text: &str) -> Result<HeaderMap, String> {
         let mut value = HeaderValue::from_bytes(&decoded)
             .map_err(|_| format!("{name} has a value that no header can have"))?;
         value.set_sensitive(true);
+        if FRAMING.contains(&key) {
+            return Err(format!("{name} is set by the control plane"));
+        }
         headers.insert(key, value);
     }
     if headers.len() > MAX_HEADERS {
@@ -211,6 +225,7 @@ mod tests {
             ("ftp://collector", Err("must begin with")),
             ("http://user:secret@collector", Err("no user")),
             ("http://", Err("no URL")),
+            ("http://collector:99999", Err("port")),
         ] {
             let found = collector_url(endpoint).map(|url| url.to_string());
             match expected {
@@ -223,7 +238,7 @@ mod tests {
             (&headers["api-key"], &headers["x-team"]),
             (&"a b".parse().unwrap(), &"shop".parse().unwrap())
         );
-        for wrong in ["api-key", "a b=c", "key=secret%0Avalue"] {
+        for wrong in ["host=a", "api-key", "a b=c", "key=secret%0Avalue"] {
             let error = collector_headers(wrong).unwrap_err();
             assert!(!error.contains("secret"), "{error}");
         }

@@ -3,11 +3,13 @@
 mod exposition;
 mod format;
 mod protobuf;
+mod samples;
 
 use std::fmt::Write as _;
 
-pub use exposition::{Durations, Exemplar, Exposition, Family, Labels, Native, Number, Sink};
+pub use exposition::{Exposition, Family, Number, Sink};
 pub use format::Format;
+pub use samples::{Durations, Exemplar, Labels, Native};
 
 /// A metric as it is described: the source of its HELP and TYPE, and of its line in the documentation. [`metrics!`] defines some.
 #[derive(Debug)]

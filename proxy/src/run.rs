@@ -79,7 +79,8 @@ pub fn run(args: Args, types: Registry) -> Result<()> {
 async fn serve(args: Args, types: Registry, workers: usize) -> Result<()> {
     limits::survive_file_size_limit()?;
     let OpenFilesUse { max_connections, pipes } = use_open_files(workers, args.max_connections)?;
-    let access_log = access_log::start(&args.access_log).context("cannot open the access log")?;
+    let access_log = access_log::start(&args.access_log)
+        .with_context(|| format!("cannot open the access log {:?} (--access-log)", args.access_log))?;
     let (log_sender, log_thread) = access_log.unzip();
     tokio::spawn(reopen_log_on_sighup(log_sender.as_ref().map(access_log::Sender::reopening)));
     let (mut inherited, predecessor) = take_over(args.takeover.as_deref())?.unzip();

@@ -10,6 +10,9 @@ use super::significance::{MIN_REQUESTS, Share};
 use crate::board::{ProxyState, ProxyStatus};
 use crate::stats::{Dimension, Point, SeriesKey};
 
+/// Requests by the fleet and what they have in common.
+pub(super) type Traffic = HashMap<SeriesKey, Point>;
+
 /// The facts that the rules look at.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
@@ -17,9 +20,11 @@ pub(super) struct Facts {
     /// Why the database cannot be used; `None`: it can.
     pub(super) database: Option<String>,
     /// The requests of the last minute, by the fleet and what they have in common.
-    pub(super) now: HashMap<SeriesKey, Point>,
+    pub(super) now: Traffic,
     /// Likewise, of the half hour before.
-    pub(super) before: HashMap<SeriesKey, Point>,
+    pub(super) before: Traffic,
+    /// For each fleet with requests that go wrong, by how they do: the requests of the half hour before that began.
+    pub(super) pinned: HashMap<(Arc<str>, Trouble), Arc<Traffic>>,
     /// The last revisions, the newest first.
     pub(super) revisions: Vec<RevisionFacts>,
     /// For each fleet with requests that go wrong, by how they do: when that was seen first, in seconds since 1970.
@@ -137,8 +142,13 @@ impl Facts {
     /// The share of failures of a fleet, or a part of it: now, and before.
     pub(super) fn shares(&self, failures: Failures, fleet: &Arc<str>, dimension: &Dimension) -> [Share; 2] {
         let key = SeriesKey { fleet: Arc::clone(fleet), dimension: dimension.clone() };
-        [&self.now, &self.before]
+        [&self.now, self.usual(failures.trouble(), fleet)]
             .map(|points| points.get(&key).map(|point| failures.of(point)).unwrap_or_default())
+    }
+
+    /// The requests that a trouble of a fleet is compared with.
+    fn usual(&self, trouble: Trouble, fleet: &Arc<str>) -> &Traffic {
+        self.pinned.get(&(Arc::clone(fleet), trouble)).map_or(&self.before, |pinned| &**pinned)
     }
 
     /// The requests of a part of a fleet now; `None`: there were none.
@@ -149,7 +159,7 @@ impl Facts {
     /// The bucket above which the latencies of a fleet are unusual: twice its 90th percentile of before, and five milliseconds.
     pub(super) fn usual_latency(&self, fleet: &Arc<str>) -> Option<u8> {
         let key = SeriesKey { fleet: Arc::clone(fleet), dimension: Dimension::All };
-        let before = &self.before.get(&key)?.latency;
+        let before = &self.usual(Trouble::Slow, fleet).get(&key)?.latency;
         if before.count() < MIN_REQUESTS {
             return None;
         }

@@ -20,12 +20,24 @@ pub struct Incident {
     pub sentence: String,
     /// When it was seen first, in seconds since 1970.
     pub since: u64,
+    /// When it was seen last.
+    pub last: u64,
     /// The numbers that the rule looked at.
     pub evidence: Value,
     /// The calls that may help: method and path.
     pub actions: Vec<String>,
     /// The part of the score that it takes away.
     pub penalty: u32,
+}
+
+/// Without a finding for this time, in seconds, it is quiet.
+const QUIET_AFTER: u64 = 30;
+
+impl Incident {
+    /// When it was seen last, if that was some time ago. It closes if it stays so.
+    pub fn quiet_since(&self, now: u64) -> Option<u64> {
+        (now.saturating_sub(self.last) >= QUIET_AFTER).then_some(self.last)
+    }
 }
 
 /// The state of the whole, at one moment.
@@ -37,6 +49,8 @@ pub struct Report {
     pub sentence: String,
     /// The open incidents, the worst first.
     pub incidents: Vec<Incident>,
+    /// The moment, in seconds since 1970.
+    pub at: u64,
 }
 
 /// The incidents that are open, or may become so.
@@ -85,6 +99,7 @@ impl Incidents {
                     fleet,
                     sentence: String::new(),
                     since: now,
+                    last: now,
                     evidence: Value::Null,
                     actions: Vec::new(),
                     penalty,
@@ -94,6 +109,7 @@ impl Incidents {
             let incident = &mut seen.incident;
             (incident.sentence, incident.evidence) = (sentence, evidence);
             (incident.actions, incident.penalty) = (actions, penalty);
+            incident.last = now;
             seen.last = now;
             seen.times += 1;
             if seen.times == OPENS_AFTER {

@@ -26,6 +26,7 @@ pub(super) fn rejected(facts: &Facts) -> Vec<Finding> {
             "" => String::new(),
             kind => format!("{kind} `{}`, ", error.name),
         };
+        let is_one_fleet = proxies.windows(2).all(|pair| pair[0].fleet == pair[1].fleet);
         let refuse = if proxies.len() == 1 { "refuses" } else { "refuse" };
         let sentence = format!(
             "{} of {} {refuse} revision {revision}: {whose}{}",
@@ -37,7 +38,7 @@ pub(super) fn rejected(facts: &Facts) -> Vec<Finding> {
         Some(Finding {
             rule: Rule::Rejected,
             resource: Resource { kind: "revision".into(), name: revision.to_string() },
-            fleet: None,
+            fleet: proxies.first().map(|first| first.fleet.as_str().into()).filter(|_| is_one_fleet),
             sentence,
             evidence: json!({"proxies": ids, "count": proxies.len(), "of": all, "error": error}),
             actions: vec![format!("GET /api/v1/revisions/{revision}")],
@@ -85,7 +86,7 @@ pub(super) fn lost(facts: &Facts) -> Vec<Finding> {
         Finding {
             rule: Rule::Lost,
             resource: Resource { kind: "fleet".into(), name: fleet.into() },
-            fleet: None,
+            fleet: Some(fleet.into()),
             sentence: format!(
                 "{} of {} of fleet `{fleet}` {are} not connected: {names}{more}",
                 lost.len(),

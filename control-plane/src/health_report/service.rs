@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use super::facts::{Facts, RevisionFacts, Trouble};
+use super::facts::{Facts, RevisionFacts, Traffic, Trouble};
 use super::finding::Finding;
 use super::incidents::{IncidentChange, Incidents, Report};
 use super::rules::look;
@@ -65,16 +65,16 @@ impl HealthReports {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut incidents = Incidents::default();
-        let mut failing = FailingFleets::default();
+        let mut troubles = Troubles::default();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 _ = interval.tick() => {}
             }
             let mut facts = self.facts().await;
-            failing.apply(&mut facts);
+            troubles.apply(&mut facts);
             let findings = look(&facts);
-            failing.note(&facts, &findings);
+            troubles.note(&facts, &findings);
             let changes = incidents.fold(now_s(), findings);
             let report = report(&facts, &incidents);
             *self.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
@@ -149,15 +149,17 @@ impl HealthReports {
     }
 }
 
-/// The fleets whose requests go wrong. What was usual before is kept for them, because after half an hour the failures would be usual.
+/// The fleets whose requests go wrong, by how they do. The requests that were usual before are kept for each trouble, because after half an
+/// hour the failures would be usual; and for it alone, because another one began when other requests were usual.
 #[derive(Default)]
-struct FailingFleets(HashMap<Arc<str>, Failing>);
+struct Troubles(HashMap<(Arc<str>, Trouble), Begun>);
 
-struct Failing {
-    /// For each way in which they go wrong: when it was seen first and last, in seconds since 1970.
-    seen: HashMap<Trouble, (u64, u64)>,
-    /// The requests of the half hour before.
-    usual: HashMap<SeriesKey, Point>,
+struct Begun {
+    /// When it was seen first and last, in seconds since 1970.
+    since: u64,
+    last: u64,
+    /// The requests of the fleet in the half hour before.
+    usual: Arc<Traffic>,
 }
 
 /// After this time without a finding, a fleet is as usual again, in seconds.
@@ -166,20 +168,14 @@ const USUAL_AFTER: u64 = 300;
 /// After this time, in seconds, whatever goes on is usual.
 const LONGEST: u64 = 24 * 3600;
 
-impl FailingFleets {
+impl Troubles {
     /// Gives the facts what was usual, and since when it is not.
     fn apply(&mut self, facts: &mut Facts) {
         let at = facts.at;
-        self.0.retain(|_, failing| {
-            failing.seen.retain(|_, (since, last)| at < *last + USUAL_AFTER && at < *since + LONGEST);
-            !failing.seen.is_empty()
-        });
-        facts.before.retain(|key, _| !self.0.contains_key(&key.fleet));
-        for (fleet, failing) in &self.0 {
-            let since =
-                failing.seen.iter().map(|(trouble, (since, _))| ((Arc::clone(fleet), *trouble), *since));
-            facts.failing_since.extend(since);
-            facts.before.extend(failing.usual.iter().map(|(key, point)| (key.clone(), point.clone())));
+        self.0.retain(|_, begun| at < begun.last + USUAL_AFTER && at < begun.since + LONGEST);
+        for (key, begun) in &self.0 {
+            facts.failing_since.insert(key.clone(), begun.since);
+            facts.pinned.insert(key.clone(), Arc::clone(&begun.usual));
         }
     }
 
@@ -187,21 +183,23 @@ impl FailingFleets {
     fn note(&mut self, facts: &Facts, findings: &[Finding]) {
         let about = findings.iter().filter_map(|it| Some((it.fleet.as_ref()?, it.rule.trouble()?)));
         for (fleet, trouble) in about {
-            let failing = self.0.entry(Arc::clone(fleet)).or_insert_with(|| {
+            let begun = self.0.entry((Arc::clone(fleet), trouble)).or_insert_with(|| {
                 let usual = facts.before.iter().filter(|(key, _)| key.fleet == *fleet);
                 let usual = usual.map(|(key, point)| (key.clone(), point.clone())).collect();
-                Failing { seen: HashMap::new(), usual }
+                Begun { since: facts.at, last: facts.at, usual: Arc::new(usual) }
             });
-            failing.seen.entry(trouble).or_insert((facts.at, facts.at)).1 = facts.at;
+            begun.last = facts.at;
         }
     }
 }
 
 fn report(facts: &Facts, incidents: &Incidents) -> Report {
     let incidents = incidents.open();
-    if let Some(worst) = incidents.first() {
+    // One that is quiet may be over: it is shown, and is no reason for a score.
+    let worst = incidents.iter().find(|incident| incident.quiet_since(facts.at).is_none());
+    if let Some(worst) = worst {
         let score = Some(100_u32.saturating_sub(worst.penalty));
-        return Report { score, sentence: worst.sentence.clone(), incidents };
+        return Report { score, sentence: worst.sentence.clone(), incidents, at: facts.at };
     }
     let count = facts.present().count();
     let requests: u64 = facts
@@ -217,12 +215,15 @@ fn report(facts: &Facts, incidents: &Incidents) -> Report {
             score: None,
             sentence: "No proxy is connected, so there is nothing to judge.".into(),
             incidents,
+            at: facts.at,
         };
     }
     let proxies = if count == 1 { "1 proxy is".to_owned() } else { format!("{count} proxies are") };
-    let sentence =
-        format!("All is well: {proxies} connected, and answered {requests} requests in the last minute.");
-    Report { score: Some(100), sentence, incidents }
+    let again = if incidents.is_empty() { "" } else { " again" };
+    let sentence = format!(
+        "All is well{again}: {proxies} connected, and answered {requests} requests in the last minute."
+    );
+    Report { score: Some(100), sentence, incidents, at: facts.at }
 }
 
 fn now_s() -> u64 {
@@ -244,7 +245,7 @@ mod tests {
 
     #[test]
     fn another_trouble_does_not_keep_a_revision_from_being_blamed() {
-        let mut failing = FailingFleets::default();
+        let mut troubles = Troubles::default();
         let key = SeriesKey { fleet: "edge".into(), dimension: Dimension::All };
         let at = |at, server_errors, client_errors| {
             let now = Point { succeeded: 1000, server_errors, client_errors, ..Point::default() };
@@ -265,30 +266,30 @@ mod tests {
             [(1000, 0, 200, false), (1200, 0, 200, false), (1400, 0, 200, false), (8000, 300, 200, true)]
         {
             let mut facts = at(second, server_errors, client_errors);
-            failing.apply(&mut facts);
+            troubles.apply(&mut facts);
             let findings = look(&facts);
-            failing.note(&facts, &findings);
+            troubles.note(&facts, &findings);
             assert!(!findings.is_empty());
             let blamed = findings.iter().any(|finding| finding.rule == Rule::Revision);
             assert_eq!(blamed, is_blamed, "{second}: {findings:?}");
             // It goes on all the time.
             for second in (second..8000).step_by(200) {
                 let mut facts = at(second, 0, 200);
-                failing.apply(&mut facts);
+                troubles.apply(&mut facts);
                 let findings = look(&facts);
-                failing.note(&facts, &findings);
+                troubles.note(&facts, &findings);
             }
         }
     }
 
     #[test]
     fn an_outage_does_not_become_usual_while_it_lasts() {
-        let mut failing = FailingFleets::default();
+        let mut troubles = Troubles::default();
         let mut found = |at, failures, usual| {
             let mut facts = facts(at, failures, usual);
-            failing.apply(&mut facts);
+            troubles.apply(&mut facts);
             let findings = look(&facts);
-            failing.note(&facts, &findings);
+            troubles.note(&facts, &findings);
             findings.len()
         };
         assert_eq!(found(1000, 500, 0), 1);

@@ -22,6 +22,8 @@ pub struct IncidentView {
     pub sentence: String,
     /// The time since when it goes on, RFC 3339.
     pub since: String,
+    /// The time at which it was seen last, RFC 3339, if that is half a minute ago: it may be over, and closes after five minutes. Null: it goes on.
+    pub quiet_since: Option<String>,
     /// The numbers that the rule looked at.
     pub evidence: Value,
     /// Calls of the admin API that may help: method and path.
@@ -40,20 +42,24 @@ pub struct IncidentEvent {
     pub incident: IncidentView,
 }
 
-impl From<Incident> for IncidentView {
-    fn from(incident: Incident) -> Self {
-        let Incident { rule, resource, fleet, sentence, since, evidence, actions, penalty } = incident;
-        let fleet = fleet.map(|fleet| fleet.to_string());
-        let since = rfc3339(i64::try_from(since).unwrap_or(0).saturating_mul(1_000_000));
-        Self { rule, resource, fleet, sentence, since, evidence, actions, penalty }
+impl IncidentView {
+    /// The incident as it is seen at the second `now`, since 1970.
+    pub fn at(now: u64, incident: Incident) -> Self {
+        let time = |second: u64| rfc3339(i64::try_from(second).unwrap_or(0).saturating_mul(1_000_000));
+        let quiet_since = incident.quiet_since(now).map(time);
+        let Incident { rule, resource, fleet, sentence, since, evidence, actions, penalty, last: _ } =
+            incident;
+        let (fleet, since) = (fleet.map(|fleet| fleet.to_string()), time(since));
+        Self { rule, resource, fleet, sentence, since, quiet_since, evidence, actions, penalty }
     }
 }
 
 impl From<IncidentChange> for IncidentEvent {
     fn from(change: IncidentChange) -> Self {
-        match change {
-            IncidentChange::Opened(incident) => Self { change: "opened", incident: incident.into() },
-            IncidentChange::Closed(incident) => Self { change: "closed", incident: incident.into() },
-        }
+        let (change, incident, now) = match change {
+            IncidentChange::Opened(incident) => ("opened", incident.clone(), incident.last),
+            IncidentChange::Closed(incident) => ("closed", incident, u64::MAX),
+        };
+        Self { change, incident: IncidentView::at(now, incident) }
     }
 }

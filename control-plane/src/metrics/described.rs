@@ -17,7 +17,7 @@ signalbox_process::metrics! {
     WEBHOOK_QUEUE: Gauge "signalbox_webhook_queue" ["webhook"] "events", "Events that this control plane is still to deliver to a webhook; at most 1000.", "If it stays above 0, look at the receiver.";
     TRACE_SPANS: Counter "signalbox_trace_spans_total" ["result"] "spans", "Spans of this control plane by what became of them; absent without --otlp-endpoint.", "Spans that are dropped or fail: look at the collector, see docs/TRACING.md.";
     NACKS: Counter "signalbox_xds_nacks_total" [] "revisions", "Revisions rejected by proxies.", "The board shows the reason beside the proxy.";
-    UNREADABLE: Counter "signalbox_unreadable_resources_total" [] "attempts", "Failed attempts to read a stored resource.", "";
+    UNREADABLE: Counter "signalbox_resource_read_failures_total" [] "attempts", "Failed attempts to read a stored resource.", "`signalbox_unreadable_resources` says how many there are now.";
     REFUSED: Counter "signalbox_xds_refused_total" ["reason"] "connections", "Connections, streams and reports of proxies that were refused, by reason.", "The log has the address; docs/OPERATIONS.md, TLS between the planes, has the reasons.";
     TLS_EXPIRY: Gauge "signalbox_tls_certificate_expiry_timestamp_seconds" ["use"] "seconds since 1970", "Time at which a certificate of this process expires.", "Alert 14 days before; replace the file, which is read again.";
     PROPAGATION: Histogram "signalbox_propagation_seconds" [] "seconds", "Time from a revision's commit to a proxy's ACK.", "If it rises, look at the proxies that are `pending`, and at the CPU time of the control planes.";

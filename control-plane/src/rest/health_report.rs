@@ -37,6 +37,6 @@ fn health_report(call: &Call) -> Result<Response, Problem> {
     ok(&HealthReport {
         score: report.score,
         sentence: report.sentence,
-        incidents: report.incidents.into_iter().map(IncidentView::from).collect(),
+        incidents: report.incidents.into_iter().map(|it| IncidentView::at(report.at, it)).collect(),
     })
 }

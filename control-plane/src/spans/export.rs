@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::Counts;
+use super::counts::Counts;
 use crate::outbound::{Answer, Collector, call};
 
 /// The task that sends spans.

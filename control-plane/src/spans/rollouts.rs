@@ -9,7 +9,7 @@ use signalbox_plugin::otlp::{Buffer, nanoseconds};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::{Spans, context};
+use super::queue::{Spans, context};
 use crate::board::{Rollout, RolloutState, RolloutStep};
 use crate::publish::Publisher;
 use crate::rollout::Rollouts;

@@ -1,12 +1,12 @@
 //! Writes a page of metrics in one of the formats.
 
 use std::fmt::{self, Display};
-use std::time::Duration;
 
 use prost::Message as _;
 
 use super::format::Format;
 use super::protobuf::{METRIC, MetricFamily, Sample};
+use super::samples::{Durations, Exemplar, Labels};
 use super::{Metric, MetricKind};
 
 /// A page of metrics, which may be passed on in chunks while it is written.
@@ -30,44 +30,6 @@ pub type Sink = Box<dyn FnMut(Vec<u8>) -> bool + Send>;
 pub struct Family<'e> {
     page: &'e mut Exposition,
     metric: &'static Metric,
-}
-
-/// Names and values of labels.
-pub type Labels<'l> = &'l [(&'l str, &'l str)];
-
-/// Durations, in seconds.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Durations<'d> {
-    /// Upper bounds, ascending, and how many durations each has, those of the buckets before it included.
-    pub buckets: &'d [(f64, u64)],
-    /// The sum of all.
-    pub sum: f64,
-    /// The number of all.
-    pub count: u64,
-    /// The same as a native histogram, for the formats that have these.
-    pub native: Option<Native<'d>>,
-    /// Some of the durations, at most one for each bucket.
-    pub exemplars: &'d [Exemplar],
-}
-
-/// A native histogram: <https://prometheus.io/docs/specs/native_histograms/>.
-#[derive(Debug, Clone, Copy)]
-pub struct Native<'d> {
-    /// The bucket with the index i has the durations in (2^((i-1)/2^schema), 2^(i/2^schema)].
-    pub schema: i32,
-    /// The buckets that are not empty, by ascending index, and how many durations each has.
-    pub buckets: &'d [(i32, u64)],
-}
-
-/// A duration with the trace of its request.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Exemplar {
-    /// The trace's id, in hexadecimal digits.
-    pub trace_id: String,
-    /// The duration, in seconds.
-    pub value: f64,
-    /// The time at which it was measured, since 1970.
-    pub at: Duration,
 }
 
 /// A value of a counter or a gauge.
@@ -266,15 +228,6 @@ impl Family<'_> {
     }
 }
 
-impl Durations<'_> {
-    /// The latest exemplar in (lower, upper].
-    pub(super) fn exemplar(&self, lower: f64, upper: f64) -> Option<&Exemplar> {
-        let within =
-            |exemplar: &&Exemplar| (exemplar.value > lower || lower == 0.0) && exemplar.value <= upper;
-        self.exemplars.iter().filter(within).max_by_key(|exemplar| exemplar.at)
-    }
-}
-
 /// The name of a family, if it differs from that of the metric: OpenMetrics' families of counters are named without `_total`.
 fn family_name(metric: &Metric, format: Format) -> Option<&'static str> {
     let is_counter = metric.kind == MetricKind::Counter && format == Format::OpenMetrics;
@@ -303,6 +256,8 @@ impl Display for Escaped<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::metrics;
 

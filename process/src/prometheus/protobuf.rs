@@ -2,7 +2,7 @@
 //!
 //! <https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto>
 
-use super::exposition::{Durations, Exemplar, Labels, Native};
+use super::samples::{Durations, Exemplar, Labels, Native};
 use super::{Metric, MetricKind};
 
 /// A metric with its name and all its samples. The field `metric`, number 4, is written apart, a sample at a time.

@@ -41,7 +41,8 @@ double). Prometheus asks for it where native histograms are turned on.
 `GET /api/v1/prometheus-targets` of a control plane lists the admin addresses of the proxies, for `http_sd_configs`. It needs a token of the
 role viewer; `?fleet=` picks a fleet. Labels say which proxy it is: `__meta_signalbox_proxy`, `_fleet`, `_version`, `_connected` and
 `_label_KEY`. A proxy is left out if its admin server listens for its own host alone, as it does by default: start proxies with
-`--admin-address 0.0.0.0:9082`, and an `--admin-token`.
+`--admin-address 0.0.0.0:9082`, and an `--admin-token`. A proxy on the host of the control plane is listed with its local address, which serves a
+Prometheus on that host.
 
 Three kinds of figures are bounded by the configuration alone: those by upstream, by plugin and by certificate. The page is sent in chunks
 while it is made, so its size needs no memory. Health and metrics need no token; `--guard-metrics` asks for one at a proxy.
@@ -116,6 +117,20 @@ fn check(text: &str, tables: [&[&'static Metric]; 2]) -> Vec<String> {
     once.dedup();
     assert_eq!(once.len(), families.len(), "a family is written twice");
     families
+}
+
+/// OpenMetrics' families of counters are named without `_total`: no other family of a page may have such a name.
+#[test]
+fn no_two_families_have_one_name_in_any_format() {
+    let pages = [signalbox_proxy::metrics::described::ALL, signalbox_control_plane::metrics::described::ALL];
+    for page in pages {
+        let all = process_metrics::ALL.iter().chain(page);
+        let mut names: Vec<_> = all.map(|metric| metric.name.trim_end_matches("_total")).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count, "{names:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -23,6 +23,7 @@ fn incident(fleet: Option<&str>, penalty: u32) -> IncidentChange {
         resource: Concerned { kind: "upstream".into(), name: "users".into() },
         fleet: fleet.map(Into::into),
         sentence: "Upstream `users` <fails> & fails".into(),
+        last: 0,
         since: 1_700_000_000,
         evidence: json!({"share": 0.5}),
         actions: vec!["GET /api/v1/upstreams/users".into()],
