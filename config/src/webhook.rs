@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::bounds::{between, within};
 use crate::credential::MIN_HMAC_SECRET;
 use crate::error::{Errors, FieldError};
-use crate::header_text::{HeaderTextSpec, parse_headers};
+use crate::header_text::{HeaderTextSpec, PlaceSpec, parse_headers};
 use crate::key::Name;
 use crate::names::parse_names;
 use crate::narrowing::Narrowing;
@@ -36,8 +36,8 @@ pub struct WebhookSpec {
     #[serde(default = "enabled", skip_serializing_if = "Clone::clone")]
     pub enabled: bool,
     /// The address that events are sent to: `https://…` with a certificate that the control plane's host trusts, or `http://…`. What follows
-    /// the host may be a secret, so the API returns `<redacted>` in its place. Or a reference: `{env: NAME}` or `{file: PATH}` on the control
-    /// plane's host.
+    /// the host may be a secret, so the API returns `<redacted>` in its place. Or a reference to the control plane's host: `{env: NAME}`, a
+    /// name that begins with `SIGNALBOX_WEBHOOK_`, or `{file: PATH}`, a file below the directory `--webhook-secrets-dir`.
     pub url: WebhookUrlSpec,
     /// The format of what is sent.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -48,7 +48,7 @@ pub struct WebhookSpec {
     /// fleets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleets: Option<Vec<String>>,
-    /// What is sent of a rollout. Absent: all that happens to it.
+    /// The events of rollouts that are sent. Absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout_events: Option<Vec<WebhookRolloutEvent>>,
     /// Only incidents are sent that take at least so much from the score of the health report, from 0 to 100; default 0.
@@ -56,11 +56,10 @@ pub struct WebhookSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_penalty: Option<u32>,
     /// The secret by which requests are signed as Standard Webhooks says: `whsec_` and the key in base64, or at least 16 bytes that are the
-    /// key themselves. Or a reference: `{env: NAME}` or `{file: PATH}` on the control plane's host. Absent: requests are not signed.
+    /// key themselves. Or a reference, as of `url`. Absent: requests are not signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SharedSecretSpec>,
-    /// Further headers of requests, at most 32: a text, which everybody who may read the webhook sees, or a reference to a secret on the
-    /// control plane's host.
+    /// Further headers of requests, at most 32: a text, which everybody who may read the webhook sees, or a reference, as of `url`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, HeaderTextSpec>,
     /// The time to wait for an answer, from 100ms to 1m; default 5s.
@@ -137,7 +136,7 @@ pub struct Webhook {
     pub name: Name,
     /// False: it is sent nothing but tests.
     pub enabled: bool,
-    /// Where events are sent.
+    /// The address that events are sent to.
     pub url: WebhookUrl,
     /// The format of what is sent.
     pub format: WebhookFormat,
@@ -145,7 +144,7 @@ pub struct Webhook {
     pub topics: BTreeSet<WebhookTopic>,
     /// The fleets whose rollouts and incidents are sent; `None`: all.
     pub fleets: Option<Box<[Name]>>,
-    /// What is sent of a rollout; `None`: all.
+    /// The events of rollouts that are sent; `None`: all.
     pub rollout_events: Option<BTreeSet<WebhookRolloutEvent>>,
     /// The least penalty of an incident that is sent, from 0 to 100.
     pub min_penalty: u32,
@@ -183,6 +182,10 @@ const OWN_HEADERS: [&str; 8] = [
 /// The longest URL, bytes.
 const MAX_URL: usize = 4096;
 
+/// A webhook may refer to the environment variables of the control plane whose names begin so. Whoever writes webhooks could read every
+/// other one by sending it to a receiver of his own: the URL of the database, the key of its secrets.
+const VARIABLES: &str = "SIGNALBOX_WEBHOOK_";
+
 impl Specification for WebhookSpec {
     type Parsed = Webhook;
 
@@ -216,7 +219,12 @@ impl Specification for WebhookSpec {
 
     fn parse(&self, context: &Context<'_>) -> Result<Webhook, Vec<FieldError>> {
         let mut errors = Errors::default();
-        let url = self.url.parse().map_err(|message| errors.push("url", message)).ok();
+        let url = self.url.parse().and_then(|url| match &url {
+            WebhookUrl::Text(_) => Ok(url),
+            WebhookUrl::Env(name) => check_variable(name).map(|()| url),
+            WebhookUrl::File(path) => check_path(path).map(|()| url),
+        });
+        let url = url.map_err(|message| errors.push("url", message)).ok();
         if self.events.is_empty() {
             errors.push("events", "must not be empty: name at least one of revision, rollout and incident");
         }
@@ -240,11 +248,22 @@ impl Specification for WebhookSpec {
         let secret = self.secret.as_ref().and_then(|secret| {
             let parsed = secret.parse(MIN_HMAC_SECRET).and_then(|secret| match &secret {
                 SharedSecret::Text(text) => WebhookKey::read(text.as_bytes()).map(|_| secret),
-                SharedSecret::Env(_) | SharedSecret::File(_) => Ok(secret),
+                SharedSecret::Env(name) => check_variable(name).map(|()| secret),
+                SharedSecret::File(path) => check_path(path).map(|()| secret),
             });
             parsed.map_err(|message| errors.push("secret", message)).ok()
         });
         let headers = parse_headers(&self.headers, "headers", "control plane", &OWN_HEADERS, &mut errors);
+        for (name, value) in &self.headers {
+            let checked = match value {
+                HeaderTextSpec::Place(PlaceSpec::Env(name)) if !name.is_empty() => check_variable(name),
+                HeaderTextSpec::Place(PlaceSpec::File(path)) if !path.is_empty() => check_path(path),
+                HeaderTextSpec::Text(_) | HeaderTextSpec::Place(_) => Ok(()),
+            };
+            if let Err(message) = checked {
+                errors.push(format_args!("headers.{name}"), message);
+            }
+        }
         let timeout = between(self.timeout, 5_000, 100, 60_000, "timeout", &mut errors);
         let webhook = url.map(|url| Webhook {
             name: context.name.clone(),
@@ -294,6 +313,26 @@ fn set<T: Copy + Ord>(list: &[T], field: &str, errors: &mut Errors) -> BTreeSet<
         }
     }
     set
+}
+
+/// Says why a webhook may not refer to an environment variable.
+fn check_variable(name: &str) -> Result<(), String> {
+    match name.strip_prefix(VARIABLES) {
+        Some(rest) if !rest.is_empty() => Ok(()),
+        Some(_) | None => Err(format!(
+            "env is {name:?}; a webhook may only name environment variables that begin with {VARIABLES}"
+        )),
+    }
+}
+
+/// Says why a webhook may not refer to a file. The control plane that reads it decides if it lies below its `--webhook-secrets-dir`.
+fn check_path(path: &str) -> Result<(), String> {
+    if path.starts_with('/') && path.split('/').all(|part| part != "..") {
+        return Ok(());
+    }
+    Err(format!(
+        "file is {path:?}; it must be an absolute path without \"..\", below the directory --webhook-secrets-dir of the control plane"
+    ))
 }
 
 impl WebhookUrlSpec {
@@ -424,8 +463,8 @@ impl JsonSchema for WebhookUrlSpec {
             "description": "The URL, or a reference: {env: NAME} or {file: PATH} on the control plane's host. The API returns \"<redacted>\" in the place of what follows the host",
             "anyOf": [
                 {"type": "string", "title": "URL", "examples": ["https://hooks.example.com/services/T0/B0/x"]},
-                reference("env", "Environment variable", "The name of an environment variable of the control plane.", "NAME"),
-                reference("file", "File", "The path of a file on the control plane's host.", "/run/secrets/name"),
+                reference("env", "Environment variable", "The name of an environment variable of the control plane; it begins with SIGNALBOX_WEBHOOK_.", "SIGNALBOX_WEBHOOK_URL"),
+                reference("file", "File", "The path of a file on the control plane's host, below its --webhook-secrets-dir.", "/run/secrets/webhooks/url"),
             ],
         })
     }

@@ -52,18 +52,18 @@ fn a_url_and_events_are_enough() {
 fn every_field_is_read() {
     let webhook = webhook(&json!({
         "enabled": false,
-        "url": {"file": "/run/secrets/url"},
+        "url": {"file": "/run/secrets/webhooks/url"},
         "format": "slack",
         "events": ["incident", "rollout"],
         "fleets": ["edge"],
         "rollout_events": ["held", "failed"],
         "min_penalty": 20,
         "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-        "headers": {"X-Team": "gateway", "Authorization": {"env": "TOKEN"}},
+        "headers": {"X-Team": "gateway", "Authorization": {"env": "SIGNALBOX_WEBHOOK_TOKEN"}},
         "timeout": "30s",
     }));
     assert!(!webhook.enabled);
-    assert_eq!(webhook.url, WebhookUrl::File("/run/secrets/url".to_owned()));
+    assert_eq!(webhook.url, WebhookUrl::File("/run/secrets/webhooks/url".to_owned()));
     assert_eq!(webhook.format, WebhookFormat::Slack);
     assert_eq!(webhook.topics, [WebhookTopic::Rollout, WebhookTopic::Incident].into());
     assert_eq!(webhook.fleets.unwrap()[0].as_str(), "edge");
@@ -71,7 +71,10 @@ fn every_field_is_read() {
     assert_eq!(webhook.rollout_events, Some(events));
     assert_eq!(webhook.min_penalty, 20);
     assert_eq!(webhook.headers[0].0, "authorization");
-    assert_eq!(webhook.headers[0].1, HeaderTextSpec::Place(PlaceSpec::Env("TOKEN".to_owned())));
+    assert_eq!(
+        webhook.headers[0].1,
+        HeaderTextSpec::Place(PlaceSpec::Env("SIGNALBOX_WEBHOOK_TOKEN".to_owned()))
+    );
     assert_eq!(webhook.timeout, Duration::from_secs(30));
 }
 
@@ -115,6 +118,29 @@ fn what_is_wrong_is_told_with_its_field() {
         (json!({"retries": 3}), "retries: "),
     ] {
         refused(&fields, error);
+    }
+}
+
+#[test]
+fn references_lead_to_secrets_of_webhooks_only() {
+    for name in
+        ["SIGNALBOX_DATABASE_URL", "DATABASE_URL", "PATH", "SIGNALBOX_WEBHOOK_", "signalbox_webhook_x", " "]
+    {
+        let place = json!({"env": name});
+        let error = format!("env is {name:?}; a webhook may only name environment variables that begin with");
+        refused(&json!({"url": place}), &format!("url: {error}"));
+        refused(&json!({"secret": place}), &format!("secret: {error}"));
+        refused(&json!({"headers": {"x-y": place}}), &format!("headers.x-y: {error}"));
+    }
+    for path in ["secret", "./x", "/run/secrets/webhooks/../key", "/..", ".."] {
+        let place = json!({"file": path});
+        let error = format!("file is {path:?}; it must be an absolute path");
+        refused(&json!({"url": place}), &format!("url: {error}"));
+        refused(&json!({"secret": place}), &format!("secret: {error}"));
+        refused(&json!({"headers": {"x-y": place}}), &format!("headers.x-y: {error}"));
+    }
+    for place in [json!({"env": "SIGNALBOX_WEBHOOK_A"}), json!({"file": "/a/..b/c"})] {
+        webhook(&json!({"url": place, "secret": place, "headers": {"x-y": place}}));
     }
 }
 
