@@ -1,5 +1,6 @@
 //! The lease of the leader, which is renewed beside everything else: a slow write must not cost it.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,9 @@ impl Rollouts {
                     Ok(term) => {
                         (renewed, failing) = (began, false);
                         self.set_term(&held, term);
+                        if term.is_none() {
+                            self.set_another_led(began);
+                        }
                         self.set_announces(term.is_some());
                     }
                     Err(error) => {
@@ -74,6 +78,10 @@ impl Rollouts {
 
     fn set_announces(&self, announces: bool) {
         self.announces.send_if_modified(|known| std::mem::replace(known, announces) != announces);
+    }
+
+    fn set_another_led(&self, at: Instant) {
+        *self.another_led.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
     }
 
     async fn step_down(&self, held: &watch::Sender<Option<Term>>) {

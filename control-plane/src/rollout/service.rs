@@ -51,6 +51,8 @@ pub struct Rollouts {
     pub(super) is_leader: AtomicBool,
     /// See [`Rollouts::announces`].
     pub(super) announces: watch::Sender<bool>,
+    /// See [`Rollouts::another_led`].
+    pub(super) another_led: Mutex<Option<Instant>>,
     wanted: watch::Sender<Arc<CountsWanted>>,
     /// The rollouts that have not ended, as this control plane saw them last.
     shown: Mutex<BTreeMap<Arc<str>, Run>>,
@@ -135,6 +137,7 @@ impl Rollouts {
             ordered: Notify::new(),
             is_leader: AtomicBool::new(false),
             announces: watch::Sender::new(false),
+            another_led: Mutex::default(),
             wanted: watch::Sender::default(),
             shown: Mutex::default(),
             changes: watch::Sender::default(),
@@ -153,6 +156,12 @@ impl Rollouts {
     /// database. An outage of the database must be announced, too, and nobody has a lease then.
     pub fn announces(&self) -> watch::Receiver<bool> {
         self.announces.subscribe()
+    }
+
+    /// The last time when this control plane saw that another one has the lease, which is renewed every second and expires after five. `None`:
+    /// it has never seen that.
+    pub fn another_led(&self) -> Option<Instant> {
+        *self.another_led.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name of the control plane that has the lease; `None`: none has it, or it has just begun.
