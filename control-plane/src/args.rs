@@ -96,6 +96,11 @@ pub struct Args {
     #[arg(long, env = "SIGNALBOX_OTLP_HEADERS", hide_env_values = true)]
     pub otlp_headers: Option<String>,
 
+    /// Directory below which the files with secrets must lie that webhooks refer to: whoever writes webhooks can read all of
+    /// them
+    #[arg(long, env = "SIGNALBOX_WEBHOOK_SECRETS_DIR", default_value = "/run/secrets/webhooks")]
+    pub webhook_secrets_dir: PathBuf,
+
     /// Start a new epoch, after a database was restored by hand and revision numbers are used again
     #[arg(long, env = "SIGNALBOX_NEW_EPOCH", action = ArgAction::SetTrue)]
     pub new_epoch: bool,

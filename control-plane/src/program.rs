@@ -237,6 +237,7 @@ async fn start(
         Arc::clone(&rollouts),
         Arc::clone(&health),
         replica.clone(),
+        args.webhook_secrets_dir,
         shutdown.clone(),
     );
     part(tasks, Arc::clone(&webhooks).run());

@@ -9,7 +9,7 @@ use http_body_util::Full;
 use signalbox_config::Webhook;
 
 use super::event::Event;
-use super::host_secret;
+use super::host_secret::HostSecrets;
 use super::retry::retry_after as retry_after_header;
 use super::signature::sign;
 use crate::outbound;
@@ -37,15 +37,25 @@ pub(super) enum CallError {
 
 /// Sends an event, and returns when the receiver has answered or the webhook's time is over. `now_s` is the time of the attempt, in seconds
 /// since 1970.
-pub(super) async fn post(webhook: &Webhook, event: &Event, now_s: i64) -> Result<Answer, CallError> {
+pub(super) async fn post(
+    webhook: &Webhook,
+    event: &Event,
+    secrets: &HostSecrets,
+    now_s: i64,
+) -> Result<Answer, CallError> {
     let timeout = webhook.timeout;
-    let called = tokio::time::timeout(timeout, exchange(webhook, event, now_s)).await;
+    let called = tokio::time::timeout(timeout, exchange(webhook, event, secrets, now_s)).await;
     called.unwrap_or(Err(CallError::Timeout(timeout)))
 }
 
-async fn exchange(webhook: &Webhook, event: &Event, now_s: i64) -> Result<Answer, CallError> {
-    let url = host_secret::url(&webhook.url).await.map_err(CallError::Secret)?;
-    let request = request(webhook, event, &url, now_s).await?;
+async fn exchange(
+    webhook: &Webhook,
+    event: &Event,
+    secrets: &HostSecrets,
+    now_s: i64,
+) -> Result<Answer, CallError> {
+    let url = secrets.url(&webhook.url).await.map_err(CallError::Secret)?;
+    let request = request(webhook, event, secrets, &url, now_s).await?;
     let answer = outbound::call(&url, request).await?;
     let retry_after = answer.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
     Ok(Answer { status: answer.status, retry_after: retry_after.and_then(retry_after_header) })
@@ -54,6 +64,7 @@ async fn exchange(webhook: &Webhook, event: &Event, now_s: i64) -> Result<Answer
 async fn request(
     webhook: &Webhook,
     event: &Event,
+    secrets: &HostSecrets,
     url: &Uri,
     now_s: i64,
 ) -> Result<Request<Full<Bytes>>, CallError> {
@@ -69,13 +80,13 @@ async fn request(
         .header("webhook-id", &id)
         .header("webhook-timestamp", now_s);
     if let Some(secret) = &webhook.secret {
-        let key = host_secret::key(secret).await.map_err(CallError::Secret)?;
+        let key = secrets.key(secret).await.map_err(CallError::Secret)?;
         request = request.header("webhook-signature", sign(&key, &id, now_s, body.as_bytes()));
     }
     let mut request = request.body(Full::new(Bytes::from(body)))?;
     let headers = request.headers_mut();
     for (name, text) in &webhook.headers {
-        let value = host_secret::header(text).await;
+        let value = secrets.header(text).await;
         let value = value.map_err(|error| CallError::Secret(format!("the header {name}: {error}")))?;
         headers.insert(name, value);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::call::post;
 use super::event::Event;
+use super::host_secret::HostSecrets;
 use super::queue::{CAPACITY, Next, Pending, Pushed, Queue};
 use super::retry::{Outcome, Verdict, judge};
 use crate::clock::{now_us, rfc3339};
@@ -31,7 +32,7 @@ pub struct Attempt {
     pub id: String,
     /// The number of the attempt for this event, from 1.
     pub attempt: u32,
-    /// What became of it.
+    /// The result.
     pub result: AttemptResult,
     /// The status of the receiver's answer. Null: there was no answer.
     pub status: Option<u16>,
@@ -64,6 +65,7 @@ pub enum AttemptResult {
 pub(super) struct Endpoint {
     /// The revision by which the webhook was written when this control plane saw it first.
     since: u64,
+    secrets: Arc<HostSecrets>,
     state: Mutex<State>,
     /// Wakes the task.
     changed: Notify,
@@ -95,18 +97,22 @@ const ATTEMPTS: usize = 50;
 /// The longest error that is kept, bytes.
 const MAX_ERROR: usize = 500;
 
+/// At the end, events that were never tried are tried within this time.
+const END_TIME: Duration = Duration::from_secs(2);
+
 impl Endpoint {
-    pub(super) fn new(webhook: Webhook, since: u64) -> Self {
+    pub(super) fn new(webhook: Webhook, since: u64, secrets: Arc<HostSecrets>) -> Self {
         let state = State {
             webhook: Arc::new(webhook),
             queue: Queue::default(),
             attempts: VecDeque::new(),
             counts: Counts::default(),
         };
-        Self { since, state: Mutex::new(state), changed: Notify::new(), gone: CancellationToken::new() }
+        let (changed, gone) = (Notify::new(), CancellationToken::new());
+        Self { since, secrets, state: Mutex::new(state), changed, gone }
     }
 
-    /// Takes a new version of the webhook. What waits for another attempt is sent at once: the old version may have been wrong.
+    /// Takes a new version of the webhook. Events that wait for another attempt are sent at once: the old version may have been wrong.
     pub(super) fn replace(&self, webhook: &Webhook) {
         let mut state = self.state();
         if *state.webhook == *webhook {
@@ -142,25 +148,53 @@ impl Endpoint {
         self.changed.notify_one();
     }
 
-    /// Sends what is in the queue until `shutdown`, or until the webhook is gone.
-    pub(super) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        let sending = async {
-            loop {
-                let next = self.state().queue.next(Instant::now());
-                match next {
-                    Next::Send(pending) => self.deliver(pending).await,
-                    Next::Empty => self.changed.notified().await,
-                    Next::Wait(wait) => {
-                        // What wakes it early is looked at above.
-                        let _ = tokio::time::timeout(wait, self.changed.notified()).await;
-                    }
-                }
-            }
+    /// Sends the events in the queue until `end`, or until the webhook is gone. After `end`, when no event is added any more, those that were
+    /// never tried are tried once, as far as that takes no longer than [`END_TIME`].
+    pub(super) async fn run(self: Arc<Self>, end: CancellationToken) {
+        // The attempt that goes on at the end may wait for an answer in vain, so it holds up no others.
+        let sending = async { tokio::join!(self.send_until(&end), self.send_untried_after(&end)) };
+        let deadline = async {
+            end.cancelled().await;
+            tokio::time::sleep(END_TIME).await;
         };
         tokio::select! {
-            () = shutdown.cancelled() => {}
+            _ = sending => {}
+            () = deadline => {}
             () = self.gone.cancelled() => self.state().queue.clear(),
-            () = sending => {}
+        }
+        let state = self.state();
+        let left = state.queue.len();
+        if left > 0 && !self.gone.is_cancelled() {
+            let webhook = &state.webhook.name;
+            tracing::warn!(%webhook, events = left, "the control plane ends, and events are not delivered");
+        }
+    }
+
+    async fn send_until(&self, end: &CancellationToken) {
+        while !end.is_cancelled() {
+            let next = self.state().queue.next(Instant::now());
+            let wait = match next {
+                Next::Send(pending) => {
+                    self.deliver(pending).await;
+                    continue;
+                }
+                Next::Empty => None,
+                Next::Wait(wait) => Some(wait),
+            };
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+            }
+        }
+    }
+
+    async fn send_untried_after(&self, end: &CancellationToken) {
+        end.cancelled().await;
+        loop {
+            let next = self.state().queue.next_untried();
+            let Some(pending) = next else { return };
+            self.deliver(pending).await;
         }
     }
 
@@ -170,7 +204,7 @@ impl Endpoint {
         let began = Instant::now();
         let first = *pending.began.get_or_insert(began);
         pending.attempts = pending.attempts.saturating_add(1);
-        let (mut attempt, outcome) = attempt(&webhook, &pending.event, pending.attempts).await;
+        let (mut attempt, outcome) = attempt(&webhook, &pending.event, &self.secrets, pending.attempts).await;
         let verdict = judge(outcome, pending.attempts, first.elapsed(), fastrand::f64());
         let mut state = self.state();
         let counts = &mut state.counts;
@@ -205,7 +239,7 @@ impl Endpoint {
     pub(super) async fn test(&self) -> Attempt {
         let webhook = self.webhook();
         let event = Event::test(webhook.name.as_str(), now_us());
-        let (mut attempt, outcome) = attempt(&webhook, &event, 1).await;
+        let (mut attempt, outcome) = attempt(&webhook, &event, &self.secrets, 1).await;
         let is_delivered = matches!(outcome, Outcome::Answered(status, _) if status.is_success());
         attempt.result = if is_delivered { AttemptResult::Delivered } else { AttemptResult::Failed };
         self.state().keep(attempt.clone());
@@ -248,10 +282,10 @@ impl State {
     }
 }
 
-/// Makes one attempt. What follows from it is to be filled in.
-async fn attempt(webhook: &Webhook, event: &Event, number: u32) -> (Attempt, Outcome) {
+/// Makes one attempt. Its result and the next one are to be filled in.
+async fn attempt(webhook: &Webhook, event: &Event, secrets: &HostSecrets, number: u32) -> (Attempt, Outcome) {
     let (at_us, began) = (now_us(), Instant::now());
-    let called = post(webhook, event, at_us / 1_000_000).await;
+    let called = post(webhook, event, secrets, at_us / 1_000_000).await;
     let (status, error, outcome) = match called {
         Ok(answer) => {
             let outcome = Outcome::Answered(answer.status, answer.retry_after);
@@ -277,6 +311,6 @@ async fn attempt(webhook: &Webhook, event: &Event, number: u32) -> (Attempt, Out
     (attempt, outcome)
 }
 
-fn millis(time: std::time::Duration) -> u64 {
+fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

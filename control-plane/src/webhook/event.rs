@@ -77,8 +77,8 @@ impl Event {
         }
     }
 
-    /// What happened to a rollout and is not known yet, the oldest first. What is older than `since_us` is not told of. `is_new` is asked with the
-    /// key of an event, and notes it.
+    /// The events of a rollout that are not known yet, the oldest first, and none that is older than `since_us`. `is_new` is asked with the key
+    /// of an event, and notes it.
     pub(super) fn of_rollout(
         epoch: &str,
         rollout: &Rollout,

@@ -10,8 +10,8 @@ use super::event::Event;
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Pending>,
-    /// True while an attempt goes on for an event that was taken out.
-    is_sending: bool,
+    /// The events that were taken out, and whose attempts go on.
+    sending: usize,
     /// True from the first event that was dropped until the queue is half empty.
     is_dropping: bool,
 }
@@ -39,7 +39,7 @@ pub(super) enum Pushed {
     DroppedFirst,
 }
 
-/// What a webhook's task does next.
+/// The next step of a webhook's task.
 #[derive(Debug)]
 pub(super) enum Next {
     /// It sends this.
@@ -50,7 +50,7 @@ pub(super) enum Next {
     Empty,
 }
 
-/// The most events of a webhook, with the one that is being sent.
+/// The most events of a webhook, with those that are being sent.
 pub(super) const CAPACITY: usize = 1000;
 
 impl Queue {
@@ -73,21 +73,29 @@ impl Queue {
         if let Some(index) = self.waiting.iter().position(|pending| pending.due <= now)
             && let Some(pending) = self.waiting.remove(index)
         {
-            self.is_sending = true;
+            self.sending += 1;
             return Next::Send(pending);
         }
         let first = self.waiting.iter().map(|pending| pending.due).min();
         first.map_or(Next::Empty, |due| Next::Wait(due.duration_since(now)))
     }
 
+    /// Takes the oldest event of which no attempt was made.
+    pub(super) fn next_untried(&mut self) -> Option<Pending> {
+        let index = self.waiting.iter().position(|pending| pending.attempts == 0)?;
+        let pending = self.waiting.remove(index)?;
+        self.sending += 1;
+        Some(pending)
+    }
+
     /// The attempt has ended, and with it the event.
     pub(super) fn end(&mut self) {
-        self.is_sending = false;
+        self.sending = self.sending.saturating_sub(1);
     }
 
     /// The attempt has ended, and another one is to follow.
     pub(super) fn put_back(&mut self, pending: Pending, due: Instant) {
-        self.is_sending = false;
+        self.sending = self.sending.saturating_sub(1);
         // It was one of the oldest.
         self.waiting.push_front(Pending { due, ..pending });
     }
@@ -103,9 +111,9 @@ impl Queue {
         self.waiting.clear();
     }
 
-    /// The number of events, with the one that is being sent.
+    /// The number of events, with those that are being sent.
     pub(super) fn len(&self) -> usize {
-        self.waiting.len() + usize::from(self.is_sending)
+        self.waiting.len() + self.sending
     }
 }
 
@@ -177,5 +185,30 @@ mod tests {
         assert_eq!(number(&sent(&mut queue, now).unwrap()), 1);
         queue.end();
         assert!(matches!(queue.next(later), Next::Empty));
+    }
+
+    #[test]
+    fn at_the_end_only_those_are_taken_that_were_never_tried() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for number in 1..=4 {
+            queue.push(event(number), now);
+        }
+        let mut failed = sent(&mut queue, now).unwrap();
+        failed.attempts = 1;
+        queue.put_back(failed, now);
+        // The attempt of the second one goes on.
+        let mut failed = sent(&mut queue, now).unwrap();
+        assert_eq!(number(&failed), 1);
+        failed.attempts = 2;
+        queue.put_back(failed, now + Duration::from_secs(9));
+        sent(&mut queue, now).unwrap();
+        assert_eq!(number(&queue.next_untried().unwrap()), 3);
+        assert_eq!(number(&queue.next_untried().unwrap()), 4);
+        assert!(queue.next_untried().is_none());
+        assert_eq!(queue.len(), 4);
+        for _ in 0..3 {
+            queue.end();
+        }
+        assert_eq!(queue.len(), 1);
     }
 }

@@ -1,25 +1,30 @@
 //! Brings events to webhooks.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use signalbox_config::{Kind, Name, ResourceKey, Webhook};
 use signalbox_process::ErrorChain;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::endpoint::{Attempt, Endpoint};
 use super::event::Event;
+use super::held::{Held, HeldEvents};
+use super::host_secret::HostSecrets;
 use crate::board::{Board, BoardEvent, Rollout};
 use crate::clock::now_us;
-use crate::health_report::HealthReports;
+use crate::health_report::{HealthReports, IncidentChange};
 use crate::metrics::WebhookCounts;
-use crate::publish::{Published, Publisher};
+use crate::publish::Publisher;
 use crate::rollout::Rollouts;
+use crate::store::RevisionSummary;
 
 /// Sends events to webhooks while this control plane is the one that does.
 pub struct Webhooks {
@@ -29,9 +34,12 @@ pub struct Webhooks {
     health: Arc<HealthReports>,
     /// The name of this control plane.
     replica: String,
+    secrets: Arc<HostSecrets>,
     endpoints: Mutex<BTreeMap<Name, Arc<Endpoint>>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    /// Cancelled after `shutdown`, when the endpoints have all events that came before it.
+    end: CancellationToken,
 }
 
 /// The deliveries of a webhook, as one control plane knows them.
@@ -50,47 +58,59 @@ pub struct Deliveries {
     pub attempts: Vec<Attempt>,
 }
 
-/// An event, while another control plane sends, or none yet. The webhooks are those that wanted it when it happened.
-struct Held {
-    at: Instant,
-    event: Arc<Event>,
-    webhooks: Vec<Name>,
-}
-
-/// What the task remembers.
+/// Brings events to endpoints while this control plane sends, and keeps them while it does not.
 struct Dispatcher<'w> {
     webhooks: &'w Webhooks,
     /// True while this control plane sends.
     sends: bool,
-    /// The last events of [`HELD_FOR`], while it does not.
-    held: VecDeque<Held>,
+    held: HeldEvents,
     seen: Seen,
-    /// The time when the task began, in microseconds since 1970. What is older is not told of.
+    /// The time when the task began, in microseconds since 1970. Older events are not told of.
     began_us: i64,
 }
 
-/// A control plane that begins to send also sends what happened so shortly before: the one before it may have died with it. That is longer
-/// than a lease lasts (`rollout/lease.rs`).
-const HELD_FOR: Duration = Duration::from_secs(10);
+/// Events that were lost on their way here, for they came too fast.
+enum Lost {
+    Nothing,
+    /// So many that cannot be found again.
+    Events(u64),
+    /// Changes of immediate rollouts, which the board still has.
+    Board,
+    /// Changes of progressive rollouts, which the store still has.
+    Rollouts,
+}
 
-/// The most events that are held.
-const MAX_HELD: usize = 1000;
-
-/// The rollouts of before its start that the task knows not to tell of.
+/// The immediate rollouts of before its start that the task knows not to tell of.
 const KNOWN_ROLLOUTS: usize = 1000;
 
+/// The progressive rollouts that are read again after changes of some were lost. They are many times larger.
+const READ_AGAIN: u32 = 100;
+
 impl Webhooks {
-    /// Sends nothing before [`Webhooks::run`].
+    /// Sends nothing before [`Webhooks::run`]. Webhooks may refer to files below `secrets_dir`.
     pub fn new(
         publisher: Arc<Publisher>,
         board: Arc<Board>,
         rollouts: Arc<Rollouts>,
         health: Arc<HealthReports>,
         replica: String,
+        secrets_dir: PathBuf,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
-        let (endpoints, tasks) = (Mutex::default(), TaskTracker::new());
-        Arc::new(Self { publisher, board, rollouts, health, replica, endpoints, tasks, shutdown })
+        let secrets = Arc::new(HostSecrets::new(secrets_dir));
+        let (endpoints, tasks, end) = (Mutex::default(), TaskTracker::new(), CancellationToken::new());
+        Arc::new(Self {
+            publisher,
+            board,
+            rollouts,
+            health,
+            replica,
+            secrets,
+            endpoints,
+            tasks,
+            shutdown,
+            end,
+        })
     }
 
     /// Brings events to webhooks until shutdown.
@@ -104,54 +124,60 @@ impl Webhooks {
         let mut dispatcher = Dispatcher::new(&self);
         loop {
             let lost = tokio::select! {
-                // What was told before this control plane began to send is then held first.
+                // Events of before this control plane began to send are then held first.
                 biased;
                 () = self.shutdown.cancelled() => break,
                 revision = revisions.recv() => {
-                    taken(revision, |revision| {
-                        dispatcher.add(Event::of_revision(&self.publisher.current(), &revision));
-                    })
+                    taken(revision, Lost::Events, |revision| dispatcher.add_revision(&revision))
                 }
-                rollout = rollouts.recv() => taken(rollout, |rollout| dispatcher.add_rollout(&rollout)),
-                event = board.recv() => taken(event, |event| {
-                    if let BoardEvent::Rollout(rollout) = event {
-                        dispatcher.add_rollout(&rollout);
-                    }
-                }),
+                rollout = rollouts.recv() => {
+                    taken(rollout, |_| Lost::Rollouts, |rollout| dispatcher.add_rollout(&rollout))
+                }
+                event = board.recv() => {
+                    taken(event, |_| Lost::Board, |event| dispatcher.add_of_board(&event))
+                }
                 change = incidents.recv() => {
-                    taken(change, |change| dispatcher.add(Event::of_incident(&change, now_us())))
+                    taken(change, Lost::Events, |change| dispatcher.add_incident(&change))
                 }
                 changed = published.changed() => {
-                    let current = published.borrow_and_update().clone();
-                    self.follow(&current);
-                    changed.map(|()| 0).map_err(drop)
+                    self.follow();
+                    changed.map(|()| Lost::Nothing).map_err(drop)
                 }
                 changed = announces.changed() => {
                     let sends = *announces.borrow_and_update();
                     dispatcher.set_sends(sends);
-                    changed.map(|()| 0).map_err(drop)
+                    changed.map(|()| Lost::Nothing).map_err(drop)
                 }
             };
             match lost {
-                Ok(0) => {}
-                Ok(lost) => tracing::warn!(lost, "events came too fast for webhooks, and some are lost"),
+                Ok(Lost::Nothing) => {}
+                Ok(Lost::Events(lost)) => {
+                    tracing::warn!(lost, "events came too fast for webhooks, and some are lost");
+                }
+                Ok(Lost::Board) => dispatcher.read_board(),
+                Ok(Lost::Rollouts) => dispatcher.read_rollouts().await,
                 Err(()) => break,
             }
         }
+        drain(&mut revisions, |revision| dispatcher.add_revision(&revision));
+        drain(&mut rollouts, |rollout| dispatcher.add_rollout(&rollout));
+        drain(&mut board, |event| dispatcher.add_of_board(&event));
+        drain(&mut incidents, |change| dispatcher.add_incident(&change));
+        self.end.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
     /// Sends a test event at once, whichever control plane sends events; `None`: there is no such webhook.
     pub async fn test(&self, name: &Name) -> Option<Attempt> {
-        self.follow(&self.publisher.current());
+        self.follow();
         let endpoint = self.endpoints().get(name).cloned()?;
         Some(endpoint.test().await)
     }
 
     /// The deliveries of a webhook; `None`: there is no such webhook.
     pub async fn deliveries(&self, name: &Name) -> Option<Deliveries> {
-        self.follow(&self.publisher.current());
+        self.follow();
         let (queued, attempts) = self.endpoints().get(name)?.deliveries();
         let sends = *self.rollouts.announces().borrow();
         let sender = if sends { Some(self.replica.clone()) } else { self.leader().await };
@@ -172,8 +198,10 @@ impl Webhooks {
     }
 
     /// Takes over which webhooks there are. The task of one that is new or enabled begins, that of one that is gone ends.
-    fn follow(&self, published: &Published) {
+    fn follow(&self) {
         let mut endpoints = self.endpoints();
+        // Read under the lock: the tasks of calls run this as well, and none may take over a set that is older than the last one's.
+        let published = self.publisher.current();
         let current: BTreeMap<&Name, &Webhook> =
             published.webhooks().map(|webhook| (&webhook.name, webhook)).collect();
         endpoints.retain(|name, endpoint| {
@@ -191,9 +219,9 @@ impl Webhooks {
                 None => {
                     let key = ResourceKey::new(Kind::Webhook, name.clone());
                     let since = published.metas.get(&key).map_or(0, |meta| meta.revision);
-                    let endpoint = Arc::new(Endpoint::new(webhook.clone(), since));
+                    let endpoint = Arc::new(Endpoint::new(webhook.clone(), since, Arc::clone(&self.secrets)));
                     if webhook.enabled {
-                        self.tasks.spawn(Arc::clone(&endpoint).run(self.shutdown.clone()));
+                        self.tasks.spawn(Arc::clone(&endpoint).run(self.end.clone()));
                     }
                     endpoints.insert(name.clone(), endpoint);
                 }
@@ -206,26 +234,41 @@ impl Webhooks {
     }
 }
 
-/// Takes what was received. Returns the number of events that were lost before it; an error: there will be no more.
-fn taken<T>(received: Result<T, RecvError>, take: impl FnOnce(T)) -> Result<u64, ()> {
+/// Takes what was received. Returns the events that were lost before it; an error: there will be no more.
+fn taken<T>(
+    received: Result<T, RecvError>,
+    lost: impl FnOnce(u64) -> Lost,
+    take: impl FnOnce(T),
+) -> Result<Lost, ()> {
     match received {
         Ok(event) => {
             take(event);
-            Ok(0)
+            Ok(Lost::Nothing)
         }
-        Err(RecvError::Lagged(lost)) => Ok(lost),
+        Err(RecvError::Lagged(count)) => Ok(lost(count)),
         Err(RecvError::Closed) => Err(()),
+    }
+}
+
+/// Takes all that has come.
+fn drain<T: Clone>(receiver: &mut broadcast::Receiver<T>, mut take: impl FnMut(T)) {
+    loop {
+        match receiver.try_recv() {
+            Ok(event) => take(event),
+            Err(TryRecvError::Lagged(_)) => {}
+            Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+        }
     }
 }
 
 impl<'w> Dispatcher<'w> {
     fn new(webhooks: &'w Webhooks) -> Self {
+        webhooks.follow();
         let current = webhooks.publisher.current();
-        webhooks.follow(&current);
         let mut dispatcher = Self {
             webhooks,
             sends: *webhooks.rollouts.announces().borrow(),
-            held: VecDeque::new(),
+            held: HeldEvents::default(),
             seen: Seen::default(),
             began_us: now_us(),
         };
@@ -234,6 +277,38 @@ impl<'w> Dispatcher<'w> {
             Event::of_rollout(&current.snapshot.id().epoch, &rollout, i64::MIN, is_new);
         }
         dispatcher
+    }
+
+    fn add_revision(&mut self, revision: &RevisionSummary) {
+        self.add(Event::of_revision(&self.webhooks.publisher.current(), revision));
+    }
+
+    fn add_incident(&mut self, change: &IncidentChange) {
+        self.add(Event::of_incident(change, now_us()));
+    }
+
+    fn add_of_board(&mut self, event: &BoardEvent) {
+        if let BoardEvent::Rollout(rollout) = event {
+            self.add_rollout(rollout);
+        }
+    }
+
+    /// Tells of the last immediate rollouts, for changes of some were lost. Those that were told of are known.
+    fn read_board(&mut self) {
+        for rollout in self.webhooks.board.rollouts(KNOWN_ROLLOUTS).iter().rev() {
+            self.add_rollout(rollout);
+        }
+    }
+
+    /// Tells of the last progressive rollouts, likewise.
+    async fn read_rollouts(&mut self) {
+        match self.webhooks.rollouts.list(None, READ_AGAIN).await {
+            Ok(rollouts) => rollouts.iter().rev().for_each(|rollout| self.add_rollout(rollout)),
+            Err(error) => {
+                let error = ErrorChain(&error);
+                tracing::warn!(%error, "events of rollouts came too fast for webhooks, and some are lost");
+            }
+        }
     }
 
     fn add_rollout(&mut self, rollout: &Rollout) {
@@ -247,7 +322,7 @@ impl<'w> Dispatcher<'w> {
 
     fn add(&mut self, event: Event) {
         // A revision that adds a webhook is told to it, too.
-        self.webhooks.follow(&self.webhooks.publisher.current());
+        self.webhooks.follow();
         let endpoints = self.webhooks.endpoints();
         let wanting = endpoints.iter().filter(|(_, endpoint)| endpoint.wants(&event));
         let names: Vec<Name> = wanting.map(|(name, _)| name.clone()).collect();
@@ -260,11 +335,8 @@ impl<'w> Dispatcher<'w> {
             self.webhooks.send(&held);
             return;
         }
-        self.forget_old(held.at);
-        if self.held.len() >= MAX_HELD {
-            self.held.pop_front();
-        }
-        self.held.push_back(held);
+        self.held.forget_sent(self.webhooks.rollouts.another_led());
+        self.held.push(held);
     }
 
     fn set_sends(&mut self, sends: bool) {
@@ -272,16 +344,10 @@ impl<'w> Dispatcher<'w> {
             return;
         }
         if sends {
-            self.forget_old(Instant::now());
-            for held in std::mem::take(&mut self.held) {
+            self.held.forget_sent(self.webhooks.rollouts.another_led());
+            for held in self.held.take() {
                 self.webhooks.send(&held);
             }
-        }
-    }
-
-    fn forget_old(&mut self, now: Instant) {
-        while self.held.front().is_some_and(|held| now.duration_since(held.at) > HELD_FOR) {
-            self.held.pop_front();
         }
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn message(sentence: &str) -> String {
 }
 
 /// A sentence as a text of Slack: `&`, `<` and `>` would begin entities, links and mentions
-/// (<https://docs.slack.dev/messaging/formatting-message-text#escaping>). What is very long is cut short.
+/// (<https://docs.slack.dev/messaging/formatting-message-text#escaping>). A very long one is cut short.
 fn escaped(sentence: &str) -> String {
     let mut text = String::with_capacity(sentence.len().min(MAX_TEXT));
     for (index, c) in sentence.chars().enumerate() {

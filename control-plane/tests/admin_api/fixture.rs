@@ -126,6 +126,7 @@ impl Admin {
             Arc::clone(&rollouts),
             Arc::clone(&health),
             "here".to_owned(),
+            database.with_file_name("webhooks"),
             shutdown.clone(),
         );
         tokio::spawn(Arc::clone(&webhooks).run());
