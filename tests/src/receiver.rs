@@ -57,7 +57,7 @@ pub struct Received {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
-    /// How it was answered.
+    /// The reply to it.
     pub reply: Reply,
 }
 

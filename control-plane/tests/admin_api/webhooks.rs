@@ -64,25 +64,58 @@ async fn secrets_of_webhooks_are_not_shown_and_are_kept() {
 }
 
 #[tokio::test]
+async fn webhooks_send_no_other_secrets_of_the_host() {
+    let admin = Admin::start().await;
+    let receiver = Receiver::start().unwrap();
+    let with_header = |place: Value| {
+        let url = receiver.url("/");
+        json!({"url": url, "events": ["revision"], "enabled": false, "headers": {"x-secret": place}})
+    };
+    let refused = admin.put("/webhooks/w", with_header(json!({"env": "SIGNALBOX_DATABASE_URL"}))).await;
+    expect(&refused, 422);
+    assert!(refused.to_string().contains("headers.x-secret"), "{refused}");
+    assert!(refused.to_string().contains("begin with SIGNALBOX_WEBHOOK_"), "{refused}");
+    let dir = admin.database.with_file_name("webhooks");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("good"), "for webhooks\n").unwrap();
+    std::os::unix::fs::symlink(&admin.database, dir.join("link")).unwrap();
+    for (path, status, is_sent) in
+        [(dir.join("good"), 201, true), (dir.join("link"), 200, false), (admin.database.clone(), 200, false)]
+    {
+        expect(&admin.put("/webhooks/w", with_header(json!({"file": path}))).await, status);
+        let tested = admin.call(Method::POST, "/webhooks/w/test", None).await;
+        assert_eq!(tested.body["result"], if is_sent { "delivered" } else { "failed" }, "{tested}");
+        let error = tested.body["error"].as_str().unwrap_or_default();
+        assert_eq!(error.contains("x-secret") && error.contains("is not below"), !is_sent, "{tested}");
+    }
+    let received = receiver.received();
+    assert_eq!(
+        received.iter().map(|request| request.header("x-secret")).collect::<Vec<_>>(),
+        ["for webhooks"]
+    );
+}
+
+#[tokio::test]
 async fn a_test_says_what_the_receiver_answered() {
     let admin = Admin::start().await;
     expect(&admin.call(Method::POST, "/webhooks/w/test", None).await, 404);
     expect(&admin.get("/webhooks/w/deliveries").await, 404);
     let receiver = Receiver::answering(Reply::Status(500), []).unwrap();
-    let disabled =
-        json!({"url": receiver.url("/"), "events": ["incident"], "enabled": false, "timeout": "200ms"});
-    expect(&admin.put("/webhooks/w", disabled).await, 201);
-    for (reply, status, error) in [
-        (Reply::Status(500), json!(500), ""),
-        (Reply::Redirect(302), json!(302), ""),
-        (Reply::Never, Value::Null, "there was no answer in 200ms"),
+    let disabled = |timeout: &str| json!({"url": receiver.url("/"), "events": ["incident"], "enabled": false, "timeout": timeout});
+    expect(&admin.put("/webhooks/w", disabled("1m")).await, 201);
+    for (reply, timeout, status, error) in [
+        (Reply::Status(500), "1m", json!(500), ""),
+        (Reply::Redirect(302), "1m", json!(302), ""),
+        (Reply::Never, "1s", Value::Null, "there was no answer in 1s"),
     ] {
+        expect(&admin.put("/webhooks/w", disabled(timeout)).await, 200);
         receiver.reply(reply);
         let tested = admin.call(Method::POST, "/webhooks/w/test", None).await;
         expect(&tested, 200);
         assert_eq!((&tested.body["result"], &tested.body["status"]), (&json!("failed"), &status), "{tested}");
         assert_eq!(tested.body["error"].as_str().unwrap_or_default(), error, "{tested}");
     }
+    expect(&admin.put("/webhooks/w", disabled("1m")).await, 200);
     // A redirect is not followed.
     assert!(receiver.received().iter().all(|request| request.path == "/"));
     let sent = receiver.received().remove(0).json().unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use serde_json::{Value, json};
@@ -177,7 +177,7 @@ async fn when_the_sender_is_killed_the_other_one_goes_on_and_misses_nothing() {
     assert_eq!(sender(&planes).await, other, "one that comes back takes nothing over");
     let last = write(planes[killed].api(), 6).await;
     until_revision(&receiver, last).await;
-    // What came twice came under the same id.
+    // An event that came twice came under the same id.
     let mut ids: BTreeMap<u64, String> = BTreeMap::new();
     for request in receiver.taken() {
         let number = request.json().unwrap()["data"]["number"].as_u64().unwrap();
@@ -185,11 +185,11 @@ async fn when_the_sender_is_killed_the_other_one_goes_on_and_misses_nothing() {
         assert_eq!(ids.entry(number).or_insert_with(|| id.to_owned()), id, "revision {number}");
     }
     assert!(ids.keys().copied().eq(first..=last), "{ids:?}");
-    // A restart of both, in order, announces nothing that is old.
-    let before = receiver.received().len();
+    // A restart of both, in order, announces nothing that is old. Before it, the second one may have taken over for a moment.
     for plane in &mut planes {
         plane.stop().unwrap();
     }
+    let before = receiver.received().len();
     for plane in &mut planes {
         plane.start().await.unwrap();
     }
@@ -200,7 +200,8 @@ async fn when_the_sender_is_killed_the_other_one_goes_on_and_misses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_receiver_that_never_answers_delays_no_write_and_its_queue_is_bounded() {
-    const WRITES: u64 = 1100;
+    /// The events that wait for a webhook at most.
+    const CAPACITY: u64 = 1000;
     let control_plane = ControlPlane::sqlite().await.unwrap();
     let api = control_plane.api();
     let (silent, good) = (
@@ -208,25 +209,70 @@ async fn a_receiver_that_never_answers_delays_no_write_and_its_queue_is_bounded(
         Receiver::answering(Reply::Status(200), []).unwrap(),
     );
     let patient = with(webhook(&silent, &["revision"]), &json!({"timeout": "1m"}));
-    api.put("webhooks", "silent", &patient).await.unwrap();
+    let first = api.put("webhooks", "silent", &patient).await.unwrap();
     api.put("webhooks", "w", &webhook(&good, &["revision"])).await.unwrap();
-    let mut last = 0;
-    for number in 0..WRITES {
+    let mut last = first;
+    for number in 0..CAPACITY {
         last = write(api, number).await;
     }
-    // The first attempt still goes on, and the other webhook has got everything meanwhile.
     until_revision(&good, last).await;
-    assert_eq!(silent.received().len(), 1, "one at a time, and within its time");
+    // One attempt at a time: each but the last has ended.
+    let received = silent.received().len();
+    let deliveries = api.get("/webhooks/silent/deliveries").await.unwrap();
+    let attempts = deliveries["attempts"].as_array().unwrap();
+    assert!((1..=attempts.len() + 1).contains(&received), "{received}: {deliveries}");
+    assert!(attempts.iter().all(|attempt| attempt["result"] == "retried"), "{deliveries}");
     let metrics = api.metrics().await.unwrap();
     let of = |name: &str, more: &str| metrics.sum(name, &["webhook=\"silent\"", more]);
-    assert_eq!(of("signalbox_webhook_queue", ""), 1000.0);
-    // The revisions of both webhooks, and the writes.
-    assert_eq!(of("signalbox_webhook_deliveries_total", "result=\"dropped\""), (WRITES + 2 - 1000) as f64);
+    assert_eq!(of("signalbox_webhook_queue", ""), CAPACITY as f64);
+    let dropped = of("signalbox_webhook_deliveries_total", "result=\"dropped\"");
+    assert_eq!(dropped, (last + 1 - first - CAPACITY) as f64);
     assert_eq!(control_plane.log().matches("events wait for a webhook").count(), 1, "logged once");
     // Deleting it ends the attempt, and the program ends in order.
     api.delete("webhooks", "silent").await.unwrap();
     let gone = eventually(DEADLINE, async || !api.metrics().await.unwrap().0.contains("webhook=\"silent\""));
     assert!(gone.await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_orderly_stop_tries_the_events_that_were_never_tried() {
+    let mut control_plane = ControlPlane::sqlite().await.unwrap();
+    let api = control_plane.api().clone();
+    let receiver = Receiver::answering(Reply::Status(204), [Reply::Never]).unwrap();
+    let patient = with(webhook(&receiver, &["revision"]), &json!({"timeout": "1m"}));
+    api.put("webhooks", "w", &patient).await.unwrap();
+    // The first attempt goes on, so the next event waits.
+    let goes_on = eventually(DEADLINE, async || receiver.received().len() == 1);
+    assert!(goes_on.await, "{:?}", bodies(&receiver));
+    let last = write(&api, 1).await;
+    control_plane.stop().unwrap();
+    let numbers: Vec<Value> =
+        receiver.taken().iter().map(|request| request.json().unwrap()["data"]["number"].clone()).collect();
+    assert_eq!(numbers, [json!(last)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_outage_that_takes_the_sender_and_the_database_is_told_by_the_other_one() {
+    let mut postgres = Postgres::new().unwrap();
+    let mut planes = pair(&postgres).await;
+    let receiver = Receiver::start().unwrap();
+    planes[0].api().put("webhooks", "w", &webhook(&receiver, &["incident"])).await.unwrap();
+    let killed = sender(&planes).await;
+    postgres.kill9();
+    planes[killed].kill9();
+    // The other one finds the outage, and may not send: it cannot know that it is alone.
+    let other = planes[1 - killed].api();
+    let found = eventually(DEADLINE, async || {
+        let report = other.get("/health-report").await.unwrap();
+        report["incidents"].as_array().is_some_and(|all| all.iter().any(|one| one["rule"] == "database"))
+    });
+    assert!(found.await, "{}", planes[1 - killed].log());
+    // The outage lasts longer than those for which another control plane that still leads would have sent the event.
+    let began = Instant::now();
+    assert!(eventually(DEADLINE, async || began.elapsed() > Duration::from_secs(15)).await);
+    postgres.start().unwrap();
+    let is_database = |body: &Value| body["type"] == "incident.opened" && body["data"]["rule"] == "database";
+    until_taken(&receiver, "the outage", is_database).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -301,7 +347,8 @@ async fn receivers_are_verified_by_the_authorities_of_the_host_and_urls_may_be_i
     let (trusted, other, files) = (Authority::new("trusted"), Authority::new("other"), PemFiles::new());
     files.write("roots.pem", &trusted.pem());
     let port = free_port();
-    let builder = ControlPlane::builder().env("HOOK_URL", format!("https://localhost:{port}/hook?key=1"));
+    let builder =
+        ControlPlane::builder().env("SIGNALBOX_WEBHOOK_URL", format!("https://localhost:{port}/hook?key=1"));
     let roots = files.path("roots.pem").display().to_string();
     let control_plane = builder.env("SSL_CERT_FILE", roots).env("SSL_CERT_DIR", "").start().await.unwrap();
     let api = control_plane.api();
@@ -309,7 +356,7 @@ async fn receivers_are_verified_by_the_authorities_of_the_host_and_urls_may_be_i
     let document = json!({
         "listeners": [{"name": "https", "address": format!("127.0.0.1:{port}"), "protocol": "https"}],
         "routes": [{"name": "hook", "match": {"methods": ["POST"]}, "respond": {"body": "taken"}}],
-        "webhooks": [{"name": "w", "url": {"env": "HOOK_URL"}, "events": ["incident"]}],
+        "webhooks": [{"name": "w", "url": {"env": "SIGNALBOX_WEBHOOK_URL"}, "events": ["incident"]}],
     });
     api.apply(&document).await.unwrap();
     for (authority, result) in [(&trusted, "delivered"), (&other, "failed")] {
