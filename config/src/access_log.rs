@@ -34,7 +34,7 @@ pub struct AccessLogSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redact: Option<LogRedactionSpec>,
     /// The request headers that lines show, as the client sent them; at most 16. Names that tell of credentials are refused, such as
-    /// `authorization`, `cookie` and `x-api-key`. Of a value, 256 bytes are shown. For the format `json`.
+    /// `authorization`, `cookie` and `x-api-key`. A value is shown up to 256 bytes. For the format `json`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub request_headers: Vec<String>,
     /// The response headers that lines show; likewise.
@@ -106,7 +106,7 @@ pub struct AccessLog {
 /// The lines that are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LogSample {
-    /// Of so many ordinary requests, one has a line.
+    /// The number of ordinary requests of which one has a line.
     pub every: NonZeroU32,
     /// Requests that take so long have one in any case.
     pub slow: Duration,

@@ -127,6 +127,7 @@ pub use credential::{
     BasicAuthSpec, CertificateName, Credential, CredentialSpec, HmacAuthSpec, JwtSpec, KeyAuthSpec,
     MIN_HMAC_SECRET, MtlsSpec, Proof, TokenKey,
 };
+pub use credential_header::is_credential_name;
 pub use cron::Cron;
 pub use digest::{Digest, Fingerprint};
 pub use error::{Errors, FieldError};
