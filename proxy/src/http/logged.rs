@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request};
 use signalbox_config::Name;
 use signalbox_plugin::{Exchange as PluginNotes, LogRecord};
 
-use crate::telemetry::access_log::{self, ListenerLog, Parts};
+use crate::telemetry::access_log::{self, ListenerLog, Parts, without_user};
 use crate::upstream::Target;
 
 /// The data that is kept for the access log alone.
@@ -39,6 +39,7 @@ impl Logged {
             Some(authority) => authority.as_str().as_bytes(),
             None => host.map_or(&b""[..], HeaderValue::as_bytes),
         };
+        let host = without_user(host);
         let protocol = match head.version {
             Version::HTTP_2 => "HTTP/2",
             Version::HTTP_10 => "HTTP/1.0",
@@ -54,7 +55,8 @@ impl Logged {
         let path = whole.map_or(path, |whole| whole.as_str());
         let mut parts = Parts::new(memory, method, host, path, protocol, user_agent);
         for name in &own.settings.request_headers {
-            parts.push_header(head.headers.get_all(name).iter().map(HeaderValue::as_bytes));
+            let values = head.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+            parts.push_header(name, own.settings.query.as_deref(), values);
         }
         Self { parts: Some(Box::new(parts)), ..Self::default() }
     }
@@ -72,7 +74,8 @@ impl Logged {
             let targets = headers.get_all(name).iter().filter(|_| !is_replaced);
             let added = notes.into_iter().flat_map(PluginNotes::response_headers);
             let added = added.filter(|(added, _)| *added == name).map(|(_, value)| value);
-            parts.push_header(targets.chain(added).map(HeaderValue::as_bytes));
+            let values = targets.chain(added).map(HeaderValue::as_bytes);
+            parts.push_header(name, own.settings.query.as_deref(), values);
         }
     }
 

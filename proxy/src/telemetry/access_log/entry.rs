@@ -1,4 +1,4 @@
-//! What the access log tells of a request.
+//! The data of a request that the access log shows.
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use super::clock::Clock;
 use super::digits::push_digits;
 use super::entry::Entry;
 use super::parts::Parts;
-use super::redact::{is_url, write_redacted};
+use super::redact::write_path;
 
 /// The logged parts of a request's head. They are encoded when the head arrives, because holding the head would cost
 /// more.
@@ -50,7 +50,7 @@ impl Head {
         plain(&mut memory, "\",\"method\":\"", parts.method());
         text(&mut memory, "\",\"host\":\"", parts.host());
         let mut path = SmallVec::<[u8; 256]>::new();
-        write_redacted(&mut path, parts.path(), query);
+        write_path(&mut path, parts.path(), query);
         text(&mut memory, "\",\"path\":\"", &path);
         plain(&mut memory, "\",\"protocol\":\"", parts.protocol().as_bytes());
         let at = memory.len();
@@ -117,12 +117,11 @@ pub(super) fn write_more(out: &mut Vec<u8>, settings: &AccessLog, parts: Option<
         number(out, ",\"weight\":", weight.into());
     }
     let Some(parts) = parts else { return };
-    let query = settings.query.as_deref();
     let requests = settings.request_headers.len();
     let values = (0..).map(|index| parts.header(index));
-    write_headers(out, ",\"request_headers\":{", settings.request_headers.iter().zip(values), query);
+    write_headers(out, ",\"request_headers\":{", settings.request_headers.iter().zip(values));
     let values = (requests..).map(|index| parts.header(index));
-    write_headers(out, ",\"response_headers\":{", settings.response_headers.iter().zip(values), query);
+    write_headers(out, ",\"response_headers\":{", settings.response_headers.iter().zip(values));
 }
 
 /// Writes an object of those headers that are there, if there is one.
@@ -130,7 +129,6 @@ fn write_headers<'a>(
     out: &mut Vec<u8>,
     begin: &str,
     headers: impl Iterator<Item = (&'a HeaderName, Option<&'a [u8]>)>,
-    query: Option<&[Box<str>]>,
 ) {
     let mut before = begin;
     for (name, value) in headers {
@@ -138,13 +136,7 @@ fn write_headers<'a>(
         // The characters of names need no escaping (RFC 9110, section 5.6.2).
         out.extend_from_slice(before.as_bytes());
         plain(out, "\"", name.as_str().as_bytes());
-        if is_url(name) {
-            let mut url = SmallVec::<[u8; 256]>::new();
-            write_redacted(&mut url, value, query);
-            text(out, "\":\"", &url);
-        } else {
-            text(out, "\":\"", value);
-        }
+        text(out, "\":\"", value);
         out.push(b'"');
         before = ",";
     }
@@ -172,7 +164,7 @@ fn text(out: &mut Vec<u8>, key: &str, value: &[u8]) {
     }
 }
 
-/// True if a value must be escaped. Of a value that is no multiple of eight bytes, some bytes are compared twice.
+/// True if a value must be escaped. Some bytes are compared twice if their number is no multiple of eight.
 #[inline]
 fn has_special(value: &[u8]) -> bool {
     let is_special = |byte: &u8| (*byte < 0x20) | (*byte >= 0x7f) | (*byte == b'"') | (*byte == b'\\');

@@ -29,6 +29,7 @@ pub use listener_log::ListenerLog;
 pub use log::Log;
 pub use parts::Parts;
 pub use queue::{Sender, channel};
+pub use redact::without_user;
 pub use text::View;
 pub use writer::start;
 

@@ -1,6 +1,9 @@
-//! The parts of heads that a line may show, as they came.
+//! The parts of heads that a line may show. They are as they came, but for hosts and URLs in headers, which have lost their secrets.
 
+use http::HeaderName;
 use smallvec::SmallVec;
+
+use super::redact::ValueKind;
 
 /// The parts of heads that a line may show, for listeners with settings of their own: they are encoded only if the line is written. They
 /// are copied, because the heads are gone by then.
@@ -35,16 +38,32 @@ impl Parts {
         Self { bytes: memory, ends, protocol, headers: SmallVec::new() }
     }
 
-    /// Adds the next header: its values, separated by commas, up to [`MAX_VALUE`] bytes.
-    pub fn push_header<'a>(&mut self, values: impl Iterator<Item = &'a [u8]>) {
+    /// Adds the next header: its values, separated by commas, up to [`MAX_VALUE`] bytes. URLs lose their secrets before anything is cut,
+    /// because a part of one may look harmless. `names` are those of parameters that are redacted; `None`: URLs lose their queries.
+    pub fn push_header<'a>(
+        &mut self,
+        name: &HeaderName,
+        names: Option<&[Box<str>]>,
+        values: impl Iterator<Item = &'a [u8]>,
+    ) {
         let begin = self.bytes.len();
+        let kind = ValueKind::of(name);
+        let mut redacted = SmallVec::<[u8; 256]>::new();
         let mut is_there = false;
         for value in values {
             if std::mem::replace(&mut is_there, true) {
                 self.bytes.extend_from_slice(b", ");
             }
+            let shown = match kind {
+                Some(kind) => {
+                    redacted.clear();
+                    kind.write(&mut redacted, value, names);
+                    &*redacted
+                }
+                None => value,
+            };
             // One more tells if a character is cut in two.
-            self.bytes.extend(value.iter().take(MAX_VALUE + 1));
+            self.bytes.extend(shown.iter().take(MAX_VALUE + 1));
             if self.bytes.len() - begin > MAX_VALUE {
                 break;
             }
@@ -107,14 +126,18 @@ pub(super) fn bounded(text: &[u8], longest: usize) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use http::header;
+
     use super::*;
+
+    const PLAIN: HeaderName = header::CONTENT_TYPE;
 
     #[test]
     fn parts_are_found_again() {
         let mut parts = Parts::new(b"old".to_vec(), "GET", b"a.example", "/x?y", "HTTP/1.1", b"");
-        parts.push_header([&b"one"[..], b"two"].into_iter());
-        parts.push_header(std::iter::empty());
-        parts.push_header([&b""[..]].into_iter());
+        parts.push_header(&PLAIN, None, [&b"one"[..], b"two"].into_iter());
+        parts.push_header(&PLAIN, None, std::iter::empty());
+        parts.push_header(&PLAIN, None, [&b""[..]].into_iter());
         assert_eq!(
             (parts.method(), parts.host(), parts.path()),
             (&b"GET"[..], &b"a.example"[..], &b"/x?y"[..])
@@ -125,16 +148,42 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_gone_before_values_are_cut() {
+        let user = format!("https://u:{}", "SECRET".repeat(100));
+        let long = "x".repeat(2 * MAX_VALUE);
+        for (values, expected) in [
+            (vec![format!("{user}@a.example/x?b=1")], "https://REDACTED@a.example/x?b=1".to_owned()),
+            (vec![format!("{user}@a.example")], "https://REDACTED@a.example".to_owned()),
+            (
+                vec!["/a?b=1".to_owned(), "https://u:SECRET@a.example/?token=SECRET".to_owned()],
+                "/a?b=1, https://REDACTED@a.example/?token=REDACTED".to_owned(),
+            ),
+            (
+                vec!["x".repeat(250), "https://u:SECRET@a.example".to_owned()],
+                format!("{}, http", "x".repeat(250)),
+            ),
+            (vec![format!("/{long}?token=SECRET")], format!("/{}", "x".repeat(MAX_VALUE - 1))),
+            (vec![format!("/a?token={}&b=1", "SECRET".repeat(100))], "/a?token=REDACTED&b=1".to_owned()),
+        ] {
+            let mut parts = Parts::new(Vec::new(), "GET", b"", "/", "HTTP/1.1", b"");
+            parts.push_header(&header::REFERER, Some(&[]), values.iter().map(String::as_bytes));
+            assert_eq!(parts.header(0), Some(expected.as_bytes()), "{values:?}");
+            parts.push_header(&header::REFERER, None, values.iter().map(String::as_bytes));
+            assert!(!String::from_utf8_lossy(parts.header(1).unwrap()).contains("SECRET"), "{values:?}");
+        }
+    }
+
+    #[test]
     fn values_are_bounded() {
         let mut parts = Parts::new(Vec::new(), "GET", b"", "/", "HTTP/1.1", b"");
         let long = [b'x'; 5000];
-        parts.push_header(std::iter::repeat_n(&long[..], 100));
-        parts.push_header(std::iter::repeat_n(&b"y"[..], 1000));
+        parts.push_header(&PLAIN, None, std::iter::repeat_n(&long[..], 100));
+        parts.push_header(&PLAIN, None, std::iter::repeat_n(&b"y"[..], 1000));
         assert_eq!(parts.header(0), Some(&[b'x'; MAX_VALUE][..]));
         assert_eq!(parts.header(1).unwrap().len(), MAX_VALUE);
-        parts.push_header(std::iter::once("€".repeat(100).as_bytes()));
+        parts.push_header(&PLAIN, None, std::iter::once("€".repeat(100).as_bytes()));
         assert_eq!(parts.header(2), Some("€".repeat(85).as_bytes()));
-        parts.push_header(["€".repeat(84).as_bytes(), "€".as_bytes()].into_iter());
+        parts.push_header(&PLAIN, None, ["€".repeat(84).as_bytes(), "€".as_bytes()].into_iter());
         assert_eq!(parts.header(3), Some(format!("{}, ", "€".repeat(84)).as_bytes()));
         for (text, longest, expected) in [
             ("abc", 3, "abc"),

@@ -11,7 +11,7 @@ pub struct Sender {
     returned: Returned,
 }
 
-/// What the writer gives back.
+/// The writer's way back to workers: written buffers and lost lines.
 #[derive(Debug, Clone, Default)]
 pub struct Returned {
     written: Arc<Mutex<Vec<Vec<u8>>>>,

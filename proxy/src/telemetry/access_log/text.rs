@@ -7,9 +7,9 @@ use super::clock::write_time;
 use super::digits::push_digits;
 use super::entry::Entry;
 use super::parts::{Parts, bounded};
-use super::redact::{is_url, write_redacted};
+use super::redact::write_path;
 
-/// What the values of a line are taken from.
+/// The sources of a line's values.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     pub settings: &'a AccessLog,
@@ -54,10 +54,9 @@ impl View<'_> {
             LogValue::Request(first, second) => self.write_request(out, *first, *second, longest),
             LogValue::Response(first, second) => {
                 let requests = self.settings.request_headers.len();
-                let names = &self.settings.response_headers;
-                let find = |index: usize| Some((names.get(index)?, self.parts?.header(requests + index)?));
-                if let Some((name, value)) = find(*first).or_else(|| find((*second)?)) {
-                    self.write_header(out, is_url(name), value, longest);
+                let find = |index: usize| self.parts?.header(requests + index);
+                if let Some(value) = find(*first).or_else(|| find((*second)?)) {
+                    put(out, value, longest);
                 }
             }
             LogValue::Protocol => {
@@ -114,26 +113,17 @@ impl View<'_> {
             Some((value, found)).filter(|_| !found.is_empty())
         };
         let Some((value, found)) = find(first).or_else(|| find(second?)) else { return };
-        let is_url = match value {
-            RequestValue::Path => true,
-            RequestValue::Header(index) => self.settings.request_headers.get(index).is_some_and(is_url),
-            _ => false,
-        };
-        self.write_header(out, is_url, found, longest);
-    }
-
-    fn write_header(self, out: &mut Vec<u8>, is_url: bool, value: &[u8], longest: usize) {
-        if is_url {
-            let mut url = SmallVec::<[u8; 256]>::new();
-            write_redacted(&mut url, value, self.settings.query.as_deref());
-            put(out, &url, longest);
+        if value == RequestValue::Path {
+            let mut path = SmallVec::<[u8; 256]>::new();
+            write_path(&mut path, found, self.settings.query.as_deref());
+            put(out, &path, longest);
         } else {
-            put(out, value, longest);
+            put(out, found, longest);
         }
     }
 }
 
-/// Writes the first bytes of a value. What could end the value, or the line, is written as `\xHH`, as nginx does.
+/// Writes the first bytes of a value. Bytes that could end the value, or the line, are written as `\xHH`, as nginx does.
 fn put(out: &mut Vec<u8>, value: &[u8], longest: usize) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     for byte in bounded(value, longest) {
@@ -198,7 +188,7 @@ mod tests {
         let mut parts = Parts::new(Vec::new(), "GET", b"a.example", target, "HTTP/1.1", user_agent);
         for name in settings.request_headers.iter().chain(&settings.response_headers) {
             let values = headers.iter().filter(|(known, _)| name == known).map(|(_, value)| *value);
-            parts.push_header(values);
+            parts.push_header(name, settings.query.as_deref(), values);
         }
         let LogFormat::Text(template) = &settings.format else { panic!("a text") };
         let mut out = Vec::new();
