@@ -61,7 +61,7 @@ fn digits(text: &mut [u8; 24], at: usize, len: usize, mut value: u64) {
     }
 }
 
-const MONTHS: [&str; 12] =
+pub(super) const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /// Writes a time since 1970 in the format of a template.
@@ -74,10 +74,7 @@ pub(super) fn write_time(out: &mut Vec<u8>, parts: &[TimePart], time: Duration) 
             TimePart::Text(text) => out.extend_from_slice(text.as_bytes()),
             TimePart::Year => padded(out, 4, year),
             TimePart::Month => padded(out, 2, month),
-            TimePart::MonthName => {
-                let name = MONTHS.get((month as usize).wrapping_sub(1)).copied().unwrap_or_default();
-                out.extend_from_slice(name.as_bytes());
-            }
+            TimePart::MonthName => out.extend_from_slice(month_name(month).as_bytes()),
             TimePart::Day => padded(out, 2, day),
             TimePart::Hour => padded(out, 2, second / 3600),
             TimePart::Minute => padded(out, 2, second / 60 % 60),
@@ -90,6 +87,23 @@ pub(super) fn write_time(out: &mut Vec<u8>, parts: &[TimePart], time: Duration) 
             TimePart::Epoch => push_digits(out, seconds),
         }
     }
+}
+
+/// Writes a time since 1970 as `Jan  2 03:04:05` (RFC 3164, section 4.1.2), in UTC.
+pub(super) fn write_short_time(out: &mut Vec<u8>, time: Duration) {
+    let (_, month, day) = civil(time.as_secs() / 86_400);
+    let second = time.as_secs() % 86_400;
+    out.extend_from_slice(month_name(month).as_bytes());
+    out.extend_from_slice(if day < 10 { b"  " } else { b" " });
+    push_digits(out, day);
+    for (separator, value) in [(b' ', second / 3600), (b':', second / 60 % 60), (b':', second % 60)] {
+        out.push(separator);
+        padded(out, 2, value);
+    }
+}
+
+fn month_name(month: u64) -> &'static str {
+    MONTHS.get((month as usize).wrapping_sub(1)).copied().unwrap_or_default()
 }
 
 fn padded(out: &mut Vec<u8>, length: usize, mut value: u64) {
@@ -137,5 +151,18 @@ mod tests {
         let parts = [TimePart::MonthName, TimePart::Epoch, TimePart::Text(".".into()), TimePart::Fraction(9)];
         write_time(&mut out, &parts, Duration::new(951_782_400, 42));
         assert_eq!(out, b"Feb951782400.000000042");
+    }
+    #[test]
+    fn short_times_are_those_of_syslog() {
+        for (time, expected) in [
+            ("2026-01-02T03:04:05Z", "Jan  2 03:04:05"),
+            ("2024-02-29T23:59:59Z", "Feb 29 23:59:59"),
+            ("2025-12-10T00:00:00Z", "Dec 10 00:00:00"),
+        ] {
+            let time: jiff::Timestamp = time.parse().unwrap();
+            let mut out = Vec::new();
+            write_short_time(&mut out, Duration::from_secs(time.as_second() as u64));
+            assert_eq!(std::str::from_utf8(&out).unwrap(), expected);
+        }
     }
 }

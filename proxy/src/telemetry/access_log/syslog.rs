@@ -1,4 +1,6 @@
-//! Lines as messages of syslog (RFC 5424), over UDP (RFC 5426), TCP (octet counting of RFC 6587) and Unix sockets.
+//! Lines as messages of syslog (RFC 5424), over UDP (RFC 5426) and TCP (octet counting of RFC 6587); and over Unix sockets in the local
+//! form of RFC 3164 without a host name, as `syslog(3)` writes it. journald and rsyslog's imuxsock expect that form: of RFC 5424 they
+//! would take the head for a part of the text. Receivers on Unix sockets of streams take a message for each line.
 //!
 //! Nothing here waits without a deadline, and nothing is kept for later: while there is no collector, lines are lost and counted, so that
 //! the writer always takes the workers' buffers.
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::clock::Clock;
+use super::clock::{Clock, write_short_time};
 use super::destination::SyslogAddress;
 use super::lost::Lost;
 use super::parts::bounded;
@@ -22,8 +24,9 @@ use super::resolve::Resolver;
 #[derive(Debug)]
 pub(super) struct Syslog {
     address: SyslogAddress,
-    /// The part of a message's head after the time.
+    /// The part of a message's head after the time, by RFC 5424 and in the local form.
     origin: String,
+    local_origin: String,
     link: Option<Link>,
     connected_at: Instant,
     /// The time before which no connection is made, and the pause before the next one.
@@ -31,6 +34,8 @@ pub(super) struct Syslog {
     pause: Duration,
     resolver: Resolver,
     clock: Clock,
+    /// The head of each message of a buffer.
+    head: Vec<u8>,
     /// Framed messages, and where each ends.
     framed: Vec<u8>,
     ends: Vec<usize>,
@@ -44,8 +49,24 @@ enum Link {
     Stream(UnixStream),
 }
 
+/// The form of messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// RFC 5424, one in a datagram.
+    Datagram,
+    /// The same, each after its length.
+    Counted,
+    /// The local form, one in a datagram.
+    LocalDatagram,
+    /// The same, each with a newline at its end.
+    LocalLine,
+}
+
 /// The priority: facility 16 (local0), severity 6 (informational).
-const PRIORITY: &str = "<134>1 ";
+const PRIORITY: &str = "<134>";
+
+/// The version of RFC 5424, which follows its priority.
+const VERSION: &str = "1 ";
 
 /// The largest datagram in bytes, head included; longer lines are cut. Receivers must take 480 and should take 2048 (RFC 5426, section
 /// 3.2); the usual ones take 8 KiB.
@@ -68,12 +89,14 @@ impl Syslog {
         Self {
             address,
             origin: format!(" {} signalbox-proxy {} access - ", host_name(), std::process::id()),
+            local_origin: format!(" signalbox-proxy[{}]: ", std::process::id()),
             link: None,
             connected_at: now,
             retry_at: now,
             pause: FIRST_PAUSE,
             resolver: Resolver::default(),
             clock: Clock::default(),
+            head: Vec::new(),
             framed: Vec::new(),
             ends: Vec::new(),
         }
@@ -83,7 +106,8 @@ impl Syslog {
     ///
     /// # Errors
     ///
-    /// The lines that were not handed to the kernel. What the kernel loses, because the collector breaks the connection, is not known.
+    /// The lines that were not handed to the kernel. Lines that the kernel loses, because the collector breaks the connection, are not
+    /// known.
     pub(super) fn write(&mut self, buffer: &[u8]) -> Result<(), Lost> {
         let deadline = Instant::now() + PATIENCE;
         let mut sent = 0;
@@ -91,10 +115,7 @@ impl Syslog {
         for is_last in [false, true] {
             let result = self.connected(deadline).and_then(|()| self.send(buffer, &mut sent, deadline));
             let Err(error) = result else { return Ok(()) };
-            let was_good = self.link.take().is_some() && self.connected_at.elapsed() >= GOOD;
-            if was_good {
-                self.pause = FIRST_PAUSE;
-            }
+            let was_good = self.drop_link();
             if is_last || !was_good || Instant::now() >= deadline {
                 if Instant::now() >= self.retry_at {
                     self.retry_at = Instant::now() + self.pause;
@@ -107,24 +128,53 @@ impl Syslog {
         Ok(())
     }
 
-    /// Frames all lines of a buffer as messages; for a stream, each begins with its length.
-    fn frame(&mut self, buffer: &[u8]) {
-        let counts = matches!(self.link, Some(Link::Tcp(_) | Link::Stream(_)));
+    /// Drops the connection. True if there was one that lasted long enough to be good; then the next pause is a short one.
+    fn drop_link(&mut self) -> bool {
+        let was_good = self.link.take().is_some() && self.connected_at.elapsed() >= GOOD;
+        if was_good {
+            self.pause = FIRST_PAUSE;
+        }
+        was_good
+    }
+
+    /// Frames all lines of a buffer as messages.
+    fn frame(&mut self, buffer: &[u8], framing: Framing) {
         self.framed.clear();
         self.ends.clear();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let time = *self.clock.text(now);
-        let head = PRIORITY.len() + time.len() + self.origin.len();
+        self.write_head(now, framing);
+        let room = match framing {
+            Framing::Datagram | Framing::LocalDatagram => MAX_DATAGRAM.saturating_sub(self.head.len()),
+            Framing::Counted | Framing::LocalLine => usize::MAX,
+        };
         for line in lines(buffer) {
-            let line = if counts { line } else { bounded(line, MAX_DATAGRAM.saturating_sub(head)) };
-            if counts {
+            let line = bounded(line, room);
+            if framing == Framing::Counted {
                 // Writing to a vector does not fail.
-                let _ = write!(self.framed, "{} ", head + line.len());
+                let _ = write!(self.framed, "{} ", self.head.len() + line.len());
             }
-            for part in [PRIORITY.as_bytes(), &time, self.origin.as_bytes(), line] {
-                self.framed.extend_from_slice(part);
+            self.framed.extend_from_slice(&self.head);
+            self.framed.extend_from_slice(line);
+            if framing == Framing::LocalLine {
+                self.framed.push(b'\n');
             }
             self.ends.push(self.framed.len());
+        }
+    }
+
+    fn write_head(&mut self, now: Duration, framing: Framing) {
+        self.head.clear();
+        self.head.extend_from_slice(PRIORITY.as_bytes());
+        match framing {
+            Framing::Datagram | Framing::Counted => {
+                self.head.extend_from_slice(VERSION.as_bytes());
+                self.head.extend_from_slice(self.clock.text(now));
+                self.head.extend_from_slice(self.origin.as_bytes());
+            }
+            Framing::LocalDatagram | Framing::LocalLine => {
+                write_short_time(&mut self.head, now);
+                self.head.extend_from_slice(self.local_origin.as_bytes());
+            }
         }
     }
 
@@ -133,7 +183,7 @@ impl Syslog {
         if self.link.as_ref().is_some_and(|link| !link.is_closed()) {
             return Ok(());
         }
-        self.link = None;
+        self.drop_link();
         if Instant::now() < self.retry_at {
             return Err(io::Error::new(
                 ErrorKind::NotConnected,
@@ -167,7 +217,8 @@ impl Syslog {
 
     /// Sends messages from number `sent` on, and counts those that are sent.
     fn send(&mut self, buffer: &[u8], sent: &mut usize, deadline: Instant) -> io::Result<()> {
-        self.frame(buffer);
+        let framing = self.link.as_ref().ok_or(ErrorKind::NotConnected)?.framing();
+        self.frame(buffer, framing);
         let Some(link) = &mut self.link else { return Err(ErrorKind::NotConnected.into()) };
         let begin = sent.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
         match link {
@@ -238,7 +289,16 @@ fn stream_all(
 }
 
 impl Link {
-    /// True if the collector has closed the connection. What it says is dropped: nothing is asked of it.
+    fn framing(&self) -> Framing {
+        match self {
+            Self::Udp(_) => Framing::Datagram,
+            Self::Tcp(_) => Framing::Counted,
+            Self::Datagrams(_) => Framing::LocalDatagram,
+            Self::Stream(_) => Framing::LocalLine,
+        }
+    }
+
+    /// True if the collector has closed the connection. Bytes from it are dropped: nothing is asked of it.
     fn is_closed(&self) -> bool {
         let has_ended = match self {
             Self::Udp(_) | Self::Datagrams(_) => return false,
@@ -322,6 +382,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+    use crate::telemetry::access_log::clock::MONTHS;
     use crate::telemetry::access_log::destination::HostPort;
 
     fn loopback(port: u16) -> HostPort {
@@ -338,6 +399,18 @@ mod tests {
     }
 
     const HEAD: &str = "<134>1 signalbox-proxy access -";
+
+    /// The text of a message in the local form.
+    fn split_local(message: &str) -> &str {
+        let (head, text) = message.split_at("<134>Jan  2 03:04:05".len());
+        let time = head.strip_prefix("<134>").unwrap();
+        let (month, day, clock) = (&time[..3], &time[4..6], &time[7..]);
+        assert!(MONTHS.contains(&month), "{message}");
+        assert!((1..=31).contains(&day.trim_start().parse::<u8>().unwrap()), "{message}");
+        let clock: Vec<u8> = clock.split(':').map(|part| part.parse().unwrap()).collect();
+        assert!(matches!(*clock, [0..=23, 0..=59, 0..=59]), "{message}");
+        text.strip_prefix(&format!(" signalbox-proxy[{}]: ", std::process::id())).unwrap()
+    }
 
     /// Reads messages that begin with their lengths.
     fn read_counted(stream: &mut impl Read) -> String {
@@ -380,41 +453,76 @@ mod tests {
                 SyslogAddress::Unix(path.clone())
             };
             Syslog::new(address).write(lines.as_bytes()).unwrap();
-            assert_eq!(split(&receive(is_udp)), (HEAD.to_owned(), "{\"a\":1}"));
-            let cut = receive(is_udp);
+            let (first, cut, last) = (receive(is_udp), receive(is_udp), receive(is_udp));
             assert!((MAX_DATAGRAM - 1..=MAX_DATAGRAM).contains(&cut.len()), "{}", cut.len());
-            assert!(long.starts_with(split(&cut).1));
-            assert_eq!(split(&receive(is_udp)).1, "last");
+            let text = |message| if is_udp { split(message).1 } else { split_local(message) };
+            if is_udp {
+                assert_eq!(split(&first).0, HEAD);
+            }
+            assert_eq!((text(&first), text(&last)), ("{\"a\":1}", "last"));
+            assert!(long.starts_with(text(&cut)));
         }
     }
 
     #[test]
-    fn messages_of_a_stream_begin_with_their_length() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
+    fn messages_over_tcp_begin_with_their_length() {
         let long = "x".repeat(3 * MAX_DATAGRAM);
         let lines = format!("one\n{long}\n");
-        let check = |mut stream: Box<dyn Read>| {
+        let check = |mut stream: TcpStream| {
             assert_eq!(split(&read_counted(&mut stream)), (HEAD.to_owned(), "one"));
             assert_eq!(split(&read_counted(&mut stream)).1, long);
         };
-        let unix = UnixListener::bind(&path).unwrap();
-        let mut syslog = Syslog::new(SyslogAddress::Unix(path));
-        syslog.write(lines.as_bytes()).unwrap();
-        check(Box::new(unix.accept().unwrap().0));
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut syslog = Syslog::new(SyslogAddress::Tcp(loopback(tcp.local_addr().unwrap().port())));
         syslog.write(lines.as_bytes()).unwrap();
         let mut stream = tcp.accept().unwrap().0;
-        check(Box::new(stream.try_clone().unwrap()));
-        // What a collector says is ignored.
+        check(stream.try_clone().unwrap());
+        // Bytes from a collector are ignored.
         stream.write_all(b"hello").unwrap();
         syslog.write(lines.as_bytes()).unwrap();
-        check(Box::new(stream));
+        check(stream);
         // It has closed the connection, and takes the next one.
         wait_until(|| syslog.link.as_ref().is_some_and(Link::is_closed));
         syslog.write(lines.as_bytes()).unwrap();
-        check(Box::new(tcp.accept().unwrap().0));
+        check(tcp.accept().unwrap().0);
+    }
+
+    #[test]
+    fn messages_over_a_unix_stream_are_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let long = "x".repeat(3 * MAX_DATAGRAM);
+        let unix = UnixListener::bind(&path).unwrap();
+        let mut syslog = Syslog::new(SyslogAddress::Unix(path));
+        syslog.write(format!("one\n{long}\n").as_bytes()).unwrap();
+        syslog.write(b"last\n").unwrap();
+        let mut stream = unix.accept().unwrap().0;
+        drop(syslog);
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.ends_with('\n'));
+        assert!(text.lines().map(split_local).eq(["one", &long, "last"]), "{text}");
+    }
+
+    #[test]
+    fn a_good_connection_makes_the_next_pause_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        for (age, expected) in [(GOOD, FIRST_PAUSE), (Duration::ZERO, LONGEST_PAUSE)] {
+            let _ = std::fs::remove_file(&path);
+            let unix = UnixListener::bind(&path).unwrap();
+            let mut syslog = Syslog::new(SyslogAddress::Unix(path.clone()));
+            // There was an outage before.
+            syslog.pause = LONGEST_PAUSE;
+            syslog.write(b"one\n").unwrap();
+            drop(unix.accept().unwrap());
+            drop(unix);
+            wait_until(|| syslog.link.as_ref().is_some_and(Link::is_closed));
+            // A connection that was made just now is no good one on a machine that is very busy either.
+            syslog.connected_at = Instant::now().checked_sub(age).unwrap() + (GOOD - age);
+            assert!(syslog.connected(Instant::now() + PATIENCE).is_err());
+            assert_eq!(syslog.pause, expected);
+        }
     }
 
     #[test]
