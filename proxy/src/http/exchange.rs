@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, StatusCode, request};
 use signalbox_config::Name;
 use signalbox_plugin::host::{self, Kept};
-use signalbox_plugin::trace_context::{TraceContext, hex_span_id, hex_trace_id};
+use signalbox_plugin::trace_context::{TraceContext, TraceId, hex_span_id, hex_trace_id};
 use signalbox_plugin::{Exchange as PluginNotes, Hooks, Outcomes};
 
 use super::attempt_record::AttemptRecord;
@@ -80,8 +80,20 @@ struct Accounting {
     consumer: Option<Rc<SharedCounts>>,
     /// For an exchange that lasts as long as its client likes: its kind, and the time until that began.
     stream: Option<(StreamKind, Duration)>,
-    /// The data for the access log, if there is one.
+    /// The data for the access log and for plugins that log, once there is one of these.
     log: Option<Logged>,
+    /// The trace that the client's request brings, for a plugin that logs if the access log has no line.
+    trace_id: Option<TraceId>,
+}
+
+impl Accounting {
+    /// Has the data for plugins that log recorded, whatever the access log does.
+    fn log_for_plugins(&mut self) {
+        if self.log.is_none() {
+            let trace_id = self.trace_id.as_ref().map(hex_trace_id);
+            self.log = Some(Logged { trace_id, ..Logged::without_head() });
+        }
+    }
 }
 
 impl Exchange {
@@ -118,6 +130,7 @@ impl Exchange {
             consumer: None,
             stream: None,
             log,
+            trace_id: None,
         };
         Box::new(Self { request, attempts, trace: None, accounting, plugged: OnceCell::new() })
     }
@@ -201,7 +214,7 @@ impl Exchange {
             let steps = steps.cloned().collect();
             let head = before.map_or_else(|| WatchedHead::new(head), |watch| watch.head);
             self.plugged().watch.replace(Some(Watch { steps, head }));
-            self.accounting.log.get_or_insert_with(Logged::without_head);
+            self.accounting.log_for_plugins();
         }
     }
 
@@ -248,6 +261,13 @@ impl Exchange {
     pub fn set_consumer(&mut self, consumer: &Name) {
         let worker = &self.request.downstream.worker;
         self.accounting.consumer = Some(worker.shared.consumers.of(&worker.consumers, consumer));
+        // The consumer's own plugins are watched later, when its target is known too.
+        if self.accounting.log.is_none()
+            && let Some(chain) = self.request.serving.consumer_chains.get(consumer)
+            && chain.hooks.intersects(Hooks::LOG)
+        {
+            self.accounting.log_for_plugins();
+        }
         if let Some(log) = &mut self.accounting.log {
             log.consumer = Some(consumer.clone());
         }
@@ -260,8 +280,11 @@ impl Exchange {
             let downstream = &self.request.downstream;
             let mut identifier = downstream.worker.identifier.borrow_mut();
             self.trace = Trace::begin(tracing, context, head, downstream.trusts_peer(), &mut identifier);
-        } else if let (Some(log), Some(context)) = (&mut self.accounting.log, context) {
-            log.trace_id = Some(hex_trace_id(&context.trace_id));
+        } else if let Some(context) = context {
+            match &mut self.accounting.log {
+                Some(log) => log.trace_id = Some(hex_trace_id(&context.trace_id)),
+                None => self.accounting.trace_id = Some(context.trace_id),
+            }
         }
     }
 

@@ -162,6 +162,89 @@ fn chosen_headers_are_logged_and_credentials_never() {
 }
 
 #[test]
+fn passwords_of_hosts_and_urls_are_not_logged() {
+    block_on(async {
+        let section = "{query: true, request_headers: [referer, destination, link]}";
+        for document in [ROUTES.to_owned(), logged(section, ROUTES)] {
+            let (sender, receiver) = access_log::channel(1000);
+            let harness = Harness::with_log(&document, Some(sender));
+            for head in [
+                "GET /ok HTTP/1.1\r\nhost: alice:SECRET@api.example\r\n",
+                "GET http://alice:SECRET@api.example/ok HTTP/1.1\r\nhost: api.example\r\n",
+            ] {
+                let urls = "referer: /first\r\nreferer: https://alice:SECRET@a.example/?authToken=SECRET\r\n\
+                            destination: https://alice:SECRET@a.example/x\r\n\
+                            link: <https://alice:SECRET@a.example/?sid=SECRET>; rel=next\r\n";
+                raw(harness.address(), format!("{head}{urls}connection: close\r\n\r\n").as_bytes()).await;
+            }
+            raw(harness.address(), b"GET //admin;x@y/z HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+                .await;
+            let text = all_lines(harness, &receiver);
+            assert!(!text.contains("SECRET") && !text.contains("alice"), "{text}");
+            let lines = parsed(&text);
+            let (own, others): (Vec<_>, Vec<_>) =
+                lines.iter().partition(|line| line["host"] == "api.example");
+            assert_eq!((own.len(), others.len()), (2, 1), "{text}");
+            assert_eq!(others[0]["path"], "//admin;x@y/z");
+            for line in own.iter().filter(|_| document != ROUTES) {
+                let expected = serde_json::json!({
+                    "referer": "/first, https://REDACTED@a.example/?authToken=REDACTED",
+                    "destination": "https://REDACTED@a.example/x",
+                    "link": "<https://REDACTED@a.example/?sid=REDACTED>; rel=next",
+                });
+                assert_eq!(line["request_headers"], expected);
+            }
+        }
+    });
+}
+
+/// The access log decides nothing for plugins that log.
+#[test]
+fn plugins_log_the_same_whatever_the_access_log_does() {
+    block_on(async {
+        const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+        const KEY: &str = "0123456789abcdef0123456789abcdef";
+        let dir = tempfile::tempdir().unwrap();
+        for (index, section) in [None, Some("{}"), Some("{enabled: false}")].into_iter().enumerate() {
+            let path = dir.path().join(index.to_string());
+            let plugins = format!(
+                "plugins: [{{name: log, type: file-log, config: {{path: '{}', fields: [path, trace_id, consumer]}}}}, \
+                 {{name: key, type: key-auth}}]\n\
+                 consumers: [{{name: alice, plugins: [log], credentials: [{{key_auth: {{key: {KEY}}}}}]}}]\n",
+                path.display()
+            );
+            let routes = ROUTES.replace("{name: ok,", "{name: ok, plugins: [log],")
+                + "- {name: own, match: {paths: [{prefix: /own}]}, plugins: [key], respond: {body: ok}}\n";
+            let document = plugins + &section.map_or(routes.clone(), |section| logged(section, &routes));
+            // Without a section there is no access log at all.
+            let (sender, _receiver) = access_log::channel(1000);
+            let harness = Harness::with_log(&document, section.map(|_| sender));
+            let mut client = Client::connect(harness.address()).await;
+            let traceparent = format!("00-{TRACE}-b7ad6b7169203331-01");
+            client.send(get("/ok/traced", &[("traceparent", &traceparent)])).await;
+            client.get("/ok/untraced").await;
+            let headers = [("traceparent", &*traceparent), ("apikey", KEY)];
+            assert_eq!(client.send(get("/own", &headers)).await.status, 200);
+            drop(client);
+            tokio::task::block_in_place(|| drop(harness));
+            let text = std::fs::read_to_string(&path).unwrap();
+            let entries = parsed(&text);
+            for (path, trace, consumer) in
+                [("/ok/traced", TRACE, ""), ("/ok/untraced", "", ""), ("/own", TRACE, "alice")]
+            {
+                let mut found = entries.iter().filter(|entry| entry["path"] == path);
+                let (Some(entry), None) = (found.next(), found.next()) else { panic!("{path}: {text}") };
+                assert_eq!(
+                    (&entry["trace_id"], &entry["consumer"]),
+                    (&trace.into(), &consumer.into()),
+                    "{path}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
 fn lines_have_the_format_that_the_listener_gives() {
     block_on(async {
         let (sender, receiver) = access_log::channel(1000);
@@ -274,6 +357,14 @@ fn check_message(message: &str) {
     assert_eq!(line["path"], "/ok/syslog");
 }
 
+/// Checks a message as journald and rsyslog's imuxsock read it.
+fn check_local_message(message: &str, process: u32) {
+    let (head, line) = message.split_once(&format!(" signalbox-proxy[{process}]: ")).unwrap();
+    assert_eq!((head.len(), &head[..5]), ("<134>Jan  2 03:04:05".len(), "<134>"), "{message}");
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(line["path"], "/ok/syslog");
+}
+
 #[test]
 fn lines_go_to_a_collector_of_syslog() {
     block_on(async {
@@ -302,7 +393,7 @@ fn lines_go_to_a_collector_of_syslog() {
             let mut bytes = vec![0; 9000];
             datagram(unix.recv(&mut bytes), bytes)
         });
-        check_message(&message.await);
+        check_local_message(&message.await, process.id());
         let to = format!("syslog:tcp://{}", tcp.local_addr().unwrap());
         let process = Process::start(ROUTES, &["--access-log", &to]).await;
         let mut stream = None;
