@@ -1093,7 +1093,7 @@ export interface components {
             redact?: components["schemas"]["LogRedactionSpec"] | null;
             /**
              * @description The request headers that lines show, as the client sent them; at most 16. Names that tell of credentials are refused, such as
-             *     `authorization`, `cookie` and `x-api-key`. Of a value, 256 bytes are shown. For the format `json`.
+             *     `authorization`, `cookie` and `x-api-key`. A value is shown up to 256 bytes. For the format `json`.
              */
             request_headers?: string[];
             /** @description The response headers that lines show; likewise. */
@@ -1898,6 +1898,8 @@ export interface components {
              * @description The part of the score that it takes away, from 0 to 100.
              */
             penalty: number;
+            /** @description The time at which it was seen last, RFC 3339, if that is half a minute ago: it may be over, and closes after five minutes. Null: it goes on. */
+            quiet_since?: string | null;
             /** @description The resource, proxy or fleet that it is about. */
             resource: components["schemas"]["Resource"];
             /** @description The rule that found it. */
@@ -3781,10 +3783,7 @@ export interface components {
             fleets?: string[] | null;
             /** @description The format of what is sent. */
             format?: components["schemas"]["WebhookFormat"];
-            /**
-             * @description Further headers of requests, at most 32: a text, which everybody who may read the webhook sees, or a reference to a secret on the
-             *     control plane's host.
-             */
+            /** @description Further headers of requests, at most 32: a text, which everybody who may read the webhook sees, or a reference, as of `url`. */
             headers?: {
                 [key: string]: components["schemas"]["HeaderText"];
             };
@@ -3801,11 +3800,11 @@ export interface components {
             min_penalty?: number | null;
             /** @description The name of the webhook, unique among webhooks. */
             name: string;
-            /** @description What is sent of a rollout. Absent: all that happens to it. */
+            /** @description The events of rollouts that are sent. Absent: all. */
             rollout_events?: components["schemas"]["WebhookRolloutEvent"][] | null;
             /**
              * @description The secret by which requests are signed as Standard Webhooks says: `whsec_` and the key in base64, or at least 16 bytes that are the
-             *     key themselves. Or a reference: `{env: NAME}` or `{file: PATH}` on the control plane's host. Absent: requests are not signed.
+             *     key themselves. Or a reference, as of `url`. Absent: requests are not signed.
              */
             secret?: components["schemas"]["SharedSecret"] | null;
             /**
@@ -3815,8 +3814,8 @@ export interface components {
             timeout?: components["schemas"]["Duration"] | null;
             /**
              * @description The address that events are sent to: `https://…` with a certificate that the control plane's host trusts, or `http://…`. What follows
-             *     the host may be a secret, so the API returns `<redacted>` in its place. Or a reference: `{env: NAME}` or `{file: PATH}` on the control
-             *     plane's host.
+             *     the host may be a secret, so the API returns `<redacted>` in its place. Or a reference to the control plane's host: `{env: NAME}`, a
+             *     name that begins with `SIGNALBOX_WEBHOOK_`, or `{file: PATH}`, a file below the directory `--webhook-secrets-dir`.
              */
             url: components["schemas"]["WebhookUrl"];
         };
@@ -3838,7 +3837,7 @@ export interface components {
              * @description The time until the next attempt, in milliseconds. Null: there is none.
              */
             next_ms?: number | null;
-            /** @description What became of it. */
+            /** @description The result. */
             result: components["schemas"]["AttemptResult"];
             /**
              * Format: uint16
@@ -3888,10 +3887,7 @@ export interface components {
             fleets?: string[] | null;
             /** @description The format of what is sent. */
             format?: components["schemas"]["WebhookFormat"];
-            /**
-             * @description Further headers of requests, at most 32: a text, which everybody who may read the webhook sees, or a reference to a secret on the
-             *     control plane's host.
-             */
+            /** @description Further headers of requests, at most 32: a text, which everybody who may read the webhook sees, or a reference, as of `url`. */
             headers?: {
                 [key: string]: components["schemas"]["HeaderText"];
             };
@@ -3907,11 +3903,11 @@ export interface components {
             min_penalty?: number | null;
             /** @description The name of the webhook, unique among webhooks. */
             name: string;
-            /** @description What is sent of a rollout. Absent: all that happens to it. */
+            /** @description The events of rollouts that are sent. Absent: all. */
             rollout_events?: components["schemas"]["WebhookRolloutEvent"][] | null;
             /**
              * @description The secret by which requests are signed as Standard Webhooks says: `whsec_` and the key in base64, or at least 16 bytes that are the
-             *     key themselves. Or a reference: `{env: NAME}` or `{file: PATH}` on the control plane's host. Absent: requests are not signed.
+             *     key themselves. Or a reference, as of `url`. Absent: requests are not signed.
              */
             secret?: components["schemas"]["SharedSecret"] | null;
             /**
@@ -3921,8 +3917,8 @@ export interface components {
             timeout?: components["schemas"]["Duration"] | null;
             /**
              * @description The address that events are sent to: `https://…` with a certificate that the control plane's host trusts, or `http://…`. What follows
-             *     the host may be a secret, so the API returns `<redacted>` in its place. Or a reference: `{env: NAME}` or `{file: PATH}` on the control
-             *     plane's host.
+             *     the host may be a secret, so the API returns `<redacted>` in its place. Or a reference to the control plane's host: `{env: NAME}`, a
+             *     name that begins with `SIGNALBOX_WEBHOOK_`, or `{file: PATH}`, a file below the directory `--webhook-secrets-dir`.
              */
             url: components["schemas"]["WebhookUrl"];
         };
@@ -3932,15 +3928,15 @@ export interface components {
         WebhookUrl: string | {
             /**
              * Environment variable
-             * @description The name of an environment variable of the control plane.
-             * @example NAME
+             * @description The name of an environment variable of the control plane; it begins with SIGNALBOX_WEBHOOK_.
+             * @example SIGNALBOX_WEBHOOK_URL
              */
             env: string;
         } | {
             /**
              * File
-             * @description The path of a file on the control plane's host.
-             * @example /run/secrets/name
+             * @description The path of a file on the control plane's host, below its --webhook-secrets-dir.
+             * @example /run/secrets/webhooks/url
              */
             file: string;
         };

@@ -57,7 +57,7 @@ impl Unsaved {
 
     pub(super) fn add(&mut self, at: u64, key: &SeriesKey, point: &Point) {
         let is_full = self.points.len() >= MAX_UNSAVED;
-        let coarse = if self.resolution > RESOLUTIONS[0] { point.without_targets() } else { None };
+        let coarse = if self.resolution > RESOLUTIONS[1] { point.without_targets() } else { None };
         let point = coarse.as_ref().unwrap_or(point);
         let at = at - at % self.resolution;
         if let Some(sum) = self.points.get_mut(&(at, key.clone())) {

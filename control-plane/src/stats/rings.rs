@@ -18,9 +18,9 @@ pub(super) struct Rings {
     covered: [HashMap<Arc<str>, u64>; 3],
 }
 
-/// The part of a point that a ring keeps. Only the finest keeps the failures of targets.
+/// The part of a point that a ring keeps. Only those from which the present is read keep the failures of targets.
 fn kept<'p>(ring: &Ring, point: &'p Point, coarse: Option<&'p Point>) -> &'p Point {
-    coarse.filter(|_| ring.resolution > RESOLUTIONS[0]).unwrap_or(point)
+    coarse.filter(|_| ring.resolution > RESOLUTIONS[1]).unwrap_or(point)
 }
 
 impl Rings {

@@ -120,6 +120,9 @@ async fn stored_tokens_are_rotated_without_a_refused_proxy_and_nobody_is_locked_
         assert!(signalbox_tests::eventually(super::DEADLINE, ready).await, "{}", site.logs());
     }
     let [proxies, ann] = stored.try_into().unwrap();
+    // The other control plane learns of it a moment later, and would refuse a proxy until then.
+    let is_known = async || statuses(&site, &proxies).await == [StatusCode::FORBIDDEN; 2];
+    assert!(signalbox_tests::eventually(super::DEADLINE, is_known).await, "{}", site.logs());
     for host in site.proxies.clone() {
         let flags = site.file(&host, "/etc/signalbox/proxy.flags");
         let text = std::fs::read_to_string(&flags).unwrap();
