@@ -33,6 +33,7 @@ pub struct WebhookSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Enables the webhook. One that is not enabled is sent nothing but tests.
+    #[schemars(extend("default" = true))]
     #[serde(default = "enabled", skip_serializing_if = "Clone::clone")]
     pub enabled: bool,
     /// The address that events are sent to: `https://…` with a certificate that the control plane's host trusts, or `http://…`. What follows

@@ -168,7 +168,8 @@ fn collector_url(endpoint: &str) -> Result<Uri, String> {
     if url.authority().is_some_and(|authority| authority.as_str().contains('@')) || url.query().is_some() {
         return Err("it must have no user, no password and no query".to_owned());
     }
-    if url.port().is_some() && url.port_u16().is_none_or(|port| port == 0) {
+    let has_port = url.authority().zip(url.host()).is_some_and(|(all, host)| all.as_str().len() > host.len());
+    if has_port && url.port_u16().is_none_or(|port| port == 0) {
         return Err("its port must be from 1 to 65535".to_owned());
     }
     let path = url.path().trim_end_matches('/');

@@ -3772,8 +3772,11 @@ export interface components {
         Webhook: {
             /** @description A description for people. */
             description?: string | null;
-            /** @description Enables the webhook. One that is not enabled is sent nothing but tests. */
-            enabled?: boolean;
+            /**
+             * @description Enables the webhook. One that is not enabled is sent nothing but tests.
+             * @default true
+             */
+            enabled: boolean;
             /** @description The events that are sent; at least one. */
             events: components["schemas"]["WebhookTopic"][];
             /**
@@ -3876,8 +3879,11 @@ export interface components {
         WebhookSpec: {
             /** @description A description for people. */
             description?: string | null;
-            /** @description Enables the webhook. One that is not enabled is sent nothing but tests. */
-            enabled?: boolean;
+            /**
+             * @description Enables the webhook. One that is not enabled is sent nothing but tests.
+             * @default true
+             */
+            enabled: boolean;
             /** @description The events that are sent; at least one. */
             events: components["schemas"]["WebhookTopic"][];
             /**

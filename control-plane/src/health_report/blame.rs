@@ -55,6 +55,11 @@ pub(super) fn culprit<'a>(
 
 /// The resources that a revision changed and that may be the reason: the resource itself, or such as many requests pass.
 fn concerned(revision: &RevisionFacts, resource: &Resource) -> String {
+    // A route that does not lead to an upstream has no part in its failures.
+    let leads_there = |route: &str| {
+        let found = revision.upstreams.iter().find(|(known, _)| known.as_str() == route);
+        found.is_some_and(|(_, upstreams)| upstreams.iter().any(|it| it.as_str() == resource.name))
+    };
     let is_concerned = |kind: Kind, name: &str| {
         if kind == Kind::Plugin || kind == Kind::Listener {
             return true;
@@ -65,7 +70,8 @@ fn concerned(revision: &RevisionFacts, resource: &Resource) -> String {
         }
         match resource.kind.as_str() {
             "route" => !is_route || name == resource.name,
-            "upstream" => is_route || name == resource.name,
+            "upstream" if is_route => leads_there(name),
+            "upstream" => name == resource.name,
             _ => true,
         }
     };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use signalbox_config::ResourceKey;
+use signalbox_config::{Name, ResourceKey};
 use signalbox_rollout::gate::histogram::Histogram;
 
 use super::significance::{MIN_REQUESTS, Share};
@@ -41,6 +41,8 @@ pub(super) struct RevisionFacts {
     /// When it was committed, in microseconds since 1970.
     pub(super) committed_at_us: i64,
     pub(super) changed: Vec<ResourceKey>,
+    /// The upstreams of the changed routes that are still there, by route.
+    pub(super) upstreams: HashMap<Name, Vec<Name>>,
 }
 
 /// The way in which requests go wrong. Each has a begin of its own, from which the revision before it is blamed.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use signalbox_config::{Kind, Name, ResourceKey, Snapshot};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -136,17 +137,34 @@ impl HealthReports {
                 self.store.revisions_after(head.saturating_sub(REVISIONS.into()), REVISIONS).await
         {
             read.reverse();
-            let facts = read.into_iter().map(|revision| RevisionFacts {
-                number: revision.summary.number,
-                author: revision.summary.author.clone(),
-                committed_at_us: revision.summary.committed_at_us,
-                changed: revision.changes.into_iter().map(|change| change.key).take(1000).collect(),
+            let current = self.publisher.current();
+            let facts = read.into_iter().map(|revision| {
+                let changed: Vec<_> =
+                    revision.changes.into_iter().map(|change| change.key).take(1000).collect();
+                RevisionFacts {
+                    number: revision.summary.number,
+                    author: revision.summary.author.clone(),
+                    committed_at_us: revision.summary.committed_at_us,
+                    upstreams: upstreams_of(&current.snapshot, &changed),
+                    changed,
+                }
             });
             revisions = facts.collect();
             *self.revisions.lock().unwrap_or_else(PoisonError::into_inner) = (head, revisions.clone());
         }
         revisions
     }
+}
+
+/// The upstreams of those of the resources that are routes and in the set.
+fn upstreams_of(set: &Snapshot, keys: &[ResourceKey]) -> HashMap<Name, Vec<Name>> {
+    let routes = keys.iter().filter(|key| key.kind == Kind::Route).filter_map(|key| set.find(key));
+    routes
+        .map(|route| {
+            let upstreams = route.references().into_iter().filter(|(key, _)| key.kind == Kind::Upstream);
+            (route.key().name.clone(), upstreams.map(|(key, _)| key.name).collect())
+        })
+        .collect()
 }
 
 /// The fleets whose requests go wrong, by how they do. The requests that were usual before are kept for each trouble, because after half an
@@ -255,6 +273,7 @@ mod tests {
                 author: "alice".into(),
                 committed_at_us: 7_990_000_000,
                 changed: vec!["plugin/auth".parse().unwrap()],
+                upstreams: HashMap::new(),
             };
             let (now, before) = (HashMap::from([(key.clone(), now)]), HashMap::from([(key.clone(), before)]));
             let number = Point { succeeded: 1000, server_errors, ..Point::default() };

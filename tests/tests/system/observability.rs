@@ -1,4 +1,4 @@
-//! What is shipped for observability: rules, dashboards and configurations, read by the programs that they are for.
+//! The rules, dashboards and configurations for observability, read by the programs that they are for.
 
 mod known;
 mod promql;

@@ -43,7 +43,7 @@ fn points(parts: &[Part]) -> HashMap<SeriesKey, Point> {
 fn revision(number: u64, age_s: u64, changed: &[&str]) -> RevisionFacts {
     let changed: Vec<ResourceKey> = changed.iter().map(|key| key.parse().unwrap()).collect();
     let committed_at_us = i64::try_from(NOW - age_s).unwrap() * 1_000_000;
-    RevisionFacts { number, author: "alice".into(), committed_at_us, changed }
+    RevisionFacts { number, author: "alice".into(), committed_at_us, changed, upstreams: HashMap::new() }
 }
 
 fn proxy(id: &str, state: ProxyState) -> ProxyStatus {

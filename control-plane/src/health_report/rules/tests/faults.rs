@@ -479,6 +479,13 @@ fn faults_of_changes() -> Vec<Fault> {
             &["plugin `auth`", "(PP)"],
         ),
         (
+            "a route that leads elsewhere is not to blame",
+            world().revise(ALL, &["route/items"]).fail(USERS, 60, "UT"),
+            Rule::Upstream,
+            "upstream/users",
+            &["60 %"],
+        ),
+        (
             "an old change is not to blame",
             world().revised_before(&["upstream/users"]).fail(USERS, 60, "UT"),
             Rule::Upstream,
