@@ -506,6 +506,13 @@ fn faults_of_changes() -> Vec<Fault> {
             "fleet/edge",
             &["60 %", "(UT)"],
         ),
+    ]
+}
+
+/// Changes that concern clients, and clients that are wrong by themselves.
+fn faults_of_access() -> Vec<Fault> {
+    let world = World::new;
+    vec![
         (
             "a route was deleted",
             world().revise(ALL, &["route/old"]).lose_route(ALL, 20),
@@ -624,6 +631,7 @@ fn each_fault_becomes_one_incident_by_the_right_rule() {
     faults.extend(faults_of_upstreams());
     faults.extend(faults_of_routes_and_proxies());
     faults.extend(faults_of_changes());
+    faults.extend(faults_of_access());
     faults.extend(faults_of_latency_and_clients());
     assert!(faults.len() >= 40, "{}", faults.len());
     for (name, world, rule, resource, fragments) in faults {
