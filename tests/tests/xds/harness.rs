@@ -312,6 +312,13 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
     }
 }
 
+/// Waits until no thread of a proxy that has ended holds the lock of its directory: another one could not start.
+async fn until_free(data_dir: &Path) {
+    if let Ok(lock) = std::fs::File::open(data_dir.join("lock")) {
+        eventually("its directory is free", || lock.try_lock().is_ok()).await;
+    }
+}
+
 /// Waits for `future`, but not for ever.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("it did not come to this: {what}"))
@@ -705,14 +712,15 @@ impl Proxy {
         soon("it has begun", status.wait_for(|status| !status.node_id.is_empty())).await.unwrap();
         self.task.abort();
         assert!(soon("it is gone", self.task).await.unwrap_err().is_cancelled());
-        let lock = std::fs::File::open(self.data_dir.join("lock")).unwrap();
-        eventually("its directory is free", || lock.try_lock().is_ok()).await;
+        until_free(&self.data_dir).await;
     }
 
     /// Ends it in order.
     pub(crate) async fn stop(self) -> Result<(), StartError> {
         self.shutdown.cancel();
-        soon("the proxy ends", self.task).await.unwrap()
+        let ended = soon("the proxy ends", self.task).await.unwrap();
+        until_free(&self.data_dir).await;
+        ended
     }
 
     /// How it ended by itself.
