@@ -9,6 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Errors;
+use crate::secret::text_reference_schema;
 
 /// The value of a header: a text, or the place of a secret on the host of the program that sends it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,22 +81,12 @@ impl JsonSchema for HeaderTextSpec {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let place = |name: &str, title: &str, description: &str, example: &str| {
-            json_schema!({
-                "type": "object",
-                "properties": {
-                    name: {"type": "string", "title": title, "description": description, "examples": [example]},
-                },
-                "required": [name],
-                "additionalProperties": false,
-            })
-        };
         json_schema!({
             "description": "A text, or a reference to a secret: {env: NAME} or {file: PATH} on the proxy's host; for a webhook, on the control plane's host",
             "anyOf": [
                 {"type": "string"},
-                place("env", "Environment variable", "The name of an environment variable of the program that sends the header.", "NAME"),
-                place("file", "File", "The path of a file on the host of that program.", "/run/secrets/name"),
+                text_reference_schema("env", "Environment variable", "The name of an environment variable of the program that sends the header.", "NAME"),
+                text_reference_schema("file", "File", "The path of a file on the host of that program.", "/run/secrets/name"),
             ],
         })
     }

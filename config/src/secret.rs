@@ -160,29 +160,36 @@ impl fmt::Debug for SecretSpec {
     }
 }
 
+/// The schema of a reference: an object with one field.
+pub(crate) fn reference_schema(name: &str, title: &str, description: &str, mut schema: Schema) -> Schema {
+    schema.insert("title".to_owned(), title.into());
+    schema.insert("description".to_owned(), description.into());
+    json_schema!({
+        "type": "object",
+        "properties": {name: schema},
+        "required": [name],
+        "additionalProperties": false,
+    })
+}
+
+/// The same with a text, of which there is an example.
+pub(crate) fn text_reference_schema(name: &str, title: &str, description: &str, example: &str) -> Schema {
+    reference_schema(name, title, description, json_schema!({"type": "string", "examples": [example]}))
+}
+
 impl JsonSchema for SecretSpec {
     fn schema_name() -> Cow<'static, str> {
         "Secret".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let reference = |name: &str, title: &str, description: &str, mut schema: Schema| {
-            schema.insert("title".to_owned(), title.into());
-            schema.insert("description".to_owned(), description.into());
-            json_schema!({
-                "type": "object",
-                "properties": {name: schema},
-                "required": [name],
-                "additionalProperties": false,
-            })
-        };
         json_schema!({
             "description": "The secret, or a reference: {env: NAME} or {file: PATH} on the proxy's host. The API returns \"<redacted>\" in its place",
             "anyOf": [
                 {"type": "string", "format": "password"},
-                reference("env", "Environment variable", "The name of an environment variable of the proxy.", json_schema!({"type": "string", "examples": ["NAME"]})),
-                reference("file", "File", "The path of a file on the proxy's host.", json_schema!({"type": "string", "examples": ["/run/secrets/name"]})),
-                reference("sha256", "SHA-256", "The hash of a secret that is only compared.", json_schema!({"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "examples": ["0".repeat(64)]})),
+                text_reference_schema("env", "Environment variable", "The name of an environment variable of the proxy.", "NAME"),
+                text_reference_schema("file", "File", "The path of a file on the proxy's host.", "/run/secrets/name"),
+                reference_schema("sha256", "SHA-256", "The hash of a secret that is only compared.", json_schema!({"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "examples": ["0".repeat(64)]})),
             ],
         })
     }

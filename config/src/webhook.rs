@@ -15,7 +15,7 @@ use crate::header_text::{HeaderTextSpec, PlaceSpec, parse_headers};
 use crate::key::Name;
 use crate::names::parse_names;
 use crate::narrowing::Narrowing;
-use crate::secret::REDACTED;
+use crate::secret::{REDACTED, text_reference_schema};
 use crate::shared_secret::{SharedSecret, SharedSecretReference, SharedSecretSpec};
 use crate::specification::{Audience, Common, Context, Specification};
 use crate::values::{HumanDuration, enabled, is_default};
@@ -450,22 +450,12 @@ impl JsonSchema for WebhookUrlSpec {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let reference = |name: &str, title: &str, description: &str, example: &str| {
-            json_schema!({
-                "type": "object",
-                "properties": {
-                    name: {"type": "string", "title": title, "description": description, "examples": [example]},
-                },
-                "required": [name],
-                "additionalProperties": false,
-            })
-        };
         json_schema!({
             "description": "The URL, or a reference: {env: NAME} or {file: PATH} on the control plane's host. The API returns \"<redacted>\" in the place of what follows the host",
             "anyOf": [
                 {"type": "string", "title": "URL", "examples": ["https://hooks.example.com/services/T0/B0/x"]},
-                reference("env", "Environment variable", "The name of an environment variable of the control plane; it begins with SIGNALBOX_WEBHOOK_.", "SIGNALBOX_WEBHOOK_URL"),
-                reference("file", "File", "The path of a file on the control plane's host, below its --webhook-secrets-dir.", "/run/secrets/webhooks/url"),
+                text_reference_schema("env", "Environment variable", "The name of an environment variable of the control plane; it begins with SIGNALBOX_WEBHOOK_.", "SIGNALBOX_WEBHOOK_URL"),
+                text_reference_schema("file", "File", "The path of a file on the control plane's host, below its --webhook-secrets-dir.", "/run/secrets/webhooks/url"),
             ],
         })
     }
