@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 /// The logged data of a request, but for its head. An empty text stands for an absent value.
+#[derive(Default)]
 pub struct Entry<'a> {
     /// The time at which its head was complete, since 1970.
     pub time: Duration,

@@ -86,29 +86,7 @@ mod tests {
     }
 
     fn entry(status: u16) -> Entry<'static> {
-        Entry {
-            time: Duration::ZERO,
-            request_id: b"",
-            trace_id: b"",
-            span_id: b"",
-            client: b"",
-            status,
-            flags: "",
-            grpc_status: None,
-            route: "",
-            upstream: "",
-            upstream_error: "",
-            target: "",
-            attempts: 0,
-            duration: Duration::ZERO,
-            upstream_duration: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            consumer: "",
-            plugin: "",
-            shadow: "",
-            revision: 0,
-        }
+        Entry { status, ..Entry::default() }
     }
 
     #[test]

@@ -49,25 +49,19 @@ mod tests {
         Entry {
             time: Duration::from_millis(1_767_225_600_042),
             request_id: b"id-1",
-            trace_id: b"",
-            span_id: b"",
             client: b"192.0.2.1",
             status: 200,
-            flags: "",
-            grpc_status: None,
             route: "users",
             upstream: "u",
-            upstream_error: "",
             target: "10.0.0.1:80",
             attempts: 1,
             duration: Duration::from_micros(1_234_567),
             upstream_duration: Some(Duration::from_micros(7)),
-            bytes_in: 0,
             bytes_out: u64::MAX,
             consumer: "alice",
             plugin: "limit",
-            shadow: "",
             revision: 7,
+            ..Entry::default()
         }
     }
 

@@ -156,15 +156,10 @@ mod tests {
         Entry {
             time: Duration::from_millis(1_767_225_600_042),
             request_id: b"id-1",
-            trace_id: b"",
-            span_id: b"",
             client: b"192.0.2.1",
             status: 200,
-            flags: "",
-            grpc_status: None,
             route: "users",
             upstream: "u",
-            upstream_error: "",
             target: "10.0.0.1:80",
             attempts: 1,
             duration: Duration::from_micros(1_234_567),
@@ -172,9 +167,8 @@ mod tests {
             bytes_in: 3,
             bytes_out: 42,
             consumer: "alice",
-            plugin: "",
-            shadow: "",
             revision: 7,
+            ..Entry::default()
         }
     }
 

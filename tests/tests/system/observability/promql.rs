@@ -79,7 +79,7 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
     text[1..].split_once(quote)
 }
 
-/// What is between brackets at the begin of a text, and what follows them. Brackets in strings do not count.
+/// Splits a text that begins with brackets into their content and the rest. Brackets in strings do not count.
 fn enclosed(text: &str, open: char, close: char) -> Option<(&str, &str)> {
     let inner = text.strip_prefix(open)?;
     let mut at = 0;
