@@ -81,12 +81,17 @@ impl TraceContext {
     }
 }
 
+/// Reads the context of `headers`: there is exactly one `traceparent`, and it is valid.
+pub fn read(headers: &HeaderMap) -> Option<TraceContext> {
+    let mut parents = headers.get_all(TRACEPARENT).iter();
+    let only = parents.next().filter(|_| parents.next().is_none());
+    only.and_then(|parent| TraceContext::parse(parent.as_bytes()))
+}
+
 /// Reads the context of `headers`, and removes the fields that nobody may take for a context: both, unless there is exactly one
 /// `traceparent` and it is valid; `tracestate` alone, if only that is invalid (W3C Trace Context, sections 3.3 and 4.3).
 pub fn take(headers: &mut HeaderMap) -> Option<TraceContext> {
-    let mut parents = headers.get_all(TRACEPARENT).iter();
-    let only = parents.next().filter(|_| parents.next().is_none());
-    let context = only.and_then(|parent| TraceContext::parse(parent.as_bytes()));
+    let context = read(headers);
     if context.is_none() {
         headers.remove(TRACEPARENT);
     }

@@ -46,7 +46,7 @@ use axum::routing::{MethodFilter, MethodRouter, any, get, on};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde_json::{Value, json};
-use signalbox_plugin::trace_context::{TRACEPARENT, TraceContext};
+use signalbox_plugin::trace_context::{self, TraceContext};
 
 pub use self::app::Services;
 
@@ -192,10 +192,8 @@ struct Traced {
 
 impl Traced {
     fn of(request: &Request) -> Self {
-        let mut parents = request.headers().get_all(&TRACEPARENT).iter();
-        let only = parents.next().filter(|_| parents.next().is_none());
         Self {
-            parent: only.and_then(|parent| TraceContext::parse(parent.as_bytes())),
+            parent: trace_context::read(request.headers()),
             method: request.method().clone(),
             path: format!("/api/v1{}", request.uri().path()),
             began: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
