@@ -9,13 +9,15 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use signalbox_plugin::otlp;
+use signalbox_process::tls::host_authorities;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_util::task::AbortOnDropHandle;
 
 /// The collector of spans.
@@ -36,6 +38,13 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The begin of its body, at most [`MAX_ANSWER`] bytes.
     pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The pause that it asks for. A date needs two clocks that agree, and is left to the usual pause.
+    pub fn retry_after(&self) -> Option<Duration> {
+        otlp::retry_after(&self.headers)
+    }
 }
 
 /// Why there is no answer.
@@ -103,15 +112,8 @@ async fn read_body(mut body: Incoming, read: &mut Vec<u8>) {
 /// The settings of TLS, with the authorities that this host trusts, which are read on first use.
 fn tls_config() -> Result<Arc<ClientConfig>, String> {
     static CONFIG: LazyLock<Result<Arc<ClientConfig>, String>> = LazyLock::new(|| {
-        let found = rustls_native_certs::load_native_certs();
-        for error in &found.errors {
-            tracing::warn!(%error, "cannot read all of the host's certificate authorities");
-        }
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            return Err("the control plane's host has no certificate authorities".to_owned());
-        }
+        let roots = host_authorities()
+            .ok_or_else(|| "the control plane's host has no certificate authorities".to_owned())?;
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?;

@@ -6,7 +6,9 @@ pub mod span;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, StatusCode};
+use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 /// Protobuf as it is written.
@@ -128,6 +130,17 @@ pub fn is_retryable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 429 | 502 | 503 | 504)
 }
 
+/// The pause that `Retry-After` asks for, if it is a number of seconds. A date needs two clocks that agree.
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// The number of records of a batch that were rejected, by the answer. One that cannot be read does not say so.
+pub fn rejected(answer: &[u8]) -> u64 {
+    let partial = ExportResponse::decode(answer).ok().and_then(|answer| answer.partial_success);
+    partial.map_or(0, |partial| u64::try_from(partial.rejected).unwrap_or(0))
+}
+
 /// The pause before a retry, after so many of them: from half of `first` on, doubling, up to `longest`. `random` is from 0 to 1. A pause
 /// that the receiver asks for counts where it is longer.
 pub fn pause(retries: u8, [first, longest]: [Duration; 2], asked: Option<Duration>, random: f64) -> Duration {
@@ -235,6 +248,32 @@ pub fn nanoseconds(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_a_number_of_seconds() {
+        for (text, seconds) in [
+            ("3", Some(3)),
+            (" 0 ", Some(0)),
+            ("-1", None),
+            ("1.5", None),
+            ("Tue, 01 Dec 2026 00:00:00 GMT", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
+            assert_eq!(retry_after(&headers), seconds.map(Duration::from_secs), "{text}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_read_rejects_nothing() {
+        let answer = |rejected| {
+            let partial_success = Some(PartialSuccess { rejected, error_message: String::new() });
+            ExportResponse { partial_success }.encode_to_vec()
+        };
+        for (bytes, expected) in [(vec![], 0), (b"nonsense".to_vec(), 0), (answer(2), 2), (answer(-1), 0)] {
+            assert_eq!(rejected(&bytes), expected);
+        }
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest_and_one_that_is_asked_for_counts() {

@@ -5,7 +5,7 @@
 //! they have stayed so.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -18,6 +18,20 @@ use tokio::time::{Instant, MissedTickBehavior};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::error_chain::ErrorChain;
+
+/// The authorities that this host trusts, read on first use. `None`: it has none.
+pub fn host_authorities() -> Option<Arc<RootCertStore>> {
+    static FOUND: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "cannot read all of the host's certificate authorities");
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(found.certs);
+        Arc::new(roots)
+    });
+    (!FOUND.is_empty()).then(|| Arc::clone(&FOUND))
+}
 
 /// A server's certificate, and who may have signed those of its clients.
 #[derive(Debug, Clone)]

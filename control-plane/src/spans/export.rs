@@ -8,8 +8,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request};
 use http_body_util::Full;
-use prost::Message as _;
-use signalbox_plugin::otlp::{self, Buffer, Envelope, ExportResponse};
+use signalbox_plugin::otlp::{self, Buffer, Envelope};
 use signalbox_process::ErrorChain;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -128,7 +127,7 @@ impl Exporter {
                 Ok(answer) if !otlp::is_retryable(answer.status) => {
                     return self.failed(spans, &format!("the collector answered {}", answer.status));
                 }
-                Ok(answer) => (format!("the collector answered {}", answer.status), retry_after(&answer)),
+                Ok(answer) => (format!("the collector answered {}", answer.status), answer.retry_after()),
                 Err(reason) => (reason, None),
             };
             if retries >= MAX_RETRIES {
@@ -157,8 +156,7 @@ impl Exporter {
     }
 
     fn sent(&mut self, spans: u64, answer: &Answer) {
-        let partial = ExportResponse::decode(&*answer.body).ok().and_then(|answer| answer.partial_success);
-        let rejected = partial.map_or(0, |partial| u64::try_from(partial.rejected).unwrap_or(0).min(spans));
+        let rejected = otlp::rejected(&answer.body).min(spans);
         self.counts.sent.fetch_add(spans - rejected, Ordering::Relaxed);
         self.counts.failed.fetch_add(rejected, Ordering::Relaxed);
         if std::mem::take(&mut self.is_failing) {
@@ -176,10 +174,4 @@ impl Exporter {
             );
         }
     }
-}
-
-/// The pause that the collector asks for.
-fn retry_after(answer: &Answer) -> Option<Duration> {
-    let seconds = answer.headers.get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
 }

@@ -10,7 +10,6 @@ use signalbox_config::Webhook;
 
 use super::event::Event;
 use super::host_secret::HostSecrets;
-use super::retry::retry_after as retry_after_header;
 use super::signature::sign;
 use crate::outbound;
 
@@ -57,8 +56,7 @@ async fn exchange(
     let url = secrets.url(&webhook.url).await.map_err(CallError::Secret)?;
     let request = request(webhook, event, secrets, &url, now_s).await?;
     let answer = outbound::call(&url, request).await?;
-    let retry_after = answer.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    Ok(Answer { status: answer.status, retry_after: retry_after.and_then(retry_after_header) })
+    Ok(Answer { status: answer.status, retry_after: answer.retry_after() })
 }
 
 async fn request(

@@ -55,11 +55,6 @@ fn is_worth_another(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
-/// The pause of `Retry-After`, if it is a number of seconds. A date needs two clocks that agree, and is left to the usual pause.
-pub(super) fn retry_after(value: &str) -> Option<Duration> {
-    value.trim().parse().ok().map(Duration::from_secs)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,13 +131,5 @@ mod tests {
             attempts += 1;
         }
         assert!((12..20).contains(&attempts) && age > minutes(45), "{attempts} in {age:?}");
-    }
-
-    #[test]
-    fn seconds_are_read_and_dates_are_left() {
-        assert_eq!(retry_after(" 120 "), Some(Duration::from_secs(120)));
-        for other in ["", "-1", "1.5", "Fri, 31 Dec 1999 23:59:59 GMT", "99999999999999999999999"] {
-            assert_eq!(retry_after(other), None, "{other}");
-        }
     }
 }

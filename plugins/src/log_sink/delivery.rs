@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use signalbox_plugin::otlp;
 use signalbox_plugin::{CallError, CallLimits, Context, LogRecord, Task, TaskContext};
@@ -301,15 +301,9 @@ async fn attempt<F: Format>(
     match format.judge(&answer) {
         Taken::But(0, _) => Ok(()),
         Taken::But(rejected, why) => Err(DeliveryError::Rejected(rejected, entries, why)),
-        Taken::NotNow => Err(DeliveryError::NotNow(answer.status(), retry_after(&answer))),
+        Taken::NotNow => Err(DeliveryError::NotNow(answer.status(), otlp::retry_after(answer.headers()))),
         Taken::Never => Err(DeliveryError::Never(answer.status())),
     }
-}
-
-/// The seconds of `Retry-After`. A date is not understood.
-fn retry_after(answer: &Response<Bytes>) -> Option<Duration> {
-    let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
 }
 
 impl DeliveryError {

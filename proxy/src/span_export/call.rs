@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -15,7 +15,7 @@ use prost::Message as _;
 use rustls::pki_types::ServerName;
 use signalbox_config::{OtlpProtocol, TraceExporter};
 use signalbox_plugin::grpc;
-use signalbox_plugin::otlp::{self, ExportResponse};
+use signalbox_plugin::otlp;
 use signalbox_proto::google::rpc;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -210,7 +210,7 @@ fn judge_http(answer: &Response<Bytes>) -> Result<u64, CallError> {
     if !answer.status().is_success() {
         return Err(CallError::Status(answer.status(), retry_after(answer.headers())));
     }
-    Ok(rejected(answer.body().clone()))
+    Ok(otlp::rejected(answer.body()))
 }
 
 fn judge_grpc(answer: &Response<Bytes>, trailers: Option<&HeaderMap>) -> Result<u64, CallError> {
@@ -222,10 +222,8 @@ fn judge_grpc(answer: &Response<Bytes>, trailers: Option<&HeaderMap>) -> Result<
     let text = |name: &str| fields.get(name).and_then(|value| value.to_str().ok());
     match text("grpc-status").and_then(|status| status.parse().ok()) {
         Some(0) => {
-            let mut body = answer.body().clone();
-            // The flag and the length of the only message.
-            body.advance(body.len().min(5));
-            Ok(rejected(body))
+            // Behind the flag and the length of the only message.
+            Ok(otlp::rejected(answer.body().get(5..).unwrap_or_default()))
         }
         status => {
             let message = text("grpc-message").unwrap_or_default().to_owned();
@@ -236,22 +234,12 @@ fn judge_grpc(answer: &Response<Bytes>, trailers: Option<&HeaderMap>) -> Result<
     }
 }
 
-/// The number of spans that were rejected. An answer that cannot be read does not say so.
-fn rejected(answer: Bytes) -> u64 {
-    let partial = ExportResponse::decode(answer).ok().and_then(|answer| answer.partial_success);
-    partial.map_or(0, |partial| u64::try_from(partial.rejected).unwrap_or(0))
-}
-
 /// The pause of `Retry-After`, which is a number of seconds or a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    match text.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => {
-            let date = httpdate::parse_http_date(text).ok()?;
-            Some(date.duration_since(SystemTime::now()).unwrap_or_default())
-        }
-    }
+    otlp::retry_after(headers).or_else(|| {
+        let date = httpdate::parse_http_date(headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim()).ok()?;
+        Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+    })
 }
 
 /// `google.rpc.RetryInfo`

@@ -59,7 +59,7 @@ impl Caller for Service {
         self.bodies.borrow_mut().push(request.into_body());
         let answer = self.answers.borrow_mut().pop_front().unwrap_or(Ok((200, "")));
         let answer = answer.map(|(status, after)| {
-            let builder = Response::builder().status(status).header(RETRY_AFTER, after);
+            let builder = Response::builder().status(status).header(http::header::RETRY_AFTER, after);
             CallAnswer::new(builder.body(Bytes::new()).unwrap(), HeaderMap::new())
         });
         Box::pin(std::future::ready(answer))

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use signalbox_config::{Target, TlsVersion};
+use signalbox_process::tls::host_authorities;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsConnector, TlsStream as AnyTlsStream};
@@ -178,19 +179,9 @@ fn new_config(
     })
 }
 
-/// The roots that this host trusts, read on first use.
+/// The authorities that this host trusts.
 fn system_roots() -> Result<Arc<RootCertStore>, String> {
-    static ROOTS: LazyLock<Arc<RootCertStore>> = LazyLock::new(|| {
-        let found = rustls_native_certs::load_native_certs();
-        for error in &found.errors {
-            tracing::warn!(%error, "cannot read all of the host's certificate authorities");
-        }
-        roots(&found.certs)
-    });
-    match ROOTS.is_empty() {
-        false => Ok(Arc::clone(&ROOTS)),
-        true => Err("the proxy's host has no certificate authorities".to_owned()),
-    }
+    host_authorities().ok_or_else(|| "the proxy's host has no certificate authorities".to_owned())
 }
 
 /// A verifier that accepts any certificate, but has the peer prove that it holds the key.
