@@ -62,7 +62,6 @@ struct Seen {
     incident: Incident,
     /// How often it was seen in a row, until it was open.
     times: u32,
-    last: u64,
 }
 
 /// An incident opens when it was seen so often in a row.
@@ -104,13 +103,12 @@ impl Incidents {
                     actions: Vec::new(),
                     penalty,
                 };
-                Seen { incident, times: 0, last: now }
+                Seen { incident, times: 0 }
             });
             let incident = &mut seen.incident;
             (incident.sentence, incident.evidence) = (sentence, evidence);
             (incident.actions, incident.penalty) = (actions, penalty);
             incident.last = now;
-            seen.last = now;
             seen.times += 1;
             if seen.times == OPENS_AFTER {
                 changes.push(IncidentChange::Opened(seen.incident.clone()));
@@ -118,7 +116,8 @@ impl Incidents {
         }
         self.0.retain(|_, seen| {
             let is_open = seen.times >= OPENS_AFTER;
-            let stays = seen.last == now || is_open && now.saturating_sub(seen.last) < CLOSES_AFTER;
+            let last = seen.incident.last;
+            let stays = last == now || is_open && now.saturating_sub(last) < CLOSES_AFTER;
             if is_open && !stays {
                 changes.push(IncidentChange::Closed(seen.incident.clone()));
             }

@@ -264,10 +264,11 @@ mod tests {
     #[test]
     fn another_trouble_does_not_keep_a_revision_from_being_blamed() {
         let mut troubles = Troubles::default();
-        let key = SeriesKey { fleet: "edge".into(), dimension: Dimension::All };
+        let series = |dimension, point| (SeriesKey { fleet: "edge".into(), dimension }, point);
         let at = |at, server_errors, client_errors| {
-            let now = Point { succeeded: 1000, server_errors, client_errors, ..Point::default() };
-            let before = Point { succeeded: 1000, ..Point::default() };
+            let failing = Point { succeeded: 1000, server_errors, client_errors, ..Point::default() };
+            let fine = Point { succeeded: 1000, ..Point::default() };
+            let now = [Dimension::All, Dimension::Revision(50)].map(|it| series(it, failing.clone()));
             let revision = RevisionFacts {
                 number: 50,
                 author: "alice".into(),
@@ -275,28 +276,25 @@ mod tests {
                 changed: vec!["plugin/auth".parse().unwrap()],
                 upstreams: HashMap::new(),
             };
-            let (now, before) = (HashMap::from([(key.clone(), now)]), HashMap::from([(key.clone(), before)]));
-            let number = Point { succeeded: 1000, server_errors, ..Point::default() };
-            let mut now = now;
-            now.insert(SeriesKey { fleet: "edge".into(), dimension: Dimension::Revision(50) }, number);
+            let (now, before) = (HashMap::from(now), HashMap::from([series(Dimension::All, fine)]));
             Facts { now, before, revisions: vec![revision], at, ..Facts::default() }
+        };
+        let mut seen = |mut facts| {
+            troubles.apply(&mut facts);
+            let findings = look(&facts);
+            troubles.note(&facts, &findings);
+            findings
         };
         for (second, server_errors, client_errors, is_blamed) in
             [(1000, 0, 200, false), (1200, 0, 200, false), (1400, 0, 200, false), (8000, 300, 200, true)]
         {
-            let mut facts = at(second, server_errors, client_errors);
-            troubles.apply(&mut facts);
-            let findings = look(&facts);
-            troubles.note(&facts, &findings);
+            let findings = seen(at(second, server_errors, client_errors));
             assert!(!findings.is_empty());
             let blamed = findings.iter().any(|finding| finding.rule == Rule::Revision);
             assert_eq!(blamed, is_blamed, "{second}: {findings:?}");
             // It goes on all the time.
             for second in (second..8000).step_by(200) {
-                let mut facts = at(second, 0, 200);
-                troubles.apply(&mut facts);
-                let findings = look(&facts);
-                troubles.note(&facts, &findings);
+                seen(at(second, 0, 200));
             }
         }
     }
