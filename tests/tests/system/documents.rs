@@ -54,7 +54,8 @@ async fn a_document_that_is_wrong_all_over_takes_a_few_times_its_size() {
     let gateway = Gateway::start(0).await;
     let pid = gateway.control_plane.pid().unwrap();
     let api = gateway.control_plane.api();
-    let size = 1 << 20;
+    // So large that what threads take for themselves, up to 5 MiB, is a small part.
+    let size = 4 << 20;
     let json = format!("{{\"routes\":[{}]}}", vec!["{\"n\":1}"; size / 8].join(","));
     let yaml = format!("routes:\n{}", "- n: 1\n".repeat(size / 7));
     // The control plane has allocated before what it needs for any document.
@@ -74,15 +75,15 @@ async fn a_document_that_is_wrong_all_over_takes_a_few_times_its_size() {
     let one = peak_memory(pid) - before;
     // The control plane goes on with its other work meanwhile.
     let other = 1 << 20;
-    assert!(one <= 8 * json.len() + other, "{one} bytes for JSON of {}", json.len());
+    assert!(one <= 6 * json.len() + other, "{one} bytes for JSON of {}", json.len());
     refused(yaml.clone(), size / 7).await;
     let one = peak_memory(pid) - before;
-    assert!(one <= 8 * yaml.len() + other, "{one} bytes for YAML of {}", yaml.len());
+    assert!(one <= 6 * yaml.len() + other, "{one} bytes for YAML of {}", yaml.len());
     // Three at once.
     let each = || refused(json.clone(), size / 8);
     futures_util::future::join3(each(), each(), each()).await;
     let three = peak_memory(pid) - before;
-    assert!(three <= 3 * 8 * json.len(), "{three} bytes for three of {}", json.len());
+    assert!(three <= 3 * 6 * json.len(), "{three} bytes for three of {}", json.len());
     // It goes on as if nothing had been.
     api.put("routes", "r", &json!({"respond": {"status": 204}})).await.unwrap();
     let values: Value = serde_json::from_str(&format!("[{}1]", "1,".repeat(200_000))).unwrap();
