@@ -18,6 +18,14 @@ async fn purge(plane: &Plane, tag: &str, proxies: usize) {
     assert_eq!((progress.done, progress.pending, unknown), (proxies, 0, None), "{tag}: {progress:?}");
 }
 
+/// Waits until the board knows so many connected proxies, because a purge is waited for on those that are known.
+async fn until_connected(plane: &Plane, proxies: usize) {
+    eventually("the proxies are connected", || {
+        plane.board.proxies().iter().filter(|proxy| proxy.connected).count() == proxies
+    })
+    .await;
+}
+
 fn carried_out(proxy: &Proxy) -> Vec<Purge> {
     proxy.recorder.with(|recorded| recorded.purges.clone())
 }
@@ -47,6 +55,7 @@ async fn each_purge_is_carried_out_once_by_every_proxy() {
     store.add_purge(0, &text, "e").await.unwrap();
     store.close().await.unwrap();
     let plane = Plane::start_with(&database, settings()).await;
+    until_connected(&plane, 2).await;
     purge(&plane, "four", 2).await;
     for (proxy, before) in proxies.iter().zip(before) {
         assert_eq!(carried_out(proxy)[before..], [tagged("three"), tagged("four")]);
@@ -54,6 +63,7 @@ async fn each_purge_is_carried_out_once_by_every_proxy() {
 
     // The caches of a proxy that has carried out none may be older than all purges.
     let new = Proxy::start(&[plane.url()], &home.path().join("new"), "new");
+    until_connected(&plane, 3).await;
     purge(&plane, "five", 3).await;
     assert_eq!(carried_out(&new), ["one", "two", "three", "four", "five"].map(tagged));
 }
@@ -84,12 +94,8 @@ async fn a_wait_covers_the_proxies_of_all_control_planes() {
     for proxy in [&at_one, &at_two] {
         proxy.until_serves(0).await;
     }
-    eventually("each knows both", || {
-        [&one, &two]
-            .iter()
-            .all(|plane| plane.board.proxies().iter().filter(|proxy| proxy.connected).count() == 2)
-    })
-    .await;
+    until_connected(&one, 2).await;
+    until_connected(&two, 2).await;
     for round in 0..5 {
         for plane in [&one, &two] {
             let tag = format!("{}-{round}", plane.address);
