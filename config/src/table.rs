@@ -1,5 +1,7 @@
 //! The table of kinds, by [`Kind`]. It is made from the implementations of [`Specification`] in the kinds' own files.
 
+use std::sync::Arc;
+
 use schemars::{Schema, SchemaGenerator};
 use serde_json::Value;
 
@@ -60,14 +62,14 @@ impl Row {
 
 macro_rules! define_table {
     ($($(#[$doc:meta])* $kind:ident $name:literal $plural:literal $module:ident::$spec:ident $(, cfg($cfg:meta))?;)*) => {
-        /// A resource in parsed form. All variants are boxed: else each of 100,000 routes takes as much memory as the largest of
-        /// the others.
+        /// A resource in parsed form. None is in place: else each of 100,000 routes takes as much memory as the largest of the
+        /// others. They are shared, so that a proxy can keep a route where its requests look first.
         #[derive(Debug)]
         pub enum Body {
             $(
                 $(#[$doc])*
                 $(#[cfg($cfg)])?
-                $kind(Box<crate::$module::$kind>),
+                $kind(Arc<crate::$module::$kind>),
             )*
         }
 
@@ -91,7 +93,7 @@ macro_rules! define_table {
             $(#[cfg($cfg)])?
             impl From<crate::$module::$kind> for Body {
                 fn from(parsed: crate::$module::$kind) -> Self {
-                    Self::$kind(Box::new(parsed))
+                    Self::$kind(Arc::new(parsed))
                 }
             }
         )*

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use signalbox_config::{Action, Body, Edge, Limits, Name, Resource, RevisionId, Route, RouteIndex};
+use signalbox_config::{Action, Edge, Limits, Name, RevisionId, Route, RouteIndex};
 use signalbox_expr::Condition;
 use signalbox_plugin::precedence::{Attached, Lane, Source, TypeSet, run_order};
 use signalbox_plugin::{Consumers, Hooks, Outcomes, Plugin};
+use smallvec::SmallVec;
 
 use crate::core::map::Map;
 use crate::core::slots::{Slot, SlotTable};
@@ -51,9 +52,9 @@ pub struct Active {
 
 /// A route in the index.
 pub struct CompiledRoute {
-    resource: Arc<Resource>,
+    route: Arc<Route>,
     /// The upstreams that share the requests. Empty when the route does not forward.
-    pub upstreams: Box<[WeightedSlot]>,
+    pub upstreams: SmallVec<[WeightedSlot; 2]>,
     pub chain: ChainSlot,
     mirror: Option<MirrorSlot>,
     /// The time after which the exchange fails if no bytes move. `None` if the timeout of the whole exchange is not
@@ -215,15 +216,13 @@ impl ActiveListener {
 }
 
 impl CompiledRoute {
-    /// `None`: `resource` is no route.
     pub fn new(
-        resource: Arc<Resource>,
-        upstreams: Box<[WeightedSlot]>,
+        route: Arc<Route>,
+        upstreams: SmallVec<[WeightedSlot; 2]>,
         mirror: Option<UpstreamSlot>,
         chain: ChainSlot,
         stats: Arc<RouteStats>,
-    ) -> Option<Self> {
-        let Body::Route(route) = resource.body() else { return None };
+    ) -> Self {
         let forward = match &route.action {
             Action::Forward(forward) => Some(forward),
             Action::Redirect(_) | Action::Respond(_) => None,
@@ -235,7 +234,7 @@ impl CompiledRoute {
             forward.and_then(|forward| forward.mirror.as_ref()).map_or(0, |mirror| mirror.millionths);
         let mirror = mirror.filter(|_| millionths > 0).map(|upstream| MirrorSlot { upstream, millionths });
         let guarded = mirror.is_some() || forward.is_some_and(|forward| forward.retry.is_some());
-        Some(Self { resource, upstreams, chain, mirror, idle_timeout, guarded, stats })
+        Self { route, upstreams, chain, mirror, idle_timeout, guarded, stats }
     }
 
     /// True if requests are mirrored, or may be retried.
@@ -251,10 +250,7 @@ impl CompiledRoute {
     }
 
     pub fn route(&self) -> &Route {
-        match self.resource.body() {
-            Body::Route(route) => route,
-            _ => unreachable!("checked when it was made"),
-        }
+        &self.route
     }
 
     /// The timeout of the whole exchange; `None`: no limit.
@@ -339,6 +335,14 @@ impl RouteStats {
     pub fn new(name: Arc<str>, workers: usize, group: &Arc<TrafficGroup>) -> Self {
         let (requests, traffic) = (Cells::new(workers), TrafficCounts::new(group));
         Self { name, requests, traffic, exemplars: Exemplars::default(), series: SeriesCell::default() }
+    }
+
+    /// Has the processor fetch what the end of a request changes, while it fetches what its route says: of many routes, few are in
+    /// its caches.
+    #[inline]
+    pub fn fetch(&self, worker: usize) {
+        self.requests.fetch(worker);
+        self.traffic.fetch(worker);
     }
 }
 

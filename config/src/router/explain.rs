@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::request::Slash;
-use super::rule::{Mismatch, Pattern, Rule};
+use super::rule::{Entry, Mismatch, Pattern, Rule};
 use super::search::{HostPattern, Reached, Recorder};
 use crate::key::Name;
 use crate::route::PathSpec;
@@ -124,9 +124,8 @@ impl<'i, 'r, T> Recorder<'i, 'r, T> for Record<'i, 'r, T> {
 
 impl<'i, T> Record<'i, '_, T> {
     /// The route that takes the request.
-    pub(super) fn winner(&self) -> Option<&'i Rule<T>> {
-        let reached = self.reached.get(self.winner?)?;
-        Some(&reached.entry.rule)
+    pub(super) fn winner(&self) -> Option<&'i Entry<T>> {
+        Some(self.reached.get(self.winner?)?.entry)
     }
 
     pub(super) fn explain(self) -> Explanation {
@@ -135,7 +134,7 @@ impl<'i, T> Record<'i, '_, T> {
         // Those whose conditions are met came closer. The sort is stable: among equals the walk's order remains, which
         // is that of preference.
         others.sort_by_key(|reached| (reached.outcome.is_err(), Reverse(reached.entry.rule.priority)));
-        let mut seen: HashSet<*const Rule<T>> = HashSet::new();
+        let mut seen: HashSet<*const Rule> = HashSet::new();
         seen.extend(winner.map(|winner| std::ptr::from_ref(&*winner.entry.rule)));
         others.retain(|reached| seen.insert(std::ptr::from_ref(&*reached.entry.rule)));
         Explanation {

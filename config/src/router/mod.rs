@@ -61,9 +61,9 @@ impl<T: Clone> RouteIndex<T> {
         if !route.enabled {
             return;
         }
-        let rule = Arc::new(Rule::new(route, value));
+        let rule = Arc::new(Rule::new(route));
         self.modify(route, true, &mut |bucket, pattern, path| {
-            bucket.insert(&Entry { rule: rule.clone(), pattern, path });
+            bucket.insert(&Entry { rule: Arc::clone(&rule), value: value.clone(), pattern, path });
         });
     }
 
@@ -87,13 +87,13 @@ impl<T: Clone> RouteIndex<T> {
         answers: impl Fn(&T) -> bool,
     ) -> Option<Found<'_, T>> {
         let own = self.search(request, None, Nothing).0;
-        if own.as_ref().is_some_and(|own| own.rule.names_methods()) {
+        if own.as_ref().is_some_and(|own| own.entry.rule.names_methods()) {
             return own.map(Best::found);
         }
         let asked = self.search(&preflight.asked(request), Some(preflight), Nothing).0;
-        match asked.filter(|asked| answers(&asked.rule.value)) {
+        match asked.filter(|asked| answers(&asked.entry.value)) {
             Some(asked) => {
-                let is_preflight_only = !asked.rule.takes(request.method);
+                let is_preflight_only = !asked.entry.rule.takes(request.method);
                 Some(Found { is_preflight_only, ..asked.found() })
             }
             None => own.map(Best::found),
@@ -120,13 +120,13 @@ impl<T: Clone> RouteIndex<T> {
         answers: impl Fn(&T) -> bool,
     ) -> Explanation {
         let own = self.search(request, None, Record::new(has)).1;
-        if own.winner().is_some_and(Rule::names_methods) {
+        if own.winner().is_some_and(|own| own.rule.names_methods()) {
             return own.explain();
         }
         let asked = preflight.asked(request);
         let asked = self.search(&asked, Some(preflight), Record::new(has)).1;
         match asked.winner() {
-            Some(rule) if answers(&rule.value) => asked.explain(),
+            Some(entry) if answers(&entry.value) => asked.explain(),
             _ => own.explain(),
         }
     }
@@ -195,7 +195,7 @@ impl<T> fmt::Debug for RouteIndex<T> {
 const MAX_HOST: usize = 253;
 
 /// Changes every bucket in which a route with this path has an entry.
-fn change_path<T>(
+fn change_path<T: Clone>(
     host: &mut Host<T>,
     path: &PathMatch,
     strict_slash: bool,

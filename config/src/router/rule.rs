@@ -15,14 +15,13 @@ use crate::key::Name;
 use crate::route::{HeaderMatch, QueryMatch, Route, ValueMatch};
 
 /// One route, as its entries share it.
-pub(super) struct Rule<T> {
+pub(super) struct Rule {
     pub(super) name: Name,
     pub(super) priority: i32,
     pub(super) strict_slash: bool,
     methods: Methods,
     /// `None` when host, path and method are all that is asked, which is the usual case and then costs nothing.
     conditions: Option<Box<Conditions>>,
-    pub(super) value: T,
 }
 
 struct Conditions {
@@ -42,8 +41,8 @@ pub(super) enum Mismatch<'i> {
     Query(&'i QueryMatch),
 }
 
-impl<T> Rule<T> {
-    pub(super) fn new(route: &Route, value: T) -> Self {
+impl Rule {
+    pub(super) fn new(route: &Route) -> Self {
         let matches = &route.matches;
         let any = route.listeners.is_none() && matches.headers.is_empty() && matches.query.is_empty();
         let conditions = || {
@@ -59,7 +58,6 @@ impl<T> Rule<T> {
             strict_slash: route.strict_slash,
             methods: Methods::new(&matches.methods),
             conditions: (!any).then(conditions),
-            value,
         }
     }
 
@@ -157,17 +155,14 @@ fn bit_of(method: &Method) -> u16 {
 }
 
 /// A way to reach a rule: one of its paths, at its place in the index.
+#[derive(Clone)]
 pub(super) struct Entry<T> {
-    pub(super) rule: Arc<Rule<T>>,
+    pub(super) rule: Arc<Rule>,
+    /// The value that was stored with the route. It is not in the rule, so that a processor can fetch it while it fetches the rule.
+    pub(super) value: T,
     pub(super) pattern: Pattern,
     /// The number of the path among the route's.
     pub(super) path: usize,
-}
-
-impl<T> Clone for Entry<T> {
-    fn clone(&self) -> Self {
-        Self { rule: self.rule.clone(), pattern: self.pattern.clone(), path: self.path }
-    }
 }
 
 /// The path of an entry, as far as its place does not say it.
@@ -201,6 +196,7 @@ impl Pattern {
 }
 
 /// The entries of one place, the one to be preferred first.
+#[derive(Clone)]
 pub(super) enum Bucket<T> {
     Empty,
     /// As it is nearly everywhere; in place, for that is one miss of the cache less.
@@ -208,7 +204,7 @@ pub(super) enum Bucket<T> {
     Many(Arc<[Entry<T>]>),
 }
 
-impl<T> Bucket<T> {
+impl<T: Clone> Bucket<T> {
     pub(super) fn entries(&self) -> &[Entry<T>] {
         match self {
             Self::Empty => &[],
@@ -243,16 +239,6 @@ impl<T> Bucket<T> {
             Err(left) if left.is_empty() => Self::Empty,
             Err(left) => Self::Many(left.into()),
         };
-    }
-}
-
-impl<T> Clone for Bucket<T> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Empty => Self::Empty,
-            Self::One(entry) => Self::One(entry.clone()),
-            Self::Many(entries) => Self::Many(entries.clone()),
-        }
     }
 }
 

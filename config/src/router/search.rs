@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::preflight::Preflight;
 use super::request::{Found, RequestParts, Slash};
-use super::rule::{Bucket, Entry, Mismatch, Pattern, Query, Rule};
+use super::rule::{Bucket, Entry, Mismatch, Pattern, Query};
 use super::text::Text;
 use super::tree::{Host, PathNode, TemplateNode};
 
@@ -48,16 +48,15 @@ pub(super) enum HostPattern<'i> {
 
 /// The best entry so far, and how it was reached.
 pub(super) struct Best<'i, T> {
-    pub(super) rule: &'i Rule<T>,
-    path: usize,
+    pub(super) entry: &'i Entry<T>,
     prefix_len: usize,
     slash: Option<Slash>,
 }
 
 impl<'i, T> Best<'i, T> {
     pub(super) fn found(self) -> Found<'i, T> {
-        let Self { rule, path, prefix_len, slash } = self;
-        Found { value: &rule.value, path, prefix_len, slash, is_preflight_only: false }
+        let Self { entry, prefix_len, slash } = self;
+        Found { value: &entry.value, path: entry.path, prefix_len, slash, is_preflight_only: false }
     }
 }
 
@@ -73,7 +72,7 @@ pub(super) struct Search<'i, 'r, T, R> {
     pub(super) recorder: R,
 }
 
-impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
+impl<'i, 'r, T: Clone, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
     pub(super) fn new(
         request: &'r RequestParts<'r>,
         preflight: Option<&'r Preflight<'r>>,
@@ -220,11 +219,11 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
                 self.recorder.reached(Reached { entry, host, place, matched, slash, outcome });
             }
             let wins = match &self.best {
-                Some(best) => entry.rule.priority > best.rule.priority,
+                Some(best) => entry.rule.priority > best.entry.rule.priority,
                 None => true,
             };
             if outcome.is_ok() && wins {
-                self.best = Some(Best { rule: &entry.rule, path: entry.path, prefix_len, slash });
+                self.best = Some(Best { entry, prefix_len, slash });
             }
         }
     }
@@ -232,7 +231,7 @@ impl<'i, 'r, T, R: Recorder<'i, 'r, T>> Search<'i, 'r, T, R> {
     /// True if no entry of at most this priority can win any more: the walk visits more specific entries first.
     fn is_beaten(&self, max_priority: impl FnOnce() -> Option<i32>) -> bool {
         match &self.best {
-            Some(best) if !R::ALL => max_priority() <= Some(best.rule.priority),
+            Some(best) if !R::ALL => max_priority() <= Some(best.entry.rule.priority),
             _ => false,
         }
     }

@@ -8,6 +8,7 @@ use super::text::Text;
 use crate::template::Segment;
 
 /// All entries of one host.
+#[derive(Clone)]
 pub(super) struct Host<T> {
     /// The host, or what follows the star and its dot.
     pattern: Text,
@@ -18,6 +19,7 @@ pub(super) struct Host<T> {
 }
 
 /// Exact paths and prefixes that begin with the same segments.
+#[derive(Clone)]
 pub(super) struct PathNode<T> {
     segment: Text,
     pub(super) exact: Bucket<T>,
@@ -26,6 +28,7 @@ pub(super) struct PathNode<T> {
 }
 
 /// Templates that begin with the same segments.
+#[derive(Clone)]
 pub(super) struct TemplateNode<T> {
     segment: Text,
     /// Boxed, for most nodes only lead on to others.
@@ -37,6 +40,7 @@ pub(super) struct TemplateNode<T> {
 }
 
 /// The entries of a node of templates itself, without those of its children.
+#[derive(Clone)]
 pub(super) struct TemplateEntries<T> {
     /// Those that end here.
     pub(super) ends: Bucket<T>,
@@ -44,7 +48,7 @@ pub(super) struct TemplateEntries<T> {
     pub(super) rest: Bucket<T>,
 }
 
-impl<T> PathNode<T> {
+impl<T: Clone> PathNode<T> {
     /// Changes the node of `path`, which is empty or begins with a slash.
     ///
     /// The recursion is as deep as the path has segments, which parsing bounds.
@@ -59,7 +63,7 @@ impl<T> PathNode<T> {
     }
 }
 
-impl<T> TemplateNode<T> {
+impl<T: Clone> TemplateNode<T> {
     /// Changes the bucket of the template with these segments, the other form of its slash included.
     pub(super) fn modify(
         &mut self,
@@ -95,7 +99,7 @@ impl<T> TemplateNode<T> {
     }
 }
 
-impl<T> TemplateEntries<T> {
+impl<T: Clone> TemplateEntries<T> {
     fn max_priority(&self) -> Option<i32> {
         self.ends.max_priority().max(self.rest.max_priority())
     }
@@ -107,7 +111,7 @@ impl<T> Default for TemplateEntries<T> {
     }
 }
 
-impl<T> Host<T> {
+impl<T: Clone> Host<T> {
     pub(super) fn pattern(&self) -> &Text {
         &self.pattern
     }
@@ -129,7 +133,7 @@ impl<T> Host<T> {
     }
 }
 
-impl<T> Item for Host<T> {
+impl<T: Clone> Item for Host<T> {
     fn new(key: &str) -> Self {
         Self { pattern: key.into(), paths: PathNode::new(""), templates: None, regexes: Bucket::Empty }
     }
@@ -144,7 +148,7 @@ impl<T> Item for Host<T> {
     }
 }
 
-impl<T> Item for PathNode<T> {
+impl<T: Clone> Item for PathNode<T> {
     fn new(key: &str) -> Self {
         Self { segment: key.into(), exact: Bucket::Empty, prefix: Bucket::Empty, children: Map::new() }
     }
@@ -158,7 +162,7 @@ impl<T> Item for PathNode<T> {
     }
 }
 
-impl<T> Item for TemplateNode<T> {
+impl<T: Clone> Item for TemplateNode<T> {
     fn new(key: &str) -> Self {
         Self { segment: key.into(), entries: None, literals: Map::new(), any: None, max: None }
     }
@@ -169,46 +173,5 @@ impl<T> Item for TemplateNode<T> {
 
     fn max_priority(&self) -> Option<i32> {
         self.max
-    }
-}
-
-// Not derived: what is shared needs no `T: Clone`.
-impl<T> Clone for Host<T> {
-    fn clone(&self) -> Self {
-        Self {
-            pattern: self.pattern.clone(),
-            paths: self.paths.clone(),
-            templates: self.templates.clone(),
-            regexes: self.regexes.clone(),
-        }
-    }
-}
-
-impl<T> Clone for PathNode<T> {
-    fn clone(&self) -> Self {
-        Self {
-            segment: self.segment.clone(),
-            exact: self.exact.clone(),
-            prefix: self.prefix.clone(),
-            children: self.children.clone(),
-        }
-    }
-}
-
-impl<T> Clone for TemplateNode<T> {
-    fn clone(&self) -> Self {
-        Self {
-            segment: self.segment.clone(),
-            entries: self.entries.clone(),
-            literals: self.literals.clone(),
-            any: self.any.clone(),
-            max: self.max,
-        }
-    }
-}
-
-impl<T> Clone for TemplateEntries<T> {
-    fn clone(&self) -> Self {
-        Self { ends: self.ends.clone(), rest: self.rest.clone() }
     }
 }

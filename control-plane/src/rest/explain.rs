@@ -288,7 +288,7 @@ impl Request {
     }
 
     /// The listener by which it comes, and its name.
-    fn listener(&self, set: &Snapshot) -> Result<Option<(String, Box<Listener>)>, FieldError> {
+    fn listener(&self, set: &Snapshot) -> Result<Option<(String, Arc<Listener>)>, FieldError> {
         let mut listeners = set.of_kind(Kind::Listener, None).filter(|it| it.visible_to(&self.fleet));
         let found = match &self.listener {
             None => listeners.next(),
@@ -297,7 +297,7 @@ impl Request {
             })?),
         };
         Ok(found.and_then(|resource| match resource.body() {
-            Body::Listener(listener) => Some((resource.key().name.to_string(), listener.clone())),
+            Body::Listener(listener) => Some((resource.key().name.to_string(), Arc::clone(listener))),
             _ => None,
         }))
     }
@@ -339,7 +339,7 @@ impl Request {
         let set = &published.snapshot;
         let (listener, settings) = self.listener(set)?.unzip();
         let listens_with_tls = settings.as_ref().is_some_and(|settings| settings.tls.is_some());
-        let edge = settings.map(|settings| settings.edge);
+        let edge = settings.map(|settings| settings.edge.clone());
         let listener_name: Option<Name> = listener.as_ref().and_then(|name| name.parse().ok());
         let mut explained = Explained {
             revision: set.id().number,

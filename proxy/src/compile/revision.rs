@@ -61,7 +61,7 @@ impl<'a> ChangesByKind<'a> {
 }
 
 /// The resource as a route that takes requests.
-pub(super) fn enabled_route(resource: &Resource) -> Option<&Route> {
+pub(super) fn enabled_route(resource: &Resource) -> Option<&Arc<Route>> {
     match resource.body() {
         Body::Route(route) if route.enabled => Some(route),
         _ => None,

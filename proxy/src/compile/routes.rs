@@ -65,7 +65,7 @@ impl RouteCompiler {
             let missing = missing_references(resource.key(), route, revision);
             if missing.is_empty() {
                 let stats = self.kept_stats(&route.name, services);
-                delta.put.extend(compile_route(resource, route, chains, upstreams, stats));
+                delta.put.extend(compile_route(route, chains, upstreams, stats));
             }
             rejections.extend(missing);
         }
@@ -154,8 +154,7 @@ fn missing_references(key: &ResourceKey, route: &Route, revision: Revision<'_>) 
 
 /// `None`: the revision is rejected already, for something that the route refers to.
 fn compile_route(
-    resource: &Arc<Resource>,
-    route: &Route,
+    route: &Arc<Route>,
     chains: &ChainCompiler,
     upstreams: &UpstreamCompiler,
     stats: Arc<RouteStats>,
@@ -167,12 +166,12 @@ fn compile_route(
         cumulative_weight = cumulative_weight.saturating_add(upstream.weight.get());
         Some(WeightedSlot { upstream: upstreams.slot(&upstream.name)?, cumulative_weight })
     });
-    let weighted: Box<[WeightedSlot]> = weighted.collect::<Option<_>>()?;
+    let weighted = weighted.collect::<Option<_>>()?;
     let mirror = match forward.and_then(|forward| forward.mirror.as_ref()) {
         Some(mirror) => Some(upstreams.slot(&mirror.upstream)?),
         None => None,
     };
-    CompiledRoute::new(Arc::clone(resource), weighted, mirror, chain, stats).map(Arc::new)
+    Some(Arc::new(CompiledRoute::new(Arc::clone(route), weighted, mirror, chain, stats)))
 }
 
 fn forward(route: &Route) -> Option<&Forward> {

@@ -1,3 +1,4 @@
+use std::hint::black_box;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -70,6 +71,15 @@ impl Cells {
         let blocks = self.blocks.get_or_init(|| (0..self.workers).map(|_| Block::default()).collect());
         if let Some(block) = blocks.get(worker) {
             block.count(key);
+        }
+    }
+
+    /// Has the processor fetch the worker's counters, which it need not wait for.
+    #[inline]
+    pub fn fetch(&self, worker: usize) {
+        if let Some(block) = self.blocks.get().and_then(|blocks| blocks.get(worker)) {
+            let [first, ..] = &block.slots;
+            black_box(first.key.load(Ordering::Relaxed));
         }
     }
 

@@ -1,3 +1,4 @@
+use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
@@ -28,20 +29,20 @@ type Cells = Box<[WorkerTraffic]>;
 
 /// One worker's counts.
 ///
-/// They are aligned so that no two workers write to one cache line.
+/// They are aligned so that no two workers write to one cache line, and in this order, so that those which every request changes are in one.
 #[derive(Debug, Default)]
-#[repr(align(128))]
+#[repr(C, align(128))]
 struct WorkerTraffic {
     ends: [Counter; 4],
-    /// Requests that went wrong, by the place of their flag in [`Flag::ALL`].
-    flags: [Counter; Flag::ALL.len()],
     bytes_in: Counter,
     bytes_out: Counter,
     latency_us: Counter,
-    latencies: Latencies,
     first_byte_us: Counter,
+    latencies: Latencies,
     /// By octave, which takes an eighth of the memory.
     first_bytes: [Counter; Latencies::OCTAVES],
+    /// Requests that went wrong, by the place of their flag in [`Flag::ALL`].
+    flags: [Counter; Flag::ALL.len()],
 }
 
 /// How a request ended.
@@ -141,6 +142,17 @@ impl TrafficCounts {
         let cells = apart.as_ref().unwrap_or_else(|| self.group.others.get_or_init(|| self.group.cells()));
         if let Some(cell) = cells.get(worker) {
             cell.count(request);
+        }
+    }
+
+    /// Has the processor fetch the worker's counts, which it need not wait for.
+    #[inline]
+    pub fn fetch(&self, worker: usize) {
+        if let Some(Some(cells)) = self.cells.get()
+            && let Some(cell) = cells.get(worker)
+        {
+            let [first, ..] = &cell.ends;
+            black_box(first.value());
         }
     }
 
