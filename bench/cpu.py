@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 
+import filters
 from peers import BIG, HOSTS, KEY, ONE_HOST, ONE_PATH, PREFIXES, ROOT, Bench, Setup, free_port, require, run
 
 PROXIES = ["signalbox", "before", "nginx", "haproxy", "envoy"]
@@ -46,6 +47,11 @@ def scenarios():
     logging = with_and_without(["signalbox", "before", "nginx"], "access log", access_log=True)
     tracing = with_and_without(["signalbox", "before", "envoy"], "tracing, not sampled", tracing="unsampled")
     tracing |= with_and_without(["signalbox", "before", "envoy"], "tracing, sampled", tracing="sampled")
+    filtered = {}
+    for name in filters.NAMES:
+        if name != "compress":
+            filtered |= with_and_without(["signalbox", "before", "envoy"], name, filter=name)
+    compressed = with_and_without(["signalbox", "before", "envoy"], "compress", filter="compress")
     megabytes = {"unit": "MiB", "rate": "MiB"}
     return [
         Scenario("http1-one-url", "HTTP/1.1, one URL", wrk_one_url, every()),
@@ -54,6 +60,8 @@ def scenarios():
         Scenario("plugins", "HTTP/1.1, key-auth and rate-limit", wrk_with_key, plugins, difference=True),
         Scenario("access-log", "HTTP/1.1, access log to a file", wrk_one_url, logging, difference=True),
         Scenario("tracing", "HTTP/1.1, spans to a collector by OTLP over HTTP", wrk_one_url, tracing, difference=True),
+        Scenario("filters", "HTTP/1.1, one plugin, beside the filter of Envoy that does the same", wrk_filtered, filtered, difference=True),
+        Scenario("compress", "HTTP/1.1, 16 KiB of JSON by gzip", wrk_text, compressed, difference=True),
         Scenario("tls", "HTTP/1.1 over TLS 1.3, kept alive", wrk_tls, every(tls=True)),
         Scenario("handshakes-full", "TLS 1.3, full handshakes, a request on each", full, every(tls=True), "handshake", "handshakes"),
         Scenario("handshakes-resumed", "TLS 1.3, resumed handshakes, a request on each", resumed, every(tls=True), "handshake", "handshakes"),
@@ -171,6 +179,15 @@ def wrk_tls(bench, port, seconds):
 
 def wrk_with_key(bench, port, seconds):
     return wrk(port, seconds, "-H", f"Host: {ONE_HOST}", "-H", f"apikey: {KEY}")
+
+
+def wrk_filtered(bench, port, seconds, **more):
+    given = [part for name, value in filters.headers(bench).items() for part in ("-H", f"{name}: {value}")]
+    return wrk(port, seconds, "-H", f"Host: {ONE_HOST}", *given, **more)
+
+
+def wrk_text(bench, port, seconds):
+    return wrk_filtered(bench, port, seconds, path="/api/v1/service-42/text")
 
 
 def wrk_random(bench, port, seconds):

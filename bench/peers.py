@@ -4,6 +4,7 @@ All have the same 10,000 routes, and set the same headers; see docs/BENCHMARKS.m
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -14,6 +15,8 @@ import socket
 import subprocess
 import sys
 import time
+
+import filters
 
 HOSTS, PREFIXES = 100, 100
 ONE_HOST, ONE_PATH = "h42.example.com", "/api/v1/service-42/users/4711"
@@ -35,6 +38,8 @@ class Setup:
     # What is behind it: static (JSON, and one large file), grpc or sink (takes large requests).
     backend: str = "static"
     plugins: bool = False
+    # A plugin of Signalbox and the filter of Envoy that does the same, by a name of bench/filters.py. Empty: none.
+    filter: str = ""
     access_log: bool = False
     # sampled: two spans of each request go to a collector; unsampled: none do. Empty: it is off.
     tracing: str = ""
@@ -91,14 +96,16 @@ class Bench:
             directory = self.directory("backend")
             if kind == "static":
                 (directory / "big").write_bytes(os.urandom(BIG))
+                (directory / "text").write_text(json.dumps([json.loads(BODY) | {"id": n} for n in range(160)]))
                 server = f"""
                     server {{
                         listen 127.0.0.1:{port} backlog=4096 reuseport;
                         location / {{ default_type application/json; return 200 '{BODY}'; }}
                         location ~ /big$ {{ alias {directory}/big; sendfile on; }}
+                        location ~ /text$ {{ default_type application/json; alias {directory}/text; sendfile on; }}
                     }}"""
                 self.program(1, nginx_command(directory, server), directory)
-            elif kind == "collector":
+            elif kind in ("collector", "authorizer"):
                 server = f"server {{ listen 127.0.0.1:{port}; client_max_body_size 0; return 200; }}"
                 self.program(1, nginx_command(directory, server), directory)
             else:
@@ -130,6 +137,7 @@ class Bench:
 
     def signalbox(self, port, setup, binary=None):
         grpc = setup.backend == "grpc"
+        directory = self.directory("signalbox")
         attached = ["keys", "limit"] if setup.plugins else []
         upstream = {"name": "backend", "targets": [{"address": f"127.0.0.1:{self.backend(setup.backend)}"}]}
         if grpc:
@@ -153,6 +161,16 @@ class Bench:
             exporter = {"endpoint": f"http://127.0.0.1:{self.backend('collector')}"}
             sampling = {"ratio": int(setup.tracing == "sampled"), "per_second": 0}
             listener["tracing"] = {"exporter": exporter, "sampling": sampling}
+        if setup.filter:
+            attached.append("filter")
+            made = filters.signalbox(self, setup.filter)
+            document["plugins"] = [{"name": "filter", **made.plugin}]
+            document["consumers"] = made.consumers
+            document["upstreams"] += made.upstreams
+            for content in made.blobs:
+                blobs = directory / "data" / "blobs"
+                blobs.mkdir(parents=True)
+                (blobs / hashlib.sha256(content).hexdigest()).write_bytes(content)
         if setup.tls:
             certificate, key = self.certificate()
             listener |= {"protocol": "https", "tls": {"default_certificate": "all"}}
@@ -169,7 +187,6 @@ class Bench:
                 {"name": f"c{n}", "credentials": [{"key_auth": {"key": KEY if n == 500 else f"another-key-{n}"}}]}
                 for n in range(1000)
             ]
-        directory = self.directory("signalbox")
         (directory / "signalbox.json").write_text(json.dumps(document))
         binary = binary or self.options.signalbox
         if not binary.is_file():
@@ -275,6 +292,12 @@ backend none
             ],
         }
         clusters = []
+        if setup.filter:
+            made = filters.envoy(self, setup.filter)
+            manager["http_filters"].insert(0, made.filter)
+            for host in manager["route_config"]["virtual_hosts"]:
+                host["typed_per_filter_config"] = made.of_hosts
+            clusters += [static_cluster(name, port) for name, port in made.clusters.items()]
         if setup.tracing:
             collector = self.backend("collector")
             uri = {"uri": f"http://127.0.0.1:{collector}/v1/traces", "cluster": "collector", "timeout": "5s"}
@@ -288,18 +311,10 @@ backend none
             }
             sampled = {"value": 100 * (setup.tracing == "sampled")}
             manager["tracing"] = {"provider": provider, "random_sampling": sampled, "spawn_upstream_span": True}
-            endpoint = {"endpoint": {"address": address(collector)}}
-            assignment = {"cluster_name": "collector", "endpoints": [{"lb_endpoints": [endpoint]}]}
-            clusters.append({"name": "collector", "type": "STATIC", "load_assignment": assignment})
+            clusters.append(static_cluster("collector", collector))
         thresholds = {"max_connections": CONNECTIONS, "max_pending_requests": CONNECTIONS, "max_requests": CONNECTIONS}
-        endpoint = {"endpoint": {"address": address(self.backend(setup.backend))}}
-        cluster = {
-            "name": "backend",
-            "type": "STATIC",
-            "connect_timeout": "5s",
-            "circuit_breakers": {"thresholds": [thresholds]},
-            "load_assignment": {"cluster_name": "backend", "endpoints": [{"lb_endpoints": [endpoint]}]},
-        }
+        cluster = static_cluster("backend", self.backend(setup.backend))
+        cluster |= {"connect_timeout": "5s", "circuit_breakers": {"thresholds": [thresholds]}}
         if grpc:
             cluster["typed_extension_protocol_options"] = {
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -407,6 +422,12 @@ http {{
 """
     )
     return ["nginx", "-e", directory / "error.log", "-p", directory, "-c", directory / "nginx.conf"]
+
+
+def static_cluster(name, port):
+    """A cluster of Envoy with one target."""
+    assignment = {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(port)}}]}]}
+    return {"name": name, "type": "STATIC", "load_assignment": assignment}
 
 
 def address(port):

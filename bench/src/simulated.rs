@@ -15,7 +15,8 @@ use prost::Message;
 use signalbox_proto::envoy::config::core::v3::Node;
 use signalbox_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use signalbox_proto::signalbox::config::v1::{Resource, Revision, resource::Kind};
-use signalbox_proto::signalbox::report::v1::ProxyReport;
+use signalbox_proto::signalbox::report::v1::traffic_series::Scope;
+use signalbox_proto::signalbox::report::v1::{ProxyReport, StatsReport, StatsRequest, TrafficSeries};
 use signalbox_proto::{MARKER_NAME, NODE_HEADER, RESOURCE_TYPE_URL};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
@@ -35,6 +36,8 @@ pub struct Behaviour {
     pub report_each: bool,
     /// Opens the stream of counts, too.
     pub counts: bool,
+    /// Opens the stream of traffic, too, and reports so many series in each report; 0: it does not open it.
+    pub series: usize,
 }
 
 /// A proxy has acknowledged a revision.
@@ -72,6 +75,9 @@ pub async fn run(number: usize, behaviour: Behaviour, acked: UnboundedSender<Ack
         }
         false => None,
     };
+    let series = (behaviour.series > 0).then(|| open(&mut client, &behaviour, STATS, &id)).transpose()?;
+    let traffic = report_traffic(series, behaviour.series);
+    tokio::pin!(traffic);
     // Their phases differ, as those of real proxies do.
     let first = Instant::now() + REPORT_INTERVAL.mul_f64(fastrand::f64());
     let mut interval = tokio::time::interval_at(first, REPORT_INTERVAL);
@@ -112,6 +118,7 @@ pub async fn run(number: usize, behaviour: Behaviour, acked: UnboundedSender<Ack
                     pinged = true;
                 }
             }
+            ended = &mut traffic => return ended,
             pong = poll_fn(|cx| pings.poll_pong(cx)), if pinged => {
                 pong?;
                 (heard, pinged) = (Instant::now(), false);
@@ -166,6 +173,72 @@ fn first_request(id: &str) -> DeltaDiscoveryRequest {
 
 fn report(id: &str, revision: u64) -> ProxyReport {
     ProxyReport { node_id: id.to_owned(), revision, ..ProxyReport::default() }
+}
+
+/// Reports the traffic of `series` routes, as often as the control plane wants it. It waits for ever if there is no stream.
+async fn report_traffic(
+    stream: Option<(ResponseFuture, SendStream<Bytes>)>,
+    series: usize,
+) -> Result<()> {
+    let Some((response, mut reports)) = stream else { return std::future::pending().await };
+    let mut answers = response.await?.into_body();
+    let mut buffer = BytesMut::new();
+    let boot = fastrand::u64(..);
+    let mut length = Duration::ZERO;
+    for number in 0_u64.. {
+        // The first answer asks, and each of the others has taken a report.
+        let answer: StatsRequest = loop {
+            if let Some(answer) = message(&mut buffer)? {
+                break answer;
+            }
+            let data = answers.data().await.context("the control plane ended the stream of traffic")??;
+            release(&mut answers, data.len())?;
+            buffer.extend_from_slice(&data);
+        };
+        ensure!(answer.taken == number || number == 0, "report {number} was not taken: {answer:?}");
+        let interval = Duration::from_millis(answer.interval_ms.into());
+        // Their phases differ.
+        length = if number == 0 { interval.mul_f64(fastrand::f64()) } else { length.max(interval) };
+        tokio::time::sleep(length).await;
+        let report = StatsReport {
+            boot,
+            number: number + 1,
+            length_ms: length.as_millis() as u64,
+            series: (0..series).map(traffic_of).collect(),
+            ..StatsReport::default()
+        };
+        reports.send_data(grpc(&report), false)?;
+    }
+    Ok(())
+}
+
+/// The traffic of a route in a report, with latencies between one and thirty milliseconds.
+fn traffic_of(index: usize) -> TrafficSeries {
+    let buckets: Vec<u32> = (80..120).step_by(3).collect();
+    let bucket_counts: Vec<u64> = buckets.iter().map(|_| fastrand::u64(1..100)).collect();
+    TrafficSeries {
+        scope: Scope::Route.into(),
+        name: format!("r-{index}"),
+        succeeded: bucket_counts.iter().sum(),
+        bytes_in: fastrand::u64(1..1 << 20),
+        bytes_out: fastrand::u64(1..1 << 24),
+        buckets,
+        bucket_counts,
+        ..TrafficSeries::default()
+    }
+}
+
+/// Takes a whole gRPC message, which is not compressed, out of what has come; `None`: more has to come.
+fn message<T: Message + Default>(buffer: &mut BytesMut) -> Result<Option<T>> {
+    let Some((prefix, rest)) = buffer.split_first_chunk::<PREFIX>() else { return Ok(None) };
+    let [compressed, length @ ..] = *prefix;
+    let length = u32::from_be_bytes(length) as usize;
+    if rest.len() < length {
+        return Ok(None);
+    }
+    ensure!(compressed == 0, "a message is compressed");
+    buffer.advance(PREFIX);
+    Ok(Some(T::decode(buffer.split_to(length))?))
 }
 
 /// A gRPC message.
@@ -279,6 +352,7 @@ fn stored_end(mut frames: &[u8]) -> Result<&[u8]> {
 const DISCOVERY: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const REPORT: &str = "/signalbox.report.v1.ReportService/Report";
 const COUNT: &str = "/signalbox.report.v1.ReportService/Count";
+const STATS: &str = "/signalbox.report.v1.ReportService/Stats";
 
 /// The length of a gRPC message's prefix.
 const PREFIX: usize = 5;

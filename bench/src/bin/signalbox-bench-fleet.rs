@@ -51,6 +51,9 @@ struct Args {
     /// They open the stream of counts, too.
     #[arg(long)]
     counts: bool,
+    /// They open the stream of traffic, too, and report the traffic of so many routes as often as the control plane asks for it.
+    #[arg(long, default_value_t = 0)]
+    series: usize,
     /// The name of the result.
     #[arg(long, default_value = "fleet")]
     name: String,
@@ -263,6 +266,7 @@ impl Fleet {
                 zstd: !args.uncompressed,
                 report_each: args.report_each,
                 counts: args.counts,
+                series: args.series,
             };
             self.proxies.spawn(simulated::run(number, behaviour, acked.clone()));
         }
