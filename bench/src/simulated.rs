@@ -176,10 +176,7 @@ fn report(id: &str, revision: u64) -> ProxyReport {
 }
 
 /// Reports the traffic of `series` routes, as often as the control plane wants it. It waits for ever if there is no stream.
-async fn report_traffic(
-    stream: Option<(ResponseFuture, SendStream<Bytes>)>,
-    series: usize,
-) -> Result<()> {
+async fn report_traffic(stream: Option<(ResponseFuture, SendStream<Bytes>)>, series: usize) -> Result<()> {
     let Some((response, mut reports)) = stream else { return std::future::pending().await };
     let mut answers = response.await?.into_body();
     let mut buffer = BytesMut::new();

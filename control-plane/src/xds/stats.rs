@@ -20,11 +20,14 @@ pub(super) async fn serve(shared: &Shared, call: Call) {
 async fn exchange(shared: &Shared, stream: &mut NodeStream<'_, StatsReport>) -> Result<(), Status> {
     let mut taken = 0;
     let mut answered_at = Instant::now();
+    // What all proxies have counted meanwhile would come at once when a control plane has been away.
+    let streams = u32::try_from(shared.board.stream_share().own).unwrap_or(u32::MAX);
+    let mut pace = SPREAD_OF_A_STREAM.saturating_mul(streams).min(MAX_SPREAD);
     loop {
-        let pace = shared.stats.interval();
         stream
             .send(&StatsRequest { interval_ms: u32::try_from(pace.as_millis()).unwrap_or(u32::MAX), taken })
             .await?;
+        pace = shared.stats.interval();
         let Some(report) = stream.next().await? else { return Ok(()) };
         if taken > 0 {
             // One that reports without a pause is read no faster than twice as often as it is asked to.
@@ -45,6 +48,11 @@ async fn exchange(shared: &Shared, stream: &mut NodeStream<'_, StatsReport>) -> 
         answered_at = Instant::now();
     }
 }
+
+/// The time over which the first reports of proxies are spread, for each proxy that is connected, and at most. A report with a thousand
+/// series takes half of it to take in.
+const SPREAD_OF_A_STREAM: Duration = Duration::from_millis(5);
+const MAX_SPREAD: Duration = Duration::from_secs(60);
 
 /// The largest report: some 20,000 series.
 const MAX_REPORT: usize = 8 << 20;

@@ -77,11 +77,10 @@ impl StatsReporter {
         let (reports, outbound) = mpsc::channel(1);
         let request = self.caller.request(outbound)?;
         let mut answers = ReportServiceClient::new(channel).stats(request).await?.into_inner();
-        // It asks, and has taken none yet.
-        if answers.message().await?.is_none() {
-            return Ok(());
-        }
-        let mut due = Instant::now();
+        // It asks, and has taken none yet. Proxies that have connected at once report one after the other.
+        let Some(first) = answers.message().await? else { return Ok(()) };
+        let spread = Duration::from_millis(first.interval_ms.into()).min(MAX_INTERVAL);
+        let mut due = Instant::now() + spread.mul_f64(fastrand::f64());
         loop {
             let report = self.next_report(due).await?;
             let number = report.number;
@@ -93,8 +92,9 @@ impl StatsReporter {
         }
     }
 
-    /// The report that no control plane has taken, at once, or the next one when it is due.
+    /// The report that no control plane has taken, or else the next one, when it is due.
     async fn next_report(&self, due: Instant) -> Result<StatsReport, Status> {
+        tokio::time::sleep_until(due).await;
         let made_at = {
             let ledger = self.ledger.state();
             if let Some(mut report) = ledger.untaken.clone() {
@@ -103,7 +103,7 @@ impl StatsReporter {
             }
             ledger.made_at
         };
-        tokio::time::sleep_until(due.max(made_at + MIN_INTERVAL)).await;
+        tokio::time::sleep_until(made_at + MIN_INTERVAL).await;
         let read = self.caller.on_data_plane(|data_plane| data_plane.scope_traffic()).await?;
         let revision = self.status.borrow().serving.as_ref().map_or(0, |serving| serving.revision.number);
         let mut ledger = self.ledger.state();

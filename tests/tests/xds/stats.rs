@@ -2,9 +2,15 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use signalbox_control_plane::stats::{Dimension, Query, Select};
+use signalbox_control_plane::stats::{Dimension, MIN_INTERVAL, Query, Select};
+use signalbox_proto::NODE_HEADER;
+use signalbox_proto::signalbox::report::v1::StatsReport;
+use signalbox_proto::signalbox::report::v1::report_service_client::ReportServiceClient;
 use signalbox_proxy::source::{ScopeTraffic, TrafficScope};
 use signalbox_proxy::telemetry::TrafficSums;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
+use tonic::transport::Channel;
 
 use crate::harness::*;
 
@@ -65,4 +71,28 @@ async fn traffic_is_counted_once_while_control_planes_come_and_go() {
     eventually("the requests are in the series", || requests(&plane, Dimension::Proxy("p".into())) == 35)
         .await;
     drop(q);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_report_may_come_the_later_the_more_proxies_are_connected() {
+    let database = Database::new();
+    let plane = Plane::start(&database).await;
+    let mut fleet = Vec::new();
+    for number in 0..20 {
+        let mut raw = Raw::open(&plane, &format!("p{number}"), None).await;
+        raw.receive().await;
+        fleet.push(raw);
+    }
+    eventually("all are connected", || plane.board.stream_share().own == 20).await;
+    let channel = Channel::from_shared(plane.url()).unwrap().connect().await.unwrap();
+    let (reports, outbound) = tokio::sync::mpsc::channel(1);
+    let mut request = Request::new(ReceiverStream::new(outbound));
+    request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    request.metadata_mut().insert(NODE_HEADER, "p7".parse().unwrap());
+    let mut answers = ReportServiceClient::new(channel).stats(request).await.unwrap().into_inner();
+    let mut next = async || soon("an answer comes", answers.message()).await.unwrap().unwrap();
+    assert_eq!(next().await.interval_ms, 100);
+    reports.send(StatsReport { boot: 1, number: 1, ..StatsReport::default() }).await.unwrap();
+    let answer = next().await;
+    assert_eq!((answer.interval_ms.into(), answer.taken), (MIN_INTERVAL.as_millis(), 1));
 }
