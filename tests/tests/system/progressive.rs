@@ -6,3 +6,4 @@ pub(crate) mod fleet;
 mod leaders;
 mod model;
 mod scenarios;
+mod unequal;

@@ -97,6 +97,15 @@ impl Fleets {
         command(self.api(), &format!("{revision}-edge"), action).await
     }
 
+    /// Gives the whole fleet a revision that nothing uses.
+    pub(crate) async fn promote(&self, revision: u64) {
+        self.until_rollout(revision, "running").await;
+        for _ in 0..4 {
+            self.command(revision, "promote").await.success().unwrap();
+        }
+        self.until_rollout(revision, "succeeded").await;
+    }
+
     /// Requests for `path`, to each proxy of a fleet about twenty times a second.
     pub(crate) async fn load(&self, proxies: &[Proxy], path: &'static str) -> Load {
         let addresses: Vec<SocketAddr> = proxies.iter().map(Proxy::http).collect();

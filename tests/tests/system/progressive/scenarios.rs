@@ -44,15 +44,6 @@ async fn expect_taken_back(fleets: &Fleets, change: (&str, &str, Value), gate: &
     rollout
 }
 
-/// Gives the whole fleet a revision that nothing uses.
-async fn promote(fleets: &Fleets, revision: u64) {
-    fleets.until_rollout(revision, "running").await;
-    for _ in 0..4 {
-        fleets.command(revision, "promote").await.success().unwrap();
-    }
-    fleets.until_rollout(revision, "succeeded").await;
-}
-
 async fn finish(edge: Load, core: Load) -> (u64, u64) {
     (edge.finish().failed, core.finish().failed)
 }
@@ -64,7 +55,7 @@ async fn errors_of_a_route_are_taken_back() {
     let dead = json!({"targets": [{"address": format!("127.0.0.1:{}", free_port())}]});
     api.put("upstreams", "dead", &dead).await.unwrap();
     let head = api.head().await.unwrap();
-    promote(&fleets, head).await;
+    fleets.promote(head).await;
     let rollout = expect_taken_back(&fleets, ("routes", "shop", shop("dead")), "errors").await;
     assert!(
         rollout["reason"]["text"].as_str().unwrap().contains("shop")
@@ -81,7 +72,7 @@ async fn a_plugin_that_refuses_everybody_is_taken_back() {
     let fleets = Fleets::start(4, 4, &policy(SOAK)).await;
     fleets.api().put("plugins", "key", &json!({"type": "key-auth"})).await.unwrap();
     let head = fleets.api().head().await.unwrap();
-    promote(&fleets, head).await;
+    fleets.promote(head).await;
     let with_key = with(shop("shop"), &json!({"plugins": ["key"]}));
     expect_taken_back(&fleets, ("routes", "shop", with_key), "not_found").await;
 }
