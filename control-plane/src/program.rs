@@ -195,7 +195,8 @@ async fn start(
 
     let store = open(&args.database_url, &site).await?;
     *opened = Some(Arc::clone(&store));
-    let store = store::seal(store, key_source(&args)?).await.context("the database cannot be used")?;
+    let (key, flag) = key_source(&args)?;
+    let store = store::seal(store, key).await.context(flag)?;
     if args.new_epoch {
         let head = store.new_epoch().await.context("a new epoch could not be started")?;
         tracing::warn!(epoch = %head.epoch, revision = head.number, "a new epoch was started");
@@ -335,16 +336,23 @@ async fn open(url: &str, site: &Site) -> Result<Arc<dyn Store>> {
     }
 }
 
-/// Where the key for secrets is.
-fn key_source(args: &Args) -> Result<KeySource> {
+/// Where the key for secrets is, with the words by which an error tells it.
+fn key_source(args: &Args) -> Result<(KeySource, String)> {
     if let Some(key) = &args.secrets_key {
-        return Ok(KeySource::Given(key.clone()));
+        return Ok((KeySource::Given(key.clone()), "--secrets-key (SIGNALBOX_SECRETS_KEY)".to_owned()));
     }
     if let Some(path) = &args.secrets_key_file {
-        let read = std::fs::read_to_string(path);
-        return Ok(KeySource::Given(read.with_context(|| format!("{} cannot be read", path.display()))?));
+        let flag = format!("--secrets-key-file {}", path.display());
+        let read = std::fs::read_to_string(path).with_context(|| format!("{flag}: it cannot be read"))?;
+        return Ok((KeySource::Given(read), flag));
     }
-    Ok(store::key_beside(&args.database_url).map_or(KeySource::None, KeySource::Made))
+    Ok(match store::key_beside(&args.database_url) {
+        Some(path) => {
+            let words = format!("the key for secrets beside the database, {}", path.display());
+            (KeySource::Made(path), words)
+        }
+        None => (KeySource::None, "there is no --secrets-key and no --secrets-key-file".to_owned()),
+    })
 }
 
 /// The first revision of a new database: a listener, so that a route is all that is missing.

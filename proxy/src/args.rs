@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::num::{IntErrorKind, NonZeroU32, NonZeroU64, NonZeroUsize, ParseIntError};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -104,11 +104,11 @@ pub struct Args {
     pub config: Option<PathBuf>,
 
     /// Number of worker threads, which serve requests [default: number of cores].
-    #[arg(long, env = "SIGNALBOX_WORKERS", value_name = "COUNT")]
+    #[arg(long, env = "SIGNALBOX_WORKERS", value_parser = at_least_one::<NonZeroUsize>, value_name = "COUNT")]
     pub workers: Option<NonZeroUsize>,
 
     /// Maximum number of concurrent requests of each worker. Further requests are answered with 503.
-    #[arg(long, env = "SIGNALBOX_MAX_REQUESTS", value_name = "COUNT", default_value = "8192")]
+    #[arg(long, env = "SIGNALBOX_MAX_REQUESTS", value_parser = at_least_one::<NonZeroU32>, value_name = "COUNT", default_value = "8192")]
     pub max_requests: NonZeroU32,
 
     /// Maximum queue delay. While requests wait longer for their turn in a worker, some are answered with 503. 0s means no
@@ -118,7 +118,7 @@ pub struct Args {
 
     /// Maximum number of client connections. At this number the proxy closes idle connections, and new ones wait [default:
     /// as many as the limit on open files allows if each needs a connection to a target].
-    #[arg(long, env = "SIGNALBOX_MAX_CONNECTIONS", value_name = "COUNT")]
+    #[arg(long, env = "SIGNALBOX_MAX_CONNECTIONS", value_parser = at_least_one::<NonZeroU64>, value_name = "COUNT")]
     pub max_connections: Option<NonZeroU64>,
 
     /// DNS server for the names of targets, instead of those in /etc/resolv.conf. The flag can be repeated.
@@ -194,6 +194,14 @@ impl FromStr for Label {
             None => Err(format!("{s:?} is not KEY=VALUE")),
         }
     }
+}
+
+/// Reads a number that must not be 0.
+fn at_least_one<T: FromStr<Err = ParseIntError>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::Zero => "must be at least 1".to_owned(),
+        _ => error.to_string(),
+    })
 }
 
 /// A listener's address on this host: `NAME=ADDRESS`.

@@ -40,6 +40,12 @@ impl FromStr for Destination {
             "stdout" => Self::Stdout,
             _ => match s.strip_prefix("syslog:") {
                 Some(address) => Self::Syslog(address.parse()?),
+                // A word that means something elsewhere must not become a file of that name.
+                None if !s.contains(['/', '.']) => {
+                    return Err(format!(
+                        "{s:?} is neither stdout nor off, and no address of syslog; a file in the current directory is ./{s}"
+                    ));
+                }
                 None => Self::File(s.into()),
             },
         })
@@ -100,6 +106,7 @@ mod tests {
             ("off", Destination::Off),
             ("stdout", Destination::Stdout),
             ("/var/log/access.log", Destination::File("/var/log/access.log".into())),
+            ("access.log", Destination::File("access.log".into())),
             ("./syslog:x", Destination::File("./syslog:x".into())),
             ("syslog:udp://logs.example:514", Destination::Syslog(SyslogAddress::Udp(at("logs.example")))),
             ("syslog:tcp://192.0.2.1:514", Destination::Syslog(SyslogAddress::Tcp(at("192.0.2.1")))),
@@ -109,6 +116,8 @@ mod tests {
             assert_eq!(text.parse(), Ok(expected), "{text}");
         }
         for (text, reason) in [
+            ("stderr", "a file in the current directory is ./stderr"),
+            ("none", "is neither stdout nor off"),
             ("syslog:", "is no address of syslog"),
             ("syslog:logs.example:514", "is no address of syslog"),
             ("syslog:udp://logs.example", "is not HOST:PORT"),
