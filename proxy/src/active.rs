@@ -12,6 +12,7 @@ use signalbox_plugin::{Consumers, Hooks, Outcomes, Plugin};
 use smallvec::SmallVec;
 
 use crate::core::map::Map;
+use crate::core::prefetch::prefetch;
 use crate::core::slots::{Slot, SlotTable};
 use crate::telemetry::access_log::ListenerLog;
 use crate::telemetry::spans::ListenerTracing;
@@ -337,12 +338,18 @@ impl RouteStats {
         Self { name, requests, traffic, exemplars: Exemplars::default(), series: SeriesCell::default() }
     }
 
-    /// Has the processor fetch what the end of a request changes, while it fetches what its route says: of many routes, few are in
-    /// its caches.
+    /// Has the processor fetch what leads to the counters.
     #[inline]
-    pub fn fetch(&self, worker: usize) {
-        self.requests.fetch(worker);
-        self.traffic.fetch(worker);
+    pub fn prefetch(&self) {
+        prefetch(&self.requests);
+        prefetch(&self.traffic);
+    }
+
+    /// Has the processor fetch the counters of a worker.
+    #[inline]
+    pub fn prefetch_counters(&self, worker: usize) {
+        self.requests.prefetch(worker);
+        self.traffic.prefetch(worker);
     }
 }
 

@@ -10,5 +10,6 @@ pub mod identify;
 pub mod idle;
 pub mod map;
 pub mod outcome;
+pub mod prefetch;
 pub mod slots;
 pub mod target_label;

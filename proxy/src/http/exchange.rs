@@ -139,6 +139,10 @@ impl Exchange {
     #[inline]
     pub fn set_target(&mut self, target: &Arc<Target>) {
         self.request.downstream.forwarding_begins();
+        if let Some(route) = &self.request.route {
+            // The end of the request needs them.
+            route.stats.prefetch_counters(self.request.downstream.worker.index);
+        }
         if self.attempts.sends.count() > 0 {
             self.attempts.restart();
             self.request.moved();

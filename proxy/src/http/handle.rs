@@ -203,7 +203,7 @@ async fn decide<'a>(
         found => found?,
     };
     let Found { value: route, path, prefix_len, slash, is_preflight_only } = found;
-    route.stats.fetch(exchange.request.downstream.worker.index);
+    route.stats.prefetch();
     let forward = match &route.route().action {
         Action::Forward(forward) => Some(forward),
         Action::Redirect(_) | Action::Respond(_) => None,

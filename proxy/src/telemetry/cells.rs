@@ -1,9 +1,9 @@
-use std::hint::black_box;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::flag::Flag;
 use super::period::Mark;
+use crate::core::prefetch::prefetch;
 
 /// The counters of one route or upstream, split by worker and then by [`Key`]. Memory is allocated on the first
 /// request, because most of 100,000 routes never see one.
@@ -74,12 +74,11 @@ impl Cells {
         }
     }
 
-    /// Has the processor fetch the worker's counters, which it need not wait for.
+    /// Has the processor fetch the worker's counters.
     #[inline]
-    pub fn fetch(&self, worker: usize) {
+    pub fn prefetch(&self, worker: usize) {
         if let Some(block) = self.blocks.get().and_then(|blocks| blocks.get(worker)) {
-            let [first, ..] = &block.slots;
-            black_box(first.key.load(Ordering::Relaxed));
+            prefetch(block);
         }
     }
 

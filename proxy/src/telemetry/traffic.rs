@@ -1,10 +1,10 @@
-use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use super::counters::Counter;
 use super::flag::Flag;
 use super::latencies::{Latencies, Latency};
+use crate::core::prefetch::prefetch;
 
 /// The requests of a route, an upstream or a consumer, for time series. Memory is allocated on the first request.
 #[derive(Debug)]
@@ -145,14 +145,13 @@ impl TrafficCounts {
         }
     }
 
-    /// Has the processor fetch the worker's counts, which it need not wait for.
+    /// Has the processor fetch those of the worker's counts that every request changes.
     #[inline]
-    pub fn fetch(&self, worker: usize) {
+    pub fn prefetch(&self, worker: usize) {
         if let Some(Some(cells)) = self.cells.get()
             && let Some(cell) = cells.get(worker)
         {
-            let [first, ..] = &cell.ends;
-            black_box(first.value());
+            prefetch(cell);
         }
     }
 
