@@ -1,10 +1,13 @@
 //! The attempts of one request and their results.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
+use super::head;
+use super::problem;
 use crate::core::outcome::Outcome;
 use crate::upstream::{Attempt, AttemptError, Permit, SendRecord, Upstream, UpstreamError};
 
@@ -16,6 +19,8 @@ pub struct AttemptRecord {
     /// The attempt whose response the client gets.
     current: Option<Attempt>,
     outcome: Outcome,
+    /// The gRPC call that targets get; `None`: the request is none in the form in which it is sent on.
+    grpc: Option<GrpcCall>,
     /// The time to the response head.
     pub(super) took: Option<Duration>,
     /// The time at which the response ended, if it has.
@@ -28,6 +33,14 @@ pub struct AttemptRecord {
     pub set_cookie: Option<Box<HeaderValue>>,
 }
 
+/// A request that is a gRPC call in the form in which targets get it, whatever its client speaks.
+struct GrpcCall {
+    /// True if the target gets a deadline of the client.
+    has_deadline: bool,
+    /// The status that the last target has given, as far as it is known.
+    status: Cell<Option<u8>>,
+}
+
 impl AttemptRecord {
     /// Creates the record. `started` is the time at which the request began.
     pub(super) fn new(started: Instant) -> Self {
@@ -36,6 +49,7 @@ impl AttemptRecord {
             sends: SendRecord::new(started),
             current: None,
             outcome: Outcome::Abandoned,
+            grpc: None,
             took: None,
             ended: None,
             error: None,
@@ -55,9 +69,40 @@ impl AttemptRecord {
         self.upstream = Some(Arc::clone(upstream));
     }
 
+    /// Records that targets get a gRPC call. `has_deadline`: with a deadline of the client.
+    #[inline]
+    pub(super) fn set_grpc_call(&mut self, has_deadline: bool) {
+        self.grpc = Some(GrpcCall { has_deadline, status: Cell::new(None) });
+    }
+
+    /// Records the status of the gRPC call as `fields` of a target have it, a response's head or trailers.
+    #[inline]
+    pub(super) fn read_grpc_status(&self, fields: &HeaderMap) {
+        if let Some(call) = &self.grpc {
+            call.status.set(head::grpc_status(fields));
+        }
+    }
+
+    /// The status that the target has given to the gRPC call, as far as it is known.
+    #[inline]
+    pub(super) fn grpc_status(&self) -> Option<u8> {
+        self.grpc.as_ref()?.status.get()
+    }
+
+    /// True if the target is responsible for the gRPC call's status, as far as it is known.
+    #[inline]
+    pub(super) fn has_grpc_failed(&self) -> bool {
+        self.grpc
+            .as_ref()
+            .is_some_and(|call| problem::is_targets_failure(call.status.get(), call.has_deadline))
+    }
+
     /// Prepares for another attempt: the result of the previous one is not final.
     pub(super) fn restart(&mut self) {
         (self.ended, self.took, self.error) = (None, None, None);
+        if let Some(call) = &self.grpc {
+            call.status.set(None);
+        }
     }
 
     /// Records that a response head has arrived.

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode, request};
+use http_body::Frame;
 use signalbox_config::Name;
 use signalbox_plugin::host::{self, Kept};
 use signalbox_plugin::trace_context::{TraceContext, TraceId, hex_span_id, hex_trace_id};
@@ -69,7 +71,7 @@ struct Accounting {
     /// A flag for a request that was answered nevertheless.
     noted: Flag,
     bytes_out: u64,
-    /// The status of a gRPC call, as far as it is known.
+    /// The status that the client of a gRPC call gets, as far as it is known.
     grpc_status: Cell<Option<u8>>,
     is_over: bool,
     /// True if the response was aborted.
@@ -165,13 +167,14 @@ impl Exchange {
     /// Records the head of a target's response.
     #[inline]
     pub(super) fn read_head(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.attempts.read_grpc_status(headers);
         self.read_grpc_status(headers);
         if let Some(trace) = &mut self.trace {
-            trace.attempt_answered(status, self.accounting.grpc_status.get());
+            trace.attempt_answered(status, self.attempts.grpc_status());
         }
     }
 
-    /// Records the status of a gRPC call if `fields`, a response's head or trailers, contain it.
+    /// Records the status of the client's gRPC call if `fields`, the head or the trailers of its response, contain it.
     #[inline]
     pub fn read_grpc_status(&self, fields: &HeaderMap) {
         if self.request.is_grpc {
@@ -179,10 +182,19 @@ impl Exchange {
         }
     }
 
-    /// True if the target is responsible for the gRPC call's status, as far as it is known.
+    /// Records the status of the gRPC call that targets get, if `frame`, a part of a target's response, has its trailers.
     #[inline]
-    pub fn has_grpc_failed(&self) -> bool {
-        problem::is_targets_failure(self.accounting.grpc_status.get(), self.request.has_client_deadline())
+    pub(super) fn read_target_trailers(&self, frame: &Frame<Bytes>) {
+        if let Some(trailers) = frame.trailers_ref() {
+            self.attempts.read_grpc_status(trailers);
+        }
+    }
+
+    /// The status of the gRPC call for the log and the metrics: the one that its client gets, or of a call that a plugin has
+    /// made of another request the one of the target.
+    #[inline]
+    fn grpc_status(&self) -> Option<u8> {
+        if self.request.is_grpc { self.accounting.grpc_status.get() } else { self.attempts.grpc_status() }
     }
 
     /// Drops the cached time, because the response continues later.
@@ -395,10 +407,16 @@ impl Exchange {
     /// Completes the exchange: the last byte of the response was written.
     #[inline]
     pub fn complete(mut self: Box<Self>) {
-        if self.has_grpc_failed() {
+        self.judge_grpc();
+        self.end();
+    }
+
+    /// The status of a gRPC call counts for its target, whatever the client gets.
+    #[inline]
+    fn judge_grpc(&mut self) {
+        if self.attempts.has_grpc_failed() {
             self.attempts.set_outcome(Outcome::ServerError);
         }
-        self.end();
     }
 
     /// Records the number of bytes that passed in each direction after a protocol switch.
@@ -412,6 +430,7 @@ impl Exchange {
     pub fn fail(&mut self, failure: Failure) {
         self.accounting.flag = failure.flag();
         self.accounting.is_aborted = true;
+        self.judge_grpc();
         self.attempts.set_outcome(failure.outcome_after_head());
         self.end();
     }
@@ -439,7 +458,7 @@ impl Exchange {
             }
         };
         // The counted status differs for gRPC, where 200 says nothing.
-        let status = problem::counted_status(self.accounting.status, self.accounting.grpc_status.get());
+        let status = problem::counted_status(self.accounting.status, self.grpc_status());
         if status >= 400 {
             let stats = &worker.stats;
             let counter = match self.accounting.flag {
@@ -527,6 +546,7 @@ impl Exchange {
 
     /// Exports the spans, and records for the log where they are.
     fn end_trace(&mut self, trace: Box<Trace>, now: Instant, duration: Duration, latency: Latency) {
+        let grpc_status = self.grpc_status();
         let Self { request, attempts, accounting, .. } = self;
         let worker = &request.downstream.worker;
         let (status, flag) = (accounting.status, accounting.flag);
@@ -537,7 +557,7 @@ impl Exchange {
             duration,
             status,
             flag,
-            grpc_status: accounting.grpc_status.get(),
+            grpc_status,
             is_broken: accounting.is_aborted && !is_clients,
             is_switched: request.switch.is_some() && (status == 101 || (200..300).contains(&status)),
             route: request.route.as_deref(),
@@ -580,7 +600,7 @@ impl Exchange {
             client: request.client().text.as_bytes(),
             status: accounting.status,
             flags: accounting.flag.as_str(),
-            grpc_status: accounting.grpc_status.get(),
+            grpc_status: self.grpc_status(),
             route: request.route.as_ref().map_or("", |route| &route.stats.name),
             upstream: attempts.upstream.as_ref().map_or("", |upstream| upstream.name.as_str()),
             upstream_error: attempts.error.map_or("", UpstreamError::as_str),

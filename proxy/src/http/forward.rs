@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderValue, Response, header, request, response};
 use signalbox_config::{Forward, UpstreamProtocol};
 use signalbox_plugin::Exchange as PluginNotes;
+use signalbox_plugin::grpc::is_grpc;
 use smallvec::SmallVec;
 
 use super::affinity;
@@ -65,6 +66,7 @@ pub(super) async fn forward(
     request: Request<'_>,
 ) -> Result<Reply, Failure> {
     exchange.attempts.set_upstream(upstream);
+    note_grpc_call(exchange, request.head);
     let hash_on = upstream.hash_on.as_ref();
     let hash = hash_on.and_then(|on| affinity::hash(on, exchange, request.head, request.notes));
     if exchange.request.switch == Some(Switch::Connect) {
@@ -80,6 +82,24 @@ pub(super) async fn forward(
     match send(exchange, upstream, &attempt, &mut outgoing, &mut memory).await {
         Ok((head, body)) => Ok(pass_on(exchange, attempt, head, body, outgoing)),
         Err(failure) => Err(fail(exchange, attempt, failure)),
+    }
+}
+
+/// Records whether targets get a gRPC call: plugins may have made one of another request. Without plugins, the client's head says so.
+#[inline]
+fn note_grpc_call(exchange: &mut Exchange, head: &request::Parts) {
+    let context = &exchange.request;
+    let mut has_deadline = context.has_client_deadline();
+    let is_grpc = if context.has_plugins {
+        let is_grpc = is_grpc(&head.headers) && head.headers.contains_key(header::TE);
+        // The proxy keeps only the deadlines of clients that speak gRPC themselves, and targets those of all.
+        has_deadline |= is_grpc && !context.is_grpc && head.headers.contains_key("grpc-timeout");
+        is_grpc
+    } else {
+        context.is_grpc
+    };
+    if is_grpc {
+        exchange.attempts.set_grpc_call(has_deadline);
     }
 }
 
@@ -301,7 +321,7 @@ fn pass_on(
     request: Outgoing,
 ) -> Reply {
     let worker = &exchange.request.downstream.worker;
-    let outcome = Outcome::of_answer(head.status, exchange.has_grpc_failed());
+    let outcome = Outcome::of_answer(head.status, exchange.attempts.has_grpc_failed());
     attempt.answered(worker.index, outcome);
     // While the request's body is still in transit, a task of its own sends it: the client may want to send all of it
     // before it reads the response.
@@ -430,7 +450,7 @@ async fn forward_guarded(
             };
         };
         let outcome = match &result {
-            Ok((head, _)) => Outcome::of_answer(head.status, exchange.has_grpc_failed()),
+            Ok((head, _)) => Outcome::of_answer(head.status, exchange.attempts.has_grpc_failed()),
             Err(failure) => failure.outcome(),
         };
         exchange.attempt_ended(result.as_ref().err().copied());

@@ -33,7 +33,7 @@ pub struct RequestContext {
     /// The client, as told by a trusted peer.
     forwarded: Option<Box<ForwardedClient>>,
     pub(super) route: Option<Arc<CompiledRoute>>,
-    /// True for a gRPC call: local replies then carry a gRPC status.
+    /// True if the client makes a gRPC call: local replies then carry a gRPC status. Targets may get one nevertheless, or none.
     pub is_grpc: bool,
     /// True if plugins have seen the request.
     pub has_plugins: bool,

@@ -197,7 +197,12 @@ impl ResponseBody {
             }
             Source::Target(body) => body.poll(cx).map(|frame| {
                 exchange.request.moved();
-                frame.map(|frame| frame.inspect_err(|error| exchange.note_broken(error)))
+                frame.map(|frame| {
+                    // A filter may turn the trailers into something else.
+                    frame
+                        .inspect(|frame| exchange.read_target_trailers(frame))
+                        .inspect_err(|error| exchange.note_broken(error))
+                })
             }),
         });
         match next {
@@ -257,7 +262,7 @@ impl Body for ResponseBody {
                 Poll::Ready(frame) => {
                     exchange.request.moved();
                     frame.map(|frame| {
-                        frame.map_err(|error| {
+                        frame.inspect(|frame| exchange.read_target_trailers(frame)).map_err(|error| {
                             exchange.note_broken(&error);
                             Aborted
                         })

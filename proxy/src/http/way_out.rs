@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -29,7 +29,7 @@ use super::worker_context::Serving;
 use crate::active::Step;
 use crate::core::failure::Failure;
 use crate::core::filters::{FilterError, FilteredError, Filters};
-use crate::upstream::TargetBody;
+use crate::upstream::{ExchangeError, TargetBody};
 use crate::wire::body::joined;
 
 /// The request that a response belongs to.
@@ -250,7 +250,7 @@ impl Outgoing<'_> {
             filters.poll(cx, |cx| match &mut reply.content {
                 Content::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
                 Content::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-                Content::Target(body) => body.poll(cx),
+                Content::Target(body) => poll_target(way, body, cx),
                 Content::Switched(_) => Poll::Ready(None),
             })
         });
@@ -301,7 +301,7 @@ impl Outgoing<'_> {
                         source = None;
                         Poll::Ready(Some(Ok(Frame::data(part))))
                     }
-                    Some(Content::Target(body)) => body.poll(cx),
+                    Some(Content::Target(body)) => poll_target(way, body, cx),
                     Some(Content::Switched(_)) | None => Poll::Ready(None),
                 })
             });
@@ -338,4 +338,14 @@ impl Outgoing<'_> {
         }
         Ok(Some(joined(parts)))
     }
+}
+
+/// The next part of a target's body, whose trailers say how a gRPC call has ended.
+fn poll_target(
+    way: Way<'_, '_>,
+    body: &mut TargetBody,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+    body.poll(cx)
+        .map(|frame| frame.map(|frame| frame.inspect(|frame| way.exchange.read_target_trailers(frame))))
 }

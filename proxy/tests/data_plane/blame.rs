@@ -44,7 +44,7 @@ fn a_retry_goes_to_a_target_that_has_not_had_the_request() {
 }
 
 /// Answers each call with a message, if `message` is set, and this gRPC status.
-fn grpc(status: &'static str, message: bool) -> Backend {
+pub(crate) fn grpc(status: &'static str, message: bool) -> Backend {
     Backend::speaking(Wire::Http2, move |_| async move {
         let response = Response::builder().header("content-type", "application/grpc");
         if !message {
@@ -196,7 +196,7 @@ fn checks_tell_good_answers_from_bad_ones() {
 }
 
 /// Settings by which a target with three failures becomes unavailable.
-const STRICT: [&str; 2] = [
+pub(crate) const STRICT: [&str; 2] = [
     ", health_check: {passive: {consecutive_failures: 3, ejection: 1h}, panic_threshold_percent: 0}",
     ", circuit_breaker: {error_rate: {min_requests: 3, open_for: 1h}}",
 ];

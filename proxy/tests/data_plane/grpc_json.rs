@@ -8,6 +8,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use signalbox_config::BlobId;
 use signalbox_plugin::Blobs;
+use signalbox_proxy::telemetry::access_log;
 
 use crate::grpc::serve;
 use crate::harness::{Answer, Client, Harness, Wire, block_on, forward_over, full, nobody};
@@ -20,14 +21,23 @@ fn set() -> Bytes {
     compiler.encode_file_descriptor_set().into()
 }
 
-/// A proxy with the plugin on its only route; `more` are further plugins of the route, with their names.
 fn start(document: &str, more: (&str, &str)) -> Harness {
+    start_with_log(document, more, None)
+}
+
+/// A proxy with the plugin on its only route; `more` are further plugins of the route, with their names.
+pub(crate) fn start_with_log(
+    document: &str,
+    more: (&str, &str),
+    access_log: Option<access_log::Sender>,
+) -> Harness {
     let id = BlobId::of(&set());
     let document = document.replace("name: all,", &format!("name: all, plugins: [json{}],", more.0));
     let plugins =
         format!("plugins: [{{name: json, type: grpc-json, config: {{descriptor_set: {id}}}}}{}]", more.1);
     Harness::with(&(document + &plugins), |settings| {
         settings.blobs = Blobs::new(Arc::new(move |asked| (asked == id).then(set)));
+        settings.access_log = access_log;
     })
 }
 

@@ -22,6 +22,7 @@ mod filters;
 mod forwarding;
 mod grpc;
 mod grpc_json;
+mod grpc_translated;
 mod grpc_web;
 mod harness;
 mod http1;
