@@ -16,7 +16,7 @@ use crate::log_record::{LogRecord, Scope};
 use crate::metrics::Outcomes;
 use crate::outbound::{Forwarding, Outbound};
 use crate::plugin::Plugin;
-use crate::request::{Origin, PluginRequest, PluginResponse};
+use crate::request::{Origin, PluginRequest, PluginResponse, UnroutedRequest};
 
 /// The parts of a [`PluginRequest`].
 pub struct RequestFields<'r> {
@@ -187,9 +187,25 @@ pub fn enter<'r>(request: &mut PluginRequest<'r>, plugin: &dyn Plugin, outcomes:
     request.outcomes = Some(outcomes);
 }
 
-/// The next hook of a request without a route is one of `plugin`.
-pub fn enter_exchange(exchange: &mut Exchange, plugin: &dyn Plugin) {
+/// The parts of an [`UnroutedRequest`].
+pub struct UnroutedFields<'r> {
+    /// See [`UnroutedRequest::head`].
+    pub head: &'r request::Parts,
+    /// See [`UnroutedRequest::own_id`].
+    pub own_id: &'r [u8],
+    /// See [`UnroutedRequest::claimed_id`].
+    pub claimed_id: Option<&'r HeaderValue>,
+    /// See [`UnroutedRequest::is_peer_trusted`].
+    pub is_peer_trusted: bool,
+    /// See [`UnroutedRequest::exchange`].
+    pub exchange: &'r mut Exchange,
+}
+
+/// Makes a request without a route for the hook of `plugin`.
+pub fn unrouted<'r>(fields: UnroutedFields<'r>, plugin: &dyn Plugin) -> UnroutedRequest<'r> {
+    let UnroutedFields { head, own_id, claimed_id, is_peer_trusted, exchange } = fields;
     exchange.current = key_of(plugin);
+    UnroutedRequest { head, own_id, claimed_id, is_peer_trusted, exchange }
 }
 
 /// Puts the headers of the identity into the request's head, now and whenever one is noted: a plugin follows that uses them.

@@ -53,7 +53,7 @@ pub use outbound::{CallAnswer, CallError, CallLimits, Outbound};
 pub use plugin::Plugin;
 pub use purges::{Purgeable, Purges};
 pub use registry::{Definition, OnConditionError, PluginType, Registry, RegistryError};
-pub use request::{Origin, PluginRequest, PluginResponse};
+pub use request::{Origin, PluginRequest, PluginResponse, UnroutedRequest};
 pub use signalbox_expr::Condition;
 pub use signalbox_plugin_macros::hooks;
 pub use tasks::{Task, TaskContext, Tasks};

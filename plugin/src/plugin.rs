@@ -1,12 +1,10 @@
 use bytes::Bytes;
-use http::request;
 
 use crate::body::BodyWish;
-use crate::exchange::Exchange;
 use crate::flow::{Flow, Reply};
 use crate::hooks::Hooks;
 use crate::log_record::LogRecord;
-use crate::request::{PluginRequest, PluginResponse};
+use crate::request::{PluginRequest, PluginResponse, UnroutedRequest};
 
 /// A named, configured step in the processing of requests. One instance serves all workers at once.
 ///
@@ -91,8 +89,9 @@ pub trait Plugin: Send + Sync + 'static {
     }
 
     /// Sees the head of a request that no route takes; only plugins that run on every route are called. An answer that it returns is
-    /// sent in the place of the 404, and passes the way out as one of a plugin.
-    fn on_no_route(&self, _head: &request::Parts, _exchange: &mut Exchange) -> Option<Reply> {
+    /// sent in the place of the 404, and passes the way out as one of a plugin. Headers that it leaves in
+    /// [`UnroutedRequest::exchange`] are written on either.
+    fn on_no_route(&self, _request: &mut UnroutedRequest<'_>) -> Option<Reply> {
         None
     }
 

@@ -93,6 +93,28 @@ impl PluginRequest<'_> {
     }
 }
 
+/// A request that no route takes.
+#[non_exhaustive]
+pub struct UnroutedRequest<'r> {
+    /// Its head: as in [`PluginRequest::head`].
+    pub head: &'r request::Parts,
+    /// See [`PluginRequest::own_id`].
+    pub own_id: &'r [u8],
+    /// See [`PluginRequest::claimed_id`].
+    pub claimed_id: Option<&'r HeaderValue>,
+    /// See [`PluginRequest::is_peer_trusted`].
+    pub is_peer_trusted: bool,
+    /// The state that the response phase finds.
+    pub exchange: &'r mut Exchange,
+}
+
+impl UnroutedRequest<'_> {
+    /// The id of the request, as it is in the access log.
+    pub fn id(&self) -> &[u8] {
+        self.exchange.request_id.as_ref().map_or(self.own_id, HeaderValue::as_bytes)
+    }
+}
+
 /// A response on its way back through the plugins.
 #[non_exhaustive]
 pub struct PluginResponse<'r> {

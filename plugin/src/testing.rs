@@ -35,7 +35,7 @@ use signalbox_config::{
     TokenKey,
 };
 
-use crate::host::{self, RequestFields, ResponseFields};
+use crate::host::{self, RequestFields, ResponseFields, UnroutedFields};
 use crate::outbound::{Caller, Forwarding};
 use crate::tasks::{Spawner, Work};
 use crate::{
@@ -330,6 +330,18 @@ impl Client {
     pub fn meets(&mut self, plugin: &dyn Plugin) -> Option<Answer> {
         let reply = self.on_behalf(plugin, |request| block_on(decided(plugin.on_request(request))));
         reply.map(|reply| Answer::of(*reply))
+    }
+
+    /// Runs a plugin while no route takes the request; the answer, if it answers.
+    pub fn finds_no_route(&mut self, plugin: &dyn Plugin) -> Option<Answer> {
+        let fields = UnroutedFields {
+            head: &self.head,
+            own_id: OWN_ID,
+            claimed_id: self.claimed_id.as_ref(),
+            is_peer_trusted: self.is_peer_trusted,
+            exchange: &mut self.exchange,
+        };
+        plugin.on_no_route(&mut host::unrouted(fields, plugin)).map(Answer::of)
     }
 
     /// Runs a plugin over the request's body, which comes in one part.

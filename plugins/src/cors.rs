@@ -38,7 +38,7 @@ use signalbox_config::router::Preflight;
 use signalbox_config::{Errors, FieldError, HumanDuration};
 use signalbox_plugin::{
     Context, Definition, Exchange, Flow, OnConditionError, Plugin, PluginRequest, PluginResponse, Reply,
-    hooks,
+    UnroutedRequest, hooks,
 };
 
 use crate::origin::{is_label, is_origin, is_port, without_usual_port};
@@ -116,8 +116,8 @@ impl Plugin for Cors {
         Flow::Continue
     }
 
-    fn on_no_route(&self, head: &request::Parts, _: &mut Exchange) -> Option<Reply> {
-        Preflight::of(&head.method, &head.headers).map(|_| Reply::Response(no_content()))
+    fn on_no_route(&self, request: &mut UnroutedRequest<'_>) -> Option<Reply> {
+        Preflight::of(&request.head.method, &request.head.headers).map(|_| Reply::Response(no_content()))
     }
 }
 
@@ -480,14 +480,10 @@ mod tests {
             ]
         );
         let mut preflight = preflight("https://a.example");
-        let Some(Reply::Response(reply)) = plugin.on_no_route(&preflight.head, &mut preflight.exchange)
-        else {
-            panic!("a preflight is answered")
-        };
-        assert_eq!(reply.status(), 204);
+        let reply = preflight.finds_no_route(&*plugin).expect("a preflight is answered");
+        assert_eq!(reply.status, 204);
         assert_eq!(answer(&mut preflight).headers()["access-control-allow-origin"], "https://a.example");
-        let simple = Client::new("GET", "/");
-        assert!(plugin.on_no_route(&simple.head, &mut Exchange::default()).is_none());
+        assert!(Client::new("GET", "/").finds_no_route(&*plugin).is_none());
     }
 
     #[test]

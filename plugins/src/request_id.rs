@@ -10,16 +10,19 @@
 //! server may take for the same header (`X_Request_Id`) is removed.
 //!
 //! With `echo` the id is on every response, also on errors of the proxy, in the place of a header that the upstream sent under that
-//! name.
+//! name. A global plugin, or one of a listener, also puts it on the 404 of a request that no route takes. A request that is refused
+//! before its route is sought (a malformed head, overload) has none.
 //!
 //! A `uuid7` is ordered by time and unique, but its random part is not meant to keep a secret. Take `uuid4` if nobody may guess an id.
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::arrival::{X_REQUEST_ID, remove_every_spelling};
 use signalbox_config::{Errors, FieldError};
-use signalbox_plugin::{Context, Definition, Flow, OnConditionError, Plugin, PluginRequest, hooks};
+use signalbox_plugin::{
+    Context, Definition, Flow, OnConditionError, Plugin, PluginRequest, Reply, UnroutedRequest, hooks,
+};
 use uuid::Uuid;
 
 use crate::headers::{header_name, only};
@@ -84,21 +87,12 @@ pub(crate) struct RequestId {
 #[hooks]
 impl Plugin for RequestId {
     fn on_request<'a>(&'a self, request: &'a mut PluginRequest<'_>) -> Flow<'a> {
-        let id = match self.incoming(request) {
-            Some(id) => Some(id),
-            None => match self.generator {
-                // The proxy has made one for this request, unless it kept that of a trusted peer.
-                Generator::Uuid7 if request.is_peer_trusted => {
-                    let mut text = Uuid::encode_buffer();
-                    HeaderValue::from_str(Uuid::now_v7().hyphenated().encode_lower(&mut text)).ok()
-                }
-                Generator::Uuid7 => HeaderValue::from_bytes(request.own_id).ok(),
-                Generator::Uuid4 => {
-                    let mut text = Uuid::encode_buffer();
-                    HeaderValue::from_str(Uuid::new_v4().hyphenated().encode_lower(&mut text)).ok()
-                }
-            },
-        };
+        let id = self.choose(&Given {
+            headers: &request.head.headers,
+            own_id: request.own_id,
+            claimed_id: request.claimed_id,
+            is_peer_trusted: request.is_peer_trusted,
+        });
         remove_every_spelling(&mut request.head.headers, &self.header);
         // An id has no character that a header cannot have.
         let Some(id) = id else { return Flow::Continue };
@@ -110,6 +104,22 @@ impl Plugin for RequestId {
         }
         request.head.headers.insert(self.header.clone(), id);
         Flow::Continue
+    }
+
+    fn on_no_route(&self, request: &mut UnroutedRequest<'_>) -> Option<Reply> {
+        let id = self.choose(&Given {
+            headers: &request.head.headers,
+            own_id: request.own_id,
+            claimed_id: request.claimed_id,
+            is_peer_trusted: request.is_peer_trusted,
+        })?;
+        if self.echo {
+            request.exchange.set_response_header(self.header.clone(), id.clone());
+        }
+        if id.as_bytes() != request.id() {
+            request.exchange.set_request_id(id);
+        }
+        None
     }
 
     fn uses_consumer_headers(&self) -> bool {
@@ -138,18 +148,41 @@ impl Definition for RequestId {
     }
 }
 
+/// The ids that a request has when the plugin sees it.
+struct Given<'r> {
+    headers: &'r HeaderMap,
+    own_id: &'r [u8],
+    claimed_id: Option<&'r HeaderValue>,
+    is_peer_trusted: bool,
+}
+
 impl RequestId {
+    /// The id of a request: the one that comes with it, if it is kept, or a new one.
+    fn choose(&self, given: &Given<'_>) -> Option<HeaderValue> {
+        if let Some(id) = self.incoming(given) {
+            return Some(id);
+        }
+        let mut text = Uuid::encode_buffer();
+        let new = match self.generator {
+            // The proxy has made one for this request, unless it kept that of a trusted peer.
+            Generator::Uuid7 if !given.is_peer_trusted => return HeaderValue::from_bytes(given.own_id).ok(),
+            Generator::Uuid7 => Uuid::now_v7(),
+            Generator::Uuid4 => Uuid::new_v4(),
+        };
+        HeaderValue::from_str(new.hyphenated().encode_lower(&mut text)).ok()
+    }
+
     /// The id that comes with a request, if it is kept.
-    fn incoming(&self, request: &PluginRequest<'_>) -> Option<HeaderValue> {
+    fn incoming(&self, given: &Given<'_>) -> Option<HeaderValue> {
         let is_accepted = match self.accept {
             Accept::Never => false,
-            Accept::Trusted => request.is_peer_trusted,
+            Accept::Trusted => given.is_peer_trusted,
             Accept::Any => true,
         };
         // The proxy has taken that of other peers out of the head.
-        let given = match request.claimed_id {
+        let given = match given.claimed_id {
             Some(claimed) if self.header == X_REQUEST_ID => Some(claimed),
-            _ => only(&request.head.headers, &self.header),
+            _ => only(given.headers, &self.header),
         };
         given.filter(|id| is_accepted && is_id(id.as_bytes())).cloned()
     }
@@ -260,6 +293,23 @@ mod tests {
         assert!(client.meets(&*build("request-id", json!({"header": "x-trace", "echo": false}))).is_none());
         assert_eq!(client.head.headers.len(), 1);
         assert!(client.answer_headers(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_request_that_no_route_takes_has_an_id_too() {
+        for (config, kept) in [
+            (json!({"accept": "any", "header": "x-trace"}), true),
+            (json!({"header": "x-trace"}), false),
+            (json!({"accept": "any", "header": "x-trace", "echo": false}), true),
+        ] {
+            let mut client = Client::new("GET", "/").header("x-trace", "abc-1");
+            assert!(client.finds_no_route(&*build("request-id", config.clone())).is_none());
+            assert_eq!(client.request().id() == b"abc-1", kept, "{config}");
+            let id = client.request().id().to_vec();
+            let echo = client.answer_headers(&[]).remove("x-trace");
+            assert_eq!(echo.is_some(), config["echo"] != false, "{config}");
+            assert!(echo.is_none_or(|echo| echo.as_bytes() == id), "{config}");
+        }
     }
 
     #[test]

@@ -327,7 +327,11 @@ fn answer_unrouted<'a>(
 ) -> Result<Reply, Failure> {
     let chains = Chains::of(exchange, serving, None).filter(|chains| chains.have(Hooks::NO_ROUTE));
     let state = plugins.insert(PluginState::new(&chains.ok_or(Failure::NoRoute)?));
-    match run_no_route_plugins(exchange, head, state) {
+    let reply = run_no_route_plugins(exchange, head, state);
+    if let Some(id) = host::take_request_id(&mut state.notes) {
+        exchange.request.set_request_id(id);
+    }
+    match reply {
         Some(reply) => Ok(Reply::of_plugin(reply, exchange.request.request_id())),
         None => Err(Failure::NoRoute),
     }

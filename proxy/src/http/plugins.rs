@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderValue, header, request};
 use http_body::Body as _;
-use signalbox_plugin::host::{self, Kept, RequestFields};
+use signalbox_plugin::host::{self, Kept, RequestFields, UnroutedFields};
 use signalbox_plugin::outbound::Forwarding;
 use signalbox_plugin::precedence::{Source, Walk};
 use signalbox_plugin::{
@@ -378,9 +378,17 @@ pub(super) fn run_no_route_plugins(
     let run = AssertUnwindSafe(|| {
         steps.find_map(|step| {
             *current = Some(step);
-            host::enter_exchange(notes, &*step.plugin);
-            let reply = step.hooks.intersects(Hooks::NO_ROUTE).then(|| step.plugin.on_no_route(head, notes));
-            reply.flatten().inspect(|_| {
+            if !step.hooks.intersects(Hooks::NO_ROUTE) {
+                return None;
+            }
+            let fields = UnroutedFields {
+                head,
+                own_id: exchange.request.request_id(),
+                claimed_id: exchange.request.claimed_id.as_deref(),
+                is_peer_trusted: exchange.request.is_forwarded(),
+                exchange: notes,
+            };
+            step.plugin.on_no_route(&mut host::unrouted(fields, &*step.plugin)).inspect(|_| {
                 step.stats.outcomes.count(exchange.request.downstream.worker.index, Outcomes::ANSWERED);
                 exchange.set_plugin(&step.name);
             })

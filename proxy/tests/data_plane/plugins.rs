@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use signalbox_config::{Errors, FieldError};
 use signalbox_plugin::{
-    Abort, BodyFilter, BodyWish, CallLimits, Context, Definition, Exchange, Flow, LogRecord, Origin, Output,
-    Plugin, PluginRequest, PluginResponse, PluginType, Registry, Reply, Task, hooks,
+    Abort, BodyFilter, BodyWish, CallLimits, Context, Definition, Flow, LogRecord, Origin, Output, Plugin,
+    PluginRequest, PluginResponse, PluginType, Registry, Reply, Task, UnroutedRequest, hooks,
 };
 
 use crate::harness::{Answer, Backend, Client, Harness, Wire, block_on, full, nobody, until};
@@ -171,8 +171,8 @@ impl Plugin for Probe {
         Flow::Continue
     }
 
-    fn on_no_route(&self, head: &http::request::Parts, _: &mut Exchange) -> Option<Reply> {
-        (wanted(head) == "find").then(|| Reply::Response(http::Response::new("found".into())))
+    fn on_no_route(&self, request: &mut UnroutedRequest<'_>) -> Option<Reply> {
+        (wanted(request.head) == "find").then(|| Reply::Response(http::Response::new("found".into())))
     }
 
     fn on_log(&self, record: &LogRecord<'_>) {

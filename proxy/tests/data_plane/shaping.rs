@@ -129,6 +129,32 @@ fn an_id_is_the_same_for_upstream_client_and_log() {
 }
 
 #[test]
+fn a_request_that_no_route_takes_has_the_same_id_for_client_and_log() {
+    block_on(async {
+        let document = "
+plugins: [{name: id, type: request-id, global: true, config: {header: x-correlation-id, generator: uuid4, accept: any}}]
+routes: [{name: one, match: {paths: [{exact: /one}]}, respond: {status: 200}}]
+";
+        let (sender, receiver) = access_log::channel(100);
+        let harness = Harness::with_log(document, Some(sender));
+        for wire in Wire::BOTH {
+            for (path, sent, status) in
+                [("/none", "abc-1", 404), ("/none", "a b", 404), ("/one", "abc-1", 200)]
+            {
+                let answer = ask(&harness, wire, "GET", path, &[("x-correlation-id", sent)], full("")).await;
+                let id = answer.headers["x-correlation-id"].to_str().unwrap().to_owned();
+                assert_eq!((answer.status, id == sent), (status, sent == "abc-1"), "{wire:?} {path} {id}");
+                if status == 404 {
+                    assert_eq!(answer.json()["request_id"], id, "{wire:?}");
+                }
+                let line = lines(&receiver, 1).await.remove(0);
+                assert_eq!(line["request_id"], id, "{wire:?} {path}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_request_that_is_too_large_is_refused_before_and_while_it_comes() {
     block_on(async {
         let complete = Arc::<Mutex<Vec<bool>>>::default();
