@@ -31,8 +31,8 @@ pub enum BodyWish {
 ///
 /// It may hold back parts, and must bound what it holds. What it puts out is sent at once.
 pub trait BodyFilter {
-    /// Ready when [`BodyFilter::on_data`] may be called. A filter that waits for something else than the body returns `Pending`,
-    /// and wakes the task; the body then waits, too.
+    /// Ready when the next of the other methods may be called, for one part of the body, a pause or its end. A filter that waits for
+    /// something else than the body returns `Pending`, and wakes the task; the filters before it and the body then wait, too.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
     }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -82,6 +83,70 @@ impl BodyFilter for Capitals {
     }
 }
 
+/// Puts everything out at its end, byte by byte.
+#[derive(Default)]
+struct AtEnd(Vec<u8>);
+
+impl BodyFilter for AtEnd {
+    fn on_data(&mut self, data: Bytes, _: &mut Output) -> Result<(), Abort> {
+        self.0.extend_from_slice(&data);
+        Ok(())
+    }
+
+    fn on_end(&mut self, _: &mut HeaderMap, out: &mut Output) -> Result<(), Abort> {
+        self.0.chunks(1).for_each(|byte| out.push(Bytes::copy_from_slice(byte)));
+        Ok(())
+    }
+}
+
+/// Passes everything on in capitals, and waits once for each part, as a module does that calls a service.
+#[derive(Default)]
+struct Slow {
+    held: Option<Bytes>,
+    has_waited: bool,
+}
+
+impl BodyFilter for Slow {
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> Poll<()> {
+        if self.held.is_some() && !std::mem::replace(&mut self.has_waited, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
+    fn on_data(&mut self, data: Bytes, out: &mut Output) -> Result<(), Abort> {
+        self.on_pause(out)?;
+        self.held = Some(data);
+        Ok(())
+    }
+
+    fn on_pause(&mut self, out: &mut Output) -> Result<(), Abort> {
+        let Some(held) = self.held.take() else { return Ok(()) };
+        if !std::mem::take(&mut self.has_waited) {
+            return Err(Abort::new(
+                "it was not waited for",
+                Reply::problem(StatusCode::CONFLICT, "too early"),
+            ));
+        }
+        out.push(held.to_ascii_uppercase().into());
+        Ok(())
+    }
+
+    fn on_end(&mut self, _: &mut HeaderMap, out: &mut Output) -> Result<(), Abort> {
+        self.on_pause(out)
+    }
+}
+
+/// The filters of two probes, the second of which waits for each part that the first puts out at its end.
+fn slow_chain(is_first: bool) -> BodyWish {
+    if is_first {
+        BodyWish::Filter(Box::<AtEnd>::default())
+    } else {
+        BodyWish::Filter(Box::<Slow>::default())
+    }
+}
+
 fn wanted(head: &http::request::Parts) -> &str {
     head.headers.get("x-do").and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
@@ -125,6 +190,9 @@ impl Plugin for Probe {
     }
 
     fn request_body(&self, request: &mut PluginRequest<'_>) -> BodyWish {
+        if wanted(request.head) == "slow-chain" {
+            return slow_chain(self.name == "outer");
+        }
         match wanted(request.head).strip_prefix(&format!("{}:", self.name)).unwrap_or_default() {
             "buffer" => BodyWish::Buffered(16),
             "filter-request" => BodyWish::Filter(Box::new(Capitals { held: None })),
@@ -159,6 +227,9 @@ impl Plugin for Probe {
     }
 
     fn response_body(&self, response: &mut PluginResponse<'_>) -> BodyWish {
+        if wanted(response.request) == "slow-chain" {
+            return slow_chain(self.name == "inner");
+        }
         match wanted(response.request).strip_prefix(&format!("{}:", self.name)).unwrap_or_default() {
             "filter" => BodyWish::Filter(Box::new(Capitals { held: None })),
             "whole" => BodyWish::Buffered(16),
@@ -451,6 +522,22 @@ fn a_filter_passes_on_what_it_holds_when_the_upstream_pauses() {
         // The connection to the target is whole, too.
         assert_eq!(client.send(request("/x", "inner:filter", "")).await.text(), "AGAIN");
         assert_eq!(backend.connections(), 1);
+    });
+}
+
+#[test]
+fn a_filter_behind_one_that_puts_out_all_at_its_end_waits_for_each_part() {
+    block_on(async {
+        let backend = Backend::echo();
+        let (harness, _) = start(&backend);
+        for wire in Wire::BOTH {
+            let mut client = Client::speaking(wire, harness.address()).await;
+            let answer = client.send(request("/x", "slow-chain", "shout")).await;
+            assert_eq!(answer.status, 200, "{wire:?}: {:?}", answer.body);
+            assert!(answer.text().contains("\"BODY\":\"SHOUT\""), "{wire:?}: {}", answer.text());
+            let answer = client.send(request("/own", "slow-chain", "")).await;
+            assert_eq!((answer.status, answer.text()), (200, "OWN"), "{wire:?}");
+        }
     });
 }
 
