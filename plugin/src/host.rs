@@ -46,6 +46,8 @@ pub struct RequestFields<'r> {
     pub clock: &'r Clock,
     /// See [`PluginRequest::body_size`].
     pub body_size: Option<u64>,
+    /// See [`PluginRequest::asks_for_switch`].
+    pub asks_for_switch: bool,
     /// For [`PluginRequest::as_forwarded`]; `None`: the request goes to no target.
     pub forwarding: Option<&'r dyn Forwarding>,
     /// See [`PluginRequest::consumers`].
@@ -91,7 +93,7 @@ pub fn key_of(plugin: &dyn Plugin) -> PluginKey {
 pub fn request(fields: RequestFields<'_>) -> PluginRequest<'_> {
     let RequestFields { head, route, upstream, client, https, certificate, now, .. } = fields;
     let RequestFields { clock, body_size, forwarding, consumers, outbound, exchange, worker, .. } = fields;
-    let RequestFields { listener, own_id, claimed_id, is_peer_trusted, .. } = fields;
+    let RequestFields { listener, own_id, claimed_id, is_peer_trusted, asks_for_switch, .. } = fields;
     PluginRequest {
         head,
         route,
@@ -106,6 +108,7 @@ pub fn request(fields: RequestFields<'_>) -> PluginRequest<'_> {
         now,
         clock,
         body_size,
+        asks_for_switch,
         is_shadow: false,
         consumers,
         outbound,
@@ -124,7 +127,7 @@ pub fn copy_for_shadow<'c>(
 ) -> PluginRequest<'c> {
     let PluginRequest { route, upstream, client, https, certificate, now, clock, .. } = *request;
     let PluginRequest { body_size, forwarding, consumers, outbound, outcomes, worker, .. } = *request;
-    let PluginRequest { listener, own_id, claimed_id, is_peer_trusted, .. } = *request;
+    let PluginRequest { listener, own_id, claimed_id, is_peer_trusted, asks_for_switch, .. } = *request;
     exchange.identity.clone_from(&request.exchange.identity);
     exchange.request_id.clone_from(&request.exchange.request_id);
     PluginRequest {
@@ -141,6 +144,7 @@ pub fn copy_for_shadow<'c>(
         now,
         clock,
         body_size,
+        asks_for_switch,
         is_shadow: true,
         consumers,
         outbound,

@@ -40,6 +40,8 @@ pub struct PluginRequest<'r> {
     pub clock: &'r Clock,
     /// The size of the body; `None`: it is not known before it arrives.
     pub body_size: Option<u64>,
+    /// True if the client asks for another protocol (WebSocket, `CONNECT`): if the target agrees, bytes follow that no plugin sees.
+    pub asks_for_switch: bool,
     /// True if the plugin runs in shadow, so that only its `on_request` is called.
     pub is_shadow: bool,
     /// All consumers of this request's revision.

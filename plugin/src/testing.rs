@@ -69,6 +69,8 @@ pub struct Client {
     pub clock: Clock,
     /// The size of the request's body.
     pub body_size: Option<u64>,
+    /// True if it asks for another protocol.
+    pub asks_for_switch: bool,
     outbound: Outbound,
     outcomes: Outcomes,
     upstream: Option<Name>,
@@ -228,6 +230,7 @@ impl Client {
             now: Duration::from_secs(1000),
             clock: Services::default().shared,
             body_size: Some(0),
+            asks_for_switch: false,
             outbound: Outbound::new(Rc::new(Script(RefCell::new(|_: &Name, _| Err(CallError::NoUpstream))))),
             outcomes: Outcomes::new(&[], 1),
             upstream: Some(name("upstream")),
@@ -309,6 +312,7 @@ impl Client {
             now: self.now,
             clock: &self.clock,
             body_size: self.body_size,
+            asks_for_switch: self.asks_for_switch,
             forwarding: self.upstream.as_ref().map(|_| &AsItIs as &dyn Forwarding),
             consumers: &self.consumers,
             outbound: &self.outbound,

@@ -212,7 +212,8 @@ impl Plugin for ExtAuth {
             self.remove_claims(request);
             return Flow::Continue;
         }
-        let body = CheckedBody { bytes: Bytes::new(), is_partial: request.body_size != Some(0) };
+        let is_partial = request.body_size != Some(0) || request.asks_for_switch;
+        let body = CheckedBody { bytes: Bytes::new(), is_partial };
         Flow::Wait(Box::pin(self.authorize(request, None, Some(body))))
     }
 
@@ -613,12 +614,9 @@ fn scheme<'a>(request: &PluginRequest<'_>, head: &'a request::Parts) -> &'a str 
 
 /// True if a request is checked with its body, and the body is not there yet.
 fn waits_for_body(request: &PluginRequest<'_>, limit: BodyLimit) -> bool {
-    let head = &*request.head;
-    request.body_size != Some(0)
-        && !request.is_shadow
-        && head.method != Method::CONNECT
-        && !head.headers.contains_key(UPGRADE)
-        && !(limit.allow_partial && grpc::is_grpc(&head.headers))
+    let is_unread = request.is_shadow || request.asks_for_switch;
+    let is_stream = limit.allow_partial && grpc::is_grpc(&request.head.headers);
+    request.body_size != Some(0) && !is_unread && !is_stream
 }
 
 /// The target of checks. Its host is the name of the upstream, unless the request's own is shown.
@@ -723,7 +721,7 @@ mod tests {
             ("content-type", "application/grpc+proto", true, true),
             ("content-type", "application/grpc", false, false),
             ("content-type", "application/grpc-web", true, false),
-            ("upgrade", "websocket", false, true),
+            ("sec-websocket-version", "13", false, true),
             ("x-a", "b", true, false),
         ] {
             let asked = std::rc::Rc::new(std::cell::Cell::new(false));
@@ -736,7 +734,9 @@ mod tests {
                 assert_eq!(check.headers()["x-envoy-auth-partial-body"], "true");
                 Ok(Response::new(Bytes::new()))
             });
-            client.body_size = None;
+            client.asks_for_switch = name == "sec-websocket-version";
+            // A request for another protocol has no body of its own.
+            client.body_size = client.asks_for_switch.then_some(0);
             assert!(client.meets(&*plugin).is_none());
             assert_eq!(asked.get(), is_asked, "{name}: {value}");
         }

@@ -160,6 +160,7 @@ async fn run_hooks<'a>(
         now: exchange.request.started.saturating_duration_since(worker.shared.epoch),
         clock: &worker.shared.clock,
         body_size,
+        asks_for_switch: exchange.request.switch.is_some(),
         forwarding,
         consumers: &serving.consumers,
         outbound: outbound::under(serving, worker),

@@ -6,8 +6,11 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, StreamBody};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
-use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, full, nobody, until};
+use crate::harness::{AnyBody, Backend, Client, Harness, Wire, block_on, full, nobody, read_head, until};
+use crate::upgrades::{AGREE, ASK};
 
 /// The questions to the service: the lines of headers, bytes that are no text included, and the body.
 type Asked = Arc<Mutex<Vec<(String, Vec<(String, Vec<u8>)>, Bytes)>>>;
@@ -451,6 +454,27 @@ fn a_grpc_client_learns_of_a_denial_by_its_status_and_its_stream_is_not_waited_f
             assert_eq!(answer.headers["content-type"], "application/grpc");
             assert!(answer.body.is_empty());
             assert_eq!((backend.connections(), asked.lock().unwrap().len()), (0, 1));
+        }
+    });
+}
+
+/// The service does not take what follows a protocol switch for a body that it has seen.
+#[test]
+fn a_request_for_another_protocol_is_checked_as_one_that_is_not_seen_whole() {
+    block_on(async {
+        let (service, asked) = service(Wire::Http1, verdict);
+        let backend = Backend::raw(|mut stream| async move {
+            read_head(&mut stream).await.unwrap();
+            stream.write_all(AGREE).await.unwrap();
+        });
+        let harness = start(&service.address.to_string(), "http1", "body: {}", &backend);
+        for (request, is_partial) in [(ASK, "true"), ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "false")] {
+            let mut stream = TcpStream::connect(harness.address()).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            read_head(&mut stream).await.unwrap();
+            let (_, headers, body) = asked.lock().unwrap().pop().unwrap();
+            assert_eq!(values(&headers, "x-envoy-auth-partial-body"), [is_partial.as_bytes()], "{request}");
+            assert!(body.is_empty());
         }
     });
 }
