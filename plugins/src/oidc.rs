@@ -34,29 +34,43 @@
 //! ended, and is answered `503` then. Proxies do not share their results: where requests of one browser reach several proxies, a
 //! provider that accepts each refresh token once can end a session early.
 //!
+//! A refresh need not bring an ID token (OpenID Connect Core, section 12.2). One that is wrong, for example about another user, ends
+//! the session, and the log says why. If only its key is not known, and the keys cannot be fetched, the session takes over the new
+//! refresh token alone: it is not extended, and the next refresh comes two seconds later.
+//!
+//! A response sets the cookies of a session only if the browser has not got newer ones since its request came, so a slow response
+//! puts no old session in the place of a newer one. A proxy knows that of the last 8,000 refreshes or so, and of its own only.
+//!
 //! ## Logins
 //!
 //! Each tab has a login of its own, in a cookie of its own, for ten minutes; of more than five, the oldest is given up. A browser that
 //! comes back late, and has a session, is sent to `/`. A login without one is answered `400`, and one that the provider refused `403`.
-//! The page to return to is a path of the gateway in the sealed cookie, never a parameter, so no link can lead elsewhere.
+//! The page to return to is a path of the gateway, sealed in the cookie, so no link can lead elsewhere.
 //!
 //! ## Logout
 //!
 //! `logout_path` takes the cookies away and sends the browser to the provider's `end_session_endpoint`, if it has one, with
 //! `after_logout` for the way back. Otherwise the browser goes to `after_logout`, or gets a page that says that it is logged out. Other
-//! sites cannot log users out: their requests are answered `403`, as browsers tell (`Sec-Fetch-Site`). A session that was copied
-//! before is not known to be over.
+//! sites cannot log users out: their requests are answered `403`, as browsers tell (`Sec-Fetch-Site`).
+//!
+//! The proxy that carries out a logout remembers the session until its `absolute` time is over: its cookies count no more, copies
+//! of them neither, and a request that was under way meanwhile does not set them again. It remembers the last 8,000 logouts or so,
+//! and none after it was started anew. Other proxies do not know of it: a copy of the cookies is good there until the session ends by
+//! itself or the provider refuses its refresh, and a request that is under way there can set them again. If that matters, send all
+//! requests of a browser to one proxy, or keep `absolute` and the lifetime of access tokens short, at a provider whose logout revokes
+//! refresh tokens.
 
 use std::sync::Arc;
 
 use signalbox_config::{Errors, FieldError, ResourceKey, SecretSpec};
-use signalbox_plugin::{Context, Definition, Flow, Plugin, PluginRequest, Reply, hooks};
+use signalbox_plugin::{Context, Definition, Flow, Plugin, PluginRequest, PluginResponse, Reply, hooks};
 
 use self::client::{Client, Registration};
 use self::config::{Config, Parsed};
 use self::gate::{Gate, Settings};
 use self::refresh::Refreshes;
 use self::seal::Sealer;
+use self::sessions::Sessions;
 use crate::claims::ClaimHeaders;
 use crate::provider::{Provider, upstream_reference};
 use crate::reference::resolve;
@@ -69,7 +83,10 @@ mod jar;
 mod refresh;
 mod seal;
 mod session;
+mod sessions;
 mod target;
+#[cfg(test)]
+mod tests;
 
 /// Logs browsers in at an OpenID Connect provider.
 pub(crate) struct Oidc {
@@ -93,6 +110,13 @@ impl Plugin for Oidc {
             )
             .into(),
         }
+    }
+
+    fn on_response<'a>(&'a self, response: &'a mut PluginResponse<'_>) -> Flow<'a> {
+        if let Some(gate) = &self.gate {
+            gate.on_response(response);
+        }
+        Flow::Continue
     }
 
     fn uses_consumer_headers(&self) -> bool {
@@ -162,11 +186,12 @@ fn gate_of(
         leeway: config.leeway.0,
         claims: wanted.map(Into::into).collect(),
     };
-    let scope = [&*registration.issuer, &registration.client_id, &registration.redirect_uri];
+    let scope = [&*config.issuer, &config.client_id, &config.redirect_uri];
     let sealer = Sealer::new(keys.iter().map(String::as_bytes), &scope);
     let client = Arc::new(Client { provider: Provider::of(&parsed.source, context), registration });
     Ok(Gate {
         refreshes: Refreshes::of(&client, context),
+        sessions: Sessions::of(&(scope, &config.session.cookie), context),
         client,
         sealer,
         log: context.log.clone(),

@@ -1,4 +1,4 @@
-//! A bounded memory of proofs that were verified, by the SHA-256 of the proof.
+//! A bounded memory, by SHA-256: of proofs that were verified, and of sessions.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -31,8 +31,17 @@ const ROOM: usize = 512;
 
 /// The hash by which a proof is remembered.
 pub(crate) fn hash(proof: &[u8]) -> ProofHash {
+    hash_of_parts([proof])
+}
+
+/// The same for a proof whose parts follow each other.
+pub(crate) fn hash_of_parts<'p>(parts: impl IntoIterator<Item = &'p [u8]>) -> ProofHash {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(part);
+    }
     let mut hash = [0; 32];
-    hash.copy_from_slice(digest::digest(&digest::SHA256, proof).as_ref());
+    hash.copy_from_slice(context.finish().as_ref());
     hash
 }
 
@@ -68,6 +77,15 @@ impl<V> Verified<V> {
         }
     }
 
+    /// Puts the result of `change` in the place of what is remembered of a proof. No other change comes between.
+    pub(crate) fn update(&self, hash: ProofHash, change: impl FnOnce(Option<V>) -> V) {
+        let Some(shard) = self.shard(&hash) else { return };
+        let mut shard = shard.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Generations { young, old } = &mut *shard;
+        let known = young.remove(&hash).or_else(|| old.remove(&hash));
+        shard.add(hash, change(known));
+    }
+
     fn shard(&self, hash: &ProofHash) -> Option<&Shard<V>> {
         self.shards.get(usize::from(hash[0]) % SHARDS)
     }
@@ -101,6 +119,22 @@ mod tests {
         };
         assert!(verified.shards.iter().map(kept).sum::<usize>() <= 2 * SHARDS * ROOM);
         assert_eq!(verified.find(&hash(&0_u32.to_le_bytes()), |value| Some(*value)), None);
+    }
+
+    #[test]
+    fn what_is_changed_is_found_in_either_half() {
+        let verified = Verified::default();
+        let add = |known: Option<u32>| known.unwrap_or_default() + 1;
+        verified.update(hash(b"a"), add);
+        verified.update(hash(b"a"), add);
+        assert_eq!(verified.find(&hash(b"a"), |value| Some(*value)), Some(2));
+        let mut shard = verified.shard(&hash(b"a")).unwrap().0.lock().unwrap();
+        shard.old = std::mem::take(&mut shard.young);
+        drop(shard);
+        verified.update(hash(b"a"), add);
+        assert_eq!(verified.find(&hash(b"a"), |value| Some(*value)), Some(3));
+        let shard = verified.shard(&hash(b"a")).unwrap().0.lock().unwrap();
+        assert_eq!((shard.young.len(), shard.old.len()), (1, 0));
     }
 
     #[test]

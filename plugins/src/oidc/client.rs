@@ -75,6 +75,19 @@ pub(super) enum TokenError {
     /// The provider says what cannot be believed.
     #[error("the provider's ID token is not acceptable: {0}")]
     Untrusted(&'static str),
+    /// The provider's ID token cannot be verified now: no key is known that has signed it, and the keys could not be fetched anew.
+    #[error("the provider's ID token cannot be verified before the provider's keys are fetched anew")]
+    Unproven {
+        /// The refresh token that came with it.
+        refresh_token: Option<String>,
+    },
+}
+
+/// Why an ID token does not count.
+enum Unverified {
+    Wrong(&'static str),
+    /// No key is known that has signed it, and the keys could not be fetched anew.
+    UnknownKey,
 }
 
 #[derive(Deserialize)]
@@ -175,16 +188,18 @@ impl Client {
         }
         let answer: Answer = serde_json::from_slice(response.body())
             .map_err(|_| unavailable("its answer is not the JSON of a token response"))?;
+        let refresh_token = answer.refresh_token.filter(|token| !token.is_empty());
         let identity = match answer.id_token {
-            Some(text) => {
-                let claims = self.verify(&text, expected, clock).await?;
-                Some(IdToken { text, claims })
-            }
+            Some(text) => match self.verify(&text, expected, clock).await {
+                Ok(claims) => Some(IdToken { text, claims }),
+                Err(Unverified::Wrong(reason)) => return Err(TokenError::Untrusted(reason)),
+                Err(Unverified::UnknownKey) => return Err(TokenError::Unproven { refresh_token }),
+            },
             None => None,
         };
         Ok(Tokens {
             access_token: answer.access_token,
-            refresh_token: answer.refresh_token.filter(|token| !token.is_empty()),
+            refresh_token,
             expires: answer
                 .expires_in
                 .as_ref()
@@ -230,15 +245,20 @@ impl Client {
         text: &str,
         expected: Expected<'_>,
         clock: &Clock,
-    ) -> Result<Map<String, Value>, TokenError> {
-        let token = Token::read(text.as_bytes()).map_err(TokenError::Untrusted)?;
-        check(&token, &self.registration, expected, since_1970(clock)).map_err(TokenError::Untrusted)?;
+    ) -> Result<Map<String, Value>, Unverified> {
+        let token = Token::read(text.as_bytes()).map_err(Unverified::Wrong)?;
+        check(&token, &self.registration, expected, since_1970(clock)).map_err(Unverified::Wrong)?;
         if !self.has_signed(&token) {
+            let fetches = self.provider.fetches();
             if let Refetch::Wait(fetched) = self.provider.refetch(clock.monotonic(), clock) {
                 fetched.await;
             }
+            let is_fetched = self.provider.fetches() != fetches;
             if !self.has_signed(&token) {
-                return Err(TokenError::Untrusted("it is not signed by a key of the provider"));
+                return Err(match is_fetched {
+                    true => Unverified::Wrong("it is not signed by a key of the provider"),
+                    false => Unverified::UnknownKey,
+                });
             }
         }
         let wanted = self.registration.claims.iter().map(|name| &**name).chain(["sub"]);

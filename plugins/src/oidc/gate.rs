@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, LOCATION, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, request};
 use serde_json::Value;
-use signalbox_plugin::{Flow as Next, Identity, Logger, PluginRequest, Reply};
+use signalbox_plugin::{Exchange, Flow as Next, Identity, Logger, PluginRequest, PluginResponse, Reply};
 
 use super::client::{Client, TokenError, printable};
 use super::config::{Bearer, Config, Lifetime, Parsed, Unauthenticated};
@@ -16,6 +16,7 @@ use super::jar::Jar;
 use super::refresh::{Refreshed, Refreshes};
 use super::seal::Sealer;
 use super::session::{Kept, Session};
+use super::sessions::{Sessions, Version};
 use super::target;
 use crate::authorization::after_scheme;
 use crate::claims::ClaimHeaders;
@@ -27,6 +28,7 @@ use crate::query::{self, encode};
 pub(super) struct Gate {
     pub(super) client: Arc<Client>,
     pub(super) refreshes: Arc<Refreshes>,
+    pub(super) sessions: Arc<Sessions>,
     pub(super) sealer: Sealer,
     pub(super) log: Logger,
     pub(super) settings: Settings,
@@ -50,6 +52,12 @@ pub(super) struct Settings {
     forwards_access_token: bool,
 }
 
+/// The cookies of a session that a response is to set or to take away, unless the browser has newer ones by then, or is logged out.
+struct Pending {
+    version: Version,
+    cookies: Vec<HeaderValue>,
+}
+
 /// The outcomes that are counted.
 pub(super) const LOGIN_BEGUN: &str = "login_begun";
 pub(super) const LOGGED_IN: &str = "logged_in";
@@ -58,6 +66,8 @@ pub(super) const LOGGED_OUT: &str = "logged_out";
 pub(super) const REFRESHED: &str = "refreshed";
 pub(super) const REFRESH_FAILED: &str = "refresh_failed";
 pub(super) const SESSION_ENDED: &str = "session_ended";
+
+const NO_SESSION: &str = "the request has no session";
 
 impl Settings {
     pub(super) fn of(config: &Config, parsed: &Parsed, claims_to_headers: ClaimHeaders) -> Self {
@@ -108,12 +118,34 @@ impl Gate {
         }
     }
 
+    /// Gives the browser the cookies that were sealed when its request came, if they are still the newest.
+    pub(super) fn on_response(&self, response: &mut PluginResponse<'_>) {
+        let Some(Pending { version, cookies }) = response.exchange.take() else { return };
+        if self.sessions.may_set(version, since_1970(response.clock)) {
+            set_cookies(response.exchange, cookies);
+        }
+    }
+
     /// The session of the request, if it is not over.
     fn session(&self, request: &PluginRequest<'_>) -> Option<Session> {
         let Settings { jar, lifetime, .. } = &self.settings;
+        let now = since_1970(request.clock);
         let opened = self.sealer.open(jar.name(), &jar.session(&request.head.headers)?)?;
         let session: Session = serde_json::from_slice(&opened).ok()?;
-        (!session.is_over(*lifetime, since_1970(request.clock))).then_some(session)
+        let is_over =
+            session.is_over(*lifetime, now) || self.sessions.is_logged_out(self.version(&session), now);
+        (!is_over).then_some(session)
+    }
+
+    fn version(&self, session: &Session) -> Version {
+        Version::of(session, self.settings.lifetime)
+    }
+
+    /// Has the response to the request set the cookies of its session.
+    fn keep(&self, session: &mut Session, request: &mut PluginRequest<'_>) {
+        if let Some(cookies) = self.sealed(session, &request.head.headers) {
+            request.exchange.insert(Pending { version: self.version(session), cookies });
+        }
     }
 
     fn admit(&self, mut session: Session, request: &mut PluginRequest<'_>) -> Next<'static> {
@@ -121,16 +153,14 @@ impl Gate {
         let Settings { jar, lifetime, forwards_access_token, .. } = &self.settings;
         if *forwards_access_token && session.has_ended(now) {
             request.count(SESSION_ENDED);
-            return self.end_session(request);
+            return self.end_session(&session, request);
         }
         let identity = match self.identity(&session, request) {
             Ok(identity) => identity,
             Err(refused) => return refused,
         };
-        if session.touch(*lifetime, now)
-            && let Some(cookies) = self.sealed(&mut session, &request.head.headers)
-        {
-            set_cookies(request, cookies);
+        if session.touch(*lifetime, now) {
+            self.keep(&mut session, request);
         }
         let headers = &mut request.head.headers;
         for (name, value) in self.settings.claims_to_headers.values(|claim| session.claims.get(claim)) {
@@ -190,37 +220,50 @@ impl Gate {
 
     async fn refresh(&self, session: Session, request: &mut PluginRequest<'_>) -> Next<'static> {
         let (Some(token), Some(subject)) = (&session.refresh_token, session.subject()) else {
-            return self.end_session(request);
+            return self.end_session(&session, request);
         };
-        match self.refreshes.result(token, subject, request.clock).await {
+        let refreshed = self.refreshes.result(token, subject, request.clock).await;
+        let (now, before) = (since_1970(request.clock), self.version(&session));
+        if self.sessions.is_logged_out(before, now) {
+            return self.refuse_ended(request);
+        }
+        let session = match refreshed {
             Refreshed::Tokens(tokens) => {
                 request.count(REFRESHED);
-                let now = since_1970(request.clock);
+                self.sessions.outdate(before);
                 let mut session = session.refreshed(&tokens, self.settings.kept, now);
-                if let Some(cookies) = self.sealed(&mut session, &request.head.headers) {
-                    set_cookies(request, cookies);
-                }
-                self.admit(session, request)
+                self.keep(&mut session, request);
+                return self.admit(session, request);
             }
             Refreshed::Ended => {
                 request.count(SESSION_ENDED);
-                self.end_session(request)
+                return self.end_session(&session, request);
             }
-            Refreshed::Unavailable if !session.has_ended(since_1970(request.clock)) => {
-                request.count(REFRESH_FAILED);
-                self.admit(session, request)
+            Refreshed::Rotated(token) => {
+                self.sessions.outdate(before);
+                let mut session = session.rotated(&token, now);
+                self.keep(&mut session, request);
+                session
             }
-            Refreshed::Unavailable => {
-                request.count(REFRESH_FAILED);
-                unavailable("the session could not be renewed")
-            }
+            Refreshed::Unavailable => session,
+        };
+        request.count(REFRESH_FAILED);
+        match session.has_ended(now) {
+            true => unavailable("the session could not be renewed"),
+            false => self.admit(session, request),
         }
     }
 
     /// The session is over: its cookies go, and the request is treated as one without.
-    fn end_session(&self, request: &mut PluginRequest<'_>) -> Next<'static> {
-        let cleared = self.settings.jar.clear_session(&request.head.headers);
-        set_cookies(request, cleared);
+    fn end_session(&self, session: &Session, request: &mut PluginRequest<'_>) -> Next<'static> {
+        let version = self.version(session);
+        self.sessions.outdate(version);
+        let cookies = self.settings.jar.clear_session(&request.head.headers);
+        request.exchange.insert(Pending { version: version.next(), cookies });
+        self.refuse_ended(request)
+    }
+
+    fn refuse_ended(&self, request: &mut PluginRequest<'_>) -> Next<'static> {
         match self.settings.unauthenticated {
             Unauthenticated::Pass => self.pass(request),
             // A redirect needs the provider, which may have to be waited for: the next request begins the login.
@@ -228,7 +271,7 @@ impl Gate {
                 let location = format!("{}{}", self.settings.origin, target::of(&request.head.uri));
                 redirect(&location, Vec::new())
             }
-            Unauthenticated::Redirect | Unauthenticated::Deny => unauthorized(),
+            Unauthenticated::Redirect | Unauthenticated::Deny => unauthorized("the session has ended"),
         }
     }
 
@@ -242,7 +285,7 @@ impl Gate {
                 Bearer::Pass | Bearer::Deny if self.settings.unauthenticated == Unauthenticated::Pass => {
                     self.pass(request)
                 }
-                Bearer::Pass | Bearer::Deny => unauthorized(),
+                Bearer::Pass | Bearer::Deny => unauthorized(NO_SESSION),
             };
         }
         match self.settings.unauthenticated {
@@ -250,7 +293,7 @@ impl Gate {
             Unauthenticated::Redirect if is_navigation(request.head) => {
                 Next::Wait(Box::pin(self.begin_login(request)))
             }
-            Unauthenticated::Redirect | Unauthenticated::Deny => unauthorized(),
+            Unauthenticated::Redirect | Unauthenticated::Deny => unauthorized(NO_SESSION),
         }
     }
 
@@ -287,11 +330,10 @@ impl Gate {
         }
         let text = request.head.uri.query().unwrap_or_default().to_owned();
         let parameters = Callback::read(&text);
+        let (jar, sealer, now) = (&self.settings.jar, &self.sealer, since_1970(request.clock));
         let Some(state) = parameters.state else {
             return bad_request("the request is not one of the provider: it has no state, or several");
         };
-        let (jar, sealer) = (&self.settings.jar, &self.sealer);
-        let now = since_1970(request.clock);
         let found = Flow::find(&state, jar, sealer, &request.head.headers, now.as_secs());
         let Some((flow, cookie)) = found else {
             // Another tab was faster, or the page was opened again: who has a session does not need this login.
@@ -324,7 +366,9 @@ impl Gate {
                 self.log.warn(format_args!("a login failed: {error}"));
                 return failed(match error {
                     TokenError::Refused(_) => bad_request("the provider does not accept the login's code"),
-                    TokenError::Unavailable(_) => unavailable("the provider of logins cannot be reached"),
+                    TokenError::Unavailable(_) | TokenError::Unproven { .. } => {
+                        unavailable("the provider of logins cannot be reached")
+                    }
                     TokenError::Untrusted(_) => {
                         Reply::problem(StatusCode::BAD_GATEWAY, "the provider's answer cannot be trusted")
                             .into()
@@ -332,13 +376,17 @@ impl Gate {
                 });
             }
         };
-        let session = Session::begin(&tokens, self.settings.kept, since_1970(request.clock));
+        let id = sealer.random_text().unwrap_or_default();
+        let session = Session::begin(id, &tokens, self.settings.kept, since_1970(request.clock));
         let cookies = session.and_then(|mut session| self.sealed(&mut session, &request.head.headers));
         let Some(cookies) = cookies else {
             request.count(LOGIN_FAILED);
             return failed(unavailable("the session could not be begun"));
         };
         request.count(LOGGED_IN);
+        if let Some(before) = self.session(request) {
+            self.sessions.replace(self.version(&before));
+        }
         let location = format!("{}{}", self.settings.origin, flow.target);
         redirect(&location, cookies.into_iter().chain(ended).collect())
     }
@@ -354,8 +402,9 @@ impl Gate {
         }
         let session = self.session(request);
         let cleared = self.settings.jar.clear_all(&request.head.headers);
-        if session.is_some() {
+        if let Some(session) = &session {
             request.count(LOGGED_OUT);
+            self.sessions.log_out(self.version(session));
         }
         let end = self.client.provider.known().and_then(|known| known.metadata.as_ref()?.end_session.clone());
         let after = self.settings.after_logout.as_deref();
@@ -421,10 +470,10 @@ fn with_parameters(url: &Uri, parameters: &str) -> String {
 }
 
 /// Adds cookies to the response of the upstream, which no shared cache may then give to others.
-fn set_cookies(request: &mut PluginRequest<'_>, cookies: Vec<HeaderValue>) {
-    request.exchange.append_response_header(CACHE_CONTROL, HeaderValue::from_static("private"));
+fn set_cookies(exchange: &mut Exchange, cookies: Vec<HeaderValue>) {
+    exchange.append_response_header(CACHE_CONTROL, HeaderValue::from_static("private"));
     for cookie in cookies {
-        request.exchange.append_response_header(SET_COOKIE, cookie);
+        exchange.append_response_header(SET_COOKIE, cookie);
     }
 }
 
@@ -451,8 +500,8 @@ fn with_cookies(answer: Next<'static>, cookies: Vec<HeaderValue>) -> Next<'stati
     Next::Respond(reply)
 }
 
-fn unauthorized() -> Next<'static> {
-    Reply::problem(StatusCode::UNAUTHORIZED, "the request has no session").into()
+fn unauthorized(detail: &'static str) -> Next<'static> {
+    Reply::problem(StatusCode::UNAUTHORIZED, detail).into()
 }
 
 fn bad_request(detail: &'static str) -> Next<'static> {

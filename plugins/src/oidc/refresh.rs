@@ -28,7 +28,10 @@ pub(super) struct Refreshes {
 #[derive(Clone)]
 pub(super) enum Refreshed {
     Tokens(Arc<Tokens>),
-    /// The provider does not accept the refresh token: the session is over.
+    /// The provider has sent a new refresh token, with an ID token that cannot be verified yet. The old refresh token may be used up,
+    /// so the session goes on with the new one, and is not extended.
+    Rotated(Arc<str>),
+    /// The provider does not accept the refresh token, or its ID token is wrong: the session is over.
     Ended,
     /// The provider could not be asked. The session stays.
     Unavailable,
@@ -164,7 +167,7 @@ impl Entry {
     fn counts(&self, now: Duration) -> bool {
         let until = match &*self.result.borrow() {
             Some(Refreshed::Unavailable) => self.until.saturating_sub(MEMORY) + COOLDOWN,
-            Some(Refreshed::Tokens(_) | Refreshed::Ended) => self.until,
+            Some(Refreshed::Tokens(_) | Refreshed::Rotated(_) | Refreshed::Ended) => self.until,
             // Under way, unless its task is gone.
             None => return self.result.has_changed().is_ok(),
         };
@@ -193,9 +196,17 @@ async fn refresh(client: &Client, job: Job, task: &TaskContext) {
     let result = match refreshed {
         Ok(tokens) => Refreshed::Tokens(Arc::new(tokens)),
         Err(TokenError::Refused(_)) => Refreshed::Ended,
-        Err(error @ (TokenError::Unavailable(_) | TokenError::Untrusted(_))) => {
+        // To try again would not help, and the refresh token may be used up.
+        Err(error @ TokenError::Untrusted(_)) => {
+            task.log.warn(format_args!("a session ends, because it cannot be refreshed: {error}"));
+            Refreshed::Ended
+        }
+        Err(error @ (TokenError::Unavailable(_) | TokenError::Unproven { .. })) => {
             task.log.warn(format_args!("a session could not be refreshed: {error}"));
-            Refreshed::Unavailable
+            match error {
+                TokenError::Unproven { refresh_token: Some(token) } => Refreshed::Rotated(token.into()),
+                _ => Refreshed::Unavailable,
+            }
         }
     };
     job.result.send_replace(Some(result));

@@ -11,6 +11,12 @@ use super::config::Lifetime;
 /// A session. All times are seconds since 1970.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Session {
+    /// A text of the login that no other session has. Empty: the session was begun before sessions had one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) id: String,
+    /// The refreshes since the login.
+    #[serde(default)]
+    pub(super) refreshes: u64,
     /// The claims of the user that are told or looked at, `sub` among them.
     pub(super) claims: Map<String, Value>,
     /// The tokens, as far as they are needed.
@@ -23,6 +29,9 @@ pub(super) struct Session {
     /// The end of the access token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires: Option<u64>,
+    /// The time before which no refresh is tried, unless the access token has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry: Option<u64>,
     /// The time of the login.
     created: u64,
     /// The time of a request not long ago.
@@ -39,15 +48,21 @@ pub(super) struct Kept {
 /// The time before the end of an access token at which it is refreshed, seconds.
 const MARGIN: u64 = 20;
 
+/// The pause before the next refresh after one whose ID token could not be verified, seconds.
+const PAUSE: u64 = 2;
+
 impl Session {
     /// The session of a user who has logged in at `now`. `None`: there is no ID token.
-    pub(super) fn begin(tokens: &Tokens, kept: Kept, now: Duration) -> Option<Self> {
+    pub(super) fn begin(id: String, tokens: &Tokens, kept: Kept, now: Duration) -> Option<Self> {
         let mut session = Self {
+            id,
+            refreshes: 0,
             claims: tokens.identity.as_ref()?.claims.clone(),
             access_token: None,
             refresh_token: None,
             id_token: None,
             expires: None,
+            retry: None,
             created: now.as_secs(),
             seen: now.as_secs(),
         };
@@ -61,7 +76,18 @@ impl Session {
             self.claims.clone_from(&identity.claims);
         }
         self.seen = now.as_secs();
+        self.refreshes = self.refreshes.saturating_add(1);
+        self.retry = None;
         self.take_over(tokens, kept);
+        self
+    }
+
+    /// The session with a new refresh token in the place of the old one, which the provider does not accept any more. Nothing else
+    /// changes, so it lasts no longer than before.
+    pub(super) fn rotated(mut self, refresh_token: &str, now: Duration) -> Self {
+        self.refresh_token = Some(refresh_token.to_owned());
+        self.refreshes = self.refreshes.saturating_add(1);
+        self.retry = Some(now.as_secs().saturating_add(PAUSE));
         self
     }
 
@@ -92,9 +118,15 @@ impl Session {
             || age(self.seen) >= lifetime.idle.as_secs()
     }
 
+    /// The end of its absolute time, since 1970.
+    pub(super) fn end(&self, lifetime: Lifetime) -> Duration {
+        Duration::from_secs(self.created).saturating_add(lifetime.absolute)
+    }
+
     /// True if its access token ends soon, or has ended, and can be renewed.
     pub(super) fn needs_refresh(&self, now: Duration) -> bool {
-        self.refresh_token.is_some() && self.ends_within(MARGIN, now)
+        let is_due = || self.retry.is_none_or(|retry| now.as_secs() >= retry);
+        self.refresh_token.is_some() && self.ends_within(MARGIN, now) && (is_due() || self.has_ended(now))
     }
 
     /// True if its access token has ended.
@@ -149,5 +181,20 @@ mod tests {
         assert!(!session.needs_refresh(at(2000)) && session.has_ended(at(2000)));
         session.expires = None;
         assert!(!session.has_ended(at(2000)));
+    }
+
+    #[test]
+    fn a_new_refresh_token_alone_extends_nothing_and_is_used_after_a_pause() {
+        let at = Duration::from_secs;
+        let rotated = session().rotated("new", at(1085));
+        assert_eq!((rotated.refresh_token.as_deref(), rotated.refreshes), (Some("new"), 1));
+        for (now, needs_refresh) in [(1085, false), (1086, false), (1087, true), (1100, true)] {
+            assert_eq!(rotated.needs_refresh(at(now)), needs_refresh, "{now}");
+        }
+        assert!(!rotated.has_ended(at(1099)) && rotated.has_ended(at(1100)));
+        let late = session().rotated("new", at(1099));
+        assert!(!late.needs_refresh(at(1099)) && late.needs_refresh(at(1100)));
+        let lifetime = Lifetime { idle: at(100), absolute: at(150) };
+        assert!(rotated.is_over(lifetime, at(1100)), "a request was seen at 1000 only");
     }
 }

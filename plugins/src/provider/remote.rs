@@ -49,6 +49,8 @@ struct Shared {
     known: ArcSwapOption<Known>,
     /// Counts the changes of what is known.
     generation: AtomicU64,
+    /// Counts the fetches that have succeeded.
+    fetches: AtomicU64,
     schedule: Mutex<Schedule>,
     /// The number of fetches that have ended, for those who wait.
     ended: watch::Sender<u64>,
@@ -92,6 +94,7 @@ impl Provider {
             source,
             known: ArcSwapOption::empty(),
             generation: AtomicU64::new(0),
+            fetches: AtomicU64::new(0),
             schedule: Mutex::default(),
             ended: watch::Sender::new(0),
             wanted: Notify::new(),
@@ -109,6 +112,11 @@ impl Provider {
     /// Changes when what is known changes.
     pub(crate) fn generation(&self) -> u64 {
         self.shared.generation.load(Ordering::Acquire)
+    }
+
+    /// The number of fetches that have succeeded, also of those that brought nothing new.
+    pub(crate) fn fetches(&self) -> u64 {
+        self.shared.fetches.load(Ordering::Acquire)
     }
 
     /// The upstream whose targets are the provider.
@@ -147,6 +155,7 @@ impl Shared {
             self.known.store(Some(Arc::new(known)));
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
+        self.fetches.fetch_add(1, Ordering::AcqRel);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD as BASE64};
@@ -14,14 +14,17 @@ use ring::digest::{SHA256, digest};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use crate::harness::{Answer, AnyBody, Backend, Client, Harness, block_on, full, until};
 
 const ISSUER: &str = "https://login.example";
 const ORIGIN: &str = "http://test.example";
 
-fn pair() -> Ed25519KeyPair {
-    Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap()
+/// The key pair with this number for its seed and its `kid`.
+fn pair(number: u8) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[number; 32]).unwrap()
 }
 
 /// The behaviour of the provider.
@@ -37,6 +40,12 @@ struct Conduct {
     claims: Value,
     /// An answer of the token endpoint in the place of its own.
     answer: Option<(u16, String)>,
+    /// The number of the key that signs ID tokens, which alone is published.
+    signer: u8,
+    /// The place of the keys answers 503.
+    hides_keys: bool,
+    /// The answers of the token endpoint to refreshes wait for it.
+    hold: Option<Arc<Notify>>,
 }
 
 struct Login {
@@ -47,7 +56,7 @@ struct Login {
 
 impl Login {
     fn start() -> Self {
-        let conduct = Conduct { expires_in: 3600, claims: json!({}), ..Conduct::default() };
+        let conduct = Conduct { expires_in: 3600, claims: json!({}), signer: 1, ..Conduct::default() };
         let (conduct, refreshes) = (Arc::new(Mutex::new(conduct)), Arc::<AtomicUsize>::default());
         let (shared, counted) = (Arc::clone(&conduct), Arc::clone(&refreshes));
         let backend = Backend::start(move |request: Request<hyper::body::Incoming>| {
@@ -57,7 +66,7 @@ impl Login {
                 let body = body.collect().await.unwrap().to_bytes();
                 let (status, text) = match head.uri.path() {
                     "/.well-known/openid-configuration" => (200, discovery()),
-                    "/keys" => (200, keys()),
+                    "/keys" => shared.lock().unwrap().keys(),
                     "/token" => {
                         assert_eq!(
                             head.headers["authorization"],
@@ -65,7 +74,14 @@ impl Login {
                         );
                         let form: HashMap<String, String> =
                             pairs(std::str::from_utf8(&body).unwrap()).collect();
-                        shared.lock().unwrap().token(&form, &counted)
+                        let (answer, hold) = {
+                            let mut conduct = shared.lock().unwrap();
+                            (conduct.token(&form, &counted), conduct.hold.clone())
+                        };
+                        if let Some(hold) = hold {
+                            hold.notified().await;
+                        }
+                        answer
                     }
                     other => panic!("{other}"),
                 };
@@ -128,15 +144,24 @@ impl Conduct {
         for more in [&usual, &self.claims] {
             claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         }
-        let header = BASE64.encode(json!({"alg": "EdDSA", "kid": "1"}).to_string());
+        let header = BASE64.encode(json!({"alg": "EdDSA", "kid": self.signer.to_string()}).to_string());
         let signed = format!("{header}.{}", BASE64.encode(claims.to_string()));
-        let id_token = format!("{signed}.{}", BASE64.encode(pair().sign(signed.as_bytes())));
+        let id_token = format!("{signed}.{}", BASE64.encode(pair(self.signer).sign(signed.as_bytes())));
         self.refresh_token = format!("refresh-{}", refreshes.load(Ordering::SeqCst));
         let tokens = json!({
             "access_token": "opaque", "token_type": "Bearer", "expires_in": self.expires_in, "id_token": id_token,
             "refresh_token": self.refresh_token,
         });
         (200, tokens.to_string())
+    }
+
+    fn keys(&self) -> (u16, String) {
+        if self.hides_keys {
+            return (503, String::new());
+        }
+        let x = BASE64.encode(pair(self.signer).public_key().as_ref());
+        let key = json!({"kty": "OKP", "crv": "Ed25519", "kid": self.signer.to_string(), "x": x});
+        (200, json!({"keys": [key]}).to_string())
     }
 }
 
@@ -147,11 +172,6 @@ fn discovery() -> String {
         "token_endpoint": at("/token"), "end_session_endpoint": at("/end?x=1"),
     })
     .to_string()
-}
-
-fn keys() -> String {
-    let x = BASE64.encode(pair().public_key().as_ref());
-    json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "1", "x": x}]}).to_string()
 }
 
 /// The names and values of a query or a form.
@@ -571,6 +591,168 @@ fn a_session_is_refreshed_once_for_all_requests_and_ends_only_when_the_provider_
         login.conduct(|conduct| conduct.refresh_token = "revoked".to_owned());
         assert_eq!(browser.script("/").await.status, 401);
         assert!(browser.cookies.is_empty());
+    });
+}
+
+#[test]
+fn a_refresh_with_a_wrong_id_token_ends_the_session_at_once() {
+    block_on(async {
+        let (login, backend, secrets) = (Login::start(), Backend::echo(), Secrets::new());
+        let harness = Harness::start(&secrets.document(&login, &backend, &["old"], ""));
+        for claims in [json!({"sub": "bob"}), json!({"aud": "other"}), json!({"exp": 1})] {
+            login.conduct(|conduct| {
+                conduct.expires_in = 10;
+                conduct.claims = json!({});
+            });
+            let mut browser = Browser::open(&harness).await;
+            browser.log_in(&login, "/").await;
+            let before = (browser.cookies.clone(), login.refreshes.load(Ordering::SeqCst));
+            login.conduct(|conduct| conduct.claims = claims.clone());
+            let answer = browser.script("/").await;
+            assert_eq!(answer.status, 401, "{claims}");
+            assert!(answer.text().contains("the session has ended"), "{}", answer.text());
+            assert!(browser.cookies.is_empty(), "{claims}");
+            // The provider is not asked again for a request that was sent with the old cookie.
+            browser.cookies = before.0;
+            assert_eq!(browser.script("/").await.status, 401, "{claims}");
+            assert_eq!(login.refreshes.load(Ordering::SeqCst), before.1 + 1, "{claims}");
+        }
+        assert_eq!(harness.outcome("login", "session_ended"), 6);
+    });
+}
+
+#[test]
+fn a_new_refresh_token_is_kept_when_the_key_of_its_id_token_is_not_known_yet() {
+    block_on(async {
+        let (login, backend, secrets) = (Login::start(), Backend::echo(), Secrets::new());
+        let harness = Harness::start(&secrets.document(&login, &backend, &["old"], ""));
+        let mut browser = Browser::open(&harness).await;
+        login.conduct(|conduct| conduct.expires_in = 19);
+        browser.log_in(&login, "/").await;
+        let before = browser.cookies.clone();
+        login.conduct(|conduct| {
+            conduct.expires_in = 3600;
+            conduct.claims = json!({"note": "fresh"});
+            (conduct.signer, conduct.hides_keys) = (2, true);
+        });
+        // The provider accepts the first refresh token no more.
+        let answer = browser.script("/").await;
+        assert!(answer.status == 200 && !answer.text().contains("fresh"), "{}", answer.text());
+        assert_ne!(browser.cookies, before);
+        assert_eq!(login.refreshes.load(Ordering::SeqCst), 1);
+        login.conduct(|conduct| conduct.hides_keys = false);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let answer = browser.script("/").await;
+            // On a slow machine the access token may end before.
+            assert!([200, 503].contains(&answer.status), "{}", answer.text());
+            if answer.text().contains("fresh") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "the session was not renewed: {}", answer.text());
+        }
+    });
+}
+
+/// A backend that answers requests for `/slow` when it is told to.
+struct Slow {
+    backend: Backend,
+    arrived: Arc<Notify>,
+    go_on: Arc<Notify>,
+}
+
+impl Slow {
+    fn start() -> Self {
+        let (arrived, go_on) = (Arc::<Notify>::default(), Arc::<Notify>::default());
+        let told = (Arc::clone(&arrived), Arc::clone(&go_on));
+        let backend = Backend::start(move |request: Request<hyper::body::Incoming>| {
+            let (arrived, go_on) = (Arc::clone(&told.0), Arc::clone(&told.1));
+            async move {
+                if request.uri().path() == "/slow" {
+                    arrived.notify_one();
+                    go_on.notified().await;
+                }
+                Response::new(full(""))
+            }
+        });
+        Self { backend, arrived, go_on }
+    }
+
+    /// Sends a request for `/slow` with the cookies of `browser`, and waits until it is here. It is answered when `go_on` is notified.
+    async fn ask(&self, harness: &Harness, browser: &Browser) -> JoinHandle<Answer> {
+        let answer = spawned(harness, browser, "/slow");
+        self.arrived.notified().await;
+        answer
+    }
+}
+
+/// Sends a request with the cookies of `browser` over another connection.
+fn spawned(harness: &Harness, browser: &Browser, path: &str) -> JoinHandle<Answer> {
+    let (request, address) = (browser.with_cookies(Request::get(path)), harness.address());
+    tokio::spawn(async move { Client::connect(address).await.send(request).await })
+}
+
+#[test]
+fn no_request_that_began_before_a_logout_brings_the_session_back() {
+    block_on(async {
+        let (login, slow, secrets) = (Login::start(), Slow::start(), Secrets::new());
+        let harness = Harness::start(&secrets.document(&login, &slow.backend, &["old"], ""));
+        login.conduct(|conduct| conduct.expires_in = 10);
+        // It was refreshed before the logout, and its response comes after it.
+        let mut browser = Browser::open(&harness).await;
+        browser.log_in(&login, "/").await;
+        let copy = browser.cookies.clone();
+        let late = slow.ask(&harness, &browser).await;
+        assert_eq!(login.refreshes.load(Ordering::SeqCst), 1);
+        browser.page("/logout").await;
+        slow.go_on.notify_one();
+        let answer = late.await.unwrap();
+        assert_eq!((answer.status, answer.headers.get("set-cookie")), (200, None));
+        browser.cookies = copy;
+        assert_eq!(browser.script("/").await.status, 401, "a copy of the cookies is no session");
+
+        // It waits for its refresh meanwhile.
+        let mut browser = Browser::open(&harness).await;
+        browser.log_in(&login, "/").await;
+        let hold = Arc::<Notify>::default();
+        login.conduct(|conduct| conduct.hold = Some(Arc::clone(&hold)));
+        let late = spawned(&harness, &browser, "/");
+        until("it is refreshed", || login.refreshes.load(Ordering::SeqCst) == 2).await;
+        browser.page("/logout").await;
+        hold.notify_one();
+        let answer = late.await.unwrap();
+        assert_eq!((answer.status, answer.headers.get("set-cookie")), (401, None));
+    });
+}
+
+#[test]
+fn a_slow_response_puts_no_old_session_in_the_place_of_a_newer_one() {
+    block_on(async {
+        let (login, slow, secrets) = (Login::start(), Slow::start(), Secrets::new());
+        let harness = Harness::start(&secrets.document(&login, &slow.backend, &["old"], ""));
+        login.conduct(|conduct| conduct.expires_in = 10);
+        let mut browser = Browser::open(&harness).await;
+        browser.log_in(&login, "/").await;
+        // Nothing is newer than what it brings.
+        let late = slow.ask(&harness, &browser).await;
+        slow.go_on.notify_one();
+        assert!(late.await.unwrap().headers.contains_key("set-cookie"));
+        // Two more refreshes are faster.
+        let late = slow.ask(&harness, &browser).await;
+        for _ in 0..2 {
+            assert_eq!(browser.script("/").await.status, 200);
+        }
+        assert_eq!(login.refreshes.load(Ordering::SeqCst), 2);
+        slow.go_on.notify_one();
+        assert_eq!(late.await.unwrap().headers.get("set-cookie"), None);
+        // Another login is.
+        let late = slow.ask(&harness, &browser).await;
+        let session = browser.cookies.remove("session").unwrap();
+        let begun = location(&browser.page("/").await);
+        browser.cookies.insert("session".to_owned(), session);
+        assert_eq!(browser.page(&login.authorize(&begun)).await.status, 302);
+        slow.go_on.notify_one();
+        assert_eq!(late.await.unwrap().headers.get("set-cookie"), None);
     });
 }
 
