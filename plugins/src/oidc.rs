@@ -47,6 +47,10 @@
 //! comes back late, and has a session, is sent to `/`. A login without one is answered `400`, and one that the provider refused `403`.
 //! The page to return to is a path of the gateway, sealed in the cookie, so no link can lead elsewhere.
 //!
+//! Cookies belong to one host. A browser that opens a page (`GET`) on another host than that of `redirect_uri` is sent to
+//! `redirect_uri` with the sealed path, logs in from there, and gets the page on that host. It is sent there once, whatever host the
+//! proxy sees in the next request.
+//!
 //! ## Logout
 //!
 //! `logout_path` takes the cookies away and sends the browser to the provider's `end_session_endpoint`, if it has one, with
@@ -84,6 +88,7 @@ mod refresh;
 mod seal;
 mod session;
 mod sessions;
+mod start;
 mod target;
 #[cfg(test)]
 mod tests;

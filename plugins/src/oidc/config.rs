@@ -43,8 +43,8 @@ pub(crate) struct Config {
     #[serde(default)]
     #[schemars(title = "Client authentication")]
     pub(super) client_auth: ClientAuth,
-    /// The URL to which the provider sends browsers back, as it is registered there. The plugin's routes must take its path. Logins
-    /// have to begin on its host: send other hosts there by a `redirect`, because cookies belong to one host.
+    /// The URL to which the provider sends browsers back, as it is registered there. The plugin's routes must take its path. Sessions
+    /// are those of its host, because cookies belong to one host: a browser that opens a page on another host is sent there to log in.
     #[schemars(title = "Redirect URI")]
     pub(super) redirect_uri: String,
     /// The scopes that are asked for besides `openid`. Many providers send a refresh token only for `offline_access`.
@@ -160,6 +160,8 @@ pub(super) struct Parsed {
     pub(super) source: Source,
     /// The origin of the redirect URI, `https://shop.example.com`.
     pub(super) origin: String,
+    /// Its host, `shop.example.com`.
+    pub(super) host: String,
     pub(super) callback_path: String,
     pub(super) is_secure: bool,
     pub(super) lifetime: Lifetime,
@@ -223,6 +225,7 @@ impl Config {
         Some(Parsed {
             source: Source::discovered(upstream?, &self.issuer, self.timeout.0)?,
             origin: format!("{scheme}://{}", redirect.authority()?),
+            host: redirect.host()?.to_owned(),
             callback_path: redirect.path().to_owned(),
             is_secure: scheme == "https",
             lifetime,

@@ -17,6 +17,7 @@ use super::refresh::{Refreshed, Refreshes};
 use super::seal::Sealer;
 use super::session::{Kept, Session};
 use super::sessions::{Sessions, Version};
+use super::start::{self, Start};
 use super::target;
 use crate::authorization::after_scheme;
 use crate::claims::ClaimHeaders;
@@ -38,6 +39,8 @@ pub(super) struct Gate {
 pub(super) struct Settings {
     pub(super) jar: Jar,
     origin: String,
+    /// The host of the origin.
+    host: String,
     callback_path: String,
     logout_path: String,
     after_logout: Option<String>,
@@ -85,6 +88,7 @@ impl Settings {
         Self {
             jar: Jar::new(&config.session.cookie, parsed.is_secure),
             origin: parsed.origin.clone(),
+            host: parsed.host.clone(),
             callback_path: parsed.callback_path.clone(),
             logout_path: config.logout_path.clone(),
             after_logout: config.after_logout.clone(),
@@ -291,7 +295,12 @@ impl Gate {
         match self.settings.unauthenticated {
             Unauthenticated::Pass => self.pass(request),
             Unauthenticated::Redirect if is_navigation(request.head) => {
-                Next::Wait(Box::pin(self.begin_login(request)))
+                let target = target::of(&request.head.uri);
+                let is_elsewhere = start::is_on_other_host(&request.head.headers, &self.settings.host);
+                if is_elsewhere && request.head.method == Method::GET {
+                    return self.send_to_own_host(target, request);
+                }
+                Next::Wait(Box::pin(self.begin_login(target, request)))
             }
             Unauthenticated::Redirect | Unauthenticated::Deny => unauthorized(NO_SESSION),
         }
@@ -302,7 +311,18 @@ impl Gate {
         Next::Continue
     }
 
-    async fn begin_login(&self, request: &PluginRequest<'_>) -> Next<'static> {
+    /// Has the browser begin the login on the host of the redirect URI. That URI itself begins it, so this happens once.
+    fn send_to_own_host(&self, target: String, request: &PluginRequest<'_>) -> Next<'static> {
+        let Settings { origin, callback_path, .. } = &self.settings;
+        match Start::seal(target, since_1970(request.clock).as_secs(), &self.sealer) {
+            Ok(sealed) => {
+                redirect(&format!("{origin}{callback_path}?{}={sealed}", start::PARAMETER), Vec::new())
+            }
+            Err(_) => unavailable("no login can be begun"),
+        }
+    }
+
+    async fn begin_login(&self, target: String, request: &PluginRequest<'_>) -> Next<'static> {
         let metadata = self.client.metadata(request.clock).await;
         let endpoint = match metadata.map(|metadata| metadata.authorization) {
             Ok(Some(endpoint)) => endpoint,
@@ -313,7 +333,7 @@ impl Gate {
             Err(_) => return unavailable("the provider of logins cannot be reached"),
         };
         let now = since_1970(request.clock).as_secs();
-        let flow = Flow::begin(target::of(&request.head.uri), now, &self.sealer);
+        let flow = Flow::begin(target, now, &self.sealer);
         let begun = flow.and_then(|flow| {
             let cookies = flow.remember(&self.settings.jar, &self.sealer, &request.head.headers)?;
             Ok((flow.parameters(), cookies))
@@ -331,6 +351,13 @@ impl Gate {
         let text = request.head.uri.query().unwrap_or_default().to_owned();
         let parameters = Callback::read(&text);
         let (jar, sealer, now) = (&self.settings.jar, &self.sealer, since_1970(request.clock));
+        let begun_elsewhere = parameters.begin.and_then(|begin| Start::open(&begin, now.as_secs(), sealer));
+        if let Some(Start { target, .. }) = begun_elsewhere {
+            return match self.session(request) {
+                Some(_) => redirect(&format!("{}{target}", self.settings.origin), Vec::new()),
+                None => self.begin_login(target, request).await,
+            };
+        }
         let Some(state) = parameters.state else {
             return bad_request("the request is not one of the provider: it has no state, or several");
         };
@@ -431,13 +458,15 @@ impl Gate {
     }
 }
 
-/// The parameters of a request that comes from the provider. One that is there twice is missing.
+/// The parameters of a request for the redirect URI. One that is there twice is missing.
 #[derive(Default)]
 struct Callback {
     state: Option<String>,
     code: Option<String>,
     error: Option<String>,
     issuer: Option<String>,
+    /// A [`Start`], which the gateway itself has sent.
+    begin: Option<String>,
 }
 
 impl Callback {
@@ -447,7 +476,13 @@ impl Callback {
             let value = values.next().filter(|_| values.next().is_none())?.value();
             String::from_utf8(value.to_vec()).ok().filter(|value| !value.is_empty() && value.len() <= 4096)
         };
-        Self { state: only("state"), code: only("code"), error: only("error"), issuer: only("iss") }
+        Self {
+            state: only("state"),
+            code: only("code"),
+            error: only("error"),
+            issuer: only("iss"),
+            begin: only(start::PARAMETER),
+        }
     }
 }
 

@@ -757,6 +757,44 @@ fn a_slow_response_puts_no_old_session_in_the_place_of_a_newer_one() {
 }
 
 #[test]
+fn a_login_on_another_host_goes_on_at_the_host_of_the_redirect_uri() {
+    block_on(async {
+        let (login, backend, secrets) = (Login::start(), Backend::echo(), Secrets::new());
+        let harness = Harness::start(&secrets.document(&login, &backend, &["old"], ""));
+        let page = |target: &str| Request::get(target).header("sec-fetch-mode", "navigate");
+        let elsewhere = |request: http::request::Builder| request.header("host", "www.test.example:8080");
+        let path = |answer: &Answer| {
+            let location = location(answer);
+            location.strip_prefix(ORIGIN).unwrap_or_else(|| panic!("{location}")).to_owned()
+        };
+        let mut browser = Browser::open(&harness).await;
+        let answer = browser.send(elsewhere(page("/page?a=b"))).await;
+        assert_eq!((answer.status, browser.cookies.len()), (302, 0));
+        let start = path(&answer);
+        assert!(start.starts_with("/callback?begin="), "{start}");
+        // Whatever host the proxy sees, the browser is not sent there again.
+        for request in [elsewhere(page(&start)), page(&start)] {
+            let mut browser = Browser::open(&harness).await;
+            let answer = browser.send(request).await;
+            let back = login.authorize(&location(&answer));
+            assert_eq!(path(&browser.page(&back).await), "/page?a=b");
+        }
+        // Who is logged in there gets the page.
+        browser.log_in(&login, "/").await;
+        assert_eq!(path(&browser.page(&start).await), "/page?a=b");
+        assert_eq!(
+            Browser::open(&harness).await.page(&start.replace("begin=A", "begin=B")).await.status,
+            400
+        );
+        let mut browser = Browser::open(&harness).await;
+        let form = Request::post("/page").header("sec-fetch-mode", "navigate");
+        assert_eq!(browser.send(elsewhere(form)).await.status, 401);
+        let head = Request::head("/page").header("sec-fetch-mode", "navigate");
+        login.authorize(&location(&browser.send(elsewhere(head)).await));
+    });
+}
+
+#[test]
 fn no_link_leads_a_login_to_another_host() {
     block_on(async {
         let (login, backend, secrets) = (Login::start(), Backend::echo(), Secrets::new());
