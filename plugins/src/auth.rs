@@ -200,7 +200,11 @@ impl MethodSpec {
             Self::BasicAuth(config) => Box::new(UserPassword::of(config, context)),
             Self::Jwt(config) => Box::new(Bearer::of(config, context, &mut errors)),
             Self::HmacAuth(config) => Box::new(Signature::of(config, &mut errors)),
-            Self::MtlsAuth(config) => Box::new(Certificate::of(config, &mut errors)),
+            Self::MtlsAuth(config) => {
+                let method = Certificate::of(config, &mut errors);
+                method.warn(context);
+                Box::new(method)
+            }
         }
     }
 }

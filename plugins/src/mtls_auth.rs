@@ -6,8 +6,14 @@
 //!
 //! With `ca`, one of these authorities must have issued the certificate, besides what the listener demands. A client cannot even
 //! connect with a certificate that the listener does not trust, so the authorities of the listener are those of all APIs behind it,
-//! and the `ca` of each API's plugin says which of them count there. The chain is checked again for each request, or for the first
-//! in each minute, so a change of `ca` concerns open connections, too.
+//! and the `ca` of each API's plugin says which of them count there. The chain is checked again for the first request in each minute,
+//! so a change of `ca` concerns open connections, too. A chain that is refused is remembered for a minute, likewise.
+//!
+//! Every certificate of `ca` must be one of an authority: with `CA:TRUE` in its `basicConstraints` and, if it has a `keyUsage`,
+//! with `keyCertSign`. Others are refused when the plugin is written, because whoever has the key of such a certificate could issue
+//! more of them. To let in single certificates, name their `fingerprint` in the credentials of consumers. An authority that has
+//! expired, or is not valid yet, is accepted, so that a list with an old one can still be edited, but it vouches for nobody; the
+//! proxy's log names it when the plugin is built.
 //!
 //! A request over a connection without a certificate is answered `401`, and so is one whose certificate belongs to nobody, is not
 //! one of the `ca`, or has expired since the connection was made. With `anonymous`, such requests pass as that consumer. The answer has no
@@ -39,7 +45,8 @@ pub(crate) struct Config {
     #[serde(default = "default_by")]
     #[schemars(title = "Identify by", length(min = 1))]
     by: Vec<By>,
-    /// The certificates of the authorities that may have issued the certificate, PEM. Absent: all that the listener trusts.
+    /// The certificates of the authorities that may have issued the certificate, PEM. Absent: all that the listener trusts. They must
+    /// have `CA:TRUE`. One that has expired vouches for nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(title = "Authorities", extend("x-multiline" = true))]
     ca: Option<String>,
@@ -90,9 +97,10 @@ impl Definition for MtlsAuth {
         anonymous_reference(config.anonymous.as_deref())
     }
 
-    fn build(config: Config, _: &Context<'_>) -> Result<Self, Vec<FieldError>> {
+    fn build(config: Config, context: &Context<'_>) -> Result<Self, Vec<FieldError>> {
         let mut errors = Errors::default();
         let method = Certificate::of(&config, &mut errors);
+        method.warn(context);
         errors.finish(Some(Self(Guard::of(method, config.anonymous))))
     }
 }
@@ -103,14 +111,17 @@ pub(crate) struct Certificate {
     authorities: Option<Authorities>,
 }
 
-/// The authorities, and the certificates that they have issued, each with the times since 1970 between which that need not be
-/// checked again.
+/// The authorities, and the certificates that were checked, each with the times since 1970 between which that need not be checked
+/// again.
 struct Authorities {
     trusted: ClientAuthorities,
+    /// The certificates that they have issued.
     checked: Verified<Range<Duration>>,
+    /// The chains that lead to none of them. They push out no certificate of others.
+    refused: Verified<Range<Duration>>,
 }
 
-/// The time for which a certificate is known to be issued by the authorities: one of their own could expire.
+/// The time for which the result of a check is remembered: a certificate of the chain could expire, or begin to be valid.
 const MEMORY: Duration = Duration::from_secs(60);
 
 impl Method for Certificate {
@@ -142,13 +153,20 @@ impl Authorities {
     fn vouch_for(&self, certificate: &ClientCertificate, now: Duration) -> bool {
         // Whoever has the certificate has its chain: what others the client sent makes no difference to the next time.
         let Some(own) = certificate.chain.first() else { return false };
+        let is_current = |known: &Range<Duration>| known.contains(&now).then_some(());
         let hash = verified::hash(own);
-        if self.checked.find(&hash, |known| known.contains(&now).then_some(())).is_some() {
+        if self.checked.find(&hash, is_current).is_some() {
             return true;
         }
+        // With others the certificate may be good, so what is refused is the whole chain.
+        let chain = verified::hash_of_parts(certificate.chain.iter().map(AsRef::as_ref));
+        if self.refused.find(&chain, is_current).is_some() {
+            return false;
+        }
         let is_good = self.trusted.vouch_for(certificate, now);
-        if is_good {
-            self.checked.remember(hash, now..now + MEMORY);
+        match is_good {
+            true => self.checked.remember(hash, now..now + MEMORY),
+            false => self.refused.remember(chain, now..now + MEMORY),
         }
         is_good
     }
@@ -168,7 +186,26 @@ impl Certificate {
         let all = [By::Fingerprint, By::San, By::Subject];
         Self {
             by: all.into_iter().filter(|by| config.by.contains(by)).collect(),
-            authorities: authorities.map(|trusted| Authorities { trusted, checked: Verified::default() }),
+            authorities: authorities.map(|trusted| Authorities {
+                trusted,
+                checked: Verified::default(),
+                refused: Verified::default(),
+            }),
+        }
+    }
+
+    /// Names the authorities in the log that are not valid now.
+    pub(crate) fn warn(&self, context: &Context<'_>) {
+        let Some(Authorities { trusted, .. }) = &self.authorities else { return };
+        let places: Vec<String> =
+            trusted.not_valid_at(since_1970(context.clock)).map(|place| place.to_string()).collect();
+        if places.len() == trusted.count() {
+            context.log.warn("no certificate passes: none of the authorities in `ca` is valid now");
+        } else if !places.is_empty() {
+            let places = places.join(", ");
+            context
+                .log
+                .warn(format_args!("authorities in `ca` are not valid now, and vouch for nobody: {places}"));
         }
     }
 
@@ -209,6 +246,12 @@ fn default_by() -> Vec<By> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+
+    use std::time::SystemTime;
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+    use signalbox_plugin::Clock;
+    use signalbox_plugin::testing::TestClock;
 
     use super::*;
     use crate::testing::{Client, build, consumers_of, refused};
@@ -298,5 +341,58 @@ mod tests {
         for ca in ["", "x", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             assert!(refused("mtls-auth", json!({"ca": ca})).starts_with("ca: "), "{ca}");
         }
+    }
+
+    /// An authority that is valid from 2030 to 2040.
+    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        (params.not_before, params.not_after) = (date_time_ymd(2030, 1, 1), date_time_ymd(2040, 1, 1));
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    /// The certificate of the client, and that of the authority between it and `root`.
+    fn issued(root: &CertifiedIssuer<'_, KeyPair>) -> [rcgen::Certificate; 2] {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "between");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let between = CertifiedIssuer::signed_by(params, key, root).unwrap();
+        let params = CertificateParams::new(vec!["alice.example".to_owned()]).unwrap();
+        [params.signed_by(&KeyPair::generate().unwrap(), &between).unwrap(), between.as_ref().clone()]
+    }
+
+    #[test]
+    fn a_refused_chain_is_remembered_for_a_minute_and_others_of_the_certificate_are_not_refused_by_it() {
+        let root = authority();
+        let plugin = build("mtls-auth", json!({"ca": root.as_ref().pem()}));
+        let [own, between] = issued(&root);
+        let start = Duration::from_secs(date_time_ymd(2030, 1, 1).unix_timestamp().unsigned_abs());
+        let passes = |chain: &[&rcgen::Certificate], now: Duration| {
+            let chain: Vec<_> = chain.iter().map(|certificate| certificate.der().clone()).collect();
+            let mut client = Client::new("GET", "/").knowing(&known());
+            client.certificate = ClientCertificate::read(&chain);
+            client.clock = Clock::new(TestClock::new(now, SystemTime::UNIX_EPOCH + now));
+            client.meets(&*plugin).is_none()
+        };
+        let second = Duration::from_secs(1);
+        // Before the authority is valid, and until a minute after that was found out.
+        for (now, expected) in
+            [(start - 30 * second, false), (start + 29 * second, false), (start + 30 * second, true)]
+        {
+            assert_eq!(passes(&[&own, &between], now), expected, "{now:?}");
+        }
+        let [own, between] = issued(&root);
+        for (chain, expected) in [(&[&own][..], false), (&[&own, &between], true), (&[&own], true)] {
+            assert_eq!(passes(chain, start), expected, "{}", chain.len());
+        }
+    }
+
+    #[test]
+    fn the_certificate_of_a_client_is_no_authority() {
+        let [own, between] = issued(&authority());
+        let both = format!("{}{}", between.pem(), own.pem());
+        let errors = refused("mtls-auth", json!({"ca": both}));
+        assert!(errors.starts_with("ca: its certificate 2 is not one of an authority"), "{errors}");
     }
 }
