@@ -49,6 +49,17 @@ impl PluginRequest<'_> {
         };
         condition.evaluate(&view).ok()
     }
+
+    /// The scheme that the client used, `http` or `https`, as far as it is known: a trusted proxy says it, or the connection.
+    pub fn scheme(&self) -> &'static str {
+        scheme(self.head, self.https)
+    }
+}
+
+fn scheme(head: &request::Parts, https: bool) -> &'static str {
+    // The header of a trusted proxy is still there; that of another client is not.
+    let forwarded = head.headers.get(X_FORWARDED_PROTO);
+    if forwarded.map_or(https, |forwarded| forwarded == "https") { "https" } else { "http" }
 }
 
 impl Facts for RequestView<'_> {
@@ -75,9 +86,7 @@ impl Facts for RequestView<'_> {
     }
 
     fn scheme(&self) -> &str {
-        // The header of a trusted proxy is still there; that of another client is not.
-        let forwarded = self.head.headers.get(X_FORWARDED_PROTO);
-        if forwarded.map_or(self.https, |forwarded| forwarded == "https") { "https" } else { "http" }
+        scheme(self.head, self.https)
     }
 
     fn headers(&self) -> &HeaderMap {

@@ -7,9 +7,11 @@
 //! 2. A request of one of the `trusted_origins` passes.
 //! 3. `Sec-Fetch-Site` says how the page relates to the server, and no page can set it: `same-origin` passes, and `none`,
 //!    for what the user entered or chose from a bookmark. `same-site` does not, for a sister domain is another origin.
-//! 4. Without it, `Origin` must be the origin that the request was sent to; a page without TLS is of another origin than a
-//!    request over TLS. `null` is the origin of a page that hides its own,
-//!    and does not pass.
+//! 4. Without it, `Origin` must be the origin that the request was sent to. `null` is the origin of a page that hides its own, and does
+//!    not pass. A page without TLS is of another origin than a request over TLS: the client speaks TLS with the proxy, or with a proxy
+//!    before it that is among the listener's `trusted_proxies` and says so in `X-Forwarded-Proto`. A page over TLS passes in any case,
+//!    because a load balancer may end TLS without a word of it. Behind one that sends no `X-Forwarded-Proto`, a page without TLS of the
+//!    same host passes, too; there, send all browsers to https (`Strict-Transport-Security`).
 //! 5. With neither of them the request does not come from a browser of this decade, and passes: programs have no
 //!    cookies that somebody else could make them send.
 //!
@@ -48,7 +50,7 @@ impl Plugin for Csrf {
         if is_safe(&request.head.method) {
             return Flow::Continue;
         }
-        match self.judge(&request.head.headers, request.https) {
+        match self.judge(&request.head.headers, request.scheme() == "https") {
             Ok(()) => Flow::Continue,
             Err(detail) => Reply::problem(StatusCode::FORBIDDEN, detail).into(),
         }
@@ -78,7 +80,7 @@ impl Definition for Csrf {
 }
 
 impl Csrf {
-    /// Says why a request that changes something is refused. `https`: it came over TLS.
+    /// Says why a request that changes something is refused. `https`: the client sent it over TLS, as far as is known.
     fn judge(&self, headers: &HeaderMap, https: bool) -> Result<(), &'static str> {
         let origin = only(headers, &ORIGIN).map_err(|()| "the request has more than one Origin")?;
         if origin.is_some_and(|origin| self.trusts(origin)) {
@@ -200,18 +202,32 @@ mod tests {
     #[test]
     fn a_page_without_tls_is_of_another_origin_than_a_request_over_tls() {
         let plugin = build("csrf", json!({}));
-        for (https, origin, expected) in [
-            (true, "https://a.example", 200),
-            (true, "http://a.example", 403),
-            (false, "http://a.example", 200),
+        for (https, forwarded, origin, expected) in [
+            (true, None, "https://a.example", 200),
+            (true, None, "http://a.example", 403),
+            (false, None, "http://a.example", 200),
             // A load balancer before the proxy ended TLS.
-            (false, "https://a.example", 200),
+            (false, None, "https://a.example", 200),
+            (false, Some("https"), "https://a.example", 200),
+            (false, Some("https"), "http://a.example", 403),
+            // The last of several proxies says how the one before it came.
+            (false, Some("http"), "https://a.example", 200),
+            (true, Some("http"), "http://a.example", 200),
         ] {
             let mut client = Client::new("POST", "/").header("host", "a.example").header("origin", origin);
             client.https = https;
+            if let Some(scheme) = forwarded {
+                client = client.header("x-forwarded-proto", scheme);
+            }
             let status = client.meets(&*plugin).map_or(200, |answer| answer.status);
-            assert_eq!(status, expected, "{https} {origin}");
+            assert_eq!(status, expected, "{https} {forwarded:?} {origin}");
         }
+        // An origin that is trusted is trusted with its scheme.
+        let plugin = build("csrf", json!({"trusted_origins": ["http://a.example"]}));
+        let mut client =
+            Client::new("POST", "/").header("host", "a.example").header("origin", "http://a.example");
+        client.https = true;
+        assert!(client.meets(&*plugin).is_none());
     }
 
     #[test]
