@@ -265,7 +265,11 @@ fn passwords_that_are_verified_hold_up_no_other_request() {
             tokio::spawn(async move {
                 let wrong = basic(&format!("alice:wrong {number}"));
                 let mut client = Client::connect(address).await;
-                ask(&mut client, "/basic", &[("authorization", &wrong)]).await.status
+                let answer = ask(&mut client, "/basic", &[("authorization", &wrong)]).await;
+                let retry_after =
+                    answer.headers.get("retry-after").map(|value| value.to_str().unwrap().to_owned());
+                assert_eq!(retry_after.as_deref(), (answer.status == 503).then_some("1"));
+                answer.status
             })
         });
         let floods: Vec<_> = floods.collect();
