@@ -22,6 +22,11 @@ pub trait PluginCatalog: Send + Sync {
     /// The errors of `config`, with paths of fields within it. The type exists.
     fn check(&self, type_name: &str, config: &Value) -> Vec<FieldError>;
 
+    /// The errors of an accepted `config` that a person writes. One that is stored is not refused for them.
+    fn check_written(&self, _type_name: &str, _config: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
     /// The uploaded files that an accepted `config` uses, with the path of the field within it.
     fn blobs(&self, _type_name: &str, _config: &Value) -> Vec<(BlobId, String)> {
         Vec::new()

@@ -41,14 +41,7 @@ impl ClientAuthorities {
     /// Reads the certificates of the authorities in PEM; or why they are none. The result does not depend on the time: authorities that
     /// are not valid now are accepted.
     pub fn from_pem(pem: &str) -> Result<Self, String> {
-        let certificates = parse_authorities(pem)?.into_vec().into_iter().enumerate();
-        let authorities: Result<Box<[Authority]>, String> = certificates
-            .map(|(index, certificate)| {
-                let place = index + 1;
-                Authority::of(certificate).map_err(|reason| format!("its certificate {place} {reason}"))
-            })
-            .collect();
-        let authorities = authorities?;
+        let authorities = read_each(pem, Authority::of)?;
         let bounds = authorities.iter().map(|authority| &authority.validity);
         let mut bounds: Vec<i64> =
             bounds.flat_map(|validity| [*validity.start(), validity.end().saturating_add(1)]).collect();
@@ -57,6 +50,11 @@ impl ClientAuthorities {
         bounds.dedup();
         let periods = bounds.into_iter().map(|from| Period { from, verifier: OnceLock::new() });
         Ok(Self { periods: periods.collect(), authorities })
+    }
+
+    /// Why one of the certificates in PEM is not one of an authority, if one is not. Whoever has its key could issue others.
+    pub fn check(pem: &str) -> Result<(), String> {
+        read_each(pem, |certificate| check_authority(&certificate)).map(drop)
     }
 
     /// True if one of the authorities has issued the certificate, for a client, and both are valid at `now`, since 1970.
@@ -92,20 +90,37 @@ impl ClientAuthorities {
 }
 
 impl Authority {
-    /// The authority of this certificate, or why it is none (RFC 5280, sections 4.2.1.3 and 4.2.1.9).
     fn of(certificate: CertificateDer<'static>) -> Result<Self, &'static str> {
         let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|_| "is not X.509")?;
-        if !parsed.is_ca() {
-            return Err("is not one of an authority: it has no basicConstraints with CA:TRUE");
-        }
-        let usage = parsed.key_usage().map_err(|_| "has a keyUsage that cannot be read")?;
-        if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
-            return Err("is not one of an authority: its keyUsage has no keyCertSign");
-        }
         let validity = parsed.validity();
         let validity = validity.not_before.timestamp()..=validity.not_after.timestamp();
         Ok(Self { certificate, validity })
     }
+}
+
+/// Reads each of the certificates in PEM.
+fn read_each<T>(
+    pem: &str,
+    mut read: impl FnMut(CertificateDer<'static>) -> Result<T, &'static str>,
+) -> Result<Box<[T]>, String> {
+    let certificates = parse_authorities(pem)?.into_vec().into_iter().enumerate();
+    let read = certificates.map(|(index, certificate)| {
+        read(certificate).map_err(|reason| format!("its certificate {} {reason}", index + 1))
+    });
+    read.collect()
+}
+
+/// RFC 5280, sections 4.2.1.3 and 4.2.1.9.
+fn check_authority(certificate: &CertificateDer<'_>) -> Result<(), &'static str> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| "is not X.509")?;
+    if !parsed.is_ca() {
+        return Err("is not one of an authority: it has no basicConstraints with CA:TRUE");
+    }
+    let usage = parsed.key_usage().map_err(|_| "has a keyUsage that cannot be read")?;
+    if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+        return Err("is not one of an authority: its keyUsage has no keyCertSign");
+    }
+    Ok(())
 }
 
 fn seconds(now: Duration) -> i64 {
@@ -165,7 +180,8 @@ mod tests {
             (usages(&[KeyUsagePurpose::CrlSign, KeyUsagePurpose::KeyCertSign]), ""),
         ] {
             let pem = format!("{}{}", good.as_ref().pem(), other.as_ref().pem());
-            let message = ClientAuthorities::from_pem(&pem).err().unwrap_or_default();
+            let message = ClientAuthorities::check(&pem).err().unwrap_or_default();
+            assert_eq!(ClientAuthorities::from_pem(&pem).unwrap().count(), 2, "stored ones keep working");
             assert!(message.contains(error) && message.is_empty() == error.is_empty(), "{message}");
             assert!(error.is_empty() || message.starts_with("its certificate 2 is not one of an authority"));
         }

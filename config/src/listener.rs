@@ -475,7 +475,8 @@ mod tests {
         let mut spec = serde_json::json!({"name": "http", "address": "0.0.0.0:8080"});
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let spec: ListenerSpec = serde_json::from_value(spec).unwrap();
-        let context = Context { name: &"http".parse().unwrap(), catalog: &crate::catalog::NoPlugins };
+        let name = "http".parse().unwrap();
+        let context = Context { name: &name, catalog: &crate::catalog::NoPlugins, is_written: true };
         spec.parse(&context).map_err(|errors| errors.into_iter().map(|error| error.field).collect())
     }
 

@@ -93,7 +93,10 @@ impl Specification for PluginSpec {
         let (mut references, mut files) = (Vec::new(), Vec::new());
         let default_order = catalog.default_order(&self.type_name);
         if default_order.is_some() {
-            let wrong = catalog.check(&self.type_name, &self.config);
+            let mut wrong = catalog.check(&self.type_name, &self.config);
+            if wrong.is_empty() && context.is_written {
+                wrong = catalog.check_written(&self.type_name, &self.config);
+            }
             if wrong.is_empty() {
                 references = catalog.references(&self.type_name, &self.config);
                 files = catalog.blobs(&self.type_name, &self.config);
@@ -202,7 +205,7 @@ mod tests {
     fn parse(written: &Value) -> Result<Plugin, String> {
         let spec: PluginSpec = serde_json::from_value(written.clone()).unwrap();
         let name = spec.name.parse().unwrap();
-        let parsed = spec.parse(&Context { name: &name, catalog: &TwoTypes });
+        let parsed = spec.parse(&Context { name: &name, catalog: &TwoTypes, is_written: true });
         parsed.map_err(|errors| errors.iter().map(FieldError::to_string).collect::<Vec<_>>().join("\n"))
     }
 

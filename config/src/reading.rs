@@ -50,7 +50,8 @@ pub(crate) fn read<S: Specification, B: From<S::Parsed>>(
     let fleets = common.fleets.map(|fleets| fleets.iter().map(|fleet| fleet.as_str().into()).collect());
     // A wrong name must not hide the other errors.
     let lowest = Name::lowest();
-    let context = Context { name: name.as_ref().unwrap_or(&lowest), catalog };
+    let is_written = matches!(source, Source::Written(_));
+    let context = Context { name: name.as_ref().unwrap_or(&lowest), catalog, is_written };
     let body = spec.parse(&context).map_err(|found| errors.extend_below("", found)).ok();
     let canonical = match source {
         Source::Stored(_) => None,

@@ -110,6 +110,8 @@ pub(crate) struct Context<'a> {
     /// The name of the resource.
     pub(crate) name: &'a Name,
     pub(crate) catalog: &'a dyn PluginCatalog,
+    /// True if a person wrote it.
+    pub(crate) is_written: bool,
 }
 
 /// The fields that all specifications have.

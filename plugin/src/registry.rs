@@ -46,6 +46,9 @@ pub trait Definition: Plugin + Hooked + Sized {
     /// Adds the errors of a configuration beyond its shape to `errors`.
     fn check(config: &Self::Config, errors: &mut Errors);
 
+    /// Adds the errors of a checked configuration that a person writes, but that earlier versions accepted: stored ones keep working.
+    fn check_written(_config: &Self::Config, _errors: &mut Errors) {}
+
     /// The resources that a configuration refers to, each with the field's path within the configuration.
     fn references(_config: &Self::Config) -> Vec<(ResourceKey, String)> {
         Vec::new()
@@ -96,6 +99,7 @@ pub struct PluginType {
     pub can_shadow: bool,
     schema: LazyLock<Schema>,
     check: fn(&Self, &Value) -> Vec<FieldError>,
+    check_written: fn(&Value) -> Vec<FieldError>,
     references: fn(&Value) -> Vec<(ResourceKey, String)>,
     blobs: fn(&Value) -> Vec<(BlobId, String)>,
     check_blobs: fn(&Value, &Blobs) -> Vec<FieldError>,
@@ -119,6 +123,12 @@ impl PluginType {
             can_shadow: D::CAN_SHADOW,
             schema: LazyLock::new(schema_of::<D::Config>),
             check: |this, config| check::<D>(this.schema(), config),
+            check_written: |config| {
+                let Ok(config) = D::Config::deserialize(config) else { return Vec::new() };
+                let mut errors = Errors::default();
+                D::check_written(&config, &mut errors);
+                errors.finish(Some(())).err().unwrap_or_default()
+            },
             references: |config| {
                 D::Config::deserialize(config).map(|config| D::references(&config)).unwrap_or_default()
             },
@@ -249,6 +259,10 @@ impl PluginCatalog for Registry {
             Some(plugin_type) => plugin_type.check(config),
             None => vec![FieldError::new("", format!("unknown plugin type {type_name:?}"))],
         }
+    }
+
+    fn check_written(&self, type_name: &str, config: &Value) -> Vec<FieldError> {
+        self.find(type_name).map(|plugin_type| (plugin_type.check_written)(config)).unwrap_or_default()
     }
 
     fn blobs(&self, type_name: &str, config: &Value) -> Vec<(BlobId, String)> {

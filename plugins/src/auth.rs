@@ -122,6 +122,19 @@ impl Definition for Auth {
         }
     }
 
+    fn check_written(config: &Config, errors: &mut Errors) {
+        for (list, methods) in [("any", &config.any), ("all", &config.all)] {
+            for (index, method) in methods.iter().enumerate() {
+                if let MethodSpec::MtlsAuth(config) = method {
+                    let mut own = Errors::default();
+                    MtlsAuth::check_written(config, &mut own);
+                    let at = format!("{list}[{index}].{}", MtlsAuth::NAME);
+                    errors.extend_below(&at, own.finish(Some(())).err().unwrap_or_default());
+                }
+            }
+        }
+    }
+
     fn references(config: &Config) -> Vec<(ResourceKey, String)> {
         let methods = [("any", &config.any), ("all", &config.all)];
         let of_methods = methods.into_iter().flat_map(|(list, methods)| {
