@@ -80,7 +80,7 @@ pub(crate) struct Config {
     #[serde(default)]
     #[schemars(title = "Ignore unknown parameters")]
     ignore_unknown_parameters: bool,
-    /// The largest body of a request, at most 64MiB. A larger one is answered 413.
+    /// The largest body of a request, at most 64MiB. A larger one is answered 413, and one with more than 100,000 values 400.
     #[serde(default = "default_max_body")]
     #[schemars(title = "Max body")]
     max_body: ByteSize,

@@ -26,7 +26,7 @@ use crate::runtime::Runtime;
 use crate::shared::Shared;
 use crate::state::Setup;
 use crate::stream::{Ending, Stream};
-use crate::vm::Verdict;
+use crate::vm::{self, Verdict};
 
 /// Runs a module of the user.
 pub struct Wasm {
@@ -116,7 +116,7 @@ impl Pool {
         let kept_runtime = shared.state(&"runtime", || Runtime::start().map(Arc::new));
         let runtime = Result::clone(&kept_runtime).map_err(|message| ("", message))?;
         let kept_module = shared.state(&config.module, || {
-            let content = context.blobs.get(config.module).ok_or("is not there")?;
+            let content = context.blobs.get(config.module).ok_or("is not there, or is damaged")?;
             Compiled::new(runtime, config.module, &content).map(Arc::new)
         });
         let compiled = Result::clone(&kept_module).map_err(|message| ("module", message))?;
@@ -142,6 +142,7 @@ impl Pool {
         let pool = Self::new(compiled, setup, config.on_error, context.outcomes.clone(), sender);
         let pool = pool.map_err(|fault| match fault {
             Fault::Refused(_) => (field, fault.to_string()),
+            Fault::TimedOut => ("module", format!("took longer than {} s to start", vm::START.as_secs())),
             fault => ("module", format!("failed when it was started: {fault}")),
         })?;
         Ok((pool, receiver, (kept_runtime, kept_module)))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
@@ -65,8 +65,8 @@ pub(crate) enum Verdict {
     Close,
 }
 
-/// The time that a module may take to start and to read its configuration.
-const START: Duration = Duration::from_secs(5);
+/// The time that a module may take to start and to read its configuration, in all its callbacks together.
+pub(crate) const START: Duration = Duration::from_secs(5);
 
 /// `proxy_action_t` of the specification.
 const PAUSE: u32 = 1;
@@ -115,6 +115,7 @@ impl Vm {
         setup: &Arc<Setup>,
         generation: u64,
     ) -> Result<Self, Fault> {
+        let end = Instant::now() + START;
         let mut store = Store::new(&compiled.runtime.engine, State::new(Arc::clone(setup)));
         store.limiter(|state| &mut state.limits);
         store.set_epoch_deadline(ticks(START));
@@ -135,21 +136,26 @@ impl Vm {
             exits_well(start.call(&mut store, ()))?;
         }
         let exports = Exports::of(&instance, &mut store);
-        let ticks = ticks(START);
+        let ticks = ticks(setup.time);
         let mut this =
             Self { store, exports, generation, ticks, last_context: ROOT, _compiled: Arc::clone(compiled) };
-        this.configure(&instance, setup)?;
-        this.ticks = self::ticks(setup.time);
+        this.configure(&instance, setup, end)?;
+        this.ticks = ticks;
         Ok(this)
     }
 
-    fn configure(&mut self, instance: &Instance, setup: &Setup) -> Result<(), Fault> {
+    /// Tells the module its configuration, until `end`.
+    fn configure(&mut self, instance: &Instance, setup: &Setup, end: Instant) -> Result<(), Fault> {
+        let left = || ticks(end.saturating_duration_since(Instant::now()));
+        self.ticks = left();
         self.call_two(&self.exports.context_create.clone(), ROOT, (ROOT, 0))?;
         let vm_start: Two<u32> = instance.get_typed_func(&mut self.store, "proxy_on_vm_start").ok();
+        self.ticks = left();
         if self.call_two(&vm_start, ROOT, (ROOT, 0))? == Some(0) {
             return Err(Fault::Refused("the module refused to start"));
         }
         let configure: Two<u32> = instance.get_typed_func(&mut self.store, "proxy_on_configure").ok();
+        self.ticks = left();
         self.state().view = View { owner: ROOT, is_configuring: true, ..View::default() };
         let configured = self.call_two(&configure, ROOT, (ROOT, size(setup.config.len())));
         self.state().view = View::default();

@@ -29,14 +29,14 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             .body(Media::Bytes, |_| file_schema(), BlobId::MAX_SIZE)
             .answer::<Blob>(200, "The file was there already")
             .answer::<Blob>(201, "The file is stored")
-            .problems(&[409, 413, 503]),
+            .problems(&[409, 413, 415, 503]),
         Endpoint::new(Method::PUT, "/blobs/{sha256}", "putBlob", |call| put(call).boxed())
             .text("plugins", "Upload a file that plugins use, under the SHA-256 of its content")
             .access(editor)
             .body(Media::Bytes, |_| file_schema(), BlobId::MAX_SIZE)
             .answer::<Blob>(200, "The file was there already")
             .answer::<Blob>(201, "The file is stored")
-            .problems(&[409, 413, 422, 503]),
+            .problems(&[409, 413, 415, 422, 503]),
         Endpoint::new(Method::GET, "/blobs/{sha256}", "getBlob", |call| get(call).boxed())
             .text("plugins", "Download an uploaded file")
             .answer_as(200, "The file", "application/octet-stream", |_| file_schema())
@@ -128,10 +128,21 @@ async fn put(call: Call) -> Result<Response, Problem> {
     save(&call, id).await
 }
 
+/// The media type of forms with files.
+const FORM: &[u8] = b"multipart/form-data";
+
 /// Stores the body of a call.
 async fn save(call: &Call, id: BlobId) -> Result<Response, Problem> {
     if call.body.is_empty() {
         return Err(Problem::malformed("the body is empty; it must be the file"));
+    }
+    let media = call.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    if media.get(..FORM.len()).is_some_and(|start| start.eq_ignore_ascii_case(FORM)) {
+        // The form's own text would be stored around the file.
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the body must be the file itself, and not a form",
+        ));
     }
     let created_by = call.caller.as_ref().map_or("unknown", |caller| &*caller.principal.name).to_owned();
     let row = BlobRow { id, size: call.body.len() as u64, created_at_us: now_us(), created_by };

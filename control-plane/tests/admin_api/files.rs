@@ -40,6 +40,9 @@ async fn a_file_is_uploaded_once_listed_downloaded_and_deleted() {
     expect(&posted, 200);
     assert_eq!(posted.body["sha256"], id.to_string());
     expect(&admin.raw(Method::POST, "/blobs", "", &b""[..]).await, 400);
+    // A form would be stored with its own text around the file.
+    let form = admin.raw(Method::POST, "/blobs", "multipart/form-data; boundary=x", &b"--x\r\n"[..]).await;
+    expect(&form, 415);
     let list = admin.get("/blobs").await.body;
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
     assert_eq!(list["items"][0]["sha256"], id.to_string());

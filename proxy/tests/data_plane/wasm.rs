@@ -227,7 +227,10 @@ fn a_revision_without_its_module_is_refused_and_the_old_one_is_served() {
         let (backend, service) = (Backend::echo(), service());
         let mut harness = start(&backend, &service);
         let refused = harness.apply(&document(&backend, &service, BlobId::of(b"another")));
-        assert_eq!(refused.unwrap_err()[0].to_string(), "plugin/w: config.module: is not there");
+        assert_eq!(
+            refused.unwrap_err()[0].to_string(),
+            "plugin/w: config.module: is not there, or is damaged"
+        );
         assert_eq!(harness.get("/").await.headers["x-wasm"], "yes");
     });
 }

@@ -147,6 +147,18 @@ fn a_module_that_refuses_its_configuration_is_refused() {
     assert_eq!(errors(json!({})).unwrap(), format!("module: {refused}"));
 }
 
+#[test]
+fn a_module_that_does_not_start_is_refused_with_the_time() {
+    let endless = module(
+        r#"
+        (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (loop $again (br $again)) i32.const 1)
+        (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) i32.const 0)
+        "#,
+    );
+    let errors = plugin_with(Services::default(), &endless, json!({})).err().unwrap();
+    assert_eq!(errors[0].to_string(), "module: took longer than 5 s to start");
+}
+
 /// Notes every callback.
 fn noting(done: &str) -> Bytes {
     module(&format!(
