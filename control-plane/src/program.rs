@@ -17,7 +17,7 @@ use crate::rollout::Rollouts;
 use crate::serve::{self, Site};
 use crate::spans::{Spans, follow_rollouts};
 use crate::stats::Stats;
-use crate::store::{self, FileLock, KeySource, Store, StoreError};
+use crate::store::{self, FileLock, KeySource, SecretsKey, Store, StoreError};
 use crate::webhook::Webhooks;
 use crate::writer::{Author, Mode, Operation, Rights, WriteError, Writer};
 use crate::xds::{Limits, Xds};
@@ -195,8 +195,7 @@ async fn start(
 
     let store = open(&args.database_url, &site).await?;
     *opened = Some(Arc::clone(&store));
-    let (key, flag) = key_source(&args)?;
-    let store = store::seal(store, key).await.context(flag)?;
+    let store = store::seal(store, key_source(&args)?).await?;
     if args.new_epoch {
         let head = store.new_epoch().await.context("a new epoch could not be started")?;
         tracing::warn!(epoch = %head.epoch, revision = head.number, "a new epoch was started");
@@ -336,23 +335,23 @@ async fn open(url: &str, site: &Site) -> Result<Arc<dyn Store>> {
     }
 }
 
-/// Where the key for secrets is, with the words by which an error tells it.
-fn key_source(args: &Args) -> Result<(KeySource, String)> {
+/// Where the key for secrets is. One that is given has the right form.
+fn key_source(args: &Args) -> Result<KeySource> {
+    let given = |key: String, flag: &str| {
+        SecretsKey::parse(&key).with_context(|| flag.to_owned())?;
+        Ok(KeySource::Given(key))
+    };
     if let Some(key) = &args.secrets_key {
-        return Ok((KeySource::Given(key.clone()), "--secrets-key (SIGNALBOX_SECRETS_KEY)".to_owned()));
+        return given(key.clone(), "--secrets-key (SIGNALBOX_SECRETS_KEY)");
     }
     if let Some(path) = &args.secrets_key_file {
         let flag = format!("--secrets-key-file {}", path.display());
-        let read = std::fs::read_to_string(path).with_context(|| format!("{flag}: it cannot be read"))?;
-        return Ok((KeySource::Given(read), flag));
+        return given(
+            std::fs::read_to_string(path).with_context(|| format!("{flag}: it cannot be read"))?,
+            &flag,
+        );
     }
-    Ok(match store::key_beside(&args.database_url) {
-        Some(path) => {
-            let words = format!("the key for secrets beside the database, {}", path.display());
-            (KeySource::Made(path), words)
-        }
-        None => (KeySource::None, "there is no --secrets-key and no --secrets-key-file".to_owned()),
-    })
+    Ok(store::key_beside(&args.database_url).map_or(KeySource::None, KeySource::Made))
 }
 
 /// The first revision of a new database: a listener, so that a route is all that is missing.

@@ -11,7 +11,8 @@
 //!
 //! Every certificate of `ca` must be one of an authority: with `CA:TRUE` in its `basicConstraints` and, if it has a `keyUsage`,
 //! with `keyCertSign`. Others are refused when the plugin is written, because whoever has the key of such a certificate could issue
-//! more of them. One that an earlier version has stored keeps working. To let in single certificates, name their `fingerprint` in the credentials of consumers. An authority that has
+//! more of them. One that an earlier version has stored keeps working; a file that a proxy
+//! reads by `--config` counts as written. To let in single certificates, name their `fingerprint` in the credentials of consumers. An authority that has
 //! expired, or is not valid yet, is accepted, so that a list with an old one can still be edited, but it vouches for nobody; the
 //! proxy's log names it when the plugin is built.
 //!

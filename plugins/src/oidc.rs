@@ -66,7 +66,7 @@
 
 use std::sync::Arc;
 
-use signalbox_config::{Errors, FieldError, ResourceKey, SecretSpec};
+use signalbox_config::{Errors, FieldError, Name, ResourceKey, SecretSpec};
 use signalbox_plugin::{Context, Definition, Flow, Plugin, PluginRequest, PluginResponse, Reply, hooks};
 
 use self::client::{Client, Registration};
@@ -192,11 +192,13 @@ fn gate_of(
         claims: wanted.map(Into::into).collect(),
     };
     let scope = [&*config.issuer, &config.client_id, &config.redirect_uri];
+    let memory: Name = Oidc::NAME.parse()?;
     let sealer = Sealer::new(keys.iter().map(String::as_bytes), &scope);
     let client = Arc::new(Client { provider: Provider::of(&parsed.source, context), registration });
     Ok(Gate {
         refreshes: Refreshes::of(&client, context),
-        sessions: Sessions::of(&(scope, &config.session.cookie), context),
+        // All plugins with these cookies have one memory, whatever their names are.
+        sessions: Sessions::of(&(scope, &config.session.cookie), &context.named(&memory)),
         client,
         sealer,
         log: context.log.clone(),

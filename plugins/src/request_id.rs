@@ -11,7 +11,7 @@
 //!
 //! With `echo` the id is on every response, also on errors of the proxy, in the place of a header that the upstream sent under that
 //! name. A global plugin, or one of a listener, also puts it on the 404 of a request that no route takes. A request that is refused
-//! before its route is sought (a malformed head, overload) has none.
+//! before its route is sought (a malformed head, overload) has none, and neither has a redirect to the other form of a path's slash.
 //!
 //! A `uuid7` is ordered by time and unique, but its random part is not meant to keep a secret. Take `uuid4` if nobody may guess an id.
 

@@ -83,7 +83,7 @@ pub(super) enum TokenError {
     },
 }
 
-/// Why an ID token does not count.
+/// The reason why an ID token does not count.
 enum Unverified {
     Wrong(&'static str),
     /// No key is known that has signed it, and the keys could not be fetched anew.

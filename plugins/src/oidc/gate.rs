@@ -229,7 +229,7 @@ impl Gate {
         let refreshed = self.refreshes.result(token, subject, request.clock).await;
         let (now, before) = (since_1970(request.clock), self.version(&session));
         if self.sessions.is_logged_out(before, now) {
-            return self.refuse_ended(request);
+            return self.refuse_ended(request, true);
         }
         let session = match refreshed {
             Refreshed::Tokens(tokens) => {
@@ -264,12 +264,20 @@ impl Gate {
         self.sessions.outdate(version);
         let cookies = self.settings.jar.clear_session(&request.head.headers);
         request.exchange.insert(Pending { version: version.next(), cookies });
-        self.refuse_ended(request)
+        let may_clear = self.sessions.may_set(version.next(), since_1970(request.clock));
+        self.refuse_ended(request, may_clear)
     }
 
-    fn refuse_ended(&self, request: &mut PluginRequest<'_>) -> Next<'static> {
+    /// `may_clear`: the browser does not present the session again.
+    fn refuse_ended(&self, request: &mut PluginRequest<'_>, may_clear: bool) -> Next<'static> {
         match self.settings.unauthenticated {
             Unauthenticated::Pass => self.pass(request),
+            Unauthenticated::Redirect
+                if !may_clear && is_navigation(request.head) && request.head.method == Method::GET =>
+            {
+                // A redirect to the page would come back with the same session.
+                self.send_to_start(target::of(&request.head.uri), true, request)
+            }
             // A redirect needs the provider, which may have to be waited for: the next request begins the login.
             Unauthenticated::Redirect if is_navigation(request.head) => {
                 let location = format!("{}{}", self.settings.origin, target::of(&request.head.uri));
@@ -298,7 +306,7 @@ impl Gate {
                 let target = target::of(&request.head.uri);
                 let is_elsewhere = start::is_on_other_host(&request.head.headers, &self.settings.host);
                 if is_elsewhere && request.head.method == Method::GET {
-                    return self.send_to_own_host(target, request);
+                    return self.send_to_start(target, false, request);
                 }
                 Next::Wait(Box::pin(self.begin_login(target, request)))
             }
@@ -311,10 +319,11 @@ impl Gate {
         Next::Continue
     }
 
-    /// Has the browser begin the login on the host of the redirect URI. That URI itself begins it, so this happens once.
-    fn send_to_own_host(&self, target: String, request: &PluginRequest<'_>) -> Next<'static> {
+    /// Has the browser begin the login on the host of the redirect URI. That URI itself begins it, so this happens once. `anew`: also
+    /// with a session.
+    fn send_to_start(&self, target: String, anew: bool, request: &PluginRequest<'_>) -> Next<'static> {
         let Settings { origin, callback_path, .. } = &self.settings;
-        match Start::seal(target, since_1970(request.clock).as_secs(), &self.sealer) {
+        match Start::seal(target, anew, since_1970(request.clock).as_secs(), &self.sealer) {
             Ok(sealed) => {
                 redirect(&format!("{origin}{callback_path}?{}={sealed}", start::PARAMETER), Vec::new())
             }
@@ -351,11 +360,16 @@ impl Gate {
         let text = request.head.uri.query().unwrap_or_default().to_owned();
         let parameters = Callback::read(&text);
         let (jar, sealer, now) = (&self.settings.jar, &self.sealer, since_1970(request.clock));
-        let begun_elsewhere = parameters.begin.and_then(|begin| Start::open(&begin, now.as_secs(), sealer));
-        if let Some(Start { target, .. }) = begun_elsewhere {
+        // A page of others must begin no logins by an image.
+        if let Some(begin) = parameters.begin.filter(|_| is_navigation(request.head)) {
+            let origin = &self.settings.origin;
+            let Some(Start { target, anew, .. }) = Start::open(&begin, now.as_secs(), sealer) else {
+                // It came too late, and nothing says where the browser wanted to go.
+                return redirect(&format!("{origin}/"), Vec::new());
+            };
             return match self.session(request) {
-                Some(_) => redirect(&format!("{}{target}", self.settings.origin), Vec::new()),
-                None => self.begin_login(target, request).await,
+                Some(_) if !anew => redirect(&format!("{origin}{target}"), Vec::new()),
+                _ => self.begin_login(target, request).await,
             };
         }
         let Some(state) = parameters.state else {

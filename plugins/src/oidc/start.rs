@@ -13,6 +13,9 @@ pub(super) struct Start {
     pub(super) target: String,
     /// The time since 1970 at which the browser was sent there, seconds.
     at: u64,
+    /// True if the login begins although the browser has a session: that one has ended, and its cookies cannot be taken away.
+    #[serde(default)]
+    pub(super) anew: bool,
 }
 
 /// The parameter of the redirect URI that has it.
@@ -25,8 +28,13 @@ const NAME: &str = "the start of a login";
 const PATIENCE: u64 = 60;
 
 impl Start {
-    pub(super) fn seal(target: String, now: u64, sealer: &Sealer) -> Result<String, NoRandomness> {
-        let content = serde_json::to_vec(&Self { target, at: now }).map_err(|_| NoRandomness)?;
+    pub(super) fn seal(
+        target: String,
+        anew: bool,
+        now: u64,
+        sealer: &Sealer,
+    ) -> Result<String, NoRandomness> {
+        let content = serde_json::to_vec(&Self { target, at: now, anew }).map_err(|_| NoRandomness)?;
         sealer.seal(NAME, &content)
     }
 
@@ -51,7 +59,7 @@ mod tests {
     fn a_start_opens_for_a_minute_and_for_the_same_keys() {
         let sealer = |secret: &'static [u8]| Sealer::new([secret], &["scope"]);
         let (ours, others) = (sealer(b"one secret that is long enough"), sealer(b"another secret of others"));
-        let sealed = Start::seal("/a?b".to_owned(), 1000, &ours).unwrap();
+        let sealed = Start::seal("/a?b".to_owned(), false, 1000, &ours).unwrap();
         for (now, sealer, expected) in [
             (1000, &ours, Some("/a?b")),
             (1059, &ours, Some("/a?b")),

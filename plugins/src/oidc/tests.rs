@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::Response;
-use http::header::SET_COOKIE;
+use http::header::{LOCATION, SET_COOKIE};
 use serde_json::json;
 use signalbox_plugin::testing::TestClock;
 use signalbox_plugin::{Clock, Origin, Plugin};
@@ -19,11 +19,17 @@ const LOGIN: Duration = Duration::from_secs(1 << 30);
 
 /// The plugin, and the file with its secret.
 fn plugin() -> (Arc<dyn Plugin>, NamedTempFile) {
+    plugin_that(false)
+}
+
+/// The same, which may forward access tokens.
+fn plugin_that(forwards_access_tokens: bool) -> (Arc<dyn Plugin>, NamedTempFile) {
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), SECRET).unwrap();
     let config = json!({
         "issuer": "https://login.example", "upstream": "login", "client_id": "shop",
         "redirect_uri": "http://shop.example/callback", "session": {"keys": [{"file": file.path()}]},
+        "forward_access_token": forwards_access_tokens,
     });
     (build("oidc", config), file)
 }
@@ -83,4 +89,22 @@ fn a_session_of_an_older_version_goes_on() {
     let (plugin, _file) = plugin();
     let mut client = client("/", &cookie(&json!({"id": ""})), 900);
     assert!(client.meets(&*plugin).is_none() && sets_cookie(&*plugin, &mut client));
+}
+
+#[test]
+fn a_session_that_has_ended_and_cannot_be_taken_away_leads_to_a_login_and_not_to_itself() {
+    let (plugin, _file) = plugin_that(true);
+    let location = |refreshes: u64| {
+        let changes =
+            json!({"refreshes": refreshes, "access_token": "token", "expires": LOGIN.as_secs() + 10});
+        let mut client = client("/page", &cookie(&changes), 20).header("sec-fetch-mode", "navigate");
+        let answer = client.meets(&*plugin).unwrap();
+        assert_eq!(answer.status, 302);
+        answer.headers[LOCATION].to_str().unwrap().to_owned()
+    };
+    // The browser loses the session, and comes back without it.
+    assert_eq!(location(7), "http://shop.example/page");
+    // This one is older than what the browser was given, so the response may not take it away.
+    let start = location(0);
+    assert!(start.starts_with("http://shop.example/callback?begin="), "{start}");
 }

@@ -487,7 +487,7 @@ mod tests {
             self.then(Waiter { permits, held: None })
         }
 
-        /// What comes out until the chain waits, with this many more permits.
+        /// Returns what comes out until the chain waits, with this many more permits.
         fn passes(&mut self, permits: usize) -> Vec<String> {
             self.permits.set(self.permits.get() + permits);
             let mut cx = Context::from_waker(Waker::noop());

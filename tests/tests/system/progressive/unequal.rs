@@ -10,10 +10,10 @@ use crate::fixture::with;
 
 /// The pace of each proxy's requests, and the number of requests of which one fails: from 0.5 % at one proxy to 12.5 % at another.
 const PROXIES: [(Duration, u64); 4] = [
-    (Duration::from_millis(10), 200),
-    (Duration::from_millis(20), 50),
-    (Duration::from_millis(40), 20),
-    (Duration::from_millis(80), 8),
+    (Duration::from_millis(25), 200),
+    (Duration::from_millis(40), 50),
+    (Duration::from_millis(60), 20),
+    (Duration::from_millis(90), 8),
 ];
 
 /// The rollouts of one run; `SIGNALBOX_UNEQUAL_ROLLOUTS` may ask for more.
