@@ -22,7 +22,7 @@ pub trait PluginCatalog: Send + Sync {
     /// The errors of `config`, with paths of fields within it. The type exists.
     fn check(&self, type_name: &str, config: &Value) -> Vec<FieldError>;
 
-    /// The errors of an accepted `config` that a person writes. One that is stored is not refused for them.
+    /// The errors for which a `config` is only refused when a person writes it, see `Specification::check_written`.
     fn check_written(&self, _type_name: &str, _config: &Value) -> Vec<FieldError> {
         Vec::new()
     }

@@ -476,7 +476,7 @@ mod tests {
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let spec: ListenerSpec = serde_json::from_value(spec).unwrap();
         let name = "http".parse().unwrap();
-        let context = Context { name: &name, catalog: &crate::catalog::NoPlugins, is_written: true };
+        let context = Context { name: &name, catalog: &crate::catalog::NoPlugins };
         spec.parse(&context).map_err(|errors| errors.into_iter().map(|error| error.field).collect())
     }
 

@@ -9,6 +9,7 @@ use signalbox_expr::Condition;
 
 use crate::arrival;
 use crate::blob::BlobId;
+use crate::catalog::PluginCatalog;
 use crate::error::{Errors, FieldError, join};
 use crate::key::ResourceKey;
 use crate::narrowing::Narrowing;
@@ -93,10 +94,7 @@ impl Specification for PluginSpec {
         let (mut references, mut files) = (Vec::new(), Vec::new());
         let default_order = catalog.default_order(&self.type_name);
         if default_order.is_some() {
-            let mut wrong = catalog.check(&self.type_name, &self.config);
-            if wrong.is_empty() && context.is_written {
-                wrong = catalog.check_written(&self.type_name, &self.config);
-            }
+            let wrong = catalog.check(&self.type_name, &self.config);
             if wrong.is_empty() {
                 references = catalog.references(&self.type_name, &self.config);
                 files = catalog.blobs(&self.type_name, &self.config);
@@ -129,15 +127,17 @@ impl Specification for PluginSpec {
         }))
     }
 
-    /// Refuses null in every field of the configuration, because this crate does not know which of them narrow something down.
-    fn check_written(&self) -> Vec<FieldError> {
+    /// Refuses null in every field of the configuration, because this crate does not know which of them narrow something down, and
+    /// what its type refuses.
+    fn check_written(&self, catalog: &dyn PluginCatalog) -> Vec<FieldError> {
         let config = self.config.as_object().into_iter().flatten();
         let nulls = config.filter(|(_, value)| value.is_null());
-        nulls
-            .map(|(name, _)| {
-                FieldError::new(join("config", name), "must not be null; leave it out for its default")
-            })
-            .collect()
+        let nulls = nulls
+            .map(|(name, _)| FieldError::new(name.clone(), "must not be null; leave it out for its default"));
+        let mut errors = Errors::default();
+        let of_type = catalog.check_written(&self.type_name, &self.config);
+        errors.extend_below("config", nulls.chain(of_type));
+        errors.finish(Some(())).err().unwrap_or_default()
     }
 
     fn narrowing(_: &Value) -> &'static [Narrowing] {
@@ -175,7 +175,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::catalog::PluginCatalog;
 
     /// A catalog with one type that can run in shadow, and one that cannot.
     struct TwoTypes;
@@ -205,7 +204,7 @@ mod tests {
     fn parse(written: &Value) -> Result<Plugin, String> {
         let spec: PluginSpec = serde_json::from_value(written.clone()).unwrap();
         let name = spec.name.parse().unwrap();
-        let parsed = spec.parse(&Context { name: &name, catalog: &TwoTypes, is_written: true });
+        let parsed = spec.parse(&Context { name: &name, catalog: &TwoTypes });
         parsed.map_err(|errors| errors.iter().map(FieldError::to_string).collect::<Vec<_>>().join("\n"))
     }
 

@@ -50,13 +50,12 @@ pub(crate) fn read<S: Specification, B: From<S::Parsed>>(
     let fleets = common.fleets.map(|fleets| fleets.iter().map(|fleet| fleet.as_str().into()).collect());
     // A wrong name must not hide the other errors.
     let lowest = Name::lowest();
-    let is_written = matches!(source, Source::Written(_));
-    let context = Context { name: name.as_ref().unwrap_or(&lowest), catalog, is_written };
+    let context = Context { name: name.as_ref().unwrap_or(&lowest), catalog };
     let body = spec.parse(&context).map_err(|found| errors.extend_below("", found)).ok();
     let canonical = match source {
         Source::Stored(_) => None,
         Source::Written(_) => {
-            errors.extend_below("", spec.check_written());
+            errors.extend_below("", spec.check_written(catalog));
             serde_json::to_vec(&spec.canonical()).map_err(|error| errors.push("", error)).ok()
         }
     };

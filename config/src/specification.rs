@@ -57,7 +57,7 @@ pub(crate) trait Specification: Serialize + DeserializeOwned + JsonSchema + Size
 
     /// Checks what only a person must not write. A specification that is stored already is served without this check, for an
     /// earlier version may have accepted it.
-    fn check_written(&self) -> Vec<FieldError> {
+    fn check_written(&self, _catalog: &dyn PluginCatalog) -> Vec<FieldError> {
         Vec::new()
     }
 
@@ -110,8 +110,6 @@ pub(crate) struct Context<'a> {
     /// The name of the resource.
     pub(crate) name: &'a Name,
     pub(crate) catalog: &'a dyn PluginCatalog,
-    /// True if a person wrote it.
-    pub(crate) is_written: bool,
 }
 
 /// The fields that all specifications have.

@@ -46,7 +46,8 @@ pub trait Definition: Plugin + Hooked + Sized {
     /// Adds the errors of a configuration beyond its shape to `errors`.
     fn check(config: &Self::Config, errors: &mut Errors);
 
-    /// Adds the errors of a checked configuration that a person writes, but that earlier versions accepted: stored ones keep working.
+    /// Adds the errors for which a configuration is refused only when a person writes it: earlier versions accepted it, and stored ones
+    /// keep working. What [`Self::check`] finds is no concern of it.
     fn check_written(_config: &Self::Config, _errors: &mut Errors) {}
 
     /// The resources that a configuration refers to, each with the field's path within the configuration.

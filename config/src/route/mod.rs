@@ -21,6 +21,7 @@ pub use self::matching::{
 pub use self::redirect::Redirect;
 use self::redirect::RedirectSpec;
 pub use self::rewrite::{PathRewrite, Rewrite};
+use crate::catalog::PluginCatalog;
 use crate::error::{Errors, FieldError};
 use crate::key::{Name, ResourceKey};
 use crate::kind::Kind;
@@ -174,7 +175,7 @@ impl Specification for RouteSpec {
     }
 
     /// Refuses patterns that match nothing: as a guard they would guard nothing. A pattern that cannot be read is none of these.
-    fn check_written(&self) -> Vec<FieldError> {
+    fn check_written(&self, _: &dyn PluginCatalog) -> Vec<FieldError> {
         let mut found = self.matches.check_written();
         found.extend(self.forward.as_ref().and_then(ForwardSpec::check_written));
         found
