@@ -41,7 +41,8 @@ impl ClientAuthorities {
     /// Reads the certificates of the authorities in PEM; or why they are none. The result does not depend on the time: authorities that
     /// are not valid now are accepted.
     pub fn from_pem(pem: &str) -> Result<Self, String> {
-        let authorities = read_each(pem, Authority::of)?;
+        let authorities: Box<[Authority]> =
+            parse_authorities(pem)?.into_vec().into_iter().map(Authority::of).collect();
         let bounds = authorities.iter().map(|authority| &authority.validity);
         let mut bounds: Vec<i64> =
             bounds.flat_map(|validity| [*validity.start(), validity.end().saturating_add(1)]).collect();
@@ -52,9 +53,14 @@ impl ClientAuthorities {
         Ok(Self { periods: periods.collect(), authorities })
     }
 
-    /// Why one of the certificates in PEM is not one of an authority, if one is not. Whoever has its key could issue others.
+    /// Says why a certificate in PEM is not one of an authority, if one is not: its owner could issue others. A text that
+    /// [`Self::from_pem`] refuses has none.
     pub fn check(pem: &str) -> Result<(), String> {
-        read_each(pem, |certificate| check_authority(&certificate)).map(drop)
+        for (index, certificate) in parse_authorities(pem).iter().flatten().enumerate() {
+            check_authority(certificate)
+                .map_err(|reason| format!("its certificate {} {reason}", index + 1))?;
+        }
+        Ok(())
     }
 
     /// True if one of the authorities has issued the certificate, for a client, and both are valid at `now`, since 1970.
@@ -90,29 +96,17 @@ impl ClientAuthorities {
 }
 
 impl Authority {
-    fn of(certificate: CertificateDer<'static>) -> Result<Self, &'static str> {
+    fn of(certificate: CertificateDer<'static>) -> Self {
         // One that this parser cannot read is left to the library that verifies chains.
         let validity = X509Certificate::from_der(&certificate).map_or(i64::MIN..=i64::MAX, |(_, parsed)| {
             let validity = parsed.validity();
             validity.not_before.timestamp()..=validity.not_after.timestamp()
         });
-        Ok(Self { certificate, validity })
+        Self { certificate, validity }
     }
 }
 
-/// Reads each of the certificates in PEM.
-fn read_each<T>(
-    pem: &str,
-    mut read: impl FnMut(CertificateDer<'static>) -> Result<T, &'static str>,
-) -> Result<Box<[T]>, String> {
-    let certificates = parse_authorities(pem)?.into_vec().into_iter().enumerate();
-    let read = certificates.map(|(index, certificate)| {
-        read(certificate).map_err(|reason| format!("its certificate {} {reason}", index + 1))
-    });
-    read.collect()
-}
-
-/// RFC 5280, sections 4.2.1.3 and 4.2.1.9.
+/// Says why a certificate is not one of an authority: RFC 5280, sections 4.2.1.3 and 4.2.1.9.
 fn check_authority(certificate: &CertificateDer<'_>) -> Result<(), &'static str> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| "is not X.509")?;
     if !parsed.is_ca() {
