@@ -128,21 +128,10 @@ async fn put(call: Call) -> Result<Response, Problem> {
     save(&call, id).await
 }
 
-/// The media type of forms with files.
-const FORM: &[u8] = b"multipart/form-data";
-
 /// Stores the body of a call.
 async fn save(call: &Call, id: BlobId) -> Result<Response, Problem> {
     if call.body.is_empty() {
         return Err(Problem::malformed("the body is empty; it must be the file"));
-    }
-    let media = call.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-    if media.get(..FORM.len()).is_some_and(|start| start.eq_ignore_ascii_case(FORM)) {
-        // The form's own text would be stored around the file.
-        return Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "the body must be the file itself, and not a form",
-        ));
     }
     let created_by = call.caller.as_ref().map_or("unknown", |caller| &*caller.principal.name).to_owned();
     let row = BlobRow { id, size: call.body.len() as u64, created_at_us: now_us(), created_by };

@@ -50,16 +50,20 @@ pub(super) fn query(endpoint: &Endpoint, uri: &http::Uri) -> Result<Vec<(String,
 
 /// Refuses only what cannot be meant: clients that name no type, or the one their library names by itself, are served.
 pub(super) fn check_content_type(media: Media, headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(value) = headers.get(header::CONTENT_TYPE).filter(|_| media != Media::Bytes) else {
-        return Ok(());
-    };
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
     let essence = text.split(';').next().unwrap_or_default().trim();
     let (kind, subtype) = essence.split_once('/').unwrap_or((essence, ""));
     let is_yaml = subtype.contains("yaml");
-    let wrong = matches!(kind, "multipart" | "image" | "audio" | "video" | "font")
-        || matches!(subtype, "html" | "xml" | "pdf" | "zip" | "gzip" | "x-protobuf" | "grpc")
-        || (is_yaml && media != Media::Document);
+    let wrong = match media {
+        // A form has text of its own around the file.
+        Media::Bytes => kind == "multipart",
+        _ => {
+            matches!(kind, "multipart" | "image" | "audio" | "video" | "font")
+                || matches!(subtype, "html" | "xml" | "pdf" | "zip" | "gzip" | "x-protobuf" | "grpc")
+                || (is_yaml && media != Media::Document)
+        }
+    };
     if !wrong {
         return Ok(());
     }
