@@ -17,7 +17,7 @@ use crate::rollout::Rollouts;
 use crate::serve::{self, Site};
 use crate::spans::{Spans, follow_rollouts};
 use crate::stats::Stats;
-use crate::store::{self, FileLock, KeySource, SecretsKey, Store, StoreError};
+use crate::store::{self, FileLock, KeySource, Store, StoreError};
 use crate::webhook::Webhooks;
 use crate::writer::{Author, Mode, Operation, Rights, WriteError, Writer};
 use crate::xds::{Limits, Xds};
@@ -335,21 +335,15 @@ async fn open(url: &str, site: &Site) -> Result<Arc<dyn Store>> {
     }
 }
 
-/// Where the key for secrets is. One that is given has the right form.
+/// Where the key for secrets is.
 fn key_source(args: &Args) -> Result<KeySource> {
-    let given = |key: String, flag: &str| {
-        SecretsKey::parse(&key).with_context(|| flag.to_owned())?;
-        Ok(KeySource::Given(key))
-    };
     if let Some(key) = &args.secrets_key {
-        return given(key.clone(), "--secrets-key (SIGNALBOX_SECRETS_KEY)");
+        return Ok(KeySource::Given(key.clone()));
     }
     if let Some(path) = &args.secrets_key_file {
-        let flag = format!("--secrets-key-file {}", path.display());
-        return given(
-            std::fs::read_to_string(path).with_context(|| format!("{flag}: it cannot be read"))?,
-            &flag,
-        );
+        let read = std::fs::read_to_string(path);
+        let read = read.with_context(|| format!("--secrets-key-file {} cannot be read", path.display()))?;
+        return Ok(KeySource::Given(read));
     }
     Ok(store::key_beside(&args.database_url).map_or(KeySource::None, KeySource::Made))
 }

@@ -99,7 +99,7 @@ impl SecretsKey {
             .map(|key| Self(LessSafeKey::new(key)))
             .ok_or_else(|| {
                 StoreError::Broken(
-                    "the key for its secrets must be 64 hexadecimal digits (openssl rand -hex 32)".into(),
+                    "the key of --secrets-key or --secrets-key-file must be 64 hexadecimal digits (openssl rand -hex 32)".into(),
                 )
             })
     }
