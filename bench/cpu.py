@@ -61,7 +61,7 @@ def scenarios():
         Scenario("access-log", "HTTP/1.1, access log to a file", wrk_one_url, logging, difference=True),
         Scenario("tracing", "HTTP/1.1, spans to a collector by OTLP over HTTP", wrk_one_url, tracing, difference=True),
         Scenario("filters", "HTTP/1.1, one plugin, beside the filter of Envoy that does the same", wrk_filtered, filtered, difference=True),
-        Scenario("compress", "HTTP/1.1, 16 KiB of JSON by gzip", wrk_text, compressed, difference=True),
+        Scenario("compress", "HTTP/1.1, 17 KiB of JSON by gzip", wrk_text, compressed, difference=True),
         Scenario("tls", "HTTP/1.1 over TLS 1.3, kept alive", wrk_tls, every(tls=True)),
         Scenario("handshakes-full", "TLS 1.3, full handshakes, a request on each", full, every(tls=True), "handshake", "handshakes"),
         Scenario("handshakes-resumed", "TLS 1.3, resumed handshakes, a request on each", resumed, every(tls=True), "handshake", "handshakes"),
@@ -73,7 +73,7 @@ def scenarios():
 
 def main():
     options = parse_arguments()
-    require(["nginx", "haproxy", "wrk", "h2load", "taskset", "openssl"])
+    require(["nginx", "haproxy", "wrk", "h2load", "taskset", "openssl", "clang", "wasm-ld"])
     work = pathlib.Path(tempfile.mkdtemp(prefix="signalbox-bench-"))
     # nginx gives up root for its workers, which must come to its files all the same.
     work.chmod(0o755)

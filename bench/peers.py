@@ -452,6 +452,6 @@ def run(command, core=None):
 def require(programs):
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
-        sys.exit(f"Please install: {' '.join(missing)} (Debian: nginx haproxy wrk nghttp2-client openssl util-linux)")
+        sys.exit(f"Please install: {' '.join(missing)} (Debian: nginx haproxy wrk nghttp2-client openssl util-linux clang lld)")
     if os.cpu_count() < 2:
         sys.exit("Two cores are needed: one for the proxy, one for load and backend.")

@@ -184,14 +184,16 @@ async fn report_traffic(stream: Option<(ResponseFuture, SendStream<Bytes>)>, ser
     let mut length = Duration::ZERO;
     for number in 0_u64.. {
         // The first answer asks, and each of the others has taken a report.
-        let answer: StatsRequest = loop {
-            if let Some(answer) = message(&mut buffer)? {
-                break answer;
+        let (is_compressed, answer) = loop {
+            if let Some(message) = take_message(&mut buffer) {
+                break message;
             }
             let data = answers.data().await.context("the control plane ended the stream of traffic")??;
             release(&mut answers, data.len())?;
             buffer.extend_from_slice(&data);
         };
+        ensure!(!is_compressed, "an answer about traffic is compressed");
+        let answer = StatsRequest::decode(answer)?;
         ensure!(answer.taken == number || number == 0, "report {number} was not taken: {answer:?}");
         let interval = Duration::from_millis(answer.interval_ms.into());
         // Their phases differ.
@@ -225,17 +227,16 @@ fn traffic_of(index: usize) -> TrafficSeries {
     }
 }
 
-/// Takes a whole gRPC message, which is not compressed, out of what has come; `None`: more has to come.
-fn message<T: Message + Default>(buffer: &mut BytesMut) -> Result<Option<T>> {
-    let Some((prefix, rest)) = buffer.split_first_chunk::<PREFIX>() else { return Ok(None) };
+/// Takes a whole gRPC message out of what has come, and says whether it is compressed; `None`: more has to come.
+fn take_message(buffer: &mut BytesMut) -> Option<(bool, Bytes)> {
+    let (prefix, rest) = buffer.split_first_chunk::<PREFIX>()?;
     let [compressed, length @ ..] = *prefix;
     let length = u32::from_be_bytes(length) as usize;
     if rest.len() < length {
-        return Ok(None);
+        return None;
     }
-    ensure!(compressed == 0, "a message is compressed");
     buffer.advance(PREFIX);
-    Ok(Some(T::decode(buffer.split_to(length))?))
+    Some((compressed != 0, buffer.split_to(length).freeze()))
 }
 
 /// A gRPC message.
@@ -264,21 +265,14 @@ struct Received {
 
 impl Messages {
     fn next(&mut self, number: usize) -> Result<Option<Received>> {
-        let Some((prefix, rest)) = self.buffer.split_first_chunk::<PREFIX>() else { return Ok(None) };
-        let [compressed, length @ ..] = *prefix;
-        let length = u32::from_be_bytes(length) as usize;
-        if rest.len() < length {
-            return Ok(None);
-        }
-        self.buffer.advance(PREFIX);
-        let content = self.buffer.split_to(length).freeze();
+        let Some((is_compressed, content)) = take_message(&mut self.buffer) else { return Ok(None) };
         if self.buffer.is_empty() {
             // An idle proxy holds no buffer.
             self.buffer = BytesMut::new();
         }
         let counts = number.is_multiple_of(COUNTED);
-        let response = match (compressed, counts) {
-            (0, _) => DeltaDiscoveryResponse::decode(content)?,
+        let response = match (is_compressed, counts) {
+            (false, _) => DeltaDiscoveryResponse::decode(content)?,
             (_, true) => DeltaDiscoveryResponse::decode(zstd::stream::decode_all(&*content)?.as_slice())?,
             // Decompressing everything would cost this process more than it costs the control plane to send it.
             (_, false) => DeltaDiscoveryResponse::decode(stored_end(&content)?)?,
