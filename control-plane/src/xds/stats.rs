@@ -20,7 +20,7 @@ pub(super) async fn serve(shared: &Shared, call: Call) {
 async fn exchange(shared: &Shared, stream: &mut NodeStream<'_, StatsReport>) -> Result<(), Status> {
     let mut taken = 0;
     let mut answered_at = Instant::now();
-    // What all proxies have counted meanwhile would come at once when a control plane has been away.
+    // After an outage of the control plane, the reports of all proxies would come at once.
     let streams = u32::try_from(shared.board.stream_share().own).unwrap_or(u32::MAX);
     let mut pace = SPREAD_OF_A_STREAM.saturating_mul(streams).min(MAX_SPREAD);
     loop {

@@ -779,7 +779,7 @@ fn a_login_on_another_host_goes_on_at_the_host_of_the_redirect_uri() {
             let back = login.authorize(&location(&answer));
             assert_eq!(path(&browser.page(&back).await), "/page?a=b");
         }
-        // Who is logged in there gets the page.
+        // A browser that is logged in there gets the page.
         browser.log_in(&login, "/").await;
         assert_eq!(path(&browser.page(&start).await), "/page?a=b");
         // One that does not open leads to the site, and no image begins a login.
